@@ -1,0 +1,270 @@
+"""Cox proportional hazards with an elastic-net penalty: the model that every other has to beat.
+
+    h(t | x) = h_0(t) exp(z beta)        z: features, log-counted and standardised on the training subjects
+
+beta maximises the penalised partial likelihood along a path of penalties (Simon et al. 2011, Journal of
+Statistical Software 39(5); scikit-survival's Coxnet), the penalty is the one with the best validation
+C-index, and h_0 is Breslow's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from pydantic import Field
+from sksurv.linear_model import CoxnetSurvivalAnalysis
+from sksurv.linear_model.coxph import BreslowEstimator
+from sksurv.util import Surv
+
+from ehrtrack.baselines._protocol import Tabular
+from ehrtrack.errors import CheckpointError, ConfigError, DataError
+from ehrtrack.section import Choice
+from ehrtrack.survival.metrics import FloatArray, c_index
+
+
+class Config(Choice):
+    """Settings of the Cox model.
+
+    Attributes
+    ----------
+    penalties : penalty strengths to try; empty takes a path from the smallest that zeroes every coefficient, down
+    n_penalties : length of that path
+    min_penalty_ratio : its last strength as a share of its first
+    l1_ratio : 1 is the lasso; towards 0 it is ridge, which keeps correlated codes together
+    min_subjects : a feature that is not 0 in fewer training subjects is left out
+    log_counts : take log(1 + x) of whole-number features, whose tails are long
+    """
+
+    name: Literal["cox"] = "cox"
+    penalties: tuple[float, ...] = ()
+    n_penalties: int = Field(30, ge=1)
+    min_penalty_ratio: float = Field(0.01, gt=0, lt=1)
+    l1_ratio: float = Field(0.1, gt=0, le=1)
+    min_subjects: int = Field(5, ge=1)
+    log_counts: bool = True
+
+
+@dataclass(frozen=True)
+class Feature:
+    """How one column enters the model: z = (g(x) - mean) / scale with g = log1p for counts, times beta."""
+
+    name: str
+    is_count: bool
+    mean: float
+    scale: float
+    beta: float
+
+
+@dataclass(frozen=True)
+class CoxModel:
+    """A fitted Cox model. Only features with a non-zero coefficient are kept, and needed for predicting.
+
+    Attributes
+    ----------
+    features : the columns used
+    baseline_days, baseline_cumulative_hazard : steps of Breslow's H_0
+    penalty, l1_ratio : the penalty chosen
+    n_features : columns that took part in the fit
+    validation_c_index : the C-index by which the penalty was chosen
+    """
+
+    features: tuple[Feature, ...]
+    baseline_days: tuple[float, ...]
+    baseline_cumulative_hazard: tuple[float, ...]
+    penalty: float
+    l1_ratio: float
+    n_features: int
+    validation_c_index: float
+
+    def linear_predictor(self, features: pl.DataFrame) -> FloatArray:
+        """(B,) z beta, the log hazard ratio against a subject with the training means.
+
+        Raises
+        ------
+        DataError
+            If a column that the model uses is missing, or a value is.
+        """
+        if not self.features:
+            return np.zeros(features.height)
+        x = _matrix(features, [feature.name for feature in self.features])
+        z = _standardised(
+            x,
+            is_count=np.array([feature.is_count for feature in self.features]),
+            mean=np.array([feature.mean for feature in self.features]),
+            scale=np.array([feature.scale for feature in self.features]),
+        )
+        return np.asarray(z @ np.array([feature.beta for feature in self.features]), dtype=np.float64)
+
+    def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> FloatArray:
+        """(B, M) S(t | x) = exp(-H_0(t) exp(z beta)) at `times` (M,) in days.
+
+        H_0 is a step function: 0 before the first training event, and constant after the last.
+        """
+        steps = np.concatenate([[0.0], self.baseline_cumulative_hazard])
+        at = np.atleast_1d(np.asarray(times, dtype=np.float64))
+        cumulative_hazard = steps[np.searchsorted(self.baseline_days, at, side="right")]  # (M,)
+        return np.exp(-np.outer(np.exp(self.linear_predictor(features)), cumulative_hazard))
+
+    def risk(self, features: pl.DataFrame, horizon_days: float) -> FloatArray:
+        """(B,) probability of an event up to the horizon."""
+        return 1 - self.survival(features, [horizon_days])[:, 0]
+
+    def describe(self) -> dict[str, float | int | str]:
+        """Facts to log."""
+        return {
+            "n_features": self.n_features,
+            "n_parameters": len(self.features),
+            "penalty": self.penalty,
+            "l1_ratio": self.l1_ratio,
+            "validation_c_index": self.validation_c_index,
+        }
+
+    def to_json(self) -> str:
+        """The model as JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> CoxModel:
+        """The model back from `to_json`.
+
+        Raises
+        ------
+        CheckpointError
+            If the text is not a Cox model.
+        """
+        try:
+            fields = json.loads(text)
+            features = tuple(Feature(**feature) for feature in fields.pop("features"))
+            for name in ("baseline_days", "baseline_cumulative_hazard"):
+                fields[name] = tuple(fields[name])
+            return cls(features=features, **fields)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{text[:60]!r} is not a Cox model ({error!r}); needed is what CoxModel.to_json wrote"
+            ) from error
+
+
+def fit(config: Config, train: Tabular, validation: Tabular) -> CoxModel:
+    """Fit on the training subjects; choose the penalty by C-index on the validation subjects.
+
+    Parameters
+    ----------
+    config : settings
+    train, validation : the same feature columns; features that never vary in training are left out
+
+    Raises
+    ------
+    DataError
+        If there is no training event, no usable feature, a missing value, or no comparable validation pair.
+    ConfigError
+        If every penalty asked for is too weak to be fitted.
+    """
+    if not train.is_event.any():
+        raise DataError(
+            f"no event among {train.features.height} training subjects; a Cox model needs some: "
+            "check cohort.outcome and cohort.horizon_days"
+        )
+    x = _matrix(train.features, train.features.columns)
+    is_used = ((x != 0).sum(axis=0) >= config.min_subjects) & (np.ptp(x, axis=0) > 0)
+    if not is_used.any():
+        raise DataError(
+            f"none of {x.shape[1]} features varies and is non-zero in at least {config.min_subjects} "
+            "training subjects; lower baseline.min_subjects or use a larger cohort"
+        )
+    names = [name for name, used in zip(train.features.columns, is_used, strict=True) if used]
+    x = x[:, is_used]
+    is_count = config.log_counts & (x >= 0).all(axis=0) & (x == np.round(x)).all(axis=0)
+    _take_log(x, is_count)
+    mean, scale = x.mean(axis=0), x.std(axis=0)
+    z_train = (x - mean) / scale
+    z_validation = _standardised(_matrix(validation.features, names), is_count, mean, scale)
+
+    penalties, betas = _penalty_path(config, z_train, train)
+    scores = [c_index(z_validation @ beta, validation.follow_up_days, validation.is_event) for beta in betas.T]
+    best = int(np.argmax(scores))  # the first of equals: the strongest penalty
+    beta = betas[:, best]
+    breslow = BreslowEstimator().fit(z_train @ beta, train.is_event, train.follow_up_days)
+    kept = np.flatnonzero(beta)
+    return CoxModel(
+        features=tuple(
+            Feature(names[j], bool(is_count[j]), float(mean[j]), float(scale[j]), float(beta[j])) for j in kept
+        ),
+        baseline_days=tuple(breslow.cum_baseline_hazard_.x.tolist()),
+        baseline_cumulative_hazard=tuple(breslow.cum_baseline_hazard_.y.tolist()),
+        penalty=float(penalties[best]),
+        l1_ratio=config.l1_ratio,
+        n_features=len(names),
+        validation_c_index=float(scores[best]),
+    )
+
+
+def _penalty_path(config: Config, z: FloatArray, train: Tabular) -> tuple[FloatArray, FloatArray]:
+    """Penalties (P,) from strong to weak, and the coefficients (D, P) at each.
+
+    With more features than subjects the weak end can diverge, and the library then refuses the whole path.
+    The path is cut short until it holds: a model that separates the training subjects is not one that
+    validation would choose.
+    """
+    y = Surv.from_arrays(train.is_event, train.follow_up_days)
+    asked = sorted(config.penalties, reverse=True)
+    ratio = config.min_penalty_ratio
+    while True:
+        model = CoxnetSurvivalAnalysis(
+            alphas=asked or None,
+            n_alphas=config.n_penalties,
+            alpha_min_ratio=ratio,
+            l1_ratio=config.l1_ratio,
+        )
+        try:
+            with warnings.catch_warnings():
+                # Coefficients that are all zero are a valid answer here: the strong end of every path has
+                # them.
+                warnings.filterwarnings("ignore", message="all coefficients are zero")
+                model.fit(z, y)
+            return model.alphas_, model.coef_
+        except ArithmeticError as error:
+            if len(asked) > 1:
+                asked = asked[:-1]
+            elif not asked and ratio < 0.5:
+                ratio = math.sqrt(ratio)
+            else:
+                raise ConfigError(
+                    f"the Cox model diverges at every penalty tried ({error}); raise baseline.penalties or "
+                    "baseline.min_penalty_ratio"
+                ) from error
+
+
+def _matrix(features: pl.DataFrame, names: list[str]) -> FloatArray:
+    """The columns `names` as (B, D) float64. DataError if one is missing or has missing values."""
+    missing = [name for name in names if name not in features.columns]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(names)} features of the Cox model are missing (first: {missing[0]!r}); "
+            "make the features with the vocabulary of the training run"
+        )
+    x = np.asarray(features.select(names).cast(pl.Float64).to_numpy(writable=True), dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=0))
+    if bad.size:
+        raise DataError(
+            f"{bad.size} of {x.shape[1]} features have missing or infinite values "
+            f"(first: {names[bad[0]]!r}); fill them before the fit"
+        )
+    return x
+
+
+def _take_log(x: FloatArray, is_count: npt.NDArray[np.bool_]) -> None:
+    """log(1 + x) in place, in the columns that hold counts."""
+    x[:, is_count] = np.log1p(np.maximum(x[:, is_count], 0))
+
+
+def _standardised(x: FloatArray, is_count: npt.NDArray[np.bool_], mean: FloatArray, scale: FloatArray) -> FloatArray:
+    """Features as the model reads them; changes x, which is as large as all subjects by all codes."""
+    _take_log(x, is_count)
+    return (x - mean) / scale

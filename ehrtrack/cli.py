@@ -1,0 +1,166 @@
+"""The command line. Every recipe, and the tools around them; heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ehrtrack.errors import ConfigError, EhrtrackError
+
+if TYPE_CHECKING:
+    from ehrtrack.config import RunConfig
+
+PASS_THROUGH = {
+    "ignore_unknown_options": True,
+    "allow_extra_args": True,
+    "help_option_names": ["-h", "--help"],
+}
+CONFIG_HELP = "TOML file of the study, such as projects/gi_bleed/finetune.toml"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ehrtrack")
+def cli() -> None:
+    """Survival models on electronic health records, with every run tracked and every claim checkable.
+
+    Runs go to MLFLOW_TRACKING_URI, or to sqlite:///mlflow.db in the working folder.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: what the user got wrong ends with one clear message and exit code 2, without a traceback."""
+    try:
+        cli(args=arguments, prog_name="ehrtrack")
+    except EhrtrackError as error:
+        click.echo(f"ehrtrack: {error}", err=True)
+        sys.exit(2)
+
+
+def _overrides(extra: Sequence[str]) -> list[tuple[str, str]]:
+    """Dotted overrides out of ``--strategy.rank 8`` and ``--strategy.rank=8``."""
+    overrides, words = [], iter(extra)
+    for word in words:
+        if not word.startswith("--"):
+            raise ConfigError(f"unexpected argument {word!r}; overrides are written --strategy.rank 8")
+        dotted, equals, value = word.removeprefix("--").partition("=")
+        given = value if equals else next(words, None)
+        if given is None:
+            raise ConfigError(f"override --{dotted} has no value; write --{dotted} VALUE")
+        overrides.append((dotted, given))
+    return overrides
+
+
+def _recipe(objective: str) -> Callable[[Callable[[RunConfig], Any]], click.Command]:
+    """A command that reads ``--config`` and dotted overrides, and checks the tracking server before any work."""
+
+    def decorate(function: Callable[[RunConfig], Any]) -> click.Command:
+        @click.pass_context
+        def command(context: click.Context, config: Path) -> None:
+            from ehrtrack.config import load_config
+            from ehrtrack.tracking.server import check_reachable
+
+            loaded = load_config(config, _overrides(context.args), objective=objective)
+            check_reachable()
+            function(loaded)
+
+        option = click.option("--config", required=True, type=click.Path(path_type=Path), help=CONFIG_HELP)
+        return cli.command(
+            name=function.__name__.strip("_"),
+            help=f"{function.__doc__}\n\nAny setting can be overridden: --train.epochs 5 --strategy.rank 8.",
+            context_settings=PASS_THROUGH,
+        )(option(command))
+
+    return decorate
+
+
+@_recipe("mlm")
+def _pretrain(config: RunConfig) -> None:
+    """Pretrain an encoder on the whole records of the training subjects."""
+    from ehrtrack.recipes.pretrain import pretrain
+
+    pretrain(config)
+
+
+@_recipe("survival")
+def _finetune(config: RunConfig) -> None:
+    """Fine-tune an encoder to a time-to-event outcome: frozen, lora, full or scratch."""
+    from ehrtrack.recipes.finetune import finetune
+
+    finetune(config)
+
+
+@_recipe("survival")
+def _baseline(config: RunConfig) -> None:
+    """Fit a baseline, such as Cox on code counts, to the same cohort."""
+    from ehrtrack.recipes.baseline import baseline
+
+    baseline(config)
+
+
+@_recipe("survival")
+def _sweep(config: RunConfig) -> None:
+    """Search settings with Optuna; start it again to continue the same study."""
+    from ehrtrack.recipes.sweep import sweep
+
+    sweep(config)
+
+
+@_recipe("survival")
+def _compare(config: RunConfig) -> None:
+    """Make benchmark tables out of the study's runs, and name the best by validation champion."""
+    from ehrtrack.recipes.compare import compare
+
+    compare(config)
+
+
+@cli.command()
+def demo() -> None:
+    """The main job on embedded data: import, pretrain, fine-tune, baseline, sweep, compare."""
+    from ehrtrack.recipes.demo import demo as run_demo
+    from ehrtrack.tracking.server import check_reachable
+
+    check_reachable()
+    run_demo()
+
+
+@cli.command(name="import")
+@click.argument("source")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--config", type=click.Path(path_type=Path), help="TOML that names columns (events-csv)")
+def import_(source: str, path: Path, out: Path, config: Path | None) -> None:
+    """Import event tables as a MEDS dataset: meds, omop, synthea, mimic-iv or events-csv."""
+    from ehrtrack.data.importing import import_dataset
+
+    report = import_dataset(source, path, out, config=config)
+    click.echo(report.to_text())
+
+
+@cli.command()
+@click.argument("name")
+def best(name: str) -> None:
+    """Print the champion of a registered model, such as gi_bleed."""
+    from ehrtrack.recipes.compare import describe_champion
+    from ehrtrack.tracking.server import check_reachable
+
+    check_reachable()
+    click.echo(describe_champion(name))
+
+
+@cli.command()
+@click.option("--model", required=True, help="run id, models:/NAME@champion or models:/NAME/VERSION")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="MEDS dataset")
+@click.option("--labels", required=True, type=click.Path(path_type=Path), help="subject_id, prediction_time")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="parquet file to write")
+def predict(model: str, data: Path, labels: Path, out: Path) -> None:
+    """Score subjects with a registered model."""
+    from ehrtrack.recipes.predict import predict as run_predict
+    from ehrtrack.tracking.server import check_reachable
+
+    check_reachable()
+    scored = run_predict(model, data, labels, out)
+    click.echo(f"{scored.height:,} subjects scored -> {out}")

@@ -1,0 +1,289 @@
+"""Benchmark tables out of finished runs: what each model costs, how it scores, and whether that differs.
+
+Rules that keep a table honest: the best run is chosen by validation and never by test; runs of different
+cohorts never share a table; a difference is claimed only by a paired interval on the same subjects that
+excludes 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import polars as pl
+
+from ehrtrack.errors import DataError
+from ehrtrack.survival.bootstrap import Interval, paired_difference
+
+REFERENCE_MODEL = "cox"
+
+Verdict = Literal["better", "no difference", "worse"]
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One finished run, as a comparison sees it. None is a fact that the run does not have.
+
+    Attributes
+    ----------
+    model : what was fitted, such as "behrt" or "cox"
+    strategy, size : of a transformer; empty for baselines
+    n_parameters, n_trainable : parameters of the model, and those that were trained
+    seconds : training time
+    val_c_index : on validation subjects, by which runs are chosen
+    test_c_index, test_lower, test_upper : on test subjects, with its bootstrap interval
+    test_ibs : integrated Brier score on test subjects
+    cohort_fingerprint : runs compare only where this is equal
+    """
+
+    run_id: str
+    kind: str
+    model: str
+    cohort_fingerprint: str
+    strategy: str = ""
+    size: str = ""
+    n_parameters: int | None = None
+    n_trainable: int | None = None
+    checkpoint_mb: float | None = None
+    seconds: float | None = None
+    val_c_index: float | None = None
+    test_c_index: float | None = None
+    test_lower: float | None = None
+    test_upper: float | None = None
+    test_ibs: float | None = None
+
+    @property
+    def label(self) -> str:
+        """A short name for figures: model, strategy and size."""
+        return " · ".join(part for part in (self.model, self.strategy, self.size) if part)
+
+
+SCHEMA: dict[str, type[pl.DataType]] = {
+    "model": pl.String,
+    "strategy": pl.String,
+    "size": pl.String,
+    "n_parameters": pl.Int64,
+    "n_trainable": pl.Int64,
+    "checkpoint_mb": pl.Float64,
+    "seconds": pl.Float64,
+    "val_c_index": pl.Float64,
+    "test_c_index": pl.Float64,
+    "test_lower": pl.Float64,
+    "test_upper": pl.Float64,
+    "test_ibs": pl.Float64,
+    "difference": pl.Float64,
+    "difference_lower": pl.Float64,
+    "difference_upper": pl.Float64,
+    "verdict": pl.String,
+    "run_id": pl.String,
+}
+"""Columns of a benchmark table, in order."""
+
+
+def group_by_cohort(rows: Sequence[RunRow]) -> dict[str, list[RunRow]]:
+    """The runs of each cohort, by its fingerprint, in the order of their first run."""
+    groups: dict[str, list[RunRow]] = {}
+    for row in rows:
+        groups.setdefault(row.cohort_fingerprint, []).append(row)
+    return groups
+
+
+def best_by_validation(rows: Sequence[RunRow]) -> RunRow:
+    """The run with the highest validation C-index; of equals, the one with fewer trainable parameters.
+
+    Raises
+    ------
+    DataError
+        If no run has a validation C-index, or the runs are of several cohorts.
+    """
+    _require_one_cohort(rows)
+    scored = [row for row in rows if _is_known(row.val_c_index)]
+    if not scored:
+        raise DataError(
+            f"none of {len(rows)} runs has a validation C-index; "
+            "needed is at least one finished fine-tuning or baseline run"
+        )
+    return min(scored, key=_validation_order)
+
+
+def differences(
+    rows: Sequence[RunRow],
+    predictions: Mapping[str, pl.DataFrame],
+    *,
+    reference: str = REFERENCE_MODEL,
+    n_resamples: int = 500,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Test C-index of each run minus that of the reference, with a paired bootstrap interval.
+
+    Parameters
+    ----------
+    rows : runs of one cohort
+    predictions : by run id, with columns subject_id, follow_up_days, is_event, risk; runs without are left out
+    reference : a model's name; of several such runs, the best by validation
+
+    Returns
+    -------
+    By run id, without the reference run itself. Empty if there is no reference run with predictions.
+
+    Raises
+    ------
+    DataError
+        If two runs predict for different subjects or disagree on an outcome.
+    """
+    _require_one_cohort(rows)
+    candidates = [row for row in rows if row.model == reference and row.run_id in predictions]
+    if not candidates:
+        return {}
+    base = min(candidates, key=_validation_order).run_id
+    return {
+        row.run_id: _paired(row.run_id, base, predictions, n_resamples=n_resamples, seed=seed)
+        for row in rows
+        if row.run_id != base and row.run_id in predictions
+    }
+
+
+def verdict_of(difference: Interval) -> Verdict:
+    """What a paired difference allows to be said: its interval must exclude 0 for a claim."""
+    if difference.lower > 0:
+        return "better"
+    return "worse" if difference.upper < 0 else "no difference"
+
+
+def benchmark_table(
+    rows: Sequence[RunRow], differences_to_reference: Mapping[str, Interval] | None = None
+) -> pl.DataFrame:
+    """One line a run, best validation C-index first.
+
+    Parameters
+    ----------
+    rows : runs of one cohort
+    differences_to_reference : from `differences`
+
+    Returns
+    -------
+    Table with the columns of `SCHEMA`; null where a run lacks a fact.
+
+    Raises
+    ------
+    DataError
+        If there are no rows, or rows of several cohorts (the message lists them).
+    """
+    _require_one_cohort(rows)
+    lines = []
+    for row in sorted(rows, key=_validation_order):
+        line: dict[str, Any] = asdict(row)
+        difference = (differences_to_reference or {}).get(row.run_id)
+        if difference is not None:
+            line["difference"] = difference.estimate
+            line["difference_lower"], line["difference_upper"] = difference.lower, difference.upper
+            line["verdict"] = verdict_of(difference)
+        lines.append({name: line.get(name) for name in SCHEMA})
+    return pl.DataFrame(lines, schema=SCHEMA).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def to_markdown(table: pl.DataFrame, *, reference: str = REFERENCE_MODEL) -> str:
+    """The table of `benchmark_table` as aligned Markdown, readable in a terminal as it is.
+
+    Columns in which every run lacks the fact are left out.
+    """
+    columns: list[tuple[str, bool, Callable[[dict[str, Any]], str]]] = [
+        ("model", False, lambda row: row["model"] or ""),
+        ("strategy", False, lambda row: row["strategy"] or ""),
+        ("size", False, lambda row: row["size"] or ""),
+        ("parameters", True, lambda row: _number(row["n_parameters"], ",d")),
+        ("trainable", True, lambda row: _number(row["n_trainable"], ",d")),
+        ("MB", True, lambda row: _number(row["checkpoint_mb"], ".2f")),
+        ("seconds", True, lambda row: _number(row["seconds"], ",.1f")),
+        ("val C-index", True, lambda row: _number(row["val_c_index"], ".3f")),
+        (
+            "test C-index (95 % interval)",
+            False,
+            lambda row: _interval(row, "test_c_index", "test_lower", "test_upper"),
+        ),
+        ("test IBS", True, lambda row: _number(row["test_ibs"], ".4f")),
+        (
+            f"difference to {reference} (95 % interval)",
+            False,
+            lambda row: _interval(row, "difference", "difference_lower", "difference_upper", sign="+"),
+        ),
+        ("verdict", False, lambda row: row["verdict"] or ""),
+        ("run", False, lambda row: row["run_id"][:8]),
+    ]
+    rows = list(table.iter_rows(named=True))
+    cells = [(title, is_right, [text(row) for row in rows]) for title, is_right, text in columns]
+    return _aligned([(title, is_right, texts) for title, is_right, texts in cells if any(texts)])
+
+
+def _aligned(columns: list[tuple[str, bool, list[str]]]) -> str:
+    """Markdown with every column as wide as its widest cell; numbers to the right."""
+    padded = []
+    for title, is_right, texts in columns:
+        width = max(3, *(len(text) for text in (title, *texts)))
+        rule = "-" * (width - 1) + ":" if is_right else "-" * width
+        fit = str.rjust if is_right else str.ljust
+        padded.append([fit(title, width), rule, *(fit(text, width) for text in texts)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*padded, strict=True)) + "\n"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _interval(row: dict[str, Any], estimate: str, lower: str, upper: str, *, sign: str = "") -> str:
+    if row[estimate] is None:
+        return ""
+    text = format(row[estimate], f"{sign}.3f")
+    if row[lower] is None or row[upper] is None:
+        return text
+    return f"{text} [{row[lower]:{sign}.3f}, {row[upper]:{sign}.3f}]"
+
+
+def _is_known(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+def _validation_order(row: RunRow) -> tuple[float, float, str]:
+    """Sorts best first: high validation C-index, then few trainable parameters, then run id."""
+    score = row.val_c_index if row.val_c_index is not None and _is_known(row.val_c_index) else -math.inf
+    return -score, row.n_trainable if row.n_trainable is not None else math.inf, row.run_id
+
+
+def _require_one_cohort(rows: Sequence[RunRow]) -> None:
+    groups = group_by_cohort(rows)
+    if len(groups) == 1:
+        return
+    if not groups:
+        raise DataError("no runs to compare; needed is at least one finished fine-tuning or baseline run")
+    found = ", ".join(f"{fingerprint} ({len(runs)} runs)" for fingerprint, runs in groups.items())
+    raise DataError(
+        f"runs of {len(groups)} cohorts cannot share a table: {found}; make one table a cohort (group_by_cohort)"
+    )
+
+
+def _paired(
+    run_id: str, base: str, predictions: Mapping[str, pl.DataFrame], *, n_resamples: int, seed: int
+) -> Interval:
+    columns = ["subject_id", "follow_up_days", "is_event", "risk"]
+    mine, theirs = (predictions[name].select(columns).sort("subject_id") for name in (run_id, base))
+    if not mine["subject_id"].equals(theirs["subject_id"]):
+        unshared = set(mine["subject_id"]) ^ set(theirs["subject_id"])
+        raise DataError(
+            f"runs {run_id} and {base} predict for {mine.height} and {theirs.height} subjects, "
+            f"{len(unshared)} of them in one run alone; a paired difference needs the same subjects in both"
+        )
+    outcome = ["follow_up_days", "is_event"]
+    if not mine.select(outcome).equals(theirs.select(outcome)):
+        raise DataError(
+            f"runs {run_id} and {base} disagree on the outcome of some subjects; they are not of one cohort"
+        )
+    return paired_difference(
+        mine["risk"].to_numpy(),
+        theirs["risk"].to_numpy(),
+        mine["follow_up_days"].to_numpy(),
+        mine["is_event"].to_numpy(),
+        n_resamples=n_resamples,
+        seed=seed,
+    )

@@ -1,0 +1,290 @@
+"""A run's configuration: the sections composed, read from TOML with dotted overrides."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
+
+from ehrtrack import plugins
+from ehrtrack.data.cohort import CohortConfig
+from ehrtrack.data.splits import SplitConfig
+from ehrtrack.data.visits import VisitConfig
+from ehrtrack.data.vocabulary import VocabularyConfig
+from ehrtrack.errors import ConfigError
+from ehrtrack.models.behrt import ModelConfig
+from ehrtrack.search import SearchConfig
+from ehrtrack.search import to_toml as write_toml
+from ehrtrack.section import Choice, Section
+from ehrtrack.training.loop import TrainConfig
+
+Override = tuple[str, str]
+"""A dotted path and its value as typed, such as ``("strategy.rank", "8")``."""
+
+PLUGIN_SECTIONS = {"objective": "objectives", "strategy": "strategies", "baseline": "baselines"}
+"""Sections whose `name` chooses a module, and with it the settings there are."""
+
+
+class DataConfig(Section):
+    """Where the events are, and how they become tokens.
+
+    Attributes
+    ----------
+    path : folder of a MEDS dataset
+    max_tokens : longest history the model sees, [CLS] included; longer ones keep static facts and the most recent
+    """
+
+    path: Path
+    max_tokens: int = Field(512, ge=8)
+    split: SplitConfig = SplitConfig()
+    visits: VisitConfig = VisitConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+
+
+class InitConfig(Section):
+    """What fine-tuning starts from.
+
+    Attributes
+    ----------
+    run : run id or registry URI of a pretrained model; ``latest`` is the study's last finished pretrain run;
+        empty starts from random weights
+    """
+
+    run: str = ""
+
+
+class RuntimeConfig(Section):
+    """What may differ between machines without making it another experiment.
+
+    Attributes
+    ----------
+    device : auto, cpu, cuda, cuda:1, mps
+    threads : CPU threads of torch; 0 leaves torch's default
+    cache : folder for tokenised cohorts and checkpoints
+    """
+
+    seed: int = 0
+    device: str = "auto"
+    threads: int = Field(0, ge=0)
+    cache: Path = Path(".ehrtrack")
+
+
+class RegistryConfig(Section):
+    """Where the best run goes.
+
+    Attributes
+    ----------
+    model : name in the registry; empty uses the study's name
+    """
+
+    model: str = ""
+
+
+class RunConfig(Section):
+    """Everything that a run was told. It is logged whole as ``run_config.json``."""
+
+    study: str = Field(min_length=1)
+    data: DataConfig
+    cohort: CohortConfig | None = None
+    model: ModelConfig = ModelConfig()
+    objective: SerializeAsAny[Choice]
+    strategy: SerializeAsAny[Choice]
+    baseline: SerializeAsAny[Choice]
+    init: InitConfig = InitConfig()
+    train: TrainConfig = TrainConfig()
+    search: SearchConfig = SearchConfig()
+    registry: RegistryConfig = RegistryConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, the inverse of `parse_config`."""
+        return self.model_dump(mode="json")
+
+    def to_params(self, sections: Sequence[str]) -> dict[str, str | int | float | bool]:
+        """Some sections as one flat table of dotted paths, for the tracking server."""
+        values = self.to_json()
+        return dict(_flatten({name: values[name] for name in sections}))
+
+
+def load_config(path: Path | str, overrides: Sequence[Override] = (), *, objective: str = "survival") -> RunConfig:
+    """Read a configuration file.
+
+    A file may name another in the same folder, ``extends = "pretrain.toml"``, and then holds only what differs.
+
+    Parameters
+    ----------
+    overrides : dotted paths and values that win over the file
+    objective : name of the objective, and the default where the file names none
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or no TOML, or a key or value is not one there is.
+    """
+    table = _read_toml(Path(path))
+    choices_first = sorted(overrides, key=lambda override: not override[0].endswith((".name", ".rule")))
+    for dotted, text in choices_first:
+        _set(table, dotted, _parse_value(text))
+    return parse_config(table, objective=objective)
+
+
+def parse_config(table: Mapping[str, Any], *, objective: str = "survival") -> RunConfig:
+    """A configuration from plain values, such as those of ``run_config.json``."""
+    values = dict(table)
+    defaults = {"objective": objective, "strategy": "full", "baseline": "cox"}
+    for section, package in PLUGIN_SECTIONS.items():
+        found = values.get(section, {})
+        if not isinstance(found, Mapping):
+            raise ConfigError(f"config key {section!r} is {found!r}, and a table is needed; write {section}.name")
+        given = dict(found)
+        module = plugins.load(package, str(given.setdefault("name", defaults[section])))
+        values[section] = _validate(module.Config, given, prefix=section)
+    config = _validate(RunConfig, values)
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def override(config: RunConfig, values: Mapping[str, str | int | float | bool]) -> RunConfig:
+    """The configuration with some dotted paths set anew."""
+    table = config.model_dump(mode="json", exclude_unset=True)
+    for dotted, value in values.items():
+        _set(table, dotted, value)
+    return parse_config(table)
+
+
+def to_toml(config: RunConfig) -> str:
+    """The configuration as a file that `load_config` reads; the search space is left out."""
+    values = config.model_dump(mode="json", exclude_unset=True, exclude_none=True, exclude={"search"})
+    return write_toml(dict(_leaves(values)))
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _leaves(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner
+
+
+def _validate(model: type[BaseModel], values: Any, prefix: str = "") -> BaseModel:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(model, problem, prefix) for problem in error.errors()]
+        raise ConfigError("; ".join(problems)) from error
+
+
+def _explain(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) -> str:
+    path, known = _as_written(model, [str(part) for part in problem["loc"]])
+    dotted = ".".join([prefix, *path] if prefix else path)
+    if problem["type"] == "extra_forbidden":
+        there_are = f"; there are: {', '.join(known)}" if known else ""
+        return f"unknown config key {dotted!r}{plugins.nearest(path[-1], known)}{there_are}"
+    if problem["type"] == "missing":
+        return f"config key {dotted!r} is missing and has no default"
+    return f"config key {dotted!r} is {problem['input']!r}: {problem['msg']}"
+
+
+def _as_written(model: type[BaseModel], location: list[str]) -> tuple[list[str], list[str]]:
+    """The path of a problem as the user wrote it, and the keys there are beside its end.
+
+    Where one of several sections is chosen, as by ``cohort.index.rule``, pydantic puts the choice among the keys.
+    """
+    path, models, known = [], [model], []
+    for part in location:
+        chosen = [m for m in models if any(part in get_args(f.annotation) for f in m.model_fields.values())]
+        if chosen and not any(part in m.model_fields for m in models):
+            models = chosen
+            continue
+        path.append(part)
+        known = [name for m in models for name in m.model_fields]
+        models = [inner for m in models if part in m.model_fields for inner in _models(m.model_fields[part].annotation)]
+    return path, known
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models(inner)]
+
+
+def _read_toml(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            table = tomllib.load(file)
+    except FileNotFoundError as error:
+        beside = ", ".join(sorted(p.name for p in path.parent.glob("*.toml"))) or "no .toml files"
+        raise ConfigError(f"no config file {path}; in {path.parent} there is: {beside}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read config file {path}: {error.strerror}; give a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    chain = (*extended_by, path.resolve())
+    below = path.parent / str(base)
+    if below.resolve() in chain:
+        raise ConfigError(f"{path} extends {base}, which extends it in turn; one of them must stand alone")
+    return _merge(_read_toml(below, chain), table)
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` over `base`, table by table; a table that names another choice replaces that of the base whole."""
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        if not (isinstance(value, Mapping) and isinstance(below, Mapping)):
+            merged[key] = value
+        elif any(value.get(switch, below.get(switch)) != below.get(switch) for switch in ("name", "rule")):
+            merged[key] = dict(value)
+        else:
+            merged[key] = _merge(below, value)
+    return merged
+
+
+def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set one dotted key. Choosing another `name` drops the settings of the choice before."""
+    *parents, key = dotted.split(".")
+    for parent in parents:
+        below = table.get(parent, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"config key {dotted!r}: {parent!r} is a value, not a table")
+        copied = dict(below)
+        table[parent] = copied
+        table = copied
+    if key in ("name", "rule") and key in table and table[key] != value:
+        dropped = [k for k in table if k != key]
+        if dropped:
+            print(f"{dotted}={value}: {', '.join(dropped)} of {table[key]} no longer apply", flush=True)
+        table.clear()
+    table[key] = value
+
+
+def _parse_value(text: str) -> Any:
+    """A value as TOML writes it; anything else is a string. Python's True and False are booleans too.
+
+    A run id is a string even where all of its 32 digits happen to be decimal.
+    """
+    if re.fullmatch("[0-9a-f]{32}", text):
+        return text
+    literal = {"True": "true", "False": "false"}.get(text, text)
+    try:
+        return tomllib.loads(f"value = {literal}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str | int | float | bool]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, str | int | float | bool):
+        yield prefix, value
+    elif value is not None:
+        yield prefix, json.dumps(value)

@@ -1,0 +1,204 @@
+"""Who is in the study: index date, eligibility, outcome, follow-up, and the subjects lost at every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+from pydantic import Field
+
+from ehrtrack.data.events import MedsDataset, fingerprint_of, life_spans
+from ehrtrack.data.index_rules import Index, birthday, check_births, index_dates
+from ehrtrack.data.labels import read_labels
+from ehrtrack.data.outcomes import OutcomeConfig, add_follow_up, add_outcome, clip_to_horizon, midnight
+from ehrtrack.data.splits import SPLITS, SplitConfig, assign_splits
+from ehrtrack.data.visits import DAYS_PER_YEAR, days_between
+from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.section import Section
+
+
+class CohortConfig(Section):
+    """Either `labels`, a file of subjects, times and outcomes, or `index` + `outcome` + `horizon_days`.
+
+    Ages are completed years at the index date, both bounds included. Follow-up ends for everybody at the
+    start (00:00) of `end_of_study`. With labels, `horizon_days` defaults to the longest follow-up.
+    """
+
+    labels: Path | None = None
+    index: Index | None = None
+    outcome: OutcomeConfig | None = None
+    horizon_days: float | None = Field(default=None, gt=0)
+    min_history_days: float | None = Field(default=None, ge=0)
+    min_age_years: int | None = Field(default=None, ge=0)
+    max_age_years: int | None = Field(default=None, ge=0)
+    end_of_study: date | None = None
+    exclude_prior_outcome: bool = True
+
+    def model_post_init(self, _context: object) -> None:
+        ways = "give either labels = FILE, or index, outcome and horizon_days"
+        rules = {"index": self.index, "outcome": self.outcome, "end_of_study": self.end_of_study}
+        given = [f"cohort.{name}" for name, value in rules.items() if value is not None]
+        if self.labels is not None and given:
+            raise ConfigError(f"cohort.labels and {', '.join(given)} are both set; {ways}")
+        needed = {"index": self.index, "outcome": self.outcome, "horizon_days": self.horizon_days}
+        missing = [f"cohort.{name}" for name, value in needed.items() if value is None]
+        if self.labels is None and missing:
+            raise ConfigError(f"{', '.join(missing)} is not set, and neither is cohort.labels; {ways}")
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The subjects of a study, and how they were arrived at."""
+
+    subjects: pl.DataFrame
+    """subject_id i64, index_date datetime[us], follow_up_days f64 (> 0, <= horizon_days), is_event bool,
+    split str; sorted by subject_id."""
+    horizon_days: float
+    attrition: pl.DataFrame
+    """step str, n_subjects i64 (remaining), n_dropped i64."""
+    fingerprint: str
+
+    @property
+    def cutoffs(self) -> pl.DataFrame:
+        """Until when each subject's events are known: subject_id, cutoff datetime[us], split."""
+        return self.subjects.select("subject_id", pl.col("index_date").alias("cutoff"), "split")
+
+
+def build_cohort(dataset: MedsDataset, config: CohortConfig, split: SplitConfig) -> Cohort:
+    """Find the subjects, their index dates, and what followed.
+
+    Raises
+    ------
+    DataError
+        If nobody is left (naming the step that lost the last), all are censored, or a split lacks subjects or
+        events; if the labels cannot be read; if an age is needed and a birth is missing.
+    """
+    if config.labels is not None:
+        subjects, attrition = _from_labels(dataset, config.labels, config)
+        horizon_days = config.horizon_days or float(subjects["follow_up_days"].to_numpy().max())
+        subjects = clip_to_horizon(subjects, horizon_days)
+    else:
+        subjects, attrition, horizon_days = _from_rules(dataset, config)
+    subjects = subjects.sort("subject_id").select("subject_id", "index_date", "follow_up_days", "is_event")
+    subjects = subjects.with_columns(assign_splits(subjects["subject_id"], split))
+    _check_events(subjects)
+    # The labels' path is left out: the table holds what the file says, wherever it lies.
+    rules = config.model_dump(mode="json", exclude={"labels"})
+    return Cohort(
+        subjects=subjects,
+        horizon_days=horizon_days,
+        attrition=attrition,
+        fingerprint=fingerprint_of("cohort", dataset.fingerprint(), rules, split, subjects),
+    )
+
+
+def summarise_cohort(cohort: Cohort) -> pl.DataFrame:
+    """Events and follow-up of each split.
+
+    Returns
+    -------
+    split, n_subjects, n_events, event_rate, median_follow_up_days, person_years; in the order of `SPLITS`
+    """
+    table = cohort.subjects.group_by("split").agg(
+        n_subjects=pl.len().cast(pl.Int64),
+        n_events=pl.col("is_event").sum().cast(pl.Int64),
+        event_rate=pl.col("is_event").mean(),
+        median_follow_up_days=pl.col("follow_up_days").median(),
+        person_years=pl.col("follow_up_days").sum() / DAYS_PER_YEAR,
+    )
+    return pl.DataFrame({"split": SPLITS}).join(table, on="split", how="left", maintain_order="left")
+
+
+class _Attrition:
+    """Keeps the subjects that pass each step, and counts those that do not."""
+
+    def __init__(self, step: str, subjects: pl.DataFrame) -> None:
+        self.subjects = subjects
+        self.rows = [(step, subjects.height, 0)]
+        self._check_left(step, 0)
+
+    def keep(self, step: str, condition: pl.Expr) -> None:
+        """Keep the subjects for which the condition is true; an unknown (null) one drops them."""
+        before = self.subjects.height
+        self.subjects = self.subjects.filter(condition)
+        self.rows.append((step, self.subjects.height, before - self.subjects.height))
+        self._check_left(step, before)
+
+    def table(self) -> pl.DataFrame:
+        schema = {"step": pl.String, "n_subjects": pl.Int64, "n_dropped": pl.Int64}
+        return pl.DataFrame(self.rows, schema=schema, orient="row")
+
+    def _check_left(self, step: str, before: int) -> None:
+        if self.subjects.is_empty():
+            flow = "; ".join(f"{name}: {n}" for name, n, _ in self.rows)
+            raise DataError(
+                f"the cohort is empty: the step {step!r} dropped the last {before} subjects ({flow}); "
+                "look at that step's settings in the [cohort] table, and at data.path"
+            )
+
+
+def _from_rules(dataset: MedsDataset, config: CohortConfig) -> tuple[pl.DataFrame, pl.DataFrame, float]:
+    assert config.index is not None
+    assert config.outcome is not None
+    assert config.horizon_days is not None
+    spans = life_spans(dataset.scan()).collect(engine="streaming")
+    dates = index_dates(dataset.scan(), spans, config.index)
+    flow = _Attrition("subjects in the dataset", spans.join(dates, on="subject_id", how="left"))
+    index = pl.col("index_date")
+    flow.keep("has an index date", index.is_not_null())
+    flow.keep("has an event at or before the index date", pl.col("first_time") <= index)
+    flow.keep("alive at the index date", (pl.col("death") > index).fill_null(True))
+    is_in_study = (index < midnight(config.end_of_study)).fill_null(True)
+    flow.keep("under observation at the index date", (pl.col("last_time") >= index) & is_in_study)
+    _keep_eligible(flow, config)
+    flow.subjects = add_outcome(flow.subjects, dataset.scan(), config.outcome)
+    if config.exclude_prior_outcome:
+        flow.keep("no outcome at or before the index date", ~pl.col("has_prior_outcome"))
+    flow.subjects = add_follow_up(flow.subjects, horizon_days=config.horizon_days, end_of_study=config.end_of_study)
+    flow.keep("follow-up after the index date", pl.col("follow_up_days") > 0)
+    return flow.subjects, flow.table(), config.horizon_days
+
+
+def _from_labels(dataset: MedsDataset, path: Path, config: CohortConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
+    spans = life_spans(dataset.scan()).with_columns(is_in_dataset=pl.lit(True)).collect(engine="streaming")
+    labels = read_labels(path, dataset).join(spans, on="subject_id", how="left")
+    flow = _Attrition("subjects in the labels", labels)
+    index = pl.col("index_date")
+    flow.keep("in the dataset", pl.col("is_in_dataset"))
+    flow.keep("has an event at or before the prediction time", pl.col("first_time") <= index)
+    flow.keep("alive at the prediction time", (pl.col("death") > index).fill_null(True))
+    _keep_eligible(flow, config)
+    flow.keep("follow-up after the prediction time", pl.col("follow_up_days") > 0)
+    return flow.subjects, flow.table()
+
+
+def _keep_eligible(flow: _Attrition, config: CohortConfig) -> None:
+    index_day = pl.col("index_date").dt.truncate("1d")
+    if config.min_history_days is not None:
+        history_days = days_between("first_time", "index_date")
+        flow.keep("history of at least min_history_days", history_days >= config.min_history_days)
+    if config.min_age_years is not None:
+        check_births(flow.subjects, "cohort.min_age_years")
+        flow.keep("age of at least min_age_years", birthday(config.min_age_years) <= index_day)
+    if config.max_age_years is not None:
+        check_births(flow.subjects, "cohort.max_age_years")
+        flow.keep("age of at most max_age_years", birthday(config.max_age_years + 1) > index_day)
+
+
+def _check_events(subjects: pl.DataFrame) -> None:
+    """Every split must teach or judge something: it needs subjects, and events among them."""
+    n_events = subjects["is_event"].sum()
+    if n_events == 0:
+        raise DataError(
+            f"all {subjects.height} subjects of the cohort are censored, and a survival model needs events; "
+            "look at cohort.outcome and cohort.horizon_days, or at is_event in the labels"
+        )
+    for split in SPLITS:
+        part = subjects.filter(pl.col("split") == split)
+        if not part["is_event"].any():
+            raise DataError(
+                f"the {split} split has no events ({part.height} subjects; {n_events} events among all "
+                f"{subjects.height} subjects); change split.seed or the split's shares, or widen the cohort"
+            )

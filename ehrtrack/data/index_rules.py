@@ -1,0 +1,125 @@
+"""Index rules: the date from which a subject is followed, and up to which its history is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date as Date
+from typing import Annotated, Literal
+
+import polars as pl
+from pydantic import Field, field_validator
+
+from ehrtrack.data.events import BIRTH, starts_with_any
+from ehrtrack.data.visits import visit_key
+from ehrtrack.data.vocabulary import NEVER_TOKENS, check_patterns
+from ehrtrack.errors import DataError
+from ehrtrack.section import Section
+
+
+class FirstCodeIndex(Section):
+    """The subject's first event with one of the codes: regular expressions matched at the code's start."""
+
+    rule: Literal["first_code"]
+    codes: tuple[str, ...] = Field(min_length=1)
+
+    @field_validator("codes")
+    @classmethod
+    def _can_be_matched(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        return check_patterns(patterns)
+
+
+class AgeIndex(Section):
+    """The start (00:00) of the birthday on which the subject turns `years`.
+
+    A birthday on 29 February falls on 28 February in common years.
+    """
+
+    rule: Literal["age"]
+    years: int = Field(gt=0)
+
+
+class DateIndex(Section):
+    """The start (00:00) of a calendar date, the same for all subjects."""
+
+    rule: Literal["date"]
+    date: Date
+
+
+class VisitIndex(Section):
+    """The end (last event) of the subject's `number`-th visit, counted from 1 by the visits' first events."""
+
+    rule: Literal["visit"]
+    number: int = Field(ge=1)
+    unit: Literal["encounter", "day"] = "day"
+
+
+Index = Annotated[FirstCodeIndex | AgeIndex | DateIndex | VisitIndex, Field(discriminator="rule")]
+
+
+def index_dates(events: pl.LazyFrame, spans: pl.DataFrame, index: Index) -> pl.DataFrame:
+    """The index date of each subject that has one.
+
+    Parameters
+    ----------
+    spans : the subjects' `life_spans`
+
+    Returns
+    -------
+    subject_id, index_date datetime[us]
+
+    Raises
+    ------
+    DataError
+        If the rule is an age, and a subject has no birth.
+    """
+    dates: pl.DataFrame = _RULES[type(index)](events, spans, index)
+    return dates.select("subject_id", pl.col("index_date").cast(pl.Datetime("us")))
+
+
+def birthday(years: int) -> pl.Expr:
+    """00:00 of the day on which the subject turns `years`, from a column `birth`."""
+    return pl.col("birth").dt.truncate("1d").dt.offset_by(f"{years}y")
+
+
+def check_births(subjects: pl.DataFrame, needed_by: str) -> None:
+    """Raises DataError if a subject has no birth, from a column `birth`."""
+    missing = subjects.filter(pl.col("birth").is_null()).sort("subject_id")
+    if not missing.is_empty():
+        raise DataError(
+            f"{missing.height} of {subjects.height} subjects have no {BIRTH} event (first: subject "
+            f"{missing['subject_id'][0]}), and {needed_by} needs their ages; "
+            f"add {BIRTH} events to the dataset, or leave {needed_by} out"
+        )
+
+
+def _first_code(events: pl.LazyFrame, _spans: pl.DataFrame, index: FirstCodeIndex) -> pl.DataFrame:
+    matching = events.filter(pl.col("time").is_not_null() & starts_with_any(index.codes))
+    return matching.group_by("subject_id").agg(index_date=pl.col("time").min()).collect(engine="streaming")
+
+
+def _age(_events: pl.LazyFrame, spans: pl.DataFrame, index: AgeIndex) -> pl.DataFrame:
+    check_births(spans, "cohort.index.rule = 'age'")
+    return spans.with_columns(index_date=birthday(index.years))
+
+
+def _date(_events: pl.LazyFrame, spans: pl.DataFrame, index: DateIndex) -> pl.DataFrame:
+    return spans.with_columns(index_date=pl.lit(index.date))
+
+
+def _visit(events: pl.LazyFrame, _spans: pl.DataFrame, index: VisitIndex) -> pl.DataFrame:
+    visits = (
+        events.filter(pl.col("time").is_not_null() & ~starts_with_any(NEVER_TOKENS))
+        .group_by("subject_id", key=visit_key(index.unit))
+        .agg(start=pl.col("time").min(), index_date=pl.col("time").max())
+        .collect(engine="streaming")
+    )
+    number = pl.col("key").cum_count().over("subject_id")
+    return visits.sort("subject_id", "start", "key").filter(number == index.number)
+
+
+_RULES: dict[type[Section], Callable[..., pl.DataFrame]] = {
+    FirstCodeIndex: _first_code,
+    AgeIndex: _age,
+    DateIndex: _date,
+    VisitIndex: _visit,
+}

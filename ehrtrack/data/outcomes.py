@@ -1,0 +1,77 @@
+"""Outcomes and follow-up: what came first after the index date, the outcome or an end of follow-up."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, time
+
+import polars as pl
+from pydantic import field_validator
+
+from ehrtrack.data.events import starts_with_any
+from ehrtrack.data.visits import days_between
+from ehrtrack.data.vocabulary import check_patterns
+from ehrtrack.errors import ConfigError
+from ehrtrack.section import Section
+
+
+class OutcomeConfig(Section):
+    """Death, or the first event with one of the codes (regular expressions matched at the code's start)."""
+
+    death: bool = False
+    codes: tuple[str, ...] = ()
+
+    @field_validator("codes")
+    @classmethod
+    def _can_be_matched(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        return check_patterns(patterns)
+
+    def model_post_init(self, _context: object) -> None:
+        if self.death == bool(self.codes):
+            raise ConfigError("cohort.outcome needs exactly one of death = true and codes = [...]")
+
+
+def add_outcome(subjects: pl.DataFrame, events: pl.LazyFrame, outcome: OutcomeConfig) -> pl.DataFrame:
+    """The subjects with `outcome_time`, the first strictly after `index_date`, and `has_prior_outcome`."""
+    if outcome.death:
+        return subjects.with_columns(outcome_time=pl.col("death"), has_prior_outcome=pl.lit(False))
+    time, index = pl.col("time"), pl.col("index_date")
+    outcomes = (
+        events.filter(time.is_not_null() & starts_with_any(outcome.codes))
+        .join(subjects.lazy().select("subject_id", "index_date"), on="subject_id")
+        .group_by("subject_id")
+        .agg(outcome_time=time.filter(time > index).min(), has_prior_outcome=(time <= index).any())
+        .collect(engine="streaming")
+    )
+    return subjects.join(outcomes, on="subject_id", how="left").with_columns(
+        pl.col("has_prior_outcome").fill_null(False)
+    )
+
+
+def add_follow_up(subjects: pl.DataFrame, *, horizon_days: float, end_of_study: date | None) -> pl.DataFrame:
+    """The subjects with `follow_up_days` and `is_event`.
+
+    Follow-up runs from the index date to the earliest of the outcome, death, the last event of the record,
+    the start of `end_of_study`, and the horizon. It is an event when the outcome came at or before the rest.
+    """
+    horizon = pl.col("index_date") + pl.duration(microseconds=round(horizon_days * 86_400_000_000))
+    censored = pl.min_horizontal("death", "last_time", midnight(end_of_study), horizon)
+    is_event = (pl.col("outcome_time") <= censored).fill_null(False)
+    end = pl.when(is_event).then("outcome_time").otherwise(censored)
+    return subjects.with_columns(is_event=is_event, end=end).with_columns(
+        follow_up_days=days_between("index_date", "end")
+    )
+
+
+def clip_to_horizon(subjects: pl.DataFrame, horizon_days: float) -> pl.DataFrame:
+    """The subjects with those followed for longer than the horizon censored at it."""
+    is_longer = pl.col("follow_up_days") > horizon_days
+    return subjects.with_columns(
+        follow_up_days=pl.when(is_longer).then(horizon_days).otherwise("follow_up_days"),
+        is_event=pl.col("is_event") & ~is_longer,
+    )
+
+
+def midnight(day: date | None) -> pl.Expr:
+    """The start of a day as a datetime; null for no day."""
+    moment = None if day is None else datetime.combine(day, time())
+    return pl.lit(moment, dtype=pl.Datetime("us"))

@@ -1,0 +1,131 @@
+"""Synthea's CSV export, plain or gzipped: the Java exporter's columns, and those of its Python relatives.
+
+Codes are ``SYSTEM//CODE``: SNOMED-CT, RxNorm, CVX or LOINC, by the SYSTEM column where there is one and by
+table where there is none. An encounter makes ``ENCOUNTER//<class>`` (``ENCOUNTER//inpatient``), its type and
+its reason, all at its start. Conditions, medications and care plans
+are events at their start; their ends are not used.
+Static facts are GENDER//, RACE// and ETHNICITY//. Stamps with a zone (``...Z``) become UTC without a zone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+
+from ehrtrack.data.sources._relation import Relation, find_relation, quote_text, table_paths
+from ehrtrack.data.sources._table import (
+    Event,
+    SourceTable,
+    birth,
+    death,
+    prefixed,
+    require_table,
+)
+from ehrtrack.section import Section
+
+_SYSTEM_NAMES = {
+    "http://snomed.info/sct": "SNOMED-CT",
+    "http://loinc.org": "LOINC",
+    "http://www.nlm.nih.gov/research/umls/rxnorm": "RxNorm",
+    "http://hl7.org/fhir/sid/cvx": "CVX",
+}
+# Table, its time column, its code column, the code system where the table does not name one.
+_CODED_TABLES = (
+    ("conditions", "start", "code", "SNOMED-CT"),
+    ("medications", "start", "code", "RxNorm"),
+    ("procedures", "start", "code", "SNOMED-CT"),
+    ("immunizations", "date", "code", "CVX"),
+    ("allergies", "start", "code", "SNOMED-CT"),
+    ("careplans", "start", "code", "SNOMED-CT"),
+    ("devices", "start", "code", "SNOMED-CT"),
+    ("supplies", "date", "code", "SNOMED-CT"),
+    ("imaging_studies", "date", "procedure_code", "SNOMED-CT"),
+)
+
+
+class Config(Section):
+    """Nothing to set."""
+
+
+def tables(connection: duckdb.DuckDBPyConnection, path: Path, config: Config) -> list[SourceTable]:
+    """Patients (the roster), encounters, the coded tables and observations."""
+    folders = (path, path / "csv")
+
+    def find(name: str) -> Relation | None:
+        return find_relation(connection, folders, name)
+
+    found = [file.name for folder in folders for file in table_paths(folder)]
+    patients = require_table(find("patients"), "patients", found, path)
+    return [
+        _patients(patients),
+        _encounters(find("encounters")),
+        *(_coded(name, find(name), time=time, code=code, system=system) for name, time, code, system in _CODED_TABLES),
+        _observations(find("observations")),
+    ]
+
+
+def _patients(relation: Relation) -> SourceTable:
+    relation.require("Id", "BIRTHDATE", "DEATHDATE")
+    facts = tuple(
+        Event(code=prefixed(f"{column}//", relation.text(column)), time=None)
+        for column in ("GENDER", "RACE", "ETHNICITY")
+    )
+    events = (birth(relation.time("BIRTHDATE")), death(relation.time("DEATHDATE")), *facts)
+    return SourceTable(name="patients", relation=relation, subject="Id", events=events, is_roster=True)
+
+
+def _encounters(relation: Relation | None) -> SourceTable:
+    if relation is None:
+        return SourceTable(name="encounters", relation=None)
+    relation.require("Id", "START", "PATIENT", "ENCOUNTERCLASS")
+    start = relation.time("START")
+    system = _system(relation, "SNOMED-CT")
+    events = (
+        Event(code=prefixed("ENCOUNTER//", f"lower({relation.text('ENCOUNTERCLASS')})"), time=start),
+        Event(
+            code=f"({system} || '//' || {relation.text('CODE')})",
+            time=start,
+            description=relation.text("DESCRIPTION"),
+        ),
+        Event(
+            code=prefixed("SNOMED-CT//", relation.text("REASONCODE")),
+            time=start,
+            description=relation.text("REASONDESCRIPTION"),
+        ),
+    )
+    return SourceTable(name="encounters", relation=relation, subject="PATIENT", events=events, visit="Id")
+
+
+def _coded(name: str, relation: Relation | None, *, time: str, code: str, system: str) -> SourceTable:
+    if relation is None:
+        return SourceTable(name=name, relation=None)
+    relation.require(time, "PATIENT", code)
+    event = Event(
+        code=f"({_system(relation, system)} || '//' || {relation.text(code)})",
+        time=relation.time(time),
+        description=relation.text("DESCRIPTION"),
+    )
+    return SourceTable(name=name, relation=relation, subject="PATIENT", events=(event,), visit="ENCOUNTER")
+
+
+def _observations(relation: Relation | None) -> SourceTable:
+    if relation is None:
+        return SourceTable(name="observations", relation=None)
+    relation.require("DATE", "PATIENT", "CODE", "VALUE")
+    number = relation.number("VALUE")
+    event = Event(
+        code=f"({_system(relation, 'LOINC')} || '//' || {relation.text('CODE')})",
+        time=relation.time("DATE"),
+        numeric_value=number,
+        text_value=f"CASE WHEN {number} IS NULL THEN {relation.text('VALUE')} END",
+        description=relation.text("DESCRIPTION"),
+    )
+    return SourceTable(name="observations", relation=relation, subject="PATIENT", events=(event,), visit="ENCOUNTER")
+
+
+def _system(relation: Relation, default: str) -> str:
+    """SQL of the code system's short name."""
+    stated = relation.text("SYSTEM")
+    cases = " ".join(f"WHEN {quote_text(address)} THEN {quote_text(name)}" for address, name in _SYSTEM_NAMES.items())
+    return f"coalesce(CASE {stated} {cases} ELSE {stated} END, {quote_text(default)})"

@@ -1,0 +1,156 @@
+"""BEHRT (Li et al. 2020, "BEHRT: Transformer for Electronic Health Records", Sci Rep 10:7155) on packed tokens.
+
+Two departures from the paper: layers normalise before attention and MLP (pre-norm), and visits are counted back
+from the index date, so that the last visit has the same position in a short and a long history.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from ehrtrack.data.batch import MAX_AGE_YEARS, MAX_POSITION, N_GAPS, Batch
+from ehrtrack.errors import ConfigError
+from ehrtrack.models.attention import SelfAttention
+from ehrtrack.plugins import nearest
+from ehrtrack.section import Section
+
+
+class Size(NamedTuple):
+    """Shape of the encoder: width D, layers, heads, width of the MLP."""
+
+    width: int
+    n_layers: int
+    n_heads: int
+    mlp_width: int
+
+
+SIZES = {
+    "tiny": Size(width=32, n_layers=2, n_heads=2, mlp_width=64),  # tests
+    "small": Size(width=96, n_layers=4, n_heads=4, mlp_width=384),  # about 0.5 M parameters
+    "medium": Size(width=192, n_layers=6, n_heads=6, mlp_width=768),  # 2 to 3 M
+    "large": Size(width=384, n_layers=6, n_heads=6, mlp_width=1536),  # 10 to 20 M, by vocabulary
+}
+
+
+class ModelConfig(Section):
+    """Settings of the encoder.
+
+    Attributes
+    ----------
+    size : a name in `SIZES`
+    dropout : of embeddings and of each layer's two outputs; attention weights have none
+    """
+
+    size: str = "small"
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @field_validator("size")
+    @classmethod
+    def _is_known(cls, size: str) -> str:
+        if size not in SIZES:
+            raise ConfigError(f"unknown model.size {size!r}{nearest(size, list(SIZES))}; there are: {', '.join(SIZES)}")
+        return size
+
+
+class Embeddings(nn.Module):
+    """Sum of code, age, visit segment, position and time-gap embeddings."""
+
+    def __init__(self, width: int, vocabulary_size: int, dropout: float) -> None:
+        super().__init__()
+        self.code = nn.Embedding(vocabulary_size, width)
+        self.age = nn.Embedding(MAX_AGE_YEARS + 1, width)
+        self.segment = nn.Embedding(3, width)
+        self.position = nn.Embedding(MAX_POSITION + 1, width)
+        self.gap = nn.Embedding(N_GAPS, width)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, batch: Batch) -> Tensor:
+        x = (
+            self.code(batch.token)
+            + self.age(batch.age)
+            + self.segment(batch.segment)
+            + self.position(batch.position)
+            + self.gap(batch.gap)
+        )
+        return self.dropout(self.norm(x))  # type: ignore[no-any-return]  # (T, D)
+
+
+class Layer(nn.Module):
+    """Pre-norm transformer layer."""
+
+    def __init__(self, size: Size, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(size.width)
+        self.attention = SelfAttention(size.width, size.n_heads)
+        self.mlp_norm = nn.LayerNorm(size.width)
+        self.fc1 = nn.Linear(size.width, size.mlp_width)
+        self.fc2 = nn.Linear(size.mlp_width, size.width)
+        self.activation = nn.GELU()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), lengths))
+        return x + self.dropout(self.fc2(self.activation(self.fc1(self.mlp_norm(x)))))  # type: ignore[no-any-return]
+
+
+ADAPTED_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+"""Names of the linear layers that adapters wrap."""
+
+
+class Behrt(nn.Module):
+    """Encoder of packed patient histories."""
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+        super().__init__()
+        size = SIZES[config.size]
+        self.width = size.width
+        self.embeddings = Embeddings(size.width, vocabulary_size, config.dropout)
+        self.layers = nn.ModuleList(Layer(size, config.dropout) for _ in range(size.n_layers))
+        self.norm = nn.LayerNorm(size.width)
+        self.apply(_initialise)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Hidden state of each token, (T, D)."""
+        x: Tensor = self.embeddings(batch)
+        for layer in self.layers:
+            x = layer(x, batch.lengths)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+class EhrModel(nn.Module):
+    """An encoder and the head of an objective. This is the one forward path of every strategy."""
+
+    def __init__(self, encoder: Behrt, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, batch: Batch) -> Tensor:
+        """What the head returns: hazard logits (B, K), or token logits (M, V)."""
+        return self.head(self.encoder(batch), batch, self.encoder.embeddings.code.weight)  # type: ignore[no-any-return]
+
+
+def _initialise(module: nn.Module) -> None:
+    """BERT's initialisation: normal with standard deviation 0.02, biases 0."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+
+
+def encoder_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The encoder's tensors of a plain (not adapted) model, by name."""
+    prefix = "encoder."
+    state: dict[str, Any] = model.state_dict()
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def load_encoder_weights(model: EhrModel, weights: dict[str, Tensor]) -> None:
+    """Copy pretrained tensors into the encoder; shapes must agree exactly."""
+    with torch.no_grad():
+        model.encoder.load_state_dict(weights, strict=True)

@@ -1,0 +1,104 @@
+"""Masked-token pretraining (Devlin et al. 2019, BERT, section 3.1), with masks drawn anew at each pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ehrtrack.data.batch import Batch
+from ehrtrack.data.vocabulary import MASK, SPECIAL_TOKENS
+from ehrtrack.models.heads import TokenHead
+from ehrtrack.objectives._protocol import Selection, TrainingFacts
+from ehrtrack.section import Choice
+
+VALIDATION_MASK_SEED = 20_190_524
+
+
+class Config(Choice):
+    """Settings of masked-token pretraining.
+
+    Attributes
+    ----------
+    mask_probability : share of tokens that are to be predicted; 80 % of them show [MASK], 10 % a random token,
+        10 % themselves
+    """
+
+    name: Literal["mlm"] = "mlm"
+    mask_probability: float = Field(0.15, gt=0, lt=1)
+
+
+class MaskedTokens:
+    """Cross-entropy of masked tokens, beside that of the unigram predictor on the same tokens.
+
+    The unigram predictor gives each token its (add-one smoothed) share among the training subjects' tokens. A model
+    that has learned anything of how codes go together is below it.
+    """
+
+    selection = Selection("val/loss", is_higher_better=False)
+
+    def __init__(self, config: Config, facts: TrainingFacts) -> None:
+        self.config = config
+        self.vocabulary_size = len(facts.token_counts)
+        counts = facts.token_counts.astype(np.float64) + 1
+        counts[: len(SPECIAL_TOKENS)] = 1
+        self.unigram_log_probability = torch.from_numpy(np.log(counts / counts.sum())).float()  # (V,)
+
+    def make_head(self, width: int) -> nn.Module:
+        return TokenHead(width, self.vocabulary_size)
+
+    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+        masked = mask_tokens(batch, self.config.mask_probability, self.vocabulary_size, generator)
+        assert masked.targets is not None
+        return F.cross_entropy(model(masked), masked.targets)
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+        """Metrics on masks that are the same at every call, so that epochs can be compared."""
+        generator = torch.Generator().manual_seed(VALIDATION_MASK_SEED)
+        n_targets, n_correct, loss_sum, unigram_sum = 0, 0, 0.0, 0.0
+        for batch in batches:
+            masked = mask_tokens(batch, self.config.mask_probability, self.vocabulary_size, generator)
+            assert masked.targets is not None
+            logits = model(masked.to(device)).cpu()
+            n_targets += len(masked.targets)
+            n_correct += int((logits.argmax(1) == masked.targets).sum())
+            loss_sum += float(F.cross_entropy(logits, masked.targets, reduction="sum"))
+            unigram_sum -= float(self.unigram_log_probability[masked.targets].sum())
+        loss = loss_sum / n_targets
+        return {
+            "val/loss": loss,
+            "val/mlm_loss": loss,
+            "val/unigram_loss": unigram_sum / n_targets,
+            "val/mlm_accuracy": n_correct / n_targets,
+        }
+
+
+def build(config: Config, facts: TrainingFacts) -> MaskedTokens:
+    """The objective for these training subjects."""
+    return MaskedTokens(config, facts)
+
+
+def mask_tokens(batch: Batch, probability: float, vocabulary_size: int, generator: torch.Generator) -> Batch:
+    """The batch with its targets chosen and hidden; at least one target, none of them a special token."""
+    n_special = len(SPECIAL_TOKENS)
+    is_candidate = batch.token >= n_special
+    is_target = (torch.rand(batch.token.shape, generator=generator) < probability) & is_candidate
+    if not is_target.any():
+        is_target[is_candidate.nonzero()[:1]] = True
+    positions = is_target.nonzero().squeeze(1)
+    targets = batch.token[positions]
+    fate = torch.rand(targets.shape, generator=generator)
+    random_tokens = torch.randint(n_special, vocabulary_size, targets.shape, generator=generator)
+    shown = torch.where(fate < 0.8, torch.full_like(targets, MASK), torch.where(fate < 0.9, random_tokens, targets))
+    return replace(
+        batch,
+        token=batch.token.index_copy(0, positions, shown),
+        target_positions=positions,
+        targets=targets,
+    )

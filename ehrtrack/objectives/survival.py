@@ -1,0 +1,168 @@
+"""Time to one event, in discrete time: likelihood plus a ranking loss, read as risk = 1 - S(horizon).
+
+The hazards of all K intervals are read once, at the cutoff of the record. Nothing of the follow-up enters the model:
+a score summed over visits, or read at a time that depends on the outcome, would leak the length of follow-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from sksurv.nonparametric import kaplan_meier_estimator
+from torch import Tensor, nn
+
+from ehrtrack.data.batch import Batch, Outcomes
+from ehrtrack.errors import ConfigError
+from ehrtrack.models.heads import HazardHead
+from ehrtrack.objectives._protocol import Selection, TrainingFacts
+from ehrtrack.section import Choice
+from ehrtrack.survival.curves import interpolate_survival, survival_curve
+from ehrtrack.survival.losses import survival_loss
+from ehrtrack.survival.metrics import c_index, evaluation_times, integrated_brier_score
+from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
+
+
+class Config(Choice):
+    """Settings of the survival objective.
+
+    Attributes
+    ----------
+    lambda_rank : weight of the ranking loss beside the negative log-likelihood
+    sigma : scale of the ranking loss
+    n_intervals : intervals of the time grid, at most; its edges are quantiles of training event times
+    """
+
+    name: Literal["survival"] = "survival"
+    lambda_rank: float = Field(0.05, ge=0)
+    sigma: float = Field(0.1, gt=0)
+    n_intervals: int = Field(20, ge=1)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a survival model says of N subjects.
+
+    Attributes
+    ----------
+    rows : (N,) rows of the token store
+    survival : (N, K + 1) S at the edges of the time grid
+    """
+
+    rows: npt.NDArray[np.int64]
+    survival: npt.NDArray[np.float64]
+
+    @property
+    def risk(self) -> npt.NDArray[np.float64]:
+        """(N,) probability of the outcome up to the horizon."""
+        return 1 - self.survival[:, -1]
+
+
+class Survival:
+    """Hazards on a grid that was fitted to the training subjects."""
+
+    selection = Selection("val/c_index", is_higher_better=True)
+
+    def __init__(self, config: Config, training: Outcomes, grid: TimeGrid) -> None:
+        self.config = config
+        self.training = training
+        self.grid = grid
+
+    def make_head(self, width: int) -> nn.Module:
+        return HazardHead(width, _baseline_logits(self.training, self.grid))
+
+    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+        return self._loss(model(batch), batch)
+
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        assert batch.outcomes is not None, "a batch for the survival objective has outcomes"
+        days, event = batch.outcomes.follow_up_days, batch.outcomes.is_event
+        return survival_loss(
+            logits,
+            torch.from_numpy(self.grid.interval_of(days, event)).to(logits.device),
+            torch.from_numpy(event).to(logits.device),
+            torch.from_numpy(days).float().to(logits.device),
+            lambda_rank=self.config.lambda_rank,
+            sigma=self.config.sigma,
+        )[0]
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+        """Loss, C-index of the risk at the horizon, and integrated Brier score."""
+        loss_sum, curves, days, events = 0.0, [], [], []
+        for batch in batches:
+            assert batch.outcomes is not None
+            logits = model(batch.to(device)).cpu()
+            loss_sum += float(self._loss(logits, batch)) * len(logits)
+            curves.append(survival_curve(logits).double().numpy())
+            days.append(batch.outcomes.follow_up_days)
+            events.append(batch.outcomes.is_event)
+        outcomes = Outcomes(np.concatenate(days), np.concatenate(events))
+        metrics = score_survival(np.concatenate(curves), self.grid, self.training, outcomes)
+        return {"val/loss": loss_sum / len(outcomes.is_event)} | {f"val/{k}": v for k, v in metrics.items()}
+
+
+def build(config: Config, facts: TrainingFacts) -> Survival:
+    """The objective for these training subjects."""
+    if facts.outcomes is None or facts.horizon_days is None:
+        raise ConfigError("objective survival needs a [cohort] with an outcome; pretraining uses objective.name=mlm")
+    grid = fit_time_grid(
+        facts.outcomes.follow_up_days,
+        facts.outcomes.is_event,
+        horizon_days=facts.horizon_days,
+        n_intervals=config.n_intervals,
+    )
+    return Survival(config, facts.outcomes, grid)
+
+
+def predict(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
+    """Survival curves with dropout off, in the order of the batches."""
+    model.eval()
+    rows, curves = [], []
+    with torch.no_grad():
+        for batch in batches:
+            curves.append(survival_curve(model(batch.to(device)).cpu()).double().numpy())
+            rows.append(batch.rows.numpy())
+    return Predictions(np.concatenate(rows), np.concatenate(curves))
+
+
+def score_survival(
+    survival: npt.NDArray[np.float64], grid: TimeGrid, training: Outcomes, outcomes: Outcomes
+) -> dict[str, float]:
+    """``c_index`` of the risk at the horizon and ``ibs`` of survival curves (N, K + 1) on the grid.
+
+    Parameters
+    ----------
+    training : outcomes of the training subjects, which weight the censored and set the evaluation times
+    outcomes : of the N subjects
+    """
+    days, event = outcomes.follow_up_days, outcomes.is_event
+    times = evaluation_times(training.follow_up_days, training.is_event, days)
+    at_times = interpolate_survival(survival, grid, times)
+    return {
+        "c_index": c_index(1 - survival[:, -1], days, event),
+        "ibs": integrated_brier_score(training.follow_up_days, training.is_event, days, event, at_times, times),
+    }
+
+
+def baseline_survival(training: Outcomes, grid: TimeGrid) -> npt.NDArray[np.float64]:
+    """(K + 1,) Kaplan-Meier curve of the training subjects at the grid's edges: a model without inputs."""
+    event_days, survival = kaplan_meier_estimator(training.is_event, training.follow_up_days)
+    n_steps = np.searchsorted(event_days, grid.edges_days, side="right")  # of the curve, at or before each edge
+    curve: npt.NDArray[np.float64] = np.concatenate([[1.0], survival])[n_steps]
+    return curve
+
+
+def _baseline_logits(training: Outcomes, grid: TimeGrid) -> Tensor:
+    """(K,) logits of the hazards of `baseline_survival`.
+
+    A head that starts here predicts the population's curve, and learns only how subjects differ from it. The grid
+    holds an event in each interval, so no hazard is 0; one of 1 (nobody outlives the last event) has no logit.
+    """
+    curve = baseline_survival(training, grid)
+    hazard = np.minimum(1 - curve[1:] / curve[:-1], 0.99)
+    return torch.from_numpy(np.log(hazard / (1 - hazard))).float()

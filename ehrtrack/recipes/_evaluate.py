@@ -1,0 +1,106 @@
+"""What every survival run reports of itself, whatever model made the predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ehrtrack import plots
+from ehrtrack.data.batch import Outcomes
+from ehrtrack.data.cohort import summarise_cohort
+from ehrtrack.objectives.survival import Predictions, baseline_survival, score_survival
+from ehrtrack.recipes._prepare import CohortRecords
+from ehrtrack.runlog import RunLogger
+from ehrtrack.survival.bootstrap import Interval, c_index_interval
+from ehrtrack.survival.calibration import calibration_table
+from ehrtrack.survival.time_grid import TimeGrid
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one split.
+
+    Attributes
+    ----------
+    c_index : at the horizon, with its bootstrap interval over subjects
+    ibs : integrated Brier score
+    ibs_kaplan_meier : that of the training subjects' survival curve, the same for everybody
+    """
+
+    c_index: Interval
+    ibs: float
+    ibs_kaplan_meier: float
+
+    def to_metrics(self, split: str) -> dict[str, float]:
+        """Metrics named ``split/...``."""
+        return {
+            f"{split}/c_index": self.c_index.estimate,
+            f"{split}/c_index_lower": self.c_index.lower,
+            f"{split}/c_index_upper": self.c_index.upper,
+            f"{split}/ibs": self.ibs,
+            f"{split}/ibs_kaplan_meier": self.ibs_kaplan_meier,
+        }
+
+
+def log_cohort(logger: RunLogger, records: CohortRecords) -> None:
+    """Log who is in the study: attrition, events and follow-up by split, and what the vocabulary covers."""
+    summary = summarise_cohort(records.cohort)
+    logger.log_table(records.cohort.attrition, "cohort/attrition.csv")
+    logger.log_table(summary, "cohort/summary.csv")
+    logger.log_table(records.coverage, "cohort/vocabulary_coverage.csv")
+    logger.log_figure(plots.attrition_flow(records.cohort.attrition, summary), "plots/attrition.png")
+
+
+def log_evaluation(
+    logger: RunLogger,
+    records: CohortRecords,
+    grid: TimeGrid,
+    *,
+    validation: Predictions,
+    test: Predictions,
+    seed: int,
+) -> dict[str, Evaluation]:
+    """Score validation and test subjects, and log metrics, predictions and plots.
+
+    ``best/...`` are the validation scores of the weights that were kept, by which runs are compared.
+    """
+    training = records.outcomes[records.rows["train"]]
+    evaluations = {}
+    for split, predictions in (("best", validation), ("test", test)):
+        outcomes = records.outcomes[predictions.rows]
+        evaluations[split] = evaluate_survival(predictions.survival, grid, training, outcomes, seed=seed)
+        name = "validation" if split == "best" else split
+        logger.log_table(_prediction_table(records, predictions, grid), f"predictions/{name}.parquet")
+    logger.log_metrics({k: v for split, e in evaluations.items() for k, v in e.to_metrics(split).items()}, step=0)
+    outcomes = records.outcomes[test.rows]
+    calibration = calibration_table(
+        test.risk, outcomes.follow_up_days, outcomes.is_event, horizon_days=grid.horizon_days
+    )
+    logger.log_table(calibration, "calibration/test.csv")
+    logger.log_figure(plots.calibration_plot(calibration, horizon_days=grid.horizon_days), "plots/calibration.png")
+    logger.log_figure(
+        plots.kaplan_meier_by_risk(test.risk, outcomes.follow_up_days, outcomes.is_event),
+        "plots/kaplan_meier_by_risk.png",
+    )
+    return evaluations
+
+
+def evaluate_survival(
+    survival: npt.NDArray[np.float64], grid: TimeGrid, training: Outcomes, outcomes: Outcomes, *, seed: int
+) -> Evaluation:
+    """Scores of survival curves (N, K + 1) on the grid, beside those of the population's curve."""
+    scores = score_survival(survival, grid, training, outcomes)
+    population = np.tile(baseline_survival(training, grid), (len(survival), 1))
+    trivial = score_survival(population, grid, training, outcomes)
+    interval = c_index_interval(1 - survival[:, -1], outcomes.follow_up_days, outcomes.is_event, seed=seed)
+    return Evaluation(interval, scores["ibs"], trivial["ibs"])
+
+
+def _prediction_table(records: CohortRecords, predictions: Predictions, grid: TimeGrid) -> pl.DataFrame:
+    subjects = records.cohort.subjects[predictions.rows]
+    return subjects.select(
+        "subject_id", prediction_time="index_date", follow_up_days="follow_up_days", is_event="is_event"
+    ).with_columns(risk=pl.Series(predictions.risk), survival=pl.Series(predictions.survival.tolist()))

@@ -1,0 +1,149 @@
+"""A run from the recipes' side: opened with its configuration, closed with what it came to."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from ehrtrack import plots
+from ehrtrack.config import RunConfig
+from ehrtrack.recipes._model_folder import WEIGHTS
+from ehrtrack.tracking.run import TrackedRun, tracked_run
+from ehrtrack.training.loop import FitResult, TrainingStopped
+
+MODEL_FOLDER = "model"
+ADAPTER_FOLDER = "adapter"
+HEADLINES = (
+    "val/mlm_loss",
+    "val/unigram_loss",
+    "best/c_index",
+    "test/c_index",
+    "test/c_index_lower",
+    "test/c_index_upper",
+    "test/ibs",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes
+    ----------
+    url : page of the run in the tracking server's UI
+    metrics : those by which the run is judged
+    """
+
+    run_id: str
+    kind: str
+    url: str
+    metrics: dict[str, float]
+
+
+@dataclass
+class OpenRun:
+    """A run that is being written.
+
+    Attributes
+    ----------
+    config : what it was told
+    logger : where metrics and artifacts go
+    checkpoint : local file for the best weights so far
+    """
+
+    config: RunConfig
+    logger: TrackedRun
+    kind: str
+    checkpoint: Path
+    _started: float = field(default_factory=time.monotonic)
+
+    def log_fingerprints(self, fingerprints: Mapping[str, str]) -> None:
+        """Log what the run was made from, as searchable tags."""
+        self.logger.set_tags({f"fingerprint.{name}": value for name, value in fingerprints.items()})
+        self.logger.log_dataset(
+            self.config.data.path.name,
+            fingerprint=fingerprints["data"],
+            source=str(self.config.data.path),
+            context="training",
+        )
+
+    def log_parameters(self, table: pl.DataFrame) -> None:
+        """Show and log how many parameters there are, and how many learn."""
+        with pl.Config(tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, thousands_separator=True):
+            print(table, flush=True)
+        self.logger.log_table(table, "parameters.csv")
+        total = table.row(by_predicate=pl.col("part") == "all", named=True)
+        self.logger.log_metrics({f"parameters/{name}": total[name] for name in ("total", "trainable")}, step=0)
+
+    def log_training(self, result: FitResult) -> None:
+        """Log the curves and the cost of training."""
+        self.logger.log_metrics({"best/epoch": float(result.best_epoch), "cost/train_seconds": result.seconds}, step=0)
+        self.logger.log_figure(plots.loss_curves(result.history, best_epoch=result.best_epoch), "plots/loss.png")
+
+    def log_model_folder(self, folder: Path) -> None:
+        """Log the full checkpoint with all that is needed to predict."""
+        weights = folder / WEIGHTS
+        if weights.is_file():
+            self.logger.log_metrics({"cost/checkpoint_mb": weights.stat().st_size / 1e6}, step=0)
+        self.logger.log_folder(folder, MODEL_FOLDER)
+
+    def log_adapter_folder(self, folder: Path) -> None:
+        """Log the adapter alone, where the strategy wrote one."""
+        weights = list(folder.glob("*.safetensors"))
+        if weights:
+            size_mb = sum(file.stat().st_size for file in weights) / 1e6
+            self.logger.log_metrics({"cost/adapter_mb": size_mb}, step=0)
+            self.logger.log_folder(folder, ADAPTER_FOLDER)
+
+    def finished(self, metrics: Mapping[str, float]) -> Run:
+        """Log the total time; returns what the caller of the recipe gets."""
+        seconds = time.monotonic() - self._started
+        self.logger.log_metrics({"cost/total_seconds": seconds}, step=0)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name in HEADLINES)
+        print(f"{self.kind} done in {seconds:.0f} s  {shown}\n", flush=True)
+        return Run(self.logger.run_id, self.kind, self.logger.url, dict(metrics))
+
+
+@contextmanager
+def open_run(
+    config: RunConfig,
+    *,
+    kind: str,
+    sections: Sequence[str],
+    name: str = "",
+    parent_run_id: str | None = None,
+) -> Iterator[OpenRun]:
+    """Open a tracked run for a configuration.
+
+    Local checkpoints are removed when the run ends well; after an error they stay for a look at what went wrong.
+
+    Parameters
+    ----------
+    kind : recipe, such as ``"finetune"``
+    sections : those of the configuration that this kind of run reads
+    name : shown in lists of runs; made from the choices if empty
+    """
+    with tracked_run(
+        experiment=config.study,
+        name=name or f"{kind} {config.model.size}",
+        kind=kind,
+        params=config.to_params(sections),
+        parent_run_id=parent_run_id,
+        stops=(TrainingStopped,),
+    ) as logger:
+        print(f"{kind} run {logger.run_id}  {logger.url}", flush=True)
+        logger.log_json(config.to_json(), "run_config.json")
+        folder = config.runtime.cache / "runs" / logger.run_id
+        yield OpenRun(config, logger, kind, folder / "best.safetensors")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe(title: str, facts: Mapping[str, str]) -> str:
+    """A run's readable summary in Markdown."""
+    return f"### {title}\n\n" + "".join(f"- **{name}**: {value}\n" for name, value in facts.items())

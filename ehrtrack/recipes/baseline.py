@@ -1,0 +1,111 @@
+"""A baseline on plain features: the same cohort, split, grid and evaluation as the transformers."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ehrtrack import plugins
+from ehrtrack.baselines._protocol import Tabular
+from ehrtrack.config import RunConfig
+from ehrtrack.data.count_features import count_features
+from ehrtrack.objectives.survival import Predictions
+from ehrtrack.recipes._evaluate import Evaluation, log_cohort, log_evaluation
+from ehrtrack.recipes._model_folder import write_model_folder
+from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort, seed_everything
+from ehrtrack.recipes._run import Run, describe, open_run
+from ehrtrack.survival.time_grid import fit_time_grid
+
+SECTIONS = ("study", "data", "cohort", "baseline", "runtime")
+N_INTERVALS = 20
+
+
+def baseline(config: RunConfig) -> Run:
+    """Fit a baseline to the outcome of a cohort.
+
+    Raises
+    ------
+    EhrtrackError
+        If the configuration, the data or the tracking server cannot be used.
+    """
+    seed_everything(config.runtime)
+    records = prepare_cohort(config)
+    features = count_features(records.store, records.vocabulary).drop("subject_id")
+    training = records.outcomes[records.rows["train"]]
+    grid = fit_time_grid(
+        training.follow_up_days,
+        training.is_event,
+        horizon_days=records.cohort.horizon_days,
+        n_intervals=N_INTERVALS,
+    )
+    name = config.baseline.name
+    module = plugins.load("baselines", name)
+    with open_run(config, kind="baseline", sections=SECTIONS, name=name) as run:
+        fingerprints = {
+            "data": records.dataset.fingerprint(),
+            "cohort": records.cohort.fingerprint,
+            "vocabulary": records.vocabulary.fingerprint,
+            "store": records.store.fingerprint,
+        }
+        run.log_fingerprints(fingerprints)
+        log_cohort(run.logger, records)
+        started = time.monotonic()
+        model = module.fit(config.baseline, *(_tabular(records, features, split) for split in ("train", "validation")))
+        run.logger.log_metrics({"cost/train_seconds": time.monotonic() - started}, step=0)
+        facts = model.describe()
+        run.logger.log_json(dict(facts), "baseline_fit.json")
+        run.logger.log_metrics(
+            {
+                "parameters/total": facts["n_parameters"],
+                "parameters/trainable": facts["n_parameters"],
+            },
+            step=0,
+        )
+
+        def predictions(split: str) -> Predictions:
+            rows = records.rows[split]
+            return Predictions(rows, np.asarray(model.survival(features[rows], grid.edges_days)))
+
+        evaluations = log_evaluation(
+            run.logger,
+            records,
+            grid,
+            validation=predictions("validation"),
+            test=predictions("test"),
+            seed=config.runtime.seed,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            write_model_folder(
+                Path(folder),
+                config=config,
+                vocabulary=records.vocabulary,
+                fingerprints=fingerprints,
+                grid=grid,
+                baseline=model.to_json(),
+            )
+            run.log_model_folder(Path(folder))
+        run.logger.set_description(_summary(name, facts, evaluations))
+        return run.finished(evaluations["best"].to_metrics("best") | evaluations["test"].to_metrics("test"))
+
+
+def _tabular(records: CohortRecords, features: pl.DataFrame, split: str) -> Tabular:
+    rows = records.rows[split]
+    outcomes = records.outcomes[rows]
+    return Tabular(features[rows], outcomes.follow_up_days, outcomes.is_event)
+
+
+def _summary(name: str, facts: dict[str, object], evaluations: dict[str, Evaluation]) -> str:
+    test = evaluations["test"]
+    return describe(
+        f"Baseline {name}",
+        {
+            "test C-index (95 % interval)": str(test.c_index),
+            "test integrated Brier score": f"{test.ibs:.4f} (Kaplan-Meier {test.ibs_kaplan_meier:.4f})",
+            "validation C-index": str(evaluations["best"].c_index),
+        }
+        | {key: str(value) for key, value in facts.items()},
+    )

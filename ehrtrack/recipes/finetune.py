@@ -1,0 +1,184 @@
+"""Fine-tuning: adapt an encoder to a time-to-event outcome, and evaluate it on subjects it never saw."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from ehrtrack import plots, plugins
+from ehrtrack.config import RunConfig
+from ehrtrack.data.batch import Batches
+from ehrtrack.errors import ConfigError
+from ehrtrack.models.behrt import Behrt, EhrModel, load_encoder_weights
+from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.survival import predict
+from ehrtrack.recipes._evaluate import Evaluation, log_cohort, log_evaluation
+from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder, write_model_folder
+from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, seed_everything
+from ehrtrack.recipes._run import Run, describe, open_run
+from ehrtrack.strategies._protocol import parameter_table
+from ehrtrack.tracking.queries import download, resolve_run, search_runs
+from ehrtrack.training.loop import FitResult, fit, pick_device
+
+SECTIONS = ("study", "data", "cohort", "model", "objective", "strategy", "init", "train", "runtime")
+
+
+def finetune(
+    config: RunConfig,
+    *,
+    on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    is_trial: bool = False,
+    parent_run_id: str | None = None,
+) -> Run:
+    """Fine-tune an encoder to the outcome of a cohort.
+
+    Parameters
+    ----------
+    on_epoch : called after each epoch with its number and metrics; may raise `TrainingStopped`
+    is_trial : a sweep's trial is scored on validation subjects alone, and keeps no model
+    parent_run_id : run to nest this one under
+
+    Raises
+    ------
+    EhrtrackError
+        If the configuration, the data or the tracking server cannot be used, or the loss is not finite.
+    """
+    generator = seed_everything(config.runtime)
+    base, config = _read_base(config)
+    strategy = plugins.load("strategies", config.strategy.name)
+    reason = strategy.refuse(config.strategy, is_pretrained=base is not None)
+    if reason:
+        raise ConfigError(reason)
+    records = prepare_cohort(config, None if base is None else base.vocabulary)
+    if base is not None:
+        is_same_data = base.fingerprints["data"] == records.dataset.fingerprint()
+        check_same_reading(config.data, base.config.data, is_same_data=is_same_data)
+    assert config.cohort is not None
+    facts = TrainingFacts(records.token_counts(), records.outcomes[records.rows["train"]], records.cohort.horizon_days)
+    objective = plugins.load("objectives", config.objective.name).build(config.objective, facts)
+    device = pick_device(config.runtime.device)
+    encoder = Behrt(config.model, len(records.vocabulary))
+    plain = EhrModel(encoder, objective.make_head(encoder.width))
+    if base is not None:
+        load_encoder_weights(plain, base.encoder_weights())
+    model: nn.Module = strategy.apply(plain, config.strategy).to(device)
+
+    name = f"{config.strategy.name} {config.model.size}"
+    kind = "trial" if is_trial else "finetune"
+    with open_run(config, kind=kind, sections=SECTIONS, name=name, parent_run_id=parent_run_id) as run:
+        fingerprints = {
+            "data": records.dataset.fingerprint(),
+            "cohort": records.cohort.fingerprint,
+            "vocabulary": records.vocabulary.fingerprint,
+            "store": records.store.fingerprint,
+            "base": base.fingerprints["encoder"] if base else "none",
+        }
+        run.log_fingerprints(fingerprints)
+        run.log_parameters(parameter_table(model))
+        log_cohort(run.logger, records)
+        batches = partial(_batches, config, records)
+        result = fit(
+            model,
+            objective,
+            training=lambda epoch: batches("train", shuffle_seed=config.runtime.seed * 100_003 + epoch),
+            validation=batches("validation"),
+            config=config.train,
+            device=device,
+            generator=generator,
+            checkpoint=run.checkpoint,
+            logger=run.logger,
+            on_epoch=on_epoch,
+        )
+        run.log_training(result)
+        run.logger.log_figure(plots.metric_curves(result.history, best_epoch=result.best_epoch), "plots/metrics.png")
+        if is_trial:
+            return run.finished({"best/c_index": result.best["val/c_index"]})
+        evaluations = log_evaluation(
+            run.logger,
+            records,
+            objective.grid,
+            validation=predict(model, batches("validation"), device),
+            test=predict(model, batches("test"), device),
+            seed=config.runtime.seed,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            write_model_folder(
+                Path(folder),
+                config=config,
+                vocabulary=records.vocabulary,
+                fingerprints=fingerprints,
+                model=strategy.merge(model),
+                grid=objective.grid,
+            )
+            run.log_model_folder(Path(folder))
+        with tempfile.TemporaryDirectory() as folder:
+            strategy.save_adapter(model, Path(folder))
+            run.log_adapter_folder(Path(folder))
+        run.logger.set_description(_summary(config, records, result, evaluations))
+        return run.finished(evaluations["best"].to_metrics("best") | evaluations["test"].to_metrics("test"))
+
+
+def _read_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
+    """The pretrained model, and the configuration with its run id and size written out."""
+    if not config.init.run:
+        return None, config
+    reference = resolve_run(_latest_pretrain(config.study) if config.init.run == "latest" else config.init.run)
+    with tempfile.TemporaryDirectory() as folder:
+        base = read_model_folder(download(reference.run_id, reference.artifact_path, Path(folder)))
+    size = base.config.model.size
+    if "size" in config.model.model_fields_set and config.model.size != size:
+        raise ConfigError(
+            f"init.run {config.init.run} holds a {size} encoder and model.size is {config.model.size}: "
+            f"leave model.size out, or name a pretrain run of that size"
+        )
+    return base, config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"size": size}),
+            "init": config.init.model_copy(update={"run": reference.run_id}),
+        }
+    )
+
+
+def _latest_pretrain(study: str) -> str:
+    runs = search_runs(study, kinds=["pretrain"])
+    if not runs:
+        raise ConfigError(
+            f"init.run=latest, but study {study!r} has no finished pretrain run on this tracking server: "
+            "run `ehrtrack pretrain` first, or set strategy.name=scratch and init.run=''"
+        )
+    return runs[-1].run_id
+
+
+def _batches(config: RunConfig, records: CohortRecords, split: str, *, shuffle_seed: int | None = None) -> Batches:
+    return Batches(
+        records.store,
+        records.rows[split],
+        config.train.batch_size,
+        config.data.max_tokens,
+        outcomes=records.outcomes,
+        shuffle_seed=shuffle_seed,
+    )
+
+
+def _summary(config: RunConfig, records: CohortRecords, result: FitResult, evaluations: dict[str, Evaluation]) -> str:
+    test = evaluations["test"]
+    lower = test.c_index.lower
+    verdict = "better than chance" if lower > 0.5 else "**not shown to be better than chance**"
+    skill = 1 - test.ibs / test.ibs_kaplan_meier
+    n_events = int(records.outcomes.is_event[records.rows["train"]].sum())
+    return describe(
+        f"{config.strategy.name} fine-tuning of a {config.model.size} encoder",
+        {
+            "test C-index (95 % interval)": f"{test.c_index} ({verdict})",
+            "test integrated Brier score": f"{test.ibs:.4f} ({skill:+.0%} against Kaplan-Meier)",
+            "validation C-index": str(evaluations["best"].c_index),
+            "training subjects (events)": f"{len(records.rows['train']):,} ({n_events:,})",
+            "horizon": f"{records.cohort.horizon_days:g} days",
+            "pretrained by run": config.init.run or "none",
+            "best epoch": f"{result.best_epoch} of {len(result.history)} ({result.stop_reason})",
+        },
+    )

@@ -1,0 +1,84 @@
+"""What training tells about itself, and to whom. The loop sees this protocol and never learns who listens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import polars as pl
+    from matplotlib.figure import Figure
+
+
+class RunLogger(Protocol):
+    """A run that is being written. `name` is always the artifact's path inside the run, with its suffix."""
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Record all metrics of one step (an epoch) in one call."""
+
+    def log_params(self, params: Mapping[str, str | int | float | bool]) -> None:
+        """Record values that are fixed for the whole run."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set searchable text on the run."""
+
+    def set_description(self, markdown: str) -> None:
+        """Set the run's readable summary."""
+
+    def log_text(self, text: str, name: str) -> None:
+        """Store a text artifact, such as ``"summary.md"``."""
+
+    def log_json(self, value: Any, name: str) -> None:
+        """Store a JSON artifact, such as ``"run_config.json"``."""
+
+    def log_table(self, frame: pl.DataFrame, name: str) -> None:
+        """Store a table as ``.parquet`` or ``.csv``, by the suffix of `name`."""
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        """Store a figure as ``.png`` and close it."""
+
+    def log_folder(self, folder: Path, name: str) -> None:
+        """Store all files of a folder under the artifact path `name`."""
+
+
+@dataclass
+class MemoryRunLogger:
+    """A run kept in memory, for tests and for work without a tracking server."""
+
+    metrics: dict[str, dict[int, float]] = field(default_factory=dict)
+    params: dict[str, str | int | float | bool] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    description: str = ""
+    artifacts: dict[str, Any] = field(default_factory=dict)
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        for key, value in metrics.items():
+            self.metrics.setdefault(key, {})[step] = value
+
+    def log_params(self, params: Mapping[str, str | int | float | bool]) -> None:
+        self.params.update(params)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self.tags.update(tags)
+
+    def set_description(self, markdown: str) -> None:
+        self.description = markdown
+
+    def log_text(self, text: str, name: str) -> None:
+        self.artifacts[name] = text
+
+    def log_json(self, value: Any, name: str) -> None:
+        self.artifacts[name] = value
+
+    def log_table(self, frame: pl.DataFrame, name: str) -> None:
+        self.artifacts[name] = frame
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        self.artifacts[name] = figure
+
+    def log_folder(self, folder: Path, name: str) -> None:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                self.artifacts[f"{name}/{file.relative_to(folder)}"] = file.read_bytes()

@@ -1,0 +1,47 @@
+"""Frozen encoder: only the head learns, on features that pretraining made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from ehrtrack.models.behrt import EhrModel
+from ehrtrack.section import Choice
+
+
+class Config(Choice):
+    """Settings of the frozen strategy.
+
+    Attributes
+    ----------
+    embeddings : train the embeddings as well
+    """
+
+    name: Literal["frozen"] = "frozen"
+    embeddings: bool = False
+
+
+def refuse(config: Config, *, is_pretrained: bool) -> str | None:
+    if is_pretrained:
+        return None
+    return (
+        "strategy frozen has no pretrained encoder: its features would be random projections for ever; "
+        "set init.run to a pretrain run, or use strategy.name=scratch"
+    )
+
+
+def apply(model: EhrModel, config: Config) -> nn.Module:
+    model.encoder.requires_grad_(False)
+    model.encoder.embeddings.requires_grad_(config.embeddings)
+    return model
+
+
+def merge(model: nn.Module) -> EhrModel:
+    assert isinstance(model, EhrModel)
+    return model
+
+
+def save_adapter(model: nn.Module, folder: Path) -> None:
+    """There is no adapter."""

@@ -1,0 +1,39 @@
+"""Full fine-tuning: every parameter starts from the pretrained weights and learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from ehrtrack.models.behrt import EhrModel
+from ehrtrack.section import Choice
+
+
+class Config(Choice):
+    """Full fine-tuning has no settings of its own."""
+
+    name: Literal["full"] = "full"
+
+
+def refuse(config: Config, *, is_pretrained: bool) -> str | None:
+    if is_pretrained:
+        return None
+    return (
+        "strategy full continues from pretrained weights and there are none: "
+        "set init.run to a pretrain run, or say strategy.name=scratch"
+    )
+
+
+def apply(model: EhrModel, config: Config) -> nn.Module:
+    return model.requires_grad_(True)
+
+
+def merge(model: nn.Module) -> EhrModel:
+    assert isinstance(model, EhrModel)
+    return model
+
+
+def save_adapter(model: nn.Module, folder: Path) -> None:
+    """There is no adapter."""

@@ -1,0 +1,64 @@
+"""Low-rank adapters (Hu et al. 2022, "LoRA", eq. 3) on q, k, v, out and both MLP layers, by `peft`.
+
+``W x + (alpha / rank) B A x`` with W frozen, A (rank, in) and B (out, rank) learned; the head always learns.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Literal, cast
+
+import peft
+from pydantic import Field
+from torch import nn
+
+from ehrtrack.models.behrt import ADAPTED_LAYERS, EhrModel
+from ehrtrack.section import Choice
+
+
+class Config(Choice):
+    """Settings of LoRA.
+
+    Attributes
+    ----------
+    rank : inner dimension of each adapter
+    alpha : scale; the update is multiplied by alpha / rank
+    dropout : of the adapters' input
+    embeddings : train the embeddings as well
+    """
+
+    name: Literal["lora"] = "lora"
+    rank: int = Field(8, ge=1)
+    alpha: int = Field(16, gt=0)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    embeddings: bool = False
+
+
+def refuse(config: Config, *, is_pretrained: bool) -> str | None:
+    if is_pretrained or config.embeddings:
+        return None
+    return (
+        "strategy lora has no pretrained base and its embeddings are frozen: codes would stay random vectors; "
+        "set init.run to a pretrain run, or strategy.embeddings=true, or strategy.name=scratch"
+    )
+
+
+def apply(model: EhrModel, config: Config) -> nn.Module:
+    adapter = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=list(ADAPTED_LAYERS),
+        modules_to_save=["head", "embeddings"] if config.embeddings else ["head"],
+    )
+    return cast(nn.Module, peft.get_peft_model(model, adapter))
+
+
+def merge(model: nn.Module) -> EhrModel:
+    return cast(EhrModel, copy.deepcopy(cast(peft.PeftModel, model)).merge_and_unload())
+
+
+def save_adapter(model: nn.Module, folder: Path) -> None:
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json``, which a stock ``peft.PeftModel`` loads."""
+    cast(peft.PeftModel, model).save_pretrained(str(folder))

@@ -1,0 +1,106 @@
+"""Calibration: predicted risk against the share of subjects in whom the event is seen, by groups of risk."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from sksurv.nonparametric import kaplan_meier_estimator
+
+from ehrtrack.errors import DataError
+from ehrtrack.survival.metrics import BoolArray, FloatArray, checked_predictions
+
+MIN_GROUP_SUBJECTS = 2
+
+
+def risk_groups(risk: npt.ArrayLike, n_groups: int) -> npt.NDArray[np.int64]:
+    """Group of each subject by quantiles of risk, 0 the lowest; equal risks always share a group.
+
+    Ties can leave fewer groups than asked for: a model that gives everybody the same risk makes one group.
+
+    Parameters
+    ----------
+    risk : (B,)
+    n_groups : the most groups wanted
+
+    Returns
+    -------
+    (B,) int64, numbered without gaps.
+    """
+    scores = np.asarray(risk, dtype=np.float64)
+    inner = np.quantile(scores, np.arange(1, n_groups) / n_groups)
+    numbers = np.searchsorted(inner, scores, side="right")
+    return np.unique(numbers, return_inverse=True)[1].astype(np.int64)
+
+
+def observed_risk(follow_up_days: FloatArray, is_event: BoolArray, horizon_days: float) -> tuple[float, float, float]:
+    """1 - Kaplan-Meier survival at the horizon with its log-log 95 % interval: (estimate, lower, upper).
+
+    Where follow-up ends before the horizon, the last estimate is carried on to it. A group without events
+    has risk 0 and an upper bound by the rule of three (Hanley & Lippman-Hand 1983, JAMA 249): 3 / n, at
+    most 1.
+    """
+    is_early = follow_up_days <= horizon_days
+    event = is_event & is_early
+    if not event.any():
+        return 0.0, 0.0, min(1.0, 3 / follow_up_days.size)
+    days = np.minimum(follow_up_days, horizon_days)
+    _, survival, bounds = kaplan_meier_estimator(event, days, conf_type="log-log")
+    if survival[-1] == 0:  # everybody had the event: the same rule, turned round
+        return 1.0, max(0.0, 1 - 3 / follow_up_days.size), 1.0
+    lower_survival, upper_survival = bounds[:, -1]
+    return float(1 - survival[-1]), float(1 - upper_survival), float(1 - lower_survival)
+
+
+def calibration_table(
+    risk: npt.ArrayLike,
+    follow_up_days: npt.ArrayLike,
+    is_event: npt.ArrayLike,
+    *,
+    horizon_days: float,
+    n_groups: int = 10,
+) -> pl.DataFrame:
+    """Mean predicted risk and observed Kaplan-Meier risk at the horizon, for groups of rising predicted risk.
+
+    Parameters
+    ----------
+    risk : (B,) predicted probability of an event up to the horizon
+    follow_up_days, is_event : (B,)
+    horizon_days : the horizon of the prediction
+    n_groups : the most groups; tied risks stay together, so there can be fewer
+
+    Returns
+    -------
+    Table with columns group (from 1), n_subjects, n_events, predicted, observed, lower, upper; by rising risk.
+
+    Raises
+    ------
+    DataError
+        If a risk is not a probability, or there are too few subjects for one group.
+    """
+    scores, days, event = checked_predictions(risk, follow_up_days, is_event)
+    if scores.size < MIN_GROUP_SUBJECTS:
+        raise DataError(f"{scores.size} subjects; a calibration table needs at least {MIN_GROUP_SUBJECTS}")
+    if scores.min() < 0 or scores.max() > 1:
+        raise DataError(
+            f"risks from {scores.min():g} to {scores.max():g}; calibration needs probabilities of "
+            "an event by the horizon, not scores"
+        )
+    # Groups of about one subject would have no Kaplan-Meier estimate worth the name.
+    group = risk_groups(scores, min(n_groups, scores.size // MIN_GROUP_SUBJECTS))
+    rows = []
+    for number in range(group.max() + 1):
+        members = group == number
+        observed, lower, upper = observed_risk(days[members], event[members], horizon_days)
+        rows.append(
+            {
+                "group": number + 1,
+                "n_subjects": int(members.sum()),
+                "n_events": int((event[members] & (days[members] <= horizon_days)).sum()),
+                "predicted": float(scores[members].mean()),
+                "observed": observed,
+                "lower": lower,
+                "upper": upper,
+            }
+        )
+    return pl.DataFrame(rows)

@@ -1,0 +1,80 @@
+"""From hazard logits to survival curves and risks."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch.nn.functional as F
+from torch import Tensor
+
+from ehrtrack.errors import DataError
+from ehrtrack.survival.time_grid import TimeGrid
+
+
+def survival_curve(logits: Tensor) -> Tensor:
+    """S at the K + 1 edges of the time grid: 1 at the index date, then prod_{j <= k} (1 - h_j).
+
+    Parameters
+    ----------
+    logits : (B, K) hazard logits
+
+    Returns
+    -------
+    (B, K + 1), float32 or better, falling along the second axis.
+    """
+    log_survival = F.logsigmoid(-_full_precision(logits)).cumsum(dim=1)  # (B, K)
+    return F.pad(log_survival, (1, 0)).exp()  # log S = 0 at the index date
+
+
+def risk_at_horizon(logits: Tensor) -> Tensor:
+    """1 - S(horizon), the probability of an event up to the horizon.
+
+    Parameters
+    ----------
+    logits : (B, K) hazard logits
+
+    Returns
+    -------
+    (B,), float32 or better, in [0, 1].
+    """
+    return -F.logsigmoid(-_full_precision(logits)).sum(dim=1).expm1()
+
+
+def interpolate_survival(survival: npt.ArrayLike, grid: TimeGrid, days: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """S at any day up to the horizon, by straight lines between the edges of the grid.
+
+    A straight line spreads the events of an interval evenly over it (the constant-density interpolation of
+    Kvamme & Borgan 2021, Lifetime Data Analysis 27, section 3.3) and stays defined where S reaches 0.
+
+    Parameters
+    ----------
+    survival : (B, K + 1) at the edges, from `survival_curve`
+    grid : the time grid of those edges
+    days : (M,) days since the index date, within [0, horizon]
+
+    Returns
+    -------
+    (B, M)
+
+    Raises
+    ------
+    DataError
+        If a day lies outside the grid: the model says nothing there.
+    """
+    curves = np.asarray(survival, dtype=np.float64)
+    at = np.atleast_1d(np.asarray(days, dtype=np.float64))
+    edges = np.asarray(grid.edges_days)
+    if curves.ndim != 2 or curves.shape[1] != edges.size:
+        raise DataError(f"survival curves of shape {curves.shape}; this time grid needs (subjects, {edges.size})")
+    if np.any(at < 0) or np.any(at > grid.horizon_days):
+        raise DataError(
+            f"survival asked for at {at.min():g} to {at.max():g} days; the model covers 0 to {grid.horizon_days:g}"
+        )
+    right = np.clip(np.searchsorted(edges, at, side="left"), 1, edges.size - 1)  # (M,)
+    weight = (at - edges[right - 1]) / (edges[right] - edges[right - 1])  # (M,) in [0, 1]
+    interpolated: npt.NDArray[np.float64] = curves[:, right - 1] * (1 - weight) + curves[:, right] * weight
+    return interpolated
+
+
+def _full_precision(logits: Tensor) -> Tensor:
+    return logits.float() if logits.element_size() < 4 else logits

@@ -1,0 +1,126 @@
+"""Losses of the discrete-time hazard model: likelihood, ranking, and their sum.
+
+Throughout, logits are (B, K) hazard logits for B subjects and K intervals, and
+
+    h_ik = sigmoid(logits_ik)            hazard: P(event in interval k | event-free before k)
+    S_ik = prod_{j <= k} (1 - h_ij)      survival through the end of interval k
+    F_ik = 1 - S_ik                      cumulative incidence by the end of interval k
+
+`interval` is `TimeGrid.interval_of(follow_up_days, is_event)`: how many intervals the subject is known to
+have survived. Its censoring rule is part of the likelihood: a subject censored inside interval k survived
+the intervals before k and says nothing of k itself; censored exactly at the end of k, it survived k too;
+followed to the horizon, all K. Counting half-seen intervals as survived would bias the hazard down, and
+dropping the subject would bias it up.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def negative_log_likelihood(logits: Tensor, interval: Tensor, is_event: Tensor) -> Tensor:
+    """Mean over subjects of the negative log-likelihood of discrete-time survival.
+
+        l_i = d_i log h_{i,k_i} + sum_{j < k_i} log(1 - h_ij)
+
+    with d_i = is_event and k_i = interval: a Bernoulli likelihood over the intervals in which subject i was
+    at risk (Tutz & Schmid 2016, Modeling Discrete Time-to-Event Data, eq. 3.17; Gensheimer & Narasimhan
+    2019, PeerJ 7:e6257).
+
+    Parameters
+    ----------
+    logits : (B, K) float
+    interval : (B,) int64 from `TimeGrid.interval_of`, 0 .. K - 1 for events, 0 .. K for censored subjects
+    is_event : (B,) bool
+
+    Returns
+    -------
+    Scalar tensor, >= 0.
+    """
+    logits = _at_least_f32(logits)
+    event = is_event.bool()
+    position = torch.arange(logits.shape[1], device=logits.device)  # (K,)
+    survived = position < interval[:, None]  # (B, K)
+    failed = (position == interval[:, None]) & event[:, None]  # (B, K)
+    # log h = logsigmoid(x) and log(1 - h) = logsigmoid(-x): exact where log(sigmoid(x)) would be -inf.
+    log_likelihood = torch.where(failed, F.logsigmoid(logits), 0.0) + torch.where(survived, F.logsigmoid(-logits), 0.0)
+    return -log_likelihood.sum(dim=1).mean()
+
+
+def ranking_loss(
+    logits: Tensor, interval: Tensor, is_event: Tensor, follow_up_days: Tensor, *, sigma: float = 0.1
+) -> Tensor:
+    """Penalty on pairs in which the subject that failed first had the lower predicted incidence (DeepHit).
+
+        L = 1 / |A| sum_{(i, j) in A} exp(-(F_i(t_i) - F_j(t_i)) / sigma)
+
+    A holds the pairs in which i has the event at t_i and j is known to be event-free then: t_i < t_j, or
+    t_i = t_j with j censored (the tie rule of `metrics.c_index`). F(t_i) is read at the end of the interval
+    of t_i. This is L_2 of Lee et al. 2018 (DeepHit, AAAI; eta(x, y) = exp(-(x - y) / sigma), one cause), as
+    a mean over A and not a sum, so that its weight does not depend on the batch size. With A empty the loss
+    is 0 and its gradient 0.
+
+    Parameters
+    ----------
+    logits : (B, K) float
+    interval : (B,) int64 from `TimeGrid.interval_of`
+    is_event : (B,) bool
+    follow_up_days : (B,) float, days
+    sigma : scale of the incidence difference; below about 0.02 the exponential can overflow in 32 bits
+
+    Returns
+    -------
+    Scalar tensor, >= 0.
+    """
+    logits = _at_least_f32(logits)
+    event = is_event.bool()
+    incidence = -torch.expm1(F.logsigmoid(-logits).cumsum(dim=1))  # (B, K): F_ik
+    # Only rows of subjects with the event are read, and theirs is an interval below K.
+    event_interval = interval.clamp(max=logits.shape[1] - 1)
+    incidence_of_j_at_i = incidence[:, event_interval].T  # (B, B): [i, j] = F_j(t_i)
+    incidence_of_i_at_i = incidence_of_j_at_i.diagonal()[:, None]  # (B, 1): F_i(t_i)
+
+    days_i, days_j = follow_up_days[:, None], follow_up_days[None, :]
+    outlives = (days_i < days_j) | ((days_i == days_j) & ~event[None, :])
+    admissible = event[:, None] & outlives  # (B, B): A
+    exponent = (incidence_of_j_at_i - incidence_of_i_at_i) / sigma
+    # exp(-inf) = 0 with gradient 0: a pair outside A adds nothing, and no inf * 0 can make a NaN.
+    penalty = exponent.masked_fill(~admissible, float("-inf")).exp().sum()
+    return penalty / admissible.sum().clamp(min=1)
+
+
+def survival_loss(
+    logits: Tensor,
+    interval: Tensor,
+    is_event: Tensor,
+    follow_up_days: Tensor,
+    *,
+    lambda_rank: float,
+    sigma: float = 0.1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Total = negative log-likelihood + lambda_rank x ranking loss, and the two parts for the log.
+
+    The likelihood keeps the risks calibrated and the ranking loss pulls the other way: keep lambda_rank
+    small.
+
+    Parameters
+    ----------
+    logits, interval, is_event, follow_up_days, sigma : as in `negative_log_likelihood` and `ranking_loss`
+    lambda_rank : weight of the ranking loss, >= 0
+
+    Returns
+    -------
+    (total, nll, rank), scalar tensors.
+    """
+    nll = negative_log_likelihood(logits, interval, is_event)
+    rank = ranking_loss(logits, interval, is_event, follow_up_days, sigma=sigma)
+    # At weight 0 the ranking is reported and kept out of the sum, where an overflow times 0 would be a NaN.
+    total = nll + lambda_rank * rank if lambda_rank else nll
+    return total, nll, rank
+
+
+def _at_least_f32(logits: Tensor) -> Tensor:
+    """Half-precision logits as float32: sums of log-probabilities lose their digits in 16 bits."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -1,0 +1,88 @@
+"""Experiments, one for each study, and what their pages show."""
+
+from __future__ import annotations
+
+import json
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from ehrtrack.errors import TrackingError
+from ehrtrack.tracking import names
+from ehrtrack.tracking.server import client, tracking_errors
+
+_DESCRIPTION = """\
+Runs of the EHRTrack study **{study}**. Group or filter them by the tag `ehrtrack.kind`: pretrain, finetune,
+baseline, sweep (its trials are nested), compare (the benchmark table). Each run's page begins with a summary;
+`cfg.*` params are its resolved configuration. Compare models by `best/c_index`; read `test/c_index` once,
+at the end.
+"""
+
+_VIEW_TAG = f"mlflow.sharedViewState.{names.VIEW}"
+_COLUMNS = (
+    "attributes.`Created`",
+    "attributes.`Duration`",
+    "metrics.`best/c_index`",
+    "metrics.`test/c_index`",
+    "metrics.`test/ibs`",
+    f"params.`{names.PARAM_PREFIX}strategy.name`",
+    f"params.`{names.PARAM_PREFIX}model.size`",
+    f"tags.`{names.KIND}`",
+)
+
+
+def experiment_named(study: str) -> str:
+    """The id of the study's experiment, which is made if there is none.
+
+    Raises
+    ------
+    TrackingError
+        If an experiment of this name was deleted, or the server refuses.
+    """
+    mlflow_client = client()
+    with tracking_errors(f"find or make experiment {study!r}"):
+        found = mlflow_client.get_experiment_by_name(study)
+        if found is None:
+            return _create(mlflow_client, study)
+    if found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"experiment {study!r} was deleted; bring it back with "
+            f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or use another name"
+        )
+    return str(found.experiment_id)
+
+
+def offer_view(experiment_id: str) -> None:
+    """Give an experiment the columns that links open it with; mlflow's own show no metric at all.
+
+    A view is what the UI's "Share" button stores: the state of the page, as a tag of the experiment.
+    """
+    state = {
+        "selectedColumns": _COLUMNS,
+        "searchFilter": "",
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+    }
+    with tracking_errors(f"describe experiment {experiment_id}"):
+        if _VIEW_TAG not in client().get_experiment(experiment_id).tags:
+            client().set_experiment_tag(experiment_id, _VIEW_TAG, json.dumps(state))
+
+
+def _create(mlflow_client: MlflowClient, study: str) -> str:
+    tags = {
+        names.STUDY: study,
+        "mlflow.note.content": _DESCRIPTION.format(study=study),
+        "mlflow.experimentKind": "custom_model_development",  # the UI's pages for models, not for GenAI
+        "mlflow.experiment.primaryMetric.name": "best/c_index",
+        "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
+    }
+    try:
+        return str(mlflow_client.create_experiment(study, tags=tags))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another pod may have made it meanwhile
+            raise
+        return experiment_named(study)

@@ -1,0 +1,40 @@
+"""The tags and prefixes that EHRTrack's runs carry; also the words to filter by in the UI."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from ehrtrack.errors import TrackingError
+
+STUDY = "ehrtrack.study"
+KIND = "ehrtrack.kind"
+ERROR = "ehrtrack.error"
+STOPPED = "ehrtrack.stopped"
+GIT_COMMIT = "ehrtrack.git_commit"
+GIT_DIRTY = "ehrtrack.git_dirty"
+VIEW = "ehrtrack"  # the key of the columns that a study's page opens with
+
+# `mlflow run` logs its -P strings as params, and a param can never change: "0.10" and 0.1 under one name
+# would end the run. The resolved configuration therefore has names of its own.
+PARAM_PREFIX = "cfg."
+
+# The artifact folder that holds a run's weights, sizes, vocabulary and time grid.
+MODEL_ARTIFACTS = "model"
+
+
+def checked_artifact_path(path: str) -> str:
+    """The path, if it stays inside a run's artifact folder.
+
+    Raises
+    ------
+    TrackingError
+        If it is empty, absolute, has a backslash, a drive or a URL scheme, or climbs with ``..``.
+    """
+    parts = PurePosixPath(path).parts
+    is_inside = bool(parts) and not path.startswith("/") and ".." not in parts
+    if not is_inside or any(mark in path for mark in ("\\", ":", "\0", "%")):
+        raise TrackingError(
+            f"artifact path {path!r} is not a plain relative path; needed is one such as "
+            "'model/weights.safetensors', without '..', a leading '/', or any of \\ : %"
+        )
+    return "/".join(parts)

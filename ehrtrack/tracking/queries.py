@@ -1,0 +1,236 @@
+"""Reading runs back: what compare, best, predict and init.run ask the tracking server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+
+from ehrtrack.errors import TrackingError
+from ehrtrack.tracking import names, registry
+from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
+
+RUNS_PER_PAGE = 1000
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as the server knows it.
+
+    `params` are the resolved configuration, by dotted names without the ``cfg.`` prefix; the raw strings that
+    ``mlflow run`` logs beside them are left out. `metrics` hold the last value of each.
+    """
+
+    run_id: str
+    name: str
+    study: str
+    kind: str
+    status: str
+    params: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    started: datetime
+    ended: datetime | None
+    experiment_id: str
+    parent_run_id: str | None
+
+    @property
+    def duration_seconds(self) -> float | None:
+        """Seconds from start to end, or None for a run that has not ended."""
+        return (self.ended - self.started).total_seconds() if self.ended else None
+
+
+@dataclass(frozen=True)
+class RunReference:
+    """What a reference such as ``models:/NAME@champion`` points at: a run and a folder of its artifacts."""
+
+    run_id: str
+    artifact_path: str
+
+
+def get_run(run_id: str) -> RunRecord:
+    """One run.
+
+    Raises
+    ------
+    TrackingError
+        If the server has no such run; the message says which server was asked.
+    """
+    try:
+        return _record(client().get_run(run_id))
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise TrackingError(
+                f"there is no run {run_id!r} on {redacted(tracking_uri())}; needed is the 32-digit id "
+                "on a run's page, models:/NAME@champion or runs:/ID. Is MLFLOW_TRACKING_URI the server where "
+                "it was made?"
+            ) from error
+        raise TrackingError(f"could not read run {run_id!r} on {redacted(tracking_uri())}: {error}") from error
+
+
+def search_runs(
+    study: str,
+    *,
+    kinds: Sequence[str] = (),
+    status: str | None = "FINISHED",
+    tags: Mapping[str, str] | None = None,
+    params: Mapping[str, str] | None = None,
+    parent_run_id: str | None = None,
+) -> list[RunRecord]:
+    """The runs of a study in all experiments, oldest first; all conditions are applied by the server.
+
+    Parameters
+    ----------
+    kinds
+        Any of these kinds; every kind if empty.
+    status
+        FINISHED, FAILED, KILLED, RUNNING, or None for all.
+    params
+        By dotted name, without the ``cfg.`` prefix.
+    """
+    wanted = {names.STUDY: study} | dict(tags or {})
+    if parent_run_id is not None:
+        wanted["mlflow.parentRunId"] = parent_run_id
+    clauses = [f"tags.`{key}` = {_quoted(value)}" for key, value in wanted.items()]
+    clauses += [f"params.`{names.PARAM_PREFIX}{key}` = {_quoted(value)}" for key, value in (params or {}).items()]
+    if status is not None:
+        clauses.append(f"attributes.status = {_quoted(status)}")
+    # Tags know no IN, so each kind is a search of its own.
+    kind_clauses = [[f"tags.`{names.KIND}` = {_quoted(kind)}"] for kind in dict.fromkeys(kinds)] or [[]]
+    with tracking_errors(f"search the runs of study {study!r}"):
+        experiment_ids = [experiment.experiment_id for experiment in _pages(client().search_experiments)]
+        found = [
+            _record(run)
+            for kind_clause in kind_clauses
+            for run in _pages(
+                client().search_runs,
+                experiment_ids=experiment_ids,
+                filter_string=" and ".join(clauses + kind_clause),
+            )
+        ]
+    return sorted(found, key=lambda record: (record.started, record.run_id))
+
+
+def metric_history(run_id: str, key: str) -> dict[int, float]:
+    """All values of one metric by step (epoch), in order; empty if it was never logged."""
+    with tracking_errors(f"read metric {key!r} of run {run_id}"):
+        history = client().get_metric_history(run_id, key)
+    return {row.step: row.value for row in sorted(history, key=lambda row: (row.step, row.timestamp))}
+
+
+def list_artifacts(run_id: str, path: str = "") -> list[str]:
+    """The paths of all files under a run's artifact folder, sorted.
+
+    Raises
+    ------
+    TrackingError
+        If the server names a path outside that folder.
+    """
+    with tracking_errors(f"list the artifacts of run {run_id}"):
+        return sorted(_files_under(run_id, names.checked_artifact_path(path) if path else ""))
+
+
+def download(run_id: str, path: str, destination: Path) -> Path:
+    """Fetch an artifact file or folder; returns where it now lies, ``destination / path``.
+
+    Neither `path` nor a name that the server lists may lead out of `destination`.
+
+    Raises
+    ------
+    TrackingError
+        If there is no such artifact (the message lists those there are), or a path would escape.
+    """
+    wanted = names.checked_artifact_path(path)
+    parent, _, _ = wanted.rpartition("/")
+    with tracking_errors(f"list the artifacts of run {run_id}"):
+        siblings = {entry.path: entry.is_dir for entry in client().list_artifacts(run_id, parent or None)}
+        files = [wanted]
+        if wanted not in siblings:
+            there = ", ".join(sorted(siblings)) or "none"
+            raise TrackingError(f"run {run_id} has no artifact {wanted!r}; there: {there}")
+        if siblings[wanted]:
+            files = list(_files_under(run_id, wanted))
+    with tracking_errors(f"download {wanted!r} of run {run_id}"):
+        for file in files:
+            folder = (destination / file).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            client().download_artifacts(run_id, file, str(folder))
+    return destination / wanted
+
+
+def resolve_run(reference: str) -> RunReference:
+    """The run and model folder behind a reference.
+
+    It is a run id, ``runs:/ID[/FOLDER]``, ``models:/NAME@ALIAS`` or ``models:/NAME/3``.
+
+    Raises
+    ------
+    TrackingError
+        If it has none of these forms, or the server knows no such run, model, version or alias.
+    """
+    if reference.startswith("models:/"):
+        return RunReference(registry.find_version(reference).run_id, names.MODEL_ARTIFACTS)
+    run_id, _, folder = reference.removeprefix("runs:/").strip("/").partition("/")
+    if not _RUN_ID.fullmatch(run_id):
+        raise TrackingError(
+            f"{reference!r} names no run; needed is a run id (32 hexadecimal digits), runs:/ID, "
+            "models:/NAME@champion or models:/NAME/VERSION"
+        )
+    get_run(run_id)
+    return RunReference(run_id, names.checked_artifact_path(folder) if folder else names.MODEL_ARTIFACTS)
+
+
+def _files_under(run_id: str, path: str) -> Iterator[str]:
+    for entry in client().list_artifacts(run_id, path or None):
+        inside = names.checked_artifact_path(entry.path)
+        if path and not inside.startswith(f"{path}/"):
+            raise TrackingError(f"the server lists {entry.path!r} under {path!r} of run {run_id}; nothing was fetched")
+        if entry.is_dir:
+            yield from _files_under(run_id, inside)
+        else:
+            yield inside
+
+
+def _pages(search: Any, **arguments: Any) -> Iterator[Any]:
+    token: str | None = None
+    while True:
+        page = search(max_results=RUNS_PER_PAGE, page_token=token, **arguments)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _quoted(value: str) -> str:
+    if "'" in value and '"' in value:
+        raise TrackingError(f"{value!r} has both kinds of quotation marks, which the server cannot search for")
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
+def _record(run: Any) -> RunRecord:
+    prefix = names.PARAM_PREFIX
+    tags = dict(run.data.tags)
+    return RunRecord(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        study=tags.get(names.STUDY, ""),
+        kind=tags.get(names.KIND, ""),
+        status=run.info.status,
+        params={k.removeprefix(prefix): v for k, v in run.data.params.items() if k.startswith(prefix)},
+        metrics=dict(run.data.metrics),
+        tags=tags,
+        started=_moment(run.info.start_time),
+        ended=_moment(run.info.end_time) if run.info.end_time else None,
+        experiment_id=run.info.experiment_id,
+        parent_run_id=tags.get("mlflow.parentRunId"),
+    )
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, tz=UTC)

@@ -1,0 +1,183 @@
+"""The model registry: versions of a study's model, and the alias `champion`."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+
+from ehrtrack.errors import TrackingError
+from ehrtrack.tracking import names
+from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
+
+CHAMPION = "champion"
+SERVING_ARTIFACTS = "serving"
+_REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+_REQUIREMENTS = ("mlflow", "numpy", "pandas", "peft", "polars", "pyarrow", "pydantic", "safetensors", "torch")
+
+_SIGNATURE = ModelSignature(
+    inputs=Schema(
+        [
+            ColSpec(DataType.long, "subject_id"),
+            ColSpec(DataType.datetime, "prediction_time"),
+            ColSpec(DataType.datetime, "time"),  # empty for static facts
+            ColSpec(DataType.string, "code"),
+            ColSpec(DataType.double, "numeric_value", required=False),
+        ]
+    ),
+    outputs=Schema(
+        [
+            ColSpec(DataType.long, "subject_id"),
+            ColSpec(DataType.datetime, "prediction_time"),
+            ColSpec(DataType.double, "risk"),
+        ]
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version of a registered model, and the run that made it."""
+
+    name: str
+    version: str
+    run_id: str
+    tags: dict[str, str]
+
+    @property
+    def uri(self) -> str:
+        """``models:/NAME/VERSION``."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def log_and_register_model(
+    run_id: str,
+    model_folder: Path,
+    name: str,
+    *,
+    description: str = "",
+    tags: Mapping[str, str] | None = None,
+) -> ModelVersion:
+    """Store a run's model so that ``mlflow models serve`` can load it, and register it as the next version.
+
+    The folder's files travel as they are (safetensors and JSON) beside the code that reads them; nothing is
+    pickled. A run that is already a version of this model stays that one version.
+
+    Parameters
+    ----------
+    model_folder
+        A local folder that ``ehrtrack.recipes.predict.load_predictor`` can read.
+    name
+        The registered model, made if there is none.
+    """
+    known = _version_of_run(name, run_id)
+    if known is not None:
+        return known
+    with tempfile.TemporaryDirectory(prefix="ehrtrack-") as folder:
+        _save_pyfunc(model_folder, Path(folder) / SERVING_ARTIFACTS)
+        with tracking_errors(f"register run {run_id} as model {name!r}"):
+            client().log_artifacts(run_id, str(Path(folder) / SERVING_ARTIFACTS), SERVING_ARTIFACTS)
+            _ensure_model(name)
+            made = client().create_model_version(
+                name,
+                source=f"runs:/{run_id}/{SERVING_ARTIFACTS}",
+                run_id=run_id,
+                description=description,
+                await_creation_for=0,  # a database registers at once; waiting only prints a line
+                tags=dict(tags or {}),
+            )
+    return _version(made)
+
+
+def set_champion(name: str, version: str) -> None:
+    """Point ``models:/NAME@champion`` at a version."""
+    with tracking_errors(f"make version {version} the champion of model {name!r}"):
+        client().set_registered_model_alias(name, CHAMPION, version)
+
+
+def champion(name: str) -> ModelVersion:
+    """The version that ``models:/NAME@champion`` points at."""
+    return find_version(f"models:/{name}@{CHAMPION}")
+
+
+def find_version(reference: str) -> ModelVersion:
+    """Look up ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+
+    Raises
+    ------
+    TrackingError
+        If it has neither form, or there is no such model, version or alias; the message lists what there is.
+    """
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        raise TrackingError(f"{reference!r} names no model; needed is models:/NAME@champion or models:/NAME/VERSION")
+    name, alias, version = match["name"], match["alias"], match["version"]
+    try:
+        found = client().get_model_version_by_alias(name, alias) if alias else client().get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise TrackingError(f"could not look up {reference} on {redacted(tracking_uri())}: {error}") from error
+        raise TrackingError(
+            f"there is no {reference} on {redacted(tracking_uri())}; {_what_there_is(name)}. "
+            "`ehrtrack compare` registers a study's best model as champion"
+        ) from error
+    return _version(found)
+
+
+def _what_there_is(name: str) -> str:
+    with tracking_errors("list the registered models"):
+        models = {model.name: model for model in client().search_registered_models()}
+    if name not in models:
+        return f"models there are: {', '.join(sorted(models)) or 'none'}"
+    with tracking_errors(f"list the versions of model {name!r}"):
+        versions = [version.version for version in client().search_model_versions(f"name = '{name}'")]
+    aliases = ", ".join(sorted(models[name].aliases)) or "none"
+    numbers = ", ".join(sorted(map(str, versions), key=int)) or "none"
+    return f"model {name!r} has versions {numbers}; aliases: {aliases}"
+
+
+def _version_of_run(name: str, run_id: str) -> ModelVersion | None:
+    with tracking_errors(f"look up model {name!r}"):
+        versions = client().search_model_versions(f"run_id = '{run_id}'")
+    return next((_version(version) for version in versions if version.name == name), None)
+
+
+def _ensure_model(name: str) -> None:
+    try:
+        client().create_registered_model(
+            name,
+            description="Survival models on event histories, registered by EHRTrack. "
+            f"`ehrtrack predict --model models:/{name}@{CHAMPION}` scores a MEDS dataset with the best one.",
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _save_pyfunc(model_folder: Path, target: Path) -> None:
+    with warnings.catch_warnings():
+        # About type hints: of mlflow's own classes on import, and of ours, which has an explicit signature.
+        warnings.filterwarnings("ignore", message=".*[Tt]ype hint")
+        warnings.filterwarnings("ignore", message=".*An input example was not provided")
+        import mlflow.pyfunc
+
+        mlflow.pyfunc.save_model(
+            path=target,
+            python_model=str(Path(__file__).with_name("model_code.py")),
+            artifacts={names.MODEL_ARTIFACTS: str(model_folder)},
+            signature=_SIGNATURE,
+            pip_requirements=[f"{package}=={metadata.version(package)}" for package in _REQUIREMENTS],
+        )
+
+
+def _version(found: Any) -> ModelVersion:
+    return ModelVersion(name=found.name, version=str(found.version), run_id=found.run_id, tags=dict(found.tags))

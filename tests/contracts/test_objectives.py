@@ -1,0 +1,98 @@
+"""What every objective must do; a new module in ehrtrack/objectives is tested here on arrival."""
+
+from __future__ import annotations
+
+import math
+import typing
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from simulated import random_store
+
+from ehrtrack import plugins
+from ehrtrack.data.batch import Batches, Outcomes
+from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
+from ehrtrack.objectives._protocol import Objective, TrainingFacts
+from ehrtrack.section import Choice
+from ehrtrack.training.loop import evaluate
+
+N_SUBJECTS = 60
+V = 30
+STORE = random_store(N_SUBJECTS, V)
+CPU = torch.device("cpu")
+
+
+def outcomes() -> Outcomes:
+    rng = np.random.default_rng(0)
+    return Outcomes(rng.uniform(1, 365, N_SUBJECTS), rng.random(N_SUBJECTS) < 0.6)
+
+
+def batches() -> Batches:
+    return Batches(STORE, np.arange(N_SUBJECTS), 20, 30, outcomes=outcomes())
+
+
+@pytest.fixture(params=plugins.names("objectives"))
+def module(request: pytest.FixtureRequest) -> ModuleType:
+    return plugins.load("objectives", typing.cast(str, request.param))
+
+
+@pytest.fixture
+def objective(module: ModuleType) -> Objective:
+    counts = np.bincount(STORE.token, minlength=V)
+    return typing.cast(Objective, module.build(module.Config(), TrainingFacts(counts, outcomes(), 365.0)))
+
+
+@pytest.fixture
+def model(objective: Objective) -> EhrModel:
+    torch.manual_seed(0)
+    encoder = Behrt(ModelConfig(size="tiny"), V)
+    return EhrModel(encoder, objective.make_head(encoder.width))
+
+
+def test_config_is_a_choice_that_carries_the_modules_name(module: ModuleType) -> None:
+    config = module.Config()
+    assert isinstance(config, Choice)
+    assert config.name == module.__name__.rsplit(".", 1)[-1].replace("_", "-")
+
+
+def test_the_loss_is_one_finite_number_whose_gradient_reaches_encoder_and_head(
+    objective: Objective, model: EhrModel
+) -> None:
+    loss = objective.loss(model, next(iter(batches())), torch.Generator().manual_seed(0))
+    assert loss.shape == ()
+    assert math.isfinite(loss.item())
+    loss.backward()  # type: ignore[no-untyped-call]
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert without == []
+
+
+def test_the_same_generator_state_gives_the_same_loss(objective: Objective, model: EhrModel) -> None:
+    model.eval()
+    batch = next(iter(batches()))
+    losses = [objective.loss(model, batch, torch.Generator().manual_seed(3)).item() for _ in range(2)]
+    assert losses[0] == losses[1]
+
+
+def test_validation_has_a_loss_and_the_metric_that_selects(objective: Objective, model: EhrModel) -> None:
+    metrics = evaluate(model, objective, batches(), CPU)
+    assert {"val/loss", objective.selection.metric} <= metrics.keys()
+    assert all(name.startswith("val/") and math.isfinite(value) for name, value in metrics.items())
+
+
+def test_validation_is_the_same_twice_and_changes_nothing(objective: Objective, model: EhrModel) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    assert evaluate(model, objective, batches(), CPU) == evaluate(model, objective, batches(), CPU)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_selection_prefers_the_better_score(objective: Objective) -> None:
+    low, high = 0.4, 0.6
+    selection = objective.selection
+    assert selection.improves(low, None)
+    assert selection.improves(high, low) is selection.is_higher_better
+    assert selection.improves(low, high) is not selection.is_higher_better
+    assert not selection.improves(low, low)

@@ -1,0 +1,182 @@
+"""What every strategy must do; a new module in ehrtrack/strategies is tested here on arrival."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from simulated import random_store
+from torch import Tensor, nn
+
+from ehrtrack import plugins
+from ehrtrack.data.batch import Batch, Batches, Outcomes, collate
+from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
+from ehrtrack.objectives import survival
+from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.runlog import MemoryRunLogger
+from ehrtrack.section import Choice
+from ehrtrack.strategies._protocol import parameter_table
+from ehrtrack.training.loop import TrainConfig, fit, set_training_mode
+
+N_SUBJECTS = 40
+V = 30
+STORE = random_store(N_SUBJECTS, V)
+ROWS = np.arange(N_SUBJECTS)
+
+
+def outcomes() -> Outcomes:
+    rng = np.random.default_rng(0)
+    days = rng.uniform(1, 365, N_SUBJECTS)
+    return Outcomes(days, rng.random(N_SUBJECTS) < 0.6)
+
+
+def objective() -> survival.Survival:
+    facts = TrainingFacts(np.ones(V, dtype=np.int64), outcomes(), 365.0)
+    return survival.build(survival.Config(n_intervals=5), facts)
+
+
+def base(seed: int = 0) -> EhrModel:
+    torch.manual_seed(seed)
+    encoder = Behrt(ModelConfig(size="tiny"), V)
+    return EhrModel(encoder, objective().make_head(encoder.width))
+
+
+def batch() -> Batch:
+    return collate(STORE, ROWS, max_tokens=30, outcomes=outcomes())
+
+
+def tensors(model: nn.Module, *, trainable: bool) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad is trainable}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model before and after a real fit of three epochs."""
+
+    name: str
+    module: ModuleType
+    model: nn.Module
+    frozen_before: dict[str, Tensor]
+    trainable_before: dict[str, Tensor]
+
+
+@pytest.fixture(scope="module", params=plugins.names("strategies"))
+def name(request: pytest.FixtureRequest) -> str:
+    return typing.cast(str, request.param)
+
+
+@pytest.fixture(scope="module")
+def trained(name: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    module = plugins.load("strategies", name)
+    model = module.apply(base(), module.Config())
+    before = tensors(model, trainable=False), tensors(model, trainable=True)
+    scores = objective()
+    batches = Batches(STORE, ROWS, 10, 30, outcomes=outcomes())
+    fit(
+        model,
+        scores,
+        training=lambda epoch: batches,
+        validation=batches,
+        config=TrainConfig(epochs=3, lr=1e-2),
+        device=torch.device("cpu"),
+        generator=torch.Generator(),
+        checkpoint=tmp_path_factory.mktemp(name) / "best.safetensors",
+        logger=MemoryRunLogger(),
+    )
+    return Trained(name, module, model, *before)
+
+
+def test_config_is_a_choice_that_carries_its_name(name: str) -> None:
+    config = plugins.load("strategies", name).Config()
+    assert isinstance(config, Choice)
+    assert config.name == name
+
+
+def test_it_accepts_either_a_pretrained_model_or_none_and_says_why_not_the_other(name: str) -> None:
+    module = plugins.load("strategies", name)
+    answers = [module.refuse(module.Config(), is_pretrained=is_pretrained) for is_pretrained in (True, False)]
+    assert answers.count(None) == 1
+    reason = next(answer for answer in answers if answer is not None)
+    assert reason.startswith(f"strategy {name} ")
+    assert "strategy.name=" in reason  # what to do instead
+
+
+def test_it_starts_at_the_predictions_of_the_model_it_was_given(name: str) -> None:
+    module = plugins.load("strategies", name)
+    with torch.no_grad():
+        plain = base().eval()(batch())
+        applied = module.apply(base(), module.Config()).eval()(batch())
+    torch.testing.assert_close(applied, plain, atol=1e-6, rtol=0)
+
+
+def test_every_frozen_tensor_is_bit_identical_after_training(trained: Trained) -> None:
+    after = tensors(trained.model, trainable=False)
+    assert after.keys() == trained.frozen_before.keys()
+    moved = [name for name, value in after.items() if not torch.equal(value, trained.frozen_before[name])]
+    assert moved == []
+
+
+def test_every_trainable_tensor_moved(trained: Trained) -> None:
+    after = tensors(trained.model, trainable=True)
+    still = [name for name, value in after.items() if torch.equal(value, trained.trainable_before[name])]
+    assert still == []
+
+
+def test_the_whole_head_is_trainable(trained: Trained) -> None:
+    head = {n.split("head.")[-1] for n, _ in base().named_parameters() if n.startswith("head.")}
+    learned = {n.split(".")[-2] + "." + n.split(".")[-1] for n in trained.trainable_before if ".head." in f".{n}"}
+    assert learned == head
+
+
+def test_gradients_reach_every_trainable_tensor_after_two_steps(name: str) -> None:
+    module = plugins.load("strategies", name)
+    model, loss = module.apply(base(), module.Config()), objective()
+    set_training_mode(model)
+    learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(learned.values(), lr=1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss.loss(model, batch(), torch.Generator()).backward()
+        optimizer.step()
+    without = [n for n, p in learned.items() if p.grad is None or not p.grad.any()]
+    assert without == []
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+def test_merged_is_a_plain_model_that_predicts_the_same(trained: Trained) -> None:
+    merged = trained.module.merge(trained.model)
+    assert type(merged) is EhrModel
+    assert merged.state_dict().keys() == base().state_dict().keys()
+    with torch.no_grad():
+        apart, together = trained.model.eval()(batch()), merged.eval()(batch())
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
+
+
+def test_merging_leaves_the_trained_model_as_it_was(trained: Trained) -> None:
+    with torch.no_grad():
+        before = trained.model.eval()(batch())
+        trained.module.merge(trained.model)
+        assert torch.equal(trained.model.eval()(batch()), before)
+    assert tensors(trained.model, trainable=True).keys() == trained.trainable_before.keys()
+
+
+def test_the_parameter_table_sums(trained: Trained) -> None:
+    table = {row["part"]: row for row in parameter_table(trained.model).iter_rows(named=True)}
+    assert list(table) == ["embedding", "encoder", "adapter", "head", "all"]
+    for column in ("total", "trainable", "frozen"):
+        assert table["all"][column] == sum(row[column] for part, row in table.items() if part != "all")
+    assert all(row["total"] == row["trainable"] + row["frozen"] for row in table.values())
+    plain = sum(p.numel() for p in base().parameters())
+    assert table["all"]["total"] == plain + table["adapter"]["total"]
+    assert table["all"]["trainable"] == sum(p.numel() for p in trained.trainable_before.values())
+    assert table["head"]["frozen"] == 0
+
+
+def test_it_writes_no_adapter_or_one_that_is_safetensors_and_json(trained: Trained, tmp_path: Path) -> None:
+    trained.module.save_adapter(trained.model, tmp_path)
+    assert {file.suffix for file in tmp_path.iterdir()} <= {".safetensors", ".json", ".md"}

@@ -1,0 +1,153 @@
+"""What a batch of packed tokens says of each subject, worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from simulated import History, Visit, random_store, store_of
+
+from ehrtrack.data.batch import GAP_EDGES_DAYS, MAX_POSITION, N_GAPS, Batch, Batches, Outcomes, collate
+from ehrtrack.data.store import TokenStore
+from ehrtrack.data.vocabulary import CLS
+from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
+from ehrtrack.models.heads import HazardHead
+
+LONG = History(
+    [
+        Visit([10, 11], is_static=True),
+        Visit([4], age_years=40.2, gap_days=0.0),
+        Visit([5, 6], age_years=40.25, gap_days=10.0),
+        Visit([7], age_years=41.9, gap_days=400.0),
+    ],
+    end_age_years=42.1,
+    end_gap_days=0.5,
+)
+SHORT = History([Visit([8], age_years=70.0)], end_age_years=70.5, end_gap_days=200.0)
+EMPTY = History([], end_age_years=33.3, end_gap_days=0.0)
+
+VOCABULARY_SIZE = 40
+
+
+def pack(*histories: History, max_tokens: int = 100) -> Batch:
+    return collate(store_of(histories), np.arange(len(histories)), max_tokens=max_tokens)
+
+
+def test_each_subject_is_its_tokens_in_time_order_then_cls() -> None:
+    batch = pack(LONG, SHORT, EMPTY)
+    assert batch.token.tolist() == [10, 11, 4, 5, 6, 7, CLS, 8, CLS, CLS]
+    assert batch.lengths == (7, 2, 1)
+    assert batch.cls_positions.tolist() == [6, 8, 9]
+
+
+def test_positions_count_visits_back_from_the_cutoff() -> None:
+    batch = pack(LONG, SHORT, EMPTY)
+    static = MAX_POSITION
+    assert batch.position.tolist() == [static, static, 3, 2, 2, 1, 0, 1, 0, 0]
+
+
+def test_segments_alternate_by_visit_from_the_last_one() -> None:
+    assert pack(LONG, SHORT, EMPTY).segment.tolist() == [0, 0, 1, 2, 2, 1, 0, 1, 0, 0]
+
+
+def test_ages_are_whole_years_at_the_visit_and_cls_stands_at_the_cutoff() -> None:
+    assert pack(LONG, SHORT, EMPTY).age.tolist() == [0, 0, 40, 40, 40, 41, 42, 70, 70, 33]
+
+
+def test_gaps_are_classes_of_days_since_the_visit_before() -> None:
+    # 0 days is class 1, 7 to 14 days class 6, 365 to 730 days class 12; [CLS]: 6 h to a day 3, 180 to 365 days 11
+    assert pack(LONG, SHORT, EMPTY).gap.tolist() == [0, 0, 1, 6, 6, 12, 3, 1, 11, 1]
+
+
+def test_the_longest_gap_has_the_last_class() -> None:
+    batch = pack(History([Visit([4], 50.0, GAP_EDGES_DAYS[-1])]))
+    assert int(batch.gap[0]) == N_GAPS - 1
+
+
+def test_a_long_record_keeps_static_facts_and_its_most_recent_tokens() -> None:
+    batch = pack(LONG, max_tokens=5)
+    assert batch.token.tolist() == [10, 11, 6, 7, CLS]
+    assert batch.position.tolist() == [MAX_POSITION, MAX_POSITION, 2, 1, 0]
+    assert batch.age.tolist() == [0, 0, 40, 41, 42]
+
+
+def test_a_record_that_just_fits_is_whole() -> None:
+    assert pack(LONG, max_tokens=7).token.tolist() == [10, 11, 4, 5, 6, 7, CLS]
+
+
+def test_visits_beyond_the_table_of_positions_share_its_last_place_before_static_facts() -> None:
+    batch = pack(History([Visit([4], 50.0)] * (MAX_POSITION + 10)), max_tokens=5000)
+    assert int(batch.position[0]) == MAX_POSITION - 1
+    assert int(batch.position[-2]) == 1
+
+
+def test_outcomes_follow_their_subjects() -> None:
+    outcomes = Outcomes(np.array([10.0, 20.0, 30.0]), np.array([True, False, True]))
+    batch = collate(store_of([LONG, SHORT, EMPTY]), np.array([2, 0]), max_tokens=50, outcomes=outcomes)
+    assert batch.rows.tolist() == [2, 0]
+    assert batch.outcomes is not None
+    assert batch.outcomes.follow_up_days.tolist() == [30.0, 10.0]
+    assert batch.outcomes.is_event.tolist() == [True, True]
+
+
+def test_a_random_window_is_a_run_of_the_record_behind_its_static_facts() -> None:
+    record = History(
+        [Visit([9], is_static=True), *(Visit([10 + k], 20.0 + k, 100.0) for k in range(20))],
+        end_age_years=60.0,
+        end_gap_days=2000.0,
+    )
+    store, rng, last_tokens = store_of([record]), np.random.default_rng(0), set()
+    for _ in range(200):
+        batch = collate(store, np.array([0]), max_tokens=7, window_rng=rng)
+        static, *window, cls = batch.token.tolist()
+        assert (static, cls, len(window)) == (9, CLS, 5)
+        assert window == list(range(window[0], window[0] + 5))
+        assert batch.position.tolist() == [MAX_POSITION, 5, 4, 3, 2, 1, 0]
+        last_tokens.add(window[-1])
+        if window[-1] == 29:  # the window ends where the record does: [CLS] stands at the cutoff
+            assert (int(batch.age[-1]), int(batch.gap[-1])) == (60, N_GAPS - 1)
+        else:  # it ends before: [CLS] stands at the window's last visit, and knows nothing of what follows
+            assert (int(batch.age[-1]), int(batch.gap[-1])) == (window[-1] - 10 + 20, 1)
+    assert last_tokens == set(range(14, 30))
+
+
+def test_shuffled_batches_hold_every_subject_once_and_are_the_same_twice() -> None:
+    batches = Batches(random_store(50, VOCABULARY_SIZE), np.arange(50), batch_size=8, max_tokens=50, shuffle_seed=3)
+    first = [row for batch in batches for row in batch.rows.tolist()]
+    assert first == [row for batch in batches for row in batch.rows.tolist()]
+    assert sorted(first) == list(range(50))
+    assert first != sorted(first)
+    assert len(batches) == 7
+    other = replace(batches, shuffle_seed=4)
+    assert first != [row for batch in other for row in batch.rows.tolist()]
+
+
+@pytest.fixture(scope="module")
+def store() -> TokenStore:
+    return random_store(30, VOCABULARY_SIZE)
+
+
+@pytest.fixture(scope="module")
+def model() -> EhrModel:
+    torch.manual_seed(0)
+    encoder = Behrt(ModelConfig(size="tiny"), VOCABULARY_SIZE)
+    model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(4))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # of a size at which attention and head matter
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@given(rows=st.lists(st.integers(0, 29), min_size=1, max_size=8, unique=True))
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_a_prediction_does_not_depend_on_batch_mates_or_their_order(
+    rows: list[int], store: TokenStore, model: EhrModel
+) -> None:
+    with torch.no_grad():
+        together = model(collate(store, np.array(rows), max_tokens=20))
+        alone = torch.cat([model(collate(store, np.array([row]), max_tokens=20)) for row in rows])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-6)

@@ -1,0 +1,148 @@
+"""Cohorts from an external label file: how it is read, clipped and joined, and what it may not be."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+
+import polars as pl
+import pytest
+
+from ehrtrack.data import cohort as cohort_module
+from ehrtrack.data.cohort import CohortConfig, build_cohort
+from ehrtrack.data.labels import read_labels
+from ehrtrack.data.splits import SplitConfig
+from ehrtrack.errors import DataError
+
+HEADER = "subject_id,prediction_time,follow_up_days,is_event\n"
+ROWS = [row for subject in (1, 2, 3) for row in [(subject, "1970-01-01", "MEDS_BIRTH"), (subject, "2019-06-01", "A")]]
+
+
+@pytest.fixture
+def label(make_dataset, tmp_path, monkeypatch):
+    """Builds a cohort of labels (CSV rows) over a dataset. A few subjects cannot fill three splits."""
+    monkeypatch.setattr(cohort_module, "_check_events", lambda _subjects: None)
+
+    def run(lines: str, rows=ROWS, **config):
+        (tmp_path / "labels.csv").write_text(HEADER + lines)
+        settings = CohortConfig(labels=tmp_path / "labels.csv", **config)
+        return build_cohort(make_dataset(rows), settings, SplitConfig())
+
+    return run
+
+
+def test_labels_are_taken_as_they_are(label):
+    cohort = label("2,2020-01-01 14:30:00,100,1\n1,2020-01-02,50.5,false\n")
+    assert cohort.subjects.drop("split").rows() == [
+        (1, datetime(2020, 1, 2), 50.5, False),
+        (2, datetime(2020, 1, 1, 14, 30), 100.0, True),
+    ]
+    assert cohort.horizon_days == 100
+
+
+def test_horizon_censors_longer_follow_up_and_keeps_events_at_it(label):
+    cohort = label("1,2020-01-01,100,1\n2,2020-01-01,90,1\n3,2020-01-01,30,1\n", horizon_days=90)
+    assert cohort.subjects.select("follow_up_days", "is_event").rows() == [
+        (90, False),
+        (90, True),
+        (30, True),
+    ]
+    assert cohort.horizon_days == 90
+
+
+def test_attrition_of_labels(label):
+    rows = [
+        *ROWS,
+        (4, "2020-06-01", "A"),
+        (5, "2019-01-01", "A"),
+        (5, "2019-12-31", "MEDS_DEATH"),
+        (6, None, "F"),
+    ]
+    lines = "".join(f"{subject},2020-01-01,{10 * (subject != 3)},1\n" for subject in (1, 2, 3, 4, 5, 6, 7))
+    assert label(lines, rows).attrition.rows() == [
+        ("subjects in the labels", 7, 0),
+        ("in the dataset", 6, 1),
+        ("has an event at or before the prediction time", 4, 2),
+        ("alive at the prediction time", 3, 1),
+        ("follow-up after the prediction time", 2, 1),
+    ]
+
+
+def test_eligibility_rules_hold_for_labels_too(label):
+    cohort = label("1,2019-12-31,10,1\n2,2020-01-01,10,1\n", min_age_years=50)
+    assert cohort.subjects["subject_id"].to_list() == [2]
+
+
+def test_source_ids_are_looked_up(make_dataset, tmp_path):
+    dataset = make_dataset(ROWS)
+    (dataset.path / "metadata").mkdir()
+    pl.DataFrame({"source_id": ["p-one", "p-two"], "subject_id": [1, 2]}).write_parquet(
+        dataset.path / "metadata" / "subjects.parquet"
+    )
+    (tmp_path / "labels.csv").write_text(HEADER + "p-two,2020-01-01,1,1\np-nine,2020-01-01,1,0\np-one,2020-01-01,1,0\n")
+    assert read_labels(tmp_path / "labels.csv", dataset)["subject_id"].to_list() == [2, None, 1]
+
+
+def test_parquet_with_dates_and_integers_is_read(make_dataset, tmp_path):
+    pl.DataFrame(
+        {
+            "subject_id": pl.Series([1, 2], dtype=pl.Int32),
+            "prediction_time": [date(2020, 1, 1), date(2020, 1, 2)],
+            "follow_up_days": [3, 4],
+            "is_event": [0, 1],
+            "note": ["not needed", ""],
+        }
+    ).write_parquet(tmp_path / "labels.parquet")
+    assert read_labels(tmp_path / "labels.parquet", make_dataset(ROWS)).rows() == [
+        (1, datetime(2020, 1, 1), 3.0, False),
+        (2, datetime(2020, 1, 2), 4.0, True),
+    ]
+
+
+def test_prediction_needs_no_outcome_columns(make_dataset, tmp_path):
+    (tmp_path / "labels.csv").write_text("subject_id,prediction_time\n1,2020-01-01T08:00:00\n")
+    table = read_labels(tmp_path / "labels.csv", make_dataset(ROWS), needs_outcome=False)
+    assert table.rows() == [(1, datetime(2020, 1, 1, 8))]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            HEADER + "1,2020-01-01,1,1\n2,2020-01-01,1,1\n1,2020-02-01,1,0\n",
+            r"1 subjects .*subject 1, 2 times",
+        ),
+        ("subject_id,time,is_event\n1,2020-01-01,1\n", "lacks prediction_time, follow_up_days"),
+        (
+            HEADER + "1,2020-01-01,1,1\n2,01/02/2020,1,1\n",
+            r"1 of 2 .*prediction_time .*'01/02/2020' in row 2",
+        ),
+        (HEADER + "1,,1,1\n", "prediction_time cannot be read"),
+        (HEADER + "1,2020-01-01,long,1\n", "follow_up_days cannot be read"),
+        (HEADER + "1,2020-01-01,1,maybe\n", "is_event cannot be read"),
+        (HEADER + "p-one,2020-01-01,1,1\n", "subjects.parquet"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_refused(make_dataset, tmp_path, text, message):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_labels(tmp_path / "labels.csv", make_dataset(ROWS))
+
+
+def test_labels_file_that_is_not_there_is_refused(make_dataset, tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        read_labels(tmp_path / "labels.csv", make_dataset(ROWS))
+
+
+def test_labels_of_other_subjects_leave_an_empty_cohort(label):
+    with pytest.raises(DataError, match="'in the dataset' dropped the last 2 subjects"):
+        label("8,2020-01-01,1,1\n9,2020-01-01,1,0\n")
+
+
+def test_moving_the_labels_file_keeps_the_fingerprint(make_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(cohort_module, "_check_events", lambda _subjects: None)
+    dataset = make_dataset(ROWS)
+    prints = []
+    for name, follow_up in [("a.csv", 5), ("b.csv", 5), ("c.csv", 6)]:
+        (tmp_path / name).write_text(f"{HEADER}1,2020-01-01,{follow_up},1\n")
+        prints.append(build_cohort(dataset, CohortConfig(labels=tmp_path / name), SplitConfig()).fingerprint)
+    assert prints[0] == prints[1] != prints[2]

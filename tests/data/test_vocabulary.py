@@ -1,0 +1,170 @@
+"""Tokens and value bins come from training events, in a fixed order, and survive a round trip."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ehrtrack.data.vocabulary import (
+    MASK,
+    PAD,
+    SPECIAL_TOKENS,
+    UNK,
+    Vocabulary,
+    VocabularyConfig,
+    coverage,
+    fit_vocabulary,
+    index_tokens,
+)
+from ehrtrack.errors import CheckpointError, ConfigError, DataError
+
+DAY = "2020-01-01"
+
+
+def fit(frame, rows, **config) -> Vocabulary:
+    return fit_vocabulary(frame(rows).lazy(), VocabularyConfig(**{"min_subjects": 1, "min_values": 1, **config}))
+
+
+def values(code: str, numbers) -> list:
+    return [(subject, DAY, code, float(number), None) for subject, number in enumerate(numbers)]
+
+
+def token_names(frame, rows, vocabulary: Vocabulary) -> list[str]:
+    indexed = index_tokens(frame(rows).lazy(), vocabulary).sort("subject_id", "code").collect()
+    return [vocabulary.tokens[token] for token in indexed["token"]]
+
+
+def test_tokens_follow_the_specials_by_count_then_name(frame):
+    rows = [(1, DAY, "B"), (1, DAY, "B"), (2, DAY, "C"), (3, DAY, "A"), (1, None, "GENDER//F")]
+    vocabulary = fit(frame, rows)
+    assert vocabulary.tokens == (*SPECIAL_TOKENS, "B", "A", "C", "GENDER//F")
+    assert vocabulary.counts == (0, 0, 0, 0, 2, 1, 1, 1)
+    assert len(vocabulary) == 8
+    assert vocabulary.index["A"] == 5
+    assert len({PAD, UNK, MASK}) == 3
+
+
+def test_birth_death_and_observation_periods_never_become_tokens(frame):
+    codes = ["MEDS_BIRTH", "MEDS_DEATH", "OBSERVATION_PERIOD//END", "MEDS_BIRTHDAY_CARD"]
+    assert fit(frame, [(1, DAY, code) for code in codes]).tokens[4:] == ("MEDS_BIRTHDAY_CARD",)
+
+
+def test_token_needs_enough_subjects_not_enough_events(frame):
+    rows = [(1, DAY, "A")] * 10 + [(1, DAY, "B"), (2, DAY, "B")]
+    vocabulary = fit(frame, rows, min_subjects=2)
+    assert vocabulary.tokens[4:] == ("B",)
+    assert token_names(frame, [(9, DAY, "A"), (9, DAY, "B")], vocabulary) == ["[UNK]", "B"]
+
+
+def test_excluded_codes_leave_no_trace_not_even_unk(frame):
+    rows = [(1, DAY, "LAB//1"), (1, DAY, "BILL//2"), (1, DAY, "X")]
+    vocabulary = fit(frame, rows, exclude=("BILL",))
+    assert vocabulary.tokens[4:] == ("LAB//1", "X")
+    assert token_names(frame, [*rows, (1, DAY, "BILLS"), (1, DAY, "Y")], vocabulary) == [
+        "LAB//1",
+        "X",
+        "[UNK]",
+    ]
+
+
+def test_edges_are_the_quantiles_of_the_training_values(frame):
+    numbers = np.random.default_rng(0).normal(size=500).astype(np.float32)
+    edges = fit(frame, values("HR", numbers), n_value_bins=5).value_edges["HR"]
+    assert edges == pytest.approx(np.quantile(numbers.astype(float), [0.2, 0.4, 0.6, 0.8]), abs=1e-12)
+
+
+def test_a_value_at_an_edge_belongs_to_the_bin_above_it(frame):
+    vocabulary = fit(frame, values("HR", [10, 20, 30, 40, 50]), n_value_bins=2)
+    assert vocabulary.value_edges == {"HR": (30.0,)}
+    new = values("HR", [-1e9, 29.999, 30, 1e9])
+    assert token_names(frame, new, vocabulary) == ["HR//Q1", "HR//Q1", "HR//Q2", "HR//Q2"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "edges"),
+    [
+        ([0] * 90 + [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], None),  # all quantiles are the lowest value
+        ([0] * 50 + [1] * 50, (1.0,)),
+        ([7] * 100, None),
+    ],
+)
+def test_equal_edges_are_merged_and_no_bin_is_empty(frame, numbers, edges):
+    vocabulary = fit(frame, values("LAB", numbers), n_value_bins=5)
+    assert vocabulary.value_edges.get("LAB") == edges
+    n_bins = 1 if edges is None else len(edges) + 1
+    assert len(vocabulary) == 4 + n_bins
+
+
+def test_code_with_too_few_values_keeps_its_plain_token(frame):
+    rows = values("LAB", range(9))
+    assert fit(frame, rows, min_values=10).tokens[4:] == ("LAB",)
+    assert fit(frame, rows, min_values=9, n_value_bins=2).tokens[4:] == ("LAB//Q2", "LAB//Q1")
+
+
+def test_binned_code_without_a_value_is_its_plain_token(frame):
+    rows = [*values("LAB", [1, 2]), (5, DAY, "LAB"), (6, DAY, "LAB", float("nan"), None)]
+    vocabulary = fit(frame, rows, n_value_bins=2)
+    assert vocabulary.value_edges == {"LAB": (1.5,)}
+    assert vocabulary.tokens[4:] == ("LAB", "LAB//Q1", "LAB//Q2")
+
+
+def test_values_of_other_codes_do_not_mix(frame):
+    rows = values("LOW", [1, 2, 3, 4]) + values("HIGH", [100, 200, 300, 400])
+    vocabulary = fit(frame, rows, n_value_bins=2)
+    assert vocabulary.value_edges == {"HIGH": (250.0,), "LOW": (2.5,)}
+    both = [(1, DAY, "HIGH", 240.0, None), (1, DAY, "LOW", 240.0, None)]
+    assert token_names(frame, both, vocabulary) == ["HIGH//Q1", "LOW//Q2"]
+
+
+def test_code_spelt_like_a_special_token_does_not_become_it(frame):
+    vocabulary = fit(frame, [(1, DAY, "[MASK]"), (1, DAY, "A")])
+    assert vocabulary.tokens == (*SPECIAL_TOKENS, "A")
+    assert token_names(frame, [(1, DAY, "[MASK]")], vocabulary) == ["[UNK]"]
+
+
+def test_round_trip_keeps_everything(frame, tmp_path):
+    vocabulary = fit(frame, [*values("HR", np.linspace(0, 1, 7)), (1, DAY, "Ärzte//ü")], exclude=("Z",))
+    vocabulary.save(tmp_path / "vocabulary.json")
+    loaded = Vocabulary.load(tmp_path / "vocabulary.json")
+    assert loaded == vocabulary
+    assert loaded.fingerprint == vocabulary.fingerprint
+
+
+def test_fingerprint_follows_tokens_and_edges(frame):
+    base = fit(frame, values("HR", [1, 2, 3]))
+    assert fit(frame, values("HR", [1, 2, 4])).fingerprint != base.fingerprint
+    assert fit(frame, values("HR", [1, 2, 3]), exclude=("Z",)).fingerprint != base.fingerprint
+    assert fit(frame, values("HR", [1, 2, 3])[::-1]).fingerprint == base.fingerprint
+
+
+def test_coverage_tells_known_from_unknown_for_each_split(frame):
+    vocabulary = fit(frame, [(1, DAY, "A"), (1, DAY, "B")], exclude=("SKIP",))
+    rows = [(1, DAY, "A"), (1, DAY, "B"), (2, DAY, "A"), (2, DAY, "N1"), (2, DAY, "N2"), (2, DAY, "N2")]
+    rows += [(2, DAY, "SKIP"), (3, DAY, "A")]
+    splits = pl.DataFrame({"subject_id": [1, 2], "split": ["train", "test"]})
+    assert coverage(frame(rows).lazy(), vocabulary, splits).rows() == [
+        ("train", 2, 1.0, 0.0, 0),
+        ("test", 4, 0.25, 0.75, 2),
+    ]
+
+
+def test_training_events_with_no_common_code_are_refused(frame):
+    with pytest.raises(DataError, match="min_subjects = 5"):
+        fit(frame, [(1, DAY, "A")], min_subjects=5)
+
+
+def test_pattern_that_cannot_be_matched_is_refused():
+    with pytest.raises(ConfigError, match="look-around"):
+        VocabularyConfig(exclude=("(?=A)",))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"tokens": []}', Vocabulary(("A",), {}).to_json()])
+def test_text_that_is_no_vocabulary_is_refused(text):
+    with pytest.raises(CheckpointError, match="vocabulary"):
+        Vocabulary.from_json(text)
+
+
+def test_vocabulary_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot read the vocabulary"):
+        Vocabulary.load(tmp_path / "vocabulary.json")

@@ -1,0 +1,157 @@
+"""The encoder: sizes, and attention that stays within a subject."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from simulated import random_store
+from torch import Tensor, nn
+
+from ehrtrack.data.batch import Batch, collate
+from ehrtrack.errors import ConfigError
+from ehrtrack.models import attention
+from ehrtrack.models.behrt import (
+    ADAPTED_LAYERS,
+    SIZES,
+    Behrt,
+    EhrModel,
+    ModelConfig,
+    encoder_weights,
+    load_encoder_weights,
+)
+from ehrtrack.models.heads import HazardHead, TokenHead
+
+VOCABULARY_SIZE = 40
+
+
+def batch_of(n_subjects: int, seed: int = 0) -> Batch:
+    return collate(random_store(n_subjects, VOCABULARY_SIZE, seed), np.arange(n_subjects), max_tokens=24)
+
+
+def make_model(seed: int = 0, size: str = "tiny") -> EhrModel:
+    torch.manual_seed(seed)
+    encoder = Behrt(ModelConfig(size=size, dropout=0.0), VOCABULARY_SIZE)
+    model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(5)))
+    with torch.no_grad():
+        for parameter in model.parameters():  # so that attention differs from its mean
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def padded_attention(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """The plain form: subjects padded to the longest, keys beyond a subject's length masked out, softmax by hand."""
+    n_heads, _, width = q.shape
+    longest, n_subjects = max(lengths), len(lengths)
+    is_token = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]  # (B, L)
+
+    def pad(x: Tensor) -> Tensor:
+        return q.new_zeros(n_subjects, longest, n_heads, width).index_put((is_token,), x.transpose(0, 1))
+
+    scores = torch.einsum("blhd,bmhd->bhlm", pad(q), pad(k)) / width**0.5
+    weights = scores.masked_fill(~is_token[:, None, None, :], float("-inf")).softmax(-1)
+    return torch.einsum("bhlm,bmhd->blhd", weights, pad(v))[is_token].transpose(0, 1)
+
+
+def loss_and_gradients(model: EhrModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    loss: Tensor = model(batch).square().mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_packed_attention_equals_padded_attention_with_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = make_model(), batch_of(12)
+    loss, gradients = loss_and_gradients(model, batch)
+    calls = []
+
+    def reference(*arguments: Tensor | tuple[int, ...]) -> Tensor:
+        calls.append(arguments)
+        return padded_attention(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attention, "packed_attention", reference)
+    padded_loss, padded_gradients = loss_and_gradients(model, batch)
+    assert len(calls) == SIZES["tiny"].n_layers
+    torch.testing.assert_close(loss, padded_loss, atol=1e-5, rtol=1e-5)
+    assert gradients.keys() == padded_gradients.keys() == {name for name, _ in model.named_parameters()}
+    torch.testing.assert_close(gradients, padded_gradients, atol=1e-5, rtol=1e-5)
+
+
+def test_no_token_sees_another_subject() -> None:
+    model, batch = make_model(), batch_of(6)
+    with torch.no_grad():
+        before = model.encoder(batch)
+        start, stop = sum(batch.lengths[:3]), sum(batch.lengths[:4])
+        assert stop - start > 3
+        batch.token[start:stop] = 4 + (batch.token[start:stop] + 11) % (VOCABULARY_SIZE - 4)
+        after = model.encoder(batch)
+    is_changed = (before != after).any(dim=1)
+    assert is_changed[start:stop].all()
+    assert not is_changed[:start].any()
+    assert not is_changed[stop:].any()
+
+
+def test_every_token_of_a_subject_sees_all_its_tokens() -> None:
+    model, batch = make_model(), batch_of(6)
+    start, stop = sum(batch.lengths[:3]), sum(batch.lengths[:4])
+    with torch.no_grad():
+        before = model.encoder(batch)
+        batch.token[start] = 4 + (batch.token[start] + 11) % (VOCABULARY_SIZE - 4)
+        after = model.encoder(batch)
+    assert (before != after).any(dim=1)[start:stop].all()
+
+
+@pytest.mark.parametrize("field", ["token", "age", "segment", "position", "gap"])
+def test_every_embedding_reaches_the_hidden_states(field: str) -> None:
+    model, batch = make_model(), batch_of(3)
+    with torch.no_grad():
+        before = model.encoder(batch)
+        getattr(batch, field).add_(1).remainder_(3)
+        assert not torch.equal(before, model.encoder(batch))
+
+
+@pytest.mark.parametrize(
+    ("size", "low", "high"), [("small", 0.4e6, 0.7e6), ("medium", 2e6, 3.2e6), ("large", 10e6, 20e6)]
+)
+def test_sizes_have_the_parameters_that_they_promise(size: str, low: float, high: float) -> None:
+    with torch.device("meta"):
+        encoder = Behrt(ModelConfig(size=size), vocabulary_size=1000)
+    assert low <= sum(p.numel() for p in encoder.parameters()) <= high
+
+
+def test_attention_and_mlp_are_linear_layers_that_adapters_can_wrap() -> None:
+    linear = {
+        name.rsplit(".", 1)[-1]
+        for name, module in make_model().encoder.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    assert linear == set(ADAPTED_LAYERS)
+
+
+@pytest.mark.parametrize("size", ["smal", "LARGE"])
+def test_an_unknown_size_names_the_sizes(size: str) -> None:
+    with pytest.raises(ConfigError, match="small, medium, large"):
+        ModelConfig(size=size)
+
+
+def test_encoder_weights_come_back_bit_for_bit() -> None:
+    source, target = make_model(1), make_model(2)
+    batch = batch_of(4)
+    load_encoder_weights(target, encoder_weights(source))
+    with torch.no_grad():
+        assert torch.equal(source.encoder(batch), target.encoder(batch))
+
+
+def test_encoder_weights_of_another_shape_are_refused() -> None:
+    weights = encoder_weights(make_model())
+    weights["embeddings.code.weight"] = weights["embeddings.code.weight"][:-1]
+    with pytest.raises(RuntimeError, match=r"embeddings\.code\.weight"):
+        load_encoder_weights(make_model(), weights)
+
+
+def test_token_logits_are_of_masked_positions_only() -> None:
+    encoder = Behrt(ModelConfig(size="tiny"), VOCABULARY_SIZE)
+    batch = replace(batch_of(6), target_positions=torch.tensor([3, 8]), targets=torch.tensor([4, 5]))
+    assert EhrModel(encoder, TokenHead(encoder.width, VOCABULARY_SIZE))(batch).shape == (2, VOCABULARY_SIZE)

@@ -1,0 +1,111 @@
+"""The folder a model is kept in: it comes back whole, or says what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from simulated import random_store, study
+
+from ehrtrack.data.batch import collate
+from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
+from ehrtrack.errors import CheckpointError
+from ehrtrack.models.behrt import Behrt, EhrModel
+from ehrtrack.models.heads import HazardHead
+from ehrtrack.recipes._model_folder import read_model_folder, write_model_folder
+from ehrtrack.survival.time_grid import TimeGrid
+from ehrtrack.training.checkpoint import load_tensors, save_tensors
+
+V = 30
+VOCABULARY = Vocabulary(SPECIAL_TOKENS + tuple(f"CODE//{k}" for k in range(V - 4)), {"CODE//1": (0.5, 2.0)}, (1,) * V)
+GRID = TimeGrid((0.0, 10.0, 365.0))
+
+
+def write(folder: Path, **changes: Any) -> EhrModel:
+    torch.manual_seed(0)
+    config = study(folder / "meds", folder / "cache", strategy={"name": "lora", "rank": 3})
+    encoder = Behrt(config.model, V)
+    model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(GRID.n_intervals))).eval()
+    arguments: dict[str, Any] = {
+        "config": config, "vocabulary": VOCABULARY, "fingerprints": {"data": "d"}, "model": model, "grid": GRID,
+    }  # fmt: skip
+    write_model_folder(folder / "model", **arguments | changes)
+    return model
+
+
+def test_a_model_comes_back_with_the_same_predictions(tmp_path: Path) -> None:
+    model = write(tmp_path)
+    folder = read_model_folder(tmp_path / "model")
+    assert folder.vocabulary == VOCABULARY
+    assert folder.grid == GRID
+    assert folder.config.to_json()["strategy"]["rank"] == 3
+    assert folder.fingerprints["data"] == "d"
+    assert len(folder.fingerprints["encoder"]) == 16
+    batch = collate(random_store(5, V), np.arange(5), max_tokens=20)
+    with torch.no_grad():
+        assert torch.equal(folder.survival_model()(batch), model(batch))
+
+
+def test_it_is_safetensors_and_json_alone(tmp_path: Path) -> None:
+    write(tmp_path)
+    files = {file.name for file in (tmp_path / "model").iterdir()}
+    assert files == {
+        "model.safetensors", "run_config.json", "vocabulary.json", "time_grid.json", "fingerprints.json",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "run_config.json", "vocabulary.json", "fingerprints.json"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    write(tmp_path)
+    (tmp_path / "model" / name).unlink()
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        read_model_folder(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "run_config.json", "vocabulary.json", "fingerprints.json", "time_grid.json"]
+)
+def test_a_file_cut_short_is_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path)
+    file = tmp_path / "model" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError):
+        read_model_folder(tmp_path / "model")
+
+
+def test_weights_beside_another_vocabulary_are_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    shorter = Vocabulary(VOCABULARY.tokens[:-1], {}, (1,) * (V - 1))
+    shorter.save(tmp_path / "model" / "vocabulary.json")
+    with pytest.raises(CheckpointError, match="weights for 30 tokens beside a vocabulary of 29"):
+        read_model_folder(tmp_path / "model")
+
+
+def test_weights_of_another_size_than_the_configuration_are_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    file = tmp_path / "model" / "run_config.json"
+    values = json.loads(file.read_text())
+    values["model"]["size"] = "small"
+    file.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="do not fit"):
+        read_model_folder(tmp_path / "model").survival_model()
+
+
+def test_a_missing_tensor_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_tensors(file)
+    del tensors["encoder.norm.weight"]
+    save_tensors(file, tensors)
+    with pytest.raises(CheckpointError, match=r"encoder\.norm\.weight"):
+        read_model_folder(tmp_path / "model").survival_model()
+
+
+def test_a_pretrained_model_predicts_no_survival(tmp_path: Path) -> None:
+    write(tmp_path, grid=None)
+    with pytest.raises(CheckpointError, match="predicts no survival"):
+        read_model_folder(tmp_path / "model").survival_model()

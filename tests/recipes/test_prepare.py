@@ -1,0 +1,107 @@
+"""From a dataset to token stores: what is fitted on whom, and what does not go together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from simulated import Population, study, study_values, write_dataset
+
+from ehrtrack.config import RuntimeConfig, parse_config
+from ehrtrack.data.splits import assign_splits
+from ehrtrack.data.vocabulary import CLS, MASK, PAD
+from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.recipes._prepare import check_same_reading, prepare_cohort, prepare_records, seed_everything
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepare")
+    write_dataset(folder / "meds", Population(n_subjects=200))
+    return folder
+
+
+def make(folder: Path, **sections: Any) -> Any:
+    return study(folder / "meds", folder / "cache", **sections)
+
+
+def test_splits_are_by_subject_and_the_same_in_pretraining_and_fine_tuning(folder: Path) -> None:
+    records, cohort = prepare_records(make(folder)), prepare_cohort(make(folder))
+    for prepared in (records, cohort):
+        split = assign_splits(pl.Series(prepared.store.subject_ids), make(folder).data.split).to_numpy()
+        for name, rows in prepared.rows.items():
+            assert (split[rows] == name).all()
+        everybody = np.sort(np.concatenate(list(prepared.rows.values())))
+        assert (everybody == np.arange(len(prepared.store))).all()
+
+
+def test_the_vocabulary_is_fitted_on_what_training_subjects_had_before_the_index(folder: Path) -> None:
+    records, cohort = prepare_records(make(folder)), prepare_cohort(make(folder))
+    assert {"OUTCOME", "CONTACT"} <= set(records.vocabulary.tokens)
+    assert not {"OUTCOME", "CONTACT"} & set(cohort.vocabulary.tokens)
+
+
+def test_token_counts_are_those_of_training_subjects(folder: Path) -> None:
+    records = prepare_records(make(folder))
+    counts = records.token_counts()
+    expected = sum(int(records.store.n_tokens[row]) for row in records.rows["train"])
+    assert counts.sum() == expected
+    assert counts[[PAD, CLS, MASK]].tolist() == [0, 0, 0]
+    n_subjects = len(records.rows["train"])
+    assert counts[records.vocabulary.index["INDEX"]] == n_subjects
+
+
+def test_labels_follow_the_store_row_for_row(folder: Path) -> None:
+    cohort = prepare_cohort(make(folder))
+    assert cohort.cohort.subjects["subject_id"].to_list() == cohort.store.subject_ids.tolist()
+    assert cohort.outcomes.follow_up_days.tolist() == cohort.cohort.subjects["follow_up_days"].to_list()
+
+
+def test_a_recipe_with_an_outcome_needs_a_cohort(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[cohort\]"):
+        prepare_cohort(make(folder, cohort=None))
+
+
+def test_a_vocabulary_of_other_codes_is_refused(folder: Path, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "meds", Population(n_subjects=100, prefix="OTHER//"))
+    other = prepare_records(study(tmp_path / "meds", tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"knows 0% of the training events, at least 50% are needed"):
+        prepare_cohort(make(folder), other.vocabulary)
+
+
+def data_config(folder: Path, **changes: Any) -> Any:
+    values = study_values(folder / "meds", folder / "cache")
+    return parse_config(values | {"data": values["data"] | changes}).data
+
+
+def test_a_base_that_read_visits_otherwise_is_refused(folder: Path) -> None:
+    base, run = data_config(folder, visits={"unit": "hour"}), data_config(folder)
+    with pytest.raises(ConfigError, match=r"pretrained with data\.visits\.unit=hour, this run says day"):
+        check_same_reading(run, base, is_same_data=False)
+
+
+def test_another_split_of_the_same_data_is_refused_since_test_subjects_were_pretrained_on(folder: Path) -> None:
+    base, run = data_config(folder), data_config(folder, split={"seed": 1})
+    with pytest.raises(ConfigError, match="test subjects would have been seen in pretraining"):
+        check_same_reading(run, base, is_same_data=True)
+    check_same_reading(run, base, is_same_data=False)
+
+
+def test_one_seed_sets_every_generator() -> None:
+    import random
+
+    def draw(seed: int) -> list[float]:
+        generator = seed_everything(RuntimeConfig(seed=seed))
+        return [
+            random.random(),
+            float(np.random.rand()),
+            torch.rand(()).item(),
+            torch.rand((), generator=generator).item(),
+        ]
+
+    assert draw(5) == draw(5)
+    assert not set(draw(5)) & set(draw(6))

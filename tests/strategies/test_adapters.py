@@ -1,0 +1,150 @@
+"""LoRA and its relatives: how much learns, what is refused, and that a stock peft reads what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from simulated import random_store
+from torch import nn
+
+from ehrtrack import plugins
+from ehrtrack.data.batch import Batch, collate
+from ehrtrack.models.behrt import ADAPTED_LAYERS, SIZES, Behrt, EhrModel, ModelConfig
+from ehrtrack.models.heads import HazardHead
+from ehrtrack.section import Choice
+from ehrtrack.strategies import lora
+from ehrtrack.strategies._protocol import parameter_table
+from ehrtrack.training.checkpoint import save_tensors
+from ehrtrack.training.loop import set_training_mode
+
+N_INTERVALS = 20
+
+
+def base(size: str = "tiny", vocabulary_size: int = 1000, seed: int = 0) -> EhrModel:
+    torch.manual_seed(seed)
+    encoder = Behrt(ModelConfig(size=size), vocabulary_size)
+    return EhrModel(encoder, HazardHead(encoder.width, torch.zeros(N_INTERVALS)))
+
+
+def batch() -> Batch:
+    return collate(random_store(12, 40), np.arange(12), max_tokens=30)
+
+
+def config_of(name: str, **settings: Any) -> Choice:
+    config: Choice = plugins.load("strategies", name).Config(**settings)
+    return config
+
+
+def apply(name: str, model: EhrModel, **settings: Any) -> nn.Module:
+    applied: nn.Module = plugins.load("strategies", name).apply(model, config_of(name, **settings))
+    return applied
+
+
+def n_trainable(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def shake(model: nn.Module) -> nn.Module:
+    """Move everything that learns, as training would."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model.eval()
+
+
+@pytest.mark.parametrize("size", list(SIZES))
+def test_frozen_trains_less_than_lora_and_lora_less_than_full(size: str) -> None:
+    frozen, adapted, full = (n_trainable(apply(name, base(size))) for name in ("frozen", "lora", "full"))
+    assert 0 < frozen < adapted < full
+    assert full == n_trainable(base(size))
+    assert frozen == n_trainable(base(size).head)
+
+
+def test_lora_adds_rank_times_in_plus_out_to_each_of_six_layers() -> None:
+    model = apply("lora", base(), rank=3)
+    d, f, n_layers = SIZES["tiny"].width, SIZES["tiny"].mlp_width, SIZES["tiny"].n_layers
+    expected = n_layers * 3 * (4 * (d + d) + 2 * (d + f))
+    table = {row["part"]: row["total"] for row in parameter_table(model).iter_rows(named=True)}
+    assert table["adapter"] == expected
+    wrapped = {n.split(".lora_")[0].rsplit(".", 1)[-1] for n, _ in model.named_parameters() if "lora_" in n}
+    assert wrapped == set(ADAPTED_LAYERS)
+
+
+@pytest.mark.parametrize("name", ["frozen", "lora"])
+def test_embeddings_learn_only_if_asked(name: str) -> None:
+    for embeddings in (False, True):
+        model = apply(name, base(), embeddings=embeddings)
+        table = {row["part"]: row for row in parameter_table(model).iter_rows(named=True)}
+        n_embedding = sum(p.numel() for p in base().encoder.embeddings.parameters())
+        assert table["embedding"]["total"] == n_embedding
+        assert table["embedding"]["trainable"] == (n_embedding if embeddings else 0)
+        assert table["encoder"]["trainable"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "is_pretrained", "reason"),
+    [
+        ("frozen", {}, False, "no pretrained encoder"),
+        ("frozen", {"embeddings": True}, False, "no pretrained encoder"),
+        ("lora", {}, False, "embeddings are frozen"),
+        ("lora", {"embeddings": True}, False, None),
+        ("full", {}, False, "no"),
+        ("scratch", {}, True, "init.run is set"),
+        ("frozen", {}, True, None),
+        ("lora", {}, True, None),
+        ("full", {}, True, None),
+        ("scratch", {}, False, None),
+    ],
+)
+def test_what_cannot_learn_is_refused(
+    name: str, settings: dict[str, Any], is_pretrained: bool, reason: str | None
+) -> None:
+    answer = plugins.load("strategies", name).refuse(config_of(name, **settings), is_pretrained=is_pretrained)
+    assert (answer is None) if reason is None else (answer is not None and reason in answer)
+
+
+def test_dropout_is_off_in_a_frozen_encoder_and_on_under_adapters() -> None:
+    frozen = apply("frozen", base())
+    set_training_mode(frozen)
+    encoder = frozen.get_submodule("encoder")
+    assert not any(module.training for module in encoder.modules() if isinstance(module, nn.Dropout))
+    adapted = apply("lora", base())
+    set_training_mode(adapted)
+    dropouts = [module for module in adapted.modules() if isinstance(module, nn.Dropout)]
+    assert dropouts
+    assert all(module.training for module in dropouts)
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_a_stock_peft_loads_the_adapter_on_the_base_and_predicts_the_same(tmp_path: Path, embeddings: bool) -> None:
+    model = shake(apply("lora", base(), rank=4, embeddings=embeddings))
+    lora.save_adapter(model, tmp_path)
+    fresh = peft.PeftModel.from_pretrained(base(), str(tmp_path)).eval()
+    with torch.no_grad():
+        expected, found, plain = model(batch()), fresh(batch()), base().eval()(batch())
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert (expected - plain).abs().max() > 0.01
+
+
+def test_merging_folds_a_strong_adapter_in_to_1e_5() -> None:
+    model = shake(apply("lora", base(), rank=8, alpha=32))
+    merged = lora.merge(model)
+    with torch.no_grad():
+        torch.testing.assert_close(merged.eval()(batch()), model(batch()), atol=1e-5, rtol=0)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+
+
+@pytest.mark.parametrize(("size", "rank", "share"), [("small", 8, 0.20), ("large", 16, 0.08)])
+def test_the_adapter_is_a_small_part_of_the_full_checkpoint(tmp_path: Path, size: str, rank: int, share: float) -> None:
+    model = apply("lora", base(size), rank=rank)
+    lora.save_adapter(model, tmp_path / "adapter")
+    save_tensors(tmp_path / "model.safetensors", lora.merge(model).state_dict())
+    adapter = sum(file.stat().st_size for file in (tmp_path / "adapter").glob("*.safetensors"))
+    assert 0 < adapter < share * (tmp_path / "model.safetensors").stat().st_size

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ehrtrack.compare import (
+    SCHEMA,
+    RunRow,
+    benchmark_table,
+    best_by_validation,
+    differences,
+    group_by_cohort,
+    to_markdown,
+    verdict_of,
+)
+from ehrtrack.errors import DataError
+from ehrtrack.survival.bootstrap import Interval, paired_difference
+
+COX = RunRow(
+    run_id="c" * 32,
+    kind="baseline",
+    model="cox",
+    cohort_fingerprint="aaaa",
+    n_parameters=41,
+    n_trainable=41,
+    seconds=0.84,
+    val_c_index=0.61,
+    test_c_index=0.6321,
+    test_lower=0.59,
+    test_upper=0.67,
+    test_ibs=0.1234,
+)
+LORA = RunRow(
+    run_id="b" * 32,
+    kind="finetune",
+    model="behrt",
+    cohort_fingerprint="aaaa",
+    strategy="lora",
+    size="small",
+    n_parameters=512_345,
+    n_trainable=24_576,
+    checkpoint_mb=0.31,
+    seconds=1234.5,
+    val_c_index=0.71,
+    test_c_index=0.7,
+    test_lower=0.66,
+    test_upper=0.74,
+    test_ibs=0.119,
+)
+FROZEN = dataclasses.replace(LORA, run_id="a" * 32, strategy="frozen", n_trainable=1_300, val_c_index=0.69)
+
+
+def predictions(seed: int, noise: float) -> pl.DataFrame:
+    rng = np.random.default_rng(0)
+    risk = rng.normal(size=300)
+    days = rng.exponential(np.exp(-risk))
+    return pl.DataFrame(
+        {
+            "subject_id": np.arange(300),
+            "follow_up_days": days,
+            "is_event": rng.random(300) < 0.7,
+            "risk": risk + np.random.default_rng(seed).normal(scale=noise, size=300),
+        }
+    )
+
+
+def test_best_is_chosen_by_validation_and_not_by_test() -> None:
+    lucky = dataclasses.replace(LORA, run_id="d" * 32, val_c_index=0.5, test_c_index=0.99)
+    assert best_by_validation([COX, lucky, LORA, FROZEN]) is LORA
+
+
+def test_of_equal_runs_the_one_that_trains_less_is_best() -> None:
+    assert best_by_validation([LORA, dataclasses.replace(FROZEN, val_c_index=0.71)]).strategy == "frozen"
+
+
+@pytest.mark.parametrize("score", [None, float("nan")])
+def test_a_run_without_a_validation_score_is_never_best(score: float | None) -> None:
+    unscored = dataclasses.replace(LORA, val_c_index=score)
+    assert best_by_validation([unscored, COX]) is COX
+    with pytest.raises(DataError, match="none of 1 runs has a validation C-index"):
+        best_by_validation([unscored])
+
+
+def test_runs_are_grouped_by_cohort() -> None:
+    other = dataclasses.replace(COX, cohort_fingerprint="bbbb")
+    assert group_by_cohort([COX, other, LORA]) == {"aaaa": [COX, LORA], "bbbb": [other]}
+
+
+@pytest.mark.parametrize("function", [benchmark_table, best_by_validation, lambda rows: differences(rows, {})])
+def test_runs_of_different_cohorts_never_share_a_table(function: object) -> None:
+    other = dataclasses.replace(COX, cohort_fingerprint="bbbb")
+    with pytest.raises(DataError, match=r"runs of 2 cohorts cannot share a table: aaaa \(1 runs\), bbbb \(1 runs\)"):
+        function([LORA, other])  # type: ignore[operator]
+
+
+def test_no_runs_are_refused() -> None:
+    with pytest.raises(DataError, match="no runs to compare"):
+        benchmark_table([])
+
+
+def test_table_has_a_line_a_run_best_validation_first() -> None:
+    table = benchmark_table([COX, FROZEN, LORA])
+    assert table.columns == list(SCHEMA)
+    assert table["run_id"].to_list() == [LORA.run_id, FROZEN.run_id, COX.run_id]
+    assert table["n_trainable"].to_list() == [24_576, 1_300, 41]
+    assert table["difference"].to_list() == [None] * 3
+
+
+def test_differences_are_paired_and_against_the_best_reference_by_validation() -> None:
+    worse_cox = dataclasses.replace(COX, run_id="e" * 32, val_c_index=0.55)
+    mine, theirs = predictions(1, noise=0.1), predictions(2, noise=2.0)
+    frames = {LORA.run_id: mine, COX.run_id: theirs, worse_cox.run_id: predictions(3, noise=9.0)}
+    found = differences([worse_cox, LORA, COX, FROZEN], frames)
+    assert found.keys() == {LORA.run_id, worse_cox.run_id}
+    assert found[LORA.run_id] == paired_difference(
+        mine["risk"], theirs["risk"], mine["follow_up_days"], mine["is_event"]
+    )
+    assert found[LORA.run_id].lower > 0
+
+
+def test_differences_match_subjects_by_id_and_not_by_row() -> None:
+    mine, theirs = predictions(1, noise=0.1), predictions(2, noise=2.0)
+    shuffled = theirs.sample(fraction=1.0, shuffle=True, seed=0)
+    rows = [LORA, COX]
+    assert differences(rows, {LORA.run_id: mine, COX.run_id: shuffled}) == differences(
+        rows, {LORA.run_id: mine, COX.run_id: theirs}
+    )
+
+
+def test_without_a_reference_there_are_no_differences() -> None:
+    assert differences([LORA, FROZEN], {LORA.run_id: predictions(1, 0.1)}) == {}
+    assert differences([LORA, COX], {LORA.run_id: predictions(1, 0.1)}) == {}
+
+
+def test_other_subjects_are_refused() -> None:
+    frames = {LORA.run_id: predictions(1, 0.1), COX.run_id: predictions(2, 0.1).head(299)}
+    with pytest.raises(DataError, match="predict for 300 and 299 subjects, 1 of them in one run alone"):
+        differences([LORA, COX], frames)
+
+
+def test_other_outcomes_are_refused() -> None:
+    changed = predictions(2, 0.1).with_columns(is_event=~pl.col("is_event"))
+    with pytest.raises(DataError, match="disagree on the outcome"):
+        differences([LORA, COX], {LORA.run_id: predictions(1, 0.1), COX.run_id: changed})
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "verdict"),
+    [(0.01, 0.05, "better"), (-0.05, -0.01, "worse"), (-0.01, 0.05, "no difference"), (0.0, 0.05, "no difference")],
+)
+def test_a_claim_needs_an_interval_that_excludes_zero(lower: float, upper: float, verdict: str) -> None:
+    assert verdict_of(Interval((lower + upper) / 2, lower, upper)) == verdict
+
+
+def test_markdown_is_aligned_and_complete() -> None:
+    table = benchmark_table([COX, LORA], {LORA.run_id: Interval(0.0679, 0.0123, 0.1)})
+    assert to_markdown(table) == (
+        "| model | strategy | size  | parameters | trainable |   MB | seconds | val C-index "
+        "| test C-index (95 % interval) | test IBS | difference to cox (95 % interval) | verdict | run      |\n"
+        "| ----- | -------- | ----- | ---------: | --------: | ---: | ------: | ----------: "
+        "| ---------------------------- | -------: | --------------------------------- | ------- | -------- |\n"
+        "| behrt | lora     | small |    512,345 |    24,576 | 0.31 | 1,234.5 |       0.710 "
+        "| 0.700 [0.660, 0.740]         |   0.1190 | +0.068 [+0.012, +0.100]           | better  | bbbbbbbb |\n"
+        "| cox   |          |       |         41 |        41 |      |     0.8 |       0.610 "
+        "| 0.632 [0.590, 0.670]         |   0.1234 |                                   |         | cccccccc |\n"
+    )
+
+
+def test_columns_that_nobody_fills_are_left_out_of_markdown() -> None:
+    text = to_markdown(benchmark_table([dataclasses.replace(COX, test_ibs=float("nan"))]))
+    assert "IBS" not in text
+    assert "difference" not in text
+    assert "strategy" not in text
+
+
+def test_label_names_model_strategy_and_size() -> None:
+    assert LORA.label == "behrt · lora · small"
+    assert COX.label == "cox"

@@ -1,0 +1,296 @@
+"""Configuration: TOML files, dotted overrides, and errors that name what was meant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ehrtrack.config import RunConfig, load_config, override, parse_config, to_toml
+from ehrtrack.errors import ConfigError
+from ehrtrack.search import Choices
+
+PRETRAIN = """
+study = "icu"
+
+[data]
+path = "data/icu"
+max_tokens = 64
+
+[data.visits]
+unit = "hour"
+
+[model]
+size = "tiny"
+
+[objective]
+name = "mlm"
+mask_probability = 0.2
+
+[train]
+epochs = 7
+"""
+FINETUNE = """
+extends = "pretrain.toml"
+
+[cohort]
+horizon_days = 90
+outcome = { death = true }
+index = { rule = "age", years = 50 }
+
+[objective]
+name = "survival"
+
+[strategy]
+name = "lora"
+rank = 16
+
+[train]
+lr = 2e-4
+"""
+
+PUBLIC_NAMES = {
+    "data.path": "elsewhere",
+    "cohort.labels": "labels.csv",
+    "cohort.index.rule": "date",
+    "cohort.outcome.death": "true",
+    "cohort.horizon_days": "30",
+    "model.size": "small",
+    "model.dropout": "0.2",
+    "strategy.name": "lora",
+    "strategy.rank": "4",
+    "strategy.alpha": "32",
+    "strategy.dropout": "0.1",
+    "objective.lambda_rank": "0.3",
+    "init.run": "0123",
+    "train.epochs": "3",
+    "train.batch_size": "8",
+    "train.lr": "1e-4",
+    "train.weight_decay": "0.2",
+    "train.patience": "2",
+    "runtime.seed": "9",
+    "runtime.device": "cpu",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "pretrain.toml").write_text(PRETRAIN)
+    (tmp_path / "finetune.toml").write_text(FINETUNE)
+    return tmp_path
+
+
+@pytest.fixture
+def finetune(folder: Path) -> Callable[..., RunConfig]:
+    def load(**overrides: str) -> RunConfig:
+        dotted = [(name.replace("__", "."), value) for name, value in overrides.items()]
+        return load_config(folder / "finetune.toml", dotted)
+
+    return load
+
+
+def dump(section: Any) -> dict[str, Any]:
+    values: dict[str, Any] = section.model_dump()
+    return values
+
+
+def test_a_file_extends_another_table_by_table(finetune: Callable[..., RunConfig]) -> None:
+    config = finetune()
+    assert (config.study, str(config.data.path), config.data.visits.unit) == ("icu", "data/icu", "hour")
+    assert (config.train.epochs, config.train.lr) == (7, 2e-4)
+    assert dump(config.strategy) == {
+        "name": "lora", "rank": 16, "alpha": 16, "dropout": 0.05, "embeddings": False,
+    }  # fmt: skip
+
+
+def test_a_file_that_names_another_choice_drops_the_settings_of_the_one_before(
+    finetune: Callable[..., RunConfig],
+) -> None:
+    assert "mask_probability" not in dump(finetune().objective)
+
+
+def test_overrides_win_over_the_file(finetune: Callable[..., RunConfig]) -> None:
+    config = finetune(strategy__rank="2", train__lr="0.5", model__dropout="0.3", runtime__device="cpu")
+    assert (dump(config.strategy)["rank"], config.train.lr) == (2, 0.5)
+    assert (config.model.dropout, config.runtime.device) == (0.3, "cpu")
+
+
+def test_an_override_that_switches_the_choice_drops_its_former_settings_and_says_so(
+    finetune: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dump(finetune(strategy__name="frozen").strategy) == {"name": "frozen", "embeddings": False}
+    assert "strategy.name=frozen: rank of lora no longer apply" in capsys.readouterr().out
+
+
+def test_the_switch_comes_first_in_whatever_order_overrides_are_given(folder: Path) -> None:
+    for overrides in ([("strategy.embeddings", "true"), ("strategy.name", "frozen")],):
+        for given in (overrides, overrides[::-1]):
+            config = load_config(folder / "finetune.toml", given)
+            assert dump(config.strategy) == {"name": "frozen", "embeddings": True}
+
+
+def test_another_index_rule_drops_the_settings_of_the_one_before(folder: Path) -> None:
+    given = [("cohort.index.date", "2020-01-31"), ("cohort.index.rule", "date")]
+    config = load_config(folder / "finetune.toml", given)
+    assert config.cohort is not None
+    assert config.to_json()["cohort"]["index"] == {"rule": "date", "date": "2020-01-31"}
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("True", True), ("False", False), ("false", False)])
+def test_pythons_and_tomls_spelling_of_a_flag_are_one(
+    finetune: Callable[..., RunConfig], text: str, value: bool
+) -> None:
+    assert dump(finetune(strategy__embeddings=text).strategy)["embeddings"] is value
+
+
+def test_a_value_that_is_no_toml_is_text(finetune: Callable[..., RunConfig]) -> None:
+    assert finetune(init__run="models:/icu@champion").init.run == "models:/icu@champion"
+    assert finetune(init__run="").init.run == ""
+
+
+def test_a_run_id_of_digits_stays_text(finetune: Callable[..., RunConfig]) -> None:
+    for run_id in ("12345678901234567890123456789012", "1234567890123456789012345678e012"):
+        assert finetune(init__run=run_id).init.run == run_id
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLIC_NAMES if not n.startswith("cohort.")])
+def test_every_public_name_can_be_overridden(folder: Path, name: str) -> None:
+    config = load_config(folder / "finetune.toml", [(name, PUBLIC_NAMES[name])])
+    value: Any = config.to_json()
+    for part in name.split("."):
+        value = value[part]
+    assert str(value).lower() in (
+        PUBLIC_NAMES[name],
+        str(float(PUBLIC_NAMES[name])) if "e-" in PUBLIC_NAMES[name] else "",
+    )
+
+
+def test_the_public_names_of_the_cohort_exist(folder: Path) -> None:
+    config = load_config(folder / "finetune.toml", [("cohort.horizon_days", "30")])
+    assert config.cohort is not None
+    assert config.cohort.horizon_days == 30
+    config = load_config(folder / "pretrain.toml", [("cohort.labels", "labels.csv")], objective="mlm")
+    assert config.cohort is not None
+    assert config.cohort.labels == Path("labels.csv")
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value", "message"),
+    [
+        ("train.epoch", "3", r"unknown config key 'train\.epoch' \(did you mean 'epochs'\?\); there are: epochs"),
+        ("strategy.rnak", "3", r"unknown config key 'strategy\.rnak' \(did you mean 'rank'\?\)"),
+        ("objective.lamda_rank", "1", r"'objective\.lamda_rank' \(did you mean 'lambda_rank'\?\)"),
+        ("cohort.horizon", "1", r"'cohort\.horizon' \(did you mean 'horizon_days'\?\)"),
+        ("data.visits.units", "day", r"'data\.visits\.units' \(did you mean 'unit'\?\)"),
+        ("modle.size", "small", r"'modle' \(did you mean 'model'\?\)"),
+        ("strategy.name", "lorra", r"unknown strategy 'lorra' \(did you mean 'lora'\?\)"),
+        ("model.size", "smal", r"unknown model\.size 'smal' \(did you mean 'small'\?\)"),
+        ("train.epochs", "0", r"'train\.epochs' is 0: .*greater than or equal to 1"),
+        ("train.lr", "fast", r"'train\.lr' is 'fast'"),
+        ("strategy.dropout", "1.0", r"'strategy\.dropout' is 1\.0"),
+        ("study.name", "x", r"'study' is a value, not a table"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_the_nearest(folder: Path, dotted: str, value: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(folder / "finetune.toml", [(dotted, value)])
+
+
+def test_an_unknown_key_inside_the_index_rule_names_the_nearest(folder: Path) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"unknown config key 'cohort\.index\.yeras' \(did you mean 'years'\?\); there are: rule, years$",
+    ):
+        load_config(folder / "finetune.toml", [("cohort.index.yeras", "50")])
+
+
+def test_all_problems_are_told_at_once(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.epoch.*train\.lrr|train\.lrr.*train\.epoch"):
+        load_config(folder / "finetune.toml", [("train.epoch", "3"), ("train.lrr", "1")])
+
+
+def test_a_missing_file_lists_those_beside_it(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no config file .*finetun\.toml; in .* there is: finetune\.toml, pretrain"):
+        load_config(folder / "finetun.toml")
+
+
+def test_a_missing_base_file_is_named(folder: Path) -> None:
+    (folder / "finetune.toml").write_text('extends = "nothing.toml"')
+    with pytest.raises(ConfigError, match=r"nothing\.toml"):
+        load_config(folder / "finetune.toml")
+
+
+@pytest.mark.parametrize("content", [b"study = ", b'study = "\xff\xfe"'])
+def test_a_file_that_is_no_toml_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "bad.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"bad\.toml is not valid TOML"):
+        load_config(folder / "bad.toml")
+
+
+def test_a_folder_instead_of_a_file_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError):
+        load_config(folder)
+
+
+def test_files_that_extend_each_other_are_refused(folder: Path) -> None:
+    (folder / "a.toml").write_text('extends = "b.toml"')
+    (folder / "b.toml").write_text('extends = "a.toml"')
+    with pytest.raises(ConfigError, match="extends"):
+        load_config(folder / "a.toml")
+
+
+@pytest.mark.parametrize("section", ["train", "strategy", "objective"])
+def test_a_value_where_a_table_belongs_is_refused(section: str) -> None:
+    with pytest.raises(ConfigError, match=section):
+        parse_config({"study": "s", "data": {"path": "x"}, section: "lora"})
+
+
+def test_missing_keys_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"'data\.path' is missing"):
+        parse_config({"study": "s", "data": {}})
+
+
+def test_run_config_json_brings_back_the_same_configuration(finetune: Callable[..., RunConfig]) -> None:
+    config = finetune(strategy__embeddings="true", data__split__seed="4")
+    again = parse_config(json.loads(json.dumps(config.to_json())))
+    assert again == config
+    assert again.to_json() == config.to_json()
+
+
+def test_toml_brings_back_the_same_configuration(finetune: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = finetune(strategy__rank="4", objective__lambda_rank="0.25", init__run="abc")
+    (tmp_path / "best.toml").write_text(to_toml(config))
+    assert load_config(tmp_path / "best.toml") == config
+
+
+def test_an_override_of_a_configuration_changes_that_value_alone(finetune: Callable[..., RunConfig]) -> None:
+    config = finetune()
+    changed = override(config, {"strategy.rank": 2, "strategy.dropout": 0.2})
+    expected = config.to_json()
+    expected["strategy"] |= {"rank": 2, "dropout": 0.2}
+    assert changed.to_json() == expected
+
+
+def test_params_are_flat_dotted_and_of_the_sections_asked_for(finetune: Callable[..., RunConfig]) -> None:
+    params = finetune().to_params(("study", "strategy", "cohort"))
+    assert params["study"] == "icu"
+    assert params["strategy.rank"] == 16
+    assert params["cohort.index.years"] == 50
+    assert {name.split(".")[0] for name in params} == {"study", "strategy", "cohort"}
+    assert "cohort.labels" not in params
+
+
+def test_the_objective_of_the_recipe_is_the_default(tmp_path: Path) -> None:
+    (tmp_path / "plain.toml").write_text('study = "s"\n[data]\npath = "x"\n')
+    assert load_config(tmp_path / "plain.toml", objective="mlm").objective.name == "mlm"
+    assert load_config(tmp_path / "plain.toml").objective.name == "survival"
+
+
+def test_a_table_of_parameters_replaces_the_default_search_space(folder: Path) -> None:
+    text = FINETUNE + '\n[search.parameters]\n"strategy.rank" = { choices = [2, 4] }\n'
+    (folder / "sweep.toml").write_text(text)
+    parameters = load_config(folder / "sweep.toml").search.parameters
+    assert parameters == {"strategy.rank": Choices(choices=(2, 4))}

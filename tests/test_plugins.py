@@ -1,0 +1,49 @@
+"""One module is one choice."""
+
+from __future__ import annotations
+
+import pytest
+
+from ehrtrack import plugins
+from ehrtrack.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("package", "expected"),
+    [
+        ("strategies", {"frozen", "full", "lora", "scratch"}),
+        ("objectives", {"mlm", "survival"}),
+        ("baselines", {"cox"}),
+        ("data.sources", {"meds", "omop", "synthea", "mimic-iv", "events-csv"}),
+    ],
+)
+def test_every_public_module_is_a_choice_and_no_private_one_is(package: str, expected: set[str]) -> None:
+    names = plugins.names(package)
+    assert expected <= set(names)
+    assert names == sorted(names)
+    assert not any(name.startswith("_") for name in names)
+
+
+@pytest.mark.parametrize("package", ["strategies", "objectives", "baselines", "data.sources"])
+def test_every_choice_can_be_loaded_and_has_settings(package: str) -> None:
+    for name in plugins.names(package):
+        assert hasattr(plugins.load(package, name), "Config")
+
+
+@pytest.mark.parametrize(
+    ("package", "word", "message"),
+    [
+        ("strategies", "lorra", r"unknown strategy 'lorra' \(did you mean 'lora'\?\); there are: frozen, full, lora"),
+        ("data.sources", "mimic", r"unknown source 'mimic' \(did you mean 'mimic-iv'\?\)"),
+        ("baselines", "coxs", r"unknown baseline 'coxs' \(did you mean 'cox'\?\)"),
+        ("objectives", "zzz", r"unknown objective 'zzz'; there are: mlm, survival"),
+        ("strategies", "_protocol", "unknown strategy '_protocol'"),
+    ],
+)
+def test_an_unknown_name_lists_the_choices_and_the_nearest(package: str, word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plugins.load(package, word)
+
+
+def test_a_dash_in_a_name_is_an_underscore_in_its_module() -> None:
+    assert plugins.load("data.sources", "mimic-iv").__name__ == "ehrtrack.data.sources.mimic_iv"

@@ -1,0 +1,116 @@
+"""Every configuration of every study loads, and takes one step on simulated subjects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from simulated import Population, write_dataset
+from simulated import study as simulated_study
+
+from ehrtrack.config import Override, RunConfig, load_config
+from ehrtrack.data.cohort import build_cohort
+from ehrtrack.recipes.baseline import baseline
+from ehrtrack.recipes.compare import compare
+from ehrtrack.recipes.finetune import finetune
+from ehrtrack.recipes.pretrain import pretrain
+from ehrtrack.recipes.sweep import sweep
+from ehrtrack.tracking.queries import search_runs
+from ehrtrack.tracking.run import TrackedRun
+
+torch.set_num_threads(1)
+
+# of mlflow's own classes when a model is registered
+pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning")
+
+PROJECTS = Path(__file__).parents[1] / "projects"
+STUDIES = sorted(folder.name for folder in PROJECTS.iterdir() if list(folder.glob("*.toml")))
+RECIPES = ("pretrain", "finetune", "baseline", "sweep", "compare")
+
+
+def config_of(study: str, recipe: str, *overrides: Override) -> RunConfig:
+    objective = "mlm" if recipe == "pretrain" else "survival"
+    return load_config(PROJECTS / study / f"{recipe}.toml", overrides, objective=objective)
+
+
+def test_the_studies_are_there() -> None:
+    assert "gi_bleed" in STUDIES
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_is_a_readme_and_five_configurations_without_python(study: str) -> None:
+    names = {file.name for file in (PROJECTS / study).iterdir() if file.is_file()}
+    assert names >= {f"{recipe}.toml" for recipe in RECIPES} | {"README.md"}
+    assert not [name for name in names if name.endswith(".py")]
+
+
+@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_configuration_loads_and_is_of_its_study(study: str, recipe: str) -> None:
+    config = config_of(study, recipe)
+    assert config.study == config_of(study, "pretrain").study
+    assert config.objective.name == ("mlm" if recipe == "pretrain" else "survival")
+    assert not config.data.path.is_absolute()
+    if recipe != "pretrain":
+        assert config.cohort is not None
+        assert config.data == config_of(study, "pretrain").data
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A dataset, and labels of its subjects for studies that take their outcome from a file."""
+    folder = tmp_path_factory.mktemp("projects")
+    dataset = write_dataset(folder / "meds", Population(n_subjects=200))
+    config = simulated_study(folder / "meds", folder / "cache")
+    assert config.cohort is not None
+    subjects = build_cohort(dataset, config.cohort, config.data.split).subjects
+    labels = subjects.select("subject_id", pl.col("index_date").alias("prediction_time"), "follow_up_days", "is_event")
+    labels.write_parquet(folder / "labels.parquet")
+    return folder / "meds", folder / "labels.parquet"
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_recipe_of_a_study_takes_a_step(
+    study: str, simulated: tuple[Path, Path], local_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrackedRun, "log_figure", lambda *_: None)  # drawing would take half of the time
+    data, labels = simulated
+    small = [
+        ("data.path", str(data)),
+        ("data.vocabulary.min_subjects", "2"),
+        ("model.size", "tiny"),
+        ("train.epochs", "1"),
+        ("train.batch_size", "64"),
+        ("runtime.device", "cpu"),
+        ("runtime.cache", str(local_store / "cache")),
+    ]
+    cohort = config_of(study, "finetune").cohort
+    assert cohort is not None
+    if cohort.labels is not None:
+        people = [("cohort.labels", str(labels))]
+    else:
+        people = [
+            ("cohort.index.rule", "first_code"),
+            ("cohort.index.codes", '["INDEX$"]'),
+            ("cohort.outcome", '{ codes = ["OUTCOME$"] }'),
+            ("cohort.horizon_days", "365"),
+        ]
+        # whom the study admits is of its own codes and years, and simulated subjects are not
+        people += [
+            (f"cohort.{name}", "0")
+            for name in ("min_history_days", "min_age_years")
+            if getattr(cohort, name) is not None
+        ]
+        people += [("cohort.max_age_years", "150")] if cohort.max_age_years is not None else []
+        people += [("cohort.end_of_study", "2030-01-01")] if cohort.end_of_study is not None else []
+    pretrain(config_of(study, "pretrain", *small))
+    finetune(config_of(study, "finetune", *small, *people))
+    baseline(config_of(study, "baseline", *small, *people))
+    sweep(config_of(study, "sweep", *small, *people, ("search.n_trials", "1")))
+    comparison = compare(config_of(study, "compare", *small, *people))
+    assert comparison.champion.uri.startswith("models:/")
+    name = config_of(study, "pretrain").study
+    kinds = [run.kind for run in search_runs(name)]
+    assert sorted(kinds) == ["baseline", "compare", "finetune", "finetune", "pretrain", "sweep", "trial"]

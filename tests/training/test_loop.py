@@ -1,0 +1,260 @@
+"""The training loop: what it stops for, what it keeps, and that a seed decides everything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from simulated import random_store
+from torch import Tensor, nn
+
+from ehrtrack.data.batch import Batch, Batches
+from ehrtrack.errors import TrainingError
+from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
+from ehrtrack.models.heads import HazardHead
+from ehrtrack.objectives._protocol import Selection
+from ehrtrack.runlog import MemoryRunLogger
+from ehrtrack.training.checkpoint import load_tensors
+from ehrtrack.training.loop import (
+    FitResult,
+    TrainConfig,
+    TrainingStopped,
+    evaluate,
+    fit,
+    pick_device,
+    set_training_mode,
+)
+
+CPU = torch.device("cpu")
+N_BATCHES = 4
+
+
+class Scripted:
+    """An objective whose validation scores are written down, and whose loss can be made to break."""
+
+    def __init__(
+        self,
+        scores: Sequence[float],
+        *,
+        is_higher_better: bool = True,
+        break_at: int = 0,
+        broken: Callable[[Tensor], Tensor] = lambda loss: loss * math.nan,
+    ) -> None:
+        self.selection = Selection("val/score", is_higher_better)
+        self.scores = iter(scores)
+        self.break_at = break_at
+        self.broken = broken
+        self.n_steps = 0
+
+    def make_head(self, width: int) -> nn.Module:
+        return HazardHead(width, torch.zeros(3))
+
+    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+        self.n_steps += 1
+        noise = torch.rand((), generator=generator)
+        loss: Tensor = (model(batch) - 1 - noise).square().mean()
+        return self.broken(loss) if self.n_steps == self.break_at else loss
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        return {"val/loss": 1.0, "val/score": next(self.scores)}
+
+
+def make_model(seed: int = 0) -> EhrModel:
+    torch.manual_seed(seed)
+    encoder = Behrt(ModelConfig(size="tiny"), 30)
+    return EhrModel(encoder, HazardHead(encoder.width, torch.zeros(3)))
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def are_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def run(model: EhrModel, objective: Scripted, folder: Path, *, seed: int = 0, **settings: Any) -> FitResult:
+    store = random_store(16, 30)
+
+    def batches(epoch: int) -> Batches:
+        return Batches(store, np.arange(16), 16 // N_BATCHES, 20, shuffle_seed=seed * 100 + epoch)
+
+    torch.manual_seed(seed)
+    return fit(
+        model,
+        objective,
+        training=batches,
+        validation=Batches(store, np.arange(16), 16, 20),
+        config=TrainConfig(**{"epochs": 8, "lr": 1e-2} | settings.pop("train", {})),
+        device=CPU,
+        generator=torch.Generator().manual_seed(seed),
+        checkpoint=folder / "best.safetensors",
+        logger=settings.pop("logger", MemoryRunLogger()),
+        **settings,
+    )
+
+
+def test_patience_stops_training_and_the_best_epochs_weights_come_back(tmp_path: Path) -> None:
+    model, by_epoch = make_model(), {}
+
+    def remember(epoch: int, metrics: dict[str, float]) -> None:
+        by_epoch[epoch] = weights_of(model)
+
+    result = run(model, Scripted([0.6, 0.7, 0.65, 0.7, 0.64]), tmp_path, train={"patience": 3}, on_epoch=remember)
+    assert len(result.history) == 5
+    assert result.best_epoch == 2
+    assert result.best["val/score"] == 0.7
+    assert "no better val/score for 3 epochs" in result.stop_reason
+    assert are_equal(weights_of(model), by_epoch[2])
+    assert not are_equal(by_epoch[2], by_epoch[5])
+
+
+def test_lower_is_better_where_the_objective_says_so(tmp_path: Path) -> None:
+    scores = [0.9, 0.5, 0.6, 0.4]
+    result = run(make_model(), Scripted(scores, is_higher_better=False), tmp_path, train={"epochs": 4})
+    assert (result.best_epoch, result.stop_reason) == (4, "all epochs done")
+
+
+def test_a_loss_that_is_no_number_stops_with_its_step_and_keeps_the_last_good_weights(tmp_path: Path) -> None:
+    model, by_epoch = make_model(), {}
+
+    def remember(epoch: int, metrics: dict[str, float]) -> None:
+        by_epoch[epoch] = weights_of(model)
+
+    objective = Scripted([0.5, 0.6, 0.7], break_at=N_BATCHES + 3)
+    with pytest.raises(TrainingError, match=r"became nan at step 3 of epoch 2.*train\.lr"):
+        run(model, objective, tmp_path, on_epoch=remember)
+    kept = load_tensors(tmp_path / "best.safetensors")
+    assert are_equal(kept, by_epoch[1])
+
+
+def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(tmp_path: Path) -> None:
+    model = make_model()
+    # sqrt has the slope inf at 0: the loss is 0 and its gradient NaN
+    objective = Scripted([0.5] * 9, break_at=2, broken=lambda loss: (loss * 0).sqrt())
+    with pytest.raises(TrainingError, match="step 2 of epoch 1"):
+        run(model, objective, tmp_path)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_a_validation_score_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"val/score.*nan.*epoch 2"):
+        run(make_model(), Scripted([0.5, math.nan, 0.7]), tmp_path)
+    assert (tmp_path / "best.safetensors").is_file()
+
+
+def test_a_loss_that_breaks_in_the_first_epoch_says_that_nothing_was_kept(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no epoch was done"):
+        run(make_model(), Scripted([], break_at=1), tmp_path)
+    assert not (tmp_path / "best.safetensors").exists()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(tmp_path: Path) -> None:
+    weights, losses = [], []
+    for number, seed in enumerate([1, 1, 2]):
+        model = make_model()
+        result = run(model, Scripted([0.1, 0.2, 0.3]), tmp_path / str(number), seed=seed, train={"epochs": 3})
+        weights.append(weights_of(model))
+        losses.append([epoch["train/loss"] for epoch in result.history])
+    assert are_equal(weights[0], weights[1])
+    assert losses[0] == losses[1]
+    assert not are_equal(weights[0], weights[2])
+
+
+def test_on_epoch_can_stop_training_after_an_epoch_was_logged(tmp_path: Path) -> None:
+    logger = MemoryRunLogger()
+
+    def stop(epoch: int, metrics: dict[str, float]) -> None:
+        if epoch == 2:
+            raise TrainingStopped("lags behind")
+
+    with pytest.raises(TrainingStopped, match="lags behind"):
+        run(make_model(), Scripted([0.5] * 8), tmp_path, on_epoch=stop, logger=logger)
+    assert logger.metrics["val/score"] == {1: 0.5, 2: 0.5}
+
+
+def test_every_epoch_is_logged_in_one_call_with_speed_memory_and_rate(tmp_path: Path) -> None:
+    calls: list[tuple[int, set[str]]] = []
+
+    class Counting(MemoryRunLogger):
+        def log_metrics(self, metrics: Any, *, step: int) -> None:
+            calls.append((step, set(metrics)))
+
+    run(make_model(), Scripted([0.5, 0.6]), tmp_path, train={"epochs": 2}, logger=Counting())
+    assert [step for step, _ in calls] == [1, 2]
+    needed = {"train/loss", "val/loss", "val/score", "train/lr", "train/tokens_per_second", "train/memory_mb"}
+    assert needed <= calls[0][1]
+
+
+def test_frozen_parameters_do_not_move_and_are_not_in_the_checkpoint(tmp_path: Path) -> None:
+    model = make_model()
+    model.encoder.requires_grad_(False)
+    before = weights_of(model.encoder)
+    run(model, Scripted([0.5, 0.6]), tmp_path, train={"epochs": 2})
+    assert are_equal(before, weights_of(model.encoder))
+    assert set(load_tensors(tmp_path / "best.safetensors")) == {f"head.{n}" for n, _ in model.head.named_parameters()}
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    result = run(make_model(), Scripted([k / 10 for k in range(8)]), tmp_path)
+    assert result.history[-1]["train/loss"] < 0.5 * result.history[0]["train/loss"]
+
+
+def test_gradients_are_clipped_to_their_norm_over_all_parameters(tmp_path: Path) -> None:
+    model, norms = make_model(), []
+    step = torch.optim.AdamW.step
+
+    class Spy(torch.optim.AdamW):
+        def step(self, *arguments: Any, **named: Any) -> Any:
+            gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            norms.append(float(torch.stack([g.norm() for g in gradients]).norm()))
+            return step(self, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "AdamW", Spy)
+        run(model, Scripted([0.5]), tmp_path, train={"epochs": 1, "clip_norm": 0.01})
+    assert norms == pytest.approx([0.01] * N_BATCHES, rel=1e-3)
+
+
+def test_weight_decay_spares_biases_and_norms(tmp_path: Path) -> None:
+    groups: list[Any] = []
+
+    class Spy(torch.optim.AdamW):
+        def __init__(self, parameters: Any, **named: Any) -> None:
+            super().__init__(parameters, **named)
+            groups.extend(self.param_groups)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "AdamW", Spy)
+        run(make_model(), Scripted([0.5]), tmp_path, train={"epochs": 1, "weight_decay": 0.3})
+    decay = {p.dim() for group in groups for p in group["params"] if group["weight_decay"] == 0.3}
+    spared = {p.dim() for group in groups for p in group["params"] if group["weight_decay"] == 0.0}
+    assert (decay, spared) == ({2}, {1})
+
+
+def test_dropout_is_off_in_an_encoder_that_does_not_learn_and_on_in_one_that_does() -> None:
+    model = make_model()
+    set_training_mode(model)
+    assert model.encoder.embeddings.dropout.training
+    model.encoder.requires_grad_(False)
+    set_training_mode(model)
+    assert not any(module.training for module in model.encoder.modules())
+    assert model.head.training
+
+
+def test_evaluation_turns_dropout_and_gradients_off(tmp_path: Path) -> None:
+    model = make_model().train()
+    batches = Batches(random_store(4, 30), np.arange(4), 4, 20)
+    assert evaluate(model, Scripted([0.25]), batches, CPU)["val/score"] == 0.25  # type: ignore[arg-type]
+
+
+def test_the_device_can_be_named() -> None:
+    assert pick_device("cpu") == CPU
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
