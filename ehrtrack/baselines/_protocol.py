@@ -59,4 +59,4 @@ class FittedBaseline(Protocol):
         """Facts to log: at least n_features and n_parameters."""
 
     def to_json(self) -> str:
-        """All that predicting needs, as JSON text; the class's ``from_json`` reads it."""
+        """All that predicting needs, as JSON text; the module's ``from_json`` reads it."""

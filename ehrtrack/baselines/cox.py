@@ -268,3 +268,7 @@ def _standardised(x: FloatArray, is_count: npt.NDArray[np.bool_], mean: FloatArr
     """Features as the model reads them; changes x, which is as large as all subjects by all codes."""
     _take_log(x, is_count)
     return (x - mean) / scale
+
+
+from_json = CoxModel.from_json
+"""Reads what `CoxModel.to_json` wrote; every baseline module has it beside `Config` and `fit`."""

@@ -72,7 +72,7 @@ class Predictor:
         return prediction_times.select("subject_id", "prediction_time").with_columns(
             risk=pl.Series(1 - survival[:, -1]),
             survival=pl.Series(survival.tolist()),
-            survival_days=pl.lit(pl.Series([list(self.grid.edges_days)])),
+            survival_days=pl.lit(list(self.grid.edges_days)),
         )
 
     def _survival(self, store: TokenStore) -> npt.NDArray[np.float64]:
