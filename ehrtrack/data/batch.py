@@ -121,7 +121,8 @@ def collate(
     gap = np.where(is_static, 0, 1 + np.digitize(store.gap_days[source], GAP_EDGES_DAYS))
     age = np.clip(store.age_years[source], 0, MAX_AGE_YEARS).astype(np.int64)
 
-    is_cut = last_visit < _last_visits(store, rows)  # a random window that ends before the record does
+    # A random window that ends before the record does has its own end.
+    is_cut = (last_visit < _last_visits(store, rows)) & (window_rng is not None)
     end = np.cumsum(counts)  # [CLS] is inserted after each subject's last token
     last_age = np.where(counts > 0, age[np.maximum(end - 1, 0)] if len(age) else 0, 0)
     end_age = np.where(is_cut, last_age, np.clip(store.end_age_years[rows], 0, MAX_AGE_YEARS).astype(np.int64))

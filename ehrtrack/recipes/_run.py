@@ -86,6 +86,12 @@ class OpenRun:
         self.logger.log_metrics({"best/epoch": float(result.best_epoch), "cost/train_seconds": result.seconds}, step=0)
         self.logger.log_figure(plots.loss_curves(result.history, best_epoch=result.best_epoch), "plots/loss.png")
 
+    def log_best(self, c_index: float) -> dict[str, float]:
+        """Log the validation C-index that a trial or a sweep is judged by; returns it by its name."""
+        best = {"best/c_index": c_index}
+        self.logger.log_metrics(best, step=0)
+        return best
+
     def log_model_folder(self, folder: Path) -> None:
         """Log the full checkpoint with all that is needed to predict."""
         weights = folder / WEIGHTS

@@ -19,7 +19,7 @@ from ehrtrack.objectives.survival import predict
 from ehrtrack.recipes._evaluate import Evaluation, log_cohort, log_evaluation
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder, write_model_folder
 from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, seed_everything
-from ehrtrack.recipes._run import Run, describe, open_run
+from ehrtrack.recipes._run import MODEL_FOLDER, Run, describe, open_run
 from ehrtrack.strategies._protocol import parameter_table
 from ehrtrack.tracking.queries import download, resolve_run, search_runs
 from ehrtrack.training.loop import FitResult, fit, pick_device
@@ -96,7 +96,7 @@ def finetune(
         run.log_training(result)
         run.logger.log_figure(plots.metric_curves(result.history, best_epoch=result.best_epoch), "plots/metrics.png")
         if is_trial:
-            return run.finished({"best/c_index": result.best["val/c_index"]})
+            return run.finished(run.log_best(result.best["val/c_index"]))
         evaluations = log_evaluation(
             run.logger,
             records,
@@ -116,7 +116,7 @@ def finetune(
             )
             run.log_model_folder(Path(folder))
         with tempfile.TemporaryDirectory() as folder:
-            strategy.save_adapter(model, Path(folder))
+            strategy.save_adapter(model, Path(folder), base=f"runs:/{config.init.run}/{MODEL_FOLDER}")
             run.log_adapter_folder(Path(folder))
         run.logger.set_description(_summary(config, records, result, evaluations))
         return run.finished(evaluations["best"].to_metrics("best") | evaluations["test"].to_metrics("test"))

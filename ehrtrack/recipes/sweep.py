@@ -87,7 +87,7 @@ def sweep(config: RunConfig) -> Run:
                 | {name: str(value) for name, value in best_overrides(study).items()},
             )
         )
-        return run.finished({"best/c_index": study.best_value})
+        return run.finished(run.log_best(study.best_value))
 
 
 def _study_name(config: RunConfig) -> str:

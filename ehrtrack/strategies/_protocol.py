@@ -23,8 +23,8 @@ class Strategy(Protocol):
     def merge(self, model: nn.Module) -> EhrModel:
         """A plain model that predicts the same, with nothing wrapped."""
 
-    def save_adapter(self, model: nn.Module, folder: Path) -> None:
-        """Write the adapter alone, where the strategy has one."""
+    def save_adapter(self, model: nn.Module, folder: Path, *, base: str = "") -> None:
+        """Write the adapter alone, where the strategy has one; `base` is where its base model is kept."""
 
 
 def parameter_table(model: nn.Module) -> pl.DataFrame:

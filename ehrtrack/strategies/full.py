@@ -35,5 +35,5 @@ def merge(model: nn.Module) -> EhrModel:
     return model
 
 
-def save_adapter(model: nn.Module, folder: Path) -> None:
+def save_adapter(model: nn.Module, folder: Path, *, base: str = "") -> None:
     """There is no adapter."""

@@ -59,6 +59,14 @@ def merge(model: nn.Module) -> EhrModel:
     return cast(EhrModel, copy.deepcopy(cast(peft.PeftModel, model)).merge_and_unload())
 
 
-def save_adapter(model: nn.Module, folder: Path) -> None:
-    """Write ``adapter_model.safetensors`` and ``adapter_config.json``, which a stock ``peft.PeftModel`` loads."""
-    cast(peft.PeftModel, model).save_pretrained(str(folder))
+def save_adapter(model: nn.Module, folder: Path, *, base: str = "") -> None:
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json``, which a stock ``peft.PeftModel`` loads.
+
+    Parameters
+    ----------
+    base : where the base model is kept, such as ``runs:/ID/model``; the adapter is of no use without it
+    """
+    adapted = cast(peft.PeftModel, model)
+    adapted.peft_config["default"].base_model_name_or_path = base
+    adapted.save_pretrained(str(folder))
+    (folder / "README.md").unlink()  # peft's empty model card; the run's page says what this is

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Study
+from whole_study import Study
 
 from ehrtrack.tracking.queries import list_artifacts
 

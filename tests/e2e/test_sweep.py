@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import Study
+from whole_study import Study
 
 from ehrtrack.config import load_config
 from ehrtrack.tracking.queries import RunRecord, download, list_artifacts, search_runs

@@ -129,7 +129,7 @@ def test_a_loss_that_is_no_number_stops_with_its_step_and_keeps_the_last_good_we
         by_epoch[epoch] = weights_of(model)
 
     objective = Scripted([0.5, 0.6, 0.7], break_at=N_BATCHES + 3)
-    with pytest.raises(TrainingError, match=r"became nan at step 3 of epoch 2.*train\.lr"):
+    with pytest.raises(TrainingError, match=r"the training loss became nan at step 3 of epoch 2.*train\.lr"):
         run(model, objective, tmp_path, on_epoch=remember)
     kept = load_tensors(tmp_path / "best.safetensors")
     assert are_equal(kept, by_epoch[1])
