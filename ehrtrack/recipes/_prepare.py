@@ -42,6 +42,14 @@ class Records:
     rows: dict[str, Rows]
     coverage: pl.DataFrame
 
+    def fingerprints(self) -> dict[str, str]:
+        """Of everything that these tokens were made from, by name."""
+        return {
+            "data": self.dataset.fingerprint(),
+            "vocabulary": self.vocabulary.fingerprint,
+            "store": self.store.fingerprint,
+        }
+
     def token_counts(self) -> npt.NDArray[np.int64]:
         """(V,) tokens of the training subjects."""
         counts = np.zeros(len(self.vocabulary), dtype=np.int64)
@@ -57,6 +65,10 @@ class CohortRecords(Records):
 
     cohort: Cohort
     outcomes: Outcomes
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of everything that these tokens and labels were made from, by name."""
+        return super().fingerprints() | {"cohort": self.cohort.fingerprint}
 
 
 def prepare_records(config: RunConfig) -> Records:

@@ -45,12 +45,7 @@ def baseline(config: RunConfig) -> Run:
     name = config.baseline.name
     module = plugins.load("baselines", name)
     with open_run(config, kind="baseline", sections=SECTIONS, name=name) as run:
-        fingerprints = {
-            "data": records.dataset.fingerprint(),
-            "cohort": records.cohort.fingerprint,
-            "vocabulary": records.vocabulary.fingerprint,
-            "store": records.store.fingerprint,
-        }
+        fingerprints = records.fingerprints()
         run.log_fingerprints(fingerprints)
         log_cohort(run.logger, records)
         started = time.monotonic()

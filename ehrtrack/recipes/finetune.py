@@ -70,13 +70,7 @@ def finetune(
     name = f"{config.strategy.name} {config.model.size}"
     kind = "trial" if is_trial else "finetune"
     with open_run(config, kind=kind, sections=SECTIONS, name=name, parent_run_id=parent_run_id) as run:
-        fingerprints = {
-            "data": records.dataset.fingerprint(),
-            "cohort": records.cohort.fingerprint,
-            "vocabulary": records.vocabulary.fingerprint,
-            "store": records.store.fingerprint,
-            "base": base.fingerprints["encoder"] if base else "none",
-        }
+        fingerprints = records.fingerprints() | {"base": base.fingerprints["encoder"] if base else "none"}
         run.log_fingerprints(fingerprints)
         run.log_parameters(parameter_table(model))
         log_cohort(run.logger, records)

@@ -38,11 +38,7 @@ def pretrain(config: RunConfig) -> Run:
     model = EhrModel(encoder, objective.make_head(encoder.width)).to(device)
 
     with open_run(config, kind="pretrain", sections=SECTIONS) as run:
-        fingerprints = {
-            "data": records.dataset.fingerprint(),
-            "vocabulary": records.vocabulary.fingerprint,
-            "store": records.store.fingerprint,
-        }
+        fingerprints = records.fingerprints()
         run.log_fingerprints(fingerprints)
         run.log_parameters(parameter_table(model))
         run.logger.log_table(records.coverage, "vocabulary_coverage.csv")
