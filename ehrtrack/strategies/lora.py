@@ -68,5 +68,6 @@ def save_adapter(model: nn.Module, folder: Path, *, base: str = "") -> None:
     """
     adapted = cast(peft.PeftModel, model)
     adapted.peft_config["default"].base_model_name_or_path = base
-    adapted.save_pretrained(str(folder))
+    # "auto" would look for the base's configuration on a model hub; trained embeddings are among modules_to_save.
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink()  # peft's empty model card; the run's page says what this is
