@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ehrtrack.data.batch import MAX_AGE_YEARS, MAX_POSITION, N_GAPS, Batch
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.attention import SelfAttention
+from ehrtrack.models.dropout import Dropout
 from ehrtrack.plugins import nearest
 from ehrtrack.section import Section
 
@@ -67,7 +68,7 @@ class Embeddings(nn.Module):
         self.position = nn.Embedding(MAX_POSITION + 1, width)
         self.gap = nn.Embedding(N_GAPS, width)
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, batch: Batch) -> Tensor:
         x = (
@@ -91,7 +92,7 @@ class Layer(nn.Module):
         self.fc1 = nn.Linear(size.width, size.mlp_width)
         self.fc2 = nn.Linear(size.mlp_width, size.width)
         self.activation = nn.GELU()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), lengths))

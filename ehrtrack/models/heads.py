@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch
+from ehrtrack.models.dropout import Dropout
 
 
 class TokenHead(nn.Module):
@@ -39,7 +40,7 @@ class HazardHead(nn.Module):
         n_features = (1 + self.N_POOLS) * width
         self.score = nn.Linear(width, self.N_POOLS)
         self.norm = nn.LayerNorm(n_features)
-        self.dropout = nn.Dropout(0.1)
+        self.dropout = Dropout(0.1)
         self.out = nn.Linear(n_features, len(baseline_logits))
         nn.init.normal_(self.score.weight, std=0.02)
         nn.init.normal_(self.out.weight, std=0.01)

@@ -20,7 +20,7 @@ from ehrtrack.tracking.server import ui_command
 
 STUDY = Path("projects/gi_bleed")
 STRATEGIES = ("frozen", "lora", "full")
-N_TRIALS = 3
+SHORT_SWEEP = (("search.n_trials", "3"), ("train.epochs", "2"))
 
 
 def demo() -> Run:
@@ -44,8 +44,8 @@ def demo() -> Run:
             finetune(_load("finetune", ("strategy.name", strategy), ("init.run", base.run_id)))
         _title("Baseline: Cox on age, sex and code counts")
         baseline(_load("baseline"))
-        _title(f"Sweep of {N_TRIALS} trials")
-        sweep(_load("sweep", ("search.n_trials", str(N_TRIALS)), ("init.run", base.run_id)))
+        _title("A short sweep of rank, dropout and lambda_rank")
+        sweep(_load("sweep", *SHORT_SWEEP, ("init.run", base.run_id)))
         _title("Benchmark")
         comparison = compare(_load("compare"))
         run.logger.set_description(

@@ -1,0 +1,27 @@
+"""Dropout whose mask costs one random byte an element on a CPU.
+
+torch draws a CPU mask one Bernoulli at a time. Cutting 64-bit draws into bytes gives the same masks, with the
+probability rounded to a multiple of 1/256; the scale is exact for the rounded one, so the mean is kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+INT64_MIN = -(2**63)
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, faster on a CPU; other devices have fast kernels of their own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.p)
+        n_dropped = round(self.p * 256)  # of 256 equally likely bytes
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(INT64_MIN, None)
+        is_kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= n_dropped
+        return x * is_kept.to(x.dtype).mul_(256 / (256 - n_dropped))
