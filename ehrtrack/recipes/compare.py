@@ -120,7 +120,7 @@ def _row(record: RunRecord) -> RunRow:
         run_id=record.run_id,
         kind=record.kind,
         model=params["baseline.name"] if is_baseline else "behrt",
-        strategy="" if is_baseline else params["strategy.name"],
+        strategy="" if is_baseline else _strategy(params),
         size="" if is_baseline else params["model.size"],
         cohort_fingerprint=record.tags["fingerprint.cohort"],
         n_parameters=_whole(metrics.get("parameters/total")),
@@ -133,6 +133,12 @@ def _row(record: RunRecord) -> RunRow:
         test_upper=metrics.get("test/c_index_upper"),
         test_ibs=metrics.get("test/ibs"),
     )
+
+
+def _strategy(params: dict[str, str]) -> str:
+    """The strategy's name, with the rank of adapters."""
+    rank = params.get("strategy.rank")
+    return f"{params['strategy.name']} r{rank}" if rank else params["strategy.name"]
 
 
 def _whole(value: float | None) -> int | None:

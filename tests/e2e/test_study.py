@@ -211,7 +211,7 @@ def test_the_comparison_is_a_run_with_a_table_of_all_models(study: Study, tmp_pa
     assert set(table["model"]) == {"behrt", "cox"}
     lora = table.row(by_predicate=pl.col("model") == "behrt", named=True)
     record = one(study, "finetune")
-    assert (lora["strategy"], lora["size"], lora["run_id"]) == ("lora", "tiny", record.run_id)
+    assert (lora["strategy"], lora["size"], lora["run_id"]) == ("lora r4", "tiny", record.run_id)
     assert lora["test_c_index"] == pytest.approx(record.metrics["test/c_index"])
     assert lora["n_trainable"] == record.metrics["parameters/trainable"]
     markdown = fetch(study, run.run_id, f"benchmark/{cohort}.md", tmp_path).read_text()
