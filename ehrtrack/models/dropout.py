@@ -21,7 +21,7 @@ class Dropout(nn.Dropout):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.p)
-        n_dropped = round(self.p * 256)  # of 256 equally likely bytes
+        n_dropped = min(round(self.p * 256), 255)  # of 256 equally likely bytes; p < 1 keeps some
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(INT64_MIN, None)
         is_kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= n_dropped
         return x * is_kept.to(x.dtype).mul_(256 / (256 - n_dropped))

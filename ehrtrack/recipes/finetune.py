@@ -110,7 +110,8 @@ def finetune(
             )
             run.log_model_folder(Path(folder))
         with tempfile.TemporaryDirectory() as folder:
-            strategy.save_adapter(model, Path(folder), base=f"runs:/{config.init.run}/{MODEL_FOLDER}")
+            base_uri = f"runs:/{config.init.run}/{MODEL_FOLDER}" if config.init.run else ""
+            strategy.save_adapter(model, Path(folder), base=base_uri)
             run.log_adapter_folder(Path(folder))
         run.logger.set_description(_summary(config, records, result, evaluations))
         return run.finished(evaluations["best"].to_metrics("best") | evaluations["test"].to_metrics("test"))

@@ -75,6 +75,12 @@ def test_a_long_record_keeps_static_facts_and_its_most_recent_tokens() -> None:
     assert batch.age.tolist() == [0, 0, 40, 41, 42]
 
 
+def test_cls_stands_at_the_cutoff_even_where_static_facts_leave_no_room() -> None:
+    batch = pack(LONG, max_tokens=3)
+    assert batch.token.tolist() == [10, 11, CLS]
+    assert batch.age.tolist() == [0, 0, 42]
+
+
 def test_a_record_that_just_fits_is_whole() -> None:
     assert pack(LONG, max_tokens=7).token.tolist() == [10, 11, 4, 5, 6, 7, CLS]
 

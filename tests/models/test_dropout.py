@@ -44,3 +44,8 @@ def test_the_seed_decides() -> None:
 def test_nothing_is_dropped_at_evaluation_or_at_zero() -> None:
     assert Dropout(0.5).eval()(ONES) is ONES
     assert Dropout(0.0).train()(ONES) is ONES
+
+
+def test_a_probability_just_below_one_keeps_one_byte_in_256() -> None:
+    torch.manual_seed(0)
+    assert set(Dropout(0.999)(ONES).unique().tolist()) == {0.0, 256.0}
