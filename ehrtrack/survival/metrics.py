@@ -1,14 +1,14 @@
-"""How good predicted risks are, under censoring. The numbers come from lifelines and scikit-survival."""
+"""How good predicted risks are, under censoring: equal to the numbers of lifelines and scikit-survival."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from lifelines.utils import concordance_index
 from sksurv.metrics import integrated_brier_score as sksurv_integrated_brier_score
 from sksurv.util import Surv
 
 from ehrtrack.errors import DataError
+from ehrtrack.survival.concordance import RankedSubjects
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -19,8 +19,8 @@ def c_index(risk: npt.ArrayLike, follow_up_days: npt.ArrayLike, is_event: npt.Ar
 
     A pair is comparable if the earlier of the two has the event. Tie rules: two events at the same time are
     not comparable; an event and a censoring at the same time are (the censored subject outlived the event);
-    equal risks count one half. These are the rules of lifelines, which does the counting in O(n log n), and
-    of scikit-survival (which calls risks within 1e-8 of each other equal; here only equal risks are).
+    equal risks count one half. These are the rules of lifelines and of scikit-survival (which calls risks
+    within 1e-8 of each other equal; here only equal risks are).
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def c_index(risk: npt.ArrayLike, follow_up_days: npt.ArrayLike, is_event: npt.Ar
     """
     scores, days, event = checked_predictions(risk, follow_up_days, is_event)
     require_comparable_pair(days, event)
-    return float(concordance_index(days, -scores, event))
+    return RankedSubjects.of(scores, days, event).c_index()
 
 
 def checked_predictions(

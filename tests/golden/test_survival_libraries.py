@@ -13,8 +13,11 @@ from lifelines.utils import concordance_index
 from sklearn.metrics import log_loss
 from sksurv.metrics import concordance_index_censored
 
+from ehrtrack.errors import DataError
+from ehrtrack.survival import concordance
 from ehrtrack.survival.bootstrap import c_index_interval
 from ehrtrack.survival.calibration import calibration_table
+from ehrtrack.survival.concordance import RankedSubjects
 from ehrtrack.survival.curves import survival_curve
 from ehrtrack.survival.losses import negative_log_likelihood
 from ehrtrack.survival.metrics import c_index, evaluation_times, integrated_brier_score
@@ -38,6 +41,77 @@ def test_c_index_equals_lifelines_and_scikit_survival_with_ties_and_censoring(se
     ours = c_index(risk, days, event)
     assert ours == pytest.approx(concordance_index(days, -risk, event), abs=1e-12)
     assert ours == pytest.approx(concordance_index_censored(event, days, risk)[0], abs=1e-12)
+
+
+@settings(max_examples=300)
+@given(
+    n=st.integers(1, 70),
+    n_risks=st.sampled_from([1, 3, 10, 10**9]),
+    n_days=st.sampled_from([1, 2, 7, 10**9]),
+    event_share=st.sampled_from([0.05, 0.5, 1.0]),
+    seed=st.integers(0, 10**6),
+)
+def test_c_index_equals_lifelines_from_one_subject_up(
+    n: int, n_risks: int, n_days: int, event_share: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    risk, days = rng.integers(0, n_risks, n) / 7, rng.integers(0, n_days, n).astype(np.float64)
+    event = rng.random(n) < event_share
+    try:
+        reference = concordance_index(days, -risk, event)
+    except ZeroDivisionError:  # lifelines found no pair
+        with pytest.raises(DataError, match="no comparable pair"):
+            c_index(risk, days, event)
+    else:
+        assert c_index(risk, days, event) == pytest.approx(reference, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [4095, 4096, 4097])
+def test_c_index_equals_lifelines_round_a_power_of_two(n: int) -> None:
+    rng = np.random.default_rng(n)
+    risk, days, event = rng.normal(size=n), np.ceil(rng.exponential(100, n)), rng.random(n) < 0.3
+    assert c_index(risk, days, event) == pytest.approx(concordance_index(days, -risk, event), abs=1e-12)
+
+
+@settings(max_examples=40)
+@given(
+    n=st.integers(2, 60),
+    n_levels=st.sampled_from([2, 9, 10**9]),
+    event_share=st.sampled_from([0.2, 0.6, 1.0]),
+    tile_size=st.sampled_from([1, 4, 16, 64]),
+    seed=st.integers(0, 10**6),
+)
+def test_each_resample_scores_as_lifelines_does_whatever_the_tiles(
+    n: int, n_levels: int, event_share: float, tile_size: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    risk, days = rng.integers(0, n_levels, (2, n)).astype(np.float64)
+    event = rng.random(n) < event_share
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(concordance, "MIN_TILE", tile_size)
+        ranked = RankedSubjects.of(risk, days, event)
+        n_comparable, n_concordant = ranked.resampled_pairs(counts.astype(np.float32))
+    for row, comparable, concordant in zip(counts, n_comparable, n_concordant, strict=True):
+        drawn = np.repeat(np.arange(n), row)
+        if comparable:
+            reference = concordance_index(days[drawn], -risk[drawn], event[drawn])
+            assert concordant / comparable == pytest.approx(reference, abs=1e-12)
+        else:
+            with pytest.raises(ZeroDivisionError, match="No admissable pairs"):
+                concordance_index(days[drawn], -risk[drawn], event[drawn])
+
+
+@pytest.mark.parametrize("event_share", [0.2, 0.6])
+def test_bootstrap_over_many_tiles_equals_lifelines_on_each_resample(event_share: float) -> None:
+    n = 1_500
+    rng = np.random.default_rng(1)
+    risk, days, event = rng.normal(size=n).round(2), np.ceil(rng.exponential(90, n)), rng.random(n) < event_share
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=6)
+    n_comparable, n_concordant = RankedSubjects.of(risk, days, event).resampled_pairs(counts.astype(np.float32))
+    rows = [np.repeat(np.arange(n), count) for count in counts]
+    reference = [concordance_index(days[i], -risk[i], event[i]) for i in rows]
+    np.testing.assert_allclose(n_concordant / n_comparable, reference, rtol=0, atol=1e-12)
 
 
 def test_bootstrap_equals_scikit_survival_on_each_resample() -> None:
