@@ -8,20 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ehrtrack.errors import DataError
-from ehrtrack.survival.metrics import (
-    BoolArray,
-    FloatArray,
-    c_index,
-    checked_predictions,
-    require_comparable_pair,
-)
+from ehrtrack.survival.concordance import RankedSubjects
+from ehrtrack.survival.metrics import BoolArray, FloatArray, c_index, checked_predictions, require_comparable_pair
 
 N_RESAMPLES = 500
 LEVEL = 0.95
 MAX_UNDEFINED_SHARE = 0.05
 """No interval is given if more resamples than this lack a comparable pair: below about 3 events."""
-BLOCK_PAIRS = 8_000_000
-"""Pairs compared at once: 32 MB in float32, whatever the number of subjects."""
+BLOCK_COUNTS = 4_000_000
+"""Counts (resamples x subjects) held at once: 16 MB, and about 100 MB of work arrays, whatever is asked for."""
 
 
 @dataclass(frozen=True)
@@ -97,40 +92,21 @@ def _resampled_c_indices(
 ) -> list[FloatArray]:
     """For each risk, the C-index in each of R resamples (R,); NaN where a resample has no comparable pair.
 
-    A resample is a count per subject, w. Drawing a subject twice repeats its pairs, so with P the matrix of
-    comparable pairs (events by subjects) and Q that of concordant ones, C = (w_e' Q w) / (w_e' P w), and
-    all R resamples are one matrix product a block of events. 2,000 subjects with 400 events, 500 resamples:
-    0.15 s, against 8 s with lifelines once a resample; the numbers are equal.
+    A resample is a count per subject; all models are scored on the same ones, a block of resamples at a time.
     """
     require_comparable_pair(days, event)
     n = days.size
     generator = np.random.default_rng(seed)
-    counts = generator.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(np.float32)  # (R, n)
-    events = np.flatnonzero(event)
-    n_comparable = np.zeros(n_resamples)
-    n_concordant = [np.zeros(n_resamples) for _ in risks]
-    block = max(1, BLOCK_PAIRS // n)
-    for start in range(0, events.size, block):
-        rows = events[start : start + block]
-        outlives = (days[None, :] > days[rows, None]) | ((days[None, :] == days[rows, None]) & ~event[None, :])
-        n_comparable += _weighted_pairs(counts[:, rows], outlives.astype(np.float32), counts)
-        for total, risk in zip(n_concordant, risks, strict=True):
-            is_lower = risk[None, :] < risk[rows, None]
-            is_tied = risk[None, :] == risk[rows, None]
-            concordant = (outlives * (is_lower + np.float32(0.5) * is_tied)).astype(np.float32)
-            total += _weighted_pairs(counts[:, rows], concordant, counts)
-    is_defined = n_comparable > 0
-    return [
-        np.divide(total, n_comparable, out=np.full(n_resamples, np.nan), where=is_defined) for total in n_concordant
-    ]
-
-
-def _weighted_pairs(
-    event_counts: npt.NDArray[np.float32], pairs: npt.NDArray[np.float32], counts: npt.NDArray[np.float32]
-) -> FloatArray:
-    """w_e' M w for each resample. Entries of w_e' M are halves of small integers: exact in float32."""
-    weighted: FloatArray = np.einsum("rj,rj->r", event_counts @ pairs, counts, dtype=np.float64)
-    return weighted
+    ranked = [RankedSubjects.of(risk, days, event) for risk in risks]
+    c_indices = [np.full(n_resamples, np.nan) for _ in risks]
+    block = max(1, BLOCK_COUNTS // n)
+    for start in range(0, n_resamples, block):
+        n_drawn = min(block, n_resamples - start)
+        counts = generator.multinomial(n, np.full(n, 1 / n), size=n_drawn).astype(np.float32)
+        for subjects, scored in zip(ranked, c_indices, strict=True):
+            n_comparable, n_concordant = subjects.resampled_pairs(counts)
+            np.divide(n_concordant, n_comparable, out=scored[start : start + n_drawn], where=n_comparable > 0)
+    return c_indices
 
 
 def _percentile_interval(estimate: float, resampled: FloatArray, level: float) -> Interval:

@@ -43,10 +43,10 @@ def test_bounds_are_the_percentiles_of_resampled_c_indices() -> None:
     np.testing.assert_allclose([interval.lower, interval.upper], np.quantile(expected, [0.025, 0.975]), atol=1e-12)
 
 
-def test_blocks_of_events_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     risk, days, event = subjects(120)
     whole = c_index_interval(risk, days, event, n_resamples=40)
-    monkeypatch.setattr(bootstrap, "BLOCK_PAIRS", 500)
+    monkeypatch.setattr(bootstrap, "BLOCK_COUNTS", 500)
     assert c_index_interval(risk, days, event, n_resamples=40) == whole
 
 
