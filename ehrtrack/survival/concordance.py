@@ -1,9 +1,9 @@
 """Counting comparable and concordant pairs: exactly, with numpy alone, one count or many resamples at once.
 
-Own code because it was measured: at 100,000 subjects lifelines takes 0.7 s (256 distinct days) to 1.3 s (1,277
-days), scikit-survival 12.7 s, and these functions 0.04 s; 1,000 bootstrap resamples of 5,000 subjects would take
-lifelines about a minute, and take 0.1 s here. The numbers are equal to those of lifelines, which the tests keep as
-the reference.
+Own code because it was measured (process CPU time, one thread): at 100,000 subjects lifelines takes 0.6 s (18 %
+events) to 1.6 s (61 %), scikit-survival 12.7 s, these functions 0.04 s; 1,000 bootstrap resamples of 5,000 subjects
+would take lifelines 35 to 64 s, and are scored in 0.12 to 0.16 s here. The numbers are those of lifelines, which the
+tests keep as the reference.
 """
 
 from __future__ import annotations
