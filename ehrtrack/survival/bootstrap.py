@@ -102,7 +102,9 @@ def _resampled_c_indices(
     block = max(1, BLOCK_COUNTS // n)
     for start in range(0, n_resamples, block):
         n_drawn = min(block, n_resamples - start)
-        counts = generator.multinomial(n, np.full(n, 1 / n), size=n_drawn).astype(np.float32)
+        counts = np.empty((n_drawn, n), np.float32)
+        for row in counts:  # a count a subject of n draws: 0.05 s for 1,000 of 5,000, where multinomial takes 0.34 s
+            row[:] = np.bincount(generator.integers(n, size=n), minlength=n)
         for subjects, scored in zip(ranked, c_indices, strict=True):
             n_comparable, n_concordant = subjects.resampled_pairs(counts)
             np.divide(n_concordant, n_comparable, out=scored[start : start + n_drawn], where=n_comparable > 0)
