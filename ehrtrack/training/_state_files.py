@@ -1,0 +1,209 @@
+"""The two files of a training state: written so that a folder with its name was whole once, read with distrust.
+
+``step-000012`` holds ``state.safetensors``, and ``facts.json`` with the facts that are no tensors, the size and
+SHA-256 of the first file, and the SHA-256 of itself. Nothing in either file is ever used as a path or unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ehrtrack.errors import CheckpointError
+from ehrtrack.training.checkpoint import load_tensors
+
+STATE_FILE = "state.safetensors"
+FACTS_FILE = "facts.json"
+
+# What a file from elsewhere may cost before it is known to be whole.
+MAX_STATE_BYTES = 64 * 2**30
+MAX_HEADER_BYTES = 16 * 2**20
+MAX_FACTS_BYTES = 16 * 2**20
+
+_STATE_NAME = re.compile(r"step-([0-9]{6,18})(\.old)?")
+
+
+class _Record(BaseModel):
+    """What ``facts.json`` says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    step: NonNegativeInt
+    n_bytes: NonNegativeInt
+    sha256: str
+    tensors: dict[str, str]
+    facts: dict[str, Any]
+
+
+def state_folder(folder: Path, step: int) -> Path:
+    """Where the state of `step` is."""
+    return folder / f"step-{step:06d}"
+
+
+def write_state(folder: Path, tensors: dict[str, Tensor], step: int, facts: Mapping[str, Any]) -> None:
+    """Write a state's two files into `folder`, which is there, flush them to the disk and compare what was written.
+
+    Parameters
+    ----------
+    tensors : contiguous, on the CPU
+    """
+    state = folder / STATE_FILE
+    save_file(tensors, state)
+    _flush(state)
+    written = load_tensors(state)
+    if not all(_same_bytes(written[name], tensor) for name, tensor in tensors.items()):
+        raise CheckpointError(f"{state} does not hold what was written to it; check the disk")
+    record = {
+        "step": step,
+        "n_bytes": state.stat().st_size,
+        "sha256": _file_digest(state),
+        "tensors": _described(state),
+        "facts": facts,
+    }
+    text = json.dumps({"record": record, "sha256": _record_digest(record)})
+    if len(text) > MAX_FACTS_BYTES:
+        raise CheckpointError(
+            f"the facts of step {step} take {len(text):,} bytes; {MAX_FACTS_BYTES:,} are read back: keep less in them"
+        )
+    (folder / FACTS_FILE).write_text(text, encoding="utf-8")
+    _flush(folder / FACTS_FILE)
+    _flush(folder)
+
+
+def put_in_place(aside: Path, target: Path) -> None:
+    """Give the state its name. A state of the same step stays readable under another until this one has its name."""
+    if target.exists():
+        replaced = target.with_name(f"{target.name}.old")
+        remove(replaced)
+        target.rename(replaced)
+    aside.rename(target)
+    _flush(target.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a state, or whatever bears its name; of a link the link alone."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def list_states(folder: Path) -> list[tuple[int, Path]]:
+    """Steps and folders of states, the newest first; a replaced one comes after the one that replaced it."""
+    if not folder.exists():
+        return []
+    try:
+        named = [(match, path) for path in folder.iterdir() if (match := _STATE_NAME.fullmatch(path.name))]
+    except OSError as error:
+        raise CheckpointError(f"no training states can be read from {folder} ({error})") from error
+    named.sort(key=lambda found: (int(found[0][1]), found[0][2] is None), reverse=True)
+    return [(int(match[1]), path) for match, path in named]
+
+
+def read_state(folder: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a state. What costs least is checked first, and all before memory is taken for a tensor.
+
+    Raises
+    ------
+    CheckpointError
+        If the state is not as it was written.
+    """
+    state = folder / STATE_FILE
+    try:
+        if folder.is_symlink():
+            raise CheckpointError(f"{folder} is a link, and may lead anywhere")
+        record = _read_record(folder / FACTS_FILE)
+        if record.step != step:
+            raise CheckpointError(f"{folder} holds the state of step {record.step}, not of step {step}")
+        n_bytes = _regular_file_size(state, MAX_STATE_BYTES)
+        if n_bytes != record.n_bytes:
+            raise CheckpointError(f"{state} has {n_bytes:,} bytes, and was written with {record.n_bytes:,}")
+        _check_header_size(state, n_bytes)
+        if _file_digest(state) != record.sha256:
+            raise CheckpointError(f"{state} is damaged: its SHA-256 is not the one it was written with")
+        if _described(state) != record.tensors:
+            raise CheckpointError(f"{state} holds tensors of other names, shapes or types than {FACTS_FILE} says")
+        return load_tensors(state), record.facts
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be read ({error})") from error
+
+
+def _read_record(path: Path) -> _Record:
+    _regular_file_size(path, MAX_FACTS_BYTES)
+    try:
+        whole = json.loads(path.read_bytes())
+        if whole["sha256"] != _record_digest(whole["record"]):
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one it was written with")
+        return _Record.model_validate(whole["record"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not whole, or was not written by ehrtrack ({type(error).__name__})"
+        ) from error
+
+
+def _regular_file_size(path: Path, max_bytes: int) -> int:
+    """Bytes of a file that is neither a link, which may lead out of the folder, nor a pipe, which may never end."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path} is not a regular file")
+    if status.st_size > max_bytes:
+        raise CheckpointError(f"{path} has {status.st_size:,} bytes; at most {max_bytes:,} are read")
+    return status.st_size
+
+
+def _check_header_size(path: Path, n_bytes: int) -> None:
+    """Check the header's length, which a safetensors file states in its first 8 bytes."""
+    with path.open("rb") as file:
+        n_header_bytes = int.from_bytes(file.read(8), "little")
+    if n_header_bytes > min(n_bytes - 8, MAX_HEADER_BYTES):
+        raise CheckpointError(
+            f"{path} states a header of {n_header_bytes:,} bytes; it has {n_bytes:,}, and {MAX_HEADER_BYTES:,} are read"
+        )
+
+
+def _described(path: Path) -> dict[str, str]:
+    """Type and shape of each tensor, such as ``F32[384, 1536]``, from the header alone."""
+    with safe_open(path, framework="pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (a handle, not a dict)
+        return {name: f"{part.get_dtype()}{part.get_shape()}" for name, part in parts.items()}
+
+
+def _same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two contiguous tensors are the same, NaN and -0 included."""
+    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(_bytes_of(a), _bytes_of(b))
+
+
+def _bytes_of(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return tensor.flatten().view(torch.uint8).numpy()
+
+
+def _record_digest(record: Any) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have a file's content, or a folder's list of names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

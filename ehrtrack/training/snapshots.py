@@ -1,0 +1,207 @@
+"""Whole training states on disk, to go on from after a crash: written in the background, the last few kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ehrtrack.errors import CheckpointError
+from ehrtrack.training._state_files import list_states, put_in_place, read_state, remove, state_folder, write_state
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A training state as it was after `step`."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+    def copy_into(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the saved values into `tensors`, which stay on their devices.
+
+        Raises
+        ------
+        CheckpointError
+            If names, shapes or types differ; no tensor has been changed then.
+        """
+        found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()}
+        needed = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        differing = sorted(name for name in found | needed if found.get(name) != needed.get(name))
+        if differing:
+            first = differing[0]
+            raise CheckpointError(
+                f"the state of step {self.step} does not fit: {len(differing)} of {len(found | needed)} tensors differ "
+                f"(first: {first}, saved {found.get(first, 'nothing')}, needed {needed.get(first, 'nothing')}); "
+                "resume with the configuration the state was made with"
+            )
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(self.tensors[name])
+
+
+class CheckpointWriter:
+    """Writes training states while training goes on, and keeps the last `n_kept`. One writer to a folder.
+
+    Training waits for one copy in memory, and only if the next step comes before it is done; hashing and the disk
+    are a thread's affair. The copy's buffers are used again by the next save: the memory of one state, and no page
+    faults after the first.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path, *, n_kept: int = 2) -> None:
+        if n_kept < 1:
+            raise ValueError(f"n_kept is {n_kept}; at least 1 state has to be kept")
+        self._folder = folder
+        self._n_kept = n_kept
+        self._buffers: dict[str, Tensor] = {}
+        self._copied = threading.Event()
+        self._copied.set()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._step = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left_behind in folder.glob("step-*.part"):
+                remove(left_behind)
+        except OSError as error:
+            raise CheckpointError(
+                f"no training states can be kept in {folder} ({error}); give a folder that can be written"
+            ) from error
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Have the state of `step` written, and return at once; a save still under way is waited for first.
+
+        States of later steps, left by a run that was resumed from before them, are removed: they are of another
+        course of training.
+
+        Parameters
+        ----------
+        tensors : on any device; must not change until `wait_copied`
+        facts : values that JSON has, keyed by strings; may change after this call
+
+        Raises
+        ------
+        CheckpointError
+            If the save before this one failed. This state is not written then; calling again tries anew.
+        """
+        self._finish()
+        facts_then = json.loads(json.dumps(dict(facts)))
+        held = {name: tensor.detach() for name, tensor in tensors.items()}
+        self._step = step
+        self._copied.clear()
+        self._writing = self._thread.submit(self._write, step, held, facts_then)
+
+    def wait_copied(self) -> None:
+        """Wait until the tensors of the last save may change."""
+        self._copied.wait()
+
+    def close(self) -> None:
+        """Wait until everything is on the disk.
+
+        Raises
+        ------
+        CheckpointError
+            If the last save failed.
+        """
+        try:
+            self._finish()
+        finally:
+            self._thread.shutdown()
+            self._buffers = {}
+
+    def _finish(self) -> None:
+        writing = self._writing
+        if writing is None:
+            return
+        wait([writing])  # a signal may end this early; the next call then waits again
+        self._writing = None
+        try:
+            writing.result()
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"the state of step {self._step} could not be written to {self._folder} ({error}); the states before "
+                "it are untouched. Free disk space or give a folder that can be written, then resume"
+            ) from error
+
+    def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        try:
+            self._copy(tensors)
+        finally:
+            self._copied.set()
+        target = state_folder(self._folder, step)
+        aside = target.with_name(f"{target.name}.part")
+        try:
+            aside.mkdir()
+            write_state(aside, self._buffers, step, facts)
+            put_in_place(aside, target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)  # is there only if writing failed; a full disk needs its room
+        self._remove_others(step)
+
+    def _copy(self, tensors: dict[str, Tensor]) -> None:
+        self._buffers = {name: _buffer_for(tensor, self._buffers.get(name)) for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            self._buffers[name].copy_(tensor, non_blocking=tensor.is_cuda)
+        # The copies stand in the GPU's stream behind the step that was just taken, and this waits for them alone.
+        for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+            torch.cuda.current_stream(device).record_event().synchronize()
+
+    def _remove_others(self, step: int) -> None:
+        states = list_states(self._folder)
+        kept = [path for of_step, path in states if of_step <= step and path.suffix != ".old"][: self._n_kept]
+        for of_step, path in states:
+            if of_step > step:
+                _log.warning("%s is removed: training went on from an earlier state, and is at step %d", path, step)
+            if path not in kept:
+                remove(path)
+
+
+def latest_snapshot(folder: Path) -> Snapshot | None:
+    """Read the newest state that is whole; damaged ones are named in a warning and passed over.
+
+    Returns
+    -------
+    None if there is no state at all. The tensors are on the CPU.
+
+    Raises
+    ------
+    CheckpointError
+        If there are states and none of them is whole.
+    """
+    damaged = []
+    for step, path in list_states(folder):
+        try:
+            return Snapshot(step, *read_state(path, step))
+        except CheckpointError as error:
+            _log.warning("%s; it is passed over for the state before it", error)
+            damaged.append(str(error))
+    if damaged:
+        raise CheckpointError(
+            f"none of the {len(damaged)} training states in {folder} is whole ({'; '.join(damaged)}); "
+            "fetch them again, or start anew in an empty folder"
+        )
+    return None
+
+
+def _buffer_for(tensor: Tensor, previous: Tensor | None) -> Tensor:
+    if previous is not None and (previous.shape, previous.dtype) == (tensor.shape, tensor.dtype):
+        return previous
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
