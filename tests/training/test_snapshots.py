@@ -401,6 +401,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_states_before(folder: Path, max_
     here, there = PROCESSES.Pipe()
     process = PROCESSES.Process(target=save_on_a_full_disk, args=(folder, there, max_file_bytes))
     process.start()
+    there.close()
     assert outcome in here.recv()
     process.join()
     assert names_in(folder) == (
