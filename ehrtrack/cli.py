@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,17 +55,31 @@ def _overrides(extra: Sequence[str]) -> list[tuple[str, str]]:
     return overrides
 
 
+def _is_first_rank() -> bool:
+    """Whether this process is rank 0 of those that torchrun started, or none of them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _recipe(objective: str) -> Callable[[Callable[[RunConfig], Any]], click.Command]:
     """A command that reads ``--config`` and dotted overrides, and checks the tracking server before any work."""
 
     def decorate(function: Callable[[RunConfig], Any]) -> click.Command:
         @click.pass_context
         def command(context: click.Context, config: Path) -> None:
-            from ehrtrack.config import load_config
-            from ehrtrack.tracking.server import check_reachable
+            from ehrtrack.study_file import read_study_file
 
-            loaded = load_config(config, _overrides(context.args), objective=objective)
-            check_reachable()
+            overrides = _overrides(context.args)
+            read_study_file(config)  # what is wrong with the file is told before torch is imported
+
+            from ehrtrack.config import load_config
+
+            loaded = load_config(config, overrides, objective=objective)
+            if _is_first_rank():
+                from ehrtrack.tracking.server import check_reachable
+
+                check_reachable()
+            else:
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115  rank 0 speaks for all
             function(loaded)
 
         option = click.option("--config", required=True, type=click.Path(path_type=Path), help=CONFIG_HELP)
@@ -115,6 +130,20 @@ def _compare(config: RunConfig) -> None:
     from ehrtrack.recipes.compare import compare
 
     compare(config)
+
+
+@cli.command(context_settings=PASS_THROUGH)
+@click.argument("run_id")
+@click.pass_context
+def resume(context: click.Context, run_id: str) -> None:
+    """Go on with a run that was cut off, from its last snapshot.
+
+    Settings of the machine can be overridden: --runtime.device cuda, --train.batch_tokens 2048.
+    """
+    overrides = _overrides(context.args)
+    from ehrtrack.recipes.resume import resume as resume_run
+
+    resume_run(run_id, overrides)
 
 
 @cli.command()

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
@@ -21,6 +21,7 @@ from ehrtrack.models.behrt import ModelConfig
 from ehrtrack.search import SearchConfig
 from ehrtrack.search import to_toml as write_toml
 from ehrtrack.section import Choice, Section
+from ehrtrack.study_file import read_study_file
 from ehrtrack.training.loop import TrainConfig
 
 Override = tuple[str, str]
@@ -64,14 +65,18 @@ class RuntimeConfig(Section):
     Attributes
     ----------
     device : auto, cpu, cuda, cuda:1, mps
+    precision : of matrix products: f32, bf16, or auto, which is bf16 on CUDA and f32 elsewhere
     threads : CPU threads of torch; 0 leaves torch's default
     cache : folder for tokenised cohorts and checkpoints
+    snapshot_minutes : longest time between two snapshots of a training; there is one after each epoch anyway
     """
 
     seed: int = 0
     device: str = "auto"
+    precision: Literal["auto", "f32", "bf16"] = "auto"
     threads: int = Field(0, ge=0)
     cache: Path = Path(".ehrtrack")
+    snapshot_minutes: float = Field(10, gt=0)
 
 
 class RegistryConfig(Section):
@@ -126,10 +131,10 @@ def load_config(path: Path | str, overrides: Sequence[Override] = (), *, objecti
     ConfigError
         If the file is missing or no TOML, or a key or value is not one there is.
     """
-    table = _read_toml(Path(path))
+    table = read_study_file(Path(path))
     choices_first = sorted(overrides, key=lambda override: not override[0].endswith((".name", ".rule")))
     for dotted, text in choices_first:
-        _set(table, dotted, _parse_value(text))
+        _set(table, dotted, parse_value(text))
     return parse_config(table, objective=objective)
 
 
@@ -213,41 +218,6 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for inner in get_args(annotation) for model in _models(inner)]
 
 
-def _read_toml(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            table = tomllib.load(file)
-    except FileNotFoundError as error:
-        beside = ", ".join(sorted(p.name for p in path.parent.glob("*.toml"))) or "no .toml files"
-        raise ConfigError(f"no config file {path}; in {path.parent} there is: {beside}") from error
-    except OSError as error:
-        raise ConfigError(f"cannot read config file {path}: {error.strerror}; give a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    base = table.pop("extends", None)
-    if base is None:
-        return table
-    chain = (*extended_by, path.resolve())
-    below = path.parent / str(base)
-    if below.resolve() in chain:
-        raise ConfigError(f"{path} extends {base}, which extends it in turn; one of them must stand alone")
-    return _merge(_read_toml(below, chain), table)
-
-
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`top` over `base`, table by table; a table that names another choice replaces that of the base whole."""
-    merged = dict(base)
-    for key, value in top.items():
-        below = merged.get(key)
-        if not (isinstance(value, Mapping) and isinstance(below, Mapping)):
-            merged[key] = value
-        elif any(value.get(switch, below.get(switch)) != below.get(switch) for switch in ("name", "rule")):
-            merged[key] = dict(value)
-        else:
-            merged[key] = _merge(below, value)
-    return merged
-
-
 def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
     """Set one dotted key. Choosing another `name` drops the settings of the choice before."""
     *parents, key = dotted.split(".")
@@ -266,7 +236,7 @@ def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
     table[key] = value
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A value as TOML writes it; anything else is a string. Python's True and False are booleans too.
 
     A run id is a string even where all of its 32 digits happen to be decimal.

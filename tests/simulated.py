@@ -98,7 +98,7 @@ def study_values(data: Path, cache: Path, **sections: Any) -> dict[str, Any]:
             "outcome": {"codes": ["OUTCOME$"]},
         },
         "model": {"size": "tiny"},
-        "train": {"epochs": 3, "batch_size": 32, "lr": 3e-3},
+        "train": {"epochs": 3, "batch_tokens": 512, "lr": 3e-3},
         "runtime": {"cache": str(cache), "device": "cpu"},
     } | sections
 

@@ -25,7 +25,7 @@ study = "simulated"
 data = {{ path = "{data}", vocabulary = {{ min_subjects = 2 }} }}
 model = {{ size = "tiny" }}
 strategy = {{ name = "scratch" }}
-train = {{ epochs = 2, batch_size = 32 }}
+train = {{ epochs = 2, batch_tokens = 512 }}
 runtime = {{ device = "cpu", cache = "cache" }}
 
 [cohort]

@@ -82,7 +82,7 @@ def test_every_recipe_of_a_study_takes_a_step(
         ("data.vocabulary.min_subjects", "2"),
         ("model.size", "tiny"),
         ("train.epochs", "1"),
-        ("train.batch_size", "64"),
+        ("train.batch_tokens", "2048"),
         ("runtime.device", "cpu"),
         ("runtime.cache", str(local_store / "cache")),
     ]

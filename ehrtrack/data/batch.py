@@ -12,8 +12,11 @@ V   tokens of the vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,8 +24,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ehrtrack.data.features import FeatureStore
 from ehrtrack.data.store import TokenStore
 from ehrtrack.data.vocabulary import CLS
+from ehrtrack.errors import DataError
 
 GAP_EDGES_DAYS = (1 / 24, 0.25, 1, 2, 7, 14, 30, 60, 90, 180, 365, 730, 1825)
 """Edges between the classes of a time gap: under an hour, under six hours, ... five years and more."""
@@ -57,6 +62,8 @@ class Batch:
     ----------
     rows : (B,) int64, rows of the token store
     lengths : B token counts, [CLS] included
+    seed : of everything random that is done with this batch: the same at the same place of the same epoch, wherever
+        and however often it is drawn
     token : (T,) int64, vocabulary indices
     age : (T,) int64, age in whole years
     segment : (T,) int64, 0 static and [CLS], then 1 and 2 in turn by visit
@@ -65,10 +72,13 @@ class Batch:
     gap : (T,) int64, class of the time since the previous visit, 0 for static facts
     outcomes : labels of the B subjects, or None; they stay on the CPU in full precision
     target_positions, targets : (M,) int64, places in the row that are to be predicted and their tokens, or None
+    hidden : (T, D) float32, the encoder's states where they were computed before; the five rows of tokens are then
+        empty
     """
 
     rows: Tensor
     lengths: tuple[int, ...]
+    seed: int
     token: Tensor
     age: Tensor
     segment: Tensor
@@ -77,15 +87,31 @@ class Batch:
     outcomes: Outcomes | None = None
     target_positions: Tensor | None = None
     targets: Tensor | None = None
+    hidden: Tensor | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """T."""
+        return sum(self.lengths)
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """(B + 1,) int64: subject i has the tokens `offsets[i]:offsets[i + 1]`."""
+        return torch.tensor((0, *self.lengths), device=self.token.device).cumsum(0)
 
     @property
     def cls_positions(self) -> Tensor:
         """(B,) place of each subject's [CLS] token in the row."""
-        return torch.tensor(self.lengths, device=self.token.device).cumsum(0) - 1
+        return self.offsets[1:] - 1
+
+    def generator(self) -> torch.Generator:
+        """A fresh source of random numbers for this batch."""
+        return torch.Generator().manual_seed(self.seed)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        tensors = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
 
@@ -96,6 +122,7 @@ def collate(
     max_tokens: int,
     outcomes: Outcomes | None = None,
     window_rng: np.random.Generator | None = None,
+    seed: int = 0,
 ) -> Batch:
     """Pack the records of some subjects into one row of tokens.
 
@@ -107,9 +134,7 @@ def collate(
     rows : (B,) rows of `store`
     max_tokens : tokens a subject may have, [CLS] included
     """
-    pieces = [_window(store, int(row), max_tokens - 1, window_rng) for row in rows]
-    counts = np.array([len(piece) for piece in pieces], dtype=np.int64)
-    source = np.concatenate(pieces)
+    source, counts = _windows(store, rows, max_tokens - 1, window_rng)
     subject = np.repeat(np.arange(len(rows)), counts)
 
     visit = store.visit[source].astype(np.int64)
@@ -134,6 +159,7 @@ def collate(
     return Batch(
         rows=torch.from_numpy(np.ascontiguousarray(rows)),
         lengths=tuple(int(count) + 1 for count in counts),
+        seed=seed,
         token=with_cls(store.token[source].astype(np.int64), CLS),
         age=with_cls(age, end_age),
         segment=with_cls(segment, 0),
@@ -143,15 +169,42 @@ def collate(
     )
 
 
-def _window(store: TokenStore, row: int, max_tokens: int, rng: np.random.Generator | None) -> npt.NDArray[np.int64]:
-    start, stop = int(store.offsets[row]), int(store.offsets[row + 1])
-    if stop - start <= max_tokens:
-        return np.arange(start, stop)
-    n_static = int(np.searchsorted(store.visit[start:stop], 1))
-    n_kept = max(max_tokens - n_static, 0)
-    last = stop if rng is None else int(rng.integers(start + n_static + n_kept, stop + 1))
-    static = np.arange(start, start + min(n_static, max_tokens))
-    return np.concatenate([static, np.arange(last - n_kept, last)])
+def collate_features(
+    features: FeatureStore, rows: npt.NDArray[np.int64], *, outcomes: Outcomes | None = None, seed: int = 0
+) -> Batch:
+    """Pack the encoder's states of some subjects, computed before, into one row."""
+    nothing = torch.empty(0, dtype=torch.int64)
+    return Batch(
+        rows=torch.from_numpy(np.ascontiguousarray(rows)),
+        lengths=tuple(features.lengths[rows].tolist()),
+        seed=seed,
+        token=nothing,
+        age=nothing,
+        segment=nothing,
+        position=nothing,
+        gap=nothing,
+        outcomes=None if outcomes is None else outcomes[rows],
+        hidden=torch.from_numpy(features.hidden_of(rows)),
+    )
+
+
+def _windows(
+    store: TokenStore, rows: npt.NDArray[np.int64], max_tokens: int, rng: np.random.Generator | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Which tokens of the store the batch holds, (T,), and how many of each subject, (B,)."""
+    start, stop = store.offsets[rows], store.offsets[rows + 1]
+    n_static = np.zeros(len(rows), dtype=np.int64)
+    last = stop.copy()
+    for i in np.flatnonzero(stop - start > max_tokens):
+        n_static[i] = min(int(np.searchsorted(store.visit[start[i] : stop[i]], 1)), max_tokens)
+        if rng is not None:
+            last[i] = rng.integers(start[i] + max_tokens, stop[i] + 1)
+    n_recent = np.minimum(stop - start, max_tokens) - n_static
+    # Two runs of tokens a subject: its static facts where it was cut, and the most recent.
+    first = np.stack([start, last - n_recent], axis=1).ravel()
+    length = np.stack([n_static, n_recent], axis=1).ravel()
+    before = np.cumsum(length) - length
+    return np.repeat(first - before, length) + np.arange(length.sum()), n_static + n_recent
 
 
 def _last_visits(store: TokenStore, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -162,34 +215,109 @@ def _last_visits(store: TokenStore, rows: npt.NDArray[np.int64]) -> npt.NDArray[
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches of a fixed set of subjects; iterating twice gives the same batches.
+    """Batches of a fixed set of subjects, filled up to a budget of tokens; iterating twice gives the same batches.
 
     Attributes
     ----------
     rows : (N,) rows of `store`
+    batch_tokens : tokens a batch may have
+    max_tokens : tokens a subject may have, [CLS] included; never more than `batch_tokens`
     shuffle_seed : None keeps the order of `rows`
     has_random_windows : take a random window of long records (pretraining) instead of the most recent tokens
+    features : the encoder's states of the same subjects, where they were computed before
+    rank, n_ranks : of `n_ranks` processes this is the `rank`-th; each gets batches of its own, and all equally many
+    start : batches of this rank that are passed over, as they were done before
     """
 
     store: TokenStore
     rows: npt.NDArray[np.int64]
-    batch_size: int
+    batch_tokens: int
     max_tokens: int
     outcomes: Outcomes | None = None
     shuffle_seed: int | None = None
     has_random_windows: bool = False
+    features: FeatureStore | None = None
+    rank: int = 0
+    n_ranks: int = 1
+    start: int = 0
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        """Batches of this rank, those passed over included."""
+        return len(self._plan) // self.n_ranks
 
     def __iter__(self) -> Iterator[Batch]:
-        rng = np.random.default_rng(self.shuffle_seed)
-        rows = self.rows if self.shuffle_seed is None else rng.permutation(self.rows)
-        for start in range(0, len(rows), self.batch_size):
-            yield collate(
-                self.store,
-                rows[start : start + self.batch_size],
-                max_tokens=self.max_tokens,
-                outcomes=self.outcomes,
-                window_rng=rng if self.has_random_windows else None,
-            )
+        numbers = range(self.rank + self.start * self.n_ranks, len(self._plan), self.n_ranks)
+        return _one_ahead([partial(self._collate, number) for number in numbers])
+
+    def numbered(self, rank: int, n_ranks: int) -> Iterator[tuple[int, Batch]]:
+        """Every `n_ranks`-th batch with its number, from the `rank`-th on: shares that need not be equal."""
+        numbers = range(rank, len(self._plan), n_ranks)
+        return zip(numbers, _one_ahead([partial(self._collate, number) for number in numbers]), strict=True)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a subject may have, [CLS] included."""
+        return min(self.max_tokens, self.batch_tokens)
+
+    @property
+    def n_truncated(self) -> int:
+        """Subjects whose record is longer than what is kept of it."""
+        return int((self.store.n_tokens[self.rows] + 1 > self.longest).sum())
+
+    @cached_property
+    def _plan(self) -> list[npt.NDArray[np.int64]]:
+        """Rows of each batch, for all ranks."""
+        rows = self.rows
+        if self.shuffle_seed is not None:
+            rows = np.random.default_rng(self.shuffle_seed).permutation(rows)
+        n_tokens = np.minimum(self.store.n_tokens[rows] + 1, self.longest)
+        return _equal_shares(_fill(rows, n_tokens, self.batch_tokens), self.n_ranks)
+
+    def _collate(self, number: int) -> Batch:
+        rows = self._plan[number]
+        rng = np.random.default_rng((self.shuffle_seed or 0, number))
+        seed = int(rng.integers(2**63))
+        if self.features is not None:
+            return collate_features(self.features, rows, outcomes=self.outcomes, seed=seed)
+        return collate(
+            self.store,
+            rows,
+            max_tokens=self.longest,
+            outcomes=self.outcomes,
+            window_rng=rng if self.has_random_windows else None,
+            seed=seed,
+        )
+
+
+def _fill(rows: npt.NDArray[np.int64], n_tokens: npt.NDArray[np.int64], budget: int) -> list[npt.NDArray[np.int64]]:
+    """Cut subjects, in their order, into batches of at most `budget` tokens."""
+    end = np.cumsum(n_tokens)
+    cuts = [0]
+    while cuts[-1] < len(rows):
+        used = end[cuts[-1] - 1] if cuts[-1] else 0
+        cuts.append(int(np.searchsorted(end, used + budget, side="right")))
+    return [rows[a:b] for a, b in pairwise(cuts)]
+
+
+def _equal_shares(batches: list[npt.NDArray[np.int64]], n_ranks: int) -> list[npt.NDArray[np.int64]]:
+    """The same subjects in a number of batches that the ranks can share equally: the last ones are halved for it."""
+    batches = list(batches)
+    while len(batches) % n_ranks:
+        number = max(range(len(batches)), key=lambda i: (len(batches[i]), i))
+        if len(batches[number]) < 2:
+            raise DataError(f"{len(batches)} subjects cannot be shared by {n_ranks} processes; start fewer")
+        half = len(batches[number]) // 2
+        batches[number : number + 1] = [batches[number][:half], batches[number][half:]]
+    return batches
+
+
+def _one_ahead(jobs: list[Callable[[], Batch]]) -> Iterator[Batch]:
+    """The batches in order, each made in a thread while the one before is being used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="collate") as pool:
+        ahead: Future[Batch] | None = None
+        for job in jobs:
+            current, ahead = ahead, pool.submit(job)
+            if current is not None:
+                yield current.result()
+        if ahead is not None:
+            yield ahead.result()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ehrtrack.data.batch import MAX_AGE_YEARS, MAX_POSITION, N_GAPS, Batch
 from ehrtrack.errors import ConfigError
@@ -94,8 +95,8 @@ class Layer(nn.Module):
         self.activation = nn.GELU()
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), lengths))
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), batch))
         return x + self.dropout(self.fc2(self.activation(self.fc1(self.mlp_norm(x)))))  # type: ignore[no-any-return]
 
 
@@ -104,7 +105,13 @@ ADAPTED_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
 class Behrt(nn.Module):
-    """Encoder of packed patient histories."""
+    """Encoder of packed patient histories.
+
+    Attributes
+    ----------
+    recomputes : in training, keep only each layer's input and compute the rest again in the backward pass (Chen et
+        al. 2016, "Training Deep Nets with Sublinear Memory Cost"): less memory, a third more time
+    """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
@@ -113,27 +120,46 @@ class Behrt(nn.Module):
         self.embeddings = Embeddings(size.width, vocabulary_size, config.dropout)
         self.layers = nn.ModuleList(Layer(size, config.dropout) for _ in range(size.n_layers))
         self.norm = nn.LayerNorm(size.width)
+        self.recomputes = False
         self.apply(_initialise)
 
     def forward(self, batch: Batch) -> Tensor:
         """Hidden state of each token, (T, D)."""
         x: Tensor = self.embeddings(batch)
+        recomputes = self.recomputes and torch.is_grad_enabled()
         for layer in self.layers:
-            x = layer(x, batch.lengths)
+            x = checkpoint(layer, x, batch, use_reentrant=False) if recomputes else layer(x, batch)
         return self.norm(x)  # type: ignore[no-any-return]
 
 
 class EhrModel(nn.Module):
-    """An encoder and the head of an objective. This is the one forward path of every strategy."""
+    """An encoder and the head of an objective. This is the one forward path of every strategy.
+
+    Attributes
+    ----------
+    is_bf16 : multiply matrices in bfloat16; weights, norms, softmax and losses stay in float32
+    """
 
     def __init__(self, encoder: Behrt, head: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.is_bf16 = False
 
     def forward(self, batch: Batch) -> Tensor:
-        """What the head returns: hazard logits (B, K), or token logits (M, V)."""
-        return self.head(self.encoder(batch), batch, self.encoder.embeddings.code.weight)  # type: ignore[no-any-return]
+        """What the head returns, in float32: hazard logits (B, K), or token logits (M, V)."""
+        with self._precision():
+            hidden = self.encoder(batch) if batch.hidden is None else batch.hidden  # (T, D)
+            return self.head(hidden, batch, self.encoder.embeddings.code.weight).float()  # type: ignore[no-any-return]
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The encoder's states (T, D), in float32."""
+        with self._precision():
+            return self.encoder(batch).float()  # type: ignore[no-any-return]
+
+    def _precision(self) -> torch.autocast:
+        device = self.encoder.embeddings.code.weight.device
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.is_bf16)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -48,31 +48,33 @@ class HazardHead(nn.Module):
             self.out.bias.copy_(baseline_logits)
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
-        lengths = torch.tensor(batch.lengths, device=hidden.device)
-        pooled = attention_pool(hidden, self.score(hidden), lengths)  # (B, pools, D)
+        pooled = attention_pool(hidden, self.score(hidden), batch.offsets)  # (B, pools, D)
         features = torch.cat([hidden[batch.cls_positions], pooled.flatten(1)], dim=1)
         return self.out(self.dropout(self.norm(features)))  # type: ignore[no-any-return]  # (B, K)
 
 
-def attention_pool(hidden: Tensor, scores: Tensor, lengths: Tensor) -> Tensor:
+def attention_pool(hidden: Tensor, scores: Tensor, offsets: Tensor) -> Tensor:
     """Softmax-weighted means of each subject's hidden states.
 
     Parameters
     ----------
     hidden : (T, D) packed states
     scores : (T, P) unnormalised weights, one column a pool
-    lengths : (B,) token counts that sum to T
+    offsets : (B + 1,) where each subject's tokens begin, and T
 
     Returns
     -------
     (B, P, D)
     """
-    n_subjects, n_pools = len(lengths), scores.shape[1]
-    subject = torch.repeat_interleave(torch.arange(n_subjects, device=hidden.device), lengths)  # (T,)
-    highest = scores.new_full((n_subjects, n_pools), -torch.inf)
-    highest = highest.scatter_reduce(0, subject[:, None].expand(-1, n_pools), scores.detach(), "amax")
-    weights = (scores - highest[subject]).exp()  # (T, P), at most 1
-    total = weights.new_zeros(n_subjects, n_pools).index_add(0, subject, weights)
-    shares = weights / total[subject]
-    pooled = hidden.new_zeros(n_subjects, n_pools, hidden.shape[1])
-    return pooled.index_add(0, subject, shares[:, :, None] * hidden[:, None, :])
+    hidden, scores = hidden.float(), scores.float()
+    lengths = offsets.diff()
+    highest = torch.segment_reduce(scores.detach(), "max", lengths=lengths)  # (B, P)
+    weights = (scores - highest.repeat_interleave(lengths, 0)).exp()  # (T, P), at most 1
+    total = torch.segment_reduce(weights, "sum", lengths=lengths)
+    place = torch.arange(len(hidden), device=hidden.device)
+    # A bag of embeddings is a weighted sum of rows, in one kernel and without the (T, P, D) products.
+    sums = [
+        F.embedding_bag(place, hidden, offsets[:-1], mode="sum", per_sample_weights=weight)
+        for weight in weights.unbind(1)
+    ]
+    return torch.stack(sums, dim=1) / total[:, :, None]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Outcomes
@@ -44,6 +43,18 @@ class Selection:
         return value > best if self.is_higher_better else value < best
 
 
+class BatchLoss(NamedTuple):
+    """The loss of a batch, in a form that adds up over the batches of a step and over ranks.
+
+    The gradient of a step is that of the sum of all `total`, divided by the sum of all `weight`: however a step's
+    subjects are cut into batches, it is the gradient of their mean loss.
+    """
+
+    total: Tensor  # scalar, to be differentiated
+    weight: int  # subjects or targets of this batch
+    mean: float  # of this batch, for the log
+
+
 class Objective(Protocol):
     """A loss with its head and its validation metrics."""
 
@@ -52,8 +63,14 @@ class Objective(Protocol):
     def make_head(self, width: int) -> nn.Module:
         """A fresh head for an encoder of width D."""
 
-    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Scalar training loss of a batch."""
+    def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
+        """Training loss of a batch; what is random comes from ``batch.generator()``."""
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
-        """Validation metrics, named ``val/...``; always ``val/loss`` and the selection metric among them."""
+    def score(self, model: nn.Module, batch: Batch) -> Any:
+        """What `metrics` needs to know of a validation batch, as plain values and arrays."""
+
+    def metrics(self, scores: Sequence[Any]) -> dict[str, float]:
+        """Validation metrics from the scores of all batches in their order, named ``val/...``.
+
+        Always ``val/loss`` and the selection metric among them.
+        """

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch
 from ehrtrack.data.vocabulary import MASK, SPECIAL_TOKENS
 from ehrtrack.models.heads import TokenHead
-from ehrtrack.objectives._protocol import Selection, TrainingFacts
+from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.section import Choice
-
-VALIDATION_MASK_SEED = 20_190_524
 
 
 class Config(Choice):
@@ -53,30 +51,37 @@ class MaskedTokens:
     def make_head(self, width: int) -> nn.Module:
         return TokenHead(width, self.vocabulary_size)
 
-    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
-        masked = mask_tokens(batch, self.config.mask_probability, self.vocabulary_size, generator)
+    def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
+        masked = self._masked(batch)
         assert masked.targets is not None
-        return F.cross_entropy(model(masked), masked.targets)
+        total = F.cross_entropy(model(masked), masked.targets, reduction="sum")
+        return BatchLoss(total, len(masked.targets), total.item() / len(masked.targets))
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
-        """Metrics on masks that are the same at every call, so that epochs can be compared."""
-        generator = torch.Generator().manual_seed(VALIDATION_MASK_SEED)
-        n_targets, n_correct, loss_sum, unigram_sum = 0, 0, 0.0, 0.0
-        for batch in batches:
-            masked = mask_tokens(batch, self.config.mask_probability, self.vocabulary_size, generator)
-            assert masked.targets is not None
-            logits = model(masked.to(device)).cpu()
-            n_targets += len(masked.targets)
-            n_correct += int((logits.argmax(1) == masked.targets).sum())
-            loss_sum += float(F.cross_entropy(logits, masked.targets, reduction="sum"))
-            unigram_sum -= float(self.unigram_log_probability[masked.targets].sum())
-        loss = loss_sum / n_targets
+    def score(self, model: nn.Module, batch: Batch) -> dict[str, float]:
+        """Sums over the targets. A batch's masks are the same at every call, so that epochs can be compared."""
+        masked = self._masked(batch)
+        assert masked.targets is not None
+        logits, targets = model(masked).cpu(), masked.targets.cpu()
+        return {
+            "targets": len(targets),
+            "correct": int((logits.argmax(1) == targets).sum()),
+            "loss": float(F.cross_entropy(logits, targets, reduction="sum")),
+            "unigram_loss": -float(self.unigram_log_probability[targets].sum()),
+        }
+
+    def metrics(self, scores: Sequence[dict[str, float]]) -> dict[str, float]:
+        """Loss and accuracy on masked tokens, beside the unigram predictor's loss."""
+        total = {name: sum(score[name] for score in scores) for name in scores[0]}
+        loss = total["loss"] / total["targets"]
         return {
             "val/loss": loss,
             "val/mlm_loss": loss,
-            "val/unigram_loss": unigram_sum / n_targets,
-            "val/mlm_accuracy": n_correct / n_targets,
+            "val/unigram_loss": total["unigram_loss"] / total["targets"],
+            "val/mlm_accuracy": total["correct"] / total["targets"],
         }
+
+    def _masked(self, batch: Batch) -> Batch:
+        return mask_tokens(batch, self.config.mask_probability, self.vocabulary_size, batch.generator())
 
 
 def build(config: Config, facts: TrainingFacts) -> MaskedTokens:
@@ -86,15 +91,15 @@ def build(config: Config, facts: TrainingFacts) -> MaskedTokens:
 
 def mask_tokens(batch: Batch, probability: float, vocabulary_size: int, generator: torch.Generator) -> Batch:
     """The batch with its targets chosen and hidden; at least one target, none of them a special token."""
-    n_special = len(SPECIAL_TOKENS)
+    device, n_special = batch.token.device, len(SPECIAL_TOKENS)
     is_candidate = batch.token >= n_special
-    is_target = (torch.rand(batch.token.shape, generator=generator) < probability) & is_candidate
+    is_target = (torch.rand(batch.token.shape, generator=generator) < probability).to(device) & is_candidate
     if not is_target.any():
         is_target[is_candidate.nonzero()[:1]] = True
     positions = is_target.nonzero().squeeze(1)
     targets = batch.token[positions]
-    fate = torch.rand(targets.shape, generator=generator)
-    random_tokens = torch.randint(n_special, vocabulary_size, targets.shape, generator=generator)
+    fate = torch.rand(targets.shape, generator=generator).to(device)
+    random_tokens = torch.randint(n_special, vocabulary_size, targets.shape, generator=generator).to(device)
     shown = torch.where(fate < 0.8, torch.full_like(targets, MASK), torch.where(fate < 0.9, random_tokens, targets))
     return replace(
         batch,

@@ -6,9 +6,9 @@ a score summed over visits, or read at a time that depends on the outcome, would
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.heads import HazardHead
-from ehrtrack.objectives._protocol import Selection, TrainingFacts
+from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.section import Choice
 from ehrtrack.survival.curves import interpolate_survival, survival_curve
 from ehrtrack.survival.losses import survival_loss
@@ -63,6 +63,14 @@ class Predictions:
         return 1 - self.survival[:, -1]
 
 
+class Score(NamedTuple):
+    """A validation batch: its loss, survival (B, K + 1) at the grid's edges, and what came."""
+
+    loss: float
+    survival: npt.NDArray[np.float64]
+    outcomes: Outcomes
+
+
 class Survival:
     """Hazards on a grid that was fitted to the training subjects."""
 
@@ -76,12 +84,18 @@ class Survival:
     def make_head(self, width: int) -> nn.Module:
         return HazardHead(width, _baseline_logits(self.training, self.grid))
 
-    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
-        return self._loss(model(batch), batch)
-
-    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
+        """Loss of the subjects of all ranks at once: their pairs are ranked as in one large batch."""
         assert batch.outcomes is not None, "a batch for the survival objective has outcomes"
-        days, event = batch.outcomes.follow_up_days, batch.outcomes.is_event
+        logits, outcomes = model(batch), batch.outcomes
+        n_local = len(logits)
+        if torch.distributed.is_initialized():
+            logits, outcomes = _of_all_ranks(logits, outcomes)
+        mean = self._loss(logits, outcomes)
+        return BatchLoss(mean * len(logits), n_local, mean.item())
+
+    def _loss(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
+        days, event = outcomes.follow_up_days, outcomes.is_event
         return survival_loss(
             logits,
             torch.from_numpy(self.grid.interval_of(days, event)).to(logits.device),
@@ -91,19 +105,33 @@ class Survival:
             sigma=self.config.sigma,
         )[0]
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+    def score(self, model: nn.Module, batch: Batch) -> Score:
+        """Loss and survival curves of the subjects."""
+        assert batch.outcomes is not None
+        logits = model(batch).cpu()
+        loss = float(self._loss(logits, batch.outcomes))
+        return Score(loss, survival_curve(logits).double().numpy(), batch.outcomes)
+
+    def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
         """Loss, C-index of the risk at the horizon, and integrated Brier score."""
-        loss_sum, curves, days, events = 0.0, [], [], []
-        for batch in batches:
-            assert batch.outcomes is not None
-            logits = model(batch.to(device)).cpu()
-            loss_sum += float(self._loss(logits, batch)) * len(logits)
-            curves.append(survival_curve(logits).double().numpy())
-            days.append(batch.outcomes.follow_up_days)
-            events.append(batch.outcomes.is_event)
-        outcomes = Outcomes(np.concatenate(days), np.concatenate(events))
-        metrics = score_survival(np.concatenate(curves), self.grid, self.training, outcomes)
-        return {"val/loss": loss_sum / len(outcomes.is_event)} | {f"val/{k}": v for k, v in metrics.items()}
+        curves = np.concatenate([score.survival for score in scores])
+        outcomes = Outcomes(
+            np.concatenate([score.outcomes.follow_up_days for score in scores]),
+            np.concatenate([score.outcomes.is_event for score in scores]),
+        )
+        loss = sum(score.loss * len(score.survival) for score in scores) / len(curves)
+        metrics = score_survival(curves, self.grid, self.training, outcomes)
+        return {"val/loss": loss} | {f"val/{name}": value for name, value in metrics.items()}
+
+
+def _of_all_ranks(logits: Tensor, outcomes: Outcomes) -> tuple[Tensor, Outcomes]:
+    """Logits and outcomes of the subjects of all ranks; gradients flow to this rank's own."""
+    rank, n_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    gathered: list[tuple[Tensor, Outcomes]] = [(logits, outcomes)] * n_ranks
+    torch.distributed.all_gather_object(gathered, (logits.detach().cpu(), outcomes))
+    parts = [logits if number == rank else part.to(logits.device) for number, (part, _) in enumerate(gathered)]
+    days = np.concatenate([part.follow_up_days for _, part in gathered])
+    return torch.cat(parts), Outcomes(days, np.concatenate([part.is_event for _, part in gathered]))
 
 
 def build(config: Config, facts: TrainingFacts) -> Survival:

@@ -140,11 +140,10 @@ def check_same_reading(config: DataConfig, base: DataConfig, *, is_same_data: bo
         )
 
 
-def seed_everything(runtime: RuntimeConfig) -> torch.Generator:
-    """Set all seeds, and the threads; returns the generator that objectives draw from."""
+def seed_everything(runtime: RuntimeConfig) -> None:
+    """Set all seeds, and the threads."""
     random.seed(runtime.seed)
     np.random.seed(runtime.seed)  # for libraries that draw from numpy's global generator
     torch.manual_seed(runtime.seed)
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    return torch.Generator().manual_seed(runtime.seed)

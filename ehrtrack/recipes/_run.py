@@ -14,8 +14,10 @@ import polars as pl
 from ehrtrack import plots
 from ehrtrack.config import RunConfig
 from ehrtrack.recipes._model_folder import WEIGHTS
+from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.tracking.run import TrackedRun, tracked_run
 from ehrtrack.training.loop import FitResult, TrainingStopped
+from ehrtrack.training.ranks import Ranks
 
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
@@ -47,6 +49,17 @@ class Run:
 
 
 @dataclass
+class SilentRun(MemoryRunLogger):
+    """The run as ranks other than the first see it: rank 0 alone talks to the tracking server."""
+
+    run_id: str = ""
+    url: str = ""
+
+    def log_dataset(self, name: str, *, fingerprint: str, source: str, context: str = "") -> None:
+        """Rank 0 logs it."""
+
+
+@dataclass
 class OpenRun:
     """A run that is being written.
 
@@ -54,13 +67,13 @@ class OpenRun:
     ----------
     config : what it was told
     logger : where metrics and artifacts go
-    checkpoint : local file for the best weights so far
+    folder : local folder for the best weights so far and the last snapshots
     """
 
     config: RunConfig
-    logger: TrackedRun
+    logger: TrackedRun | SilentRun
     kind: str
-    checkpoint: Path
+    folder: Path
     _started: float = field(default_factory=time.monotonic)
 
     def log_fingerprints(self, fingerprints: Mapping[str, str]) -> None:
@@ -124,30 +137,47 @@ def open_run(
     sections: Sequence[str],
     name: str = "",
     parent_run_id: str | None = None,
+    ranks: Ranks | None = None,
+    resume: str = "",
 ) -> Iterator[OpenRun]:
     """Open a tracked run for a configuration.
 
-    Local checkpoints are removed when the run ends well; after an error they stay for a look at what went wrong.
+    Local checkpoints are removed when the run ends well; after an error they stay, and the run can be resumed.
 
     Parameters
     ----------
     kind : recipe, such as ``"finetune"``
     sections : those of the configuration that this kind of run reads
     name : shown in lists of runs; made from the choices if empty
+    ranks : of a run that several processes make together
+    resume : id of the run to go on with
     """
+    if ranks is not None and not ranks.is_main:
+        run_id = ranks.from_main(str)
+        yield OpenRun(config, SilentRun(run_id=run_id), kind, run_folder(config, run_id))
+        return
     with tracked_run(
         experiment=config.study,
         name=name or f"{kind} {config.model.size}",
         kind=kind,
-        params=config.to_params(sections),
+        params={} if resume else config.to_params(sections),
         parent_run_id=parent_run_id,
+        run_id=resume or None,
         stops=(TrainingStopped,),
     ) as logger:
+        if ranks is not None:
+            ranks.from_main(lambda: logger.run_id)
         print(f"{kind} run {logger.run_id}  {logger.url}", flush=True)
-        logger.log_json(config.to_json(), "run_config.json")
-        folder = config.runtime.cache / "runs" / logger.run_id
-        yield OpenRun(config, logger, kind, folder / "best.safetensors")
+        if not resume:
+            logger.log_json(config.to_json(), "run_config.json")
+        folder = run_folder(config, logger.run_id)
+        yield OpenRun(config, logger, kind, folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_folder(config: RunConfig, run_id: str) -> Path:
+    """Local folder of a run that is not finished."""
+    return config.runtime.cache / "runs" / run_id
 
 
 def describe(title: str, facts: Mapping[str, str]) -> str:

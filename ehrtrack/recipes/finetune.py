@@ -11,7 +11,6 @@ from torch import nn
 
 from ehrtrack import plots, plugins
 from ehrtrack.config import RunConfig
-from ehrtrack.data.batch import Batches
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import Behrt, EhrModel, load_encoder_weights
 from ehrtrack.objectives._protocol import TrainingFacts
@@ -20,9 +19,11 @@ from ehrtrack.recipes._evaluate import Evaluation, log_cohort, log_evaluation
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder, write_model_folder
 from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, seed_everything
 from ehrtrack.recipes._run import MODEL_FOLDER, Run, describe, open_run
+from ehrtrack.recipes._train import feed, set_up, train, with_features
 from ehrtrack.strategies._protocol import parameter_table
 from ehrtrack.tracking.queries import download, resolve_run, search_runs
-from ehrtrack.training.loop import FitResult, fit, pick_device
+from ehrtrack.training.loop import FitResult
+from ehrtrack.training.ranks import join_ranks
 
 SECTIONS = ("study", "data", "cohort", "model", "objective", "strategy", "init", "train", "runtime")
 
@@ -33,6 +34,7 @@ def finetune(
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
     is_trial: bool = False,
     parent_run_id: str | None = None,
+    resume: str = "",
 ) -> Run:
     """Fine-tune an encoder to the outcome of a cohort.
 
@@ -41,53 +43,45 @@ def finetune(
     on_epoch : called after each epoch with its number and metrics; may raise `TrainingStopped`
     is_trial : a sweep's trial is scored on validation subjects alone, and keeps no model
     parent_run_id : run to nest this one under
+    resume : id of the run to go on with, from its last snapshot
 
     Raises
     ------
     EhrtrackError
         If the configuration, the data or the tracking server cannot be used, or the loss is not finite.
     """
-    generator = seed_everything(config.runtime)
-    base, config = _read_base(config)
+    ranks = join_ranks(config.runtime.device)
+    seed_everything(config.runtime)
+    base, config = ranks.from_main(partial(_read_base, config))
     strategy = plugins.load("strategies", config.strategy.name)
     reason = strategy.refuse(config.strategy, is_pretrained=base is not None)
     if reason:
         raise ConfigError(reason)
-    records = prepare_cohort(config, None if base is None else base.vocabulary)
+    records = ranks.main_first(lambda: prepare_cohort(config, None if base is None else base.vocabulary))
     if base is not None:
         is_same_data = base.fingerprints["data"] == records.dataset.fingerprint()
         check_same_reading(config.data, base.config.data, is_same_data=is_same_data)
-    assert config.cohort is not None
     facts = TrainingFacts(records.token_counts(), records.outcomes[records.rows["train"]], records.cohort.horizon_days)
     objective = plugins.load("objectives", config.objective.name).build(config.objective, facts)
-    device = pick_device(config.runtime.device)
     encoder = Behrt(config.model, len(records.vocabulary))
     plain = EhrModel(encoder, objective.make_head(encoder.width))
     if base is not None:
         load_encoder_weights(plain, base.encoder_weights())
-    model: nn.Module = strategy.apply(plain, config.strategy).to(device)
+    model: nn.Module = strategy.apply(set_up(plain, config, ranks), config.strategy).to(ranks.device)
+    batches = feed(config, records, model, objective, ranks)
 
     name = f"{config.strategy.name} {config.model.size}"
     kind = "trial" if is_trial else "finetune"
-    with open_run(config, kind=kind, sections=SECTIONS, name=name, parent_run_id=parent_run_id) as run:
+    with open_run(
+        config, kind=kind, sections=SECTIONS, name=name, parent_run_id=parent_run_id, ranks=ranks, resume=resume
+    ) as run:
         fingerprints = records.fingerprints() | {"base": base.fingerprints["encoder"] if base else "none"}
         run.log_fingerprints(fingerprints)
         run.log_parameters(parameter_table(model))
         log_cohort(run.logger, records)
-        batches = partial(_batches, config, records)
-        result = fit(
-            model,
-            objective,
-            training=lambda epoch: batches("train", shuffle_seed=config.runtime.seed * 100_003 + epoch),
-            validation=batches("validation"),
-            config=config.train,
-            device=device,
-            generator=generator,
-            checkpoint=run.checkpoint,
-            logger=run.logger,
-            on_epoch=on_epoch,
-        )
-        run.log_training(result)
+        if strategy.keeps_encoder(config.strategy):
+            batches = with_features(batches, plain, ranks)
+        result = train(run, model, objective, batches, ranks, on_epoch)
         run.logger.log_figure(plots.metric_curves(result.history, best_epoch=result.best_epoch), "plots/metrics.png")
         if is_trial:
             return run.finished(run.log_best(result.best["val/c_index"]))
@@ -95,8 +89,8 @@ def finetune(
             run.logger,
             records,
             objective.grid,
-            validation=predict(model, batches("validation"), device),
-            test=predict(model, batches("test"), device),
+            validation=predict(model, batches.split("validation"), ranks.device),
+            test=predict(model, batches.split("test"), ranks.device),
             seed=config.runtime.seed,
         )
         with tempfile.TemporaryDirectory() as folder:
@@ -146,17 +140,6 @@ def _latest_pretrain(study: str) -> str:
             "run `ehrtrack pretrain` first, or set strategy.name=scratch and init.run=''"
         )
     return runs[-1].run_id
-
-
-def _batches(config: RunConfig, records: CohortRecords, split: str, *, shuffle_seed: int | None = None) -> Batches:
-    return Batches(
-        records.store,
-        records.rows[split],
-        config.train.batch_size,
-        config.data.max_tokens,
-        outcomes=records.outcomes,
-        shuffle_seed=shuffle_seed,
-    )
 
 
 def _summary(config: RunConfig, records: CohortRecords, result: FitResult, evaluations: dict[str, Evaluation]) -> str:

@@ -24,7 +24,7 @@ from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.queries import download, resolve_run
 
-BATCH_SIZE = 64
+BATCH_TOKENS = 4096
 MOST_UNKNOWN = 0.5
 """Share of tokens that a model may not know of the subjects that it is asked to score."""
 
@@ -83,7 +83,9 @@ class Predictor:
             features = count_features(store, self.folder.vocabulary).drop("subject_id")
             survival: npt.NDArray[np.float64] = model.survival(features, self.grid.edges_days)
             return survival
-        batches = Batches(store, np.arange(len(store)), BATCH_SIZE, config.data.max_tokens)
+        batches = Batches(
+            store, np.arange(len(store)), max(BATCH_TOKENS, config.data.max_tokens), config.data.max_tokens
+        )
         return predict_survival(self.folder.survival_model(), batches, torch.device("cpu")).survival
 
 

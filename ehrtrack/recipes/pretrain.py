@@ -3,57 +3,50 @@
 from __future__ import annotations
 
 import tempfile
-from functools import partial
 from pathlib import Path
 
 from ehrtrack import plots, plugins
 from ehrtrack.config import RunConfig
-from ehrtrack.data.batch import Batches
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._prepare import Records, prepare_records, seed_everything
 from ehrtrack.recipes._run import Run, describe, open_run
+from ehrtrack.recipes._train import feed, set_up, train
 from ehrtrack.strategies._protocol import parameter_table
-from ehrtrack.training.loop import FitResult, fit, pick_device
+from ehrtrack.training.loop import FitResult
+from ehrtrack.training.ranks import join_ranks
 
 SECTIONS = ("study", "data", "model", "objective", "train", "runtime")
 
 
-def pretrain(config: RunConfig) -> Run:
+def pretrain(config: RunConfig, *, resume: str = "") -> Run:
     """Pretrain an encoder and log it with its vocabulary.
+
+    Parameters
+    ----------
+    resume : id of the run to go on with, from its last snapshot
 
     Raises
     ------
     EhrtrackError
         If the configuration, the data or the tracking server cannot be used.
     """
-    generator = seed_everything(config.runtime)
-    records = prepare_records(config)
+    ranks = join_ranks(config.runtime.device)
+    seed_everything(config.runtime)
+    records = ranks.main_first(lambda: prepare_records(config))
     objective = plugins.load("objectives", config.objective.name).build(
         config.objective, TrainingFacts(records.token_counts())
     )
     encoder = Behrt(config.model, len(records.vocabulary))
-    device = pick_device(config.runtime.device)
-    model = EhrModel(encoder, objective.make_head(encoder.width)).to(device)
+    model = set_up(EhrModel(encoder, objective.make_head(encoder.width)), config, ranks)
 
-    with open_run(config, kind="pretrain", sections=SECTIONS) as run:
+    with open_run(config, kind="pretrain", sections=SECTIONS, ranks=ranks, resume=resume) as run:
         fingerprints = records.fingerprints()
         run.log_fingerprints(fingerprints)
         run.log_parameters(parameter_table(model))
         run.logger.log_table(records.coverage, "vocabulary_coverage.csv")
-        batches = partial(_batches, config, records)
-        result = fit(
-            model,
-            objective,
-            training=lambda epoch: batches("train", shuffle_seed=config.runtime.seed * 100_003 + epoch),
-            validation=batches("validation"),
-            config=config.train,
-            device=device,
-            generator=generator,
-            checkpoint=run.checkpoint,
-            logger=run.logger,
-        )
+        result = train(run, model, objective, feed(config, records, model, objective, ranks), ranks)
         with tempfile.TemporaryDirectory() as folder:
             write_model_folder(
                 Path(folder),
@@ -63,21 +56,9 @@ def pretrain(config: RunConfig) -> Run:
                 model=model,
             )
             run.log_model_folder(Path(folder))
-        run.log_training(result)
         run.logger.log_figure(plots.mlm_loss(result.history, best_epoch=result.best_epoch), "plots/mlm.png")
         run.logger.set_description(_summary(config, records, result))
         return run.finished(result.best)
-
-
-def _batches(config: RunConfig, records: Records, split: str, *, shuffle_seed: int | None = None) -> Batches:
-    return Batches(
-        records.store,
-        records.rows[split],
-        config.train.batch_size,
-        config.data.max_tokens,
-        shuffle_seed=shuffle_seed,
-        has_random_windows=shuffle_seed is not None,
-    )
 
 
 def _summary(config: RunConfig, records: Records, result: FitResult) -> str:

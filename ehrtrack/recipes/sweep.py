@@ -6,6 +6,7 @@ import optuna
 
 from ehrtrack.config import RunConfig, override, to_toml
 from ehrtrack.data.events import fingerprint_of
+from ehrtrack.errors import ConfigError
 from ehrtrack.objectives.survival import Survival
 from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes.finetune import finetune
@@ -19,6 +20,7 @@ from ehrtrack.search import (
     trials_table,
 )
 from ehrtrack.training.loop import TrainingStopped
+from ehrtrack.training.ranks import join_ranks
 
 SECTIONS = ("study", "data", "cohort", "model", "objective", "strategy", "init", "train", "search", "runtime")
 
@@ -34,6 +36,8 @@ def sweep(config: RunConfig) -> Run:
     EhrtrackError
         If the configuration, the data or the tracking server cannot be used, or no trial ran to its end.
     """
+    if join_ranks(config.runtime.device).count > 1:
+        raise ConfigError("a sweep is one process; start it several times, and all take trials of the same study")
     metric = Survival.selection.metric
     storage = study_storage(
         config.runtime.cache / "sweeps.db",

@@ -20,6 +20,9 @@ class Strategy(Protocol):
     def apply(self, model: EhrModel, config: object) -> nn.Module:
         """Choose what trains: sets ``requires_grad``, wraps layers. Returns the model to train."""
 
+    def keeps_encoder(self, config: object) -> bool:
+        """Whether the encoder's states of a subject never change in training, and are to be computed once."""
+
     def merge(self, model: nn.Module) -> EhrModel:
         """A plain model that predicts the same, with nothing wrapped."""
 

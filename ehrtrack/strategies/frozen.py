@@ -17,10 +17,12 @@ class Config(Choice):
     Attributes
     ----------
     embeddings : train the embeddings as well
+    cache : compute the encoder's states once and train the head on them, rather than anew in every epoch
     """
 
     name: Literal["frozen"] = "frozen"
     embeddings: bool = False
+    cache: bool = True
 
 
 def refuse(config: Config, *, is_pretrained: bool) -> str | None:
@@ -36,6 +38,10 @@ def apply(model: EhrModel, config: Config) -> nn.Module:
     model.encoder.requires_grad_(False)
     model.encoder.embeddings.requires_grad_(config.embeddings)
     return model
+
+
+def keeps_encoder(config: Config) -> bool:
+    return config.cache and not config.embeddings
 
 
 def merge(model: nn.Module) -> EhrModel:

@@ -30,6 +30,10 @@ def apply(model: EhrModel, config: Config) -> nn.Module:
     return model.requires_grad_(True)
 
 
+def keeps_encoder(config: Config) -> bool:
+    return False
+
+
 def merge(model: nn.Module) -> EhrModel:
     assert isinstance(model, EhrModel)
     return model

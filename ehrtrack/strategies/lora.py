@@ -61,6 +61,10 @@ def apply(model: EhrModel, config: Config) -> nn.Module:
     return cast(nn.Module, adapted)
 
 
+def keeps_encoder(config: Config) -> bool:
+    return False
+
+
 def merge(model: nn.Module) -> EhrModel:
     return cast(EhrModel, copy.deepcopy(cast(peft.PeftModel, model)).merge_and_unload())
 

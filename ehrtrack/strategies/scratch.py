@@ -10,7 +10,7 @@ from ehrtrack.models.behrt import EhrModel
 from ehrtrack.section import Choice
 from ehrtrack.strategies.full import merge, save_adapter
 
-__all__ = ["Config", "apply", "merge", "refuse", "save_adapter"]
+__all__ = ["Config", "apply", "keeps_encoder", "merge", "refuse", "save_adapter"]
 
 
 class Config(Choice):
@@ -27,3 +27,7 @@ def refuse(config: Config, *, is_pretrained: bool) -> str | None:
 
 def apply(model: EhrModel, config: Config) -> nn.Module:
     return model.requires_grad_(True)
+
+
+def keeps_encoder(config: Config) -> bool:
+    return False

@@ -188,6 +188,7 @@ def tracked_run(
     params: Mapping[str, Scalar] | None = None,
     tags: Mapping[str, str] | None = None,
     parent_run_id: str | None = None,
+    run_id: str | None = None,
     stops: tuple[type[Exception], ...] = (),
 ) -> Iterator[TrackedRun]:
     """A run that ends with its block: FINISHED, FAILED on an exception, KILLED on Ctrl-C or SIGTERM.
@@ -201,11 +202,13 @@ def tracked_run(
         The study; the experiment's name, and the tag ``ehrtrack.study``.
     kind
         pretrain, finetune, baseline, sweep, trial, compare or demo; the tag ``ehrtrack.kind``.
+    run_id
+        A run that was begun before, and goes on.
     stops
         Exceptions that end the run as FINISHED all the same, such as optuna's TrialPruned; still raised.
     """
     with _sigterm_raises():
-        run = _open_run(experiment=experiment, name=name, kind=kind, parent_run_id=parent_run_id)
+        run = _open_run(experiment=experiment, name=name, kind=kind, parent_run_id=parent_run_id, run_id=run_id)
         try:
             run.set_tags(tags or {})
             run.log_params(params or {})
@@ -217,12 +220,12 @@ def tracked_run(
         run.end("FINISHED")
 
 
-def _open_run(*, experiment: str, name: str, kind: str, parent_run_id: str | None) -> TrackedRun:
+def _open_run(*, experiment: str, name: str, kind: str, parent_run_id: str | None, run_id: str | None) -> TrackedRun:
     mlflow_client = client()
     tags = {names.STUDY: experiment, names.KIND: kind, "mlflow.runName": name} | _code_tags()
-    joined_id = os.environ.pop("MLFLOW_RUN_ID", None) if parent_run_id is None else None
+    joined_id = run_id or (os.environ.pop("MLFLOW_RUN_ID", None) if parent_run_id is None else None)
     if joined_id:
-        with tracking_errors(f"join run {joined_id} of MLFLOW_RUN_ID"):
+        with tracking_errors(f"join run {joined_id}"):
             experiment_id = mlflow_client.get_run(joined_id).info.experiment_id
             mlflow_client.update_run(joined_id, status="RUNNING", name=name)
             mlflow_client.log_batch(joined_id, tags=[RunTag(key, value) for key, value in tags.items()])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import psutil
 import torch
@@ -14,13 +16,19 @@ from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ehrtrack.data.batch import Batches
+from ehrtrack.data.batch import Batch, Batches
 from ehrtrack.errors import TrainingError
 from ehrtrack.objectives._protocol import Objective
 from ehrtrack.runlog import RunLogger
 from ehrtrack.section import Section
 from ehrtrack.training.checkpoint import load_tensors, save_tensors
+from ehrtrack.training.memory import out_of_memory_is_told
+from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.schedule import warmup_cosine
+from ehrtrack.training.snapshots import CheckpointWriter, Snapshot, latest_snapshot
+
+BEST = "best.safetensors"
+SNAPSHOTS = "snapshots"
 
 
 class TrainConfig(Section):
@@ -28,14 +36,19 @@ class TrainConfig(Section):
 
     Attributes
     ----------
-    batch_size : subjects a batch
+    batch_tokens : tokens that go through the model at once; ``auto`` is as many as the device is best with
+    accumulate : batches whose gradients make one step
+    recompute : keep only each layer's input for the backward pass and compute the rest anew: a third slower, and a
+        large part of the memory less
     patience : epochs without a better validation score after which training stops
-    warmup_share : share of all steps in which the learning rate rises
+    warmup_share : share of training in which the learning rate rises
     clip_norm : largest norm of the gradient of all trainable parameters together
     """
 
     epochs: int = Field(20, ge=1)
-    batch_size: int = Field(32, ge=1)
+    batch_tokens: Literal["auto"] | Annotated[int, Field(ge=8)] = "auto"
+    accumulate: int = Field(1, ge=1)
+    recompute: bool = False
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     patience: int = Field(5, ge=1)
@@ -69,6 +82,199 @@ class FitResult:
         return self.history[self.best_epoch - 1]
 
 
+@dataclass
+class Progress:
+    """How far training is: all that a run that goes on has to know beside its tensors.
+
+    Attributes
+    ----------
+    epoch : that is being trained, from 1
+    n_done, n_batches : batches of that epoch that are done, and how many it has, for each rank
+    sums : of loss, weight, gradient norm, steps, tokens and seconds in that epoch
+    best_score : of `best_epoch`, None before the first
+    """
+
+    epoch: int = 1
+    n_done: int = 0
+    n_batches: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_score: float | None = None
+    seconds: float = 0.0
+
+    def add(self, **values: float) -> None:
+        """Add to the sums of the epoch."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+
+class Training:
+    """A model that is being trained, its optimiser, and how far it is."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        config: TrainConfig,
+        ranks: Ranks,
+        folder: Path,
+        snapshot_seconds: float,
+    ) -> None:
+        self.model = model
+        self.wrapped = ranks.wrap(model)
+        self.objective = objective
+        self.config = config
+        self.ranks = ranks
+        self.folder = folder
+        self.snapshot_seconds = snapshot_seconds
+        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            _decay_groups(self.trainable, config.weight_decay),
+            lr=config.lr,
+            fused=ranks.device.type in ("cpu", "cuda"),
+        )
+        self.writer = CheckpointWriter(folder / SNAPSHOTS) if ranks.is_main else None
+        self.progress = Progress()
+
+    def train_epoch(self, batches: Batches) -> dict[str, float]:
+        """Train on the batches of the epoch that are not done yet."""
+        set_training_mode(self.model)
+        progress, ranks = self.progress, self.ranks
+        mine = replace(batches, rank=ranks.number, n_ranks=ranks.count)
+        if progress.n_batches not in (0, len(mine)):  # the epoch was begun with batches of another size
+            progress.n_done = progress.n_done * len(mine) // progress.n_batches
+        progress.n_batches = len(mine)
+        left = replace(mine, start=progress.n_done)
+        bar = tqdm(
+            total=len(left), initial=progress.n_done, desc=f"epoch {progress.epoch}", leave=False, delay=3,
+            disable=None if ranks.is_main else True,
+        )  # fmt: skip
+        with bar:
+            last_snapshot = time.monotonic()
+            for step in _in_groups(left, self.config.accumulate):
+                started = time.monotonic()
+                self.take_step(step)
+                progress.n_done += len(step)
+                progress.add(seconds=time.monotonic() - started)
+                bar.update(len(step))
+                if time.monotonic() - last_snapshot > self.snapshot_seconds:
+                    self.save_snapshot()
+                    last_snapshot = time.monotonic()
+        return self._epoch_metrics()
+
+    def take_step(self, batches: list[Batch]) -> None:
+        """One step of the optimiser on the mean loss of all subjects of `batches`, over all ranks."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._set_rate()
+        loss_sum, weight = 0.0, 0
+        for number, batch in enumerate(batches, 1):
+            torch.manual_seed(batch.seed)  # dropout, too, is the same wherever this batch is drawn
+            with (
+                out_of_memory_is_told(batch, self._where(), batch_tokens=self.config.batch_tokens, folder=self.folder),
+                self.ranks.gradients_apart(self.wrapped, is_apart=number < len(batches)),
+            ):
+                loss = self.objective.loss(self.wrapped, batch.to(self.ranks.device))
+                self._check_finite("the training loss", loss.mean)
+                loss.total.backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.mean * loss.weight
+            weight += loss.weight
+        mine = [loss_sum, weight, sum(batch.n_tokens for batch in batches)]
+        loss_sum, all_weight, n_tokens = self.ranks.sum(mine)
+        gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
+        torch._foreach_mul_(gradients, self.ranks.count / all_weight)  # the ranks' mean of sums -> the mean
+        norm = float(nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip_norm))
+        self._check_finite("the gradient's norm", norm)
+        if self.writer is not None:
+            self.writer.wait_copied()
+        self.optimizer.step()
+        self.progress.add(loss=loss_sum, weight=all_weight, norm=norm, steps=1, tokens=n_tokens)
+
+    def end_epoch(self, metrics: dict[str, float]) -> bool:
+        """Take the epoch's metrics into account; returns whether it is the best so far, and is kept."""
+        progress, selection = self.progress, self.objective.selection
+        score = metrics[selection.metric]
+        self._check_finite(f"the validation score {selection.metric}", score, where=f"after epoch {progress.epoch}")
+        progress.history.append(metrics)
+        is_best = selection.improves(score, progress.best_score)
+        if is_best:
+            progress.best_epoch, progress.best_score = progress.epoch, score
+            if self.ranks.is_main:
+                save_tensors(self.folder / BEST, self.trainable)
+        progress.epoch, progress.n_done, progress.n_batches, progress.sums = progress.epoch + 1, 0, 0, {}
+        return is_best
+
+    def save_snapshot(self) -> None:
+        """Keep all that is needed to go on from here; it is written while training goes on."""
+        if self.writer is None:
+            return
+        tensors = {f"model/{name}": p.detach() for name, p in self.trainable.items()}
+        for name, p in self.trainable.items():
+            tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state[p].items()}
+        n_before = int(sum(epoch["train/batches"] for epoch in self.progress.history))
+        self.writer.save(n_before + self.progress.n_done, tensors, asdict(self.progress))
+
+    def go_on(self, snapshot: Snapshot) -> None:
+        """Go on where a snapshot was taken."""
+        with torch.no_grad():
+            for name, p in self.trainable.items():
+                p.copy_(snapshot.tensors[f"model/{name}"])
+                state = {key: snapshot.tensors.get(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+                if state["step"] is not None:
+                    self.optimizer.state[p] = {key: _placed(key, value, p) for key, value in state.items()}
+        self.progress = Progress(**snapshot.facts)
+
+    def restore_best(self) -> None:
+        """Give the model the weights of the best epoch."""
+        best = self.ranks.from_main(lambda: load_tensors(self.folder / BEST))
+        with torch.no_grad():
+            for name, tensor in best.items():
+                self.trainable[name].copy_(tensor)
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        if self.writer is not None:
+            self.writer.close()
+
+    def rate(self) -> float:
+        """Learning rate of the next step: that of its middle."""
+        progress = self.progress
+        done = (progress.n_done + 0.5 * self.config.accumulate) / max(progress.n_batches, 1)
+        share = (progress.epoch - 1 + done) / self.config.epochs
+        return self.config.lr * warmup_cosine(share, warmup_share=self.config.warmup_share)
+
+    def _set_rate(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+
+    def _epoch_metrics(self) -> dict[str, float]:
+        sums = self.progress.sums
+        return {
+            "train/loss": sums["loss"] / sums["weight"],
+            "train/grad_norm": sums["norm"] / sums["steps"],
+            "train/tokens_per_second": sums["tokens"] / sums["seconds"],
+            "train/epoch_seconds": sums["seconds"],
+            "train/batches": float(self.progress.n_batches),
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/memory_mb": memory_mb(self.ranks.device),
+        }
+
+    def _where(self) -> str:
+        return f"at step {self.progress.n_done // self.config.accumulate + 1} of epoch {self.progress.epoch}"
+
+    def _check_finite(self, what: str, value: float, *, where: str = "") -> None:
+        """Stop before weights that are no numbers are kept, or take a step that makes them so."""
+        if math.isfinite(value):
+            return
+        best = self.folder / BEST
+        kept = f"the weights of the best epoch are in {best}" if best.exists() else "no epoch was done"
+        raise TrainingError(
+            f"{what} became {value} {where or self._where()}; {kept}. "
+            f"Lower train.lr (now {self.config.lr:g}) or train.clip_norm (now {self.config.clip_norm:g})"
+        )
+
+
 def fit(
     model: nn.Module,
     objective: Objective,
@@ -76,116 +282,90 @@ def fit(
     training: Callable[[int], Batches],
     validation: Batches,
     config: TrainConfig,
-    device: torch.device,
-    generator: torch.Generator,
-    checkpoint: Path,
+    ranks: Ranks,
+    folder: Path,
     logger: RunLogger,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    snapshot_seconds: float = 600,
 ) -> FitResult:
     """Train until the last epoch or until patience ends, and leave the model with its best weights.
 
+    If `folder` holds a snapshot of this training, it goes on from there.
+
     Parameters
     ----------
-    model : on `device`; parameters with ``requires_grad`` learn
+    model : on the device of `ranks`; parameters with ``requires_grad`` learn
     training : the batches of an epoch, by its number from 1
-    checkpoint : file that always holds the trainable tensors of the best epoch so far
+    folder : keeps the trainable tensors of the best epoch so far, and the last snapshots
     on_epoch : called after each epoch with its number and metrics; may raise `TrainingStopped`
+    snapshot_seconds : longest time between two snapshots; there is one after each epoch anyway
 
     Raises
     ------
     TrainingError
-        If a loss, gradient or validation score is not finite; `checkpoint` then holds the last good weights.
+        If a loss, gradient or validation score is not finite, or memory does not suffice; `folder` then holds the
+        last good weights and the last snapshot.
     """
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        _decay_groups(trainable, config.weight_decay), lr=config.lr, fused=device.type in ("cpu", "cuda")
-    )
-    schedule = warmup_cosine(optimizer, n_steps=config.epochs * len(training(1)), warmup_share=config.warmup_share)
-    history: list[dict[str, float]] = []
-    best_epoch, best_score, stop_reason = 0, None, "all epochs done"
-    started = time.monotonic()
-    for epoch in range(1, config.epochs + 1):
-        rate = float(schedule.get_last_lr()[0])
-        metrics = _train_epoch(
-            model, objective, training(epoch), optimizer, schedule, trainable, epoch=epoch, config=config,
-            device=device, generator=generator, checkpoint=checkpoint,
-        )  # fmt: skip
-        metrics |= evaluate(model, objective, validation, device)
-        metrics |= {"train/lr": rate, "train/memory_mb": memory_mb(device)}
-        history.append(metrics)
+    run = Training(model, objective, config=config, ranks=ranks, folder=folder, snapshot_seconds=snapshot_seconds)
+    try:
+        _go_on_if_begun(run)
+        stop_reason = _train(run, training, validation, logger, on_epoch)
+    finally:
+        run.close()
+    run.restore_best()
+    progress = run.progress
+    return FitResult(progress.history, progress.best_epoch, progress.seconds, stop_reason)
+
+
+def _train(
+    run: Training,
+    training: Callable[[int], Batches],
+    validation: Batches,
+    logger: RunLogger,
+    on_epoch: Callable[[int, dict[str, float]], None] | None,
+) -> str:
+    config, progress = run.config, run.progress
+    while progress.epoch <= config.epochs:
+        if _is_out_of_patience(progress, config):
+            return f"no better {run.objective.selection.metric} for {config.patience} epochs"
+        epoch, started = progress.epoch, time.monotonic()
+        metrics = run.train_epoch(training(epoch))
+        metrics |= evaluate(run.model, run.objective, validation, run.ranks)
+        progress.seconds += time.monotonic() - started
         logger.log_metrics(metrics, step=epoch)
-        score = metrics[objective.selection.metric]
-        what, where = f"the validation score {objective.selection.metric}", f"after epoch {epoch}"
-        _check_finite(what, score, where, config=config, checkpoint=checkpoint)
-        if objective.selection.improves(score, best_score):
-            best_epoch, best_score = epoch, score
-            save_tensors(checkpoint, trainable)
-        print(_progress_line(epoch, config.epochs, metrics, is_best=best_epoch == epoch), flush=True)
+        is_best = run.end_epoch(metrics)
+        run.save_snapshot()
+        if run.ranks.is_main:
+            print(_progress_line(epoch, config.epochs, metrics, is_best=is_best), flush=True)
         if on_epoch is not None:
             on_epoch(epoch, metrics)
-        if epoch - best_epoch >= config.patience:
-            stop_reason = f"no better {objective.selection.metric} for {config.patience} epochs"
-            break
-    _restore(trainable, checkpoint)
-    return FitResult(history, best_epoch, time.monotonic() - started, stop_reason)
+    return "all epochs done"
 
 
-def _train_epoch(
-    model: nn.Module,
-    objective: Objective,
-    batches: Batches,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    trainable: Mapping[str, Tensor],
-    *,
-    epoch: int,
-    config: TrainConfig,
-    device: torch.device,
-    generator: torch.Generator,
-    checkpoint: Path,
-) -> dict[str, float]:
-    set_training_mode(model)
-    loss_sum, norm_sum, n_subjects, n_tokens = 0.0, 0.0, 0, 0
-    started = time.monotonic()
-    for step, batch in enumerate(tqdm(batches, desc=f"epoch {epoch}", leave=False, delay=3, disable=None), 1):
-        optimizer.zero_grad(set_to_none=True)
-        loss = objective.loss(model, batch.to(device), generator)
-        where = f"at step {step} of epoch {epoch}"
-        _check_finite("the training loss", loss.item(), where, config=config, checkpoint=checkpoint)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = float(nn.utils.clip_grad_norm_(trainable.values(), config.clip_norm))
-        _check_finite("the gradient's norm", norm, where, config=config, checkpoint=checkpoint)
-        optimizer.step()
-        schedule.step()
-        loss_sum += loss.item() * len(batch.lengths)
-        norm_sum += norm
-        n_subjects += len(batch.lengths)
-        n_tokens += len(batch.token)
-    seconds = time.monotonic() - started
-    return {
-        "train/loss": loss_sum / n_subjects,
-        "train/grad_norm": norm_sum / len(batches),
-        "train/tokens_per_second": n_tokens / seconds,
-        "train/epoch_seconds": seconds,
-    }
+def _is_out_of_patience(progress: Progress, config: TrainConfig) -> bool:
+    return len(progress.history) - progress.best_epoch >= config.patience
 
 
-def _check_finite(what: str, value: float, where: str, *, config: TrainConfig, checkpoint: Path) -> None:
-    """Stop before weights that are no numbers are kept, or take a step that makes them so."""
-    if math.isfinite(value):
+def _go_on_if_begun(run: Training) -> None:
+    snapshot = run.ranks.from_main(lambda: latest_snapshot(run.folder / SNAPSHOTS))
+    if snapshot is None:
         return
-    kept = f"the weights of the best epoch are in {checkpoint}" if checkpoint.exists() else "no epoch was done"
-    raise TrainingError(
-        f"{what} became {value} {where}; {kept}. "
-        f"Lower train.lr (now {config.lr:g}) or train.clip_norm (now {config.clip_norm:g})"
-    )
+    run.go_on(snapshot)
+    if run.ranks.is_main:
+        progress = run.progress
+        print(f"goes on in epoch {progress.epoch}, after {progress.n_done} of its batches", flush=True)
 
 
-def evaluate(model: nn.Module, objective: Objective, batches: Batches, device: torch.device) -> dict[str, float]:
-    """Validation metrics of the model as it is, with dropout off."""
+def evaluate(model: nn.Module, objective: Objective, batches: Batches, ranks: Ranks) -> dict[str, float]:
+    """Validation metrics of the model as it is, with dropout off; every rank scores its share and gets them all."""
     model.eval()
     with torch.no_grad():
-        return objective.evaluate(model, batches, device)
+        mine = [
+            (number, objective.score(model, batch.to(ranks.device)))
+            for number, batch in batches.numbered(ranks.number, ranks.count)
+        ]
+    every = sorted(ranks.gather(mine), key=lambda numbered: numbered[0])
+    return objective.metrics([score for _, score in every])
 
 
 def set_training_mode(model: nn.Module) -> None:
@@ -193,15 +373,6 @@ def set_training_mode(model: nn.Module) -> None:
     model.train()
     encoder = model.get_submodule(next(n for n, _ in model.named_modules() if n.split(".")[-1] == "encoder"))
     encoder.train(any(p.requires_grad for p in encoder.parameters()))
-
-
-def pick_device(name: str) -> torch.device:
-    """The device for `name`; ``auto`` takes CUDA, else MPS, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def memory_mb(device: torch.device) -> float:
@@ -218,10 +389,16 @@ def _decay_groups(trainable: Mapping[str, Tensor], weight_decay: float) -> list[
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def _restore(trainable: Mapping[str, Tensor], checkpoint: Path) -> None:
-    with torch.no_grad():
-        for name, tensor in load_tensors(checkpoint).items():
-            trainable[name].copy_(tensor)
+def _placed(key: str, value: Tensor | None, parameter: Tensor) -> Any:
+    """A tensor of the optimiser's state where the fused kernel expects it."""
+    assert value is not None
+    return value.to(parameter.device) if key != "step" or parameter.device.type == "cuda" else value.cpu()
+
+
+def _in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    iterator = iter(batches)
+    while group := list(islice(iterator, size)):
+        yield group
 
 
 def _progress_line(epoch: int, n_epochs: int, metrics: dict[str, float], *, is_best: bool) -> str:

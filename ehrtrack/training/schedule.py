@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch.optim.lr_scheduler import LambdaLR
 
+def warmup_cosine(share_done: float, *, warmup_share: float) -> float:
+    """Factor of the peak learning rate: a linear warm-up, then a half cosine to a tenth of the peak.
 
-def warmup_cosine(optimizer: torch.optim.Optimizer, *, n_steps: int, warmup_share: float) -> LambdaLR:
-    """Linear warm-up over the first `warmup_share` of steps, then a half cosine to a tenth of the peak rate."""
-    n_warmup = max(1, round(n_steps * warmup_share))
+    A function of the share of training that is done, and of nothing before: a run that goes on after a stop needs no
+    state of it.
 
-    def factor(step: int) -> float:
-        if step < n_warmup:
-            return (step + 1) / n_warmup
-        progress = (step - n_warmup) / max(1, n_steps - n_warmup)
-        return 0.1 + 0.45 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-    return LambdaLR(optimizer, factor)
+    >>> [round(warmup_cosine(share, warmup_share=0.2), 2) for share in (0.0, 0.1, 0.2, 0.6, 1.0)]
+    [0.0, 0.5, 1.0, 0.55, 0.1]
+    """
+    if share_done < warmup_share:
+        return share_done / warmup_share
+    progress = (share_done - warmup_share) / (1 - warmup_share)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * min(progress, 1.0)))

@@ -17,11 +17,12 @@ from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives._protocol import Objective, TrainingFacts
 from ehrtrack.section import Choice
 from ehrtrack.training.loop import evaluate
+from ehrtrack.training.ranks import join_ranks
 
 N_SUBJECTS = 60
 V = 30
 STORE = random_store(N_SUBJECTS, V)
-CPU = torch.device("cpu")
+ALONE = join_ranks("cpu")
 
 
 def outcomes() -> Outcomes:
@@ -30,7 +31,7 @@ def outcomes() -> Outcomes:
 
 
 def batches() -> Batches:
-    return Batches(STORE, np.arange(N_SUBJECTS), 20, 30, outcomes=outcomes())
+    return Batches(STORE, np.arange(N_SUBJECTS), 300, 30, outcomes=outcomes())
 
 
 @pytest.fixture(params=plugins.names("objectives"))
@@ -60,23 +61,28 @@ def test_config_is_a_choice_that_carries_the_modules_name(module: ModuleType) ->
 def test_the_loss_is_one_finite_number_whose_gradient_reaches_encoder_and_head(
     objective: Objective, model: EhrModel
 ) -> None:
-    loss = objective.loss(model, next(iter(batches())), torch.Generator().manual_seed(0))
-    assert loss.shape == ()
-    assert math.isfinite(loss.item())
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss = objective.loss(model, next(iter(batches())))
+    assert loss.total.shape == ()
+    assert math.isfinite(loss.mean)
+    loss.total.backward()  # type: ignore[no-untyped-call]
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert without == []
 
 
-def test_the_same_generator_state_gives_the_same_loss(objective: Objective, model: EhrModel) -> None:
+def test_the_same_batch_gives_the_same_loss(objective: Objective, model: EhrModel) -> None:
     model.eval()
     batch = next(iter(batches()))
-    losses = [objective.loss(model, batch, torch.Generator().manual_seed(3)).item() for _ in range(2)]
+    losses = [objective.loss(model, batch).mean for _ in range(2)]
     assert losses[0] == losses[1]
 
 
+def test_the_total_is_the_mean_times_the_weight(objective: Objective, model: EhrModel) -> None:
+    loss = objective.loss(model.eval(), next(iter(batches())))
+    assert loss.total.item() == pytest.approx(loss.mean * loss.weight, rel=1e-6)
+
+
 def test_validation_has_a_loss_and_the_metric_that_selects(objective: Objective, model: EhrModel) -> None:
-    metrics = evaluate(model, objective, batches(), CPU)
+    metrics = evaluate(model, objective, batches(), ALONE)
     assert {"val/loss", objective.selection.metric} <= metrics.keys()
     assert all(name.startswith("val/") and math.isfinite(value) for name, value in metrics.items())
 
@@ -84,7 +90,7 @@ def test_validation_has_a_loss_and_the_metric_that_selects(objective: Objective,
 def test_validation_is_the_same_twice_and_changes_nothing(objective: Objective, model: EhrModel) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    assert evaluate(model, objective, batches(), CPU) == evaluate(model, objective, batches(), CPU)
+    assert evaluate(model, objective, batches(), ALONE) == evaluate(model, objective, batches(), ALONE)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
 

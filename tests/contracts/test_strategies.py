@@ -22,6 +22,7 @@ from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.section import Choice
 from ehrtrack.strategies._protocol import parameter_table
 from ehrtrack.training.loop import TrainConfig, fit, set_training_mode
+from ehrtrack.training.ranks import join_ranks
 
 N_SUBJECTS = 40
 V = 30
@@ -76,16 +77,15 @@ def trained(name: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     model = module.apply(base(), module.Config())
     before = tensors(model, trainable=False), tensors(model, trainable=True)
     scores = objective()
-    batches = Batches(STORE, ROWS, 10, 30, outcomes=outcomes())
+    batches = Batches(STORE, ROWS, 120, 30, outcomes=outcomes())
     fit(
         model,
         scores,
         training=lambda epoch: batches,
         validation=batches,
         config=TrainConfig(epochs=3, lr=1e-2),
-        device=torch.device("cpu"),
-        generator=torch.Generator(),
-        checkpoint=tmp_path_factory.mktemp(name) / "best.safetensors",
+        ranks=join_ranks("cpu"),
+        folder=tmp_path_factory.mktemp(name),
         logger=MemoryRunLogger(),
     )
     return Trained(name, module, model, *before)
@@ -141,7 +141,7 @@ def test_gradients_reach_every_trainable_tensor_after_two_steps(name: str) -> No
     optimizer = torch.optim.AdamW(learned.values(), lr=1e-2)
     for _ in range(2):
         optimizer.zero_grad()
-        loss.loss(model, batch(), torch.Generator()).backward()
+        loss.loss(model, batch()).total.backward()
         optimizer.step()
     without = [n for n, p in learned.items() if p.grad is None or not p.grad.any()]
     assert without == []

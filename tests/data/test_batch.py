@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from simulated import History, Visit, random_store, store_of
 from ehrtrack.data.batch import GAP_EDGES_DAYS, MAX_POSITION, N_GAPS, Batch, Batches, Outcomes, collate
 from ehrtrack.data.store import TokenStore
 from ehrtrack.data.vocabulary import CLS
+from ehrtrack.errors import DataError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.models.heads import HazardHead
 
@@ -122,14 +124,67 @@ def test_a_random_window_is_a_run_of_the_record_behind_its_static_facts() -> Non
 
 
 def test_shuffled_batches_hold_every_subject_once_and_are_the_same_twice() -> None:
-    batches = Batches(random_store(50, VOCABULARY_SIZE), np.arange(50), batch_size=8, max_tokens=50, shuffle_seed=3)
+    batches = Batches(random_store(50, VOCABULARY_SIZE), np.arange(50), batch_tokens=100, max_tokens=50, shuffle_seed=3)
     first = [row for batch in batches for row in batch.rows.tolist()]
     assert first == [row for batch in batches for row in batch.rows.tolist()]
     assert sorted(first) == list(range(50))
     assert first != sorted(first)
-    assert len(batches) == 7
+    assert len(batches) == len(list(batches))
     other = replace(batches, shuffle_seed=4)
     assert first != [row for batch in other for row in batch.rows.tolist()]
+
+
+def batches_of(n_subjects: int, batch_tokens: int, max_tokens: int = 20) -> Batches:
+    return Batches(
+        random_store(n_subjects, VOCABULARY_SIZE), np.arange(n_subjects), batch_tokens, max_tokens, shuffle_seed=3
+    )
+
+
+@given(batch_tokens=st.integers(8, 200), max_tokens=st.integers(8, 60), n_ranks=st.integers(1, 4))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_batches_keep_the_budget_and_each_rank_has_as_many_of_its_own(
+    batch_tokens: int, max_tokens: int, n_ranks: int
+) -> None:
+    shares = [replace(batches_of(50, batch_tokens, max_tokens), rank=r, n_ranks=n_ranks) for r in range(n_ranks)]
+    drawn = [list(share) for share in shares]
+    assert len({len(batches) for batches in drawn}) == 1
+    assert all(len(share) == len(batches) for share, batches in zip(shares, drawn, strict=True))
+    every = [batch for batches in drawn for batch in batches]
+    assert max(batch.n_tokens for batch in every) <= batch_tokens
+    assert max(max(batch.lengths) for batch in every) <= max_tokens
+    assert sorted(row for batch in every for row in batch.rows.tolist()) == list(range(50))
+
+
+def test_a_batch_is_full_when_the_next_subject_has_no_room() -> None:
+    batches = list(batches_of(50, 100))
+    assert all(a.n_tokens + b.lengths[0] > 100 for a, b in pairwise(batches))
+
+
+def test_fewer_subjects_than_processes_are_refused() -> None:
+    with pytest.raises(DataError, match="2 subjects cannot be shared by 3 processes; start fewer"):
+        len(replace(batches_of(2, 10), n_ranks=3))
+
+
+def test_batches_that_were_done_are_passed_over_and_the_others_are_the_same() -> None:
+    batches = replace(batches_of(50, 60), has_random_windows=True, max_tokens=9)
+    all_of_them, left = list(batches), list(replace(batches, start=4))
+    assert len(left) == len(all_of_them) - 4
+    assert [b.seed for b in left] == [b.seed for b in all_of_them[4:]]
+    assert all(torch.equal(a.token, b.token) for a, b in zip(left, all_of_them[4:], strict=True))
+
+
+def test_every_batch_of_every_epoch_has_a_seed_of_its_own() -> None:
+    seeds = [b.seed for epoch in range(5) for b in replace(batches_of(50, 60), shuffle_seed=epoch)]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_records_that_are_cut_are_counted() -> None:
+    store = store_of([LONG, SHORT, EMPTY])  # 7, 2 and 1 tokens with [CLS]
+    batches = Batches(store, np.arange(3), 100, 7)
+    assert batches.n_truncated == 0
+    assert replace(batches, max_tokens=6).n_truncated == 1
+    assert replace(batches, batch_tokens=6).n_truncated == 1  # no batch may be larger than its budget
+    assert next(iter(replace(batches, batch_tokens=5))).token.tolist() == [10, 11, 6, 7, CLS]
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ SURVIVAL_ARTIFACTS = {
 }
 PUBLIC_PARAMS = {
     "data.path", "cohort.horizon_days", "model.size", "model.dropout", "strategy.name", "strategy.rank",
-    "strategy.alpha", "strategy.dropout", "objective.lambda_rank", "init.run", "train.epochs", "train.batch_size",
+    "strategy.alpha", "strategy.dropout", "objective.lambda_rank", "init.run", "train.epochs", "train.batch_tokens",
     "train.lr", "train.weight_decay", "train.patience", "runtime.seed", "runtime.device",
 }  # fmt: skip
 PICKLE_SUFFIXES = {".pkl", ".pickle", ".bin", ".pt", ".pth", ".joblib", ".npy", ".npz"}
@@ -199,7 +199,7 @@ def test_a_stock_peft_loads_the_logged_adapter_on_the_logged_base(study: Study, 
     load_encoder_weights(plain, base.encoder_weights())
     model = peft.PeftModel.from_pretrained(plain, str(adapter))
     records = prepare_cohort(folder.config, base.vocabulary)
-    batches = Batches(records.store, records.rows["test"], 16, folder.config.data.max_tokens)
+    batches = Batches(records.store, records.rows["test"], 512, folder.config.data.max_tokens)
     logged = pl.read_parquet(fetch(study, run.run_id, "predictions/test.parquet", tmp_path))
     np.testing.assert_allclose(predict(model, batches, torch.device("cpu")).risk, logged["risk"], atol=1e-6, rtol=0)
 

@@ -17,7 +17,7 @@ study = "simulated"
 data = {{ path = "{data}", max_tokens = 64, vocabulary = {{ min_subjects = 2 }} }}
 model = {{ size = "tiny" }}
 objective = {{ name = "mlm" }}
-train = {{ epochs = 3, batch_size = 16, lr = 5e-3 }}
+train = {{ epochs = 3, batch_tokens = 256, lr = 5e-3 }}
 runtime = {{ device = "cpu", cache = "{cache}" }}
 """
 FINETUNE = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -41,18 +42,18 @@ def make_model(seed: int = 0, size: str = "tiny") -> EhrModel:
     return model.eval()
 
 
-def padded_attention(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+def padded_attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
     """The plain form: subjects padded to the longest, keys beyond a subject's length masked out, softmax by hand."""
-    n_heads, _, width = q.shape
-    longest, n_subjects = max(lengths), len(lengths)
-    is_token = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]  # (B, L)
+    _, n_heads, width = q.shape
+    longest, n_subjects = max(batch.lengths), len(batch.lengths)
+    is_token = torch.arange(longest)[None, :] < torch.tensor(batch.lengths)[:, None]  # (B, L)
 
     def pad(x: Tensor) -> Tensor:
-        return q.new_zeros(n_subjects, longest, n_heads, width).index_put((is_token,), x.transpose(0, 1))
+        return q.new_zeros(n_subjects, longest, n_heads, width).index_put((is_token,), x)
 
     scores = torch.einsum("blhd,bmhd->bhlm", pad(q), pad(k)) / width**0.5
     weights = scores.masked_fill(~is_token[:, None, None, :], float("-inf")).softmax(-1)
-    return torch.einsum("bhlm,bmhd->blhd", weights, pad(v))[is_token].transpose(0, 1)
+    return torch.einsum("bhlm,bmhd->blhd", weights, pad(v))[is_token]
 
 
 def loss_and_gradients(model: EhrModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -67,9 +68,9 @@ def test_packed_attention_equals_padded_attention_with_masks(monkeypatch: pytest
     loss, gradients = loss_and_gradients(model, batch)
     calls = []
 
-    def reference(*arguments: Tensor | tuple[int, ...]) -> Tensor:
-        calls.append(arguments)
-        return padded_attention(*arguments)  # type: ignore[arg-type]
+    def reference(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+        calls.append(q.shape)
+        return padded_attention(q, k, v, batch)
 
     monkeypatch.setattr(attention, "packed_attention", reference)
     padded_loss, padded_gradients = loss_and_gradients(model, batch)
@@ -155,3 +156,64 @@ def test_token_logits_are_of_masked_positions_only() -> None:
     encoder = Behrt(ModelConfig(size="tiny"), VOCABULARY_SIZE)
     batch = replace(batch_of(6), target_positions=torch.tensor([3, 8]), targets=torch.tensor([4, 5]))
     assert EhrModel(encoder, TokenHead(encoder.width, VOCABULARY_SIZE))(batch).shape == (2, VOCABULARY_SIZE)
+
+
+def test_the_loop_over_subjects_trains_like_padded_attention_over_20_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other way, `attend_varlen`, is a CUDA kernel for 16 bits, and is not run here."""
+
+    def losses(attend: Callable[..., Tensor]) -> list[float]:
+        monkeypatch.setattr(attention, "packed_attention", attend)
+        model, found = make_model(), []
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        for step in range(20):
+            optimizer.zero_grad()
+            loss = (model(batch_of(8, seed=step)) - 1).square().mean()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        return found
+
+    assert losses(attention.attend_in_loop) == pytest.approx(losses(padded_attention), abs=1e-5)
+
+
+def test_in_bfloat16_products_are_rounded_and_attention_and_logits_are_not() -> None:
+    model, batch = make_model(), batch_of(8)
+    with torch.no_grad():
+        exact = model(batch)
+        model.is_bf16 = True
+        rounded = model(batch)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, atol=0.1, rtol=0.05)
+
+
+def test_recomputing_layers_changes_memory_and_nothing_else() -> None:
+    def trained(recomputes: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        torch.manual_seed(0)
+        encoder = Behrt(ModelConfig(size="tiny", dropout=0.3), VOCABULARY_SIZE)
+        encoder.recomputes = recomputes
+        model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(5))).train()
+        torch.manual_seed(1)  # the same dropout
+        return loss_and_gradients(model, batch_of(8))
+
+    plain, again = trained(False), trained(True)
+    assert torch.equal(plain[0], again[0])
+    assert all(torch.equal(gradient, again[1][name]) for name, gradient in plain[1].items())
+
+
+def test_recomputing_layers_keeps_fewer_tensors_for_the_backward_pass() -> None:
+    def n_kept(recomputes: bool) -> int:
+        model, kept = make_model().train(), []
+        model.encoder.recomputes = recomputes
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            model(batch_of(8))
+        return sum(kept)
+
+    assert n_kept(True) < 0.4 * n_kept(False)
+
+
+def test_states_computed_before_give_the_same_predictions() -> None:
+    model, batch = make_model(), batch_of(8)
+    with torch.no_grad():
+        states = model.hidden(batch)
+        assert torch.equal(model(replace(batch, hidden=states)), model(batch))

@@ -20,9 +20,10 @@ from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.objectives.mlm import Config, MaskedTokens, build, mask_tokens
 from ehrtrack.recipes._prepare import Records, prepare_records
 from ehrtrack.runlog import MemoryRunLogger
-from ehrtrack.training.loop import FitResult, TrainConfig, fit
+from ehrtrack.training.loop import FitResult, TrainConfig, evaluate, fit
+from ehrtrack.training.ranks import join_ranks
 
-CPU = torch.device("cpu")
+ALONE = join_ranks("cpu")
 V = 200
 N_SPECIAL = len(SPECIAL_TOKENS)
 
@@ -107,12 +108,12 @@ class Uniform(nn.Module):
 
 
 def batches_of(n_subjects: int, seed: int = 0) -> Batches:
-    return Batches(random_store(n_subjects, V, seed), np.arange(n_subjects), 16, 60)
+    return Batches(random_store(n_subjects, V, seed), np.arange(n_subjects), 400, 60)
 
 
 def test_validation_hides_the_same_tokens_at_every_call() -> None:
     objective, model = build(Config(), TrainingFacts(np.ones(V, dtype=np.int64))), Uniform()
-    first, second = (objective.evaluate(model, batches_of(64), CPU) for _ in range(2))
+    first, second = (evaluate(model, objective, batches_of(64), ALONE) for _ in range(2))
     assert first == second
     tokens = [batch.token for batch in model.seen]
     half = len(tokens) // 2
@@ -122,7 +123,7 @@ def test_validation_hides_the_same_tokens_at_every_call() -> None:
 def test_validation_losses_equal_an_independent_computation() -> None:
     counts = np.random.default_rng(0).integers(0, 50, V)
     objective, model = build(Config(), TrainingFacts(counts)), Uniform()
-    metrics = objective.evaluate(model, batches_of(64), CPU)
+    metrics = evaluate(model, objective, batches_of(64), ALONE)
     targets = np.concatenate([batch.targets.numpy() for batch in model.seen if batch.targets is not None])
     # add one to every code, and give the specials one each as well: they are never targets
     share = np.where(np.arange(V) < N_SPECIAL, 1, counts + 1) / (N_SPECIAL + (counts[N_SPECIAL:] + 1).sum())
@@ -134,8 +135,8 @@ def test_validation_losses_equal_an_independent_computation() -> None:
 
 def test_the_training_loss_is_the_cross_entropy_of_the_targets() -> None:
     objective, model = build(Config(), TrainingFacts(np.ones(V, dtype=np.int64))), Uniform()
-    loss = objective.loss(model, next(iter(batches_of(16))), torch.Generator().manual_seed(0))
-    assert float(loss) == pytest.approx(np.log(V), abs=1e-5)
+    loss = objective.loss(model, next(iter(batches_of(16))))
+    assert loss.mean == pytest.approx(np.log(V), abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -152,25 +153,24 @@ def train(records: Records, folder: Path, epochs: int) -> FitResult:
     return fit(
         EhrModel(encoder, objective.make_head(encoder.width)),
         objective,
-        training=lambda epoch: Batches(records.store, records.rows["train"], 16, 64, shuffle_seed=epoch),
-        validation=Batches(records.store, records.rows["validation"], 64, 64),
+        training=lambda epoch: Batches(records.store, records.rows["train"], 300, 64, shuffle_seed=epoch),
+        validation=Batches(records.store, records.rows["validation"], 1024, 64),
         config=TrainConfig(epochs=epochs, lr=5e-3, patience=epochs),
-        device=CPU,
-        generator=torch.Generator().manual_seed(0),
-        checkpoint=folder / "best.safetensors",
+        ranks=ALONE,
+        folder=folder,
         logger=MemoryRunLogger(),
     )
 
 
 def test_codes_that_go_together_are_learned_well_below_the_unigram_loss(records: Records, tmp_path: Path) -> None:
-    best = train(records, tmp_path, epochs=8).best
+    best = train(records, tmp_path / "as they are", epochs=8).best
     assert best["val/mlm_loss"] < 0.7 * best["val/unigram_loss"]
     # the same codes at the same places, dealt out among subjects: what is left is what places tell of codes
     is_disease = np.array([token.startswith("DISEASE//") for token in records.vocabulary.tokens])[records.store.token]
     dealt = records.store.token.copy()
     dealt[is_disease] = np.random.default_rng(0).permutation(dealt[is_disease])
     scattered = replace(records, store=replace(records.store, token=dealt))
-    without = train(scattered, tmp_path, epochs=8).best
+    without = train(scattered, tmp_path / "dealt out", epochs=8).best
     assert best["val/mlm_loss"] < without["val/mlm_loss"] - 0.2
 
 
@@ -191,6 +191,6 @@ def test_mask_probability_is_what_is_used(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(mlm, "mask_tokens", spy)
     objective = MaskedTokens(Config(mask_probability=0.4), TrainingFacts(np.ones(V, dtype=np.int64)))
     batches: Iterable[Batch] = batches_of(16)
-    objective.loss(Uniform(), next(iter(batches)), torch.Generator())
-    objective.evaluate(Uniform(), batches, CPU)
+    objective.loss(Uniform(), next(iter(batches)))
+    objective.score(Uniform(), next(iter(batches)))
     assert seen == [0.4, 0.4]

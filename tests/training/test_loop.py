@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from simulated import random_store
 from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Batches
-from ehrtrack.errors import TrainingError
+from ehrtrack.errors import ConfigError, TrainingError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.models.heads import HazardHead
-from ehrtrack.objectives._protocol import Selection
+from ehrtrack.objectives._protocol import BatchLoss, Objective, Selection
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.training.checkpoint import load_tensors
 from ehrtrack.training.loop import (
@@ -26,12 +27,13 @@ from ehrtrack.training.loop import (
     TrainingStopped,
     evaluate,
     fit,
-    pick_device,
     set_training_mode,
 )
+from ehrtrack.training.ranks import join_ranks
 
-CPU = torch.device("cpu")
-N_BATCHES = 4
+ALONE = join_ranks("cpu")
+N_SUBJECTS = 16
+BATCH_TOKENS = 48
 
 
 class Scripted:
@@ -54,15 +56,21 @@ class Scripted:
     def make_head(self, width: int) -> nn.Module:
         return HazardHead(width, torch.zeros(3))
 
-    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         self.n_steps += 1
-        noise = torch.rand((), generator=generator)
+        noise = torch.rand((), generator=batch.generator())
         loss: Tensor = (model(batch) - 1 - noise).square().mean()
-        return self.broken(loss) if self.n_steps == self.break_at else loss
+        loss = self.broken(loss) if self.n_steps == self.break_at else loss
+        n_subjects = len(batch.lengths)
+        return BatchLoss(loss * n_subjects, n_subjects, loss.item())
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+    def score(self, model: nn.Module, batch: Batch) -> int:
         assert not model.training
         assert not torch.is_grad_enabled()
+        return len(batch.lengths)
+
+    def metrics(self, scores: Sequence[int]) -> dict[str, float]:
+        assert sum(scores) == N_SUBJECTS
         return {"val/loss": 1.0, "val/score": next(self.scores)}
 
 
@@ -80,22 +88,20 @@ def are_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def run(model: EhrModel, objective: Scripted, folder: Path, *, seed: int = 0, **settings: Any) -> FitResult:
-    store = random_store(16, 30)
+def batches(epoch: int, seed: int = 0) -> Batches:
+    store = random_store(N_SUBJECTS, 30)
+    return Batches(store, np.arange(N_SUBJECTS), BATCH_TOKENS, 20, shuffle_seed=seed * 100 + epoch)
 
-    def batches(epoch: int) -> Batches:
-        return Batches(store, np.arange(16), 16 // N_BATCHES, 20, shuffle_seed=seed * 100 + epoch)
 
-    torch.manual_seed(seed)
+def run(model: EhrModel, objective: Objective, folder: Path, *, seed: int = 0, **settings: Any) -> FitResult:
     return fit(
         model,
         objective,
-        training=batches,
-        validation=Batches(store, np.arange(16), 16, 20),
+        training=lambda epoch: batches(epoch, seed),
+        validation=replace(batches(0), shuffle_seed=None),
         config=TrainConfig(**{"epochs": 8, "lr": 1e-2} | settings.pop("train", {})),
-        device=CPU,
-        generator=torch.Generator().manual_seed(seed),
-        checkpoint=folder / "best.safetensors",
+        ranks=settings.pop("ranks", ALONE),
+        folder=folder,
         logger=settings.pop("logger", MemoryRunLogger()),
         **settings,
     )
@@ -128,7 +134,7 @@ def test_a_loss_that_is_no_number_stops_with_its_step_and_keeps_the_last_good_we
     def remember(epoch: int, metrics: dict[str, float]) -> None:
         by_epoch[epoch] = weights_of(model)
 
-    objective = Scripted([0.5, 0.6, 0.7], break_at=N_BATCHES + 3)
+    objective = Scripted([0.5, 0.6, 0.7], break_at=len(batches(1)) + 3)
     with pytest.raises(TrainingError, match=r"the training loss became nan at step 3 of epoch 2.*train\.lr"):
         run(model, objective, tmp_path, on_epoch=remember)
     kept = load_tensors(tmp_path / "best.safetensors")
@@ -220,7 +226,7 @@ def test_gradients_are_clipped_to_their_norm_over_all_parameters(tmp_path: Path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim, "AdamW", Spy)
         run(model, Scripted([0.5]), tmp_path, train={"epochs": 1, "clip_norm": 0.01})
-    assert norms == pytest.approx([0.01] * N_BATCHES, rel=1e-3)
+    assert norms == pytest.approx([0.01] * len(batches(1)), rel=1e-3)
 
 
 def test_weight_decay_spares_biases_and_norms(tmp_path: Path) -> None:
@@ -251,10 +257,9 @@ def test_dropout_is_off_in_an_encoder_that_does_not_learn_and_on_in_one_that_doe
 
 def test_evaluation_turns_dropout_and_gradients_off(tmp_path: Path) -> None:
     model = make_model().train()
-    batches = Batches(random_store(4, 30), np.arange(4), 4, 20)
-    assert evaluate(model, Scripted([0.25]), batches, CPU)["val/score"] == 0.25  # type: ignore[arg-type]
+    assert evaluate(model, Scripted([0.25]), batches(0), ALONE)["val/score"] == 0.25
 
 
-def test_the_device_can_be_named() -> None:
-    assert pick_device("cpu") == CPU
-    assert pick_device("cuda:1") == torch.device("cuda", 1)
+def test_a_device_that_is_not_there_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"runtime\.device is tpu.*use: auto, cpu"):
+        join_ranks("tpu")

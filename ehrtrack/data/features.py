@@ -1,0 +1,85 @@
+"""Hidden states of a fixed encoder, computed once and kept as memory-mapped arrays."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ehrtrack.errors import DataError
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """The states of N subjects; those of subject i are `hidden[offsets[i]:offsets[i + 1]]`, its [CLS] the last."""
+
+    offsets: npt.NDArray[np.int64]  # (N + 1,)
+    hidden: npt.NDArray[np.float32]  # (T, D)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(N,) tokens of each subject, [CLS] included."""
+        return np.diff(self.offsets)
+
+    def hidden_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """(T, D) states of some subjects, one after the other."""
+        return np.concatenate([self.hidden[self.offsets[row] : self.offsets[row + 1]] for row in rows])
+
+
+def build_features(
+    folder: Path,
+    lengths: npt.NDArray[np.int64],
+    width: int,
+    states: Iterable[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]],
+) -> FeatureStore:
+    """Write the states of all subjects into `folder`, or open it where that was done.
+
+    Parameters
+    ----------
+    folder : named by the fingerprint of all that the states depend on; there whole or not at all
+    lengths : (N,) tokens of each subject, [CLS] included
+    width : D
+    states : rows of some subjects and their states (T, D), until every subject was there; not read if `folder` is there
+
+    Raises
+    ------
+    DataError
+        If the disk has no room.
+    """
+    if not folder.is_dir():
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(folder.parent, int(offsets[-1]) * width * 4)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            np.save(aside / "offsets.npy", offsets)
+            shape = (int(offsets[-1]), width)
+            hidden = np.lib.format.open_memmap(aside / "hidden.npy", mode="w+", dtype=np.float32, shape=shape)
+            for rows, block in states:
+                ends = np.cumsum(lengths[rows])
+                for row, part in zip(rows, np.split(block, ends[:-1]), strict=True):
+                    hidden[offsets[row] : offsets[row + 1]] = part
+            hidden.flush()
+            aside.chmod(0o755)
+            try:
+                aside.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return FeatureStore(np.load(folder / "offsets.npy"), np.load(folder / "hidden.npy", mmap_mode="r"))
+
+
+def _check_room(folder: Path, n_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise DataError(
+            f"the encoder's states take {n_bytes / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free; set "
+            "runtime.cache to a larger disk, or strategy.cache=false to compute them anew in every epoch"
+        )

@@ -1,0 +1,129 @@
+"""From records to a trained model: batches, the encoder's states computed once, and the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ehrtrack.config import RunConfig
+from ehrtrack.data.batch import Batches
+from ehrtrack.data.events import fingerprint_of
+from ehrtrack.data.features import FeatureStore, build_features
+from ehrtrack.models.behrt import EhrModel, encoder_weights
+from ehrtrack.objectives._protocol import Objective
+from ehrtrack.recipes._prepare import CohortRecords, Records
+from ehrtrack.recipes._run import OpenRun
+from ehrtrack.training.checkpoint import weights_fingerprint
+from ehrtrack.training.loop import FitResult, fit
+from ehrtrack.training.memory import find_batch_tokens
+from ehrtrack.training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The batches of a run."""
+
+    config: RunConfig
+    records: Records
+    batch_tokens: int
+    features: FeatureStore | None = None
+
+    def split(self, split: str) -> Batches:
+        """The subjects of a split in their order."""
+        records = self.records
+        return Batches(
+            records.store,
+            records.rows[split],
+            self.batch_tokens,
+            self.config.data.max_tokens,
+            outcomes=records.outcomes if isinstance(records, CohortRecords) else None,
+            features=self.features,
+        )
+
+    def epoch(self, epoch: int) -> Batches:
+        """The training subjects, shuffled; whole records (pretraining) are seen through windows at random places."""
+        return replace(
+            self.split("train"),
+            shuffle_seed=self.config.runtime.seed * 100_003 + epoch,
+            has_random_windows=not isinstance(self.records, CohortRecords),
+        )
+
+
+def set_up(model: EhrModel, config: RunConfig, ranks: Ranks) -> EhrModel:
+    """The model on its device, with the precision and the use of memory that the configuration says."""
+    precision = config.runtime.precision
+    model.is_bf16 = precision == "bf16" or (precision == "auto" and ranks.device.type == "cuda")
+    model.encoder.recomputes = config.train.recompute
+    return model.to(ranks.device)
+
+
+def feed(config: RunConfig, records: Records, model: nn.Module, objective: Objective, ranks: Ranks) -> Feed:
+    """The run's batches, with a budget of tokens that suits the device where the configuration leaves it open."""
+    if config.train.batch_tokens != "auto":
+        return Feed(config, records, config.train.batch_tokens)
+    probe = Feed(config, records, config.data.max_tokens).epoch(1)
+    return Feed(config, records, ranks.from_main(lambda: find_batch_tokens(model, objective, probe, ranks.device)))
+
+
+def with_features(batches: Feed, model: EhrModel, ranks: Ranks) -> Feed:
+    """The same batches with the states of the encoder as it is, computed once and kept in the cache.
+
+    They depend on the tokens, the encoder's weights, the longest record and the precision, and are kept by these.
+    """
+    store, longest = batches.records.store, batches.split("train").longest
+    fingerprint = fingerprint_of(
+        "features", store.fingerprint, weights_fingerprint(encoder_weights(model)), longest, model.is_bf16
+    )
+    folder = batches.config.runtime.cache / "features" / fingerprint
+    lengths = np.minimum(store.n_tokens + 1, longest)
+    every = Batches(store, np.arange(len(store)), batches.batch_tokens, longest)
+    states = _states(model, every, ranks.device)
+    features = ranks.main_first(lambda: build_features(folder, lengths, model.encoder.width, states))
+    return replace(batches, features=features)
+
+
+def _states(
+    model: EhrModel, batches: Batches, device: torch.device
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    model.eval()
+    with torch.no_grad():
+        for batch in batches:
+            yield batch.rows.numpy(), model.hidden(batch.to(device)).cpu().numpy()
+
+
+def train(
+    run: OpenRun,
+    model: nn.Module,
+    objective: Objective,
+    batches: Feed,
+    ranks: Ranks,
+    on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+) -> FitResult:
+    """Fit the model, and log how."""
+    config, n_truncated = run.config, batches.split("train").n_truncated
+    longest = batches.split("train").longest
+    if n_truncated:
+        n_subjects = len(batches.records.rows["train"])
+        print(f"{n_truncated:,} of {n_subjects:,} training records are longer than {longest} tokens and are cut")
+    run.logger.log_metrics(
+        {"train/batch_tokens": float(batches.batch_tokens), "data/truncated_subjects": float(n_truncated)}, step=0
+    )
+    result = fit(
+        model,
+        objective,
+        training=batches.epoch,
+        validation=batches.split("validation"),
+        config=config.train,
+        ranks=ranks,
+        folder=run.folder,
+        logger=run.logger,
+        on_epoch=on_epoch,
+        snapshot_seconds=config.runtime.snapshot_minutes * 60,
+    )
+    run.log_training(result)
+    return result

@@ -1,0 +1,58 @@
+"""Two real processes that train together (gloo, on the CPU), against one that does the same alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+TWO_RANKS = Path(__file__).with_name("two_ranks.py")
+TIMES = {"train/tokens_per_second", "train/epoch_seconds", "train/memory_mb", "train/batches"}
+
+
+def run(out: Path, n_ranks: int) -> Any:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)] if n_ranks > 1 else []
+    environment = os.environ | {"PYTHONPATH": str(TWO_RANKS.parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, str(TWO_RANKS), str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return run(tmp_path_factory.mktemp("one") / "found.json", n_ranks=1)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return run(tmp_path_factory.mktemp("two") / "found.json", n_ranks=2)
+
+
+@pytest.mark.parametrize("case", ["survival full", "survival lora", "mlm full"])
+def test_gradients_of_two_processes_equal_one_process_with_the_doubled_batch(case: str, one: Any, two: Any) -> None:
+    alone, together = one[case], two[case]
+    assert alone.keys() == together.keys()
+    assert max(np.abs(gradient).max() for gradient in alone.values()) > 1e-3
+    for name, gradient in alone.items():
+        np.testing.assert_allclose(together[name], gradient, atol=1e-5, rtol=1e-5, err_msg=name)
+
+
+def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in epoch.items() if name not in TIMES} for epoch in history]
+
+
+@pytest.mark.parametrize("part", ["history", "resumed"])
+def test_two_processes_log_the_metrics_of_one_also_when_they_go_on_from_a_snapshot(
+    part: str, one: Any, two: Any
+) -> None:
+    alone, together = without_times(one[part]), without_times(two[part])
+    assert len(alone) == (2 if part == "history" else 4)
+    for epoch, other in zip(alone, together, strict=True):
+        assert other == pytest.approx(epoch, rel=1e-3, abs=1e-5)
