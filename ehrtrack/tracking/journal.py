@@ -1,0 +1,314 @@
+"""What a run has to tell, on the local disk first: an append-only journal of its tracking calls.
+
+A journal is a folder::
+
+    journal.log      a line a call: length and CRC-32 of the rest as 8 hexadecimal digits each, then JSON
+    artifacts/       the files that calls refer to, each in a folder named by its content's hash
+    progress         how far a drain has come (a line of the same form, replaced as a whole)
+    refused.jsonl    what the server will never accept, with its reason
+    lock             held by the process that writes or drains
+
+A line is written by one call and synced before the call returns. Reading needs no line to be whole: one that
+was cut off or changed is passed over and named, and the others are read as ever.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ehrtrack.errors import TrackingError
+
+LOG = "journal.log"
+ARTIFACTS = "artifacts"
+REFUSED = "refused.jsonl"
+_PROGRESS = "progress"
+_LOCK = "lock"
+_HEADER = re.compile(rb"([0-9a-f]{8}) ([0-9a-f]{8}) ")
+_SECRET_NAME = re.compile(r"(PASSWORD|TOKEN|SECRET|CREDENTIAL|API_KEY|ACCESS_KEY)(?!.*_(PATH|FILE|DIR)$)")
+_MIN_SECRET_CHARACTERS = 6
+_CHUNK_BYTES = 1 << 20
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Bytes ``start`` to ``end`` of a journal: a record, or None where they are damaged."""
+
+    start: int
+    end: int
+    record: Record | None
+    is_torn_tail: bool = False
+
+
+@dataclass
+class Progress:
+    """How far a journal is on the server.
+
+    Attributes
+    ----------
+    position : bytes of the log whose records are confirmed
+    server : address, without login, for messages
+    artifacts : SHA-256 by artifact path, of those the server has
+    """
+
+    position: int = 0
+    run_id: str = ""
+    experiment_id: str = ""
+    server: str = ""
+    artifacts: dict[str, str] = field(default_factory=dict)
+
+
+class JournalBusy(TrackingError):
+    """Another process writes or drains this journal."""
+
+
+class Journal:
+    """A run's journal, held for writing by this process alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        with self._disk_errors():
+            (folder / ARTIFACTS).mkdir(parents=True, exist_ok=True)
+            self._process_lock = hold(folder)
+            self._file = os.open(folder / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            self._end_torn_line()
+            _sync_folder(folder)
+
+    def append(self, *records: Mapping[str, Any]) -> None:
+        """Write records; once this returns they survive the process and the machine's power.
+
+        Raises
+        ------
+        TrackingError
+            If they cannot be written, such as on a full disk.
+        """
+        lines = b"".join(encoded(record) for record in records)
+        with self._lock, self._disk_errors():
+            size = os.fstat(self._file).st_size
+            try:
+                if os.write(self._file, lines) != len(lines):
+                    raise OSError("the disk took only a part of the record")
+                os.fsync(self._file)
+            except OSError:
+                os.ftruncate(self._file, size)
+                raise
+
+    def stage(self, name: str) -> Path:
+        """A path in the journal's folder at which to write a file that `keep` then takes without copying."""
+        with self._disk_errors():
+            folder = self.folder / ARTIFACTS / f"staged-{uuid.uuid4().hex[:8]}"
+            folder.mkdir()
+        return folder / name
+
+    def keep(self, file: Path, path: str, *, is_handed_over: bool = False) -> Record:
+        """Take a file into the journal; returns the record to append that stores it as artifact `path`.
+
+        Parameters
+        ----------
+        is_handed_over
+            The caller will never write to the file again, so that a hard link does instead of a copy.
+        """
+        with self._disk_errors():
+            if file.parent.parent != self.folder / ARTIFACTS:
+                staged = self.stage(file.name)
+                _link_or_copy(file, staged, is_linked=is_handed_over)
+                file = staged
+            digest = sha256_of(file)
+            _sync_file(file)
+            kept = self.folder / ARTIFACTS / f"{digest}-{uuid.uuid4().hex[:8]}"
+            file.parent.rename(kept)
+            _sync_folder(kept)
+            _sync_folder(self.folder / ARTIFACTS)
+        return {
+            "do": "artifact",
+            "path": path,
+            "sha256": digest,
+            "file": f"{kept.name}/{file.name}",
+            "bytes": (kept / file.name).stat().st_size,
+        }
+
+    def close(self) -> None:
+        """Let other processes drain this journal; may be called twice."""
+        for descriptor in (self._file, self._process_lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._file = self._process_lock = -1
+
+    def _end_torn_line(self) -> None:
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            os.write(self._file, b"\n")
+
+    def _disk_errors(self) -> _DiskErrors:
+        return _DiskErrors(self.folder)
+
+
+class _DiskErrors:
+    """Says what a failed write of the journal means."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise TrackingError(
+                f"the run's journal cannot be written in {self.folder}: {error}; nothing more could be tracked. "
+                "Free some disk, or set runtime.cache to a folder you may write to"
+            ) from error
+
+
+def encoded(record: Mapping[str, Any]) -> bytes:
+    """A record as a line of the journal, without any value of a secret environment variable."""
+    payload = json.dumps(_masked(record, _secrets()), ensure_ascii=False).encode()
+    return b"%08x %08x %s\n" % (len(payload), zlib.crc32(payload), payload)
+
+
+def entries(data: bytes) -> Iterator[Entry]:
+    """The records in a journal's bytes, and the places where there should be one but the bytes are damaged."""
+    start = 0
+    while start < len(data):
+        if data[start : start + 1] == b"\n":  # that which ended a line whose own newline was cut off
+            start += 1
+            continue
+        record, end = _record_at(data, start)
+        if record is not None:
+            yield Entry(start, min(end + 1, len(data)), record)
+            if data[end : end + 1] not in (b"\n", b""):
+                yield Entry(end, end + 1, None)  # the newline was changed: nothing is lost
+            start = end + 1
+            continue
+        newline = data.find(b"\n", start)
+        if newline < 0:
+            yield Entry(start, len(data), None, is_torn_tail=True)
+            return
+        yield Entry(start, newline + 1, None)
+        start = newline + 1
+
+
+def read_log(folder: Path, start: int = 0) -> list[Entry]:
+    """The entries of a journal folder from byte `start` on."""
+    with (folder / LOG).open("rb") as file:
+        file.seek(start)
+        found = entries(file.read())
+    return [replace(entry, start=entry.start + start, end=entry.end + start) for entry in found]
+
+
+def read_progress(folder: Path) -> Progress:
+    """How far the drain has come; nothing at all where that is not known, since sending again does no harm."""
+    file = folder / _PROGRESS
+    record = _record_at(file.read_bytes(), 0)[0] if file.exists() else None
+    progress = Progress(**record) if record else Progress()
+    if progress.position > (folder / LOG).stat().st_size:
+        progress.position = 0
+    return progress
+
+
+def write_progress(folder: Path, progress: Progress) -> None:
+    """Replace what `read_progress` returns; after a power cut it may be an older one, which does no harm."""
+    aside = folder / f"{_PROGRESS}.new"
+    aside.write_bytes(encoded(asdict(progress)))
+    aside.replace(folder / _PROGRESS)
+
+
+def hold(folder: Path) -> int:
+    """Lock a journal for this process; returns the descriptor whose closing, or the process's end, frees it.
+
+    Raises
+    ------
+    JournalBusy
+        If another process holds it.
+    """
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise JournalBusy(f"{folder} is being written or sent by another process, which sends it itself") from None
+    return descriptor
+
+
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def without_secrets(text: str) -> str:
+    """The text with the values of environment variables that are named as secrets replaced by ``***``."""
+    masked: str = _masked(text, _secrets())
+    return masked
+
+
+def remove_journal(folder: Path) -> None:
+    """Remove a journal that is on the server as a whole."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _secrets() -> set[str]:
+    values = {value for name, value in os.environ.items() if _SECRET_NAME.search(name.upper())}
+    password = re.search(r"://[^/@:]*:([^/@]+)@", os.environ.get("MLFLOW_TRACKING_URI", ""))
+    return {value for value in values | ({password[1]} if password else set()) if len(value) >= _MIN_SECRET_CHARACTERS}
+
+
+def _masked(value: Any, secrets: set[str]) -> Any:
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, "***")
+        return value
+    if isinstance(value, Mapping):
+        return {_masked(key, secrets): _masked(item, secrets) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(item, secrets) for item in value]
+    return value
+
+
+def _record_at(data: bytes, start: int) -> tuple[Record | None, int]:
+    """The record whose line begins at `start` and where its newline should be; None if it is not whole."""
+    header = _HEADER.match(data, start)
+    if header is None:
+        return None, start
+    end = header.end() + int(header[1], 16)
+    payload = data[header.end() : end]
+    if end > len(data) or zlib.crc32(payload) != int(header[2], 16):
+        return None, start
+    record: Record = json.loads(payload)
+    return record, end
+
+
+def _link_or_copy(source: Path, target: Path, *, is_linked: bool) -> None:
+    if is_linked:
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, or one without links
+            pass
+        else:
+            return
+    shutil.copyfile(source, target)
+
+
+def _sync_file(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_sync_folder = _sync_file
