@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from ehrtrack.errors import TrackingError
 
 STUDY = "ehrtrack.study"
+RUN_KEY = "ehrtrack.run_key"  # a run's name for itself, before and whether or not a server has given it an id
 KIND = "ehrtrack.kind"
 ERROR = "ehrtrack.error"
 STOPPED = "ehrtrack.stopped"
@@ -20,6 +21,9 @@ PARAM_PREFIX = "cfg."
 
 # The artifact folder that holds a run's weights, sizes, vocabulary and time grid.
 MODEL_ARTIFACTS = "model"
+
+# SHA-256 of all artifacts, as `sha256sum -c` reads it; what a drain compares with before it sends a file again.
+CHECKSUMS = "sha256sums.txt"
 
 
 def checked_artifact_path(path: str) -> str:

@@ -5,36 +5,37 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
+import shutil
 import signal
-import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
-from ehrtrack.tracking.experiments import experiment_named, offer_view
+from ehrtrack.tracking.drain import ROWS_PER_CALL
+from ehrtrack.tracking.drainer import Drainer, drain_seconds
+from ehrtrack.tracking.journal import REFUSED, Journal, remove_journal, without_secrets
 from ehrtrack.tracking.provenance import UNKNOWN, environment, git_state, user_name
-from ehrtrack.tracking.server import client, tracking_errors, ui_command
+from ehrtrack.tracking.server import tracking_uri, ui_command
 
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
 Scalar = str | int | float | bool
-_Row = TypeVar("_Row")
+_Value = TypeVar("_Value")
+
+DEFAULT_JOURNALS = Path(".ehrtrack") / "journal"
 
 # mlflow's limits; beyond them its client cuts silently.
-MAX_METRICS_PER_CALL = 1000
-MAX_PARAMS_PER_CALL = 100
 MAX_PARAM_CHARACTERS = 6000
 MAX_TAG_CHARACTERS = 8000
 MAX_ERROR_CHARACTERS = 500
@@ -50,56 +51,79 @@ class TerminatedBySignal(SystemExit):
 
 
 class TrackedRun:
-    """A run on the tracking server; a RunLogger. Every method raises TrackingError if the server refuses."""
+    """A run that is being tracked; a RunLogger.
 
-    def __init__(self, mlflow_client: MlflowClient, *, run_id: str, experiment_id: str, name: str) -> None:
-        self._client = mlflow_client
-        self.run_id = run_id
-        self.experiment_id = experiment_id
+    Every method writes to the local journal and returns; sending is the background's business. A server that is
+    away, hangs or refuses is told in warnings and changes nothing here. TrackingError is raised for what cannot
+    be right whatever the server says, and when the journal itself cannot be written.
+    """
+
+    def __init__(self, journal: Journal, *, key: str, name: str) -> None:
+        self.key = key
         self.name = name
         self.status = "RUNNING"
+        self._journal = journal
+        self._params: dict[str, str] = {}
         self._has_description = False
+        self._drainer = Drainer(journal)
+
+    @property
+    def run_id(self) -> str:
+        """The server's id; the run's own key as long as no server has made it."""
+        return self._drainer.drain.progress.run_id or self.key
+
+    @property
+    def experiment_id(self) -> str | None:
+        """The server's id of the experiment, or None as long as no server has made the run."""
+        return self._drainer.drain.progress.experiment_id or None
 
     @property
     def url(self) -> str:
-        """The link to this run's page in the UI."""
+        """The link to this run's page in the UI, or to the UI as long as there is no such page."""
         return ui_command(self.experiment_id, run_id=self.run_id).url
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Record all metrics of one step (an epoch) in one call."""
-        now_ms = int(time.time() * 1000)
-        rows = [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
-        with tracking_errors(f"log the metrics of step {step} of run {self.run_id}"):
-            for batch in _batches(rows, MAX_METRICS_PER_CALL):
-                self._client.log_batch(self.run_id, metrics=batch)
+        now_ms = _now_ms()
+        for values in _parts({key: float(value) for key, value in metrics.items()}, ROWS_PER_CALL["metrics"]):
+            self._append({"do": "metrics", "time": now_ms, "step": step, "values": values})
 
     def log_params(self, params: Mapping[str, Scalar]) -> None:
         """Record values that are fixed for the whole run, under ``cfg.`` names.
 
         A value beyond mlflow's limit is cut, with a warning, and kept whole under ``long_params/``.
+
+        Raises
+        ------
+        TrackingError
+            If one of them has another value already.
         """
-        rows = []
+        rows = {}
         for key, value in params.items():
             text = str(value)
             if len(text) > MAX_PARAM_CHARACTERS:
                 self.log_text(text, f"long_params/{key}.txt")
                 text = self._cut(text, MAX_PARAM_CHARACTERS, what=f"param {key}", whole=f"long_params/{key}.txt")
-            rows.append(Param(names.PARAM_PREFIX + key, text))
-        with tracking_errors(f"log the params of run {self.run_id}"):
-            for batch in _batches(rows, MAX_PARAMS_PER_CALL):
-                self._client.log_batch(self.run_id, params=batch)
+            full = names.PARAM_PREFIX + key
+            if self._params.setdefault(full, text) != text:
+                raise TrackingError(
+                    f"Changing param values is not allowed: {full} of run {self.run_id} is {self._params[full]!r}, "
+                    f"and was to become {text!r}; log it under another name"
+                )
+            rows[full] = text
+        for values in _parts(rows, ROWS_PER_CALL["params"]):
+            self._append({"do": "params", "values": values})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set searchable text on the run; text beyond mlflow's limit is cut, with a warning."""
-        rows = []
+        rows = {}
         for key, value in tags.items():
             text = str(value)
             if len(text) > MAX_TAG_CHARACTERS:
                 text = self._cut(text, MAX_TAG_CHARACTERS, what=f"tag {key}")
-            rows.append(RunTag(key, text))
-        with tracking_errors(f"set tags on run {self.run_id}"):
-            for batch in _batches(rows, MAX_PARAMS_PER_CALL):
-                self._client.log_batch(self.run_id, tags=batch)
+            rows[key] = text
+        for values in _parts(rows, ROWS_PER_CALL["tags"]):
+            self._append({"do": "tags", "values": values})
 
     def set_description(self, markdown: str) -> None:
         """Set the readable summary on the run's page; a long one is kept whole in ``description.md``."""
@@ -111,25 +135,22 @@ class TrackedRun:
 
     def log_dataset(self, name: str, *, fingerprint: str, source: str, context: str = "") -> None:
         """Show a dataset on the run's page, by its fingerprint; `context` is its use, such as "training"."""
-        dataset = Dataset(name, digest=fingerprint, source_type="local", source=json.dumps({"uri": source}))
-        tags = [InputTag("mlflow.data.context", context)] if context else []
-        with tracking_errors(f"log dataset {name!r} of run {self.run_id}"):
-            self._client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+        self._append({"do": "dataset", "name": name, "fingerprint": fingerprint, "source": source, "context": context})
 
     def log_text(self, text: str, name: str) -> None:
         """Store a text artifact, such as ``"summary.md"``."""
-        with self._upload(name) as file:
-            file.write_text(text, encoding="utf-8")
+        with self._written(name) as file:
+            file.write_text(without_secrets(text), encoding="utf-8")
 
     def log_json(self, value: Any, name: str) -> None:
         """Store a JSON artifact, such as ``"run_config.json"``; NaN is refused, since JSON has none."""
-        with self._upload(name) as file:
+        with self._written(name) as file:
             text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-            file.write_text(text + "\n", encoding="utf-8")
+            file.write_text(without_secrets(text) + "\n", encoding="utf-8")
 
     def log_table(self, frame: pl.DataFrame, name: str) -> None:
         """Store a table as ``.parquet`` or ``.csv``, by the suffix of `name`."""
-        with self._upload(name) as file:
+        with self._written(name) as file:
             if file.suffix == ".parquet":
                 frame.write_parquet(file)
             elif file.suffix == ".csv":
@@ -139,17 +160,27 @@ class TrackedRun:
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Store a figure as ``.png`` and close it."""
-        with self._upload(name) as file:
+        with self._written(name) as file:
             figure.savefig(file, dpi=120, bbox_inches="tight")
         figure.clear()
 
-    def log_folder(self, folder: Path, name: str) -> None:
-        """Store all files of a folder under the artifact path `name`."""
-        if not any(file.is_file() for file in Path(folder).rglob("*")):
+    def log_folder(self, folder: Path, name: str, *, is_handed_over: bool = False) -> None:
+        """Store all files of a folder under the artifact path `name`.
+
+        Parameters
+        ----------
+        is_handed_over
+            Nobody will write to these files again: the journal links them instead of copying them.
+        """
+        files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
+        if not files:
             raise TrackingError(f"no files to store as {name!r} in {folder}")
         path = names.checked_artifact_path(name)
-        with tracking_errors(f"store {name!r} of run {self.run_id}"):
-            self._client.log_artifacts(self.run_id, str(folder), path)
+        records = [
+            self._journal.keep(file, f"{path}/{file.relative_to(folder).as_posix()}", is_handed_over=is_handed_over)
+            for file in files
+        ]
+        self._append(*records)
 
     def end(self, status: str, *, tag: str = "", reason: str = "") -> None:
         """Set the run's last status (FINISHED, FAILED or KILLED) and its reason."""
@@ -157,26 +188,75 @@ class TrackedRun:
             self.set_tags({tag: reason})
             if not self._has_description:
                 self.set_description(f"**{status.capitalize()}**: {reason}")
-        with tracking_errors(f"end run {self.run_id} as {status}"):
-            self._client.set_terminated(self.run_id, status)
+        self._append({"do": "end", "status": status, "time": _now_ms()})
         self.status = status
 
+    def wait_for_opening(self) -> None:
+        """Let the server make the run, if it answers within seconds.
+
+        Raises
+        ------
+        TrackingError
+            If the run can never be made, such as in a deleted experiment.
+        """
+        self._drainer.wait_for_opening()
+        if self._drainer.trouble is not None or not self._drainer.drain.progress.run_id:
+            _log.warning("run %s is not on the server yet; it will be made when the server answers", self.key)
+
+    def close(self, *, is_nested: bool) -> None:
+        """Wait for the rest to be sent, in bounded time, and say what is left."""
+        if is_nested and self._drainer.trouble is not None:
+            _behind.append(self)  # its parent waits, once for all; training goes on
+            return
+        self._finish(drain_seconds())
+        if not is_nested:
+            while _behind:
+                _behind.pop(0)._finish(drain_seconds() if self._drainer.is_complete else 0.0)
+
+    def _finish(self, seconds: float) -> None:
+        drainer, folder = self._drainer, self._journal.folder
+        drainer.finish(seconds, is_urgent=self.status == "KILLED")
+        if drainer.is_complete and drainer.drain.is_finished():
+            remove_journal(folder)
+        elif drainer.is_complete and drainer.drain.account.refused:
+            _log.warning(
+                "run %s is on the server but for %d of its values, which the server refuses: see %s",
+                *(self.run_id, drainer.drain.account.refused, folder / REFUSED),
+            )
+        elif not drainer.is_complete:
+            _log.warning(
+                "%d records of run %s are not on the server yet (%s); they are safe in %s. Send them with: "
+                "ehrtrack sync %s",
+                *(len(drainer.drain.pending()), self.run_id, drainer.refusal or drainer.trouble or "it is slow"),
+                *(folder, shlex.quote(str(folder))),
+            )
+
+    def _append(self, *records: Mapping[str, Any]) -> None:
+        self._journal.append(*records)
+        self._drainer.notify()
+
     @contextmanager
-    def _upload(self, name: str) -> Iterator[Path]:
-        """A file to write; once written, it is stored as artifact `name`."""
+    def _written(self, name: str) -> Iterator[Path]:
+        """A file to write; once written, it is in the journal as artifact `name`."""
         path = PurePosixPath(names.checked_artifact_path(name))
-        with tempfile.TemporaryDirectory(prefix="ehrtrack-") as folder:
-            file = Path(folder) / path.name
+        file = self._journal.stage(path.name)
+        try:
             yield file
-            parent = None if path.parent == PurePosixPath() else str(path.parent)
-            with tracking_errors(f"store {name!r} of run {self.run_id}"):
-                self._client.log_artifact(self.run_id, str(file), parent)
+            record = self._journal.keep(file, str(path))
+        except BaseException:
+            shutil.rmtree(file.parent, ignore_errors=True)
+            raise
+        self._append(record)
 
     def _cut(self, text: str, limit: int, *, what: str, whole: str = "") -> str:
         place = f"; whole in {whole}" if whole else ""
         _log.warning("%s has %d characters, %d are kept%s", what, len(text), limit, place)
         ending = f" … ({len(text)} characters{place})"
         return text[: limit - len(ending)] + ending
+
+
+# Runs within a run that ended while the server was away.
+_behind: list[TrackedRun] = []
 
 
 @contextmanager
@@ -190,6 +270,7 @@ def tracked_run(
     parent_run_id: str | None = None,
     run_id: str | None = None,
     stops: tuple[type[Exception], ...] = (),
+    journal: Path = DEFAULT_JOURNALS,
 ) -> Iterator[TrackedRun]:
     """A run that ends with its block: FINISHED, FAILED on an exception, KILLED on Ctrl-C or SIGTERM.
 
@@ -202,52 +283,67 @@ def tracked_run(
         The study; the experiment's name, and the tag ``ehrtrack.study``.
     kind
         pretrain, finetune, baseline, sweep, trial, compare or demo; the tag ``ehrtrack.kind``.
+    parent_run_id
+        The `run_id` of the run to nest this one under, whether or not the server has made that one yet.
     run_id
-        A run that was begun before, and goes on.
+        A run on the server that was begun before, and goes on.
     stops
         Exceptions that end the run as FINISHED all the same, such as optuna's TrialPruned; still raised.
+    journal
+        The folder in which this run's journal is kept until the server has all of it.
     """
     with _sigterm_raises():
-        run = _open_run(experiment=experiment, name=name, kind=kind, parent_run_id=parent_run_id, run_id=run_id)
-        try:
-            run.set_tags(tags or {})
-            run.log_params(params or {})
-            run.log_json(environment(), "environment.json")
-            yield run
-        except BaseException as error:
-            _end_aloud(run, error, stops)
-            raise
-        run.end("FINISHED")
-
-
-def _open_run(*, experiment: str, name: str, kind: str, parent_run_id: str | None, run_id: str | None) -> TrackedRun:
-    mlflow_client = client()
-    tags = {names.STUDY: experiment, names.KIND: kind, "mlflow.runName": name} | _code_tags()
-    joined_id = run_id or (os.environ.pop("MLFLOW_RUN_ID", None) if parent_run_id is None else None)
-    if joined_id:
-        with tracking_errors(f"join run {joined_id}"):
-            experiment_id = mlflow_client.get_run(joined_id).info.experiment_id
-            mlflow_client.update_run(joined_id, status="RUNNING", name=name)
-            mlflow_client.log_batch(joined_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        offer_view(experiment_id)
-        return TrackedRun(mlflow_client, run_id=joined_id, experiment_id=experiment_id, name=name)
-    if parent_run_id is not None:
-        tags["mlflow.parentRunId"] = parent_run_id
-    tags |= {
-        "mlflow.user": user_name(),
-        "mlflow.source.name": f"ehrtrack {kind}",
-        "mlflow.source.type": "LOCAL",
-    }
-    with tracking_errors(f"start run {name!r}"):
-        experiment_id = (
-            mlflow_client.get_run(parent_run_id).info.experiment_id
-            if parent_run_id is not None
-            else experiment_named(experiment)
+        run = _open_run(
+            experiment=experiment, name=name, kind=kind, parent_run_id=parent_run_id, run_id=run_id, journals=journal
         )
-        if parent_run_id is None:
-            offer_view(experiment_id)
-        made = mlflow_client.create_run(experiment_id, tags=tags, run_name=name)
-    return TrackedRun(mlflow_client, run_id=made.info.run_id, experiment_id=experiment_id, name=name)
+        try:
+            try:
+                run.set_tags(tags or {})
+                run.log_params(params or {})
+                run.log_json(environment(), "environment.json")
+                yield run
+            except BaseException as error:
+                _end_aloud(run, error, stops)
+                raise
+            run.end("FINISHED")
+        finally:
+            run.close(is_nested=parent_run_id is not None)
+
+
+def _open_run(
+    *, experiment: str, name: str, kind: str, parent_run_id: str | None, run_id: str | None, journals: Path
+) -> TrackedRun:
+    tracking_uri()  # an address that can never be used is refused here
+    drain_seconds()
+    key = uuid.uuid4().hex
+    joined_id = run_id or (os.environ.pop("MLFLOW_RUN_ID", None) if parent_run_id is None else None)
+    tags = {names.STUDY: experiment, names.KIND: kind, "mlflow.runName": name} | _code_tags()
+    if not joined_id:
+        tags |= {
+            "mlflow.user": user_name(),
+            "mlflow.source.name": f"ehrtrack {kind}",
+            "mlflow.source.type": "LOCAL",
+        }
+    opening = {
+        "do": "open",
+        "key": key,
+        "time": _now_ms(),
+        "experiment": experiment,
+        "name": name,
+        "tags": tags,
+        "parent": parent_run_id,
+        "joined": joined_id,
+    }
+    journal = Journal(journals.absolute() / key)
+    journal.append(opening, opening)
+    run = TrackedRun(journal, key=key, name=name)
+    try:
+        run.wait_for_opening()
+    except TrackingError:
+        journal.close()
+        remove_journal(journal.folder)
+        raise
+    return run
 
 
 def _code_tags() -> dict[str, str]:
@@ -268,7 +364,7 @@ def _end_aloud(run: TrackedRun, error: BaseException, stops: tuple[type[Exceptio
             run.end("FINISHED")
         else:
             run.end("FAILED", tag=names.ERROR, reason=message)
-    except (TrackingError, MlflowException) as failure:
+    except TrackingError as failure:
         _log.error("run %s is left RUNNING on the server: %s", run.run_id, failure)
 
 
@@ -297,6 +393,11 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _batches(rows: list[_Row], size: int) -> Iterator[list[_Row]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def _parts(rows: Mapping[str, _Value], size: int) -> Iterator[dict[str, _Value]]:
+    items = iter(rows.items())
+    while part := dict(islice(items, size)):
+        yield part
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

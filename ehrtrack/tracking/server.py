@@ -7,14 +7,14 @@ import logging
 import os
 import shlex
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from ehrtrack.errors import TrackingError
+from ehrtrack.tracking.failures import AccessRefused, ServerUnavailable, server_failures
 from ehrtrack.tracking.names import VIEW
 
 if TYPE_CHECKING:
@@ -83,17 +83,9 @@ def client() -> MlflowClient:
     return _client(tracking_uri())
 
 
-@contextmanager
-def tracking_errors(doing: str) -> Iterator[None]:
+def tracking_errors(doing: str) -> AbstractContextManager[None]:
     """Turn what mlflow raises into a TrackingError that says what was being done, and where."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError  # of a local database; mlflow lets some of them through
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError) as error:
-        reason = str(error).split("\n")[0][:500]
-        raise TrackingError(f"could not {doing} on {redacted(tracking_uri())}: {reason}") from error
+    return server_failures(doing, redacted(tracking_uri()))
 
 
 @dataclass(frozen=True)
@@ -195,12 +187,12 @@ def _get(uri: str, path: str) -> requests.Response:
             f"{_cause(error)}; give its authority in MLFLOW_TRACKING_SERVER_CERT_PATH"
         ) from error
     except requests.exceptions.Timeout as error:
-        raise TrackingError(
+        raise ServerUnavailable(
             f"the tracking server {redacted(uri)} did not answer within {CHECK_TIMEOUT_SECONDS} s; "
             f"check the address and the firewall, or {_LOCAL_HINT}"
         ) from error
     except requests.exceptions.RequestException as error:
-        raise TrackingError(
+        raise ServerUnavailable(
             f"the tracking server {redacted(uri)} cannot be reached: {_cause(error)}; "
             f"start it (mlflow server), correct MLFLOW_TRACKING_URI, or {_LOCAL_HINT}"
         ) from error
@@ -209,17 +201,21 @@ def _get(uri: str, path: str) -> requests.Response:
 def _raise_for(answer: requests.Response, uri: str, *, asked: str) -> None:
     where = f"the tracking server {redacted(uri)}"
     if answer.status_code == 401:
-        raise TrackingError(
+        raise AccessRefused(
             f"{where} wants a login (401); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
             "or correct them if they are set"
         )
     if answer.status_code == 403 and "host" in answer.text.lower():
-        raise TrackingError(
+        raise AccessRefused(
             f"{where} does not accept the host name in the address (403); start it with "
             f"--allowed-hosts {urlsplit(uri).netloc.rpartition('@')[2]}"
         )
     if answer.status_code == 403:
-        raise TrackingError(f"{where} refuses this user (403); ask its owner for permission to write runs")
+        raise AccessRefused(f"{where} refuses this user (403); ask its owner for permission to write runs")
+    if answer.status_code >= 500:
+        raise ServerUnavailable(
+            f"{where} answered {answer.status_code} to {asked}; look at its log, or try again later"
+        )
     raise TrackingError(
         f"{where} answered {answer.status_code} to {asked}, not as an MLflow server does; "
         f"check the address in MLFLOW_TRACKING_URI, or {_LOCAL_HINT}"

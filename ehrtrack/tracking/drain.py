@@ -1,0 +1,291 @@
+"""Sending a journal to the tracking server, any number of times with the same result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from shutil import rmtree
+from typing import Any, TypeVar
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+from ehrtrack.errors import TrackingError
+from ehrtrack.tracking import names
+from ehrtrack.tracking.failures import CallRefused, ServerUnavailable
+from ehrtrack.tracking.journal import (
+    ARTIFACTS,
+    REFUSED,
+    Entry,
+    Record,
+    read_log,
+    read_progress,
+    sha256_of,
+    without_secrets,
+    write_progress,
+)
+from ehrtrack.tracking.opening import RunOpening, fetch_checksums
+from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
+
+_Row = TypeVar("_Row")
+
+# mlflow's limits for one call.
+ROWS_PER_CALL = {"metrics": 1000, "params": 100, "tags": 100}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Account:
+    """What became of a journal's records; `lost` are damaged places, `refused` what the server will never take."""
+
+    sent: int = 0
+    already_there: int = 0
+    refused: int = 0
+    lost: int = 0
+    left: int = 0
+
+
+class Drain:
+    """One journal on its way to the server. Sends in order, and remembers in the folder how far it came.
+
+    Parameters
+    ----------
+    is_live
+        Whether the journal is still being written, so that a last line that is not whole is one to wait for.
+    """
+
+    def __init__(self, folder: Path, *, is_live: bool) -> None:
+        self.folder = folder
+        self.is_live = is_live
+        self.progress = read_progress(folder)
+        self.account = Account()
+        self._is_open = False
+        self._sends: dict[str, Callable[[list[Record]], None]] = {
+            "open": lambda records: None,
+            "metrics": self._send_metrics,
+            "params": self._send_params,
+            "tags": self._send_tags,
+            "dataset": self._send_dataset,
+            "artifact": self._send_artifact,
+            "end": self._send_end,
+        }
+
+    def pending(self) -> list[Entry]:
+        """What is not confirmed yet."""
+        return [entry for entry in read_log(self.folder, self.progress.position) if not entry.is_torn_tail]
+
+    def is_finished(self) -> bool:
+        """Whether the run has ended and the server has all of it."""
+        every = read_log(self.folder)
+        is_ended = any(entry.record is not None and entry.record["do"] == "end" for entry in every)
+        return is_ended and not self.pending() and not (self.folder / REFUSED).exists()
+
+    def send(self, on_confirmed: Callable[[int], object] = lambda n_records: None) -> None:
+        """Send all that is pending, also what is added meanwhile.
+
+        Parameters
+        ----------
+        on_confirmed
+            Called with the number of records each time that some have arrived.
+
+        Raises
+        ------
+        ServerUnavailable, AccessRefused
+            If it stopped because of the server; calling again goes on where it stopped.
+        TrackingError
+            If it cannot go on, such as when the run was deleted on the server.
+        """
+        self.open()
+        while pending := self.pending():
+            self._superseded = _superseded(pending)
+            for group in _groups(pending):
+                self._send_group(group)
+                self.progress.position = group[-1].end
+                write_progress(self.folder, self.progress)
+                on_confirmed(len(group))
+        if not self.is_live and read_log(self.folder, self.progress.position):
+            self.account.lost += 1
+            _log.warning("%s ends within a record: its writer was killed; what it said before is whole", self.folder)
+
+    def open(self) -> None:
+        """Find the run on the server, or make it."""
+        if self._is_open:
+            return
+        opening = RunOpening(self.folder)
+        opened = opening.find_or_make(self.progress)
+        self.progress.run_id, self.progress.experiment_id = opened.run_id, opened.experiment_id
+        self.progress.server = redacted(tracking_uri())
+        if not opened.is_new:
+            self.progress.artifacts = fetch_checksums(opened.run_id) | self.progress.artifacts
+        write_progress(self.folder, self.progress)
+        self._opening = opening
+        self._is_open = True
+
+    def write_checksums(self) -> None:
+        """Store the hashes of all artifacts beside them."""
+        if not self.progress.artifacts:
+            return
+        lines = [f"{digest}  {path}\n" for path, digest in sorted(self.progress.artifacts.items())]
+        with tempfile.TemporaryDirectory(prefix="ehrtrack-") as folder:
+            file = Path(folder) / names.CHECKSUMS
+            file.write_text("".join(lines))
+            with self._failures("store the checksums"):
+                client().log_artifact(self.progress.run_id, str(file))
+
+    def _send_group(self, group: list[Entry]) -> None:
+        records = [entry.record for entry in group if entry.record is not None]
+        if not records:
+            (damage,) = group
+            self.account.lost += 1
+            _log.warning(
+                "%s is damaged from byte %d to %d; at most one record is lost", self.folder, damage.start, damage.end
+            )
+            return
+        refused = self.account.refused
+        send = self._sends.get(records[0]["do"])
+        if send is None:
+            self._set_aside(records[0], "this version of ehrtrack does not know this kind of record")
+        elif group[0].start in self._superseded:
+            self._discard(records[0])
+        else:
+            send(records)
+        self.account.sent += len(records) - min(len(records), self.account.refused - refused)
+
+    def _send_metrics(self, records: list[Record]) -> None:
+        rows = [
+            Metric(key, value, record["time"], record["step"])
+            for record in records
+            for key, value in record["values"].items()
+        ]
+        self._send_rows(rows, lambda part: client().log_batch(self.progress.run_id, metrics=part))
+
+    def _send_params(self, records: list[Record]) -> None:
+        rows = [Param(key, value) for key, value in _merged(records).items()]
+        self._send_rows(rows, lambda part: client().log_batch(self.progress.run_id, params=part))
+
+    def _send_tags(self, records: list[Record]) -> None:
+        rows = [RunTag(key, value) for key, value in _merged(records).items()]
+        self._send_rows(rows, lambda part: client().log_batch(self.progress.run_id, tags=part))
+
+    def _send_dataset(self, records: list[Record]) -> None:
+        (record,) = records
+        source = json.dumps({"uri": record["source"]})
+        dataset = Dataset(record["name"], digest=record["fingerprint"], source_type="local", source=source)
+        tags = [InputTag("mlflow.data.context", record["context"])] if record["context"] else []
+        rows = [DatasetInput(dataset, tags)]
+        self._send_rows(rows, lambda part: client().log_inputs(self.progress.run_id, part))
+
+    def _send_artifact(self, records: list[Record]) -> None:
+        (record,) = records
+        if self.progress.artifacts.get(record["path"]) == record["sha256"]:
+            self.account.already_there += 1
+            self.account.sent -= 1
+            self._discard(record)
+            return
+        file = self.folder / ARTIFACTS / record["file"]
+        found = sha256_of(file) if file.is_file() else "gone"
+        if found != record["sha256"]:
+            self._set_aside(record, f"its file {file} is {'gone' if found == 'gone' else 'damaged'}")
+            return
+        refused = self.account.refused
+        parent = PurePosixPath(record["path"]).parent
+        folder = None if parent == PurePosixPath() else str(parent)
+        self._send_rows([record], lambda _: client().log_artifact(self.progress.run_id, str(file), folder))
+        if self.account.refused == refused:
+            self.progress.artifacts[record["path"]] = record["sha256"]
+            write_progress(self.folder, self.progress)  # before the file goes
+            self._discard(record)
+
+    def _send_end(self, records: list[Record]) -> None:
+        (record,) = records
+        self.write_checksums()
+        self._opening.remove_doubles(self.progress)
+        with self._failures("end the run"):
+            client().set_terminated(self.progress.run_id, record["status"], record["time"])
+
+    def _send_rows(self, rows: list[_Row], send: Callable[[list[_Row]], object]) -> None:
+        """Send rows in one call; if the server refuses it, find the row it is about and send the others."""
+        try:
+            with self._failures("log to"):
+                send(rows)
+        except CallRefused as refusal:
+            self._check_still_there()
+            if len(rows) == 1:
+                row = rows[0]
+                self._set_aside(row if isinstance(row, dict) else _plain(row), str(refusal))
+                return
+            middle = len(rows) // 2
+            self._send_rows(rows[:middle], send)
+            self._send_rows(rows[middle:], send)
+
+    def _check_still_there(self) -> None:
+        """Tell a record that is refused from a run that takes none at all."""
+        try:
+            with self._failures("read"):
+                stage = client().get_run(self.progress.run_id).info.lifecycle_stage
+        except CallRefused as refusal:
+            raise ServerUnavailable(str(refusal)) from refusal
+        if stage != "active":
+            raise TrackingError(
+                f"run {self.progress.run_id} was deleted on {redacted(tracking_uri())}; bring it back with "
+                f"`mlflow runs restore --run-id {self.progress.run_id}`, or remove {self.folder}"
+            )
+
+    def _set_aside(self, record: Record, reason: str) -> None:
+        self.account.refused += 1
+        line = json.dumps({"record": record, "reason": without_secrets(reason)}, ensure_ascii=False)
+        with (self.folder / REFUSED).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        _log.warning("set aside in %s, the rest goes on: %s", self.folder / REFUSED, reason)
+
+    def _discard(self, record: Record) -> None:
+        rmtree((self.folder / ARTIFACTS / record["file"]).parent, ignore_errors=True)
+
+    def _failures(self, doing: str) -> Any:
+        return tracking_errors(f"{doing} run {self.progress.run_id}")
+
+
+def _superseded(pending: list[Entry]) -> set[int]:
+    """Where the pending artifacts start that a later one of the same path replaces."""
+    last: dict[str, int] = {}
+    replaced = set()
+    for entry in pending:
+        if entry.record is not None and entry.record["do"] == "artifact":
+            if entry.record["path"] in last:
+                replaced.add(last[entry.record["path"]])
+            last[entry.record["path"]] = entry.start
+    return replaced
+
+
+def _groups(pending: list[Entry]) -> Iterator[list[Entry]]:
+    """Neighbours of one kind that fit into one call; everything else alone."""
+    group: list[Entry] = []
+    n_rows = 0
+    for entry in pending:
+        kind, size = _kind(entry), len((entry.record or {}).get("values", ()))
+        fits = group and kind in ROWS_PER_CALL and kind == _kind(group[0]) and n_rows + size <= ROWS_PER_CALL[kind]
+        if group and not fits:
+            yield group
+            group, n_rows = [], 0
+        group.append(entry)
+        n_rows += size
+    if group:
+        yield group
+
+
+def _kind(entry: Entry) -> str:
+    return "damage" if entry.record is None else str(entry.record["do"])
+
+
+def _merged(records: list[Record]) -> dict[str, str]:
+    return {key: value for record in records for key, value in record["values"].items()}
+
+
+def _plain(row: Any) -> Record:
+    if isinstance(row, DatasetInput):
+        return {"dataset": row.dataset.name, "digest": row.dataset.digest}
+    return {name: value for name, value in dict(row).items() if value is not None}

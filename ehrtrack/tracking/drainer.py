@@ -1,0 +1,156 @@
+"""A thread that sends an open run's journal, so that training never waits for the network or fails with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+
+from tqdm import tqdm
+
+from ehrtrack.errors import TrackingError
+from ehrtrack.tracking.drain import Drain
+from ehrtrack.tracking.failures import AccessRefused, ServerUnavailable
+from ehrtrack.tracking.journal import Journal
+from ehrtrack.tracking.server import check_reachable, is_remote
+
+OPEN_SECONDS = 10
+DEFAULT_DRAIN_SECONDS = 60.0
+LINGER_SECONDS = 1.0  # records of this time go in one call
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
+REFUSED_PAUSE_SECONDS = 300.0  # for what only a person can change
+CLOSING_PAUSE_SECONDS = 2.0
+_SHOW_AFTER_SECONDS = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+class Drainer:
+    """Sends a journal in the background until it is closed and empty, or given up.
+
+    Attributes
+    ----------
+    trouble : why nothing can be sent just now
+    refusal : why the run can never be opened, such as a deleted experiment
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self.drain = Drain(journal.folder, is_live=True)
+        self.trouble: TrackingError | None = None
+        self.refusal: TrackingError | None = None
+        self.is_complete = False
+        self._journal = journal
+        self._first_try = threading.Event()
+        self._news = threading.Event()
+        self._closing = threading.Event()
+        self._given_up = threading.Event()
+        self._thread = threading.Thread(target=self._work, name=f"drain {journal.folder.name[:8]}", daemon=True)
+        self._thread.start()
+
+    def wait_for_opening(self) -> None:
+        """Give the server some seconds to make the run.
+
+        Raises
+        ------
+        TrackingError
+            If it says that it never will. A server that is away is no reason: the run is made later.
+        """
+        self._first_try.wait(OPEN_SECONDS)
+        if self.refusal is not None:
+            raise self.refusal
+
+    def notify(self) -> None:
+        """Say that there is more in the journal."""
+        self._news.set()
+
+    def finish(self, seconds: float, *, is_urgent: bool = False) -> None:
+        """Wait until all is sent, `seconds` at most without any of it arriving.
+
+        Parameters
+        ----------
+        is_urgent
+            Wait no longer than that in all, because the machine is about to go.
+        """
+        self._closing.set()
+        self._news.set()
+        deadline = time.monotonic() + seconds
+        total, sent = len(self.drain.pending()), 0
+        try:
+            with tqdm(total=total, desc="sending", unit="record", delay=_SHOW_AFTER_SECONDS, leave=False) as bar:
+                while self._thread.is_alive() and time.monotonic() < deadline:
+                    self._thread.join(0.1)
+                    now_sent = max(total - len(self.drain.pending()), sent)
+                    if now_sent > sent and not is_urgent:
+                        deadline = time.monotonic() + seconds
+                    bar.update(now_sent - sent)
+                    sent = now_sent
+        finally:
+            self._given_up.set()
+            if not self._thread.is_alive():
+                self._journal.close()
+
+    def _work(self) -> None:
+        pause = 0.0
+        try:
+            while not self._given_up.is_set():
+                is_last_try = self._closing.is_set()
+                try:
+                    self._try()
+                except TrackingError as trouble:
+                    is_passing = isinstance(trouble, ServerUnavailable)
+                    if not (self._first_try.is_set() or is_passing or isinstance(trouble, AccessRefused)):
+                        self.refusal = trouble
+                        return
+                    self._tell(trouble)
+                    if is_last_try and not is_passing:
+                        return
+                    pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+                    pause = pause if is_passing else REFUSED_PAUSE_SECONDS
+                else:
+                    self._tell(None)
+                    pause = 0.0
+                    if is_last_try:
+                        self.is_complete = True
+                        return
+                self._first_try.set()
+                self._wait(pause)
+        finally:
+            self._first_try.set()
+            if self._closing.is_set():
+                self._journal.close()
+
+    def _try(self) -> None:
+        if is_remote() and (self.trouble is not None or not self._first_try.is_set()):
+            check_reachable()  # answers within seconds, where mlflow tries for a minute
+        self.drain.send()
+
+    def _wait(self, pause: float) -> None:
+        if self._closing.is_set():
+            self._given_up.wait(min(pause, CLOSING_PAUSE_SECONDS))
+        elif pause:
+            self._closing.wait(pause * random.uniform(0.8, 1.2))
+        else:
+            self._news.wait()
+            self._news.clear()
+            self._closing.wait(LINGER_SECONDS)
+
+    def _tell(self, trouble: TrackingError | None) -> None:
+        if trouble is not None and str(trouble) != str(self.trouble):
+            _log.warning("%s; the run goes on, and keeps what it has to tell in %s", trouble, self._journal.folder)
+        if trouble is None and self.trouble is not None:
+            _log.warning("the tracking server takes the run's records again")
+        self.trouble = trouble
+
+
+def drain_seconds() -> float:
+    """How long the end of a run waits for a server that takes nothing: EHRTRACK_DRAIN_SECONDS, or a minute."""
+    text = os.environ.get("EHRTRACK_DRAIN_SECONDS", "")
+    try:
+        seconds = float(text or DEFAULT_DRAIN_SECONDS)
+    except ValueError:
+        seconds = -1.0
+    if seconds < 0:
+        raise TrackingError(f"EHRTRACK_DRAIN_SECONDS is {text!r}; needed is a number of seconds, such as 60")
+    return seconds

@@ -1,0 +1,167 @@
+"""A journal's run on the server: found by its key or by the id that mlflow gave it, made at most once."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import RunTag, ViewType
+from mlflow.exceptions import MlflowException
+
+from ehrtrack.errors import TrackingError
+from ehrtrack.tracking import names
+from ehrtrack.tracking.experiments import experiment_named, offer_view
+from ehrtrack.tracking.failures import CallRefused, ServerUnavailable
+from ehrtrack.tracking.journal import LOG, Progress, Record, read_log, read_progress
+from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
+
+_NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run that is on the server; `is_new` if this very call made it."""
+
+    run_id: str
+    experiment_id: str
+    is_new: bool
+
+
+class RunOpening:
+    """The opening words of a journal: what its run is called, where it belongs, and its tags.
+
+    They stand at the head of the journal twice, so that one damaged byte cannot leave the rest without a run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        openings = (entry.record for entry in read_log(folder) if entry.record and entry.record["do"] == "open")
+        record: Record | None = next(openings, None)
+        if record is None:
+            raise TrackingError(
+                f"{folder} does not say which run it is of: both lines at its head are damaged; nothing was sent"
+            )
+        self.record = record
+
+    @property
+    def key(self) -> str:
+        """What the run is found by."""
+        return str(self.record["key"])
+
+    def find_or_make(self, progress: Progress) -> OpenedRun:
+        """The run on the server; made, in its parent's experiment or its study's, if it is not there."""
+        if progress.run_id:
+            return self._found_again(progress)
+        if self.record["joined"]:
+            return self._join(self.record["joined"])
+        parent_id, experiment_id = self._place()
+        with tracking_errors(f"look for run {self.record['name']!r}"):
+            found = self._with_key(experiment_id)
+            if found:
+                return OpenedRun(self._first_active(found), experiment_id, is_new=False)
+            tags = self.record["tags"] | ({"mlflow.parentRunId": parent_id} if parent_id else {})
+            client().create_run(
+                experiment_id,
+                start_time=self.record["time"],
+                tags=tags | {names.RUN_KEY: self.key},
+                run_name=self.record["name"],
+            )
+            # mlflow sends a call again when its answer is lost, so there may be two by now.
+            run_id = self._first_active(self._with_key(experiment_id))
+        return OpenedRun(run_id, experiment_id, is_new=True)
+
+    def remove_doubles(self, progress: Progress) -> None:
+        """Delete any other run of this key: one whose making was taken for lost, and came through late."""
+        if self.record["joined"]:
+            return
+        with tracking_errors("look for doubles"):
+            for run in self._with_key(progress.experiment_id):
+                if run.info.run_id != progress.run_id and run.info.lifecycle_stage == "active":
+                    client().delete_run(run.info.run_id)
+
+    def _found_again(self, progress: Progress) -> OpenedRun:
+        try:
+            with tracking_errors(f"read run {progress.run_id}"):
+                info = client().get_run(progress.run_id).info
+        except (CallRefused, TrackingError) as error:
+            if isinstance(error, ServerUnavailable) or not _says_not_found(error):
+                raise
+            raise TrackingError(
+                f"run {progress.run_id} is not on {redacted(tracking_uri())}; {progress.position} bytes of its journal "
+                f"{self.folder} are on {progress.server}: set MLFLOW_TRACKING_URI to that server, or remove "
+                f"{self.folder / 'progress'} to send everything to this one"
+            ) from error
+        if info.lifecycle_stage != "active":
+            raise self._deleted(progress.run_id)
+        return OpenedRun(info.run_id, info.experiment_id, is_new=False)
+
+    def _join(self, run_id: str) -> OpenedRun:
+        """The run that ``mlflow run`` made becomes this one."""
+        with tracking_errors(f"join run {run_id} of MLFLOW_RUN_ID"):
+            experiment_id = client().get_run(run_id).info.experiment_id
+            client().update_run(run_id, status="RUNNING", name=self.record["name"])
+            tags = self.record["tags"] | {names.RUN_KEY: self.key}
+            client().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        offer_view(experiment_id)
+        return OpenedRun(run_id, experiment_id, is_new=False)
+
+    def _place(self) -> tuple[str | None, str]:
+        """The server's id of the parent, if there is one, and of the experiment."""
+        parent = self.record["parent"]
+        with tracking_errors(f"find the place of run {self.record['name']!r}"):
+            if parent is None:
+                experiment_id = experiment_named(self.record["experiment"])
+                offer_view(experiment_id)
+                return None, experiment_id
+            info = self._find_parent(parent)
+            return info.run_id, info.experiment_id
+
+    def _find_parent(self, parent: str) -> Any:
+        """By the server's id, or by the key that a parent has whose run was not made when this one began."""
+        beside = self.folder.parent / parent
+        run_id = read_progress(beside).run_id if (beside / LOG).exists() else ""
+        try:
+            return client().get_run(run_id or parent).info
+        except MlflowException as error:
+            if error.error_code not in _NOT_FOUND:
+                raise
+            every = [experiment.experiment_id for experiment in client().search_experiments()]
+            found = client().search_runs(every, f"tags.`{names.RUN_KEY}` = '{parent}'", max_results=1)
+            if found:
+                return found[0].info
+            if beside.exists():
+                raise ServerUnavailable(f"the parent of run {self.key}, {parent}, is not on the server yet") from error
+            raise
+
+    def _with_key(self, experiment_id: str) -> list[Any]:
+        query = f"tags.`{names.RUN_KEY}` = '{self.key}'"
+        return list(client().search_runs([experiment_id], query, run_view_type=ViewType.ALL))
+
+    def _first_active(self, runs: list[Any]) -> str:
+        active = sorted(run.info.run_id for run in runs if run.info.lifecycle_stage == "active")
+        if not active:
+            raise self._deleted(runs[0].info.run_id)
+        return str(active[0])
+
+    def _deleted(self, run_id: str) -> TrackingError:
+        return TrackingError(
+            f"run {run_id} was deleted on {redacted(tracking_uri())}; bring it back with `mlflow runs restore "
+            f"--run-id {run_id}`, or remove {self.folder}"
+        )
+
+
+def fetch_checksums(run_id: str) -> dict[str, str]:
+    """The SHA-256 of a run's artifacts by their paths, as far as they are stored beside them."""
+    with tracking_errors(f"read the checksums of run {run_id}"):
+        if names.CHECKSUMS not in {entry.path for entry in client().list_artifacts(run_id)}:
+            return {}
+        with tempfile.TemporaryDirectory(prefix="ehrtrack-") as folder:
+            text = Path(client().download_artifacts(run_id, names.CHECKSUMS, folder)).read_text()
+    pairs = (line.split("  ", 1) for line in text.splitlines())
+    return {path: digest for digest, path in pairs}
+
+
+def _says_not_found(error: TrackingError) -> bool:
+    return getattr(error.__cause__, "error_code", "") in _NOT_FOUND

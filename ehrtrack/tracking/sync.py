@@ -1,0 +1,137 @@
+"""``ehrtrack sync``: send the journals that runs left behind, as often as one likes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import close
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ehrtrack.errors import TrackingError
+from ehrtrack.tracking.drain import Account, Drain
+from ehrtrack.tracking.failures import AccessRefused, ServerUnavailable
+from ehrtrack.tracking.journal import LOG, REFUSED, JournalBusy, hold, read_log, remove_journal
+from ehrtrack.tracking.opening import RunOpening
+from ehrtrack.tracking.server import check_reachable, redacted, tracking_uri
+
+
+@dataclass(frozen=True)
+class SyncedRun:
+    """What became of one journal; `problem` says why it is not on the server as a whole, `remark` what to know."""
+
+    folder: Path
+    name: str
+    run_id: str
+    account: Account
+    problem: str = ""
+    remark: str = ""
+    is_server_away: bool = False
+
+    def to_text(self) -> str:
+        """A line for people, and a second one where something is to be done."""
+        account = self.account
+        line = (
+            f"{self.name}  run {self.run_id or 'not made'}: "
+            f"{account.sent} sent, {account.already_there} already there, "
+            f"{account.refused} refused, {account.lost} damaged, {account.left} left"
+        )
+        return line + "".join(f"\n  {text}" for text in (self.problem, self.remark) if text)
+
+
+def sync(folder: Path) -> list[SyncedRun]:
+    """Send every journal in a folder, parents first; those that are on the server as a whole are removed.
+
+    Parameters
+    ----------
+    folder
+        A run's journal, a folder of such, or a cache folder (``.ehrtrack``).
+
+    Raises
+    ------
+    TrackingError
+        If there is something to send and no server that would take it.
+    """
+    journals = find_journals(folder)
+    if journals:
+        check_reachable()
+    total = sum(_n_pending(journal) for journal in journals)
+    runs: list[SyncedRun] = []
+    with tqdm(total=total, desc=f"sending to {redacted(tracking_uri())}", unit="record") as bar:
+        for journal in journals:
+            runs.append(_sync_one(journal, bar.update))
+            if runs[-1].is_server_away:
+                break
+    left = journals[len(runs) :]
+    return runs + [_untried(journal, "not tried, since the server went away") for journal in left]
+
+
+def find_journals(folder: Path) -> list[Path]:
+    """The journal folders in a folder, oldest first, so that parents come before the runs within them."""
+    patterns = (LOG, f"*/{LOG}", f"journal/*/{LOG}")
+    found = {log.parent for pattern in patterns for log in folder.glob(pattern)}
+    return sorted(found, key=lambda journal: (_opening_time(journal), journal))
+
+
+def _sync_one(folder: Path, on_confirmed: Callable[[int], object]) -> SyncedRun:
+    try:
+        lock = hold(folder)
+    except JournalBusy as busy:
+        return _untried(folder, str(busy))
+    problem, remark, is_server_away = "", "", False
+    drain = Drain(folder, is_live=False)
+    drain.account.already_there = len(read_log(folder)) - len(drain.pending())
+    try:
+        drain.send(on_confirmed)
+        if not drain.is_finished():
+            drain.write_checksums()
+    except TrackingError as trouble:
+        problem = str(trouble)
+        is_server_away = isinstance(trouble, ServerUnavailable | AccessRefused) and not _answers()
+    finally:
+        close(lock)
+    drain.account.left, drain.account.refused = len(drain.pending()), _n_refused(folder)
+    if drain.account.refused:
+        problem = problem or f"what the server refuses, and why, is in {folder / REFUSED}"
+    elif drain.is_finished():
+        remove_journal(folder)
+    elif not problem:
+        remark = f"its process ended without a last word, so the server shows it as RUNNING; kept in {folder}"
+    name = _name(folder)
+    return SyncedRun(folder, name, drain.progress.run_id, drain.account, problem, remark, is_server_away)
+
+
+def _untried(folder: Path, problem: str) -> SyncedRun:
+    return SyncedRun(folder, _name(folder), "", Account(left=_n_pending(folder)), problem)
+
+
+def _answers() -> bool:
+    try:
+        check_reachable()
+    except TrackingError:
+        return False
+    return True
+
+
+def _name(folder: Path) -> str:
+    try:
+        return str(RunOpening(folder).record["name"])
+    except TrackingError:
+        return folder.name
+
+
+def _n_pending(folder: Path) -> int:
+    return len(Drain(folder, is_live=False).pending())
+
+
+def _n_refused(folder: Path) -> int:
+    file = folder / REFUSED
+    return len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
+
+
+def _opening_time(folder: Path) -> int:
+    try:
+        return int(RunOpening(folder).record["time"])
+    except TrackingError:
+        return 0
