@@ -193,3 +193,19 @@ def predict(model: str, data: Path, labels: Path, out: Path) -> None:
     check_reachable()
     scored = run_predict(model, data, labels, out)
     click.echo(f"{scored.height:,} subjects scored -> {out}")
+
+
+@cli.command()
+@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(exists=True, path_type=Path))
+def sync(folder: Path | None) -> None:
+    """Send what runs could not: their journals under DIR (.ehrtrack). Exit code 1 if something is left."""
+    from ehrtrack.tracking.sync import sync as send_all
+
+    folder = folder or Path(".ehrtrack")
+    runs = send_all(folder)
+    for run in runs:
+        click.echo(run.to_text())
+    if not runs:
+        click.echo(f"nothing to send in {folder}")
+    if any(run.problem for run in runs):
+        sys.exit(1)
