@@ -54,8 +54,9 @@ def sync(folder: Path) -> list[SyncedRun]:
         If there is something to send and no server that would take it.
     """
     journals = find_journals(folder)
-    if journals:
-        check_reachable()
+    if not journals:
+        return []
+    check_reachable()
     total = sum(_n_pending(journal) for journal in journals)
     runs: list[SyncedRun] = []
     with tqdm(total=total, desc=f"sending to {redacted(tracking_uri())}", unit="record") as bar:
@@ -79,7 +80,7 @@ def _sync_one(folder: Path, on_confirmed: Callable[[int], object]) -> SyncedRun:
         lock = hold(folder)
     except JournalBusy as busy:
         return _untried(folder, str(busy))
-    problem, remark, is_server_away = "", "", False
+    name, problem, remark, is_server_away = _name(folder), "", "", False
     drain = Drain(folder, is_live=False)
     drain.account.already_there = len(read_log(folder)) - len(drain.pending())
     try:
@@ -98,7 +99,6 @@ def _sync_one(folder: Path, on_confirmed: Callable[[int], object]) -> SyncedRun:
         remove_journal(folder)
     elif not problem:
         remark = f"its process ended without a last word, so the server shows it as RUNNING; kept in {folder}"
-    name = _name(folder)
     return SyncedRun(folder, name, drain.progress.run_id, drain.account, problem, remark, is_server_away)
 
 
