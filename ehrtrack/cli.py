@@ -170,6 +170,25 @@ def import_(source: str, path: Path, out: Path, config: Path | None) -> None:
 
 
 @cli.command()
+@click.option("--subjects", required=True, type=int, help="how many subjects")
+@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--world", required=True, help="pretraining-site, target-site or noise")
+@click.option("--dial", multiple=True, help="change a dial of the world, such as signal=0; can be repeated")
+@click.option("--check", is_flag=True, help="check labels and records against the truth afterwards")
+@click.argument("out", type=click.Path(path_type=Path))
+def simulate(subjects: int, seed: int, world: str, dial: tuple[str, ...], check: bool, out: Path) -> None:
+    """Write a population whose truth is known: a MEDS dataset, labels.parquet and truth.parquet."""
+    from ehrtrack.simulate.check import check_truth
+    from ehrtrack.simulate.population import simulate as run_simulate
+    from ehrtrack.simulate.world import load_world
+
+    run_simulate(load_world(world, dial), out, n_subjects=subjects, seed=seed)
+    click.echo(f"{subjects:,} subjects of {world} -> {out}")
+    if check:
+        click.echo(check_truth(out).to_text())
+
+
+@cli.command()
 @click.argument("name")
 def best(name: str) -> None:
     """Print the champion of a registered model, such as gi_bleed."""
