@@ -150,7 +150,8 @@ class Pair:
     weight: float
 
     def value(self, history: History) -> FloatArray:
-        return self.weight * (history.is_diagnosed(self.one) & history.is_diagnosed(self.other))
+        has_both = history.is_diagnosed(self.one) & history.is_diagnosed(self.other)
+        return np.where(has_both, self.weight, 0.0)
 
 
 STAGES: tuple[Term, ...] = (
