@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -146,6 +146,37 @@ def resume(context: click.Context, run_id: str) -> None:
     resume_run(run_id, overrides)
 
 
+@cli.command(context_settings=PASS_THROUGH)
+@click.option("--config", required=True, type=click.Path(path_type=Path), help=CONFIG_HELP)
+@click.option("--recipe", type=click.Choice(["pretrain", "finetune"]), default="pretrain", show_default=True)
+@click.option("--shard", default="1/1", show_default=True, help="i/n: do the i-th of n slices of the shards")
+@click.option("--engine", help="local or ray; runtime.engine")
+@click.option("--workers", type=click.IntRange(min=1), help="shards at the same time; runtime.workers")
+@click.pass_context
+def tokenize(
+    context: click.Context, config: Path, recipe: Literal["pretrain", "finetune"], shard: str, engine: str, workers: int
+) -> None:
+    """Tokenise a config's dataset ahead of training: all of it, or on n machines a slice each.
+
+    The machines share runtime.cache and the data. They may start in any order, again, and after being killed; the
+    last one joins the slices. Any setting can be overridden: --runtime.cache /shared/cache.
+    """
+    from ehrtrack.study_file import read_study_file
+
+    read_study_file(config)
+
+    from ehrtrack.config import load_config
+    from ehrtrack.data.shards import parse_slice
+    from ehrtrack.recipes.tokenize import tokenize as run_tokenize
+
+    part = parse_slice(shard)
+    chosen = {"runtime.engine": engine, "runtime.workers": workers}
+    given = [(name, str(value)) for name, value in chosen.items() if value is not None]
+    objective = "mlm" if recipe == "pretrain" else "survival"
+    loaded = load_config(config, _overrides(context.args) + given, objective=objective)
+    run_tokenize(loaded, recipe=recipe, part=part)
+
+
 @cli.command()
 def demo() -> None:
     """The main job on embedded data: import, pretrain, fine-tune, baseline, sweep, compare."""
@@ -204,13 +235,15 @@ def best(name: str) -> None:
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="MEDS dataset")
 @click.option("--labels", required=True, type=click.Path(path_type=Path), help="subject_id, prediction_time")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="parquet file to write")
-def predict(model: str, data: Path, labels: Path, out: Path) -> None:
+@click.option("--engine", default="local", show_default=True, help="what works on the shards: local or ray")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="shards at the same time")
+def predict(model: str, data: Path, labels: Path, out: Path, engine: str, workers: int) -> None:
     """Score subjects with a registered model."""
     from ehrtrack.recipes.predict import predict as run_predict
     from ehrtrack.tracking.server import check_reachable
 
     check_reachable()
-    scored = run_predict(model, data, labels, out)
+    scored = run_predict(model, data, labels, out, engine=engine, n_workers=workers)
     click.echo(f"{scored.height:,} subjects scored -> {out}")
 
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ehrtrack.data.events import BIRTH, MedsDataset, fingerprint_of, life_spans
+from ehrtrack.data.events import BIRTH, DEATH, MedsDataset, fingerprint_of
+from ehrtrack.data.histories import NO_TIME, Ints, read_shard, subject_numbers, times_us
+from ehrtrack.data.shards import ShardWork, written_aside
 from ehrtrack.data.splits import SplitConfig, assign_splits
-from ehrtrack.data.visits import DAYS_PER_YEAR, VisitConfig, days_between, visit_tokens
+from ehrtrack.data.visits import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, VisitConfig, visit_tokens
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import DataError
 
@@ -31,6 +36,7 @@ DTYPES: dict[str, type[np.generic]] = {
     "end_age_years": np.float32,
     "end_gap_days": np.float32,
 }
+PER_TOKEN = ("token", "age_years", "visit", "gap_days")
 
 
 @dataclass(frozen=True)
@@ -77,31 +83,64 @@ class TokenStore:
 
 
 def build_store(
-    dataset: MedsDataset, cutoffs: pl.DataFrame, vocabulary: Vocabulary, visits: VisitConfig, cache_dir: Path
+    dataset: MedsDataset,
+    cutoffs: pl.DataFrame,
+    vocabulary: Vocabulary,
+    visits: VisitConfig,
+    cache_dir: Path,
+    work: ShardWork | None = None,
 ) -> TokenStore:
     """Tokenise the subjects of `cutoffs` (columns subject_id, cutoff), or open the folder where it was done.
 
     Raises
     ------
     DataError
-        If a subject appears twice, or has no birth at or before its cutoff.
+        If a subject appears twice, lies in two shards, or has no birth at or before its cutoff.
+    """
+    everything = ShardWork(cache_dir, work.engine) if work else ShardWork(cache_dir)
+    store = tokenise_slice(dataset, cutoffs, vocabulary, visits, cache_dir, everything)
+    assert store is not None
+    return store
+
+
+def tokenise_slice(
+    dataset: MedsDataset,
+    cutoffs: pl.DataFrame,
+    vocabulary: Vocabulary,
+    visits: VisitConfig,
+    cache_dir: Path,
+    work: ShardWork,
+) -> TokenStore | None:
+    """Tokenise the shards that fall to this machine; the store, if they were the last ones missing.
+
+    Each shard becomes a file in the folder `FINGERPRINT.parts`; when all are there they are joined in the order of
+    `cutoffs`, and the parts removed. All of it may be done at the same time, again, and after being killed.
+
+    Raises
+    ------
+    DataError
+        As `build_store`, when the parts are joined.
     """
     table = cutoffs.select(pl.col("subject_id").cast(pl.Int64), pl.col("cutoff").cast(pl.Datetime("us")))
     if table["subject_id"].is_duplicated().any():
         first = table.filter(pl.col("subject_id").is_duplicated())["subject_id"][0]
         raise DataError(f"subject {first} has more than one cutoff; give one a subject")
-    parts = {
+    made_from = {
         "format": FORMAT,
         "dataset": dataset.fingerprint(),
         "cutoffs": fingerprint_of(table),
         "vocabulary": vocabulary.fingerprint,
         "visits": visits.model_dump(mode="json"),
     }
-    fingerprint = fingerprint_of("store", parts)
+    fingerprint = fingerprint_of("store", made_from)
     folder = Path(cache_dir) / fingerprint
+    parts = folder.with_name(f"{fingerprint}.parts")
     if not folder.is_dir():
-        arrays = _tokenise(dataset, table, vocabulary, visits)
-        _write_aside(folder, arrays, {"fingerprint": fingerprint, **parts})
+        files = _tokenise(dataset, table, vocabulary, visits, parts, work)
+        if not all(file.is_file() for file in files) and not folder.is_dir():
+            return None
+        _join(folder, files, table, {"fingerprint": fingerprint, **made_from})
+    shutil.rmtree(parts, ignore_errors=True)
     return open_store(folder)
 
 
@@ -112,66 +151,162 @@ def open_store(folder: Path) -> TokenStore:
     return TokenStore(**arrays, fingerprint=meta["fingerprint"])
 
 
-def record_cutoffs(dataset: MedsDataset, split: SplitConfig) -> pl.DataFrame:
+def record_cutoffs(dataset: MedsDataset, split: SplitConfig, work: ShardWork) -> pl.DataFrame:
     """Where each whole record ends, for pretraining: at death, else at the last event.
 
     Returns
     -------
     subject_id, cutoff datetime[us], split; sorted by subject_id. Subjects with no dated event are left out.
+
+    Raises
+    ------
+    DataError
+        If a subject lies in two shards.
     """
-    ends = (
-        life_spans(dataset.scan())
-        .select("subject_id", cutoff=pl.coalesce("death", "last_time", "birth"))
-        .drop_nulls("cutoff")
-        .sort("subject_id")
-        .collect(engine="streaming")
-    )
+    tables = [pl.read_parquet(file) for file in work.tables(dataset, _record_ends, "records", "ends")]
+    ends = pl.concat(tables).sort("subject_id")
+    twice = ends.filter(pl.col("subject_id").is_duplicated())
+    if not twice.is_empty():
+        first = twice["subject_id"][0]
+        shards = [s for s, t in zip(dataset.shards, tables, strict=True) if first in t["subject_id"]]
+        raise DataError(_in_two_shards(first, shards))
+    ends = ends.drop_nulls("cutoff")
     return ends.with_columns(assign_splits(ends["subject_id"], split))
 
 
+def _record_ends(shard: Path) -> pl.DataFrame:
+    """subject_id, cutoff of all subjects of a shard; null without a dated event."""
+    events = read_shard(shard)
+    never = np.iinfo(np.int64).max
+    birth, death = (events.earliest(code, np.full(len(events.starts), never)) for code in (BIRTH, DEATH))
+    birth_code = events.codes.index(BIRTH) if BIRTH in events.codes else -1
+    last = _latest(np.where(events.code == birth_code, NO_TIME, events.time_us), events.starts)
+    end = np.where(death < never, death, np.where(last > NO_TIME, last, birth))
+    cutoff = pl.Series(end).cast(pl.Datetime("us"))
+    return pl.DataFrame({"subject_id": events.subjects, "cutoff": cutoff}).with_columns(
+        cutoff=pl.when(pl.Series(end != never)).then("cutoff")
+    )
+
+
+def _latest(time_us: Ints, starts: Ints) -> Ints:
+    return np.maximum.reduceat(time_us, starts) if len(starts) else time_us
+
+
 def _tokenise(
-    dataset: MedsDataset, cutoffs: pl.DataFrame, vocabulary: Vocabulary, visits: VisitConfig
-) -> dict[str, npt.NDArray[np.generic]]:
-    tokens = visit_tokens(dataset.scan(), cutoffs, vocabulary, visits)
-    births = (
-        dataset.scan()
-        .filter(pl.col("code") == BIRTH)
-        .group_by("subject_id")
-        .agg(birth=pl.col("time").min())
-        .collect(engine="streaming")
-    )
-    per_subject = tokens.group_by("subject_id").agg(
-        n_tokens=pl.len().cast(pl.Int64), last_visit=pl.col("visit_start").max()
-    )
-    subjects = (
-        cutoffs.with_row_index("row")
-        .join(births, on="subject_id", how="left")
-        .join(per_subject, on="subject_id", how="left")
-        .sort("row")
-        .with_columns(
-            pl.col("n_tokens").fill_null(0),
-            end_age_years=days_between("birth", "cutoff") / DAYS_PER_YEAR,
-            end_gap_days=days_between("last_visit", "cutoff").fill_null(0.0),
+    dataset: MedsDataset,
+    cutoffs: pl.DataFrame,
+    vocabulary: Vocabulary,
+    visits: VisitConfig,
+    parts: Path,
+    work: ShardWork,
+) -> list[Path]:
+    """Write the parts that fall to this machine and are not there yet; the paths of all parts."""
+    files = [(parts / f"{number:05d}.npz").resolve() for number in range(len(dataset.shards))]
+    missing = [number for number in work.mine(dataset.shards) if not files[number].is_file()]
+    if missing:
+        parts.mkdir(parents=True, exist_ok=True)
+        with written_aside(parts / "cutoffs.arrow") as aside:
+            cutoffs.write_ipc(aside, compression="uncompressed")
+        function = partial(
+            _keep_part, cutoffs=(parts / "cutoffs.arrow").resolve(), vocabulary=vocabulary, visits=visits
         )
+        work.engine.map(function, [(dataset.shards[number].resolve(), files[number]) for number in missing], "tokens")
+    return files
+
+
+def _keep_part(
+    shard_and_file: tuple[Path, Path], *, cutoffs: Path, vocabulary: Vocabulary, visits: VisitConfig
+) -> None:
+    shard, file = shard_and_file
+    if file.is_file():  # another machine may have done it since
+        return
+    events = read_shard(shard, has_visit_ids=visits.unit == "encounter")
+    tokens = visit_tokens(events, pl.read_ipc(cutoffs), vocabulary, visits)
+    with written_aside(file) as aside:
+        np.savez(aside, **vars(tokens))
+
+
+def _join(folder: Path, files: list[Path], cutoffs: pl.DataFrame, meta: dict[str, object]) -> None:
+    """Write the arrays part by part, beside the folder, and rename: it is there whole or not at all."""
+    try:
+        subjects, rows = _join_subjects(files, cutoffs)
+        with _folder_aside(folder) as aside:
+            for name, values in subjects.items():
+                np.save(aside / f"{name}.npy", values.astype(DTYPES[name]))
+            for name in PER_TOKEN:
+                _join_tokens(aside / f"{name}.npy", name, files, rows, subjects["offsets"])
+            (aside / "meta.json").write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
+    except FileNotFoundError:
+        if not folder.is_dir():  # else another machine joined the parts, and removed them
+            raise
+
+
+def _join_subjects(files: list[Path], cutoffs: pl.DataFrame) -> tuple[dict[str, npt.NDArray[np.generic]], list[Ints]]:
+    """The arrays with an entry a subject, in the order of the cutoffs; and the rows of each part's subjects."""
+    subject_ids, cutoff_us = cutoffs["subject_id"].to_numpy(), times_us(cutoffs["cutoff"])
+    n_tokens = np.zeros(len(cutoffs), dtype=np.int64)
+    birth_us, last_visit_us = np.full(len(cutoffs), NO_TIME), np.full(len(cutoffs), NO_TIME)
+    part_of = np.full(len(cutoffs), -1)
+    rows = []
+    for number, file in enumerate(files):
+        with np.load(file) as part:
+            row, _ = subject_numbers(part["subject_ids"], subject_ids)
+            if (part_of[row] >= 0).any():
+                twice = row[part_of[row] >= 0][0]
+                raise DataError(_in_two_shards(subject_ids[twice], [files[part_of[twice]], file]))
+            part_of[row] = number
+            n_tokens[row], birth_us[row] = part["n_tokens"], part["birth_us"]
+            last_visit_us[row] = part["last_visit_us"]
+            rows.append(row)
+    _check_births(subject_ids, birth_us)
+    end_gap_us = np.where(last_visit_us == NO_TIME, 0, cutoff_us - last_visit_us)
+    return {
+        "subject_ids": subject_ids,
+        "offsets": np.concatenate([[0], np.cumsum(n_tokens)]),
+        "end_age_years": (cutoff_us - birth_us) / MICROSECONDS_PER_DAY / DAYS_PER_YEAR,
+        "end_gap_days": end_gap_us / MICROSECONDS_PER_DAY,
+    }, rows
+
+
+def _join_tokens(
+    target: Path, name: str, files: list[Path], rows: list[Ints], offsets: npt.NDArray[np.generic]
+) -> None:
+    """Copy one array of each part to where its subjects lie. The map is opened anew a part, so that no more of the
+    file than one part's share stays in memory."""
+    np.lib.format.open_memmap(target, mode="w+", dtype=DTYPES[name], shape=(int(offsets[-1]),))
+    for file, row in zip(files, rows, strict=True):
+        with np.load(file) as part:
+            values, n_tokens = part[name], part["n_tokens"]
+        before = np.cumsum(n_tokens) - n_tokens
+        place = np.repeat(offsets[row] - before, n_tokens) + np.arange(len(values))
+        joined = np.load(target, mmap_mode="r+")
+        joined[place] = values
+
+
+def _check_births(subject_ids: Ints, birth_us: Ints) -> None:
+    missing = np.sort(subject_ids[birth_us == NO_TIME])
+    if len(missing):
+        raise DataError(
+            f"{len(missing)} of {len(subject_ids)} subjects have no {BIRTH} event at or before their cutoff "
+            f"(first: subject {missing[0]}), and tokens carry ages; "
+            f"add {BIRTH} events to the dataset, or leave these subjects out"
+        )
+
+
+def _in_two_shards(subject_id: int, shards: list[Path]) -> str:
+    return (
+        f"subject {subject_id} is in more than one shard ({', '.join(shard.stem for shard in shards)}); a MEDS dataset "
+        "keeps all events of a subject in one: import the data again, or sort them by subject before sharding"
     )
-    ordered = tokens.join(subjects.select("subject_id", "row"), on="subject_id").sort("row", "visit", "token")
-    columns = {
-        "subject_ids": subjects["subject_id"].to_numpy(),
-        "offsets": np.concatenate([[0], np.cumsum(subjects["n_tokens"].to_numpy())]),
-        **{name: ordered[name].to_numpy() for name in ("token", "age_years", "visit", "gap_days")},
-        **{name: subjects[name].to_numpy() for name in ("end_age_years", "end_gap_days")},
-    }
-    return {name: columns[name].astype(dtype) for name, dtype in DTYPES.items()}
 
 
-def _write_aside(folder: Path, arrays: dict[str, npt.NDArray[np.generic]], meta: dict[str, object]) -> None:
-    """Write beside the folder and rename: it is there whole or not at all, whoever else builds the same."""
+@contextmanager
+def _folder_aside(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `folder` when the block ends well, unless another made that first."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        for name, array in arrays.items():
-            np.save(aside / f"{name}.npy", array)
-        (aside / "meta.json").write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
+        yield aside
         aside.chmod(0o755)
         try:
             aside.rename(folder)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from ehrtrack.data.events import BIRTH, life_spans
-from ehrtrack.data.vocabulary import Vocabulary, index_tokens
-from ehrtrack.errors import DataError
+from ehrtrack.data.events import BIRTH, DEATH
+from ehrtrack.data.histories import NO_TIME, Histories, Ints, Mask, histories_of, run_starts, subject_numbers, times_us
+from ehrtrack.data.vocabulary import UNK, Vocabulary, slot_names, slots
 from ehrtrack.section import Section
 
 DAYS_PER_YEAR = 365.25
 MICROSECONDS_PER_DAY = 86_400_000_000
+Int32s = npt.NDArray[np.int32]
+Float32s = npt.NDArray[np.float32]
+MICROSECONDS = {"day": MICROSECONDS_PER_DAY, "hour": MICROSECONDS_PER_DAY // 24}
 
 
 class VisitConfig(Section):
@@ -21,24 +27,47 @@ class VisitConfig(Section):
     unit: Literal["encounter", "day", "hour"] = "day"
 
 
-def known_events(events: pl.LazyFrame, cutoffs: pl.DataFrame) -> pl.LazyFrame:
-    """What is known of each subject at its cutoff: static facts, and events from birth to death up to it.
+@dataclass(frozen=True)
+class VisitTokens:
+    """The visit tokens of S subjects, T in all, subject after subject.
+
+    Within a subject they are sorted by visit, then token; a token appears once a visit.
+    """
+
+    subject_ids: Ints  # (S,) rising
+    n_tokens: Ints  # (S,)
+    birth_us: Ints  # (S,) NO_TIME where none is known
+    last_visit_us: Ints  # (S,) start of the last visit; NO_TIME without a visit
+    token: Int32s  # (T,)
+    age_years: Float32s  # (T,) age at the visit; 0 for static facts
+    visit: Int32s  # (T,) 0 = static facts, then 1.. in time order
+    gap_days: Float32s  # (T,) since the visit before; 0 for the first and for static facts
+
+
+def is_known(events: Histories, cutoffs: pl.DataFrame) -> Mask:
+    """(E,) which events are known at their subject's cutoff: static facts, and those from birth to death up to it.
 
     Birth and death themselves are read from what is known, so that nothing after the cutoff has a say.
 
     Parameters
     ----------
-    cutoffs : columns subject_id, cutoff (datetime[us]); subjects that are not in it are left out
+    cutoffs : columns subject_id, cutoff (datetime[us]), a subject once; of those that are not in it nothing is known
     """
-    until_cutoff = (
-        events.join(cutoffs.lazy().select("subject_id", "cutoff"), on="subject_id")
-        .filter(pl.col("time").is_null() | (pl.col("time") <= pl.col("cutoff")))
-        .drop("cutoff")
-    )
-    span = life_spans(until_cutoff).select("subject_id", "birth", "death")
-    time, is_static = pl.col("time"), pl.col("time").is_null()
-    in_life = (time >= pl.col("birth")).fill_null(True) & (time <= pl.col("death")).fill_null(True)
-    return until_cutoff.join(span, on="subject_id").filter(is_static | in_life).drop("birth", "death")
+    row, is_wanted = subject_numbers(events.subjects, cutoffs["subject_id"].to_numpy())
+    cutoff_us = np.full(len(row), NO_TIME)
+    cutoff_us[is_wanted] = times_us(cutoffs["cutoff"])[row[is_wanted]]
+    birth = events.earliest(BIRTH, cutoff_us)
+    first = np.where(birth == np.iinfo(np.int64).max, NO_TIME, birth)  # without a birth, whatever came before
+    last = np.minimum(events.earliest(DEATH, cutoff_us), cutoff_us)
+    in_life = (events.time_us >= events.spread(first)) & (events.time_us <= events.spread(last))
+    known: Mask = (in_life | (events.time_us == NO_TIME)) & events.spread(is_wanted)
+    return known
+
+
+def known_events(events: pl.LazyFrame, cutoffs: pl.DataFrame) -> pl.LazyFrame:
+    """The events of a frame that `is_known` lets through, sorted by subject and time; for a look at them."""
+    ordered = events.drop_nulls("code").sort("subject_id", "time", nulls_last=False, maintain_order=True).collect()
+    return ordered.filter(is_known(histories_of(ordered), cutoffs)).lazy()
 
 
 def days_between(start: str, end: str) -> pl.Expr:
@@ -46,82 +75,113 @@ def days_between(start: str, end: str) -> pl.Expr:
     return (pl.col(end) - pl.col(start)).dt.total_microseconds() / MICROSECONDS_PER_DAY
 
 
-def visit_key(unit: Literal["encounter", "day", "hour"]) -> pl.Expr:
+def visit_key(unit: Literal["encounter", "day"]) -> pl.Expr:
     """What the events of one visit of a subject have in common; null for static facts."""
+    if unit == "day":
+        return pl.col("time").dt.date()
     day = pl.col("time").dt.strftime("%Y-%m-%d")
-    if unit == "encounter":
-        return pl.when(pl.col("time").is_not_null()).then(pl.coalesce("visit_id", day))
-    return day if unit == "day" else pl.col("time").dt.strftime("%Y-%m-%d %H")
+    return pl.when(pl.col("time").is_not_null()).then(pl.coalesce("visit_id", day))
 
 
-def visit_tokens(
-    events: pl.LazyFrame, cutoff: pl.DataFrame, vocabulary: Vocabulary, config: VisitConfig
-) -> pl.DataFrame:
-    """The tokens of each subject's visits up to its cutoff.
+def visit_tokens(events: Histories, cutoffs: pl.DataFrame, vocabulary: Vocabulary, config: VisitConfig) -> VisitTokens:
+    """The tokens of the visits, up to its cutoff, of each subject that is both in the events and in the cutoffs.
 
-    A visit begins at its first event, and visits are ordered by their beginning. Within a visit a token
-    appears once, and tokens are ordered by index. Static facts are visit 0, with age and gap 0.
+    A visit begins at its first event that becomes a token, and visits are ordered by their beginning. Within a
+    visit a token appears once, and tokens are ordered by index. Static facts are visit 0, with age and gap 0.
 
     Parameters
     ----------
-    events : all events, or any part of them that holds the subjects of `cutoff`
-    cutoff : columns subject_id, cutoff (datetime[us])
-
-    Returns
-    -------
-    subject_id i64, visit i32, visit_start datetime[us], token i32, age_years f32, gap_days f32;
-    sorted by subject_id, visit, token
-
-    Raises
-    ------
-    DataError
-        If a subject has no birth at or before its cutoff.
+    cutoffs : columns subject_id, cutoff (datetime[us])
     """
-    known = known_events(events, cutoff)
-    births = known.filter(pl.col("code") == BIRTH).group_by("subject_id").agg(birth=pl.col("time").min())
-    born = births.collect(engine="streaming")
-    _check_births(cutoff, born)
-    tokens = (
-        index_tokens(known, vocabulary)
-        .with_columns(key=visit_key(config.unit))
-        .group_by("subject_id", "key", "token")
-        .agg(time=pl.col("time").min())
-        .collect(engine="streaming")
-    )
-    visits = _number_visits(tokens, born)
-    return (
-        tokens.drop("time")
-        .join(visits, on=["subject_id", "key"], how="left", nulls_equal=True)
-        .select("subject_id", "visit", "visit_start", "token", "age_years", "gap_days")
-        .sort("subject_id", "visit", "token")
+    known = events.select(is_known(events, cutoffs))
+    row, is_there = subject_numbers(events.subjects, cutoffs["subject_id"].to_numpy())
+    subject_ids = events.subjects[is_there]
+    birth = np.full(len(subject_ids), NO_TIME)
+    known_number, _ = subject_numbers(known.subjects, subject_ids)
+    until = times_us(cutoffs["cutoff"])[row[is_there]]
+    found = known.earliest(BIRTH, until[known_number])
+    birth[known_number] = np.where(found == np.iinfo(np.int64).max, NO_TIME, found)
+
+    token, is_token = _index_tokens(known, vocabulary)
+    known, token = known.select(is_token), token[is_token]
+    number, _ = subject_numbers(known.subjects, subject_ids)
+    subject = known.spread(number).astype(np.int64)  # (E,)
+    visit, start_of_visit = _visits(known, subject, config)  # (E,) rising with subject and time; (X,)
+    subject_of_visit = np.zeros(len(start_of_visit), dtype=np.int64)
+    subject_of_visit[visit] = subject
+
+    pair = np.sort(visit * np.int64(len(vocabulary)) + token)
+    pair = pair[run_starts(pair)]
+    visit = pair // len(vocabulary)
+    visit_number, age_years, gap_days = _describe_visits(start_of_visit, subject_of_visit, birth)
+    return VisitTokens(
+        subject_ids=subject_ids,
+        n_tokens=np.bincount(subject_of_visit[visit], minlength=len(subject_ids)),
+        birth_us=birth,
+        last_visit_us=_last(start_of_visit, subject_of_visit, len(subject_ids)),
+        token=(pair - visit * len(vocabulary)).astype(np.int32),
+        age_years=age_years[visit],
+        visit=visit_number[visit],
+        gap_days=gap_days[visit],
     )
 
 
-def _number_visits(tokens: pl.DataFrame, births: pl.DataFrame) -> pl.DataFrame:
-    """One row a visit (subject_id, key): its number, start, the age at it and the gap before it."""
+def _index_tokens(events: Histories, vocabulary: Vocabulary) -> tuple[npt.NDArray[np.int64], Mask]:
+    """(E,) index of each event's token, [UNK] where there is none; and whether its code is not excluded."""
+    slot, is_token = slots(events, vocabulary.value_edges, vocabulary.exclude)
+    _, names = slot_names(events.codes, vocabulary.value_edges)
+    index_of_slot = np.array([vocabulary.known.get(name, UNK) for name in names], dtype=np.int64)
+    return index_of_slot[slot], is_token
+
+
+def _visits(events: Histories, subject: Ints, config: VisitConfig) -> tuple[Ints, Ints]:
+    """(E,) number of each event's visit among all X visits of the shard, static facts being one; (X,) their starts."""
+    if config.unit == "encounter":
+        return _encounters(events, subject)
+    is_static = events.time_us == NO_TIME
+    period = np.where(is_static, NO_TIME, events.time_us // MICROSECONDS[config.unit])
+    is_first = np.ones(len(events), dtype=bool)
+    is_first[1:] = (subject[1:] != subject[:-1]) | (period[1:] != period[:-1])
+    return np.cumsum(is_first) - 1, events.time_us[is_first]
+
+
+def _encounters(events: Histories, subject: Ints) -> tuple[Ints, Ints]:
+    """As `_visits`: encounters can overlap, and those that begin together are ordered by their name."""
+    assert events.visit_id is not None
+    time = pl.Series(events.time_us).cast(pl.Datetime("us"))
+    frame = pl.DataFrame({"subject": subject, "time": time, "visit_id": events.visit_id}).with_columns(
+        time=pl.when(pl.Series(events.time_us != NO_TIME)).then("time")
+    )
+    frame = frame.with_columns(key=visit_key("encounter"))
     visits = (
-        tokens.group_by("subject_id", "key")
-        .agg(visit_start=pl.col("time").min())
-        .sort("subject_id", "visit_start", "key", nulls_last=False)
-        .join(births, on="subject_id", how="left", maintain_order="left")
+        frame.group_by("subject", "key")
+        .agg(start=pl.col("time").min())
+        .sort("subject", "start", "key", nulls_last=False)
+        .with_row_index("visit")
     )
-    is_timed = pl.col("visit_start").is_not_null()
-    previous = pl.col("visit_start").shift(1).over("subject_id")
-    return visits.with_columns(previous_start=previous).select(
-        "subject_id",
-        "key",
-        "visit_start",
-        visit=is_timed.cum_sum().over("subject_id").cast(pl.Int32),
-        age_years=(days_between("birth", "visit_start") / DAYS_PER_YEAR).fill_null(0.0).cast(pl.Float32),
-        gap_days=days_between("previous_start", "visit_start").fill_null(0.0).cast(pl.Float32),
+    numbered = frame.join(visits, on=["subject", "key"], how="left", nulls_equal=True, maintain_order="left")
+    return numbered["visit"].cast(pl.Int64).to_numpy(), times_us(visits["start"])
+
+
+def _describe_visits(start_us: Ints, subject: Ints, birth_us: Ints) -> tuple[Int32s, Float32s, Float32s]:
+    """(X,) each: number within the subject, age at the visit, and gap since the one before."""
+    is_static = start_us == NO_TIME
+    n_timed = np.cumsum(~is_static)
+    first_of_subject = run_starts(subject)
+    before = (n_timed - ~is_static)[first_of_subject]
+    visit = n_timed - np.repeat(before, np.diff(first_of_subject, append=len(subject)))
+    gap_us = np.zeros(len(start_us), dtype=np.int64)
+    has_previous = (subject[1:] == subject[:-1]) & ~is_static[:-1]
+    gap_us[1:] = np.where(has_previous, start_us[1:] - start_us[:-1], 0)
+    age_us = np.where(is_static, 0, start_us - birth_us[subject])
+    return (
+        visit.astype(np.int32),
+        (age_us / MICROSECONDS_PER_DAY / DAYS_PER_YEAR).astype(np.float32),
+        (gap_us / MICROSECONDS_PER_DAY).astype(np.float32),
     )
 
 
-def _check_births(cutoff: pl.DataFrame, births: pl.DataFrame) -> None:
-    missing = cutoff.join(births, on="subject_id", how="anti").sort("subject_id")
-    if not missing.is_empty():
-        raise DataError(
-            f"{missing.height} of {cutoff.height} subjects have no {BIRTH} event at or before their cutoff "
-            f"(first: subject {missing['subject_id'][0]}), and tokens carry ages; "
-            f"add {BIRTH} events to the dataset, or leave these subjects out"
-        )
+def _last(start_us: Ints, subject: Ints, n_subjects: int) -> Ints:
+    last = np.full(n_subjects, NO_TIME)
+    last[subject] = start_us  # visits are in time order, so the last one stays
+    return last

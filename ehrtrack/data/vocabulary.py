@@ -1,17 +1,21 @@
-"""From codes and numeric values to tokens: fitted on training subjects only."""
+"""From codes and numeric values to tokens."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 from pydantic import Field, field_validator
 
 from ehrtrack.data.events import BIRTH, DEATH, fingerprint_of, starts_with_any
-from ehrtrack.errors import CheckpointError, ConfigError, DataError
+from ehrtrack.data.histories import Histories, Mask
+from ehrtrack.errors import CheckpointError, ConfigError
 from ehrtrack.section import Section
 
 PAD, UNK, CLS, MASK = 0, 1, 2, 3
@@ -81,6 +85,11 @@ class Vocabulary:
         """The index of each token."""
         return {token: index for index, token in enumerate(self.tokens)}
 
+    @cached_property
+    def known(self) -> dict[str, int]:
+        """The index of each token but the specials: a code that is spelt like one of those is not it."""
+        return {token: index for token, index in self.index.items() if index >= len(SPECIAL_TOKENS)}
+
     @property
     def fingerprint(self) -> str:
         """16 hex characters over all that decides which token an event becomes."""
@@ -126,125 +135,42 @@ class Vocabulary:
         return cls.from_json(text)
 
 
-def fit_vocabulary(events: pl.LazyFrame, config: VocabularyConfig) -> Vocabulary:
-    """The vocabulary of training events, which the caller has restricted to what may be known.
+def slots(
+    events: Histories, value_edges: Mapping[str, tuple[float, ...]], exclude: tuple[str, ...]
+) -> tuple[npt.NDArray[np.int64], Mask]:
+    """(E,) the slot of each event, a code with a bin of its values, and (E,) whether its code is not excluded.
 
-    Raises
-    ------
-    DataError
-        If no token reaches `min_subjects`.
+    Slot 0 of a code is for events without a value and for codes whose values are not cut, slot k for bin k. Value v
+    is in the bin that is one more than the number of edges <= v. `slot_names` says what the slots are called.
     """
-    exclude = NEVER_TOKENS + config.exclude
-    kept = events.filter(~starts_with_any(exclude))
-    edges = _value_edges(kept, config)
-    table = (
-        name_tokens(kept, edges)
-        .group_by("name")
-        .agg(n_events=pl.len(), n_subjects=pl.col("subject_id").n_unique())
-        .filter(pl.col("n_subjects") >= config.min_subjects)
-        .filter(~pl.col("name").is_in(SPECIAL_TOKENS))
-        .sort("n_events", "name", descending=[True, False])
-        .collect(engine="streaming")
-    )
-    if table.is_empty():
-        raise DataError(
-            f"no code is recorded for at least vocabulary.min_subjects = {config.min_subjects} training "
-            "subjects; lower it, or look at data.path and the cohort"
-        )
-    return Vocabulary(
-        tokens=SPECIAL_TOKENS + tuple(table["name"].to_list()),
-        value_edges=edges,
-        counts=(0,) * len(SPECIAL_TOKENS) + tuple(table["n_events"].to_list()),
-        exclude=exclude,
-    )
+    n_slots = _slots_a_code(value_edges)
+    n_edges = np.array([len(value_edges.get(code, ())) for code in events.codes], dtype=np.int64)
+    edges = np.full((n_slots, len(events.codes)), np.inf)  # inf beyond a code's own edges
+    for place, code in enumerate(events.codes):
+        edges[: n_edges[place], place] = value_edges.get(code, ())
+    slot = events.code * np.int64(n_slots)
+    with_value = np.flatnonzero(~np.isnan(events.value))
+    cut = with_value[n_edges[events.code[with_value]] > 0]
+    value, code_of_value = events.value[cut].astype(np.float64), events.code[cut]
+    n_below = np.zeros(len(cut), dtype=np.int64)
+    for of_codes in edges[: n_slots - 2]:
+        n_below += value >= of_codes[code_of_value]
+    slot[cut] += 1 + np.minimum(n_below, n_edges[code_of_value])  # an infinite value is not beyond the last bin
+    return slot, is_kept(events, exclude)
 
 
-def name_tokens(events: pl.LazyFrame, value_edges: dict[str, tuple[float, ...]]) -> pl.LazyFrame:
-    """The events with a column `name`: the code, or `CODE//Qk` where the event's value falls into bin k."""
-    has_value = pl.col("numeric_value").is_not_nan() & pl.col("code").is_in(list(value_edges))
-    bins = pl.LazyFrame(
-        [
-            (code, lower, f"{code}//Q{k}")
-            for code, edges in value_edges.items()
-            for k, lower in enumerate((float("-inf"), *edges), start=1)
-        ],
-        schema={"code": pl.String, "lower": pl.Float64, "name": pl.String},
-        orient="row",
-    )
-    binned = (
-        events.filter(has_value)
-        .with_columns(value=pl.col("numeric_value").cast(pl.Float64))
-        .sort("value")  # both sides are sorted here, as the join needs and cannot check within codes
-        .join_asof(bins.sort("lower"), left_on="value", right_on="lower", by="code", check_sortedness=False)
-        .drop("value", "lower")
-    )
-    plain = events.filter(has_value.not_().fill_null(True)).with_columns(name=pl.col("code"))
-    return pl.concat([plain, binned])
+def is_kept(events: Histories, exclude: tuple[str, ...]) -> Mask:
+    """(E,) whether the event's code matches none of the patterns at its start."""
+    codes = pl.DataFrame({"code": events.codes}, schema={"code": pl.String})
+    excluded: Mask = codes.with_columns(is_excluded=starts_with_any(exclude))["is_excluded"].to_numpy()
+    return (~excluded)[events.code]
 
 
-def index_tokens(events: pl.LazyFrame, vocabulary: Vocabulary) -> pl.LazyFrame:
-    """The events with a column `token` (i32); excluded codes are gone, unknown names are [UNK]."""
-    known = pl.LazyFrame(
-        {"name": vocabulary.tokens, "token": range(len(vocabulary))},
-        schema={"name": pl.String, "token": pl.Int32},
-    ).filter(pl.col("token") >= len(SPECIAL_TOKENS))
-    return (
-        name_tokens(events.filter(~starts_with_any(vocabulary.exclude)), vocabulary.value_edges)
-        .join(known, on="name", how="left")
-        .with_columns(pl.col("token").fill_null(UNK))
-    )
+def slot_names(codes: Sequence[str], value_edges: Mapping[str, tuple[float, ...]]) -> tuple[list[str], list[str]]:
+    """The code and the token's name of each slot: `CODE`, `CODE//Q1`, ..."""
+    bins = ["", *(f"//Q{k}" for k in range(1, _slots_a_code(value_edges)))]
+    return [code for code in codes for _ in bins], [code + of_bin for code in codes for of_bin in bins]
 
 
-def coverage(events: pl.LazyFrame, vocabulary: Vocabulary, splits: pl.DataFrame) -> pl.DataFrame:
-    """How much of each split's events the vocabulary knows.
-
-    Parameters
-    ----------
-    events : what may be known, excluded codes included
-    splits : columns subject_id, split
-
-    Returns
-    -------
-    split, n_events, share_known, share_unk, n_unk_codes; one row a split
-    """
-    order = pl.DataFrame({"split": ["train", "validation", "test"]})
-    unknown = pl.col("token") == UNK
-    table = (
-        index_tokens(events, vocabulary)
-        .join(splits.lazy().select("subject_id", "split"), on="subject_id")
-        .group_by("split")
-        .agg(
-            n_events=pl.len().cast(pl.Int64),
-            share_known=(~unknown).mean(),
-            share_unk=unknown.mean(),
-            n_unk_codes=pl.col("code").filter(unknown).n_unique().cast(pl.Int64),
-        )
-        .collect(engine="streaming")
-    )
-    return order.join(table, on="split", how="inner", maintain_order="left")
-
-
-def _value_edges(events: pl.LazyFrame, config: VocabularyConfig) -> dict[str, tuple[float, ...]]:
-    shares = [k / config.n_value_bins for k in range(1, config.n_value_bins)]
-    if not shares:
-        return {}
-    value = pl.col("numeric_value").cast(pl.Float64)
-    table = (
-        events.filter(pl.col("numeric_value").is_not_nan())
-        .group_by("code")
-        .agg(
-            pl.len().alias("n_values"),
-            value.min().alias("lowest"),
-            *(value.quantile(share, interpolation="linear").alias(f"edge_{share}") for share in shares),
-        )
-        .filter(pl.col("n_values") >= config.min_values)
-        .with_columns(edges=pl.concat_list(f"edge_{share}" for share in shares))
-        .sort("code")
-        .collect()
-    )
-    # An edge at the lowest value would leave an empty bin below it; equal edges would leave one between them.
-    edges = {
-        code: tuple(sorted({edge for edge in row if edge > lowest}))
-        for code, lowest, row in zip(table["code"], table["lowest"], table["edges"].to_list(), strict=True)
-    }
-    return {code: inner for code, inner in edges.items() if inner}
+def _slots_a_code(value_edges: Mapping[str, tuple[float, ...]]) -> int:
+    return 2 + max((len(edges) for edges in value_edges.values()), default=0)

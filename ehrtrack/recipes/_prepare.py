@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +15,20 @@ from ehrtrack.config import DataConfig, RunConfig, RuntimeConfig
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.data.cohort import Cohort, build_cohort
 from ehrtrack.data.events import MedsDataset, open_dataset
+from ehrtrack.data.fitting import coverage, fit_vocabulary
+from ehrtrack.data.shards import ShardSlice, ShardWork, open_work
 from ehrtrack.data.splits import SPLITS
-from ehrtrack.data.store import TokenStore, build_store, record_cutoffs
-from ehrtrack.data.visits import known_events
-from ehrtrack.data.vocabulary import Vocabulary, coverage, fit_vocabulary
+from ehrtrack.data.store import TokenStore, build_store, record_cutoffs, tokenise_slice
+from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import ConfigError, DataError
 
 Rows = npt.NDArray[np.int64]
+
+SUBJECTS_AT_ONCE = 10_000
+"""Subjects whose tokens are counted in one go: memory stays small however large the store."""
+
+STORES = "stores"
+"""Folder of the token stores in the cache."""
 
 LEAST_COVERAGE = 0.5
 """Share of training events that a base model's vocabulary has to know."""
@@ -52,10 +60,13 @@ class Records:
 
     def token_counts(self) -> npt.NDArray[np.int64]:
         """(V,) tokens of the training subjects."""
+        is_training = np.zeros(len(self.store), dtype=bool)
+        is_training[self.rows["train"]] = True
         counts = np.zeros(len(self.vocabulary), dtype=np.int64)
-        for row in self.rows["train"]:
-            start, stop = self.store.offsets[row], self.store.offsets[row + 1]
-            counts += np.bincount(self.store.token[start:stop], minlength=len(counts))
+        for start in range(0, len(self.store), SUBJECTS_AT_ONCE):
+            offsets = self.store.offsets[start : start + SUBJECTS_AT_ONCE + 1]
+            counted = np.repeat(is_training[start : start + SUBJECTS_AT_ONCE], np.diff(offsets))
+            counts += np.bincount(self.store.token[offsets[0] : offsets[-1]][counted], minlength=len(counts))
         return counts
 
 
@@ -74,8 +85,9 @@ class CohortRecords(Records):
 def prepare_records(config: RunConfig) -> Records:
     """Whole records, for pretraining: the vocabulary is fitted on the training subjects."""
     dataset = open_dataset(config.data.path)
-    cutoffs = record_cutoffs(dataset, config.data.split)
-    return _tokenise(config, dataset, cutoffs, vocabulary=None)
+    with _open_work(config.runtime) as work:
+        cutoffs = record_cutoffs(dataset, config.data.split, work)
+        return _tokenise(config, dataset, cutoffs, None, work)
 
 
 def prepare_cohort(config: RunConfig, vocabulary: Vocabulary | None = None) -> CohortRecords:
@@ -85,26 +97,61 @@ def prepare_cohort(config: RunConfig, vocabulary: Vocabulary | None = None) -> C
     ----------
     vocabulary : that of the pretrained model; None fits one on the training subjects' histories
     """
-    if config.cohort is None:
-        raise ConfigError("this recipe needs a [cohort] table: an index date and an outcome, or a file of labels")
-    dataset = open_dataset(config.data.path)
-    cohort = build_cohort(dataset, config.cohort, config.data.split)
-    cutoffs = cohort.cutoffs
-    records = _tokenise(config, dataset, cutoffs, vocabulary)
+    dataset, cohort = _cohort(config)
+    with _open_work(config.runtime) as work:
+        records = _tokenise(config, dataset, cohort.cutoffs, vocabulary, work)
     outcomes = Outcomes(
         cohort.subjects["follow_up_days"].to_numpy().copy(), cohort.subjects["is_event"].to_numpy().copy()
     )
     return CohortRecords(**vars(records), cohort=cohort, outcomes=outcomes)
 
 
-def _tokenise(config: RunConfig, dataset: MedsDataset, cutoffs: pl.DataFrame, vocabulary: Vocabulary | None) -> Records:
-    known = known_events(dataset.scan(), cutoffs)
+def _open_work(runtime: RuntimeConfig, part: ShardSlice = (1, 1)) -> AbstractContextManager[ShardWork]:
+    return open_work(runtime.cache, engine=runtime.engine, n_workers=runtime.workers, part=part)
+
+
+def tokenise_records(config: RunConfig, part: ShardSlice) -> TokenStore | None:
+    """Do the i-th of n slices of the shards of `prepare_records`; the store, if nothing is missing any more."""
+    dataset = open_dataset(config.data.path)
+    with _open_work(config.runtime, part) as work:
+        cutoffs = record_cutoffs(dataset, config.data.split, work)
+        return _tokenise_slice(config, dataset, cutoffs, work)
+
+
+def tokenise_cohort(config: RunConfig, part: ShardSlice) -> TokenStore | None:
+    """As `tokenise_records`, for `prepare_cohort` with a vocabulary of its own."""
+    dataset, cohort = _cohort(config)
+    with _open_work(config.runtime, part) as work:
+        return _tokenise_slice(config, dataset, cohort.cutoffs, work)
+
+
+def _tokenise_slice(
+    config: RunConfig, dataset: MedsDataset, cutoffs: pl.DataFrame, work: ShardWork
+) -> TokenStore | None:
+    vocabulary = fit_vocabulary(dataset, cutoffs, config.data.vocabulary, work)
+    _check_coverage(coverage(dataset, cutoffs, vocabulary, work))
+    return tokenise_slice(dataset, cutoffs, vocabulary, config.data.visits, config.runtime.cache / STORES, work)
+
+
+def _cohort(config: RunConfig) -> tuple[MedsDataset, Cohort]:
+    if config.cohort is None:
+        raise ConfigError("this recipe needs a [cohort] table: an index date and an outcome, or a file of labels")
+    dataset = open_dataset(config.data.path)
+    return dataset, build_cohort(dataset, config.cohort, config.data.split)
+
+
+def _tokenise(
+    config: RunConfig,
+    dataset: MedsDataset,
+    cutoffs: pl.DataFrame,
+    vocabulary: Vocabulary | None,
+    work: ShardWork,
+) -> Records:
     if vocabulary is None:
-        training = known_events(dataset.scan(), cutoffs.filter(pl.col("split") == "train"))
-        vocabulary = fit_vocabulary(training, config.data.vocabulary)
-    covered = coverage(known, vocabulary, cutoffs)
+        vocabulary = fit_vocabulary(dataset, cutoffs, config.data.vocabulary, work)
+    covered = coverage(dataset, cutoffs, vocabulary, work)
     _check_coverage(covered)
-    store = build_store(dataset, cutoffs, vocabulary, config.data.visits, config.runtime.cache / "stores")
+    store = build_store(dataset, cutoffs, vocabulary, config.data.visits, config.runtime.cache / STORES, work)
     split = cutoffs["split"].to_numpy()
     rows = {name: np.flatnonzero(split == name) for name in SPLITS}
     print(

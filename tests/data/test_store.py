@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from ehrtrack.data import store as store_module
+from ehrtrack.data.shards import ShardWork
 from ehrtrack.data.splits import SplitConfig, assign_splits
 from ehrtrack.data.store import build_store, open_store, record_cutoffs
 from ehrtrack.data.visits import VisitConfig
@@ -98,28 +99,47 @@ def test_folder_says_what_it_was_made_from(make_dataset, tmp_path):
 
 def test_build_that_loses_the_race_uses_the_winners_folder(make_dataset, tmp_path, monkeypatch):
     dataset, cache = make_dataset(ROWS), tmp_path / "cache"
-    tokenise = store_module._tokenise
+    join = store_module._join_tokens
 
-    def tokenise_while_another_finishes(*args):
-        monkeypatch.setattr(store_module, "_tokenise", tokenise)
+    def join_while_another_finishes(*args):
+        monkeypatch.setattr(store_module, "_join_tokens", join)
         build_store(dataset, cutoffs(1, 2), VOCABULARY, VisitConfig(), cache)
-        return tokenise(*args)
+        join(*args)
 
-    monkeypatch.setattr(store_module, "_tokenise", tokenise_while_another_finishes)
+    monkeypatch.setattr(store_module, "_join_tokens", join_while_another_finishes)
     store = build_store(dataset, cutoffs(1, 2), VOCABULARY, VisitConfig(), cache)
     assert store.subject_ids.tolist() == [1, 2]
     assert os.listdir(cache) == [store.fingerprint]
 
 
-def test_build_that_fails_half_way_leaves_nothing(make_dataset, tmp_path, monkeypatch):
-    def full_disk(path: Path, array: object) -> None:
-        if path.name == "token.npy":
-            raise OSError("no space left on device")
+def test_build_that_fails_half_way_leaves_whole_parts_only_and_goes_on_from_them(make_dataset, tmp_path, monkeypatch):
+    def full_disk(*_args: object) -> None:
+        raise OSError("no space left on device")
 
-    monkeypatch.setattr(store_module.np, "save", full_disk)
+    dataset, cache = make_dataset(ROWS), tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "_join_tokens", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            build_store(dataset, cutoffs(1), VOCABULARY, VisitConfig(), cache)
+    (parts,) = cache.iterdir()
+    assert parts.suffix == ".parts"
+    assert sorted(os.listdir(parts)) == ["00000.npz", "cutoffs.arrow"]
+    monkeypatch.setattr(store_module, "visit_tokens", None)
+    store = build_store(dataset, cutoffs(1), VOCABULARY, VisitConfig(), cache)
+    assert os.listdir(cache) == [store.fingerprint]
+    assert store.token.tolist() == [6, 4, 5, 4]
+
+
+def test_part_that_cannot_be_written_leaves_nothing_of_itself(make_dataset, tmp_path, monkeypatch):
+    def full_disk(path: Path, **_arrays: object) -> None:
+        path.write_bytes(b"half a par")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(store_module.np, "savez", full_disk)
     with pytest.raises(OSError, match="no space"):
         build_store(make_dataset(ROWS), cutoffs(1), VOCABULARY, VisitConfig(), tmp_path / "cache")
-    assert os.listdir(tmp_path / "cache") == []
+    (parts,) = (tmp_path / "cache").iterdir()
+    assert os.listdir(parts) == ["cutoffs.arrow"]
 
 
 def test_store_of_subjects_with_no_tokens_at_all_opens(make_dataset, tmp_path):
@@ -141,7 +161,7 @@ def test_subject_with_two_cutoffs_is_refused(make_dataset, tmp_path):
         build_store(make_dataset(ROWS), cutoffs(1, 2, 1), VOCABULARY, VisitConfig(), tmp_path)
 
 
-def test_record_ends_at_death_or_else_at_the_last_event(make_dataset):
+def test_record_ends_at_death_or_else_at_the_last_event(make_dataset, tmp_path):
     rows = [
         *ROWS,
         (2, "2021-01-01", "MEDS_DEATH"),
@@ -149,7 +169,7 @@ def test_record_ends_at_death_or_else_at_the_last_event(make_dataset):
         (4, "2001-01-01", "MEDS_BIRTH"),
         (5, None, "GENDER//F"),
     ]
-    table = record_cutoffs(make_dataset(rows), SplitConfig(seed=5))
+    table = record_cutoffs(make_dataset(rows), SplitConfig(seed=5), ShardWork(tmp_path))
     assert table.select("subject_id", "cutoff").rows() == [
         (1, datetime(2020, 1, 11)),
         (2, datetime(2021, 1, 1)),

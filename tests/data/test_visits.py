@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
+import numpy as np
 import polars as pl
 import pytest
 
+from ehrtrack.data.histories import histories_of
+from ehrtrack.data.store import build_store
 from ehrtrack.data.visits import VisitConfig, visit_tokens
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, UNK, Vocabulary
 from ehrtrack.errors import DataError
@@ -24,7 +27,9 @@ def tokens_of(frame, rows, unit="day", cutoff="2020-12-31", subjects=(1,)) -> pl
         {"subject_id": subjects, "cutoff": [datetime.fromisoformat(cutoff)] * len(subjects)},
         schema={"subject_id": pl.Int64, "cutoff": pl.Datetime("us")},
     )
-    return visit_tokens(frame(rows).lazy(), cutoffs, VOCABULARY, VisitConfig(unit=unit))
+    tokens = visit_tokens(histories_of(frame(rows)), cutoffs, VOCABULARY, VisitConfig(unit=unit))
+    columns = {name: getattr(tokens, name) for name in ("visit", "token", "age_years", "gap_days")}
+    return pl.DataFrame({"subject_id": np.repeat(tokens.subject_ids, tokens.n_tokens), **columns})
 
 
 def names(table: pl.DataFrame) -> list[tuple[int, str]]:
@@ -48,7 +53,6 @@ def test_visits_by_day_with_age_and_gap(frame):
     assert table.schema == {
         "subject_id": pl.Int64,
         "visit": pl.Int32,
-        "visit_start": pl.Datetime("us"),
         "token": pl.Int32,
         "age_years": pl.Float32,
         "gap_days": pl.Float32,
@@ -137,7 +141,8 @@ def test_subjects_do_not_mix(frame):
     assert table["age_years"].to_list() == pytest.approx([40, 30, 30 + 10 / 365.25], abs=1e-2)
 
 
-def test_subjects_without_birth_are_counted_and_named(frame):
+def test_subjects_without_birth_are_counted_and_named(make_dataset, tmp_path):
     rows = [BORN, (2, "2020-01-01", "A"), (3, "2021-01-01", "MEDS_BIRTH"), (3, "2020-01-01", "A")]
+    cutoffs = pl.DataFrame({"subject_id": [1, 2, 3], "cutoff": [datetime(2020, 12, 31)] * 3})
     with pytest.raises(DataError, match=r"2 of 3 subjects have no MEDS_BIRTH .*first: subject 2"):
-        tokens_of(frame, rows, subjects=(1, 2, 3))
+        build_store(make_dataset(rows), cutoffs, VOCABULARY, VisitConfig(), tmp_path)

@@ -6,24 +6,42 @@ import numpy as np
 import polars as pl
 import pytest
 
+from ehrtrack.data import fitting
+from ehrtrack.data.fitting import add_counts, choose_tokens, count_names, count_values, share_known, value_edges
+from ehrtrack.data.histories import Histories, histories_of
 from ehrtrack.data.vocabulary import (
     MASK,
+    NEVER_TOKENS,
     PAD,
     SPECIAL_TOKENS,
     UNK,
     Vocabulary,
     VocabularyConfig,
-    coverage,
-    fit_vocabulary,
-    index_tokens,
+    slot_names,
+    slots,
 )
 from ehrtrack.errors import CheckpointError, ConfigError, DataError
 
 DAY = "2020-01-01"
 
 
+def all_training(*shards: Histories) -> pl.DataFrame:
+    """Cutoffs after everything, of subjects that are all in the training split."""
+    subjects = sorted({int(subject) for events in shards for subject in events.subjects})
+    return pl.DataFrame({"subject_id": subjects}).with_columns(cutoff=pl.datetime(2100, 1, 1), split=pl.lit("train"))
+
+
+def fit_shards(*shards: Histories, **config) -> Vocabulary:
+    settings = VocabularyConfig(**{"min_subjects": 1, "min_values": 1, **config})
+    exclude, cutoffs = NEVER_TOKENS + settings.exclude, all_training(*shards)
+    edges = {}
+    if settings.n_value_bins > 1:
+        edges = value_edges((count_values(events, cutoffs, exclude) for events in shards), settings)
+    return choose_tokens(add_counts(count_names(events, cutoffs, edges, exclude) for events in shards), edges, settings)
+
+
 def fit(frame, rows, **config) -> Vocabulary:
-    return fit_vocabulary(frame(rows).lazy(), VocabularyConfig(**{"min_subjects": 1, "min_values": 1, **config}))
+    return fit_shards(histories_of(frame(rows)), **config)
 
 
 def values(code: str, numbers) -> list:
@@ -31,8 +49,11 @@ def values(code: str, numbers) -> list:
 
 
 def token_names(frame, rows, vocabulary: Vocabulary) -> list[str]:
-    indexed = index_tokens(frame(rows).lazy(), vocabulary).sort("subject_id", "code").collect()
-    return [vocabulary.tokens[token] for token in indexed["token"]]
+    """Tokens of the events that are not excluded, sorted by subject and code."""
+    events = histories_of(frame(rows).sort("subject_id", "time", "code", maintain_order=True))
+    slot, is_kept = slots(events, vocabulary.value_edges, vocabulary.exclude)
+    _, names = slot_names(events.codes, vocabulary.value_edges)
+    return [vocabulary.tokens[vocabulary.known.get(names[place], UNK)] for place in slot[is_kept]]
 
 
 def test_tokens_follow_the_specials_by_count_then_name(frame):
@@ -96,6 +117,41 @@ def test_equal_edges_are_merged_and_no_bin_is_empty(frame, numbers, edges):
     assert len(vocabulary) == 4 + n_bins
 
 
+def test_edges_of_values_in_two_shards_are_those_of_all_of_them(frame):
+    numbers = np.random.default_rng(1).normal(size=501).astype(np.float32)
+    rows = values("HR", numbers)
+    shards = [histories_of(frame(rows[part::2])) for part in (0, 1)]
+    assert fit_shards(*shards) == fit_shards(*shards[::-1]) == fit(frame, rows)
+    assert fit(frame, rows).value_edges["HR"] == pytest.approx(np.quantile(numbers.astype(float), [0.2, 0.4, 0.6, 0.8]))
+
+
+@pytest.mark.parametrize("n_shards", [1, 2, 5])
+def test_too_many_distinct_values_are_rounded_whatever_the_shards(frame, monkeypatch, n_shards):
+    monkeypatch.setattr(fitting, "MOST_DISTINCT_VALUES", 100)
+    numbers = np.random.default_rng(2).normal(size=400, scale=50).astype(np.float32)
+    rows = values("HR", numbers) + values("FEW", [1.1, 2.7, 3.3] * 40)
+    shards = [histories_of(frame(rows[part::n_shards])) for part in range(n_shards)]
+    edges = fit_shards(*shards, n_value_bins=2).value_edges
+    assert edges["FEW"] == pytest.approx((2.7,), rel=1e-7)
+    exact = float(np.median(numbers.astype(float)))
+    assert edges["HR"] == pytest.approx((exact,), abs=50 / 4096)
+    assert edges["HR"] != (exact,)
+    assert edges == fit(frame, rows, n_value_bins=2).value_edges
+
+
+def test_negative_values_and_infinities_lie_in_their_order(frame):
+    vocabulary = fit(frame, values("BASE", [-5, -1, 0, 2]), n_value_bins=2)
+    assert vocabulary.value_edges == {"BASE": (-0.5,)}
+    new = values("BASE", [-np.inf, -0.6, -0.5, np.inf])
+    assert token_names(frame, new, vocabulary) == ["BASE//Q1", "BASE//Q1", "BASE//Q2", "BASE//Q2"]
+
+
+def test_subjects_of_a_name_that_two_codes_share_are_counted_once(frame):
+    rows = [*values("LAB", [1, 2, 3, 4]), *values("X", [1, 1, 1]), (0, DAY, "LAB//Q1")]
+    assert "LAB//Q1" in fit(frame, rows, n_value_bins=2, min_subjects=2).tokens  # subjects 0 and 1
+    assert "LAB//Q1" not in fit(frame, rows, n_value_bins=2, min_subjects=3).tokens
+
+
 def test_code_with_too_few_values_keeps_its_plain_token(frame):
     rows = values("LAB", range(9))
     assert fit(frame, rows, min_values=10).tokens[4:] == ("LAB",)
@@ -142,8 +198,11 @@ def test_coverage_tells_known_from_unknown_for_each_split(frame):
     vocabulary = fit(frame, [(1, DAY, "A"), (1, DAY, "B")], exclude=("SKIP",))
     rows = [(1, DAY, "A"), (1, DAY, "B"), (2, DAY, "A"), (2, DAY, "N1"), (2, DAY, "N2"), (2, DAY, "N2")]
     rows += [(2, DAY, "SKIP"), (3, DAY, "A")]
-    splits = pl.DataFrame({"subject_id": [1, 2], "split": ["train", "test"]})
-    assert coverage(frame(rows).lazy(), vocabulary, splits).rows() == [
+    events = histories_of(frame(rows))
+    cutoffs = all_training(events).filter(pl.col("subject_id") < 3)
+    cutoffs = cutoffs.with_columns(split=pl.Series(["train", "test"]))
+    counts = add_counts([count_names(events, cutoffs, vocabulary.value_edges, vocabulary.exclude)])
+    assert share_known(counts, vocabulary).rows() == [
         ("train", 2, 1.0, 0.0, 0),
         ("test", 4, 0.25, 0.75, 2),
     ]

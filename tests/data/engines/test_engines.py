@@ -50,7 +50,7 @@ def end_itself(_item: int) -> None:
 
 def test_an_engine_is_found_by_its_module() -> None:
     assert ENGINES == ["local", "ray"]
-    with pytest.raises(ConfigError, match="unknown engine 'rya' .did you mean 'ray'"):
+    with pytest.raises(ConfigError, match=r"unknown engine 'rya' .did you mean 'ray'"):
         open_engine("rya")
     with pytest.raises(ConfigError, match="workers is 0"):
         open_engine("local", 0)
@@ -68,7 +68,7 @@ def test_two_workers_give_results_in_order_errors_as_they_are_and_end(name: str,
         assert engine.map(partial(wait_for_the_later, folder=tmp_path), [0, 1, 2]) == [0, 10, 20]
         assert os.getpid() not in engine.map(process_of, [1, 2])
         assert engine.map(math.sqrt, []) == []
-        with pytest.raises(DataError, match="^shard 7 is damaged$") as raised:
+        with pytest.raises(DataError, match=r"^shard 7 is damaged$") as raised:
             engine.map(refuse, [7])
         assert type(raised.value) is DataError
         assert engine.map(math.sqrt, [4.0]) == [2.0]
@@ -78,7 +78,10 @@ def test_two_workers_give_results_in_order_errors_as_they_are_and_end(name: str,
 
 
 def test_a_killed_local_worker_is_told_with_what_to_do() -> None:
-    with open_engine("local", 2) as engine, pytest.raises(EhrtrackError, match=r"use fewer workers .* [Ss]tart .*again"):
+    with (
+        open_engine("local", 2) as engine,
+        pytest.raises(EhrtrackError, match=r"use fewer workers .* [Ss]tart .*again"),
+    ):
         engine.map(end_itself, [1, 2])
 
 

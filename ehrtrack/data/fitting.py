@@ -1,0 +1,272 @@
+"""Fitting a vocabulary on training subjects, and its coverage: counted shard by shard, then added up.
+
+What a shard counts depends on the shard alone, and the sums on no order, so any number of shards, workers and
+machines comes to the same vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ehrtrack.data.events import MedsDataset, fingerprint_of
+from ehrtrack.data.histories import Histories, read_shard, run_starts, subject_numbers
+from ehrtrack.data.shards import ShardWork
+from ehrtrack.data.splits import SPLITS
+from ehrtrack.data.visits import is_known
+from ehrtrack.data.vocabulary import (
+    NEVER_TOKENS,
+    SPECIAL_TOKENS,
+    Vocabulary,
+    VocabularyConfig,
+    is_kept,
+    slot_names,
+    slots,
+)
+from ehrtrack.errors import DataError
+
+MOST_DISTINCT_VALUES = 10_000
+"""A code with more distinct training values has them rounded before its quantiles are taken, to bound memory."""
+
+ROUNDED_BITS = 11
+"""Bits of a 32-bit float that rounding drops: 12 of the mantissa stay, so values move down by 1 part in 4,096."""
+
+Edges = dict[str, tuple[float, ...]]
+
+
+def fit_vocabulary(
+    dataset: MedsDataset, cutoffs: pl.DataFrame, config: VocabularyConfig, work: ShardWork
+) -> Vocabulary:
+    """The vocabulary of what is known of the training subjects at their cutoffs.
+
+    Parameters
+    ----------
+    cutoffs : columns subject_id, cutoff, split
+
+    Raises
+    ------
+    DataError
+        If no token reaches `min_subjects`.
+    """
+    edges = {}
+    exclude = NEVER_TOKENS + config.exclude
+    if config.n_value_bins > 1:
+        training = cutoffs.filter(pl.col("split") == "train")
+        key = fingerprint_of("values", training, exclude)
+        function = partial(_count_values, cutoffs=work.share(training, key), exclude=exclude)
+        edges = value_edges(map(pl.read_parquet, work.tables(dataset, function, "values", key)), config)
+    return choose_tokens(_name_counts(dataset, cutoffs, edges, exclude, work), edges, config)
+
+
+def coverage(dataset: MedsDataset, cutoffs: pl.DataFrame, vocabulary: Vocabulary, work: ShardWork) -> pl.DataFrame:
+    """How much of each split's events the vocabulary knows.
+
+    Parameters
+    ----------
+    cutoffs : columns subject_id, cutoff, split
+
+    Returns
+    -------
+    split, n_events, share_known, share_unk, n_unk_codes; one row a split
+    """
+    return share_known(_name_counts(dataset, cutoffs, vocabulary.value_edges, vocabulary.exclude, work), vocabulary)
+
+
+def count_values(events: Histories, cutoffs: pl.DataFrame, exclude: tuple[str, ...]) -> pl.DataFrame:
+    """How often each code has each value: code, values list[f32] (rising), counts list[i64]."""
+    is_counted = is_known(events, cutoffs) & ~np.isnan(events.value) & is_kept(events, exclude)
+    key, count = np.unique(_value_key(events.code[is_counted], events.value[is_counted]), return_counts=True)
+    place = (key >> 32).astype(np.int64)
+    table = pl.DataFrame({"place": place, "values": _value_of(key), "counts": count})
+    return (
+        table.group_by("place", maintain_order=True)
+        .agg("values", "counts")
+        .select(pl.Series("code", events.codes, dtype=pl.String).gather(place[run_starts(place)]), "values", "counts")
+    )
+
+
+def count_names(
+    events: Histories, cutoffs: pl.DataFrame, edges: Mapping[str, tuple[float, ...]], exclude: tuple[str, ...]
+) -> pl.DataFrame:
+    """How many events and subjects there are of each token's name: split, code, name, n_events, n_subjects.
+
+    Two codes can share a name, as `LAB//Q1` and the first bin of `LAB`; its subjects are then in the first row.
+    """
+    slot, is_token = slots(events, edges, exclude)
+    is_counted = is_known(events, cutoffs) & is_token
+    counted, slot = events.select(is_counted), slot[is_counted]
+    row, _ = subject_numbers(counted.subjects, cutoffs["subject_id"].to_numpy())
+    split = cutoffs["split"].gather(row)
+    codes, names = slot_names(events.codes, edges)
+    subject = counted.spread(np.arange(len(counted.starts)))
+    tables = []
+    for name in SPLITS:
+        is_split = counted.spread((split == name).to_numpy())
+        tables.append(_count_split(slot[is_split], subject[is_split], names).with_columns(split=pl.lit(name)))
+    table = pl.concat(tables)
+    return table.select(
+        "split",
+        pl.Series("code", codes, dtype=pl.String).gather(table["slot"]),
+        pl.Series("name", names, dtype=pl.String).gather(table["slot"]),
+        "n_events",
+        "n_subjects",
+    )
+
+
+def value_edges(counts: Iterable[pl.DataFrame], config: VocabularyConfig) -> Edges:
+    """The inner edges of each code's value bins: quantiles (linear between neighbours) of its training values.
+
+    They are exact for a code with at most `MOST_DISTINCT_VALUES` distinct values. One with more has all its
+    values rounded down to 12 bits of mantissa first, so that memory grows with the codes and not with the events.
+    """
+    shares = [k / config.n_value_bins for k in range(1, config.n_value_bins)]
+    total = _ValueCounts()
+    for table in counts:
+        total.add(table)
+    edges = {}
+    for code, values, n_values in total.by_code():
+        if n_values.sum() >= config.min_values:
+            found = {_quantile(values, n_values, share) for share in shares}
+            # An edge at the lowest value would leave an empty bin below it; equal edges would leave one between them.
+            edges[code] = tuple(sorted(edge for edge in found if edge > values[0]))
+    return {code: inner for code, inner in sorted(edges.items()) if inner}
+
+
+def choose_tokens(counts: pl.DataFrame, edges: Edges, config: VocabularyConfig) -> Vocabulary:
+    """The vocabulary out of the counts of the training split: those of `count_names`, added up."""
+    table = (
+        counts.filter(pl.col("split") == "train")
+        .group_by("name")
+        .agg(pl.col("n_events").sum(), pl.col("n_subjects").sum())
+        .filter(pl.col("n_subjects") >= config.min_subjects)
+        .filter(~pl.col("name").is_in(SPECIAL_TOKENS))
+        .sort("n_events", "name", descending=[True, False])
+    )
+    if table.is_empty():
+        raise DataError(
+            f"no code is recorded for at least vocabulary.min_subjects = {config.min_subjects} training "
+            "subjects; lower it, or look at data.path and the cohort"
+        )
+    return Vocabulary(
+        tokens=SPECIAL_TOKENS + tuple(table["name"].to_list()),
+        value_edges=edges,
+        counts=(0,) * len(SPECIAL_TOKENS) + tuple(table["n_events"].to_list()),
+        exclude=NEVER_TOKENS + config.exclude,
+    )
+
+
+def share_known(counts: pl.DataFrame, vocabulary: Vocabulary) -> pl.DataFrame:
+    """`coverage` out of the counts of `count_names`, added up."""
+    unknown = ~pl.col("name").is_in(list(vocabulary.known))
+    n_unknown = pl.col("n_events").filter(unknown).sum()
+    table = counts.group_by("split").agg(
+        pl.col("n_events").sum(),
+        share_known=(pl.col("n_events").sum() - n_unknown) / pl.col("n_events").sum(),
+        share_unk=n_unknown / pl.col("n_events").sum(),
+        n_unk_codes=pl.col("code").filter(unknown).n_unique().cast(pl.Int64),
+    )
+    return pl.DataFrame({"split": SPLITS}).join(table, on="split", how="inner", maintain_order="left")
+
+
+def add_counts(counts: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """The sums of the tables of `count_names` over the shards."""
+    columns = ("split", "code", "name")
+    total: pl.DataFrame | None = None
+    for table in counts:
+        together = table if total is None else pl.concat([total, table])
+        total = together.group_by(columns).agg(pl.col("n_events").sum(), pl.col("n_subjects").sum())
+    assert total is not None  # a dataset has a shard
+    return total
+
+
+class _ValueCounts:
+    """How often each code has each value, with a bound on the distinct values of a code."""
+
+    def __init__(self) -> None:
+        self.codes: dict[str, int] = {}
+        self._is_rounded = np.zeros(0, dtype=bool)
+        self._keys = np.zeros(0, dtype=np.uint64)  # code and value, rising
+        self._counts = np.zeros(0, dtype=np.int64)
+
+    def add(self, table: pl.DataFrame) -> None:
+        places = np.array([self.codes.setdefault(code, len(self.codes)) for code in table["code"]], dtype=np.int64)
+        self._is_rounded = np.pad(self._is_rounded, (0, len(self.codes) - len(self._is_rounded)))
+        code = np.repeat(places, table["values"].list.len().to_numpy())
+        keys = _value_key(code, table["values"].explode().to_numpy())
+        self._merge(np.concatenate([self._keys, keys]), np.concatenate([self._counts, table["counts"].explode()]))
+        n_distinct = np.bincount((self._keys >> 32).astype(np.int64), minlength=len(self.codes))
+        if (n_distinct > MOST_DISTINCT_VALUES).any():
+            self._is_rounded |= n_distinct > MOST_DISTINCT_VALUES
+            self._merge(self._keys, self._counts)
+
+    def _merge(self, keys: npt.NDArray[np.uint64], counts: npt.NDArray[np.int64]) -> None:
+        is_rounded = self._is_rounded[(keys >> 32).astype(np.int64)]
+        keys = np.where(is_rounded, keys >> ROUNDED_BITS << ROUNDED_BITS, keys)
+        order = np.argsort(keys, kind="stable")
+        keys, counts = keys[order], counts[order]
+        first = run_starts(keys)
+        self._keys = keys[first]
+        self._counts = np.add.reduceat(counts, first) if len(first) else counts
+
+    def by_code(self) -> Iterable[tuple[str, npt.NDArray[np.float64], npt.NDArray[np.int64]]]:
+        """Each code with its values, rising, and their counts."""
+        bounds = np.searchsorted(self._keys, np.arange(len(self.codes) + 1, dtype=np.uint64) << 32)
+        for code, place in self.codes.items():
+            part = slice(bounds[place], bounds[place + 1])
+            yield code, _value_of(self._keys[part]).astype(np.float64), self._counts[part]
+
+
+def _value_key(code: npt.NDArray[np.integer], value: npt.NDArray[np.float32]) -> npt.NDArray[np.uint64]:
+    """Integers that sort by code, then by value: a float's bits do, once those of negative ones are turned over."""
+    bits = value.astype(np.float32).view(np.uint32)
+    rising = np.where(bits >> 31 == 0, bits | np.uint32(1 << 31), ~bits)
+    return (code.astype(np.uint64) << np.uint64(32)) | rising
+
+
+def _value_of(key: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
+    rising = (key & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    return np.where(rising >> 31 == 1, rising & np.uint32(0x7FFFFFFF), ~rising).view(np.float32)
+
+
+def _quantile(values: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], share: float) -> float:
+    """The quantile, linear between neighbours, of values that each occur `counts` times."""
+    n_up_to = np.cumsum(counts)
+    position = (n_up_to[-1] - 1) * share
+    lower, upper = (
+        values[np.searchsorted(n_up_to, rank, side="right")] for rank in (int(position), -int(-position // 1))
+    )
+    return float(lower if lower == upper else (position - int(position)) * (upper - lower) + lower)
+
+
+def _count_split(slot: npt.NDArray[np.int64], subject: npt.NDArray[np.int64], names: list[str]) -> pl.DataFrame:
+    """slot, n_events, n_subjects of the slots that occur."""
+    first_slot: dict[str, int] = {}
+    n_events = np.bincount(slot, minlength=len(names))
+    occurring = np.flatnonzero(n_events)
+    same_name = np.arange(len(names))
+    for place in occurring.tolist():
+        same_name[place] = first_slot.setdefault(names[place], place)
+    pair = np.sort(subject * np.int64(len(names)) + same_name[slot])
+    n_subjects = np.bincount(pair[run_starts(pair)] % max(len(names), 1), minlength=len(names))
+    return pl.DataFrame({"slot": occurring, "n_events": n_events[occurring], "n_subjects": n_subjects[occurring]})
+
+
+def _name_counts(
+    dataset: MedsDataset, cutoffs: pl.DataFrame, edges: Edges, exclude: tuple[str, ...], work: ShardWork
+) -> pl.DataFrame:
+    key = fingerprint_of("names", cutoffs, edges, exclude)
+    function = partial(_count_names, cutoffs=work.share(cutoffs, key), edges=edges, exclude=exclude)
+    return add_counts(map(pl.read_parquet, work.tables(dataset, function, "names", key)))
+
+
+def _count_values(shard: Path, *, cutoffs: Path, exclude: tuple[str, ...]) -> pl.DataFrame:
+    return count_values(read_shard(shard), pl.read_ipc(cutoffs), exclude)
+
+
+def _count_names(shard: Path, *, cutoffs: Path, edges: Edges, exclude: tuple[str, ...]) -> pl.DataFrame:
+    return count_names(read_shard(shard), pl.read_ipc(cutoffs), edges, exclude)

@@ -1,0 +1,173 @@
+"""The events of one shard in memory: flat arrays, sorted by subject and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ehrtrack.data.events import EVENT_SCHEMA
+
+NO_TIME = np.iinfo(np.int64).min
+"""The time of static facts: as in numpy's NaT, before all others."""
+
+Ints = npt.NDArray[np.int64]
+Scalar = TypeVar("Scalar", bound=np.generic)
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Histories:
+    """E events of the subjects of a shard, sorted by subject and time, static facts first.
+
+    Attributes
+    ----------
+    time_us : microseconds since 1970, `NO_TIME` for static facts
+    code : index into `codes`
+    value : NaN where there is none
+    visit_id : the source's encounter, null where there is none; None if it was not read
+    """
+
+    subject_id: Ints  # (E,)
+    time_us: Ints  # (E,)
+    code: npt.NDArray[np.int32]  # (E,)
+    value: npt.NDArray[np.float32]  # (E,)
+    codes: tuple[str, ...]
+    visit_id: pl.Series | None = None  # (E,)
+
+    def __len__(self) -> int:
+        return len(self.subject_id)
+
+    @cached_property
+    def starts(self) -> Ints:
+        """(S,) the first event of each of the S subjects."""
+        return run_starts(self.subject_id)
+
+    @cached_property
+    def subjects(self) -> Ints:
+        """(S,) the subjects, rising."""
+        return self.subject_id[self.starts]
+
+    def spread(self, per_subject: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+        """(E,) the value of each event's subject, from (S,) values."""
+        return np.repeat(per_subject, np.diff(self.starts, append=len(self)))
+
+    def earliest(self, code: str, until_us: Ints) -> Ints:
+        """(S,) the first time of a code at or before each subject's `until_us`; the largest integer where none is."""
+        first = np.full(len(self.starts), np.iinfo(np.int64).max)
+        if code in self.codes:
+            event = np.flatnonzero(self.code == self.codes.index(code))
+            subject = np.searchsorted(self.starts, event, side="right") - 1
+            time_us = self.time_us[event]
+            counts = (time_us != NO_TIME) & (time_us <= until_us[subject])
+            np.minimum.at(first, subject[counts], time_us[counts])
+        return first
+
+    def select(self, mask: Mask) -> Histories:
+        """The events for which the mask is true."""
+        if mask.all():
+            return self
+        return replace(
+            self,
+            subject_id=self.subject_id[mask],
+            time_us=self.time_us[mask],
+            code=self.code[mask],
+            value=self.value[mask],
+            visit_id=None if self.visit_id is None else self.visit_id.filter(mask),
+        )
+
+
+def read_shard(shard: Path, *, has_visit_ids: bool = False) -> Histories:
+    """The events of a shard; those without a code are left out.
+
+    Codes are read as parquet keeps them, numbers into a dictionary, so that no text is handled row by row.
+    """
+    wanted = ["subject_id", "time", "code", "numeric_value", *(["visit_id"] if has_visit_ids else [])]
+    with pq.ParquetFile(shard, read_dictionary=["code"]) as file:
+        table = file.read([name for name in wanted if name in file.schema_arrow.names], use_threads=False)
+    return _histories(table, has_visit_ids=has_visit_ids)
+
+
+def histories_of(events: pl.DataFrame | pl.LazyFrame, *, has_visit_ids: bool = True) -> Histories:
+    """The events of a frame."""
+    return _histories(events.lazy().collect().to_arrow(), has_visit_ids=has_visit_ids)
+
+
+def run_starts(values: npt.NDArray[np.generic]) -> Ints:
+    """Where runs of equal values begin."""
+    if not len(values):
+        return np.zeros(0, dtype=np.int64)
+    return np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
+
+
+def _histories(table: pa.Table, *, has_visit_ids: bool) -> Histories:
+    if table["code"].null_count:
+        table = table.filter(pc.is_valid(table["code"]))
+    code, codes = _codes(table["code"])
+    frame = pl.from_arrow(table.drop_columns("code"))  # Arrow's own way to numpy imports pandas
+    assert isinstance(frame, pl.DataFrame)
+    absent = [pl.lit(None, EVENT_SCHEMA[name]).alias(name) for name in EVENT_SCHEMA if name not in frame.columns]
+    frame = frame.with_columns(absent)
+    events = Histories(
+        subject_id=frame["subject_id"].cast(pl.Int64).to_numpy(),
+        time_us=times_us(frame["time"]),
+        code=code,
+        value=frame["numeric_value"].cast(pl.Float32).fill_null(float("nan")).to_numpy(),
+        codes=codes,
+        visit_id=frame["visit_id"].cast(pl.String) if has_visit_ids else None,
+    )
+    return _sorted(events)
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
+    """(E,) index into the distinct codes, and those."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.cast(pa.large_string()).dictionary_encode()
+    chunks = column.unify_dictionaries().chunks
+    if not chunks:
+        return np.zeros(0, dtype=np.int32), ()
+    index = pl.from_arrow(pa.chunked_array([chunk.indices for chunk in chunks]))
+    assert isinstance(index, pl.Series)
+    return index.cast(pl.Int32).to_numpy(), tuple(chunks[0].dictionary.to_pylist())
+
+
+def times_us(column: pl.Series) -> Ints:
+    """(n,) microseconds since 1970, `NO_TIME` for null."""
+    numbers: Ints = column.cast(pl.Datetime("us")).to_physical().fill_null(int(NO_TIME)).to_numpy()
+    return numbers
+
+
+def _sorted(events: Histories) -> Histories:
+    """MEDS shards are sorted; a frame made by hand, or by another tool, need not be."""
+    subject, time = events.subject_id, events.time_us
+    is_rising = (subject[1:] > subject[:-1]) | ((subject[1:] == subject[:-1]) & (time[1:] >= time[:-1]))
+    if is_rising.all():
+        return events
+    order = np.lexsort((time, subject))
+    return replace(
+        events,
+        subject_id=subject[order],
+        time_us=time[order],
+        code=events.code[order],
+        value=events.value[order],
+        visit_id=None if events.visit_id is None else events.visit_id[order],
+    )
+
+
+def subject_numbers(subject_ids: Ints, among: Ints) -> tuple[Ints, Mask]:
+    """(n,) where each subject lies in `among`, which holds each once in any order, and whether it is there at all."""
+    if not len(among):
+        return np.zeros(len(subject_ids), dtype=np.int64), np.zeros(len(subject_ids), dtype=bool)
+    is_rising = bool((among[1:] > among[:-1]).all())
+    order = None if is_rising else np.argsort(among, kind="stable")
+    place = np.minimum(np.searchsorted(among, subject_ids, sorter=order), len(among) - 1)
+    row = place if order is None else order[place]
+    return row, among[row] == subject_ids
