@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ehrtrack.data.events import EVENT_SCHEMA
+from ehrtrack.errors import DataError
 
 NO_TIME = np.iinfo(np.int64).min
 """The time of static facts: as in numpy's NaT, before all others."""
@@ -89,10 +90,18 @@ def read_shard(shard: Path, *, has_visit_ids: bool = False) -> Histories:
     """The events of a shard; those without a code are left out.
 
     Codes are read as parquet keeps them, numbers into a dictionary, so that no text is handled row by row.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read.
     """
     wanted = ["subject_id", "time", "code", "numeric_value", *(["visit_id"] if has_visit_ids else [])]
-    with pq.ParquetFile(shard, read_dictionary=["code"]) as file:
-        table = file.read([name for name in wanted if name in file.schema_arrow.names], use_threads=False)
+    try:
+        with pq.ParquetFile(shard, read_dictionary=["code"]) as file:
+            table = file.read([name for name in wanted if name in file.schema_arrow.names], use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{shard} cannot be read as parquet ({error}); import the data again") from error
     return _histories(table, has_visit_ids=has_visit_ids)
 
 
