@@ -30,11 +30,11 @@ from ehrtrack.data.vocabulary import (
 )
 from ehrtrack.errors import DataError
 
-MOST_DISTINCT_VALUES = 10_000
+MOST_DISTINCT_VALUES = 4_096
 """A code with more distinct training values has them rounded before its quantiles are taken, to bound memory."""
 
-ROUNDED_BITS = 11
-"""Bits of a 32-bit float that rounding drops: 12 of the mantissa stay, so values move down by 1 part in 4,096."""
+ROUNDED_BITS = 13
+"""Bits of a 32-bit float that rounding drops: 10 of the mantissa stay, so values move down by 1 part in 1,024."""
 
 Edges = dict[str, tuple[float, ...]]
 
@@ -122,7 +122,7 @@ def value_edges(counts: Iterable[pl.DataFrame], config: VocabularyConfig) -> Edg
     """The inner edges of each code's value bins: quantiles (linear between neighbours) of its training values.
 
     They are exact for a code with at most `MOST_DISTINCT_VALUES` distinct values. One with more has all its
-    values rounded down to 12 bits of mantissa first, so that memory grows with the codes and not with the events.
+    values rounded down to 10 bits of mantissa first, so that memory grows with the codes and not with the events.
     """
     shares = [k / config.n_value_bins for k in range(1, config.n_value_bins)]
     total = _ValueCounts()
