@@ -200,8 +200,9 @@ class _ValueCounts:
         keys = _value_key(code, table["values"].explode().to_numpy())
         self._merge(np.concatenate([self._keys, keys]), np.concatenate([self._counts, table["counts"].explode()]))
         n_distinct = np.bincount((self._keys >> 32).astype(np.int64), minlength=len(self.codes))
-        if (n_distinct > MOST_DISTINCT_VALUES).any():
-            self._is_rounded |= n_distinct > MOST_DISTINCT_VALUES
+        is_new = (n_distinct > MOST_DISTINCT_VALUES) & ~self._is_rounded
+        if is_new.any():
+            self._is_rounded |= is_new
             self._merge(self._keys, self._counts)
 
     def _merge(self, keys: npt.NDArray[np.uint64], counts: npt.NDArray[np.int64]) -> None:
