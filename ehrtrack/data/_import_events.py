@@ -1,205 +1,230 @@
-"""Candidate events of an import: staged from the source's tables, given subjects, judged, and sorted.
+"""Candidate events of an import: read from the source's tables batch by batch and kept in files, the runs.
 
-Tables in the scratch database: `candidate` (every event as read), `subject` (source_id, subject_id, birth,
-death), `accepted` (the events to write, sorted by subject and time).
+A candidate has a subject, a code, and a time unless it is a static fact. What lacks one of these is counted
+as dropped at once. Subjects and codes, which repeat, are numbers from here on. A run holds the columns
+`subject`, `time`, `code` (numbers in place of texts) and, unless they are empty in all of it,
+`numeric_value`, `text_value` and `visit_id`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import duckdb
-import pyarrow as pa
+import numpy as np
+import numpy.typing as npt
+import polars as pl
 
-from ehrtrack.data.import_report import DROP_REASONS, TableReport
-from ehrtrack.data.sources._relation import Relation, first_line, quote_text
-from ehrtrack.data.sources._table import NULL, Event, SourceTable
+from ehrtrack.data._import_rows import EventColumns, row_query
+from ehrtrack.data.events import BIRTH, DEATH
+from ehrtrack.data.import_report import DROP_REASONS
+from ehrtrack.data.sources._relation import first_line
+from ehrtrack.data.sources._table import SourceTable
 from ehrtrack.errors import DataError
 
-_EVENT_FIELDS = (
-    "time",
-    "is_static",
-    "unreadable",
-    "time_column",
-    "code",
-    "numeric_value",
-    "text_value",
-    "description",
-)
-_SUBJECTS_PER_BATCH = 100_000
+OPTIONAL_COLUMNS = ("numeric_value", "text_value", "visit_id")
+_EVENTS_PER_BATCH = 500_000
+_EVENTS_PER_RUN = 1_000_000
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
-def stage_table(connection: duckdb.DuckDBPyConnection, index: int, table: SourceTable) -> int:
-    """Append the candidates of a table to `candidate`; returns the number of rows read.
+def reason_number(reason: str) -> pl.Expr:
+    """The reason as its place in `DROP_REASONS`."""
+    return pl.lit(DROP_REASONS.index(reason), pl.UInt8)
 
-    Raises
-    ------
-    DataError
-        If the table cannot be read, or more than half of the times stated in it are unreadable.
+
+class Numbering:
+    """Texts numbered 0, 1, 2, ... as they first appear."""
+
+    def __init__(self) -> None:
+        self._dtype = pl.Categorical(pl.Categories.random())
+        # Polars forgets the numbers when the last series of the type is gone.
+        self._anchor = pl.Series([], dtype=self._dtype)
+        self.n_texts = 0
+
+    def numbers(self, texts: pl.Series) -> pl.Series:
+        """The number of each text, or of each integer as text; null where it is null."""
+        if texts.dtype.is_integer():
+            distinct = texts.unique()
+            return texts.replace_strict(distinct, self.numbers(distinct.cast(pl.String)), return_dtype=pl.UInt32())
+        numbers = texts.cast(self._dtype).to_physical()
+        largest = numbers.max()
+        if isinstance(largest, int):
+            self.n_texts = max(self.n_texts, largest + 1)
+        return numbers
+
+    def texts(self) -> pl.Series:
+        """All texts, in order of their numbers."""
+        every = pl.int_range(self.n_texts, dtype=pl.UInt32).cat.to(self._dtype)
+        return pl.select(text=every.cast(pl.String))["text"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A file of candidates of one table."""
+
+    path: Path
+    table_index: int
+
+
+class Candidates:
+    """The candidates of all tables, in a folder, and what was counted while they were read.
+
+    Attributes
+    ----------
+    subjects, codes : numbers of the texts; birth has the code 0 and death 1.
+    n_rows : rows of each table.
+    is_rostered : by subject number, whether a row of a roster names the subject.
+    n_events : by subject number, candidates in the runs.
+    dropped : `table_index`, `subject` (null if there is none), `reason` (place in `DROP_REASONS`), `n`.
+    descriptions : `code` (number), `description`.
     """
-    connection.execute(
-        """CREATE TABLE IF NOT EXISTS candidate (
-            table_index UTINYINT, is_first_of_row BOOLEAN, is_header BOOLEAN,
-            source_id VARCHAR, visit_id VARCHAR,
-            time TIMESTAMP, is_static BOOLEAN, unreadable VARCHAR, time_column VARCHAR, code VARCHAR,
-            numeric_value FLOAT, text_value VARCHAR, description VARCHAR)"""
-    )
-    assert table.relation is not None
-    table.relation.require(table.subject)
-    try:
-        connection.execute(f"INSERT INTO candidate {_candidates_sql(index, table, table.relation)}")
-    except duckdb.OutOfMemoryException:
-        raise
-    except duckdb.Error as error:
-        raise DataError(f"table {table.name} cannot be read: {first_line(error)}") from error
-    _check_times(connection, index, table.name)
-    query = "SELECT count(*) FROM candidate WHERE table_index = ? AND is_first_of_row"
-    return _scalar(connection, query, [index])
 
-
-def map_subjects(connection: duckdb.DuckDBPyConnection, tables: Sequence[SourceTable]) -> bool:
-    """Build `subject` with each subject's int64 id, birth and death; tells whether the ids are the source's.
-
-    Raises
-    ------
-    DataError
-        If two identifiers hash to the same id.
-    """
-    rosters = [str(index) for index, table in enumerate(tables) if table.is_roster]
-    roster = f"AND table_index IN ({', '.join(rosters)})" if rosters else ""
-    connection.execute(
-        f"""CREATE TABLE source_subject AS SELECT DISTINCT source_id FROM candidate
-        WHERE source_id IS NOT NULL AND NOT is_header {roster}"""
-    )
-    n_other = _scalar(
-        connection,
-        "SELECT count(*) FROM source_subject WHERE TRY_CAST(source_id AS BIGINT)::VARCHAR IS DISTINCT FROM source_id",
-    )
-    has_integer_ids = n_other == 0
-    connection.execute("CREATE TABLE subject_number (source_id VARCHAR, subject_id BIGINT)")
-    if has_integer_ids:
-        connection.execute("INSERT INTO subject_number SELECT source_id, source_id::BIGINT FROM source_subject")
-    else:
-        _hash_subjects(connection)
-    connection.execute(_SUBJECTS_SQL)
-    return has_integer_ids
-
-
-def judge_events(connection: duckdb.DuckDBPyConnection, tables: Sequence[SourceTable]) -> list[TableReport]:
-    """Sort what is kept into `accepted`, and account for every candidate of every table."""
-    connection.execute(_JUDGED_SQL)
-    counts = connection.execute(
-        "SELECT table_index, reason, count(*), count(*) FILTER (is_first_of_row) FROM judged GROUP BY ALL"
-    ).fetchall()
-    connection.execute(
-        """CREATE TABLE accepted AS
-        SELECT min(table_index) AS table_index, subject_id, time, code, numeric_value, text_value, visit_id
-        FROM judged WHERE reason IS NULL
-        GROUP BY subject_id, time, code, numeric_value, text_value, visit_id
-        ORDER BY subject_id, time NULLS FIRST"""
-    )
-    kept = dict(connection.execute("SELECT table_index, count(*) FROM accepted GROUP BY table_index").fetchall())
-    reports = []
-    for index, table in enumerate(tables):
-        rows = [row for row in counts if row[0] == index]
-        dropped = {reason: n for _, reason, n, _ in rows if reason is not None}
-        n_passed = sum(n for _, reason, n, _ in rows if reason is None)
-        dropped["exact duplicate"] = n_passed - kept.get(index, 0)
-        reports.append(
-            TableReport(
-                name=table.name,
-                n_rows=sum(row[3] for row in rows),
-                n_events=sum(row[2] for row in rows),
-                n_kept=kept.get(index, 0),
-                dropped={reason: dropped[reason] for reason in DROP_REASONS if dropped.get(reason)},
-            )
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.subjects, self.codes = Numbering(), Numbering()
+        self.codes.numbers(pl.Series([BIRTH, DEATH]))
+        self.runs: list[Run] = []
+        self.n_rows: list[int] = []
+        self.is_rostered = np.zeros(0, bool)
+        self.n_events = np.zeros(0, np.int64)
+        self.dropped = pl.DataFrame(
+            schema={"table_index": pl.UInt8, "subject": pl.UInt32, "reason": pl.UInt8, "n": pl.UInt32}
         )
-    return reports
+        self.descriptions = pl.DataFrame(schema={"code": pl.UInt32, "description": pl.String})
+
+    def stage(self, connection: duckdb.DuckDBPyConnection, table: SourceTable) -> int:
+        """Read a table; returns the number of its rows.
+
+        Raises
+        ------
+        DataError
+            If the table cannot be read, or more than half of the times stated in it are unreadable.
+        """
+        assert table.relation is not None
+        table.relation.require(table.subject)
+        query, events = row_query(table, table.relation)
+        times = _TimeCheck(table.name)
+        self.n_rows.append(0)
+        held: list[pl.DataFrame] = []
+        for rows in _batches(connection, query, table.name, max(10_000, _EVENTS_PER_BATCH // len(events))):
+            self.n_rows[-1] += rows.height
+            held.extend(self._candidates(rows, events, table, times))
+            if sum(frame.height for frame in held) >= _EVENTS_PER_RUN:
+                self._write_run(held)
+                held = []
+        if any(frame.height for frame in held):
+            self._write_run(held)
+        times.check()
+        if table.code_descriptions is not None:
+            described = connection.sql(table.code_descriptions).to_arrow_table()
+            self._describe(pl.DataFrame(described))
+        return self.n_rows[-1]
+
+    def _candidates(
+        self, rows: pl.DataFrame, events: list[EventColumns], table: SourceTable, times: _TimeCheck
+    ) -> Iterator[pl.DataFrame]:
+        """The candidates that the rows make, an event of the row at a time."""
+        subject = self.subjects.numbers(rows["subject"])
+        rows = rows.with_columns(subject=subject)
+        if table.is_roster:
+            self._enrol(subject)
+        is_header = pl.col("is_header")
+        why_not = (
+            pl.when(is_header)
+            .then(reason_number("header row read as data"))
+            .when(pl.col("subject").is_null())
+            .then(reason_number("no subject"))
+        )
+        codes = [pl.col(event.code).is_not_null() for event in events]
+        self._drop(rows.filter(~pl.any_horizontal(codes)), why_not.otherwise(reason_number("no code")))
+        for event in events:
+            frame = rows.select(event.selection(visit="visit" in rows.columns))
+            if frame["code"].null_count():
+                frame = frame.filter(pl.col("code").is_not_null())
+            times.count(frame, event)
+            frame = frame.with_columns(code=self.codes.numbers(frame["code"]))
+            self._describe(frame)
+            why_not_event = why_not.when(pl.col("unreadable").is_not_null()).then(reason_number("unreadable time"))
+            if not event.may_lack_time:
+                why_not_event = why_not_event.when(pl.col("time").is_null()).then(reason_number("no time"))
+            yield self._drop(frame, why_not_event).drop("is_header", "unreadable", "description")
+
+    def _drop(self, frame: pl.DataFrame, why_not: pl.Expr) -> pl.DataFrame:
+        """The rows of `frame` for which there is no reason to drop them; the others are counted."""
+        reason = frame.select(reason=why_not)["reason"]
+        if reason.null_count() == frame.height:
+            return frame
+        counts = (
+            pl.DataFrame({"subject": frame["subject"], "reason": reason})
+            .drop_nulls("reason")
+            .group_by("subject", "reason")
+            .agg(n=pl.len())
+            .select(pl.lit(len(self.n_rows) - 1, pl.UInt8).alias("table_index"), "subject", "reason", "n")
+        )
+        keys = ["table_index", "subject", "reason"]
+        self.dropped = pl.concat([self.dropped, counts]).group_by(keys).agg(pl.col("n").sum())
+        return frame.filter(reason.is_null())
+
+    def _enrol(self, subject: pl.Series) -> None:
+        numbers = subject.drop_nulls().to_numpy()
+        self.is_rostered = _grown(self.is_rostered, self.subjects.n_texts)
+        self.is_rostered[numbers] = True
+
+    def _describe(self, frame: pl.DataFrame) -> None:
+        """Keep the first description of each code in the alphabet."""
+        if frame["description"].null_count() == frame.height:
+            return
+        if frame["code"].dtype == pl.String:
+            frame = frame.drop_nulls("code")
+            frame = frame.with_columns(code=self.codes.numbers(frame["code"]))
+        stated = frame.select("code", "description").drop_nulls().group_by("code").agg(pl.col("description").min())
+        self.descriptions = pl.concat([self.descriptions, stated]).group_by("code").agg(pl.col("description").min())
+
+    def _write_run(self, frames: list[pl.DataFrame]) -> None:
+        candidates = pl.concat(frames, how="diagonal")
+        empty = [name for name in OPTIONAL_COLUMNS if name in candidates and candidates[name].is_null().all()]
+        run = Run(self.folder / f"{len(self.runs)}.arrow", len(self.n_rows) - 1)
+        candidates.drop(empty).write_ipc(run.path, compression="uncompressed")
+        self.runs.append(run)
+        counts = np.bincount(candidates["subject"].to_numpy(), minlength=self.subjects.n_texts)
+        self.n_events = _grown(self.n_events, self.subjects.n_texts) + counts
 
 
-def _candidates_sql(index: int, table: SourceTable, relation: Relation) -> str:
-    """One pass over the table: each row's events, or one without a code if it has none."""
-    subject = relation.identifier(table.subject)
-    visit = relation.identifier(table.visit) if table.visit else NULL
-    is_header = f"coalesce(lower({subject}) = {quote_text(table.subject.lower())}, false)"
-    row = f"{is_header} AS is_header, {subject} AS source_id, {visit} AS visit_id"
-    fields = ", ".join(f"event.{name}" for name in _EVENT_FIELDS)
-    if len(table.events) == 1:
-        event = _event_sql(table.events[0])
-        rows = f"SELECT true AS is_first_of_row, {row}, {event} AS event FROM {relation.sql}"
-    else:
-        events = ", ".join(_event_sql(event) for event in table.events)
-        rows = f"""
-            SELECT * EXCLUDE events, unnest(events) AS event,
-                unnest(range(len(events))) = 0 AS is_first_of_row
-            FROM (
-                SELECT * EXCLUDE (all_events, coded),
-                    CASE WHEN len(coded) > 0 THEN coded ELSE all_events[:1] END AS events
-                FROM (
-                    SELECT *, list_filter(all_events, lambda event: event.code IS NOT NULL) AS coded
-                    FROM (SELECT {row}, [{events}] AS all_events FROM {relation.sql})
+class _TimeCheck:
+    """Whether the dates of a table are mostly in another format; a few bad ones are dropped by reason."""
+
+    def __init__(self, table_name: str) -> None:
+        self._table_name = table_name
+        self._counts: dict[str, tuple[int, int, str]] = {}
+
+    def count(self, frame: pl.DataFrame, event: EventColumns) -> None:
+        """Count the readable and the unreadable times of an event's candidates."""
+        if event.time_column is None:
+            return
+        if frame["is_header"].any():
+            frame = frame.filter(~pl.col("is_header"))
+        n_read = frame.height - frame["time"].null_count()
+        n_unreadable = frame.height - frame["unreadable"].null_count()
+        example = str(frame["unreadable"].min()) if n_unreadable else ""
+        read, unreadable, example_before = self._counts.get(event.time_column, (0, 0, ""))
+        examples = [text for text in (example, example_before) if text]
+        self._counts[event.time_column] = (read + n_read, unreadable + n_unreadable, min(examples, default=""))
+
+    def check(self) -> None:
+        """Refuse the table if more than half of the times stated in a column are unreadable."""
+        for column, (n_read, n_unreadable, example) in sorted(self._counts.items()):
+            if n_unreadable > n_read:
+                raise DataError(
+                    f"table {self._table_name}, column {column}: {n_unreadable:,} of {n_read + n_unreadable:,} times "
+                    f"are unreadable (for example {example!r}); needed: ISO 8601 such as 2008-06-30 or "
+                    "2008-06-30T14:05:00Z, or, with the source events-csv, a time_format"
                 )
-            )"""
-    return f"SELECT {index}, is_first_of_row, is_header, source_id, visit_id, {fields} FROM ({rows})"
-
-
-def _event_sql(event: Event) -> str:
-    """The event as a struct with the fields of `_EVENT_FIELDS`."""
-    if event.time is None:
-        parsed, unreadable, column, is_static = "CAST(NULL AS TIMESTAMP)", NULL, NULL, "true"
-    else:
-        parsed = event.time.parsed
-        unreadable = f"CASE WHEN {parsed} IS NULL THEN {event.time.stated} END"
-        column = quote_text(event.time.column)
-        is_static = f"({event.time.stated} IS NULL)" if event.may_lack_time else "false"
-    return (
-        f"{{'time': {parsed}, 'is_static': {is_static}, 'unreadable': CAST({unreadable} AS VARCHAR), "
-        f"'time_column': CAST({column} AS VARCHAR), 'code': CAST({event.code} AS VARCHAR), "
-        f"'numeric_value': CAST({event.numeric_value} AS FLOAT), "
-        f"'text_value': CAST({event.text_value} AS VARCHAR), "
-        f"'description': CAST({event.description} AS VARCHAR)}}"
-    )
-
-
-def _check_times(connection: duckdb.DuckDBPyConnection, index: int, name: str) -> None:
-    """Refuse a table whose dates are mostly in another format; a few bad ones are dropped by reason later."""
-    rows = connection.execute(
-        """SELECT time_column, count(unreadable), count(unreadable) + count(time), min(unreadable)
-        FROM candidate WHERE table_index = ? AND NOT is_header AND code IS NOT NULL
-        GROUP BY time_column HAVING count(unreadable) > count(time) ORDER BY 1""",
-        [index],
-    ).fetchall()
-    for column, n_unreadable, n_stated, example in rows:
-        raise DataError(
-            f"table {name}, column {column}: {n_unreadable:,} of {n_stated:,} times are unreadable "
-            f"(for example {example!r}); needed: ISO 8601 such as 2008-06-30 or 2008-06-30T14:05:00Z, "
-            "or, with the source events-csv, a time_format"
-        )
-
-
-def _hash_subjects(connection: duckdb.DuckDBPyConnection) -> None:
-    """Number the subjects by the first 63 bits of BLAKE2b of their identifiers."""
-    with connection.cursor() as reader:
-        reader.execute("SELECT source_id FROM source_subject")
-        while rows := reader.fetchmany(_SUBJECTS_PER_BATCH):
-            source_ids = [str(row[0]) for row in rows]
-            numbers = pa.table(
-                {
-                    "source_id": pa.array(source_ids, pa.string()),
-                    "subject_id": pa.array(list(map(hash_subject_id, source_ids)), pa.int64()),
-                }
-            )
-            connection.register("hashed", numbers)
-            connection.execute("INSERT INTO subject_number SELECT source_id, subject_id FROM hashed")
-            connection.unregister("hashed")
-    clash = connection.execute(
-        "SELECT min(source_id), max(source_id) FROM subject_number GROUP BY subject_id HAVING count(*) > 1"
-    ).fetchone()
-    if clash is not None:
-        raise DataError(
-            f"subjects {clash[0]!r} and {clash[1]!r} get the same 63-bit id; rename one of them in the source"
-        )
 
 
 def hash_subject_id(source_id: str) -> int:
@@ -207,61 +232,54 @@ def hash_subject_id(source_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(source_id.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _scalar(connection: duckdb.DuckDBPyConnection, query: str, values: Sequence[object] = ()) -> int:
-    row = connection.execute(query, list(values)).fetchone()
-    assert row is not None
-    return int(row[0])
+def number_subjects(candidates: Candidates, *, has_roster: bool) -> tuple[pl.DataFrame, bool]:
+    """Each subject's int64 id, and whether the ids are the source's.
+
+    Returns
+    -------
+    subjects : `number`, `source_id`, `subject_id`, `n_events`; those of the roster, sorted by `subject_id`.
+
+    Raises
+    ------
+    DataError
+        If two identifiers hash to the same id.
+    """
+    n_subjects = candidates.subjects.n_texts
+    subjects = pl.DataFrame(
+        {
+            "number": pl.Series(range(n_subjects), dtype=pl.UInt32),
+            "source_id": candidates.subjects.texts(),
+            "n_events": _grown(candidates.n_events, n_subjects),
+        }
+    )
+    if has_roster:
+        subjects = subjects.filter(pl.Series(_grown(candidates.is_rostered, n_subjects)))
+    integers = subjects["source_id"].cast(pl.Int64, strict=False)
+    has_integer_ids = bool((integers.cast(pl.String) == subjects["source_id"]).fill_null(False).all())
+    if not has_integer_ids:
+        integers = pl.Series([hash_subject_id(source_id) for source_id in subjects["source_id"]], dtype=pl.Int64)
+    subjects = subjects.with_columns(subject_id=integers).sort("subject_id")
+    clash = subjects.group_by("subject_id").agg(pl.col("source_id").sort()).filter(pl.col("source_id").list.len() > 1)
+    if clash.height:
+        first, *_, last = clash.sort("subject_id")["source_id"][0]
+        raise DataError(f"subjects {first!r} and {last!r} get the same 63-bit id; rename one of them in the source")
+    return subjects, has_integer_ids
 
 
-# Birth and death as stated, then moved within their day to enclose that day's events.
-_SUBJECTS_SQL = """
-CREATE TABLE subject AS
-WITH fact AS (
-    SELECT source_id, time, code FROM candidate
-    WHERE code IN ('MEDS_BIRTH', 'MEDS_DEATH') AND time IS NOT NULL AND NOT is_header
-), birth AS (
-    SELECT source_id, min(time) AS birth FROM fact WHERE code = 'MEDS_BIRTH' GROUP BY source_id
-), death_day AS (
-    SELECT source_id, min(time::DATE) AS day FROM fact LEFT JOIN birth USING (source_id)
-    WHERE code = 'MEDS_DEATH' AND (birth IS NULL OR time::DATE >= birth::DATE) GROUP BY source_id
-), death AS (
-    SELECT source_id, max(time) AS death FROM fact JOIN death_day USING (source_id)
-    WHERE code = 'MEDS_DEATH' AND time::DATE = day GROUP BY source_id
-), edge AS (
-    SELECT source_id,
-        min(time) FILTER (time::DATE = birth::DATE) AS first_of_birthday,
-        max(time) FILTER (time::DATE = death::DATE) AS last_of_death_day
-    FROM candidate LEFT JOIN birth USING (source_id) LEFT JOIN death USING (source_id)
-    WHERE NOT is_header AND code IS NOT NULL AND code NOT IN ('MEDS_BIRTH', 'MEDS_DEATH')
-      AND (time::DATE = birth::DATE OR time::DATE = death::DATE)
-    GROUP BY source_id
-)
-SELECT source_id, subject_id, birth AS stated_birth, death AS stated_death,
-    least(birth, first_of_birthday) AS birth,
-    CASE WHEN death = date_trunc('day', death) THEN greatest(death, last_of_death_day) ELSE death END AS death
-FROM subject_number
-LEFT JOIN birth USING (source_id) LEFT JOIN death USING (source_id) LEFT JOIN edge USING (source_id)
-"""
+def _batches(connection: duckdb.DuckDBPyConnection, query: str, table_name: str, n_rows: int) -> Iterator[pl.DataFrame]:
+    """The rows of a query, at most about `n_rows` at a time, as DuckDB reads them."""
+    try:
+        for batch in connection.sql(query).to_arrow_reader(n_rows):
+            yield pl.DataFrame(batch)
+    except duckdb.OutOfMemoryException:
+        raise
+    except (duckdb.Error, OSError) as error:
+        # An error within the stream of batches arrives as OSError, with DuckDB's text.
+        if "Out of Memory" in str(error):
+            raise duckdb.OutOfMemoryException(str(error)) from error
+        raise DataError(f"table {table_name} cannot be read: {first_line(error)}") from error
 
-_JUDGED_SQL = """
-CREATE VIEW judged AS
-SELECT table_index, is_first_of_row, subject_id, code, description,
-    CASE code WHEN 'MEDS_BIRTH' THEN birth WHEN 'MEDS_DEATH' THEN death ELSE time END AS time,
-    CASE WHEN code NOT IN ('MEDS_BIRTH', 'MEDS_DEATH') THEN numeric_value END AS numeric_value,
-    CASE WHEN code NOT IN ('MEDS_BIRTH', 'MEDS_DEATH') THEN text_value END AS text_value,
-    CASE WHEN code NOT IN ('MEDS_BIRTH', 'MEDS_DEATH') THEN visit_id END AS visit_id,
-    CASE
-        WHEN is_header THEN 'header row read as data'
-        WHEN candidate.source_id IS NULL THEN 'no subject'
-        WHEN subject_id IS NULL THEN 'subject not in person table'
-        WHEN code IS NULL THEN 'no code'
-        WHEN unreadable IS NOT NULL THEN 'unreadable time'
-        WHEN time IS NULL AND NOT is_static THEN 'no time'
-        WHEN code = 'MEDS_BIRTH' AND time::DATE > stated_birth::DATE THEN 'conflicting birth or death'
-        WHEN time::DATE < stated_birth::DATE THEN 'before birth'
-        WHEN code = 'MEDS_DEATH' THEN
-            CASE WHEN time::DATE > stated_death::DATE THEN 'conflicting birth or death' END
-        WHEN time > death THEN 'after death'
-    END AS reason
-FROM candidate LEFT JOIN subject USING (source_id)
-"""
+
+def _grown(array: npt.NDArray[_Scalar], length: int) -> npt.NDArray[_Scalar]:
+    """The array with zeros after its end up to `length`."""
+    return np.pad(array, (0, length - len(array)))

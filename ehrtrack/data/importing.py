@@ -1,7 +1,13 @@
 """The engine of ``ehrtrack import``: any source's tables into a MEDS dataset, checked, counted and streamed.
 
-All tables are staged as candidate events in a DuckDB file beside the output, which spills to disk and holds
-memory at a limit. Each candidate is kept or dropped for one reason; the kept are sorted and written.
+1. DuckDB reads each table, batch by batch; the candidate events that its rows make go to files beside the
+   output, the runs (`_import_events`).
+2. Subjects get their ids and are dealt to shards in order of these (`_import_shards`).
+3. Each shard is made on its own: of its candidates each is kept or dropped for one reason, and the kept are
+   sorted and written (`_import_write`). Shards are made side by side where there are several workers.
+
+Memory holds a few batches, or as many shards as there are workers, and the subjects' identifiers; never the
+table. The output is the same, byte for byte, for any number of threads and workers.
 
 Rules of time
 -------------
@@ -27,12 +33,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
+import polars as pl
 from pydantic import ValidationError
 
 from ehrtrack import plugins
-from ehrtrack.data._import_events import judge_events, map_subjects, stage_table
-from ehrtrack.data._import_write import Totals, write_dataset
-from ehrtrack.data.import_report import ImportReport, TableReport
+from ehrtrack.data._import_events import Candidates, number_subjects
+from ehrtrack.data._import_metadata import write_codes, write_description, write_subjects
+from ehrtrack.data._import_shards import name_shards, order_codes, plan_shards
+from ehrtrack.data._import_write import ShardAccount, write_shard
+from ehrtrack.data.engines import Engine, open_engine
+from ehrtrack.data.import_report import DROP_REASONS, ImportReport, TableReport
 from ehrtrack.data.sources._relation import first_line, quote_text
 from ehrtrack.data.sources._table import SourceTable
 from ehrtrack.errors import ConfigError, DataError
@@ -50,6 +62,8 @@ def import_dataset(
     memory_limit: str = "1GB",
     threads: int | None = None,
     events_per_shard: int = 1_000_000,
+    engine: str = "local",
+    n_workers: int = 1,
     progress: Progress | None = None,
 ) -> ImportReport:
     """Write the records at `path` as a MEDS dataset in `out`, whole or not at all.
@@ -61,14 +75,16 @@ def import_dataset(
     out : folder of the dataset; it must be empty or not there yet.
     config : TOML file for the source's settings; `events-csv` needs one.
     memory_limit : what DuckDB may hold in memory before it spills to disk next to `out`.
-    threads : threads to use; all cores if not given.
-    events_per_shard : a shard ends with the first subject that reaches this many events.
+    threads : threads with which DuckDB reads; all cores if not given.
+    events_per_shard : a shard ends with the first subject that reaches this many events of the source.
+    engine : a name of ``plugins.names("data.engines")``: where shards are written.
+    n_workers : shards that are written at the same time.
     progress : called with a line of text after each step; prints to stderr if not given.
 
     Raises
     ------
     ConfigError
-        If the source or a setting is unknown.
+        If the source, the engine or a setting is unknown.
     DataError
         If a file or column is missing, most times of a table are unreadable, nothing is left, or `out` is
         taken.
@@ -79,30 +95,113 @@ def import_dataset(
     settings = read_config(module.Config, source, config)
     _check_paths(path, out)
     report = progress or _print_progress
-    with _staging_folder(out) as staging, _database(staging, memory_limit, threads) as connection:
-        try:
-            tables: list[SourceTable] = module.tables(connection, path, settings)
-            present = [table for table in tables if table.relation is not None]
-            for index, table in enumerate(present):
-                began = time.monotonic()
-                n_rows = stage_table(connection, index, table)
-                report(f"read {table.name}: {n_rows:,} rows ({time.monotonic() - began:.1f} s)")
-            has_integer_ids = map_subjects(connection, present)
-            accounts = judge_events(connection, present)
-            report(f"checked and sorted {sum(a.n_kept for a in accounts):,} events")
-            _check_something_left(accounts, path)
-            totals = write_dataset(connection, staging, source, events_per_shard)
-            report(f"wrote {totals.n_shards} shard(s)")
-        except duckdb.OutOfMemoryException as error:
-            raise DataError(
-                f"{path} does not fit the memory limit of {memory_limit}; import with a higher one "
-                f"({first_line(error)})"
-            ) from error
-        except duckdb.Error as error:
-            raise DataError(f"{path} cannot be imported as {source}: {first_line(error)}") from error
-        connection.close()
+    with open_engine(engine, n_workers) as workers, _staging_folder(out) as staging:
+        candidates = Candidates(staging / "scratch" / "runs")
+        with _database(staging / "scratch", memory_limit, threads) as connection:
+            try:
+                tables: list[SourceTable] = module.tables(connection, path, settings)
+                present = [table for table in tables if table.relation is not None]
+                for table in present:
+                    began = time.monotonic()
+                    n_rows = candidates.stage(connection, table)
+                    report(f"read {table.name}: {n_rows:,} rows ({time.monotonic() - began:.1f} s)")
+            except duckdb.OutOfMemoryException as error:
+                raise DataError(
+                    f"{path} does not fit the memory limit of {memory_limit}; import with a higher one "
+                    f"({first_line(error)})"
+                ) from error
+            except duckdb.Error as error:
+                raise DataError(f"{path} cannot be imported as {source}: {first_line(error)}") from error
+        subjects, has_integer_ids = number_subjects(candidates, has_roster=any(table.is_roster for table in present))
+        shards, n_unknown = _write_events(candidates, subjects, staging, events_per_shard, workers)
+        accounts = _accounts(candidates, subjects, shards, n_unknown, present)
+        _check_something_left(accounts, path)
+        n_codes = _write_metadata(candidates, subjects, shards, staging, source)
+        report(f"checked, sorted and wrote {sum(shard.n_events for shard in shards):,} events")
         _publish(staging, out)
-    return _report(source, path, out, tables, accounts, has_integer_ids, totals, time.monotonic() - started)
+    written = [shard for shard in shards if shard.n_events]
+    return ImportReport(
+        source=source,
+        path=path,
+        out=out,
+        tables=tuple(accounts),
+        missing_tables=tuple(table.name for table in tables if table.relation is None),
+        has_integer_ids=has_integer_ids,
+        n_subjects=sum(len(shard.subjects) for shard in shards),
+        n_events=sum(shard.n_events for shard in shards),
+        n_codes=n_codes,
+        n_births=sum(shard.n_births for shard in shards),
+        n_deaths=sum(shard.n_deaths for shard in shards),
+        first_time=min((shard.first_time for shard in written if shard.first_time), default=None),
+        last_time=max((shard.last_time for shard in written if shard.last_time), default=None),
+        n_shards=len(written),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _write_events(
+    candidates: Candidates, subjects: pl.DataFrame, staging: Path, events_per_shard: int, workers: Engine
+) -> tuple[list[ShardAccount], npt.NDArray[np.int64]]:
+    """Write all shards; by table, the candidates of subjects that no roster names come with the accounts."""
+    folder = staging / "data"
+    folder.mkdir()
+    tasks, n_unknown = plan_shards(candidates, subjects, out=folder, events_per_shard=events_per_shard)
+    shards = workers.map(write_shard, tasks)
+    name_shards([shard.out for shard in shards if shard.n_events])
+    return shards, n_unknown
+
+
+def _write_metadata(
+    candidates: Candidates, subjects: pl.DataFrame, shards: list[ShardAccount], staging: Path, source: str
+) -> int:
+    """Write codes, subjects and description of the dataset; returns the number of codes."""
+    folder = staging / "metadata"
+    folder.mkdir()
+    used = pl.concat([shard.codes for shard in shards]).unique()
+    codes = order_codes(candidates)[used].join(candidates.descriptions, left_on="number", right_on="code", how="left")
+    write_codes(folder / "codes.parquet", codes)
+    write_subjects(folder / "subjects.parquet", subjects[pl.concat([shard.subjects for shard in shards]).sort()])
+    write_description(folder / "dataset.json", source)
+    return codes.height
+
+
+def _accounts(
+    candidates: Candidates,
+    subjects: pl.DataFrame,
+    shards: list[ShardAccount],
+    n_unknown: npt.NDArray[np.int64],
+    tables: list[SourceTable],
+) -> list[TableReport]:
+    """What became of every candidate of every table."""
+    unknown = DROP_REASONS.index("subject not in person table")
+    is_unknown = pl.col("subject").is_not_null() & ~pl.col("subject").is_in(subjects["number"].implode())
+    counts = pl.concat(
+        [
+            candidates.dropped.select(
+                "table_index",
+                reason=pl.when(is_unknown).then(pl.lit(unknown, pl.UInt8)).otherwise("reason"),
+                n=pl.col("n").cast(pl.Int64),
+            ),
+            *(shard.counts for shard in shards),
+        ]
+    )
+    totals = counts.group_by("table_index", "reason").agg(pl.col("n").sum())
+    n_of = {(table, reason): n for table, reason, n in totals.iter_rows()}
+    reports = []
+    for index, table in enumerate(tables):
+        dropped = {reason: n_of.get((index, place), 0) for place, reason in enumerate(DROP_REASONS)}
+        dropped[DROP_REASONS[unknown]] += int(n_unknown[index])
+        n_kept = n_of.get((index, None), 0)
+        reports.append(
+            TableReport(
+                name=table.name,
+                n_rows=candidates.n_rows[index],
+                n_events=n_kept + sum(dropped.values()),
+                n_kept=n_kept,
+                dropped={reason: n for reason, n in dropped.items() if n},
+            )
+        )
+    return reports
 
 
 def read_config(section: type[Section], source: str, path: Path | None) -> Section:
@@ -140,6 +239,7 @@ def _staging_folder(out: Path) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-importing-", dir=out.parent))
+        (staging / "scratch").mkdir()
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror}; choose another output") from error
     try:
@@ -149,15 +249,13 @@ def _staging_folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _database(staging: Path, memory_limit: str, threads: int | None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection to a scratch database inside the staging folder, with its spill files beside it."""
-    scratch = staging / "scratch"
-    scratch.mkdir()
-    connection = duckdb.connect(str(scratch / "events.duckdb"))
+def _database(scratch: Path, memory_limit: str, threads: int | None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection to a scratch database in a folder, with its spill files beside it."""
+    connection = duckdb.connect(str(scratch / "source.duckdb"))
     try:
         connection.execute(f"SET memory_limit = {quote_text(memory_limit)}")
         connection.execute(f"SET temp_directory = {quote_text(str(scratch / 'spill'))}")
-        connection.execute("SET preserve_insertion_order = false")
+        connection.execute("SET preserve_insertion_order = true")
         connection.execute("SET enable_progress_bar = false")
         connection.execute("SET TimeZone = 'UTC'")
         if threads is not None:
@@ -185,35 +283,6 @@ def _check_something_left(accounts: list[TableReport], path: Path) -> None:
         for account in accounts
     ]
     raise DataError(f"{path} has no usable event ({'; '.join(lines)}); nothing was written")
-
-
-def _report(
-    source: str,
-    path: Path,
-    out: Path,
-    tables: list[SourceTable],
-    accounts: list[TableReport],
-    has_integer_ids: bool,
-    totals: Totals,
-    seconds: float,
-) -> ImportReport:
-    return ImportReport(
-        source=source,
-        path=path,
-        out=out,
-        tables=tuple(accounts),
-        missing_tables=tuple(table.name for table in tables if table.relation is None),
-        has_integer_ids=has_integer_ids,
-        n_subjects=totals.n_subjects,
-        n_events=totals.n_events,
-        n_codes=totals.n_codes,
-        n_births=totals.n_births,
-        n_deaths=totals.n_deaths,
-        first_time=totals.first_time,
-        last_time=totals.last_time,
-        n_shards=totals.n_shards,
-        seconds=seconds,
-    )
 
 
 def _print_progress(line: str) -> None:

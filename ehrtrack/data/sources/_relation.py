@@ -20,6 +20,7 @@ from ehrtrack.errors import DataError
 
 _CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz")
 _SUFFIXES = (*_CSV_SUFFIXES, ".parquet")
+_INTEGER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 _FRACTIONAL_TYPES = ("DOUBLE", "FLOAT", "DECIMAL")
 
 
@@ -51,6 +52,10 @@ class Relation:
         """Whether the table has this column, in any case."""
         return column.lower() in self.types
 
+    def is_integer(self, column: str) -> bool:
+        """Whether the column is stored as integers of at most 64 bits, with a sign."""
+        return self.types.get(column.lower()) in _INTEGER_TYPES
+
     def require(self, *columns: str) -> Relation:
         """This relation, checked to have all `columns`.
 
@@ -78,11 +83,15 @@ class Relation:
                 f"CASE WHEN {name} = floor({name}) THEN CAST(TRY_CAST({name} AS BIGINT) AS VARCHAR) "
                 f"ELSE CAST({name} AS VARCHAR) END"
             )
+        if self.is_integer(column):
+            return f"CAST({name} AS VARCHAR)"
         return f"nullif(trim(CAST({name} AS VARCHAR)), '')"
 
     def identifier(self, column: str) -> str:
         """SQL of a subject's or visit's identifier as text; ``123.0`` is read as ``123``."""
-        return rf"regexp_replace({self.text(column)}, '^(-?\d+)\.0$', '\1')" if self.has(column) else "NULL"
+        if not self.has(column) or self.is_integer(column):
+            return self.text(column)
+        return rf"regexp_replace({self.text(column)}, '^(-?\d+)\.0$', '\1')"
 
     def integer(self, column: str) -> str:
         """SQL of a column as a 64-bit integer, NULL where it is none."""

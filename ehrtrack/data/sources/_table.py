@@ -40,6 +40,7 @@ class SourceTable:
     subject : name of the column with the subject's identifier.
     visit : name of the column with the visit's identifier, or None.
     is_roster : whether the table lists the subjects; rows of other subjects are then dropped everywhere.
+    code_descriptions : query of `code` and `description`, for descriptions that are kept apart from the events.
     """
 
     name: str
@@ -48,6 +49,7 @@ class SourceTable:
     events: tuple[Event, ...] = ()
     visit: str | None = None
     is_roster: bool = False
+    code_descriptions: str | None = None
 
 
 def require_table(relation: Relation | None, name: str, found: list[str], where: object) -> Relation:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import duckdb
 
-from ehrtrack.data.sources._relation import describe, quote_text, read_files
-from ehrtrack.data.sources._table import NULL, Event, SourceTable
+from ehrtrack.data.sources._relation import read_files
+from ehrtrack.data.sources._table import Event, SourceTable
 from ehrtrack.errors import DataError
 from ehrtrack.section import Section
 
@@ -31,23 +31,28 @@ def tables(connection: duckdb.DuckDBPyConnection, path: Path, config: Config) ->
         raise DataError(f"no parquet file under {folder}; needed: a MEDS dataset with data/*.parquet")
     events = read_files(connection, files, "data").require("subject_id", "time", "code")
     visit = next((column for column in _VISIT_COLUMNS if events.has(column)), None)
-    description = NULL
-    codes = path / "metadata" / "codes.parquet"
-    if codes.is_file() and read_files(connection, [codes], "codes").has("description"):
-        described = (
-            "(SELECT code AS described_code, min(description) AS code_description "
-            f"FROM read_parquet({quote_text(str(codes))}) GROUP BY code)"
-        )
-        events = describe(
-            connection, "data", f"(SELECT * FROM {events.sql} LEFT JOIN {described} ON code = described_code)"
-        )
-        description = events.text("code_description")
     event = Event(
         code=events.text("code"),
         time=events.time("time"),
         numeric_value=events.number("numeric_value"),
         text_value=events.text("text_value"),
-        description=description,
         may_lack_time=True,
     )
-    return [SourceTable(name="data", relation=events, subject="subject_id", events=(event,), visit=visit)]
+    table = SourceTable(
+        name="data",
+        relation=events,
+        subject="subject_id",
+        events=(event,),
+        visit=visit,
+        code_descriptions=_descriptions_query(connection, path / "metadata" / "codes.parquet"),
+    )
+    return [table]
+
+
+def _descriptions_query(connection: duckdb.DuckDBPyConnection, path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    codes = read_files(connection, [path], "codes")
+    if not codes.has("code") or not codes.has("description"):
+        return None
+    return f"SELECT {codes.text('code')} AS code, {codes.text('description')} AS description FROM {codes.sql}"
