@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.data._import_judge import reason_number
 from ehrtrack.data._import_rows import EventColumns, row_query
 from ehrtrack.data.events import BIRTH, DEATH
-from ehrtrack.data.import_report import DROP_REASONS
 from ehrtrack.data.sources._relation import first_line
 from ehrtrack.data.sources._table import SourceTable
 from ehrtrack.errors import DataError
@@ -29,12 +29,8 @@ from ehrtrack.errors import DataError
 OPTIONAL_COLUMNS = ("numeric_value", "text_value", "visit_id")
 _EVENTS_PER_BATCH = 500_000
 _EVENTS_PER_RUN = 1_000_000
+_SAMPLE = 10_000
 _Scalar = TypeVar("_Scalar", bound=np.generic)
-
-
-def reason_number(reason: str) -> pl.Expr:
-    """The reason as its place in `DROP_REASONS`."""
-    return pl.lit(DROP_REASONS.index(reason), pl.UInt8)
 
 
 class Numbering:
@@ -48,9 +44,17 @@ class Numbering:
 
     def numbers(self, texts: pl.Series) -> pl.Series:
         """The number of each text, or of each integer as text; null where it is null."""
+        if texts.head(_SAMPLE).rle_id().n_unique() < len(texts.head(_SAMPLE)) // 4:
+            # Rows of one subject mostly follow each other: far fewer texts to look up.
+            repeated = texts.rle().struct.unnest()
+            places = np.repeat(np.arange(repeated.height), repeated["len"].to_numpy())
+            return self._look_up(repeated["value"]).gather(pl.Series(places))
+        return self._look_up(texts)
+
+    def _look_up(self, texts: pl.Series) -> pl.Series:
         if texts.dtype.is_integer():
             distinct = texts.unique()
-            return texts.replace_strict(distinct, self.numbers(distinct.cast(pl.String)), return_dtype=pl.UInt32())
+            return texts.replace_strict(distinct, self._look_up(distinct.cast(pl.String)), return_dtype=pl.UInt32())
         numbers = texts.cast(self._dtype).to_physical()
         largest = numbers.max()
         if isinstance(largest, int):
