@@ -192,11 +192,13 @@ def demo() -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--config", type=click.Path(path_type=Path), help="TOML that names columns (events-csv)")
-def import_(source: str, path: Path, out: Path, config: Path | None) -> None:
+@click.option("--engine", default="local", show_default=True, help="where shards are written: local or ray")
+@click.option("--workers", default=1, show_default=True, help="shards written at the same time")
+def import_(source: str, path: Path, out: Path, config: Path | None, engine: str, workers: int) -> None:
     """Import event tables as a MEDS dataset: meds, omop, synthea, mimic-iv or events-csv."""
     from ehrtrack.data.importing import import_dataset
 
-    report = import_dataset(source, path, out, config=config)
+    report = import_dataset(source, path, out, config=config, engine=engine, n_workers=workers)
     click.echo(report.to_text())
 
 

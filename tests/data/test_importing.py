@@ -224,6 +224,87 @@ def test_many_events_come_out_sorted_and_the_same_for_any_number_of_threads(tmp_
     assert one.fingerprint() == three.fingerprint()
 
 
+MANY_ROWS = "".join(f"{i * 7919 % 500},{1990 + i * 31 % 30}-01-{1 + i % 28:02d},A{i % 9},{i},\n" for i in range(30_000))
+
+
+def test_two_processes_write_the_same_bytes_as_one(tmp_path: Path) -> None:
+    run(tmp_path, MANY_ROWS)
+    for n_workers in (1, 2):
+        report = import_dataset(
+            "events-csv",
+            tmp_path / "raw",
+            tmp_path / f"workers{n_workers}",
+            config=tmp_path / "columns.toml",
+            n_workers=n_workers,
+            events_per_shard=10_000,
+        )
+        assert (report.n_shards, report.n_events) == (3, 30_000)
+    one, two = open_dataset(tmp_path / "workers1"), open_dataset(tmp_path / "workers2")
+    assert one.fingerprint() == two.fingerprint()
+    for name in ("codes.parquet", "subjects.parquet"):
+        assert (one.path / "metadata" / name).read_bytes() == (two.path / "metadata" / name).read_bytes()
+
+
+def test_unknown_engines_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown engine 'slurm'.*there are: local, ray"):
+        import_dataset("meds", tmp_path, tmp_path / "out", engine="slurm")
+
+
+def test_small_and_large_shards_hold_the_same_events_in_the_same_order(tmp_path: Path) -> None:
+    _, events = run(tmp_path, MANY_ROWS)
+    report = import_dataset(
+        "events-csv",
+        tmp_path / "raw",
+        tmp_path / "small",
+        config=tmp_path / "columns.toml",
+        events_per_shard=1_000,
+    )
+    assert report.n_shards == 30  # more than ten: 10.parquet must not come before 2.parquet
+    assert open_dataset(tmp_path / "small").scan().collect().equals(events)
+
+
+def test_events_of_a_shard_that_were_read_in_many_parts_come_out_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, MANY_ROWS)
+    monkeypatch.setattr(_import_events, "_EVENTS_PER_BATCH", 10_000)
+    monkeypatch.setattr(_import_events, "_EVENTS_PER_RUN", 1)
+    import_dataset("events-csv", tmp_path / "raw", tmp_path / "parts", config=tmp_path / "columns.toml")
+    assert open_dataset(tmp_path / "parts").fingerprint() == open_dataset(tmp_path / "out").fingerprint()
+
+
+def test_of_a_repeated_event_that_two_tables_have_the_first_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "more.csv").write_text(HEADER + "1,2000-01-01,B,,\n1,2000-01-01,A,,\n")
+    report, events = run(
+        tmp_path,
+        "1,2000-01-01,B,,\n1,2000-01-01,C,,\n",
+        config=CONFIG + CONFIG.replace("events.csv*", "more.csv"),
+    )
+    assert events["code"].to_list() == ["B", "C", "A"]  # at one time: the first table's, then the second's
+    assert [table.n_kept for table in report.tables] == [2, 1]
+    assert report.tables[1].dropped == {"exact duplicate": 1}
+
+
+def test_minus_zero_is_zero(tmp_path: Path) -> None:
+    report, events = run(tmp_path, "1,2000-01-01,A,-0.0,\n1,2000-01-01,A,0.0,\n")
+    assert [str(value) for value in events["numeric_value"]] == ["0.0"]
+    assert report.dropped() == {"exact duplicate": 1}
+
+
+def test_subjects_without_a_usable_event_make_no_shard(tmp_path: Path) -> None:
+    run(tmp_path, "1,2000-01-01,MEDS_BIRTH,,\n2,,A,,\n3,2000-01-01,A,,\n")
+    report = import_dataset(
+        "events-csv",
+        tmp_path / "raw",
+        tmp_path / "small",
+        config=tmp_path / "columns.toml",
+        events_per_shard=1,
+    )
+    assert report.n_shards == 2
+    assert [path.name for path in open_dataset(tmp_path / "small").shards] == ["0.parquet", "1.parquet"]
+
+
 def test_subjects_missing_from_the_roster_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "people.csv").write_text("who,sex\n1,F\n")
