@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,8 +35,8 @@ class ShardAccount:
 
     out: Path
     counts: pl.DataFrame
-    subjects: pl.Series
-    codes: pl.Series
+    subjects: npt.NDArray[np.int64]
+    codes: npt.NDArray[np.int64]
     n_events: int
     n_births: int
     n_deaths: int
@@ -59,14 +60,19 @@ def write_shard(task: ShardTask) -> ShardAccount:
     return ShardAccount(
         out=task.out,
         counts=_counts(task, dropped, events["table_index"]),
-        subjects=events["subject"].unique() + task.first_subject,
-        codes=events["code"].unique(),
+        subjects=_distinct(events["subject"]) + task.first_subject,
+        codes=_distinct(events["code"]),
         n_events=events.height,
         n_births=events.filter(pl.col("code") == BIRTH_CODE).height,
         n_deaths=events.filter(pl.col("code") == death_code).height,
         first_time=times.min(),  # type: ignore[arg-type]
         last_time=times.max(),  # type: ignore[arg-type]
     )
+
+
+def _distinct(numbers: pl.Series) -> npt.NDArray[np.int64]:
+    """The different numbers, in an array of their own: the result of `unique` holds memory for all rows."""
+    return np.array(numbers.unique().sort().to_numpy(), dtype=np.int64)
 
 
 def _read_candidates(task: ShardTask, code_numbers: pl.Series) -> pl.DataFrame:

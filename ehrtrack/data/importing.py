@@ -157,10 +157,10 @@ def _write_metadata(
     """Write codes, subjects and description of the dataset; returns the number of codes."""
     folder = staging / "metadata"
     folder.mkdir()
-    used = pl.concat([shard.codes for shard in shards]).unique()
+    used = np.unique(np.concatenate([shard.codes for shard in shards]))
     codes = order_codes(candidates)[used].join(candidates.descriptions, left_on="number", right_on="code", how="left")
     write_codes(folder / "codes.parquet", codes)
-    write_subjects(folder / "subjects.parquet", subjects[pl.concat([shard.subjects for shard in shards]).sort()])
+    write_subjects(folder / "subjects.parquet", subjects[np.concatenate([shard.subjects for shard in shards])])
     write_description(folder / "dataset.json", source)
     return codes.height
 
