@@ -163,6 +163,7 @@ def open_run(
         params={} if resume else config.to_params(sections),
         parent_run_id=parent_run_id,
         run_id=resume or None,
+        journal=config.runtime.cache / "journal",
         stops=(TrainingStopped,),
     ) as logger:
         if ranks is not None:

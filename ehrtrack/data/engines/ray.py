@@ -6,6 +6,8 @@ Workers read and write the files themselves, so on a cluster all paths lie on a 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType, TracebackType
 from typing import Any
@@ -91,6 +93,7 @@ def _connect(ray: ModuleType, n_workers: int) -> None:
     if not address:
         # "local" starts a cluster even where another one runs on this machine.
         settings = {"address": "local", "num_cpus": n_workers, "include_dashboard": False}
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             **settings,
@@ -103,3 +106,6 @@ def _connect(ray: ModuleType, n_workers: int) -> None:
             f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start one with `ray start --head`, "
             "or unset RAY_ADDRESS to start one on this machine"
         ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray puts in one of its own, which would end a run unrecorded

@@ -77,6 +77,15 @@ def test_two_workers_give_results_in_order_errors_as_they_are_and_end(name: str,
     assert not alive, gone
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_leaves_the_handling_of_sigterm_as_it_was(name: str) -> None:
+    """Ray puts in a handler of its own; a run that is being tracked has to hear of the signal."""
+    before = signal.getsignal(signal.SIGTERM)
+    with open_engine(name, 2):
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_killed_local_worker_is_told_with_what_to_do() -> None:
     with (
         open_engine("local", 2) as engine,
