@@ -12,7 +12,18 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[1]
-ISA_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
+ISA_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "bf16",
+    "sve",
+)
 PACKAGES = (
     *("torch", "transformers", "peft", "numpy", "polars", "duckdb", "pandas"),
     *("lifelines", "scikit-survival", "mlflow"),

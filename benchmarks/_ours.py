@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,7 +41,7 @@ class Training:
         """Gradients of a batch; returns its loss."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            loss = self.objective.loss(self.model, batch, self.generator)
+            loss = objective_loss(self.objective, self.model, batch, self.generator)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
@@ -78,6 +78,11 @@ def survival_training(
     return Training(adapted, objective)
 
 
+def objective_loss(objective: Objective, model: Any, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+    """The scalar loss of a model, or of a function that gives logits for the batch."""
+    return objective.loss(model, batch, generator or torch.Generator())
+
+
 def _model(size: str, vocabulary_size: int, objective: Objective, dropout: float) -> EhrModel:
     torch.manual_seed(0)
     encoder = Behrt(ModelConfig(size=size, dropout=dropout), vocabulary_size)
@@ -106,11 +111,6 @@ def masked(training: Training, batch: Batch, seed: int) -> Batch:
     return mlm.mask_tokens(batch, mlm.Config().mask_probability, training.objective.vocabulary_size, generator)  # type: ignore[attr-defined]
 
 
-def without_targets(batch: Batch) -> Batch:
-    """The batch as it was read, with nothing to predict."""
-    return replace(batch, target_positions=None, targets=None)
-
-
 def cached_frozen_training(size: str, vocabulary_size: int, store: TokenStore, outcomes: Outcomes) -> Any:
     """Frozen fine-tuning on encoder features that were computed once; has `.step(batch)` and `.batch(rows)`."""
     raise NotThereYet("frozen fine-tuning on cached features (connect it in benchmarks/_ours.py)")
@@ -127,7 +127,7 @@ class CheckpointWriter(Protocol):
 def checkpoint_writer(folder: Path) -> CheckpointWriter:
     """The writer that the loop uses."""
     try:
-        from ehrtrack.training import snapshots
+        snapshots = importlib.import_module("ehrtrack.training.snapshots")
     except ImportError as error:
         raise NotThereYet("ehrtrack.training.snapshots.CheckpointWriter") from error
     writer: CheckpointWriter = snapshots.CheckpointWriter(folder)

@@ -8,14 +8,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 SAMPLE_SECONDS = 0.02
+LAUNCHER = Path(__file__).parent / "children" / "launch.py"
 
 
 @dataclass(frozen=True)
@@ -43,37 +44,37 @@ class Finished:
         return answer
 
 
-def python(arguments: Sequence[str], *, n_threads: int, variables: Mapping[str, str] | None = None) -> Finished:
+def python(arguments: Sequence[str], *, n_threads: int) -> Finished:
     """Run this Python with `arguments`; libraries that read their number of threads at start get `n_threads`."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
     environment = os.environ | dict.fromkeys(names, str(n_threads)) | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        started = time.monotonic()
-        process = subprocess.Popen(
-            [sys.executable, *arguments], env=environment | dict(variables or {}), stdout=output, stderr=errors
-        )
-        tree = _TreeMemory(process.pid)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall_seconds = time.monotonic() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
+    with (
+        tempfile.TemporaryFile() as output,
+        tempfile.TemporaryFile() as errors,
+        tempfile.NamedTemporaryFile() as report,
+    ):
+        command = [sys.executable, "-S", str(LAUNCHER), report.name, sys.executable, *arguments]
+        launcher = subprocess.Popen(command, env=environment, stdout=output, stderr=errors)
+        tree = _TreeMemory(launcher.pid)
+        launcher.wait()
         tree.stop()
         output.seek(0)
         errors.seek(0)
+        cost = json.load(report)
         return Finished(
-            exit_code=process.returncode,
+            exit_code=cost["exit_code"],
             output=output.read().decode(),
             errors=errors.read().decode(),
-            wall_seconds=wall_seconds,
-            cpu_seconds=usage.ru_utime + usage.ru_stime,
-            peak_mb=max(usage.ru_maxrss * 1024, tree.peak) / 1e6,
+            wall_seconds=cost["wall_seconds"],
+            cpu_seconds=cost["cpu_seconds"],
+            peak_mb=max(cost["peak_bytes"], tree.peak) / 1e6,
         )
 
 
 class _TreeMemory(threading.Thread):
-    """Resident memory of a process and its children together, sampled.
+    """Resident memory of all that a process started, together, sampled.
 
-    ``ru_maxrss`` is exact, but of the largest process alone, and no lower than the memory of the process that
-    started it: rows that measure memory start their programs before they import anything large.
+    ``ru_maxrss`` is exact, but of the largest process alone. Shared pages count once for each that maps them.
     """
 
     def __init__(self, pid: int) -> None:
@@ -85,10 +86,8 @@ class _TreeMemory(threading.Thread):
 
     def run(self) -> None:
         while not self._is_over.wait(SAMPLE_SECONDS):
-            total = 0
             try:
-                for process in (self._root, *self._root.children(recursive=True)):
-                    total += process.memory_info().rss
+                total = sum(process.memory_info().rss for process in self._root.children(recursive=True))
             except psutil.Error:  # a process ended while it was looked at
                 continue
             self.peak = max(self.peak, total)

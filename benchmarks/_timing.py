@@ -110,7 +110,7 @@ class rounds:  # noqa: N801  # used like `range`
 
 def set_threads(n_threads: int) -> None:
     """Threads of torch, and of the BLAS that numpy uses."""
-    import threadpoolctl
+    import threadpoolctl  # type: ignore[import-untyped]
     import torch
 
     torch.set_num_threads(n_threads)

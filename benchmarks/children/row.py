@@ -6,7 +6,6 @@ import argparse
 import importlib
 import json
 
-from benchmarks import _policy
 from benchmarks.__main__ import ANSWER
 from benchmarks._row import NotThereYet
 from benchmarks._timing import FULL, QUICK
@@ -18,7 +17,6 @@ def main() -> None:
     parser.add_argument("names", nargs="+")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    _policy.prepare_process()
     module = importlib.import_module(options.module)
     for name in options.names:
         answer: dict[str, object] = {"name": name}

@@ -13,16 +13,22 @@ from transformers import BertConfig, BertForMaskedLM
 
 from benchmarks._ours import CLIP_NORM, LR, Training, batch_of, masked
 from benchmarks._workload import MAX_TOKENS
-from benchmarks.peers.padded import IGNORED, PaddedBatch, pad
+from benchmarks.peers.padded import PaddedBatch, pad
 from ehrtrack.data.batch import Batch
 from ehrtrack.data.store import TokenStore
 from ehrtrack.models.behrt import SIZES
 
 
-def length_buckets(store: TokenStore, batch_size: int) -> list[Batch]:
-    """The whole store in batches of like length."""
+def length_buckets(store: TokenStore, batch_size: int, n_buckets: int) -> list[Batch]:
+    """Some batches of like length out of a whole store, evenly spaced from the shortest to the longest.
+
+    The store is many times larger than what is taken, as a cohort is: cut from a few subjects alone, buckets would
+    be wide and the peer would pad far more than it does in use.
+    """
     order = np.argsort(store.n_tokens, kind="stable")
-    return [batch_of(store, order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+    n_all = len(order) // batch_size
+    chosen = ((np.arange(n_buckets) + 0.5) * n_all / n_buckets).astype(np.int64)
+    return [batch_of(store, order[k * batch_size : (k + 1) * batch_size]) for k in chosen]
 
 
 def inputs(batch: PaddedBatch) -> dict[str, Tensor]:
@@ -53,7 +59,7 @@ class HuggingFaceTraining:
                 type_vocab_size=3,
                 hidden_dropout_prob=0.1,
                 attention_probs_dropout_prob=attention_dropout,
-                attn_implementation="sdpa",
+                attn_implementation="sdpa",  # type: ignore[call-arg]  # taken by the base class
             )
         )
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, fused=True)

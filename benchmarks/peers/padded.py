@@ -9,13 +9,12 @@ and `ignore_index` drops all but the targets; attention weights have dropout; Ad
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks._ours import CLIP_NORM, LR, Training, masked
+from benchmarks._ours import CLIP_NORM, LR, Training, masked, objective_loss
 from benchmarks._workload import MAX_TOKENS
 from ehrtrack.data.batch import MAX_AGE_YEARS, MAX_POSITION, N_GAPS, Batch
 from ehrtrack.data.vocabulary import PAD
@@ -183,7 +182,7 @@ class PaddedTraining:
             head = TokenHead(shape.width, vocabulary_size)
         self.model = PaddedModel(Encoder(shape, vocabulary_size, dropout), head)
         self.model.load_state_dict(state)
-        self.objective: Any = twin.objective
+        self.objective = twin.objective
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, fused=False, foreach=False)
         self.model.train()
 
@@ -191,7 +190,7 @@ class PaddedTraining:
         logits = self.model(batch)
         if logits.dim() == 3:
             return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
-        return self.objective.loss(lambda _: logits, packed, torch.Generator())  # type: ignore[no-any-return]
+        return objective_loss(self.objective, lambda _: logits, packed)
 
     def step(self, batch: PaddedBatch, packed: Batch) -> float:
         """One optimiser step; returns the real tokens of the batch."""

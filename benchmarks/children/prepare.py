@@ -1,0 +1,45 @@
+"""From a parquet event table to tokens, once: ``python -m benchmarks.children.prepare ours|pandas RAW WORK``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    side, raw, work = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    n_tokens, start_seconds = _ours(raw, work) if side == "ours" else _pandas(raw)
+    print(json.dumps({"n_tokens": n_tokens, "start_cpu_seconds": start_seconds}))
+
+
+def _ours(raw: Path, work: Path) -> tuple[int, float]:
+    """Import to a checked MEDS dataset on disk, then cutoffs, vocabulary and token store, as `ehrtrack pretrain`."""
+    from ehrtrack.data.events import open_dataset
+    from ehrtrack.data.importing import import_dataset
+    from ehrtrack.data.splits import SplitConfig
+    from ehrtrack.data.store import build_store, record_cutoffs
+    from ehrtrack.data.visits import VisitConfig, known_events
+    from ehrtrack.data.vocabulary import VocabularyConfig, fit_vocabulary
+
+    start_seconds = time.process_time()
+    import_dataset("meds", raw, work / "meds", threads=int(os.environ["POLARS_MAX_THREADS"]))
+    dataset = open_dataset(work / "meds")
+    cutoffs = record_cutoffs(dataset, SplitConfig())
+    training = known_events(dataset.scan(), cutoffs.filter(split="train"))
+    vocabulary = fit_vocabulary(training, VocabularyConfig())
+    store = build_store(dataset, cutoffs, vocabulary, VisitConfig(), work / "stores")
+    return len(store.token), start_seconds
+
+
+def _pandas(raw: Path) -> tuple[int, float]:
+    from benchmarks.peers.pandas_preparation import tokenise
+
+    start_seconds = time.process_time()
+    return len(tokenise(raw)), start_seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Rows with known values, for the harness alone."""
