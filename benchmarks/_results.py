@@ -130,7 +130,7 @@ def _verdict(row: Row, value: float) -> str:
 
 
 def _number(value: float, unit: str) -> str:
-    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"
     return f"×{text}" if unit == "×" else f"{text} {unit}"
 
 
