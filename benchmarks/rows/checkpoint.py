@@ -50,8 +50,10 @@ def measure(name: str, budget: Budget) -> Measured:
     ratios = [peer / ours for peer, ours in zip(found["torch.save"], found["ours"], strict=True)]
     slow_down = max(medians["step_beside_ours_seconds"] - medians["step_alone_seconds"], 0.0)
     whole = medians["torch.save_seconds"] / (medians["ours_seconds"] + slow_down)
-    details = {**medians, "checkpoint_mb": megabytes, "ratio_with_slow_down_of_the_step_beside": whole}
-    return Measured(statistics.median(ratios), details)
+    return Measured(
+        statistics.median(ratios),
+        {**medians, "checkpoint_mb": megabytes, "ratio_with_slow_down_of_the_step_beside": whole},
+    )
 
 
 def _seconds(work: object) -> float:

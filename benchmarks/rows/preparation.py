@@ -28,14 +28,15 @@ def measure(name: str, budget: Budget) -> Measured:
         few, many = _costs("ours", FEW, 1, 2, budget), _costs("ours", MANY, 1, 2, budget)
         key = "peak_mb" if name == "grow-memory" else "cpu_seconds"
         return Measured(many[key] / few[key], {f"5M_{key}": few[key], f"50M_{key}": many[key]})
-    ours, wide = _costs("ours", FEW, budget.least_rounds, 1, budget), _costs("ours", FEW, 1, 2, budget)
+    ours = _costs("ours", FEW, budget.least_rounds, 1, budget)
+    if name == "prepare-pandas":
+        peer = _costs("pandas", FEW, budget.least_rounds, 1, budget)
+        return Measured(peer["cpu_seconds"] / ours["cpu_seconds"], {f"pandas_{key}": v for key, v in peer.items()})
+    wide = _costs("ours", FEW, 1, 2, budget)
     if name == "prepare-cpu":
         return Measured(ours["cpu_seconds"], {**ours, "wall_seconds_2_threads": wide["wall_seconds"]})
-    if name == "prepare-memory":
-        peak = max(ours["peak_mb"], wide["peak_mb"])
-        return Measured(peak, {"peak_mb_1_thread": ours["peak_mb"], "peak_mb_2_threads": wide["peak_mb"]})
-    peer = _costs("pandas", FEW, budget.least_rounds, 1, budget)
-    return Measured(peer["cpu_seconds"] / ours["cpu_seconds"], {f"pandas_{key}": v for key, v in peer.items()})
+    peak = max(ours["peak_mb"], wide["peak_mb"])
+    return Measured(peak, {"peak_mb_1_thread": ours["peak_mb"], "peak_mb_2_threads": wide["peak_mb"]})
 
 
 @cache
