@@ -2,63 +2,89 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
+import atexit
+import shutil
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks._row import NotThereYet
-from benchmarks._workload import HORIZON_DAYS, MAX_TOKENS
+from benchmarks._workload import HORIZON_DAYS, LENGTH_SPREAD, MAX_TOKENS, MEDIAN_TOKENS
 from ehrtrack import plugins
-from ehrtrack.data.batch import Batch, Batches, Outcomes, collate
+from ehrtrack.data.batch import Batch, Batches, Outcomes, collate, collate_features
+from ehrtrack.data.features import FeatureStore
 from ehrtrack.data.store import TokenStore
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import mlm, survival
 from ehrtrack.objectives._protocol import Objective, TrainingFacts
-from ehrtrack.training.loop import set_training_mode
+from ehrtrack.training import loop
+from ehrtrack.training.ranks import join_ranks
+from ehrtrack.training.snapshots import CheckpointWriter
 
 LR = 1e-3
 CLIP_NORM = 1.0
+MEAN_TOKENS = MEDIAN_TOKENS * np.exp(LENGTH_SPREAD**2 / 2)
 
 
 class Training:
-    """A model that is being trained, step by step as `ehrtrack.training.loop` does it."""
+    """A model that is being trained by the library's own loop, a step at a time."""
 
-    def __init__(self, model: nn.Module, objective: Objective, *, precision: str = "f32", seed: int = 0) -> None:
+    def __init__(self, model: Any, objective: Objective, *, precision: str = "f32") -> None:
         self.model = model
         self.objective = objective
-        self.precision = precision
-        self.trainable = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trainable, lr=LR, fused=True)
-        self.generator = torch.Generator().manual_seed(seed)
-        set_training_mode(model)
+        folder = Path(tempfile.mkdtemp(prefix="ehrtrack-benchmark-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        self._loop = loop.Training(
+            model,
+            objective,
+            config=loop.TrainConfig(lr=LR, clip_norm=CLIP_NORM, epochs=1_000_000),
+            ranks=join_ranks("cpu"),
+            folder=folder,
+            snapshot_seconds=float("inf"),
+        )
+        self.optimizer = self._loop.optimizer
+        if precision == "bf16":
+            model.is_bf16 = True
+        loop.set_training_mode(model)
 
     def backward(self, batch: Batch) -> float:
         """Gradients of a batch; returns its loss."""
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            loss = objective_loss(self.objective, self.model, batch, self.generator)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item()
+        loss = self.objective.loss(self.model, batch)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        return loss.mean
 
     def step(self, batch: Batch) -> float:
         """One optimiser step; returns the real tokens of the batch."""
-        self.backward(batch)
-        nn.utils.clip_grad_norm_(self.trainable, CLIP_NORM)
-        self.optimizer.step()
-        return float(len(batch.token))
+        self._loop.take_step([batch])
+        return float(batch.n_tokens)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and optimiser state by name: what a checkpoint holds."""
-        tensors = dict(self.model.state_dict())
-        for name, parameter in self.model.named_parameters():
-            for key in ("exp_avg", "exp_avg_sq"):
-                tensors[f"optimizer.{name}.{key}"] = self.optimizer.state[parameter][key]
+        tensors = {f"model/{name}": p.detach() for name, p in self._loop.trainable.items()}
+        for name, p in self._loop.trainable.items():
+            tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state[p].items()}
         return tensors
+
+
+class CachedTraining(Training):
+    """Frozen fine-tuning on encoder states that were computed once."""
+
+    def __init__(self, model: EhrModel, objective: Objective, store: TokenStore, outcomes: Outcomes) -> None:
+        super().__init__(model, objective)
+        self._outcomes = outcomes
+        batch = batch_of(store, range(len(store)))
+        with torch.no_grad():
+            hidden = model.hidden(batch).numpy()
+        self._features = FeatureStore(batch.offsets.numpy(), hidden)
+
+    def batch(self, rows: Iterable[int]) -> Batch:
+        """Subjects as the states of their tokens."""
+        return collate_features(self._features, np.array(list(rows), dtype=np.int64), outcomes=self._outcomes)
 
 
 def mlm_training(size: str, vocabulary_size: int, *, precision: str = "f32", dropout: float = 0.1) -> Training:
@@ -78,9 +104,10 @@ def survival_training(
     return Training(adapted, objective)
 
 
-def objective_loss(objective: Objective, model: Any, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-    """The scalar loss of a model, or of a function that gives logits for the batch."""
-    return objective.loss(model, batch, generator or torch.Generator())
+def objective_loss(objective: Objective, model: Any, batch: Batch) -> Tensor:
+    """The mean loss of a model, or of a function that gives logits for the batch."""
+    loss = objective.loss(model, batch)
+    return loss.total / loss.weight
 
 
 def _model(size: str, vocabulary_size: int, objective: Objective, dropout: float) -> EhrModel:
@@ -89,7 +116,7 @@ def _model(size: str, vocabulary_size: int, objective: Objective, dropout: float
     model = EhrModel(encoder, objective.make_head(encoder.width))
     if dropout == 0:
         for module in model.modules():
-            if isinstance(module, nn.Dropout):
+            if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
     return model
 
@@ -100,9 +127,10 @@ def batch_of(store: TokenStore, rows: Any, outcomes: Outcomes | None = None) -> 
 
 
 def batches_of(store: TokenStore, batch_size: int, outcomes: Outcomes | None = None, *, seed: int = 0) -> Batches:
-    """An epoch over a store in random order, as the loop reads it."""
+    """An epoch over a store in random order, in batches of about so many subjects, as the loop reads it."""
     rows = np.arange(len(store), dtype=np.int64)
-    return Batches(store, rows, batch_size, MAX_TOKENS, outcomes=outcomes, shuffle_seed=seed)
+    batch_tokens = max(round(batch_size * MEAN_TOKENS), MAX_TOKENS)
+    return Batches(store, rows, batch_tokens, MAX_TOKENS, outcomes=outcomes, shuffle_seed=seed)
 
 
 def masked(training: Training, batch: Batch, seed: int) -> Batch:
@@ -111,24 +139,12 @@ def masked(training: Training, batch: Batch, seed: int) -> Batch:
     return mlm.mask_tokens(batch, mlm.Config().mask_probability, training.objective.vocabulary_size, generator)  # type: ignore[attr-defined]
 
 
-def cached_frozen_training(size: str, vocabulary_size: int, store: TokenStore, outcomes: Outcomes) -> Any:
-    """Frozen fine-tuning on encoder features that were computed once; has `.step(batch)` and `.batch(rows)`."""
-    raise NotThereYet("frozen fine-tuning on cached features (connect it in benchmarks/_ours.py)")
-
-
-class CheckpointWriter(Protocol):
-    """What `ehrtrack.training.snapshots.CheckpointWriter` offers."""
-
-    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None: ...
-    def wait_copied(self) -> None: ...
-    def close(self) -> None: ...
+def cached_frozen_training(size: str, vocabulary_size: int, store: TokenStore, outcomes: Outcomes) -> CachedTraining:
+    """Frozen fine-tuning on cached states; `.batch(rows)` gives what `.step` takes."""
+    frozen = survival_training(size, vocabulary_size, outcomes, strategy="frozen")
+    return CachedTraining(frozen.model, frozen.objective, store, outcomes)
 
 
 def checkpoint_writer(folder: Path) -> CheckpointWriter:
     """The writer that the loop uses."""
-    try:
-        snapshots = importlib.import_module("ehrtrack.training.snapshots")
-    except ImportError as error:
-        raise NotThereYet("ehrtrack.training.snapshots.CheckpointWriter") from error
-    writer: CheckpointWriter = snapshots.CheckpointWriter(folder)
-    return writer
+    return CheckpointWriter(folder)
