@@ -30,6 +30,7 @@ OPTIONAL_COLUMNS = ("numeric_value", "text_value", "visit_id")
 _EVENTS_PER_BATCH = 500_000
 _EVENTS_PER_RUN = 1_000_000
 _SAMPLE = 10_000
+_TABLE = 2**21  # entries; a larger one is slower than hashing
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
@@ -53,13 +54,25 @@ class Numbering:
 
     def _look_up(self, texts: pl.Series) -> pl.Series:
         if texts.dtype.is_integer():
-            distinct = texts.unique()
-            return texts.replace_strict(distinct, self._look_up(distinct.cast(pl.String)), return_dtype=pl.UInt32())
+            return self._look_up_integers(texts)
         numbers = texts.cast(self._dtype).to_physical()
         largest = numbers.max()
         if isinstance(largest, int):
             self.n_texts = max(self.n_texts, largest + 1)
         return numbers
+
+    def _look_up_integers(self, integers: pl.Series) -> pl.Series:
+        least, most = integers.min(), integers.max()
+        if integers.null_count() or not isinstance(least, int) or not isinstance(most, int) or most - least > _TABLE:
+            distinct = integers.unique()
+            return integers.replace_strict(distinct, self._look_up(distinct.cast(pl.String)), return_dtype=pl.UInt32())
+        # A table from integer to number, a quarter of the time of the hash table that it stands for.
+        places = integers.to_numpy() - least
+        table = np.zeros(most - least + 1, np.uint32)
+        table[places] = 1
+        distinct = pl.Series(np.flatnonzero(table) + least)
+        table[distinct.to_numpy() - least] = self._look_up(distinct.cast(pl.String)).to_numpy()
+        return pl.Series(table[places])
 
     def texts(self) -> pl.Series:
         """All texts, in order of their numbers."""

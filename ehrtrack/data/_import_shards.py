@@ -102,7 +102,13 @@ def _arrange(run: Run, shard_of: npt.NDArray[np.int32], n_shards: int) -> tuple[
     shard = shard_of[subject]
     n_unknown = int(np.count_nonzero(shard < 0))
     if n_unknown or (shard[1:] < shard[:-1]).any():
-        frame = pl.read_ipc(run.path).with_columns(shard=pl.Series(shard)).filter(pl.col("shard") >= 0).sort("shard")
-        shard = frame["shard"].to_numpy()
-        frame.drop("shard").write_ipc(run.path, compression="uncompressed")
+        order = stable_order(shard + 1, n_shards + 1)[n_unknown:]
+        shard = shard[order]
+        pl.read_ipc(run.path).rechunk()[order].write_ipc(run.path, compression="uncompressed")
     return np.searchsorted(shard, np.arange(n_shards + 1)), n_unknown
+
+
+def stable_order(numbers: npt.NDArray[np.integer], n_numbers: int) -> npt.NDArray[np.intp]:
+    """The rows in ascending order of `numbers`, which are below `n_numbers`; equals stay as they are."""
+    # NumPy sorts integers of at most 16 bits by radix, five times as fast as others.
+    return np.argsort(numbers.astype(np.min_scalar_type(n_numbers)), kind="stable")
