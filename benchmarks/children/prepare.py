@@ -16,21 +16,24 @@ def main() -> None:
 
 
 def _ours(raw: Path, work: Path) -> tuple[int, float]:
-    """Import to a checked MEDS dataset on disk, then cutoffs, vocabulary and token store, as `ehrtrack pretrain`."""
+    """Import to a checked MEDS dataset on disk, then cutoffs, vocabulary, its coverage and token store, as `ehrtrack pretrain`."""
     from ehrtrack.data.events import open_dataset
+    from ehrtrack.data.fitting import coverage, fit_vocabulary
     from ehrtrack.data.importing import import_dataset
+    from ehrtrack.data.shards import open_work
     from ehrtrack.data.splits import SplitConfig
     from ehrtrack.data.store import build_store, record_cutoffs
-    from ehrtrack.data.visits import VisitConfig, known_events
-    from ehrtrack.data.vocabulary import VocabularyConfig, fit_vocabulary
+    from ehrtrack.data.visits import VisitConfig
+    from ehrtrack.data.vocabulary import VocabularyConfig
 
     start_seconds = time.process_time()
     import_dataset("meds", raw, work / "meds", threads=int(os.environ["POLARS_MAX_THREADS"]))
     dataset = open_dataset(work / "meds")
-    cutoffs = record_cutoffs(dataset, SplitConfig())
-    training = known_events(dataset.scan(), cutoffs.filter(split="train"))
-    vocabulary = fit_vocabulary(training, VocabularyConfig())
-    store = build_store(dataset, cutoffs, vocabulary, VisitConfig(), work / "stores")
+    with open_work(work / "cache") as shards:
+        cutoffs = record_cutoffs(dataset, SplitConfig(), shards)
+        vocabulary = fit_vocabulary(dataset, cutoffs, VocabularyConfig(), shards)
+        coverage(dataset, cutoffs, vocabulary, shards)
+        store = build_store(dataset, cutoffs, vocabulary, VisitConfig(), work / "cache" / "stores", shards)
     return len(store.token), start_seconds
 
 

@@ -71,8 +71,8 @@ def attention_pool(hidden: Tensor, scores: Tensor, offsets: Tensor) -> Tensor:
     highest = torch.segment_reduce(scores.detach(), "max", lengths=lengths)  # (B, P)
     weights = (scores - highest.repeat_interleave(lengths, 0)).exp()  # (T, P), at most 1
     total = torch.segment_reduce(weights, "sum", lengths=lengths)
-    place = torch.arange(len(hidden), device=hidden.device)
     # A bag of embeddings is a weighted sum of rows, in one kernel and without the (T, P, D) products.
+    place = torch.arange(len(hidden), device=hidden.device)
     sums = [
         F.embedding_bag(place, hidden, offsets[:-1], mode="sum", per_sample_weights=weight)
         for weight in weights.unbind(1)
