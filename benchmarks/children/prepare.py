@@ -16,7 +16,7 @@ def main() -> None:
 
 
 def _ours(raw: Path, work: Path) -> tuple[int, float]:
-    """Import to a checked MEDS dataset on disk, then cutoffs, vocabulary, its coverage and token store, as `ehrtrack pretrain`."""
+    """Import to a checked MEDS dataset on disk, then what `ehrtrack pretrain` does before it trains."""
     from ehrtrack.data.events import open_dataset
     from ehrtrack.data.fitting import coverage, fit_vocabulary
     from ehrtrack.data.importing import import_dataset

@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, required=True, help="subjects of the store, which is mapped from disk")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--recompute", action="store_true", help="keep only each layer's input for the backward pass")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(_measure(options, Path(folder))))
@@ -47,6 +48,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
         ours = _ours.mlm_training(options.size, vocabulary_size)
     else:
         ours = _ours.survival_training(options.size, vocabulary_size, labels)
+    ours.model.encoder.recomputes = options.recompute
     peer = padded.PaddedTraining(ours, options.size) if options.side == "padded" else None
 
     def step(batch: Batch) -> float:
