@@ -27,7 +27,7 @@ demo: install
 	mlflow run . --env-manager local --experiment-name gi_bleed
 
 test: install
-	OMP_NUM_THREADS=1 python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadgroup
 
 check: install
 	ruff format --check .

@@ -19,6 +19,13 @@ import pytest
 SERVER_START_SECONDS = 90
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests, and all end-to-end tests, in one worker: they share servers and a study."""
+    for item in items:
+        is_e2e = item.path.parent.name == "e2e"
+        item.add_marker(pytest.mark.xdist_group("e2e" if is_e2e else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tracking database with its tables, made once: making it takes 3 s, copying it none."""
