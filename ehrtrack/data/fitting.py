@@ -101,20 +101,28 @@ def count_names(
     is_counted = is_known(events, cutoffs) & is_token
     counted, slot = events.select(is_counted), slot[is_counted]
     row, _ = subject_numbers(counted.subjects, cutoffs["subject_id"].to_numpy())
-    split = cutoffs["split"].gather(row)
+    split = cutoffs["split"].cast(pl.Enum(SPLITS)).to_physical().to_numpy()[row].astype(np.int64)  # of each subject
     codes, names = slot_names(events.codes, edges)
+    cell = counted.spread(split) * len(names) + slot  # a slot of a split
+    n_cells = len(SPLITS) * len(names)
+    n_events = np.bincount(cell, minlength=n_cells)
+    occurring = np.flatnonzero(n_events)
+    same_name = np.arange(n_cells)
+    first: dict[tuple[int, str], int] = {}
+    for place in occurring.tolist():
+        same_name[place] = first.setdefault((place // len(names), names[place % len(names)]), place)
     subject = counted.spread(np.arange(len(counted.starts)))
-    tables = []
-    for name in SPLITS:
-        is_split = counted.spread((split == name).to_numpy())
-        tables.append(_count_split(slot[is_split], subject[is_split], names).with_columns(split=pl.lit(name)))
-    table = pl.concat(tables)
-    return table.select(
-        "split",
-        pl.Series("code", codes, dtype=pl.String).gather(table["slot"]),
-        pl.Series("name", names, dtype=pl.String).gather(table["slot"]),
-        "n_events",
-        "n_subjects",
+    pair = np.sort(subject * np.int64(n_cells) + same_name[cell])
+    n_subjects = np.bincount(pair[run_starts(pair)] % max(n_cells, 1), minlength=n_cells)
+    split_number, slot_number = np.divmod(occurring, max(len(names), 1))
+    return pl.DataFrame(
+        {
+            "split": pl.Series(SPLITS, dtype=pl.String).gather(split_number),
+            "code": pl.Series(codes, dtype=pl.String).gather(slot_number),
+            "name": pl.Series(names, dtype=pl.String).gather(slot_number),
+            "n_events": n_events[occurring],
+            "n_subjects": n_subjects[occurring],
+        }
     )
 
 
@@ -242,19 +250,6 @@ def _quantile(values: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], sh
         values[np.searchsorted(n_up_to, rank, side="right")] for rank in (int(position), -int(-position // 1))
     )
     return float(lower if lower == upper else (position - int(position)) * (upper - lower) + lower)
-
-
-def _count_split(slot: npt.NDArray[np.int64], subject: npt.NDArray[np.int64], names: list[str]) -> pl.DataFrame:
-    """slot, n_events, n_subjects of the slots that occur."""
-    first_slot: dict[str, int] = {}
-    n_events = np.bincount(slot, minlength=len(names))
-    occurring = np.flatnonzero(n_events)
-    same_name = np.arange(len(names))
-    for place in occurring.tolist():
-        same_name[place] = first_slot.setdefault(names[place], place)
-    pair = np.sort(subject * np.int64(len(names)) + same_name[slot])
-    n_subjects = np.bincount(pair[run_starts(pair)] % max(len(names), 1), minlength=len(names))
-    return pl.DataFrame({"slot": occurring, "n_events": n_events[occurring], "n_subjects": n_subjects[occurring]})
 
 
 def _name_counts(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ehrtrack.data.events import EVENT_SCHEMA
@@ -19,6 +21,9 @@ from ehrtrack.errors import DataError
 
 NO_TIME = np.iinfo(np.int64).min
 """The time of static facts: as in numpy's NaT, before all others."""
+
+MOST_HELD_BYTES = 160_000_000
+"""What `holding_shards` keeps at most: about 6.5 million events."""
 
 Ints = npt.NDArray[np.int64]
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -46,6 +51,12 @@ class Histories:
 
     def __len__(self) -> int:
         return len(self.subject_id)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the arrays with an entry an event."""
+        n_bytes = sum(array.nbytes for array in (self.subject_id, self.time_us, self.code, self.value))
+        return n_bytes + (0 if self.visit_id is None else int(self.visit_id.estimated_size()))
 
     @cached_property
     def starts(self) -> Ints:
@@ -96,6 +107,36 @@ def read_shard(shard: Path, *, has_visit_ids: bool = False) -> Histories:
     DataError
         If the file cannot be read.
     """
+    held = _HELD.get()
+    if held is None:
+        return _decode(shard, has_visit_ids=has_visit_ids)
+    key = (shard, shard.stat().st_mtime_ns, has_visit_ids)
+    if key not in held:
+        events = _decode(shard, has_visit_ids=has_visit_ids)
+        # The first shards stay, not the last: the next pass begins with them.
+        if events.n_bytes + sum(other.n_bytes for other in held.values()) > MOST_HELD_BYTES:
+            return events
+        held[key] = events
+    return held[key]
+
+
+@contextmanager
+def holding_shards() -> Iterator[None]:
+    """Within the block this process keeps the shards that it reads, as far as they fit into `MOST_HELD_BYTES`.
+
+    Each of the passes over a small dataset then finds them decoded. Worker processes keep nothing.
+    """
+    token = _HELD.set({})
+    try:
+        yield
+    finally:
+        _HELD.reset(token)
+
+
+_HELD: ContextVar[dict[tuple[Path, int, bool], Histories] | None] = ContextVar("held_shards", default=None)
+
+
+def _decode(shard: Path, *, has_visit_ids: bool) -> Histories:
     wanted = ["subject_id", "time", "code", "numeric_value", *(["visit_id"] if has_visit_ids else [])]
     try:
         with pq.ParquetFile(shard, read_dictionary=["code"]) as file:
@@ -119,7 +160,7 @@ def run_starts(values: npt.NDArray[np.generic]) -> Ints:
 
 def _histories(table: pa.Table, *, has_visit_ids: bool) -> Histories:
     if table["code"].null_count:
-        table = table.filter(pc.is_valid(table["code"]))
+        table = table.filter(table["code"].is_valid())
     code, codes = _codes(table["code"])
     frame = pl.from_arrow(table.drop_columns("code"))  # Arrow's own way to numpy imports pandas
     assert isinstance(frame, pl.DataFrame)

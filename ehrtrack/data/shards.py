@@ -19,6 +19,7 @@ import polars as pl
 
 from ehrtrack.data.engines import Engine, open_engine
 from ehrtrack.data.events import MedsDataset
+from ehrtrack.data.histories import holding_shards
 from ehrtrack.errors import ConfigError
 
 FORMAT = 1
@@ -106,7 +107,7 @@ def open_work(
     ConfigError
         If there is no such engine, or its package is not installed.
     """
-    with open_engine(engine, n_workers) as opened:
+    with open_engine(engine, n_workers) as opened, holding_shards():
         yield ShardWork(Path(folder), opened, part)
 
 

@@ -233,8 +233,7 @@ def _join(folder: Path, files: list[Path], cutoffs: pl.DataFrame, meta: dict[str
         with _folder_aside(folder) as aside:
             for name, values in subjects.items():
                 np.save(aside / f"{name}.npy", values.astype(DTYPES[name]))
-            for name in PER_TOKEN:
-                _join_tokens(aside / f"{name}.npy", name, files, rows, subjects["offsets"])
+            _join_tokens(aside, files, rows, subjects["offsets"])
             (aside / "meta.json").write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
     except FileNotFoundError:
         if not folder.is_dir():  # else another machine joined the parts, and removed them
@@ -268,19 +267,26 @@ def _join_subjects(files: list[Path], cutoffs: pl.DataFrame) -> tuple[dict[str, 
     }, rows
 
 
-def _join_tokens(
-    target: Path, name: str, files: list[Path], rows: list[Ints], offsets: npt.NDArray[np.generic]
-) -> None:
-    """Copy one array of each part to where its subjects lie. The map is opened anew a part, so that no more of the
-    file than one part's share stays in memory."""
-    np.lib.format.open_memmap(target, mode="w+", dtype=DTYPES[name], shape=(int(offsets[-1]),))
+def _join_tokens(folder: Path, files: list[Path], rows: list[Ints], offsets: npt.NDArray[np.generic]) -> None:
+    """Copy the arrays of each part to where its subjects lie. The maps are opened anew a part, so that no more of the
+    files than one part's share stays in memory."""
+    targets = {name: folder / f"{name}.npy" for name in PER_TOKEN}
+    for name, target in targets.items():
+        np.lib.format.open_memmap(target, mode="w+", dtype=DTYPES[name], shape=(int(offsets[-1]),))
     for file, row in zip(files, rows, strict=True):
         with np.load(file) as part:
-            values, n_tokens = part[name], part["n_tokens"]
-        before = np.cumsum(n_tokens) - n_tokens
-        place = np.repeat(offsets[row] - before, n_tokens) + np.arange(len(values))
-        joined = np.load(target, mmap_mode="r+")
-        joined[place] = values
+            place = _places(row, part["n_tokens"], offsets)
+            for name, target in targets.items():
+                np.load(target, mmap_mode="r+")[place] = part[name]
+
+
+def _places(row: Ints, n_tokens: Ints, offsets: npt.NDArray[np.generic]) -> Ints | slice:
+    """Where the tokens of a part go: the part's subjects lie in these rows of the store, one after another or not."""
+    if len(row) and (np.diff(row) == 1).all():
+        return slice(offsets[row[0]], offsets[row[-1] + 1])
+    before = np.cumsum(n_tokens) - n_tokens
+    places: Ints = np.repeat(offsets[row] - before, n_tokens) + np.arange(n_tokens.sum())
+    return places
 
 
 def _check_births(subject_ids: Ints, birth_us: Ints) -> None:
