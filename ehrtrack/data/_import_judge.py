@@ -6,6 +6,7 @@ a row of the shard's subjects, and `code` a number among which birth has the fir
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
 from ehrtrack.data.import_report import DROP_REASONS
@@ -33,22 +34,25 @@ def judge_candidates(
     first_whole_day = lives.select(pl.col("birth_day") + _DAY).to_series()
     is_at_end = (time < first_whole_day.gather(subject)) | (time >= lives["death_day"].gather(subject))
     is_at_end = is_at_end.fill_null(False) | is_life
-    ends = candidates.filter(is_at_end)
+    ends = candidates.with_row_index("row").filter(is_at_end)
     ends = ends.join(_enclosing_lives(ends, lives, death_code), on="subject", how="left")
     ends = ends.with_columns(reason=_reason(death_code))
-    kept = ends.filter(pl.col("reason").is_null()).with_columns(
-        time=pl.when(pl.col("code") == BIRTH_CODE)
-        .then("birth")
-        .when(pl.col("code") == death_code)
-        .then("death")
-        .otherwise("time")
+    is_birth, is_death = pl.col("code") == BIRTH_CODE, pl.col("code") == death_code
+    lived = ends.filter(pl.col("reason").is_null() & (is_birth | is_death)).select(
+        "row", time=pl.when(is_birth).then("birth").otherwise("death")
     )
+    # Rows stay where they are: what is in order needs no sorting afterwards.
+    columns = [candidates["time"].clone().scatter(lived["row"], lived["time"])]
     # A birth or death says nothing else than its time.
     values = [name for name in candidates.columns if name not in ("subject", "time", "code", "table_index")]
-    is_life_now = pl.col("code").is_in([BIRTH_CODE, death_code])
-    kept = kept.with_columns(pl.when(~is_life_now).then(pl.col(name)).alias(name) for name in values)
-    events = pl.concat([candidates.filter(~is_at_end), kept.select(candidates.columns)])
-    return events, ends.select("table_index", "reason").drop_nulls()
+    columns += [candidates[name].clone().scatter(lived["row"], None) for name in values]
+    events = candidates.with_columns(columns)
+    dropped = ends.filter(pl.col("reason").is_not_null())
+    if dropped.height:
+        is_kept = np.ones(events.height, bool)
+        is_kept[dropped["row"].to_numpy()] = False
+        events = events.filter(pl.Series(is_kept))
+    return events, dropped.select("table_index", "reason")
 
 
 def _stated_lives(facts: pl.DataFrame, n_subjects: int, death_code: int) -> pl.DataFrame:

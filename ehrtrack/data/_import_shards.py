@@ -103,12 +103,13 @@ def _arrange(run: Run, shard_of: npt.NDArray[np.int32], n_shards: int) -> tuple[
     n_unknown = int(np.count_nonzero(shard < 0))
     if n_unknown or (shard[1:] < shard[:-1]).any():
         order = stable_order(shard + 1, n_shards + 1)[n_unknown:]
-        shard = shard[order]
+        shard = shard[order.to_numpy()]
         pl.read_ipc(run.path).rechunk()[order].write_ipc(run.path, compression="uncompressed")
     return np.searchsorted(shard, np.arange(n_shards + 1)), n_unknown
 
 
-def stable_order(numbers: npt.NDArray[np.integer], n_numbers: int) -> npt.NDArray[np.intp]:
+def stable_order(numbers: npt.NDArray[np.integer], n_numbers: int) -> pl.Series:
     """The rows in ascending order of `numbers`, which are below `n_numbers`; equals stay as they are."""
     # NumPy sorts integers of at most 16 bits by radix, five times as fast as others.
-    return np.argsort(numbers.astype(np.min_scalar_type(n_numbers)), kind="stable")
+    order = np.argsort(numbers.astype(np.min_scalar_type(n_numbers)), kind="stable")
+    return pl.Series(order.astype(np.uint32))  # with which Polars gathers in two thirds of the time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,11 +17,13 @@ from meds.schema import DataSchema
 from ehrtrack.data._import_events import OPTIONAL_COLUMNS
 from ehrtrack.data._import_judge import BIRTH_CODE, judge_candidates
 from ehrtrack.data._import_shards import Piece, ShardTask, stable_order
-from ehrtrack.data.events import EVENT_SCHEMA
 from ehrtrack.data.import_report import DROP_REASONS
 
 _EVENTS_PER_ROW_GROUP = 250_000
 _SCHEMA = pa.schema([*DataSchema.schema(), pa.field("visit_id", pa.string())])
+# Codes go to the file as numbers into a dictionary, as parquet keeps them; its readers are told of texts.
+_WRITTEN_SCHEMA = _SCHEMA.set(2, pa.field("code", pa.dictionary(pa.int32(), pa.string())))
+_TOLD_SCHEMA = {"ARROW:schema": b64encode(_SCHEMA.serialize())}
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ def write_shard(task: ShardTask) -> ShardAccount:
 
 
 def _distinct(numbers: pl.Series) -> npt.NDArray[np.int64]:
-    """The different numbers, in an array of their own: the result of `unique` holds memory for all rows."""
-    return np.array(numbers.unique().sort().to_numpy(), dtype=np.int64)
+    """The different numbers, rising; they are rows of a table, so none is large."""
+    return np.flatnonzero(np.bincount(numbers.to_numpy()))
 
 
 def _read_candidates(task: ShardTask, code_numbers: pl.Series) -> pl.DataFrame:
@@ -89,20 +92,11 @@ def _read_candidates(task: ShardTask, code_numbers: pl.Series) -> pl.DataFrame:
         )
 
     candidates = pl.concat([read(piece) for piece in task.pieces], how="diagonal", rechunk=True)
-    if _is_nearly_ascending(candidates["subject"]):
+    subject = candidates["subject"].to_numpy()
+    if _are_few(subject[1:] < subject[:-1]):
         return candidates
     # What was in the order of time is then so for each subject: that nearly sorts it, and most sources are.
-    return candidates[stable_order(candidates["subject"].to_numpy(), task.n_subjects)]
-
-
-def _is_nearly_ascending(subject: pl.Series, time: pl.Series | None = None) -> bool:
-    """Whether hardly any row is less than the one before it, by subject, then by time if it is given."""
-    numbers = subject.to_numpy()
-    is_less = numbers[1:] < numbers[:-1]
-    if time is not None:
-        times = time.to_physical().fill_null(np.iinfo(np.int64).min).to_numpy()
-        is_less |= (numbers[1:] == numbers[:-1]) & (times[1:] < times[:-1])
-    return int(np.count_nonzero(is_less)) < len(numbers) // 10
+    return candidates[stable_order(subject, task.n_subjects)]
 
 
 def _rows_by_number(numbers: pl.Series) -> pl.Series:
@@ -118,24 +112,49 @@ def _without_duplicates(events: pl.DataFrame) -> pl.DataFrame:
     """The events sorted by all that they say; of those that say the same the first table's is kept."""
     optional = [name for name in OPTIONAL_COLUMNS if name in events.columns]
     keys = ["subject", "time", "code", *optional]
-    if "numeric_value" in optional:
+    if "numeric_value" in optional and (events["numeric_value"] == 0).any():
         # -0.0 becomes 0.0, so that what is equal is the same.
         is_zero = pl.col("numeric_value") == 0
         events = events.with_columns(numeric_value=pl.when(is_zero).then(0.0).otherwise("numeric_value"))
-    events = events.sort(
-        *keys,
-        "table_index",
-        nulls_last=[False, False, False, *(True for _ in optional), False],
-        # The stable sort uses the order that is there, and takes a sixth of the time where there is much of it, twice
-        # the time where there is none. The order is total: both give the same.
-        maintain_order=_is_nearly_ascending(events["subject"], events["time"]),
+    events = _sorted_by_time(events)
+    # Only events of one subject at one time are left to be put in order, or can repeat another.
+    subject, time = _subject_and_time(events)
+    is_same = (subject[1:] == subject[:-1]) & (time[1:] == time[:-1])
+    rows = np.flatnonzero(np.append(is_same, False) | np.append(False, is_same)).astype(np.uint32)
+    if not len(rows):
+        return events
+    together = events[pl.Series(rows)].with_columns(row=pl.Series(rows))
+    together = together.sort(
+        *keys, "table_index", nulls_last=[False, False, False, *(True for _ in optional), False], maintain_order=True
     )
-    is_repeated = events.select(
+    is_repeated = together.select(
         repeated=pl.all_horizontal(pl.col(key).eq_missing(pl.col(key).shift(1)) for key in keys)
-    )["repeated"]
-    # The first row has no row before it to repeat; `shift` makes up one that is null throughout.
-    is_repeated = is_repeated & (pl.int_range(events.height, eager=True) > 0)
-    return events.filter(~is_repeated) if is_repeated.any() else events
+    )["repeated"].to_numpy(writable=True)
+    is_repeated[0] = False  # there is no row before it; `shift` makes up one that is null throughout
+    order = np.arange(events.height, dtype=np.uint32)
+    order[rows] = together["row"].to_numpy()
+    return events[pl.Series(np.delete(order, rows[is_repeated]))]
+
+
+def _sorted_by_time(events: pl.DataFrame) -> pl.DataFrame:
+    """The events in the order of subject and time, and of one time in any order."""
+    subject, time = _subject_and_time(events)
+    is_less = (subject[1:] < subject[:-1]) | ((subject[1:] == subject[:-1]) & (time[1:] < time[:-1]))
+    if not is_less.any():
+        return events
+    # The stable sort uses the order that is there, and takes a sixth of the time where there is much of it, twice the
+    # time where there is none.
+    return events.sort("subject", "time", nulls_last=False, maintain_order=_are_few(is_less))
+
+
+def _subject_and_time(events: pl.DataFrame) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+    """As numbers, with the time of static facts before all others."""
+    time = events["time"].to_physical().fill_null(np.iinfo(np.int64).min)
+    return events["subject"].to_numpy(), time.to_numpy()
+
+
+def _are_few(mask: npt.NDArray[np.bool_]) -> bool:
+    return int(np.count_nonzero(mask)) < len(mask) // 10
 
 
 def _in_order(events: pl.DataFrame, death_code: int) -> pl.DataFrame:
@@ -166,27 +185,32 @@ def _counts(task: ShardTask, dropped: pl.DataFrame, kept_tables: pl.Series) -> p
 
 def _write(task: ShardTask, events: pl.DataFrame, codes: pl.Series) -> None:
     subject_ids = pl.scan_ipc(task.subjects).slice(task.first_subject, task.n_subjects).collect()["subject_id"]
-    columns = events.with_columns(
-        subject_id=subject_ids.gather(events["subject"]),
-        **{name: pl.lit(None, EVENT_SCHEMA[name]) for name in OPTIONAL_COLUMNS if name not in events.columns},
-    )
-    code = _texts(events["code"], codes)
-    arrays = [code if name == "code" else columns[name].to_arrow() for name in EVENT_SCHEMA]
-    table = pa.table(arrays, list(EVENT_SCHEMA)).cast(_SCHEMA)
-    DataSchema.validate(table)
-    pq.write_table(
-        table,
+    columns = {
+        "subject_id": subject_ids.gather(events["subject"]).to_arrow(),
+        "time": events["time"].to_arrow(),
+        "code": _texts(events["code"], codes),
+        **{name: events[name].to_arrow() for name in OPTIONAL_COLUMNS if name in events.columns},
+    }
+    arrays = [columns[name] if name in columns else pa.nulls(events.height) for name in _WRITTEN_SCHEMA.names]
+    table = pa.table(arrays, _WRITTEN_SCHEMA.names).cast(_WRITTEN_SCHEMA)
+    with pq.ParquetWriter(
         task.out,
-        row_group_size=_EVENTS_PER_ROW_GROUP,
-        # Sorted times are small as differences; a dictionary of values that are mostly distinct saves nothing. So
-        # written, lz4 gives smaller files than zstd does without, and is read in three quarters of the time.
+        _WRITTEN_SCHEMA,
+        # A dictionary of values that are mostly distinct saves nothing. lz4 gives files a fifth larger than zstd, and
+        # is written and read in half the time.
         compression="lz4",
         use_dictionary=["subject_id", "code", "text_value", "visit_id"],
-        column_encoding={"time": "DELTA_BINARY_PACKED"},
-    )
+        # Rows are in the order of subjects: the least and the greatest code of a row group help no reader.
+        write_statistics=["subject_id", "time", "numeric_value"],
+        store_schema=False,
+    ) as file:
+        file.write_table(table, row_group_size=_EVENTS_PER_ROW_GROUP)
+        file.add_key_value_metadata(_TOLD_SCHEMA)
 
 
-def _texts(numbers: pl.Series, texts: pl.Series) -> pa.StringArray:
-    """Texts by their numbers; faster than `gather`, whose texts Arrow would have to lay out anew."""
-    places = numbers.cast(pl.Int32).to_arrow()
-    return pa.DictionaryArray.from_arrays(places, texts.to_arrow().cast(pa.string())).cast(pa.string())
+def _texts(numbers: pl.Series, texts: pl.Series) -> pa.DictionaryArray:
+    """Texts by their numbers, as parquet keeps them: no text is laid out row by row."""
+    used = _distinct(numbers)
+    place = np.zeros(used[-1] + 1, np.int32)
+    place[used] = np.arange(len(used), dtype=np.int32)
+    return pa.DictionaryArray.from_arrays(place[numbers.to_numpy()], texts.gather(used).to_arrow().cast(pa.string()))

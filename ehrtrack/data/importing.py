@@ -258,6 +258,7 @@ def _database(scratch: Path, memory_limit: str, threads: int | None) -> Iterator
         connection.execute("SET preserve_insertion_order = true")
         connection.execute("SET enable_progress_bar = false")
         connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET produce_arrow_string_view = true")  # as Polars keeps texts: they are not copied
         if threads is not None:
             connection.execute(f"SET threads = {threads}")
         yield connection
