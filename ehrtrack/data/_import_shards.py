@@ -98,13 +98,13 @@ def name_shards(written: Sequence[Path]) -> None:
 
 def _arrange(run: Run, shard_of: npt.NDArray[np.int32], n_shards: int) -> tuple[npt.NDArray[np.int64], int]:
     """The row of the run where each shard begins, and how many candidates without a shard it had."""
-    subject = pl.scan_ipc(run.path).select("subject").collect()["subject"].to_numpy()
-    shard = shard_of[subject]
+    candidates = pl.read_ipc(run.path)
+    shard = shard_of[candidates["subject"].to_numpy()]
     n_unknown = int(np.count_nonzero(shard < 0))
     if n_unknown or (shard[1:] < shard[:-1]).any():
         order = stable_order(shard + 1, n_shards + 1)[n_unknown:]
         shard = shard[order.to_numpy()]
-        pl.read_ipc(run.path).rechunk()[order].write_ipc(run.path, compression="uncompressed")
+        candidates.rechunk()[order].write_ipc(run.path, compression="uncompressed")
     return np.searchsorted(shard, np.arange(n_shards + 1)), n_unknown
 
 

@@ -213,4 +213,5 @@ def _texts(numbers: pl.Series, texts: pl.Series) -> pa.DictionaryArray:
     used = _distinct(numbers)
     place = np.zeros(used[-1] + 1, np.int32)
     place[used] = np.arange(len(used), dtype=np.int32)
-    return pa.DictionaryArray.from_arrays(place[numbers.to_numpy()], texts.gather(used).to_arrow().cast(pa.string()))
+    places = pl.Series(place[numbers.to_numpy()]).to_arrow()  # Arrow's own way from numpy imports pandas
+    return pa.DictionaryArray.from_arrays(places, texts.gather(used).to_arrow().cast(pa.string()))

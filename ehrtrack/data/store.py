@@ -233,7 +233,7 @@ def _join(folder: Path, files: list[Path], cutoffs: pl.DataFrame, meta: dict[str
         with _folder_aside(folder) as aside:
             for name, values in subjects.items():
                 np.save(aside / f"{name}.npy", values.astype(DTYPES[name]))
-            _join_tokens(aside, files, rows, subjects["offsets"])
+            _join_tokens(aside, files, rows, subjects["offsets"].astype(np.int64))
             (aside / "meta.json").write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
     except FileNotFoundError:
         if not folder.is_dir():  # else another machine joined the parts, and removed them
@@ -267,7 +267,7 @@ def _join_subjects(files: list[Path], cutoffs: pl.DataFrame) -> tuple[dict[str, 
     }, rows
 
 
-def _join_tokens(folder: Path, files: list[Path], rows: list[Ints], offsets: npt.NDArray[np.generic]) -> None:
+def _join_tokens(folder: Path, files: list[Path], rows: list[Ints], offsets: Ints) -> None:
     """Copy the arrays of each part to where its subjects lie. The maps are opened anew a part, so that no more of the
     files than one part's share stays in memory."""
     targets = {name: folder / f"{name}.npy" for name in PER_TOKEN}
@@ -280,7 +280,7 @@ def _join_tokens(folder: Path, files: list[Path], rows: list[Ints], offsets: npt
                 np.load(target, mmap_mode="r+")[place] = part[name]
 
 
-def _places(row: Ints, n_tokens: Ints, offsets: npt.NDArray[np.generic]) -> Ints | slice:
+def _places(row: Ints, n_tokens: Ints, offsets: Ints) -> Ints | slice:
     """Where the tokens of a part go: the part's subjects lie in these rows of the store, one after another or not."""
     if len(row) and (np.diff(row) == 1).all():
         return slice(offsets[row[0]], offsets[row[-1] + 1])
