@@ -110,7 +110,7 @@ def read_shard(shard: Path, *, has_visit_ids: bool = False) -> Histories:
     held = _HELD.get()
     if held is None:
         return _decode(shard, has_visit_ids=has_visit_ids)
-    key = (shard, shard.stat().st_mtime_ns, has_visit_ids)
+    key = (shard, shard.stat().st_mtime_ns if shard.is_file() else 0, has_visit_ids)
     if key not in held:
         events = _decode(shard, has_visit_ids=has_visit_ids)
         # The first shards stay, not the last: the next pass begins with them.
