@@ -78,7 +78,7 @@ class RankedSubjects:
         n_concordant = _n_events_above_a_later_subject(self.risk_rank, self.is_event)
         return float((n_concordant + n_tied / 2) / n_comparable)
 
-    def resampled_pairs(self, counts: Counts) -> tuple[FloatArray, FloatArray]:
+    def resampled_pairs(self, counts: Counts, event_weights: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
         """Comparable and concordant pairs (tied in risk: one half) in each of R resamples.
 
         Drawing a subject twice repeats its pairs, so a pair counts as often as the product of both counts.
@@ -90,6 +90,8 @@ class RankedSubjects:
         Parameters
         ----------
         counts : (R, B), subjects in their original order
+        event_weights : (B,) how much the pairs of an event count, such as 1 / G**2 in Uno's C; None is 1. Only the
+            subjects whose weight is above 0 have pairs. Sums are then as exact as float32 products are
 
         Returns
         -------
@@ -97,17 +99,21 @@ class RankedSubjects:
         """
         by_time = np.take(counts, self.by_time, axis=1)
         by_risk = np.take(by_time, self.by_risk, axis=1)
+        weights = np.ones(self.is_event.size) if event_weights is None else event_weights
+        of_event = weights[self.by_time].astype(np.float32)
         events = np.flatnonzero(self.is_event)
         n_subjects = self.is_event.size
-        n_comparable = _pairs_with_ranges(by_time, events, self.outlived_from[events], n_subjects)
+        n_comparable = _pairs_with_ranges(by_time, of_event, events, self.outlived_from[events], n_subjects)
         tile_size = max(MIN_TILE, int(np.sqrt(n_subjects)))
-        n_concordant = self._concordant_by_time(by_time, tile_size) + self._concordant_by_risk(by_risk, tile_size)
+        n_concordant = self._concordant_by_time(by_time, of_event, tile_size)
+        n_concordant += self._concordant_by_risk(by_risk, of_event, tile_size)
         tied = np.flatnonzero(self.is_event[self.by_risk] & (self.tied_to > self.tied_from))
         if tied.size:
-            n_concordant += 0.5 * _pairs_with_ranges(by_risk, tied, self.tied_from[tied], self.tied_to[tied])
+            start, stop = self.tied_from[tied], self.tied_to[tied]
+            n_concordant += 0.5 * _pairs_with_ranges(by_risk, of_event[self.by_risk], tied, start, stop)
         return n_comparable, n_concordant
 
-    def _concordant_by_time(self, by_time: Counts, tile_size: int) -> FloatArray:
+    def _concordant_by_time(self, by_time: Counts, of_event: Counts, tile_size: int) -> FloatArray:
         """Weighted concordant pairs (R,) of one tile of time, or of two tiles of time and two of risk.
 
         Tiles of time are walked from the last to the first, while `below` sums the tiles already passed by tile
@@ -125,11 +131,11 @@ class RankedSubjects:
             is_later = np.arange(rank.size)[:, None] > first
             is_concordant = is_later & (rank[:, None] < rank[first])  # (later subject, event)
             outliving = weights @ is_concordant.astype(np.float32) + below[:, risk_tile[tile][first]]
-            total += _sum_of_products(weights[:, first], outliving)
+            total += _sum_of_products(weights[:, first] * of_event[tile][first], outliving)
             below += weights @ (risk_tile[tile][:, None] < risk_tiles).astype(np.float32)
         return total
 
-    def _concordant_by_risk(self, by_risk: Counts, tile_size: int) -> FloatArray:
+    def _concordant_by_risk(self, by_risk: Counts, of_event: Counts, tile_size: int) -> FloatArray:
         """Weighted concordant pairs (R,) of one tile of risk and two tiles of time: what the walk leaves out."""
         total = np.zeros(len(by_risk))
         for start in range(0, self.is_event.size, tile_size):
@@ -139,7 +145,9 @@ class RankedSubjects:
             time_tile = place // tile_size
             is_lower = np.arange(place.size)[:, None] < first
             is_concordant = is_lower & (time_tile[:, None] > time_tile[first])  # (later subject, event)
-            total += _sum_of_products(weights[:, first], weights @ is_concordant.astype(np.float32))
+            total += _sum_of_products(
+                weights[:, first] * of_event[place[first]], weights @ is_concordant.astype(np.float32)
+            )
         return total
 
 
@@ -172,12 +180,14 @@ def _n_events_above_a_later_subject(risk_rank: IntArray, is_event: BoolArray) ->
     return total
 
 
-def _pairs_with_ranges(ordered: Counts, first: IntArray, start: IntArray, stop: IntArray | int) -> FloatArray:
+def _pairs_with_ranges(
+    ordered: Counts, weights: Counts, first: IntArray, start: IntArray, stop: IntArray | int
+) -> FloatArray:
     """Weighted pairs (R,) of each subject in `first` with those at start <= place < stop, places as in `ordered`."""
     passed = np.zeros((ordered.shape[0], ordered.shape[1] + 1), np.float32)
     np.cumsum(ordered, axis=1, out=passed[:, 1:])
     upto = passed[:, [stop]] if isinstance(stop, int) else np.take(passed, stop, axis=1)
-    return _sum_of_products(np.take(ordered, first, axis=1), upto - np.take(passed, start, axis=1))
+    return _sum_of_products(np.take(ordered, first, axis=1) * weights[first], upto - np.take(passed, start, axis=1))
 
 
 def _sum_of_products(a: Counts, b: Counts) -> FloatArray:

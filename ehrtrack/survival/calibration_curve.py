@@ -1,0 +1,204 @@
+"""Are predicted risks true at a horizon, along a smooth curve: slope, integrated calibration index, D-calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from scipy.stats import chi2
+
+from ehrtrack.errors import DataError
+from ehrtrack.survival.calibration import observed_risk
+from ehrtrack.survival.censoring import MIN_EVENTS, FollowUp
+from ehrtrack.survival.curves import interpolate_survival
+from ehrtrack.survival.metrics import FloatArray
+from ehrtrack.survival.proportional_hazards import HazardFit, ProportionalHazards
+from ehrtrack.survival.time_grid import TimeGrid
+
+KNOT_QUANTILES = (0.1, 0.5, 0.9)
+"""Harrell 2015, table 2.3, for three knots."""
+MIN_PROBABILITY = 1e-7
+"""Risks of 0 and 1 have no log hazard; they are read as this far from it."""
+N_CURVE_POINTS = 100
+
+
+def log_hazard(risk: npt.ArrayLike) -> FloatArray:
+    """log(-log(1 - risk)): the scale on which a proportional change of the hazard is a shift."""
+    clipped = np.clip(np.asarray(risk, dtype=np.float64), MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+    transformed: FloatArray = np.log(-np.log1p(-clipped))
+    return transformed
+
+
+def calibration_slope(
+    risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days: float, counts: FloatArray | None = None
+) -> float:
+    """Slope of a Cox regression on log(-log(1 - risk)), with follow-up to the horizon; 1 is right.
+
+    Below 1 the risks are too far apart, as an overfitted model's are; above 1 too close together (van Houwelingen
+    2000, Statistics in Medicine 19; Royston & Altman 2013, BMC Medical Research Methodology 13).
+
+    Parameters
+    ----------
+    risk : (B,) predicted probability of the event up to the horizon
+    counts : (B,) of a resample
+
+    Raises
+    ------
+    DataError
+        If events are too few, or the risks do not vary.
+    """
+    follow_up.require_both(horizon_days)
+    x = log_hazard(risk)[:, None]
+    return float(_regression(x, follow_up, horizon_days).fit(counts).beta[0])
+
+
+@dataclass(frozen=True)
+class CalibrationCurve:
+    """Observed risk as a smooth function of predicted risk.
+
+    Attributes
+    ----------
+    predicted, observed : (B,) of each subject
+    """
+
+    predicted: FloatArray
+    observed: FloatArray
+
+    @property
+    def errors(self) -> FloatArray:
+        """(B,) distance of each subject's predicted risk from the risk observed at it."""
+        distance: FloatArray = np.abs(self.observed - self.predicted)
+        return distance
+
+    @property
+    def ici(self) -> float:
+        """Integrated calibration index: the mean distance over subjects."""
+        return float(self.errors.mean())
+
+    def quantile(self, share: float) -> float:
+        """Distance that this share of subjects is within: E50 at 0.5, E90 at 0.9."""
+        return float(np.quantile(self.errors, share))
+
+    def table(self, horizon_days: float) -> pl.DataFrame:
+        """The curve at `N_CURVE_POINTS` quantiles of predicted risk: columns horizon_days, predicted, observed."""
+        order = np.argsort(self.predicted, kind="stable")
+        places = order[np.linspace(0, order.size - 1, min(N_CURVE_POINTS, order.size)).astype(int)]
+        points = {"predicted": self.predicted[places], "observed": self.observed[places]}
+        return pl.DataFrame(points).unique(maintain_order=True).select(pl.lit(horizon_days).alias("horizon_days"), "*")
+
+
+def calibration_curve(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days: float) -> CalibrationCurve:
+    """Smooth calibration: Cox regression on a restricted cubic spline of log(-log(1 - risk)), read at the horizon.
+
+    Austin, Harrell & van Klaveren 2020 (Statistics in Medicine 39), with three knots; where tied risks leave no
+    three knots apart, a straight line.
+
+    Raises
+    ------
+    DataError
+        If events are too few, or the risks do not vary.
+    """
+    follow_up.require_both(horizon_days)
+    x = spline_columns(log_hazard(risk))
+    fit: HazardFit = _regression(x, follow_up, horizon_days).fit()
+    return CalibrationCurve(np.asarray(risk, dtype=np.float64), fit.risk(x, horizon_days))
+
+
+def spline_columns(x: FloatArray) -> FloatArray:
+    """(B, 2) restricted cubic spline in three knots (Harrell 2015, eq. 2.25), centred; (B, 1) if knots fall together.
+
+    Between the outer knots it is cubic, beyond them straight: few subjects cannot bend the ends.
+    """
+    low, middle, high = np.quantile(x, KNOT_QUANTILES)
+    if not low < middle < high:
+        centred: FloatArray = (x - x.mean())[:, None]
+        return centred
+
+    def cubed(knot: float) -> FloatArray:
+        above: FloatArray = np.maximum(x - knot, 0) ** 3
+        return above
+
+    width = high - low
+    bend = cubed(low) - cubed(middle) * width / (high - middle) + cubed(high) * (middle - low) / (high - middle)
+    columns = np.column_stack([x, bend / width**2])
+    result: FloatArray = columns - columns.mean(axis=0)
+    return result
+
+
+def observed_to_expected(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days: float) -> float:
+    """Observed risk (Kaplan-Meier) over mean predicted risk at the horizon; 1 is right, above it risks are too low."""
+    follow_up.require_both(horizon_days, least=1)
+    expected = float(np.mean(np.asarray(risk, dtype=np.float64)))
+    if expected <= 0:
+        raise DataError("every predicted risk is 0: observed over expected has no value")
+    return observed_risk(follow_up.days, follow_up.is_event, horizon_days)[0] / expected
+
+
+def d_calibration(
+    survival: npt.ArrayLike, grid: TimeGrid, follow_up: FollowUp, *, n_bins: int = 10
+) -> tuple[float, FloatArray]:
+    """P-value of D-calibration, and the share of subjects in each bin of S(t_i).
+
+    If the curves are right, S at a subject's own event day is uniform. A subject censored with S(c) left is spread
+    evenly over the bins below S(c) (Haider, Hoehn, Davis & Greiner 2020, JMLR 21, section 3.5), and so are those
+    followed to the horizon. Pearson's chi-squared with n_bins - 1 degrees of freedom; much censoring makes it
+    cautious: a small p speaks, a large one says little. No library in use here has it: own code.
+
+    Parameters
+    ----------
+    survival : (B, K + 1) at the edges of the grid
+    n_bins : bins of [0, 1] of equal width
+
+    Returns
+    -------
+    p-value, (n_bins,) shares from S = 0 to 1; all 1 / n_bins if right
+
+    Raises
+    ------
+    DataError
+        If there are fewer than 5 subjects a bin, or too few events.
+    """
+    n = follow_up.days.size
+    is_event = follow_up.has_event_by(grid.horizon_days)
+    if n < 5 * n_bins or is_event.sum() < MIN_EVENTS:
+        raise DataError(
+            f"{n} subjects with {is_event.sum()} events for D-calibration in {n_bins} bins; needed are {5 * n_bins} "
+            f"subjects and {MIN_EVENTS} events: use a larger split"
+        )
+    at = own_survival(survival, grid, follow_up)
+    edges = np.linspace(0, 1, n_bins + 1)
+    own_bin = np.clip(np.searchsorted(edges, at, side="left") - 1, 0, n_bins - 1)
+    shares = np.bincount(own_bin[is_event], minlength=n_bins).astype(np.float64)
+    left = at[~is_event][:, None]
+    inside = np.clip(left - edges[:-1], 0, 1 / n_bins)  # (censored, bins): how much of each bin lies below S(c)
+    spread = np.divide(inside, left, out=np.zeros_like(inside), where=left > 0)
+    shares += spread.sum(axis=0)
+    shares[0] += (left == 0).sum()
+    statistic = float(((shares - n / n_bins) ** 2 / (n / n_bins)).sum())
+    return float(chi2.sf(statistic, n_bins - 1)), shares / n
+
+
+def own_survival(survival: npt.ArrayLike, grid: TimeGrid, follow_up: FollowUp) -> FloatArray:
+    """(B,) S of each subject at the end of its own follow-up, or at the horizon if that is earlier."""
+    curves = np.asarray(survival, dtype=np.float64)
+    edges = np.asarray(grid.edges_days)
+    days = np.minimum(follow_up.days, grid.horizon_days)
+    right = np.clip(np.searchsorted(edges, days, side="left"), 1, edges.size - 1)
+    rows = np.arange(days.size)
+    weight = (days - edges[right - 1]) / (edges[right] - edges[right - 1])
+    own: FloatArray = curves[rows, right - 1] * (1 - weight) + curves[rows, right] * weight
+    return own
+
+
+def risk_at(survival: npt.ArrayLike, grid: TimeGrid, day: float) -> FloatArray:
+    """(B,) predicted probability of the event up to a day."""
+    risk: FloatArray = 1 - interpolate_survival(survival, grid, [day])[:, 0]
+    return risk
+
+
+def _regression(x: FloatArray, follow_up: FollowUp, horizon_days: float) -> ProportionalHazards:
+    event = follow_up.has_event_by(horizon_days)
+    days = np.where(event, follow_up.days, np.minimum(follow_up.days, np.nextafter(horizon_days, np.inf)))
+    return ProportionalHazards(x, days, event)

@@ -1,0 +1,120 @@
+"""Censoring at a horizon: one rule for ties, and weights that stand in for the censored.
+
+The rule, everywhere in this package: an event and a censoring on one day happened in this order. The subject censored
+on day t was seen without the event through day t. So whoever was followed to the horizon outlived it, and an event on
+the last day counts as an event by the horizon. Libraries differ at such ties. Here the censored are moved by the
+smallest step of a float, after which no event meets a censoring, and scikit-survival, lifelines and the formulas
+written out agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from sksurv.nonparametric import CensoringDistributionEstimator
+from sksurv.util import Surv
+
+from ehrtrack.errors import DataError
+from ehrtrack.survival.metrics import BoolArray, FloatArray, checked_predictions
+
+MIN_EVENTS = 10
+"""Fewer events by the horizon, or fewer subjects beyond it, give no measure at a horizon worth the name."""
+
+
+def censored_after_events(follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike) -> FloatArray:
+    """(B,) follow-up in days, the censored moved to just after the events of their day."""
+    days = np.asarray(follow_up_days, dtype=np.float64)
+    moved: FloatArray = np.where(np.asarray(is_event, dtype=bool), days, np.nextafter(days, np.inf))
+    return moved
+
+
+@dataclass(frozen=True)
+class FollowUp:
+    """Outcomes of the subjects evaluated, and how long training subjects were under observation.
+
+    Attributes
+    ----------
+    days : (B,) follow-up, the censored just after the events of their day, and nobody beyond the training follow-up:
+        the censoring there is unknown, and at the times evaluated such a subject is event-free either way
+    is_event : (B,) bool
+    train_days, train_is_event : (N,) of the training subjects, by whose Kaplan-Meier estimate of the censoring
+        G(t) = P(C >= t) the evaluated are weighted (Uno et al. 2011; Graf et al. 1999)
+    """
+
+    days: FloatArray
+    is_event: BoolArray
+    train_days: FloatArray
+    train_is_event: BoolArray
+
+    @classmethod
+    def of(
+        cls,
+        train_follow_up_days: npt.ArrayLike,
+        train_is_event: npt.ArrayLike,
+        follow_up_days: npt.ArrayLike,
+        is_event: npt.ArrayLike,
+    ) -> FollowUp:
+        """Check the follow-up of training and evaluated subjects, and apply the rule for ties."""
+        _, train_days, train_event = checked_predictions(
+            np.zeros(np.size(train_is_event)), train_follow_up_days, train_is_event
+        )
+        _, days, event = checked_predictions(np.zeros(np.size(is_event)), follow_up_days, is_event)
+        if not train_days.size or not days.size:
+            raise DataError(f"{train_days.size} training and {days.size} evaluated subjects; both need at least one")
+        train_days = censored_after_events(train_days, train_event)
+        moved = censored_after_events(days, event)
+        event = event & (moved <= train_days.max())
+        return cls(np.minimum(moved, train_days.max()), event, train_days, train_event)
+
+    @property
+    def train_surv(self) -> np.ndarray:
+        """Training outcomes as scikit-survival takes them."""
+        surv: np.ndarray = Surv.from_arrays(self.train_is_event, self.train_days)
+        return surv
+
+    @property
+    def surv(self) -> np.ndarray:
+        """Evaluated outcomes as scikit-survival takes them."""
+        surv: np.ndarray = Surv.from_arrays(self.is_event, self.days)
+        return surv
+
+    def has_event_by(self, horizon_days: float) -> BoolArray:
+        """(B,) bool: the event is seen on or before the horizon."""
+        by_horizon: BoolArray = self.is_event & (self.days <= horizon_days)
+        return by_horizon
+
+    def outlives(self, horizon_days: float) -> BoolArray:
+        """(B,) bool: known to be without the event at the end of the horizon's day."""
+        beyond: BoolArray = self.days > horizon_days
+        return beyond
+
+    def under_observation(self, at_days: npt.ArrayLike) -> FloatArray:
+        """G at some days: the share of training subjects not censored before them, had there been no events."""
+        estimator = CensoringDistributionEstimator().fit(self.train_surv)
+        share: FloatArray = estimator.predict_proba(np.asarray(at_days, dtype=np.float64))
+        return share
+
+    def weights_at(self, horizon_days: float) -> FloatArray:
+        """(B,) 1 / G: of an event at its day, of those outliving the horizon at the horizon; 0 for the censored.
+
+        The weighted subjects stand for all of them: with censoring that does not depend on the subject, sums over
+        them are what would have been seen without it.
+        """
+        weights = np.zeros(self.days.size)
+        event, beyond = self.has_event_by(horizon_days), self.outlives(horizon_days)
+        weights[event] = 1 / self.under_observation(self.days[event])
+        weights[beyond] = 1 / self.under_observation([horizon_days])
+        return weights
+
+    def require_both(self, horizon_days: float, *, least: int = MIN_EVENTS) -> None:
+        """Raise DataError unless enough subjects have the event by the horizon, and enough outlive it."""
+        n_events = int(self.has_event_by(horizon_days).sum())
+        n_beyond = int(self.outlives(horizon_days).sum())
+        if min(n_events, n_beyond) < least or not (self.train_days > horizon_days).any():
+            raise DataError(
+                f"{n_events} events by day {horizon_days:g} and {n_beyond} subjects followed beyond it (of "
+                f"{self.days.size}; in training {int((self.train_days > horizon_days).sum())} beyond it); "
+                f"needed are {least} of each, and one in training: use a larger split or a shorter horizon"
+            )

@@ -1,0 +1,110 @@
+"""Cox regression on one to three columns, made for thousands of fits: calibration measures and their bootstrap.
+
+Own code because it was measured: on 5,000 subjects with 1,488 events scikit-survival takes 0.34 to 0.48 s a fit, which
+a run's evaluation needs hundreds of; this takes milliseconds. The numbers are those of scikit-survival, which the tests
+keep as the reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ehrtrack.errors import DataError
+from ehrtrack.survival.metrics import BoolArray, FloatArray
+
+MAX_STEPS = 50
+TOLERANCE = 1e-9
+MAX_LOG_HAZARD_RATIO = 500.0
+"""Beyond this exp() overflows: the fit has no maximum, as where the events are just those with the highest values."""
+
+
+@dataclass(frozen=True)
+class HazardFit:
+    """exp(beta'x) times a common baseline hazard.
+
+    Attributes
+    ----------
+    beta : (P,) log hazard ratios
+    days, cumulative_hazard : (J,) days of events, and Breslow's baseline cumulative hazard from each on
+    """
+
+    beta: FloatArray
+    days: FloatArray
+    cumulative_hazard: FloatArray
+
+    def risk(self, x: FloatArray, horizon_days: float) -> FloatArray:
+        """(B,) probability of the event up to the horizon for columns (B, P)."""
+        n_before = int(np.searchsorted(self.days, horizon_days, side="right"))
+        baseline = self.cumulative_hazard[n_before - 1] if n_before else 0.0
+        probability: FloatArray = -np.expm1(-baseline * np.exp(x @ self.beta))
+        return probability
+
+
+class ProportionalHazards:
+    """Subjects in order of time, to be fitted with one set of counts or another.
+
+    Parameters
+    ----------
+    x : (B, P) columns
+    days : (B,); the censored just after the events of their day (`censoring.censored_after_events`)
+    is_event : (B,) bool
+    """
+
+    def __init__(self, x: FloatArray, days: FloatArray, is_event: BoolArray) -> None:
+        self._order = np.argsort(-days, kind="stable")  # from the last on, so that running sums are risk sets
+        ordered = days[self._order]
+        self._x = x[self._order]
+        self._event = np.flatnonzero(is_event[self._order])
+        # Ties by Breslow: all who leave on the day of an event are at risk at it.
+        self._last_at_risk = np.searchsorted(-ordered, -ordered[self._event], side="right") - 1
+        self._event_days = ordered[self._event]
+
+    def fit(self, counts: FloatArray | None = None, *, start: FloatArray | None = None) -> HazardFit:
+        """Maximum partial likelihood by Newton's method, ties by Breslow.
+
+        Parameters
+        ----------
+        counts : (B,) how often each subject was drawn; None is once
+        start : (P,) where to begin
+
+        Raises
+        ------
+        DataError
+            If there is no maximum: a column is constant, or separates the events from the rest.
+        """
+        n_columns = self._x.shape[1]
+        weight = np.ones(len(self._x)) if counts is None else counts[self._order]
+        event_weight = weight[self._event]
+        beta = np.zeros(n_columns) if start is None else start.copy()
+        outer = (self._x[:, :, None] * self._x[:, None, :]).reshape(len(self._x), -1)
+        columns = np.column_stack([np.ones(len(self._x)), self._x, outer])  # of sums over the risk set
+        for _ in range(MAX_STEPS):
+            log_ratio = self._x @ beta
+            if np.abs(log_ratio).max(initial=0) > MAX_LOG_HAZARD_RATIO:
+                break
+            sums = np.cumsum(columns * (weight * np.exp(log_ratio))[:, None], axis=0)[self._last_at_risk]
+            present = event_weight > 0
+            sums, drawn = sums[present], event_weight[present]
+            mean = sums[:, 1 : n_columns + 1] / sums[:, :1]
+            square = (sums[:, n_columns + 1 :] / sums[:, :1]).reshape(-1, n_columns, n_columns)
+            slope = drawn @ (self._x[self._event[present]] - mean)
+            curvature = np.einsum("j,jpq->pq", drawn, square - mean[:, :, None] * mean[:, None, :])
+            if np.linalg.cond(curvature) > 1 / np.finfo(float).eps or not drawn.size:
+                break
+            step = np.linalg.solve(curvature, slope)
+            beta = beta + step
+            if np.abs(step).max() < TOLERANCE:
+                return self._with_baseline(beta, weight)
+        raise DataError(
+            f"a regression of {self._event.size} events among {len(self._x)} subjects on the predicted risk has no "
+            "solution: the risks do not vary, or they separate the events from the rest; use a larger split"
+        )
+
+    def _with_baseline(self, beta: FloatArray, weight: FloatArray) -> HazardFit:
+        at_risk = np.cumsum(weight * np.exp(self._x @ beta))[self._last_at_risk]
+        drawn = weight[self._event]
+        present = drawn > 0
+        days, increments = self._event_days[present][::-1], (drawn[present] / at_risk[present])[::-1]
+        return HazardFit(beta, days, np.cumsum(increments))

@@ -1,0 +1,109 @@
+"""Recalibrating hazards on validation subjects: Platt scaling or isotonic regression of each interval's hazard.
+
+The raw curves are what the model says; recalibrated ones are a second model made from it and from the validation
+subjects, and are always reported apart.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+
+from ehrtrack.errors import DataError
+from ehrtrack.survival.censoring import MIN_EVENTS
+from ehrtrack.survival.metrics import BoolArray, FloatArray
+from ehrtrack.survival.time_grid import TimeGrid
+
+Method = Literal["platt", "isotonic"]
+MIN_HAZARD = 1e-9
+"""Hazards of 0 and 1 have no logit; they are read as this far from it."""
+
+
+class Recalibration:
+    """A rising function from a predicted hazard to the hazard seen at it."""
+
+    def __init__(self, method: Method, model: LogisticRegression | IsotonicRegression) -> None:
+        self.method = method
+        self._model = model
+
+    def apply(self, survival: npt.ArrayLike) -> FloatArray:
+        """(B, K + 1) survival at the edges of the grid, from curves of the same grid."""
+        hazard = _hazards(survival)
+        flat = hazard.reshape(-1)
+        if self.method == "platt":
+            seen = self._model.predict_proba(_logit(flat)[:, None])[:, 1]
+        else:
+            seen = self._model.predict(flat)
+        recalibrated: FloatArray = np.cumprod(1 - seen.reshape(hazard.shape), axis=1)
+        return np.column_stack([np.ones(len(hazard)), recalibrated])
+
+
+def fit_recalibration(
+    method: Method, survival: npt.ArrayLike, grid: TimeGrid, follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike
+) -> Recalibration:
+    """Fit on the VALIDATION subjects: each interval that a subject was at risk in is one observation.
+
+    Platt's scaling is logit h' = a + b logit h by maximum likelihood (Platt 1999), isotonic regression the rising step
+    function with the least squared error (Zadrozny & Elkan 2002). By scikit-learn.
+
+    Parameters
+    ----------
+    survival : (B, K + 1) at the edges of the grid
+    follow_up_days, is_event : (B,)
+
+    Raises
+    ------
+    DataError
+        If there are too few events.
+    """
+    event = np.asarray(is_event, dtype=bool)
+    if event.sum() < MIN_EVENTS:
+        raise DataError(
+            f"{event.sum()} events among {event.size} validation subjects; recalibration needs at least {MIN_EVENTS}"
+        )
+    hazard, failed = at_risk_intervals(survival, grid, follow_up_days, event)
+    if method == "platt":
+        model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8).fit(_logit(hazard)[:, None], failed)
+        if model.coef_[0, 0] <= 0:
+            raise DataError(
+                f"Platt scaling has slope {model.coef_[0, 0]:.2g}: validation subjects of higher predicted hazard have "
+                "fewer events, and recalibration would turn the order of risks round"
+            )
+    else:
+        model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(hazard, failed)
+    return Recalibration(method, model)
+
+
+def at_risk_intervals(
+    survival: npt.ArrayLike, grid: TimeGrid, follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike
+) -> tuple[FloatArray, BoolArray]:
+    """Predicted hazard of each interval a subject was at risk in, and whether the event came in it.
+
+    As in the likelihood (`TimeGrid.interval_of`): an event in interval k gives intervals 0 .. k, the last of them with
+    the event; a subject censored in k gives 0 .. k - 1.
+    """
+    hazard = _hazards(survival)
+    event = np.asarray(is_event, dtype=bool)
+    last = grid.interval_of(follow_up_days, event)[:, None]
+    interval = np.arange(grid.n_intervals)
+    at_risk = (interval < last) | ((interval == last) & event[:, None])
+    failed = (interval == last) & event[:, None]
+    return hazard[at_risk], failed[at_risk]
+
+
+def _hazards(survival: npt.ArrayLike) -> FloatArray:
+    """(B, K) share of those at risk who leave in each interval; 1 where nobody is left."""
+    curves = np.asarray(survival, dtype=np.float64)
+    before, after = curves[:, :-1], curves[:, 1:]
+    hazards: FloatArray = 1 - np.divide(after, before, out=np.zeros_like(after), where=before > 0)
+    return np.clip(hazards, 0, 1)
+
+
+def _logit(hazard: FloatArray) -> FloatArray:
+    clipped = np.clip(hazard, MIN_HAZARD, 1 - MIN_HAZARD)
+    logit: FloatArray = np.log(clipped / (1 - clipped))
+    return logit
