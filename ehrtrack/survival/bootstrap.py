@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ehrtrack.errors import DataError
+from ehrtrack.survival.calibration_curve import slope_regression
 from ehrtrack.survival.censoring import FollowUp
 from ehrtrack.survival.concordance import Counts, RankedSubjects
-from ehrtrack.survival.discrimination import uno_c
+from ehrtrack.survival.discrimination import dynamic_auc, uno_c
 from ehrtrack.survival.metrics import BoolArray, FloatArray, c_index, checked_predictions, require_comparable_pair
 
 N_RESAMPLES = 500
+N_RESAMPLES_OF_A_FIT = 200
 LEVEL = 0.95
 MAX_UNDEFINED_SHARE = 0.05
 """No interval is given if more resamples than this lack a comparable pair: below about 3 events."""
@@ -108,40 +111,66 @@ def uno_c_interval(
     weights = np.zeros(event.size)
     weights[event] = follow_up.under_observation(follow_up.days[event]) ** -2.0
     ranked = RankedSubjects.of(np.asarray(risk, dtype=np.float64), follow_up.days, event)
-    resampled = np.full(n_resamples, np.nan)
-    for rows, counts in drawn_counts(event.size, n_resamples=n_resamples, seed=seed):
-        comparable, concordant = ranked.resampled_pairs(counts, weights)
-        np.divide(concordant, comparable, out=resampled[rows], where=comparable > 0)
-    return percentile_interval(estimate, resampled, level)
+    return percentile_interval(estimate, _resampled_shares(ranked, weights, n_resamples, seed), level)
 
 
-def difference_between_groups(
+def auc_interval(
     risk: npt.ArrayLike,
-    follow_up_days: npt.ArrayLike,
-    is_event: npt.ArrayLike,
+    follow_up: FollowUp,
     *,
-    is_first: npt.ArrayLike,
-    is_second: npt.ArrayLike,
+    horizon_days: float,
     n_resamples: int = N_RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """C-index within one group of subjects minus that within another, each group resampled on its own.
+    """Cumulative/dynamic AUC at a horizon (`discrimination.dynamic_auc`), with its percentile interval.
 
-    Parameters
-    ----------
-    risk, follow_up_days, is_event : (B,)
-    is_first, is_second : (B,) bool; no subject in both
-    n_resamples, level, seed : as in `c_index_interval`
+    The AUC is a C-index of made-up days: those with the event leave on day 1, those who outlive the horizon on day 2,
+    and those censored before it on day 0, on which they are compared with nobody.
     """
+    estimate = float(dynamic_auc(risk, follow_up, [horizon_days])[0][0])
+    event = follow_up.has_event_by(horizon_days)
+    days = np.where(event, 1.0, np.where(follow_up.outlives(horizon_days), 2.0, 0.0))
+    weights = np.where(event, follow_up.weights_at(horizon_days), 0.0)
+    ranked = RankedSubjects.of(np.asarray(risk, dtype=np.float64), days, event)
+    return percentile_interval(estimate, _resampled_shares(ranked, weights, n_resamples, seed), level)
+
+
+def slope_interval(
+    risk: npt.ArrayLike,
+    follow_up: FollowUp,
+    *,
+    horizon_days: float,
+    n_resamples: int = N_RESAMPLES_OF_A_FIT,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
+    """Calibration slope (`calibration_curve.calibration_slope`), with its percentile interval; one fit a resample."""
+    regression = slope_regression(risk, follow_up, horizon_days=horizon_days)
+    fitted = regression.fit()
+    slopes = np.full(n_resamples, np.nan)
+    for rows, counts in drawn_counts(follow_up.days.size, n_resamples=n_resamples, seed=seed):
+        for number, row in enumerate(counts, start=rows.start):
+            with suppress(DataError):  # a resample that cannot be fitted has no slope; percentile_interval counts them
+                slopes[number] = regression.fit(row.astype(np.float64), start=fitted.beta).beta[0]
+    return percentile_interval(float(fitted.beta[0]), slopes, level)
+
+
+def _resampled_shares(ranked: RankedSubjects, weights: FloatArray, n_resamples: int, seed: int) -> FloatArray:
+    """(R,) concordant among comparable pairs, each weighted by its event; NaN without a pair."""
+    shares = np.full(n_resamples, np.nan)
+    for rows, counts in drawn_counts(weights.size, n_resamples=n_resamples, seed=seed):
+        comparable, concordant = ranked.resampled_pairs(counts, weights)
+        np.divide(concordant, comparable, out=shares[rows], where=comparable > 0)
+    return shares
+
+
+def resampled_c_index(
+    risk: npt.ArrayLike, follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike, *, n_resamples: int, seed: int
+) -> FloatArray:
+    """(R,) Harrell's C in each resample, NaN without a comparable pair: for differences of independent groups."""
     scores, days, event = checked_predictions(risk, follow_up_days, is_event)
-    estimates, resampled = [], []
-    for number, members in enumerate((np.asarray(is_first, dtype=bool), np.asarray(is_second, dtype=bool))):
-        of_group = (scores[members], days[members], event[members])
-        estimates.append(c_index(*of_group))
-        generator_seed = seed + number * 1_000_003  # groups are drawn independently of each other
-        resampled += _resampled_c_indices([of_group[0]], *of_group[1:], n_resamples=n_resamples, seed=generator_seed)
-    return percentile_interval(estimates[0] - estimates[1], resampled[0] - resampled[1], level)
+    return _resampled_c_indices([scores], days, event, n_resamples=n_resamples, seed=seed)[0]
 
 
 def drawn_counts(n_subjects: int, *, n_resamples: int, seed: int) -> Iterator[tuple[slice, Counts]]:
@@ -183,7 +212,7 @@ def percentile_interval(estimate: float, resampled: FloatArray, level: float = L
     defined = resampled[np.isfinite(resampled)]
     if defined.size < (1 - MAX_UNDEFINED_SHARE) * resampled.size:
         raise DataError(
-            f"{resampled.size - defined.size} of {resampled.size} resamples hold no comparable pair: "
+            f"{resampled.size - defined.size} of {resampled.size} resamples have no value: "
             "too few events for an interval; use a larger split"
         )
     tail = (1 - level) / 2

@@ -10,8 +10,7 @@ import polars as pl
 from scipy.stats import chi2
 
 from ehrtrack.errors import DataError
-from ehrtrack.survival.calibration import observed_risk
-from ehrtrack.survival.censoring import MIN_EVENTS, FollowUp
+from ehrtrack.survival.censoring import MIN_EVENTS, FollowUp, risk_without_interval
 from ehrtrack.survival.curves import interpolate_survival
 from ehrtrack.survival.metrics import FloatArray
 from ehrtrack.survival.proportional_hazards import HazardFit, ProportionalHazards
@@ -31,9 +30,7 @@ def log_hazard(risk: npt.ArrayLike) -> FloatArray:
     return transformed
 
 
-def calibration_slope(
-    risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days: float, counts: FloatArray | None = None
-) -> float:
+def calibration_slope(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days: float) -> float:
     """Slope of a Cox regression on log(-log(1 - risk)), with follow-up to the horizon; 1 is right.
 
     Below 1 the risks are too far apart, as an overfitted model's are; above 1 too close together (van Houwelingen
@@ -42,16 +39,19 @@ def calibration_slope(
     Parameters
     ----------
     risk : (B,) predicted probability of the event up to the horizon
-    counts : (B,) of a resample
 
     Raises
     ------
     DataError
         If events are too few, or the risks do not vary.
     """
+    return float(slope_regression(risk, follow_up, horizon_days=horizon_days).fit().beta[0])
+
+
+def slope_regression(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days: float) -> ProportionalHazards:
+    """The regression of `calibration_slope`, to be fitted to all subjects or to resamples of them."""
     follow_up.require_both(horizon_days)
-    x = log_hazard(risk)[:, None]
-    return float(_regression(x, follow_up, horizon_days).fit(counts).beta[0])
+    return _regression(log_hazard(risk)[:, None], follow_up, horizon_days)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def observed_to_expected(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_da
     expected = float(np.mean(np.asarray(risk, dtype=np.float64)))
     if expected <= 0:
         raise DataError("every predicted risk is 0: observed over expected has no value")
-    return observed_risk(follow_up.days, follow_up.is_event, horizon_days)[0] / expected
+    return risk_without_interval(follow_up.days, follow_up.is_event, horizon_days) / expected
 
 
 def d_calibration(

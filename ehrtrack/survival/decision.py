@@ -7,8 +7,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ehrtrack.errors import DataError
-from ehrtrack.survival.calibration import observed_risk
-from ehrtrack.survival.censoring import FollowUp
+from ehrtrack.survival.censoring import FollowUp, risk_without_interval
 from ehrtrack.survival.metrics import FloatArray
 
 N_THRESHOLDS = 50
@@ -16,7 +15,7 @@ N_THRESHOLDS = 50
 
 def default_thresholds(follow_up: FollowUp, *, horizon_days: float) -> FloatArray:
     """(M,) risks at which somebody might act: up to three times the observed risk, at most 99 %."""
-    observed = observed_risk(follow_up.days, follow_up.is_event, horizon_days)[0]
+    observed = risk_without_interval(follow_up.days, follow_up.is_event, horizon_days)
     thresholds: FloatArray = np.linspace(0, min(0.99, 3 * observed), N_THRESHOLDS + 1)[1:]
     return thresholds
 
@@ -55,7 +54,7 @@ def decision_curve(
     )
     if at.size == 0 or at.min() <= 0 or at.max() >= 1:
         raise DataError(f"thresholds {at}; a decision curve needs risks between 0 and 1, both excluded")
-    overall = observed_risk(follow_up.days, follow_up.is_event, horizon_days)[0]
+    overall = risk_without_interval(follow_up.days, follow_up.is_event, horizon_days)
     odds = at / (1 - at)
     benefits, n_called = np.zeros(at.size), np.zeros(at.size, dtype=np.int64)
     for number, threshold in enumerate(at):
@@ -63,7 +62,7 @@ def decision_curve(
         n_called[number] = called.sum()
         if n_called[number]:
             share = n_called[number] / scores.size
-            among = observed_risk(follow_up.days[called], follow_up.is_event[called], horizon_days)[0]
+            among = risk_without_interval(follow_up.days[called], follow_up.is_event[called], horizon_days)
             benefits[number] = share * among - share * (1 - among) * odds[number]
     return pl.DataFrame(
         {

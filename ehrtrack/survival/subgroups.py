@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from ehrtrack.errors import DataError
-from ehrtrack.survival.bootstrap import Interval, c_index_interval, difference_between_groups
+from ehrtrack.survival.bootstrap import percentile_interval, resampled_c_index
 from ehrtrack.survival.calibration_curve import observed_to_expected
 from ehrtrack.survival.censoring import FollowUp
+from ehrtrack.survival.metrics import FloatArray, c_index
 
 MIN_GROUP_EVENTS = 5
 """With fewer events a group's interval is as wide as the scale."""
@@ -37,7 +39,23 @@ GAP_SCHEMA: dict[str, type[pl.DataType]] = {
 }
 
 
-def subgroup_table(
+@dataclass(frozen=True)
+class SubgroupReport:
+    """Scores within groups, and how far apart they are.
+
+    Attributes
+    ----------
+    table : a row a group, by `SUBGROUP_SCHEMA`; a number without a value is null, and ``left_out`` says why
+    gaps : a row an attribute, by `GAP_SCHEMA`: the C-index of its best group minus that of its worst. The two are
+        chosen on the same subjects, so among many groups some gap is always found: only an interval that excludes 0 by
+        much is a finding. Attributes with fewer than two scored groups are not in it
+    """
+
+    table: pl.DataFrame
+    gaps: pl.DataFrame
+
+
+def score_subgroups(
     risk: npt.ArrayLike,
     follow_up: FollowUp,
     groups: Mapping[str, npt.NDArray[np.str_]],
@@ -45,93 +63,60 @@ def subgroup_table(
     horizon_days: float,
     n_resamples: int = 500,
     seed: int = 0,
-) -> pl.DataFrame:
+) -> SubgroupReport:
     """Harrell's C with its bootstrap interval, and observed over expected risk, of all subjects and of each group.
 
     Parameters
     ----------
     risk : (B,) predicted probability of the event up to the horizon
     groups : attribute -> (B,) the group of each subject
-
-    Returns
-    -------
-    Table by `SUBGROUP_SCHEMA`; where a number has no value it is null, and ``left_out`` says why.
     """
     scores = np.asarray(risk, dtype=np.float64)
     everybody = {"all": np.full(scores.size, "all")}
-    rows = []
+    rows: list[dict[str, object]] = []
+    gaps: list[dict[str, object]] = []
     for attribute, of_subject in (everybody | dict(groups)).items():
+        resampled: dict[str, tuple[float, FloatArray]] = {}
         for name in np.unique(of_subject):
             members = of_subject == name
-            row = _group_row(scores, follow_up, members, horizon_days=horizon_days, n_resamples=n_resamples, seed=seed)
-            rows.append({"attribute": attribute, "group": str(name)} | row)
-    return pl.DataFrame(rows, schema=SUBGROUP_SCHEMA)
+            # Groups are drawn independently of each other, the same group always alike.
+            draw = {"n_resamples": n_resamples, "seed": seed + len(rows)}
+            row: dict[str, object] = {"attribute": attribute, "group": str(name), "n_subjects": int(members.sum())}
+            try:
+                row |= _score(scores[members], follow_up.of_members(members), horizon_days, resampled, str(name), draw)
+            except DataError as error:
+                row["left_out"] = str(error)
+            rows.append(row | {"n_events": int(follow_up.has_event_by(horizon_days)[members].sum())})
+        if len(resampled) > 1:
+            gaps.append({"attribute": attribute} | _gap(resampled))
+    return SubgroupReport(pl.DataFrame(rows, schema=SUBGROUP_SCHEMA), pl.DataFrame(gaps, schema=GAP_SCHEMA))
 
 
-def _group_row(
-    scores: npt.NDArray[np.float64],
-    follow_up: FollowUp,
-    members: npt.NDArray[np.bool_],
-    *,
+def _score(
+    scores: FloatArray,
+    group: FollowUp,
     horizon_days: float,
-    n_resamples: int,
-    seed: int,
+    resampled: dict[str, tuple[float, FloatArray]],
+    name: str,
+    draw: dict[str, int],
 ) -> dict[str, object]:
-    group = FollowUp(
-        follow_up.days[members], follow_up.is_event[members], follow_up.train_days, follow_up.train_is_event
-    )
     n_events = int(group.has_event_by(horizon_days).sum())
-    row: dict[str, object] = {"n_subjects": int(members.sum()), "n_events": n_events}
-    try:
-        if n_events < MIN_GROUP_EVENTS:
-            raise DataError(f"{n_events} events, fewer than {MIN_GROUP_EVENTS}")
-        c_index = c_index_interval(scores[members], group.days, group.is_event, n_resamples=n_resamples, seed=seed)
-        row |= {"c_index": c_index.estimate, "lower": c_index.lower, "upper": c_index.upper}
-        row["observed_to_expected"] = observed_to_expected(scores[members], group, horizon_days=horizon_days)
-    except DataError as error:
-        row["left_out"] = str(error)
-    return row
+    if n_events < MIN_GROUP_EVENTS:
+        raise DataError(f"{n_events} events, fewer than {MIN_GROUP_EVENTS}")
+    c_indices = resampled_c_index(scores, group.days, group.is_event, **draw)
+    c_of_group = percentile_interval(c_index(scores, group.days, group.is_event), c_indices)
+    resampled[name] = c_of_group.estimate, c_indices
+    return {
+        "c_index": c_of_group.estimate,
+        "lower": c_of_group.lower,
+        "upper": c_of_group.upper,
+        "observed_to_expected": observed_to_expected(scores, group, horizon_days=horizon_days),
+    }
 
 
-def subgroup_gaps(
-    risk: npt.ArrayLike,
-    follow_up: FollowUp,
-    groups: Mapping[str, npt.NDArray[np.str_]],
-    table: pl.DataFrame,
-    *,
-    n_resamples: int = 500,
-    seed: int = 0,
-) -> pl.DataFrame:
-    """For each attribute, the C-index of its best group minus that of its worst, with a bootstrap interval.
-
-    The two groups are chosen on the same subjects, so among many groups some gap is always found: only an interval
-    that excludes 0 by much is a finding.
-
-    Parameters
-    ----------
-    table : from `subgroup_table`, of the same risks and groups
-
-    Returns
-    -------
-    Table by `GAP_SCHEMA`; attributes with fewer than two scored groups are not in it.
-    """
-    rows = []
-    for attribute, of_subject in groups.items():
-        scored = table.filter(pl.col("attribute") == attribute, pl.col("c_index").is_not_null()).sort("c_index")
-        if scored.height < 2:
-            continue
-        highest, lowest = scored["group"][-1], scored["group"][0]
-        gap: Interval = difference_between_groups(
-            risk,
-            follow_up.days,
-            follow_up.is_event,
-            is_first=of_subject == highest,
-            is_second=of_subject == lowest,
-            n_resamples=n_resamples,
-            seed=seed,
-        )
-        rows.append(
-            {"attribute": attribute, "highest": highest, "lowest": lowest, "gap": gap.estimate}
-            | {"lower": gap.lower, "upper": gap.upper}
-        )
-    return pl.DataFrame(rows, schema=GAP_SCHEMA)
+def _gap(resampled: Mapping[str, tuple[float, FloatArray]]) -> dict[str, object]:
+    by_score = sorted(resampled, key=lambda name: resampled[name][0])
+    (low, low_draws), (high, high_draws) = resampled[by_score[0]], resampled[by_score[-1]]
+    gap = percentile_interval(high - low, high_draws - low_draws)
+    ends = {"gap": gap.estimate, "lower": gap.lower, "upper": gap.upper}
+    return {"highest": by_score[-1], "lowest": by_score[0]} | ends

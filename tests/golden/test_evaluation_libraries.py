@@ -16,7 +16,7 @@ from sksurv.linear_model import CoxPHSurvivalAnalysis
 from sksurv.metrics import brier_score, concordance_index_ipcw, cumulative_dynamic_auc
 from sksurv.util import Surv
 
-from ehrtrack.survival.bootstrap import difference_between_groups, uno_c_interval
+from ehrtrack.survival.bootstrap import auc_interval, slope_interval, uno_c_interval
 from ehrtrack.survival.brier import brier_at
 from ehrtrack.survival.calibration_curve import (
     calibration_curve,
@@ -39,6 +39,7 @@ from ehrtrack.survival.discrimination import (
 )
 from ehrtrack.survival.proportional_hazards import ProportionalHazards
 from ehrtrack.survival.recalibration import at_risk_intervals, fit_recalibration
+from ehrtrack.survival.subgroups import score_subgroups
 from ehrtrack.survival.time_grid import TimeGrid
 
 Array = npt.NDArray[np.float64]
@@ -105,6 +106,26 @@ def test_bootstrap_of_uno_c_equals_scikit_survival_on_each_resample() -> None:
     tau = np.nextafter(HORIZON, np.inf)
     reference = [concordance_index_ipcw(follow_up.train_surv, follow_up.surv[i], risk[i], tau=tau)[0] for i in drawn]
     interval = uno_c_interval(risk, follow_up, horizon_days=HORIZON, n_resamples=30, seed=7)
+    assert interval.lower == pytest.approx(np.quantile(reference, 0.025), abs=1e-6)
+    assert interval.upper == pytest.approx(np.quantile(reference, 0.975), abs=1e-6)
+
+
+def test_bootstrap_of_the_auc_equals_scikit_survival_on_each_resample() -> None:
+    risk, follow_up, _, _ = follow_up_of(2)
+    drawn = np.random.default_rng(7).integers(120, size=(30, 120))
+    reference = [cumulative_dynamic_auc(follow_up.train_surv, follow_up.surv[i], risk[i], [9.0])[1] for i in drawn]
+    interval = auc_interval(risk, follow_up, horizon_days=9, n_resamples=30, seed=7)
+    assert interval.lower == pytest.approx(np.quantile(reference, 0.025), abs=1e-6)
+    assert interval.upper == pytest.approx(np.quantile(reference, 0.975), abs=1e-6)
+
+
+def test_bootstrap_of_the_slope_equals_scikit_survival_on_each_resample() -> None:
+    risk, follow_up, _, _ = follow_up_of(2)
+    drawn = np.random.default_rng(7).integers(120, size=(20, 120))
+    x = log_hazard(risk)[:, None]
+    cox = CoxPHSurvivalAnalysis(ties="breslow")
+    reference = [cox.fit(x[i], follow_up.surv[i]).coef_[0] for i in drawn]
+    interval = slope_interval(risk, follow_up, horizon_days=HORIZON, n_resamples=20, seed=7)
     assert interval.lower == pytest.approx(np.quantile(reference, 0.025), abs=1e-6)
     assert interval.upper == pytest.approx(np.quantile(reference, 0.975), abs=1e-6)
 
@@ -291,9 +312,10 @@ def test_conformal_level_equals_the_search_over_all_levels() -> None:
 
 
 def test_gap_between_groups_is_the_difference_of_their_c_indices_by_lifelines() -> None:
-    risk, _, days, event = follow_up_of(11)
-    first = np.arange(120) % 2 == 0
-    gap = difference_between_groups(risk, days, event, is_first=first, is_second=~first, n_resamples=20)
-    reference = [concordance_index(days[g], -risk[g], event[g]) for g in (first, ~first)]
-    assert gap.estimate == pytest.approx(reference[0] - reference[1], abs=1e-12)
-    assert gap.lower < gap.estimate < gap.upper
+    risk, follow_up, days, event = follow_up_of(11)
+    sex = np.where(np.arange(120) % 2 == 0, "F", "M")
+    gaps = score_subgroups(risk, follow_up, {"sex": sex}, horizon_days=HORIZON, n_resamples=50).gaps
+    by_sex = {name: concordance_index(days[sex == name], -risk[sex == name], event[sex == name]) for name in "FM"}
+    row = gaps.row(0, named=True)
+    assert row["gap"] == pytest.approx(by_sex[row["highest"]] - by_sex[row["lowest"]], abs=1e-12)
+    assert row["lower"] < row["gap"] < row["upper"]

@@ -92,7 +92,7 @@ def test_swapping_the_models_turns_the_interval_round() -> None:
 def test_one_event_is_too_few_for_an_interval() -> None:
     event = np.zeros(50, bool)
     event[0] = True
-    with pytest.raises(DataError, match="of 500 resamples hold no comparable pair: too few events"):
+    with pytest.raises(DataError, match="of 500 resamples have no value: too few events"):
         c_index_interval(np.arange(50), np.arange(1, 51), event)
 
 
