@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from pydantic import Field
 
@@ -41,6 +40,8 @@ from ehrtrack.survival.subgroups import score_subgroups
 from ehrtrack.survival.time_grid import TimeGrid
 
 Found = Mapping[str, float | Interval | pl.DataFrame]
+MIN_EVENTS_BY_DAY = 5
+"""Days with fewer events up to them, or fewer subjects past them, have no place in the AUC by day."""
 CALIBRATION_SHARES = (0.25, 0.5, 1.0)
 """Days at which calibration is looked at, as shares of the horizon."""
 
@@ -123,7 +124,7 @@ class Report:
 def evaluate(
     test: Split,
     validation: Split,
-    groups: Mapping[str, npt.NDArray[np.str_]],
+    groups: Mapping[str, pl.Series],
     config: EvaluationConfig,
     *,
     seed: int,
@@ -157,7 +158,7 @@ def _discrimination(report: Report, test: Split, config: EvaluationConfig, seed:
         return {"auc_horizon": auc_interval(risk, follow_up, horizon_days=horizon, n_resamples=n_resamples, seed=seed)}
 
     def auc_by_day() -> Found:
-        times = times_with_events(test.evaluation_times(), follow_up)
+        times = times_with_events(test.evaluation_times(), follow_up, least=MIN_EVENTS_BY_DAY)
         auc, mean = dynamic_auc(1 - interpolate_survival(test.survival, test.grid, times), follow_up, times)
         return {"auc_mean": mean, "auc": pl.DataFrame({"day": times, "auc": auc})}
 
@@ -239,7 +240,7 @@ def _net_benefit(report: Report, test: Split) -> None:
 
 
 def _subgroups(
-    report: Report, test: Split, groups: Mapping[str, npt.NDArray[np.str_]], config: EvaluationConfig, seed: int
+    report: Report, test: Split, groups: Mapping[str, pl.Series], config: EvaluationConfig, seed: int
 ) -> None:
     scored = score_subgroups(
         test.risk, test.follow_up, groups, horizon_days=test.horizon_days, n_resamples=config.n_resamples, seed=seed

@@ -58,7 +58,7 @@ class SubgroupReport:
 def score_subgroups(
     risk: npt.ArrayLike,
     follow_up: FollowUp,
-    groups: Mapping[str, npt.NDArray[np.str_]],
+    groups: Mapping[str, pl.Series],
     *,
     horizon_days: float,
     n_resamples: int = 500,
@@ -69,21 +69,21 @@ def score_subgroups(
     Parameters
     ----------
     risk : (B,) predicted probability of the event up to the horizon
-    groups : attribute -> (B,) the group of each subject
+    groups : attribute -> (B,) the group of each subject; text, or an Enum whose order is that of the rows
     """
     scores = np.asarray(risk, dtype=np.float64)
-    everybody = {"all": np.full(scores.size, "all")}
+    everybody = {"all": pl.Series(["all"]).new_from_index(0, scores.size)}
     rows: list[dict[str, object]] = []
     gaps: list[dict[str, object]] = []
     for attribute, of_subject in (everybody | dict(groups)).items():
         resampled: dict[str, tuple[float, FloatArray]] = {}
-        for name in np.unique(of_subject):
-            members = of_subject == name
+        for name in of_subject.unique().sort():
+            members = (of_subject == name).to_numpy()
             # Groups are drawn independently of each other, the same group always alike.
             draw = {"n_resamples": n_resamples, "seed": seed + len(rows)}
-            row: dict[str, object] = {"attribute": attribute, "group": str(name), "n_subjects": int(members.sum())}
+            row: dict[str, object] = {"attribute": attribute, "group": name, "n_subjects": int(members.sum())}
             try:
-                row |= _score(scores[members], follow_up.of_members(members), horizon_days, resampled, str(name), draw)
+                row |= _score(scores[members], follow_up.of_members(members), horizon_days, resampled, name, draw)
             except DataError as error:
                 row["left_out"] = str(error)
             rows.append(row | {"n_events": int(follow_up.has_event_by(horizon_days)[members].sum())})
@@ -118,5 +118,5 @@ def _gap(resampled: Mapping[str, tuple[float, FloatArray]]) -> dict[str, object]
     by_score = sorted(resampled, key=lambda name: resampled[name][0])
     (low, low_draws), (high, high_draws) = resampled[by_score[0]], resampled[by_score[-1]]
     gap = percentile_interval(high - low, high_draws - low_draws)
-    ends = {"gap": gap.estimate, "lower": gap.lower, "upper": gap.upper}
-    return {"highest": by_score[-1], "lowest": by_score[0]} | ends
+    names: dict[str, object] = {"highest": by_score[-1], "lowest": by_score[0]}
+    return names | {"gap": gap.estimate, "lower": gap.lower, "upper": gap.upper}

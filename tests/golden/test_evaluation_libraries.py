@@ -6,6 +6,7 @@ import lifelines
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import polars as pl
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -314,7 +315,7 @@ def test_conformal_level_equals_the_search_over_all_levels() -> None:
 def test_gap_between_groups_is_the_difference_of_their_c_indices_by_lifelines() -> None:
     risk, follow_up, days, event = follow_up_of(11)
     sex = np.where(np.arange(120) % 2 == 0, "F", "M")
-    gaps = score_subgroups(risk, follow_up, {"sex": sex}, horizon_days=HORIZON, n_resamples=50).gaps
+    gaps = score_subgroups(risk, follow_up, {"sex": pl.Series(sex)}, horizon_days=HORIZON, n_resamples=50).gaps
     by_sex = {name: concordance_index(days[sex == name], -risk[sex == name], event[sex == name]) for name in "FM"}
     row = gaps.row(0, named=True)
     assert row["gap"] == pytest.approx(by_sex[row["highest"]] - by_sex[row["lowest"]], abs=1e-12)

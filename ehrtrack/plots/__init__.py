@@ -1,0 +1,27 @@
+"""Figures of a run and of a comparison: arrays and tables in, matplotlib Figures out.
+
+Figures are made without pyplot, so that nothing is global, no window opens, and a figure is freed with its
+last reference.
+"""
+
+from ehrtrack.plots.cohort import attrition_flow
+from ehrtrack.plots.evaluation import calibration_curves, decision_curve_plot, discrimination_plot
+from ehrtrack.plots.forest import ForestRow, comparison_plot, subgroup_forest
+from ehrtrack.plots.survival import calibration_plot, kaplan_meier_by_risk
+from ehrtrack.plots.training import History, loss_curves, metric_curves, mlm_loss
+
+__all__ = [
+    "ForestRow",
+    "History",
+    "attrition_flow",
+    "calibration_curves",
+    "calibration_plot",
+    "comparison_plot",
+    "decision_curve_plot",
+    "discrimination_plot",
+    "kaplan_meier_by_risk",
+    "loss_curves",
+    "metric_curves",
+    "mlm_loss",
+    "subgroup_forest",
+]

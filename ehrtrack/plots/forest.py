@@ -1,0 +1,129 @@
+"""Forest plots: estimates with their intervals, one a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ehrtrack.errors import DataError
+from ehrtrack.plots._style import BLUE, DPI, GREY, INK, ORANGE, PALE, dress
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """One line of `comparison_plot`: an estimate with its interval; is_highlighted marks the chosen model."""
+
+    label: str
+    estimate: float
+    lower: float
+    upper: float
+    is_highlighted: bool = False
+
+
+def comparison_plot(
+    rows: Sequence[ForestRow], *, quantity: str = "test C-index", reference: float | None = 0.5
+) -> Figure:
+    """Forest plot: one line a model, from top to bottom in the order given.
+
+    Parameters
+    ----------
+    rows : at least one
+    quantity : what the numbers are; labels the axis
+    reference : where to draw the line of no effect (0.5 for a C-index, 0 for a difference)
+    """
+    if not rows:
+        raise DataError("no rows to compare; run `ehrtrack compare` where runs of this cohort are finished")
+    longest = max(len(row.label) for row in rows)
+    figure = Figure(figsize=(5.8 + 0.075 * longest, 1.3 + 0.42 * len(rows)), dpi=DPI, layout="constrained")
+    ax = figure.subplots()
+    if reference is not None:
+        ax.axvline(reference, color=GREY, linestyle="--", linewidth=1.2)
+    for number, row in enumerate(rows):
+        y = len(rows) - 1 - number
+        colour = ORANGE if row.is_highlighted else BLUE
+        ax.plot([row.lower, row.upper], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+        ax.plot(row.estimate, y, "o" if not row.is_highlighted else "D", color=colour, markersize=7)
+        text = f"{row.estimate:.3f} [{row.lower:.3f}, {row.upper:.3f}]"
+        ax.annotate(
+            text,
+            (1.02, y),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=9,
+            annotation_clip=False,
+        )
+    ax.set_yticks(range(len(rows)), [row.label for row in rows][::-1])
+    ax.set_ylim(-0.6, len(rows) - 0.4)
+    ax.set_xlabel(f"{quantity} (95 % interval)")
+    dress(ax, "", grid_axis="x")
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    return figure
+
+
+def subgroup_forest(table: pl.DataFrame, gaps: pl.DataFrame) -> Figure:
+    """C-index of each group with its interval, by attribute; the gap between best and worst group beside its title.
+
+    Parameters
+    ----------
+    table, gaps : from `survival.subgroups.score_subgroups`; groups without a score are listed without a point
+    """
+    attributes = table["attribute"].unique(maintain_order=True).to_list()
+    n_lines = table.height + len(attributes) - 1  # a title for each attribute; "all" needs none
+    figure = Figure(figsize=(9.4, 1.2 + 0.31 * n_lines), dpi=DPI, layout="constrained")
+    ax = figure.subplots()
+    ax.axvline(0.5, color=GREY, linestyle="--", linewidth=1.2)
+    overall = table.filter(pl.col("attribute") == "all")["c_index"][0]
+    if overall is not None:
+        ax.axvline(overall, color=PALE, linewidth=1.6, zorder=0)
+    y, ticks, labels = float(n_lines), [], []
+    for attribute in attributes:
+        if attribute != "all":
+            y -= 1
+            _attribute_title(ax, y, attribute, gaps.filter(pl.col("attribute") == attribute))
+        for row in table.filter(pl.col("attribute") == attribute).iter_rows(named=True):
+            y -= 1
+            ticks.append(y)
+            labels.append(row["group"])
+            _group_line(ax, y, row)
+    ax.set_yticks(ticks, labels)
+    ax.set_ylim(-0.7, n_lines)
+    ax.set_xlabel("test C-index (95 % bootstrap interval)")
+    dress(ax, "C-index by group of subjects", grid_axis="x")
+    ax.annotate(
+        "events / subjects",
+        (1.02, 1.0),
+        xycoords="axes fraction",
+        va="bottom",
+        fontsize=8.5,
+        color=GREY,
+        annotation_clip=False,
+    )
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    return figure
+
+
+def _attribute_title(ax: Axes, y: float, attribute: str, gap: pl.DataFrame) -> None:
+    title = attribute
+    if gap.height:
+        row = gap.row(0, named=True)
+        title += f": gap {row['gap']:.3f} [{row['lower']:.3f}, {row['upper']:.3f}], {row['highest']} − {row['lowest']}"
+    ax.annotate(title, (0.0, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, weight="bold", color=INK)
+
+
+def _group_line(ax: Axes, y: float, row: dict[str, Any]) -> None:
+    text = f"{row['n_events']:,} / {row['n_subjects']:,}"
+    if row["c_index"] is None:
+        text += "  too few"
+    else:
+        colour = ORANGE if row["attribute"] == "all" else BLUE
+        ax.plot([row["lower"], row["upper"]], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+        ax.plot(row["c_index"], y, "D" if row["attribute"] == "all" else "o", color=colour, markersize=6)
+        text = f"{text}   {row['c_index']:.3f} [{row['lower']:.3f}, {row['upper']:.3f}]"
+    ax.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=8.5, annotation_clip=False)

@@ -1,0 +1,91 @@
+"""Training by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ehrtrack.errors import DataError
+from ehrtrack.plots._style import BLUE, GREEN, GREY, ORANGE, dress, panels
+
+History = Sequence[Mapping[str, float]]
+"""One mapping of metric names to values an epoch, in order, as the training loop returns it."""
+
+
+def loss_curves(history: History, *, best_epoch: int | None = None) -> Figure:
+    """Training and validation loss by epoch.
+
+    Parameters
+    ----------
+    history : with ``train/loss`` and ``val/loss``
+    best_epoch : epoch (from 1) whose weights were kept; marked
+    """
+    figure, axes = panels(1, width=6.4, height=4.0)
+    _draw_metric(axes[0], history, "train/loss", "training", BLUE)
+    _draw_metric(axes[0], history, "val/loss", "validation", ORANGE)
+    _finish_epochs(axes[0], "Loss by epoch", "loss", best_epoch)
+    return figure
+
+
+def mlm_loss(history: History, *, best_epoch: int | None = None) -> Figure:
+    """Masked-code loss beside that of guessing every code by its frequency, and the accuracy.
+
+    Parameters
+    ----------
+    history : with ``val/mlm_loss``, ``val/unigram_loss`` (of the same tokens) and ``val/mlm_accuracy``
+    best_epoch : epoch (from 1) whose weights were kept; marked
+    """
+    figure, axes = panels(2, width=10.0, height=4.0)
+    _draw_metric(axes[0], history, "val/mlm_loss", "model", BLUE)
+    _draw_metric(axes[0], history, "val/unigram_loss", "code frequencies only", GREY, style="--")
+    _finish_epochs(axes[0], "Masked codes, validation", "loss (nats per masked code)", best_epoch)
+    _draw_metric(axes[1], history, "val/mlm_accuracy", "model", BLUE)
+    _finish_epochs(axes[1], "Share of masked codes right, validation", "accuracy", best_epoch, is_legend=False)
+    return figure
+
+
+def metric_curves(history: History, *, best_epoch: int | None = None) -> Figure:
+    """Validation C-index and integrated Brier score by epoch.
+
+    Parameters
+    ----------
+    history : with ``val/c_index`` and ``val/ibs``
+    best_epoch : epoch (from 1) whose weights were kept; marked
+    """
+    figure, axes = panels(2, width=10.0, height=4.0)
+    _draw_metric(axes[0], history, "val/c_index", "model", BLUE)
+    axes[0].axhline(0.5, color=GREY, linestyle="--", linewidth=1.2, label="chance")
+    _finish_epochs(axes[0], "C-index, validation (higher is better)", "C-index", best_epoch)
+    _draw_metric(axes[1], history, "val/ibs", "model", BLUE)
+    _finish_epochs(
+        axes[1],
+        "Integrated Brier score, validation (lower is better)",
+        "integrated Brier score",
+        best_epoch,
+        is_legend=False,
+    )
+    return figure
+
+
+def _draw_metric(ax: Axes, history: History, metric: str, label: str, colour: str, *, style: str = "-") -> None:
+    """One metric by epoch. Epochs without it are skipped; a history without it at all is a mistake."""
+    points = [(epoch, row[metric]) for epoch, row in enumerate(history, start=1) if metric in row]
+    if not points:
+        found = sorted({name for row in history for name in row})
+        raise DataError(f"no epoch has the metric {metric!r}; there are: {', '.join(found) or 'no metrics'}")
+    epochs, values = zip(*points, strict=True)
+    ax.plot(epochs, values, style, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=label)
+
+
+def _finish_epochs(ax: Axes, title: str, quantity: str, best_epoch: int | None, *, is_legend: bool = True) -> None:
+    if best_epoch is not None:
+        ax.axvline(best_epoch, color=GREEN, linestyle=":", linewidth=1.5, label=f"kept: epoch {best_epoch}")
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(quantity)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    dress(ax, title)
+    if is_legend or best_epoch is not None:
+        ax.legend(frameon=False, fontsize=9)
