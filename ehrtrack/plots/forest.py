@@ -110,7 +110,7 @@ def subgroup_forest(table: pl.DataFrame, gaps: pl.DataFrame) -> Figure:
 
 
 def _attribute_title(ax: Axes, y: float, attribute: str, gap: pl.DataFrame) -> None:
-    title = attribute
+    title = attribute.replace("_", " ")
     if gap.height:
         row = gap.row(0, named=True)
         title += f": gap {row['gap']:.3f} [{row['lower']:.3f}, {row['upper']:.3f}], {row['highest']} − {row['lowest']}"

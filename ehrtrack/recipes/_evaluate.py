@@ -12,10 +12,13 @@ from ehrtrack import plots
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.data.cohort import summarise_cohort
 from ehrtrack.objectives.survival import Predictions, baseline_survival, score_survival
+from ehrtrack.recipes._groups import subject_groups
 from ehrtrack.recipes._prepare import CohortRecords
 from ehrtrack.runlog import RunLogger
 from ehrtrack.survival.bootstrap import Interval, c_index_interval
 from ehrtrack.survival.calibration import calibration_table
+from ehrtrack.survival.censoring import FollowUp
+from ehrtrack.survival.evaluation import EvaluationConfig, Report, Split, evaluate
 from ehrtrack.survival.time_grid import TimeGrid
 
 
@@ -42,6 +45,7 @@ class Evaluation:
             f"{split}/c_index_upper": self.c_index.upper,
             f"{split}/ibs": self.ibs,
             f"{split}/ibs_kaplan_meier": self.ibs_kaplan_meier,
+            f"{split}/ibs_skill": 1 - self.ibs / self.ibs_kaplan_meier,
         }
 
 
@@ -62,10 +66,12 @@ def log_evaluation(
     validation: Predictions,
     test: Predictions,
     seed: int,
+    config: EvaluationConfig | None = None,
 ) -> dict[str, Evaluation]:
-    """Score validation and test subjects, and log metrics, predictions and plots.
+    """Score validation and test subjects, and log metrics, predictions, tables and plots.
 
-    ``best/...`` are the validation scores of the weights that were kept, by which runs are compared.
+    ``best/...`` are the validation scores of the weights that were kept, by which runs are compared. A measure that
+    these subjects are too few for is left out; ``evaluation/left_out.csv`` names it with the reason.
     """
     training = records.outcomes[records.rows["train"]]
     evaluations = {}
@@ -85,7 +91,38 @@ def log_evaluation(
         plots.kaplan_meier_by_risk(test.risk, outcomes.follow_up_days, outcomes.is_event),
         "plots/kaplan_meier_by_risk.png",
     )
+    report = evaluate(
+        _split(test, grid, training, outcomes),
+        _split(validation, grid, training, records.outcomes[validation.rows]),
+        subject_groups(records, test.rows),
+        config or EvaluationConfig(),
+        seed=seed,
+    )
+    _log_report(logger, report, horizon_days=grid.horizon_days)
     return evaluations
+
+
+def _split(predictions: Predictions, grid: TimeGrid, training: Outcomes, outcomes: Outcomes) -> Split:
+    follow_up = FollowUp.of(training.follow_up_days, training.is_event, outcomes.follow_up_days, outcomes.is_event)
+    return Split(predictions.survival, grid, follow_up)
+
+
+def _log_report(logger: RunLogger, report: Report, *, horizon_days: float) -> None:
+    logger.log_metrics({f"test/{name}": value for name, value in report.metrics.items()}, step=0)
+    for name, table in report.tables.items():
+        logger.log_table(table, f"evaluation/{name}.csv")
+    logger.log_table(report.left_out_table(), "evaluation/left_out.csv")
+    if report.left_out:
+        print(f"left out of the evaluation, with reasons in evaluation/left_out.csv: {', '.join(report.left_out)}")
+    tables = report.tables
+    logger.log_figure(
+        plots.discrimination_plot(tables, report.metrics, horizon_days=horizon_days), "plots/discrimination.png"
+    )
+    logger.log_figure(plots.calibration_curves(tables, report.metrics), "plots/calibration_curves.png")
+    logger.log_figure(plots.subgroup_forest(tables["subgroups"], tables["subgroup_gaps"]), "plots/subgroups.png")
+    if "decision_curve" in tables:
+        figure = plots.decision_curve_plot(tables["decision_curve"], horizon_days=horizon_days)
+        logger.log_figure(figure, "plots/decision_curve.png")
 
 
 def evaluate_survival(

@@ -17,7 +17,8 @@ from ehrtrack.survival.discrimination import dynamic_auc, uno_c
 from ehrtrack.survival.metrics import BoolArray, FloatArray, c_index, checked_predictions, require_comparable_pair
 
 N_RESAMPLES = 500
-N_RESAMPLES_OF_A_FIT = 200
+FEWER_RESAMPLES = 200
+"""Where each of them costs a fit, or there are many groups to score."""
 LEVEL = 0.95
 MAX_UNDEFINED_SHARE = 0.05
 """No interval is given if more resamples than this lack a comparable pair: below about 3 events."""
@@ -141,7 +142,7 @@ def slope_interval(
     follow_up: FollowUp,
     *,
     horizon_days: float,
-    n_resamples: int = N_RESAMPLES_OF_A_FIT,
+    n_resamples: int = FEWER_RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ehrtrack.errors import DataError
 from ehrtrack.section import Section
-from ehrtrack.survival.bootstrap import Interval, auc_interval, slope_interval, uno_c_interval
+from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, Interval, auc_interval, slope_interval, uno_c_interval
 from ehrtrack.survival.brier import brier_at
 from ehrtrack.survival.calibration import calibration_table
 from ehrtrack.survival.calibration_curve import (
@@ -51,7 +51,7 @@ class EvaluationConfig(Section):
 
     Attributes
     ----------
-    n_resamples : of the bootstrap over subjects
+    n_resamples : of the bootstrap over subjects; at most 200 within groups and of the calibration slope
     recalibration : how a second set of curves is made on validation subjects, reported apart from the raw ones
     conformal_coverage : share of subjects for whom lower bounds on survival time are to hold; 0 makes none
     """
@@ -243,7 +243,12 @@ def _subgroups(
     report: Report, test: Split, groups: Mapping[str, pl.Series], config: EvaluationConfig, seed: int
 ) -> None:
     scored = score_subgroups(
-        test.risk, test.follow_up, groups, horizon_days=test.horizon_days, n_resamples=config.n_resamples, seed=seed
+        test.risk,
+        test.follow_up,
+        groups,
+        horizon_days=test.horizon_days,
+        n_resamples=min(config.n_resamples, FEWER_RESAMPLES),
+        seed=seed,
     )
     report.tables |= {"subgroups": scored.table, "subgroup_gaps": scored.gaps}
     for row in scored.gaps.iter_rows(named=True):

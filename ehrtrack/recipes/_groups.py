@@ -1,0 +1,66 @@
+"""Groups of subjects for which a model is scored apart: sex, race where recorded, age and length of history."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ehrtrack.data.store import TokenStore
+from ehrtrack.data.vocabulary import Vocabulary
+from ehrtrack.recipes._prepare import CohortRecords, Rows
+
+CODED = {"sex": "GENDER//", "race": "RACE//"}
+"""Attribute -> prefix of its codes. Codes of too few training subjects have no token and count as not recorded."""
+MAX_CODED_GROUPS = 6
+NOT_RECORDED, OTHER = "not recorded", "other"
+AGE_EDGES_YEARS = (18, 40, 55, 65, 75, 85)
+HISTORY_EDGES_YEARS = (1, 3, 5, 10)
+
+
+def subject_groups(records: CohortRecords, rows: Rows) -> dict[str, pl.Series]:
+    """Attribute -> (B,) group of each subject, as an Enum in the order to be shown; only attributes that divide them.
+
+    Age is that at the index date; history runs from the first visit to the index date.
+    """
+    store = records.store
+    groups = {name: _by_code(store, records.vocabulary, rows, prefix) for name, prefix in CODED.items()}
+    groups["age_years"] = _bands(store.end_age_years[rows], AGE_EDGES_YEARS)
+    groups["history_years"] = _bands(_history_years(store, rows), HISTORY_EDGES_YEARS)
+    return {name: of_subject for name, of_subject in groups.items() if of_subject.n_unique() > 1}
+
+
+def _by_code(store: TokenStore, vocabulary: Vocabulary, rows: Rows, prefix: str) -> pl.Series:
+    """What follows the prefix in a subject's first token of it; the rarest of many groups are put together."""
+    names = [token.removeprefix(prefix) if token.startswith(prefix) else None for token in vocabulary.tokens]
+    is_wanted = np.array([name is not None for name in names])
+    found = []
+    for row in rows:
+        tokens = store.token[store.offsets[row] : store.offsets[row + 1]]
+        wanted = tokens[is_wanted[tokens]]
+        found.append(names[wanted[0]] if wanted.size else NOT_RECORDED)
+    values = pl.Series(found, dtype=pl.String)
+    common = [name for name in values.value_counts(sort=True).to_series() if name != NOT_RECORDED][:MAX_CODED_GROUPS]
+    kept = pl.select(pl.when(values.is_in([*common, NOT_RECORDED])).then(values).otherwise(pl.lit(OTHER))).to_series()
+    return kept.cast(pl.Enum([*sorted(common), OTHER, NOT_RECORDED]))
+
+
+def _bands(years: npt.NDArray[np.float32], edges: Sequence[int]) -> pl.Series:
+    """Bands that are closed below: 40 belongs to 40-54."""
+    between = [f"{low}–{high - 1}" if high - low > 1 else f"{low}" for low, high in itertools.pairwise(edges)]
+    labels = [f"under {edges[0]}", *between, f"{edges[-1]} and over"]
+    return pl.Series([labels[i] for i in np.searchsorted(edges, years, side="right")], dtype=pl.Enum(labels))
+
+
+def _history_years(store: TokenStore, rows: Rows) -> npt.NDArray[np.float32]:
+    """(B,) from the first visit to the index date; 0 without a visit."""
+    years = np.zeros(len(rows), dtype=np.float32)
+    for number, row in enumerate(rows):
+        tokens = slice(store.offsets[row], store.offsets[row + 1])
+        ages = store.age_years[tokens][store.visit[tokens] > 0]
+        if ages.size:
+            years[number] = store.end_age_years[row] - ages[0]
+    return years
