@@ -110,7 +110,8 @@ class FollowUp:
 
     def under_observation(self, at_days: npt.ArrayLike) -> FloatArray:
         """G at some days: the share of training subjects not censored before them, had there been no events."""
-        share: FloatArray = self._censoring.predict_proba(np.asarray(at_days, dtype=np.float64))
+        days = np.asarray(at_days, dtype=np.float64)
+        share: FloatArray = self._censoring.predict_proba(days) if days.size else days
         return share
 
     @cached_property

@@ -6,10 +6,13 @@ subjects, and are always reported apart.
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import LinAlgWarning
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
@@ -67,7 +70,16 @@ def fit_recalibration(
         )
     hazard, failed = at_risk_intervals(survival, grid, follow_up_days, event)
     if method == "platt":
-        model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8).fit(_logit(hazard)[:, None], failed)
+        model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                model.fit(_logit(hazard)[:, None], failed)
+        except (LinAlgWarning, ConvergenceWarning) as warning:
+            raise DataError(
+                f"Platt scaling of {event.size} validation subjects has no solution ({str(warning).split('.')[0]}): the "
+                "predicted hazards do not vary, or they separate the events from the rest; use a larger split"
+            ) from warning
         if model.coef_[0, 0] <= 0:
             raise DataError(
                 f"Platt scaling has slope {model.coef_[0, 0]:.2g}: validation subjects of higher predicted hazard have "
