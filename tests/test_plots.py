@@ -26,6 +26,7 @@ HISTORY = [
     }
     for epoch in (1, 2, 3)
 ]
+TRIVIAL = {"val/mlm_loss": "val/unigram_loss"}
 RISK = np.linspace(0.05, 0.6, 60)
 DAYS = np.concatenate([np.arange(1.0, 31.0), np.full(30, 365.0)])
 EVENT = np.arange(60) % 3 == 0
@@ -49,7 +50,7 @@ def texts(ax: Axes) -> list[str]:
 FIGURES = {
     "loss": lambda: plots.loss_curves(HISTORY, best_epoch=2),
     "metric": lambda: plots.metric_curves(HISTORY),
-    "mlm": lambda: plots.mlm_loss(HISTORY, best_epoch=3),
+    "beside trivial": lambda: plots.losses_beside_trivial(HISTORY, TRIVIAL, best_epoch=3),
     "one epoch": lambda: plots.loss_curves(HISTORY[:1]),
     "calibration": lambda: plots.calibration_plot(
         calibration_table(RISK, DAYS, EVENT, horizon_days=365, n_groups=4), horizon_days=365
@@ -85,9 +86,11 @@ def test_curves_show_the_history_by_epoch_from_one() -> None:
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
 
 
-def test_masked_code_loss_is_shown_beside_the_unigram_loss() -> None:
-    model, unigram = plots.mlm_loss(HISTORY).axes[0].get_lines()
-    assert (model.get_label(), unigram.get_label()) == ("model", "code frequencies only")
+def test_a_pretraining_loss_is_shown_beside_the_trivial_predictors() -> None:
+    (ax,) = plots.losses_beside_trivial(HISTORY, TRIVIAL).axes
+    model, unigram = ax.get_lines()
+    assert (model.get_label(), unigram.get_label()) == ("model", "unigram loss")
+    assert list(model.get_ydata()) == [row["val/mlm_loss"] for row in HISTORY]
     assert list(unigram.get_ydata()) == [4.0, 4.0, 4.0]
 
 

@@ -5,6 +5,7 @@ Axis letters, fixed here for the whole package:
 B   subjects of a batch
 T   tokens of all subjects of a batch, one subject after the other
 M   masked tokens of a batch (pretraining)
+P   excerpts of a batch (pretraining): parts of its subjects' records that are shown by themselves
 D   width of the encoder
 K   intervals of the time grid
 V   tokens of the vocabulary
@@ -74,6 +75,10 @@ class Batch:
     target_positions, targets : (M,) int64, places in the row that are to be predicted and their tokens, or None
     hidden : (T, D) float32, the encoder's states where they were computed before; the five rows of tokens are then
         empty
+    day : (T,) float32, days from the subject's first visit in the row to the token's visit; of [CLS], to where the
+        record or the window ends; 0 for static facts. The encoder does not see it: objectives take targets from it
+    is_first : (T,) bool, whether the subject's whole record holds the token here for the first time; False for [CLS]
+    part : which of several heads is to read the states, "" where there is one
     """
 
     rows: Tensor
@@ -88,6 +93,9 @@ class Batch:
     target_positions: Tensor | None = None
     targets: Tensor | None = None
     hidden: Tensor | None = None
+    day: Tensor | None = None
+    is_first: Tensor | None = None
+    part: str = ""
 
     @property
     def n_tokens(self) -> int:
@@ -127,7 +135,7 @@ def collate(
     """Pack the records of some subjects into one row of tokens.
 
     A record that is longer than `max_tokens` keeps its static facts and its most recent tokens; with `window_rng`
-    (pretraining) a contiguous window at a random place instead.
+    (pretraining) a contiguous window instead, which ends with a random visit.
 
     Parameters
     ----------
@@ -153,7 +161,10 @@ def collate(
     end_age = np.where(is_cut, last_age, np.clip(store.end_age_years[rows], 0, MAX_AGE_YEARS).astype(np.int64))
     end_gap = np.where(is_cut, 1, 1 + np.digitize(store.end_gap_days[rows], GAP_EDGES_DAYS))
 
-    def with_cls(values: npt.NDArray[np.int64], cls_values: npt.NDArray[np.int64] | int) -> Tensor:
+    day, end_day = _days(store.gap_days[source], visit, subject, counts)
+    end_day += np.where(is_cut, 0, store.end_gap_days[rows])
+
+    def with_cls(values: npt.NDArray[Any], cls_values: npt.NDArray[Any] | int) -> Tensor:
         return torch.from_numpy(np.insert(values, end, cls_values))
 
     return Batch(
@@ -166,6 +177,8 @@ def collate(
         position=with_cls(position, 0),
         gap=with_cls(gap, end_gap),
         outcomes=None if outcomes is None else outcomes[rows],
+        day=with_cls(day.astype(np.float32), end_day),
+        is_first=with_cls(_is_first(store, rows, source, subject), 0),
     )
 
 
@@ -198,13 +211,48 @@ def _windows(
     for i in np.flatnonzero(stop - start > max_tokens):
         n_static[i] = min(int(np.searchsorted(store.visit[start[i] : stop[i]], 1)), max_tokens)
         if rng is not None:
-            last[i] = rng.integers(start[i] + max_tokens, stop[i] + 1)
+            # A window ends with a whole visit: half a visit would say that the other half did not happen.
+            end_visit = store.visit[rng.integers(start[i] + max_tokens, stop[i] + 1) - 1]
+            last[i] = start[i] + np.searchsorted(store.visit[start[i] : stop[i]], end_visit, side="right")
     n_recent = np.minimum(stop - start, max_tokens) - n_static
     # Two runs of tokens a subject: its static facts where it was cut, and the most recent.
     first = np.stack([start, last - n_recent], axis=1).ravel()
     length = np.stack([n_static, n_recent], axis=1).ravel()
     before = np.cumsum(length) - length
     return np.repeat(first - before, length) + np.arange(length.sum()), n_static + n_recent
+
+
+def _days(
+    gap_days: npt.NDArray[np.float32],
+    visit: npt.NDArray[np.int64],
+    subject: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Days from each subject's first visit here to the visit of each token, (T,), and to its last visit, (B,)."""
+    is_later = np.zeros(len(visit), dtype=bool)  # begins a visit that another of the subject goes before
+    is_later[1:] = (visit[1:] != visit[:-1]) & (visit[:-1] > 0) & (subject[1:] == subject[:-1])
+    total = np.cumsum(np.where(is_later, gap_days, 0), dtype=np.float64)
+    total = np.concatenate([[0.0], total])
+    end = np.cumsum(counts)
+    before = total[end - counts]
+    return total[1:] - np.repeat(before, counts), total[end] - before
+
+
+def _is_first(
+    store: TokenStore,
+    rows: npt.NDArray[np.int64],
+    source: npt.NDArray[np.int64],
+    subject: npt.NDArray[np.int64],
+) -> npt.NDArray[np.bool_]:
+    """(T,) whether a token of the batch is the first of its kind in its subject's record, seen here or not."""
+    start, n_tokens = store.offsets[rows], store.n_tokens[rows]
+    before = np.cumsum(n_tokens) - n_tokens
+    everything = np.repeat(start - before, n_tokens) + np.arange(n_tokens.sum())
+    kind = np.repeat(np.arange(len(rows)), n_tokens) << 32 | store.token[everything]
+    is_first = np.zeros(len(kind), dtype=bool)
+    is_first[np.unique(kind, return_index=True)[1]] = True
+    first: npt.NDArray[np.bool_] = is_first[source - (start - before)[subject]]
+    return first
 
 
 def _last_visits(store: TokenStore, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

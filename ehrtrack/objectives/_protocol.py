@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from ehrtrack.data.batch import Batch, Outcomes
+from ehrtrack.data.batch import Batch, Batches, Outcomes
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,13 @@ class TrainingFacts:
     token_counts : (V,) how often each vocabulary index occurs
     outcomes : time-to-event labels, or None in pretraining
     horizon_days : end of the time axis of the outcome, or None in pretraining
+    records : whole records of the training subjects in pretraining, from which rates are counted
     """
 
     token_counts: npt.NDArray[np.int64]
     outcomes: Outcomes | None = None
     horizon_days: float | None = None
+    records: Batches | None = None
 
 
 @dataclass(frozen=True)
@@ -74,3 +76,15 @@ class Objective(Protocol):
 
         Always ``val/loss`` and the selection metric among them.
         """
+
+
+class PretrainingObjective(Objective, Protocol):
+    """An objective that takes its targets from the records themselves.
+
+    Attributes
+    ----------
+    trivial : validation losses, and beside each the metric that has a trivial predictor's loss on the same targets.
+        A model that is not below it has learned nothing
+    """
+
+    trivial: Mapping[str, str]

@@ -40,6 +40,7 @@ class MaskedTokens:
     """
 
     selection = Selection("val/loss", is_higher_better=False)
+    trivial = {"val/mlm_loss": "val/unigram_loss"}  # noqa: RUF012
 
     def __init__(self, config: Config, facts: TrainingFacts) -> None:
         self.config = config

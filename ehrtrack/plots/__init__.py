@@ -8,7 +8,7 @@ from ehrtrack.plots.cohort import attrition_flow
 from ehrtrack.plots.evaluation import calibration_curves, decision_curve_plot, discrimination_plot
 from ehrtrack.plots.forest import ForestRow, comparison_plot, subgroup_forest
 from ehrtrack.plots.survival import calibration_plot, kaplan_meier_by_risk
-from ehrtrack.plots.training import History, loss_curves, metric_curves, mlm_loss
+from ehrtrack.plots.training import History, loss_curves, losses_beside_trivial, metric_curves
 
 __all__ = [
     "ForestRow",
@@ -21,7 +21,7 @@ __all__ = [
     "discrimination_plot",
     "kaplan_meier_by_risk",
     "loss_curves",
+    "losses_beside_trivial",
     "metric_curves",
-    "mlm_loss",
     "subgroup_forest",
 ]

@@ -30,21 +30,25 @@ def loss_curves(history: History, *, best_epoch: int | None = None) -> Figure:
     return figure
 
 
-def mlm_loss(history: History, *, best_epoch: int | None = None) -> Figure:
-    """Masked-code loss beside that of guessing every code by its frequency, and the accuracy.
+def losses_beside_trivial(history: History, trivial: Mapping[str, str], *, best_epoch: int | None = None) -> Figure:
+    """Validation losses of a pretraining objective, each beside a trivial predictor's on the same targets.
 
     Parameters
     ----------
-    history : with ``val/mlm_loss``, ``val/unigram_loss`` (of the same tokens) and ``val/mlm_accuracy``
+    trivial : metric of a loss -> metric of the trivial predictor's; one panel each
     best_epoch : epoch (from 1) whose weights were kept; marked
     """
-    figure, axes = panels(2, width=10.0, height=4.0)
-    _draw_metric(axes[0], history, "val/mlm_loss", "model", BLUE)
-    _draw_metric(axes[0], history, "val/unigram_loss", "code frequencies only", GREY, style="--")
-    _finish_epochs(axes[0], "Masked codes, validation", "loss (nats per masked code)", best_epoch)
-    _draw_metric(axes[1], history, "val/mlm_accuracy", "model", BLUE)
-    _finish_epochs(axes[1], "Share of masked codes right, validation", "accuracy", best_epoch, is_legend=False)
+    figure, axes = panels(len(trivial), width=max(5.0 * len(trivial), 6.4), height=4.0)
+    for ax, (loss, other) in zip(axes, trivial.items(), strict=True):
+        _draw_metric(ax, history, loss, "model", BLUE)
+        _draw_metric(ax, history, other, _words(other), GREY, style="--")
+        _finish_epochs(ax, f"{_words(loss)}, validation", "loss (nats)", best_epoch)
     return figure
+
+
+def _words(metric: str) -> str:
+    """``val/unigram_loss`` as words."""
+    return metric.rsplit("/", 1)[-1].replace("_", " ")
 
 
 def metric_curves(history: History, *, best_epoch: int | None = None) -> Figure:

@@ -1,12 +1,14 @@
-"""Pretraining: masked-token modelling on the whole records of the training subjects."""
+"""Pretraining: an objective that takes its targets from the whole records of the training subjects."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from ehrtrack import plots, plugins
 from ehrtrack.config import RunConfig
+from ehrtrack.data.batch import Batches
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.recipes._model_folder import write_model_folder
@@ -15,7 +17,11 @@ from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes._train import feed, set_up, train
 from ehrtrack.strategies._protocol import parameter_table
 from ehrtrack.training.loop import FitResult
+from ehrtrack.training.memory import CPU_BATCH_TOKENS
 from ehrtrack.training.ranks import join_ranks
+
+LEAST_GAIN = 0.02
+"""Share by which a loss is below the trivial predictor's where something was learned."""
 
 SECTIONS = ("study", "data", "model", "objective", "train", "runtime")
 
@@ -36,7 +42,7 @@ def pretrain(config: RunConfig, *, resume: str = "") -> Run:
     seed_everything(config.runtime)
     records = ranks.main_first(lambda: prepare_records(config))
     objective = plugins.load("objectives", config.objective.name).build(
-        config.objective, TrainingFacts(records.token_counts())
+        config.objective, TrainingFacts(records.token_counts(), records=_training_records(config, records))
     )
     encoder = Behrt(config.model, len(records.vocabulary))
     model = set_up(EhrModel(encoder, objective.make_head(encoder.width)), config, ranks)
@@ -56,23 +62,42 @@ def pretrain(config: RunConfig, *, resume: str = "") -> Run:
                 model=model,
             )
             run.log_model_folder(Path(folder))
-        run.logger.log_figure(plots.mlm_loss(result.history, best_epoch=result.best_epoch), "plots/mlm.png")
-        run.logger.set_description(_summary(config, records, result))
+        run.logger.log_figure(
+            plots.losses_beside_trivial(result.history, objective.trivial, best_epoch=result.best_epoch),
+            f"plots/{config.objective.name}.png",
+        )
+        run.logger.set_description(_summary(config, records, result, objective.trivial))
         return run.finished(result.best)
 
 
-def _summary(config: RunConfig, records: Records, result: FitResult) -> str:
-    loss, unigram = result.best["val/mlm_loss"], result.best["val/unigram_loss"]
-    gain = 1 - loss / unigram
-    verdict = f"learned: {gain:.0%} under the unigram predictor" if gain > 0.02 else "**did not learn**"
+def _training_records(config: RunConfig, records: Records) -> Batches:
+    """The training subjects' records, through windows as in training, from which objectives count rates."""
+    return Batches(
+        records.store,
+        records.rows["train"],
+        max(CPU_BATCH_TOKENS, config.data.max_tokens),
+        config.data.max_tokens,
+        has_random_windows=True,
+    )
+
+
+def _summary(config: RunConfig, records: Records, result: FitResult, trivial: Mapping[str, str]) -> str:
+    best = result.best
     return describe(
-        f"Pretraining of a {config.model.size} encoder",
+        f"Pretraining of a {config.model.size} encoder ({config.objective.name})",
         {
-            "validation loss of masked tokens": f"{loss:.3f}",
-            "unigram predictor, same tokens": f"{unigram:.3f} ({verdict})",
-            "accuracy on masked tokens": f"{result.best['val/mlm_accuracy']:.1%}",
+            "validation loss": f"{best['val/loss']:.3f}",
+            **{loss.removeprefix("val/"): _verdict(best, loss, other) for loss, other in trivial.items()},
             "subjects (train, validation)": f"{len(records.rows['train']):,}, {len(records.rows['validation']):,}",
             "tokens, vocabulary": f"{len(records.store.token):,}, {len(records.vocabulary):,}",
             "best epoch": f"{result.best_epoch} of {len(result.history)} ({result.stop_reason})",
         },
     )
+
+
+def _verdict(best: Mapping[str, float], loss: str, trivial: str) -> str:
+    """A loss beside the trivial predictor's. Losses are above 0, so a share of the other's is a share."""
+    gain = 1 - best[loss] / best[trivial]
+    verdict = f"learned: {gain:.0%} under it" if gain > LEAST_GAIN else "**did not learn**"
+    name = trivial.removeprefix("val/").removesuffix("_loss").replace("_", " ")
+    return f"{best[loss]:.3f}, {name} predictor {best[trivial]:.3f} ({verdict})"

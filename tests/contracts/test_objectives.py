@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import typing
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -27,7 +28,8 @@ ALONE = join_ranks("cpu")
 
 def outcomes() -> Outcomes:
     rng = np.random.default_rng(0)
-    return Outcomes(rng.uniform(1, 365, N_SUBJECTS), rng.random(N_SUBJECTS) < 0.6)
+    days = rng.uniform(1, 500, N_SUBJECTS)  # some are followed to the horizon of a year
+    return Outcomes(np.minimum(days, 365.0), (rng.random(N_SUBJECTS) < 0.6) & (days < 365))
 
 
 def batches() -> Batches:
@@ -42,7 +44,7 @@ def module(request: pytest.FixtureRequest) -> ModuleType:
 @pytest.fixture
 def objective(module: ModuleType) -> Objective:
     counts = np.bincount(STORE.token, minlength=V)
-    return typing.cast(Objective, module.build(module.Config(), TrainingFacts(counts, outcomes(), 365.0)))
+    return typing.cast(Objective, module.build(module.Config(), TrainingFacts(counts, outcomes(), 365.0, batches())))
 
 
 @pytest.fixture
@@ -74,6 +76,37 @@ def test_the_same_batch_gives_the_same_loss(objective: Objective, model: EhrMode
     batch = next(iter(batches()))
     losses = [objective.loss(model, batch).mean for _ in range(2)]
     assert losses[0] == losses[1]
+
+
+def test_under_bfloat16_the_loss_is_nearly_the_same_and_gradients_are_finite(
+    objective: Objective, model: EhrModel
+) -> None:
+    batch = next(iter(batches()))
+    full = objective.loss(model.eval(), batch).mean
+    model.is_bf16 = True
+    loss = objective.loss(model, batch)
+    loss.total.backward()  # type: ignore[no-untyped-call]
+    assert loss.mean == pytest.approx(full, rel=0.02)
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
+def test_a_batch_in_which_there_is_nothing_to_predict_has_a_loss_that_changes_nothing_or_a_target(
+    objective: Objective, model: EhrModel
+) -> None:
+    alone = replace(batches(), rows=np.array([1]), max_tokens=8)  # one subject, and no more than a visit or two
+    loss = objective.loss(model.eval(), next(iter(alone)))
+    loss.total.backward()  # type: ignore[no-untyped-call]
+    assert loss.weight >= 1
+    assert math.isfinite(loss.mean)
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_a_pretraining_objective_names_the_trivial_loss_that_is_reported_beside_its_own(
+    objective: Objective, model: EhrModel
+) -> None:
+    metrics = evaluate(model, objective, batches(), ALONE)
+    for loss, trivial in getattr(objective, "trivial", {}).items():
+        assert {loss, trivial} <= metrics.keys()
 
 
 def test_the_total_is_the_mean_times_the_weight(objective: Objective, model: EhrModel) -> None:

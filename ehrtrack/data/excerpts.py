@@ -1,0 +1,92 @@
+"""Excerpts of a batch: parts of the records in it, each shown to the encoder as if it were a record of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ehrtrack.data.batch import MAX_POSITION, Batch
+
+
+@dataclass(frozen=True)
+class Visits:
+    """The visits of a batch, static facts aside, in the order of its tokens; those of a subject are together.
+
+    Attributes
+    ----------
+    subject : (N,) int64, to which of the B subjects a visit belongs
+    start, stop : (N,) int64, its tokens in the packed row
+    count : (B,) int64, visits of each subject
+    first : (B,) int64, number of each subject's first visit among the N
+    """
+
+    subject: Tensor
+    start: Tensor
+    stop: Tensor
+    count: Tensor
+    first: Tensor
+
+
+def visits_of(batch: Batch) -> Visits:
+    """Where the visits of the batch begin and end: segments take turns by visit."""
+    segment = batch.segment
+    begins = segment > 0
+    begins[1:] &= segment[1:] != segment[:-1]
+    start = begins.nonzero().squeeze(1)
+    subject = torch.searchsorted(batch.offsets, start, right=True) - 1
+    count = torch.bincount(subject, minlength=len(batch.lengths))
+    following = torch.cat([start[1:], start.new_tensor([len(segment)])])
+    stop = torch.minimum(following, batch.cls_positions[subject])
+    return Visits(subject, start, stop, count, count.cumsum(0) - count)
+
+
+def excerpts(batch: Batch, subject: Tensor, start: Tensor, stop: Tensor) -> Batch:
+    """P excerpts, each a run of one subject's tokens with a [CLS] that stands at its end.
+
+    Whatever tells of the rest of the record is told anew as seen from the excerpt's end: positions and segments count
+    back from its last visit, and [CLS] has that visit's age.
+
+    Parameters
+    ----------
+    subject : (P,) to which of the B subjects each belongs
+    start, stop : (P,) its tokens in the packed row; `stop` is the end of a visit, or of the static facts
+    """
+    n_tokens = stop - start
+    place, number = ranges(start, stop + 1)  # one place more, for [CLS]
+    end = (n_tokens + 1).cumsum(0) - 1  # where each [CLS] is
+    place[end] = batch.cls_positions[subject]
+    last = torch.where(n_tokens > 0, stop - 1, batch.cls_positions[subject])
+
+    position, segment = batch.position[place], batch.segment[place]
+    is_visit = segment > 0
+    is_last_even = (batch.segment[last] == 2)[number]
+    segment = torch.where(is_visit & is_last_even, 3 - segment, segment)
+    position = torch.where(is_visit, position - (batch.position[last] - 1)[number], position).clamp(0, MAX_POSITION)
+    age, gap = batch.age[place], batch.gap[place]
+    age[end] = batch.age[last]
+    gap[end] = 1
+    return replace(
+        batch,
+        rows=batch.rows[subject],
+        lengths=tuple((n_tokens + 1).tolist()),
+        token=batch.token[place],
+        age=age,
+        segment=segment,
+        position=position,
+        gap=gap,
+        outcomes=None,
+        target_positions=None,
+        targets=None,
+        day=None,
+        is_first=None,
+    )
+
+
+def ranges(start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
+    """All places of the runs `start:stop`, one run after the other, and the number of the run of each."""
+    length = stop - start
+    number = torch.repeat_interleave(torch.arange(len(length), device=length.device), length)
+    before = length.cumsum(0) - length
+    return (start - before)[number] + torch.arange(len(number), device=length.device), number

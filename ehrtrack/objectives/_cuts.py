@@ -1,0 +1,74 @@
+"""Records cut after a random visit: what came before is shown to the encoder, what came after is to be predicted.
+
+The encoder reads a record in both directions, so nothing at or after what is to be predicted may be in the row. Each
+cut is therefore an excerpt of its own, which ends with the last visit before it. Encounters that overlap in time are
+ordered by their beginning: with ``data.visits.unit=encounter`` a visit before the cut may have been written on after
+the visit behind it began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ehrtrack.data.batch import Batch, Batches
+from ehrtrack.data.excerpts import excerpts, visits_of
+from ehrtrack.errors import DataError
+from ehrtrack.objectives._protocol import BatchLoss
+
+N_SAMPLED = 20_000
+"""Training subjects whose records rates are counted in, at most."""
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """P cuts of the records of a batch, a subject's among several of its own.
+
+    Attributes
+    ----------
+    history : the P excerpts up to the cuts
+    subject : (P,) int64, which of the B subjects
+    start, stop : (P,) int64, tokens of the packed row that are shown
+    next_stop : (P,) int64, end of the visit after the cut, which begins at `stop`
+    """
+
+    history: Batch
+    subject: Tensor
+    start: Tensor
+    stop: Tensor
+    next_stop: Tensor
+
+    def __len__(self) -> int:
+        return len(self.subject)
+
+
+def draw_cuts(batch: Batch, n_cuts: int, generator: torch.Generator) -> Cuts | None:
+    """`n_cuts` random cuts a subject, each after some visit that another follows; None where nobody has two visits."""
+    visits = visits_of(batch)
+    subject = (visits.count > 1).nonzero().squeeze(1).repeat_interleave(n_cuts)
+    if not len(subject):
+        return None
+    share = torch.rand(len(subject), generator=generator).to(subject.device)
+    last = visits.first[subject] + (share * (visits.count[subject] - 1)).long()
+    start, stop = batch.offsets[subject], visits.stop[last]
+    return Cuts(excerpts(batch, subject, start, stop), subject, start, stop, visits.stop[last + 1])
+
+
+def loss_without_targets(model: nn.Module, batch: Batch) -> BatchLoss:
+    """Of a batch in which there is nothing to predict: 0, with gradients of 0, and the weight of one target.
+
+    The model runs all the same, as the ranks that train together wait for each other's gradients.
+    """
+    return BatchLoss(model(batch).sum() * 0, 1, 0.0)
+
+
+def sampled(records: Batches | None, name: str) -> Iterator[Batch]:
+    """Training records for counting rates: at most `N_SAMPLED` subjects, drawn at random."""
+    if records is None:
+        raise DataError(f"objective {name} counts rates in the records of the training subjects, and was given none")
+    rows = np.random.default_rng(0).permutation(records.rows)[:N_SAMPLED]
+    return iter(replace(records, rows=rows))

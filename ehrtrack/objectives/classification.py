@@ -1,0 +1,179 @@
+"""Whether the outcome comes within the cohort's horizon: one probability a subject.
+
+A subject that was censored before the horizon has no known class. To leave it out would keep the early events and drop
+the long followed, so the others stand in for it: each known class is weighted by one over the probability, among the
+training subjects, of being followed as long (inverse probability of censoring weights, Graf et al. 1999). This holds
+where censoring does not depend on the outcome; `survival` uses the censored subjects' own follow-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
+from sksurv.nonparametric import kaplan_meier_estimator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ehrtrack.data.batch import Batch, Outcomes
+from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.models.heads import HazardHead
+from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
+from ehrtrack.objectives.survival import baseline_survival, score_survival
+from ehrtrack.section import Choice
+from ehrtrack.survival.time_grid import TimeGrid
+
+Floats = npt.NDArray[np.float64]
+
+
+class Config(Choice):
+    """Settings of classification at the cohort's horizon (``cohort.horizon_days``).
+
+    Attributes
+    ----------
+    threshold : risk from which a subject is called positive in the confusion matrix; None takes the share of training
+        subjects that have the outcome by the horizon
+    """
+
+    name: Literal["classification"] = "classification"
+    threshold: float | None = Field(None, gt=0, lt=1)
+
+
+class Score(NamedTuple):
+    """A validation batch: logits (B,) and what came."""
+
+    logits: Floats
+    outcomes: Outcomes
+
+
+class Classification:
+    """Weighted binary cross-entropy of the outcome at the horizon.
+
+    Attributes
+    ----------
+    grid : one interval up to the horizon, so that the risk is read as survival models' is
+    prevalence : share with the outcome by the horizon, by Kaplan-Meier in the training subjects
+    """
+
+    selection = Selection("val/auroc", is_higher_better=True)
+
+    def __init__(self, config: Config, training: Outcomes, horizon_days: float) -> None:
+        self.training = training
+        self.grid = TimeGrid((0.0, horizon_days))
+        self.censoring = Censoring(training, horizon_days)
+        self.prevalence = float(1 - baseline_survival(training, self.grid)[-1])
+        if not 0 < self.prevalence < 1:
+            raise DataError(
+                f"{self.prevalence:.0%} of the training subjects have the outcome by {horizon_days:g} days, and "
+                "classification needs both classes; change cohort.horizon_days or the outcome"
+            )
+        self.threshold = config.threshold or self.prevalence
+
+    def make_head(self, width: int) -> nn.Module:
+        return HazardHead(width, torch.tensor([self.prevalence]).logit())
+
+    def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
+        assert batch.outcomes is not None, "a batch for classification has outcomes"
+        total = self._loss(model(batch).squeeze(1), batch.outcomes).sum()
+        return BatchLoss(total, len(batch.lengths), total.item() / len(batch.lengths))
+
+    def _loss(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
+        weights = torch.from_numpy(self.censoring.weights(outcomes)).float().to(logits.device)
+        classes = torch.from_numpy(outcomes.is_event).float().to(logits.device)
+        return weights * F.binary_cross_entropy_with_logits(logits, classes, reduction="none")  # (B,)
+
+    def score(self, model: nn.Module, batch: Batch) -> Score:
+        """Logits and outcomes of the subjects."""
+        assert batch.outcomes is not None
+        return Score(model(batch).squeeze(1).cpu().double().numpy(), batch.outcomes)
+
+    def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
+        """Loss beside that of the prevalence for everybody, AUROC, AUPRC, the confusion matrix, C-index and IBS.
+
+        All are weighted for censoring, but for the four counts: they are of the subjects whose class is known.
+        """
+        logits = torch.from_numpy(np.concatenate([score.logits for score in scores]))
+        outcomes = Outcomes(
+            np.concatenate([score.outcomes.follow_up_days for score in scores]),
+            np.concatenate([score.outcomes.is_event for score in scores]),
+        )
+        risk = logits.sigmoid().numpy()
+        prevalence = torch.full_like(logits, self.prevalence).logit()
+        curves = np.stack([np.ones_like(risk), 1 - risk], axis=1)
+        survival = score_survival(curves, self.grid, self.training, outcomes)
+        return {
+            "val/loss": float(self._loss(logits, outcomes).mean()),
+            "val/prevalence_loss": float(self._loss(prevalence, outcomes).mean()),
+            **{f"val/{name}": value for name, value in self.score_classes(risk, outcomes).items()},
+            **{f"val/{name}": value for name, value in survival.items()},
+        }
+
+    def score_classes(self, risk: Floats, outcomes: Outcomes) -> dict[str, float]:
+        """Scores of N risks of the outcome by the horizon.
+
+        Raises
+        ------
+        DataError
+            If only one class is known among the subjects.
+        """
+        weights = self.censoring.weights(outcomes)
+        is_known = weights > 0
+        weights, truth, risk = weights[is_known], outcomes.is_event[is_known], risk[is_known]
+        if len(np.unique(truth)) < 2:
+            raise DataError(
+                f"of {len(is_known)} subjects {truth.sum()} have the outcome by {self.grid.horizon_days:g} days and "
+                f"{(~truth).sum()} are known not to; both are needed. Change cohort.horizon_days or the split"
+            )
+        called = risk >= self.threshold
+        (tn, fp), (fn, tp) = confusion_matrix(truth, called)
+        (wtn, wfp), (wfn, wtp) = confusion_matrix(truth, called, sample_weight=weights)
+        return {
+            "auroc": float(roc_auc_score(truth, risk, sample_weight=weights)),
+            "auprc": float(average_precision_score(truth, risk, sample_weight=weights)),
+            "prevalence": float((wtp + wfn) / (wtp + wfn + wtn + wfp)),  # the AUPRC of risks without meaning
+            "sensitivity": float(wtp / (wtp + wfn)),
+            "specificity": float(wtn / (wtn + wfp)),
+            "true_positives": float(tp),
+            "false_positives": float(fp),
+            "true_negatives": float(tn),
+            "false_negatives": float(fn),
+        }
+
+
+class Censoring:
+    """Kaplan-Meier estimate of not yet being censored, of the training subjects.
+
+    To be followed to the horizon is no censoring: there the class is known. Where an outcome meets a censoring, the
+    outcome came first.
+    """
+
+    def __init__(self, training: Outcomes, horizon_days: float) -> None:
+        self.horizon_days = horizon_days
+        days, is_event = training.follow_up_days, training.is_event
+        if not (days >= horizon_days).any():
+            raise DataError(
+                f"no training subject is followed to the horizon of {horizon_days:g} days (the longest follow-up is "
+                f"{days.max():g}), so nobody is known to be free of the outcome; lower cohort.horizon_days"
+            )
+        times, followed = kaplan_meier_estimator(is_event | (days >= horizon_days), days, reverse=True)
+        self.days, self.followed = np.append(0.0, times), np.append(1.0, followed)
+
+    def weights(self, outcomes: Outcomes) -> Floats:
+        """(N,) one over the probability of being followed as long; 0 for those censored before the horizon."""
+        days = np.minimum(outcomes.follow_up_days, self.horizon_days)
+        before = np.searchsorted(self.days, days, side="left") - 1  # the last step before the day itself
+        is_known = outcomes.is_event | (outcomes.follow_up_days >= self.horizon_days)
+        weights: Floats = np.where(is_known, 1 / self.followed[np.maximum(before, 0)], 0.0)
+        return weights
+
+
+def build(config: Config, facts: TrainingFacts) -> Classification:
+    """The objective for these training subjects."""
+    if facts.outcomes is None or facts.horizon_days is None:
+        raise ConfigError("objective classification needs a [cohort] with an outcome; pretraining uses another")
+    return Classification(config, facts.outcomes, facts.horizon_days)

@@ -1,0 +1,108 @@
+"""A weighted sum of pretraining objectives over one encoder, each with a head and a forward pass of its own.
+
+The parts show the encoder different rows (masked tokens, excerpts), so there is nothing to share between their passes;
+the memory of a step is that of all of them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from ehrtrack import plugins
+from ehrtrack.data.batch import Batch
+from ehrtrack.models.heads import PartHeads
+from ehrtrack.objectives._protocol import BatchLoss, PretrainingObjective, Selection, TrainingFacts
+from ehrtrack.section import Choice
+
+
+class Config(Choice):
+    """Settings of a sum of objectives.
+
+    Attributes
+    ----------
+    weights : of each part's mean loss, by the part's name. Losses differ in scale: one of masked tokens is in nats a
+        token, one of the next visit in nats a visit, over all codes
+    settings : of the parts that are not to have their defaults, by name
+    """
+
+    name: Literal["mixed"] = "mixed"
+    weights: dict[str, float] = Field({"mlm": 1.0, "time-to-event": 0.1})
+    settings: dict[str, dict[str, Any]] = Field({})
+
+    @model_validator(mode="after")
+    def _parts_are_right(self) -> Config:
+        if not self.weights or min(self.weights.values()) <= 0 or self.name in self.weights:
+            raise ValueError("weights needs one positive weight a part, such as {mlm = 1.0}, and no part is 'mixed'")
+        if unknown := sorted(self.settings.keys() - self.weights.keys()):
+            raise ValueError(f"settings of {', '.join(unknown)}, and weights names only {', '.join(self.weights)}")
+        self.parts()
+        return self
+
+    def parts(self) -> dict[str, Choice]:
+        """The parts' own configurations, by name."""
+        return {
+            name: plugins.load("objectives", name).Config.model_validate(self.settings.get(name, {}))
+            for name in self.weights
+        }
+
+
+class _Part(nn.Module):
+    """The model as a part sees it: with that part's head."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        super().__init__()
+        self.model = model
+        self.name = name
+
+    def forward(self, batch: Batch) -> Tensor:
+        return cast(Tensor, self.model(replace(batch, part=self.name)))
+
+
+class Mixed:
+    """The parts' mean losses in a batch, weighted and added.
+
+    A batch weighs as many as it has subjects: over the batches of a step the loss is the mean of the batches' losses,
+    weighted so. The parts' validation metrics keep their names.
+    """
+
+    selection = Selection("val/loss", is_higher_better=False)
+
+    def __init__(self, weights: Mapping[str, float], parts: Mapping[str, PretrainingObjective]) -> None:
+        self.weights = weights
+        self.parts = parts
+        self.trivial = {loss: trivial for part in parts.values() for loss, trivial in part.trivial.items()}
+
+    def make_head(self, width: int) -> nn.Module:
+        return PartHeads({name: part.make_head(width) for name, part in self.parts.items()})
+
+    def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
+        losses = {name: part.loss(_Part(model, name), batch) for name, part in self.parts.items()}
+        n_subjects = len(batch.lengths)
+        mean = torch.stack([self.weights[name] * part.total / part.weight for name, part in losses.items()]).sum()
+        return BatchLoss(mean * n_subjects, n_subjects, mean.item())
+
+    def score(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """The parts' scores, by name."""
+        return {name: part.score(_Part(model, name), batch) for name, part in self.parts.items()}
+
+    def metrics(self, scores: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """The parts' metrics, and the weighted sum of their losses."""
+        found: dict[str, float] = {}
+        loss = 0.0
+        for name, part in self.parts.items():
+            metrics = part.metrics([score[name] for score in scores])
+            loss += self.weights[name] * metrics.pop("val/loss")
+            found |= metrics
+        return found | {"val/loss": loss}
+
+
+def build(config: Config, facts: TrainingFacts) -> Mixed:
+    """The parts for these training subjects."""
+    parts = {name: plugins.load("objectives", name).build(part, facts) for name, part in config.parts().items()}
+    return Mixed(config.weights, parts)
