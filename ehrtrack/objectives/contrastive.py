@@ -1,8 +1,9 @@
 """Which two parts of records are of one subject: NT-Xent (Chen et al. 2020, SimCLR, equation 1).
 
-The two views are what came before and after a random visit, so they share no event. Static facts and ages are left out
-of both: they would tell who is who without any code. The negatives are the other subjects of the batch, on this rank
-alone: the loss depends on how many subjects a batch has, and beside it stands that of guessing among as many.
+The two views are of the first and of the second half of a record's visits, so they share no event. Static facts and
+ages are left out of both: they would tell who is who without any code. The negatives are the other subjects of the
+batch, on this rank alone: the loss depends on how many subjects a batch has, and beside it stands that of guessing
+among as many.
 """
 
 from __future__ import annotations
@@ -101,15 +102,20 @@ def build(config: Config, facts: TrainingFacts) -> Contrastive:
 
 
 def two_views(batch: Batch, generator: torch.Generator) -> Batch | None:
-    """The earlier parts of all subjects with two visits, then their later parts; None with fewer than two subjects."""
+    """A run of visits of each subject's first half, for all with two visits, then one of each second half.
+
+    How long the two runs are does not depend on each other: runs that met at a random visit would be told by their
+    lengths, which add up. None with fewer than two subjects.
+    """
     visits = visits_of(batch)
     subject = (visits.count > 1).nonzero().squeeze(1)
     if len(subject) < 2:
         return None
-    first, count = visits.first[subject], visits.count[subject]
-    share = torch.rand(len(subject), generator=generator).to(subject.device)
-    cut = first + (share * (count - 1)).long()
-    start = torch.cat([visits.start[first], visits.start[cut + 1]])
-    stop = torch.cat([visits.stop[cut], visits.stop[first + count - 1]])
-    views = excerpts(batch, subject.repeat(2), start, stop)
+    n_first = visits.count[subject] // 2
+    n_visits = torch.cat([n_first, visits.count[subject] - n_first])  # of the halves
+    begin = torch.cat([visits.first[subject], visits.first[subject] + n_first])
+    share = torch.rand((2, len(begin)), generator=generator).to(begin.device)
+    length = 1 + (share[0] * n_visits).long()
+    first = begin + (share[1] * (n_visits - length + 1)).long()
+    views = excerpts(batch, subject.repeat(2), visits.start[first], visits.stop[first + length - 1])
     return replace(views, age=torch.zeros_like(views.age))
