@@ -77,8 +77,8 @@ def fit_recalibration(
                 model.fit(_logit(hazard)[:, None], failed)
         except (LinAlgWarning, ConvergenceWarning) as warning:
             raise DataError(
-                f"Platt scaling of {event.size} validation subjects has no solution ({str(warning).split('.')[0]}): the "
-                "predicted hazards do not vary, or they separate the events from the rest; use a larger split"
+                f"Platt scaling of {event.size} validation subjects has no solution ({str(warning).split('.')[0]}): "
+                "the predicted hazards do not vary, or they separate the events from the rest; use a larger split"
             ) from warning
         if model.coef_[0, 0] <= 0:
             raise DataError(
