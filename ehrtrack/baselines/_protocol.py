@@ -1,62 +1,256 @@
-"""What a baseline is to the recipes: a module with a `Config` and `fit`, on one row of features a subject."""
+"""What a baseline is to the recipes: a module with a `Config`, `read`, `fit` and `from_json`.
+
+``read`` makes of token histories what the module is fitted on: a table with one row a subject, or the histories
+themselves. ``fit(config, train, validation)`` tries `TunedChoice.n_candidates` settings on the training subjects and
+returns the model with the best validation C-index.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from pydantic import Field
 
+from ehrtrack.data.count_features import count_features
+from ehrtrack.data.store import TokenStore
+from ehrtrack.data.timing_features import timing_features
+from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import DataError
+from ehrtrack.section import Choice
+from ehrtrack.survival.metrics import c_index
+
+FloatArray = npt.NDArray[np.float64]
+
+N_CANDIDATES = 8
+"""Settings that every baseline tries unless told otherwise: one budget, so that none wins by being tuned more."""
 
 
-@dataclass(frozen=True)
-class Tabular:
-    """Subjects as rows of numbers, with their follow-up.
+class TunedChoice(Choice):
+    """Settings that all baselines share.
 
     Attributes
     ----------
-    features : B rows, numeric columns only (no subject_id)
+    n_candidates : combinations of settings to try; the one with the best validation C-index is kept
+    seed : of everything random in the fit
+    """
+
+    n_candidates: int = Field(N_CANDIDATES, ge=1)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TokenHistories:
+    """Token histories of some subjects.
+
+    Attributes
+    ----------
+    store : of these subjects and perhaps others
+    rows : (B,) the subjects' rows of `store`
+    max_tokens : tokens of a subject that a sequence model sees, [CLS] included; tables are made from all
+    device : where a network is trained and run
+    """
+
+    store: TokenStore
+    vocabulary: Vocabulary
+    rows: npt.NDArray[np.int64]
+    max_tokens: int
+    device: str = "cpu"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, chosen: npt.NDArray[np.int64]) -> TokenHistories:
+        return replace(self, rows=self.rows[chosen])
+
+
+def read_counts(histories: TokenHistories) -> pl.DataFrame:
+    """`count_features` of the subjects."""
+    return count_features(histories.store, histories.vocabulary).drop("subject_id")[histories.rows]
+
+
+def read_timing(histories: TokenHistories) -> pl.DataFrame:
+    """`timing_features` of the subjects."""
+    return timing_features(histories.store, histories.vocabulary).drop("subject_id")[histories.rows]
+
+
+def read_tokens(histories: TokenHistories) -> TokenHistories:
+    """The histories as they are, for a sequence model."""
+    return histories
+
+
+Features = TypeVar("Features", pl.DataFrame, TokenHistories)
+
+
+@dataclass(frozen=True)
+class Labelled(Generic[Features]):
+    """Subjects as a baseline reads them, with their follow-up.
+
+    Attributes
+    ----------
+    features : B rows of numeric columns (no subject_id), or B histories
     follow_up_days : (B,) days from the index date to event or censoring
     is_event : (B,) bool
     """
 
-    features: pl.DataFrame
+    features: Features
     follow_up_days: npt.NDArray[np.float64]
     is_event: npt.NDArray[np.bool_]
 
     def __post_init__(self) -> None:
-        lengths = (self.features.height, len(self.follow_up_days), len(self.is_event))
+        lengths = (len(self.features), len(self.follow_up_days), len(self.is_event))
         if len(set(lengths)) != 1:
             raise DataError(
                 f"{lengths[0]} rows of features, {lengths[1]} follow-ups and {lengths[2]} event flags; "
                 "needed is one of each per subject, in the same order"
             )
-        not_numeric = [
-            f"{name} ({kind})"
-            for name, kind in self.features.schema.items()
-            if not kind.is_numeric() and kind != pl.Boolean
-        ]
-        if not_numeric:
-            raise DataError(
-                f"columns that are not numbers: {', '.join(not_numeric[:5])}; encode or drop them before the fit"
-            )
+        if isinstance(self.features, pl.DataFrame):
+            _check_numeric(self.features)
+
+
+Tabular = Labelled[pl.DataFrame]
+
+
+def _check_numeric(features: pl.DataFrame) -> None:
+    not_numeric = [
+        f"{name} ({kind})" for name, kind in features.schema.items() if not kind.is_numeric() and kind != pl.Boolean
+    ]
+    if not_numeric:
+        raise DataError(
+            f"columns that are not numbers: {', '.join(not_numeric[:5])}; encode or drop them before the fit"
+        )
 
 
 class FittedBaseline(Protocol):
-    """A fitted baseline. Features go by name: in any order, with others beside them."""
+    """A fitted baseline. Columns of features go by name: in any order, with others beside them."""
 
-    def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    def survival(self, features: Any, times: npt.ArrayLike) -> FloatArray:
         """(B, M) probability of no event up to each of the M `times` in days."""
 
-    def risk(self, features: pl.DataFrame, horizon_days: float) -> npt.NDArray[np.float64]:
+    def risk(self, features: Any, horizon_days: float) -> FloatArray:
         """(B,) probability of an event up to the horizon."""
 
     def describe(self) -> Mapping[str, float | int | str]:
-        """Facts to log: at least n_features and n_parameters."""
+        """Facts to log: at least n_features, n_parameters, n_candidates and validation_c_index."""
 
     def to_json(self) -> str:
         """All that predicting needs, as JSON text; the module's ``from_json`` reads it."""
+
+
+Model = TypeVar("Model", bound=FittedBaseline)
+Setting = Mapping[str, Any]
+
+
+class Tuned(NamedTuple, Generic[Model]):
+    """The best of several candidates."""
+
+    model: Model
+    setting: Setting
+    validation_c_index: float
+    n_candidates: int
+
+
+def candidates(space: Mapping[str, Sequence[Any]], n: int, seed: int) -> list[dict[str, Any]]:
+    """At most n combinations of values: the first value of each setting together, then others drawn without repeat.
+
+    >>> candidates({"rate": [0.1, 0.2], "leaves": [8]}, 3, seed=0)
+    [{'rate': 0.1, 'leaves': 8}, {'rate': 0.2, 'leaves': 8}]
+    """
+    every = list(product(*space.values()))
+    others = 1 + np.random.default_rng(seed).permutation(len(every) - 1)
+    return [dict(zip(space, every[number], strict=True)) for number in [0, *others][:n]]
+
+
+def tune(
+    config: TunedChoice,
+    space: Mapping[str, Sequence[Any]],
+    fit_one: Callable[[Setting], Model],
+    validation: Labelled[Features],
+) -> Tuned[Model]:
+    """Fit each candidate, and keep the one whose risk at the end of follow-up ranks the validation subjects best.
+
+    Of equals the first is kept.
+
+    Raises
+    ------
+    DataError
+        If no pair of validation subjects can be compared.
+    """
+    days, is_event = validation.follow_up_days, validation.is_event
+    best: Tuned[Model] | None = None
+    tried = candidates(space, config.n_candidates, config.seed)
+    for setting in tried:
+        model = fit_one(setting)
+        score = c_index(model.risk(validation.features, float(days.max())), days, is_event)
+        if best is None or score > best.validation_c_index:
+            best = Tuned(model, setting, score, len(tried))
+    assert best is not None
+    return best
+
+
+def check_events(train: Labelled[Features]) -> None:
+    """Raise DataError if there is no event to learn from."""
+    if not train.is_event.any():
+        raise DataError(
+            f"no event among {len(train.is_event)} training subjects; a survival model needs some: "
+            "check cohort.outcome and cohort.horizon_days"
+        )
+
+
+def seen_within(subjects: Labelled[Features], horizon_days: float) -> Labelled[Features]:
+    """Subjects as far as a time grid goes: an event past the last training follow-up is a censoring there."""
+    is_past = subjects.follow_up_days > horizon_days
+    return Labelled(
+        subjects.features, np.where(is_past, horizon_days, subjects.follow_up_days), subjects.is_event & ~is_past
+    )
+
+
+def used_columns(features: pl.DataFrame, *, min_subjects: int) -> list[str]:
+    """Columns that vary, and that are neither 0 nor missing in at least `min_subjects` of the training subjects.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
+    x = matrix(features, features.columns, allows_missing=True)
+    is_there = (np.nan_to_num(x) != 0).sum(axis=0) >= min_subjects
+    # A column of NaN and one value varies too: whether it is missing is told by it.
+    varies = np.array([len(np.unique(column)) > 1 for column in x.T])
+    names = [name for name, used in zip(features.columns, is_there & varies, strict=True) if used]
+    if not names:
+        raise DataError(
+            f"none of {x.shape[1]} features varies and is non-zero in at least {min_subjects} "
+            "training subjects; lower baseline.min_subjects or use a larger cohort"
+        )
+    return names
+
+
+def matrix(features: pl.DataFrame, names: Sequence[str], *, allows_missing: bool = False) -> FloatArray:
+    """The columns `names` as (B, D) float64.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, or has infinite values, or missing ones where none may be.
+    """
+    missing = [name for name in names if name not in features.columns]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(names)} features of the model are missing (first: {missing[0]!r}); "
+            "make the features with the vocabulary of the training run"
+        )
+    x = np.asarray(features.select(names).cast(pl.Float64).to_numpy(writable=True), dtype=np.float64)
+    is_bad = np.isinf(x) if allows_missing else ~np.isfinite(x)
+    bad = np.flatnonzero(is_bad.any(axis=0))
+    if bad.size:
+        raise DataError(
+            f"{bad.size} of {x.shape[1]} features have missing or infinite values "
+            f"(first: {names[bad[0]]!r}); fill them before the fit"
+        )
+    return x

@@ -23,19 +23,26 @@ from sksurv.linear_model import CoxnetSurvivalAnalysis
 from sksurv.linear_model.coxph import BreslowEstimator
 from sksurv.util import Surv
 
-from ehrtrack.baselines._protocol import Tabular
-from ehrtrack.errors import CheckpointError, ConfigError, DataError
-from ehrtrack.section import Choice
-from ehrtrack.survival.metrics import FloatArray, c_index
+from ehrtrack.baselines._protocol import (
+    FloatArray,
+    Tabular,
+    TunedChoice,
+    check_events,
+    matrix,
+    read_counts,
+    used_columns,
+)
+from ehrtrack.errors import CheckpointError, ConfigError
+from ehrtrack.survival.metrics import c_index
 
 
-class Config(Choice):
+class Config(TunedChoice):
     """Settings of the Cox model.
 
     Attributes
     ----------
-    penalties : penalty strengths to try; empty takes a path from the smallest that zeroes every coefficient, down
-    n_penalties : length of that path
+    penalties : penalty strengths to try; empty takes a path of `n_candidates` from the smallest that zeroes every
+        coefficient, down
     min_penalty_ratio : its last strength as a share of its first
     l1_ratio : 1 is the lasso; towards 0 it is ridge, which keeps correlated codes together
     min_subjects : a feature that is not 0 in fewer training subjects is left out
@@ -44,11 +51,13 @@ class Config(Choice):
 
     name: Literal["cox"] = "cox"
     penalties: tuple[float, ...] = ()
-    n_penalties: int = Field(30, ge=1)
     min_penalty_ratio: float = Field(0.01, gt=0, lt=1)
     l1_ratio: float = Field(0.1, gt=0, le=1)
     min_subjects: int = Field(5, ge=1)
     log_counts: bool = True
+
+
+read = read_counts
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class CoxModel:
     baseline_days, baseline_cumulative_hazard : steps of Breslow's H_0
     penalty, l1_ratio : the penalty chosen
     n_features : columns that took part in the fit
+    n_candidates : penalties that were tried
     validation_c_index : the C-index by which the penalty was chosen
     """
 
@@ -81,6 +91,7 @@ class CoxModel:
     penalty: float
     l1_ratio: float
     n_features: int
+    n_candidates: int
     validation_c_index: float
 
     def linear_predictor(self, features: pl.DataFrame) -> FloatArray:
@@ -93,7 +104,7 @@ class CoxModel:
         """
         if not self.features:
             return np.zeros(features.height)
-        x = _matrix(features, [feature.name for feature in self.features])
+        x = matrix(features, [feature.name for feature in self.features])
         z = _standardised(
             x,
             is_count=np.array([feature.is_count for feature in self.features]),
@@ -124,6 +135,7 @@ class CoxModel:
             "penalty": self.penalty,
             "l1_ratio": self.l1_ratio,
             "validation_c_index": self.validation_c_index,
+            "n_candidates": self.n_candidates,
         }
 
     def to_json(self) -> str:
@@ -166,25 +178,15 @@ def fit(config: Config, train: Tabular, validation: Tabular) -> CoxModel:
     ConfigError
         If every penalty asked for is too weak to be fitted.
     """
-    if not train.is_event.any():
-        raise DataError(
-            f"no event among {train.features.height} training subjects; a Cox model needs some: "
-            "check cohort.outcome and cohort.horizon_days"
-        )
-    x = _matrix(train.features, train.features.columns)
-    is_used = ((x != 0).sum(axis=0) >= config.min_subjects) & (np.ptp(x, axis=0) > 0)
-    if not is_used.any():
-        raise DataError(
-            f"none of {x.shape[1]} features varies and is non-zero in at least {config.min_subjects} "
-            "training subjects; lower baseline.min_subjects or use a larger cohort"
-        )
-    names = [name for name, used in zip(train.features.columns, is_used, strict=True) if used]
-    x = x[:, is_used]
+    check_events(train)
+    matrix(train.features, train.features.columns)  # nothing may be missing
+    names = used_columns(train.features, min_subjects=config.min_subjects)
+    x = matrix(train.features, names)
     is_count = config.log_counts & (x >= 0).all(axis=0) & (x == np.round(x)).all(axis=0)
     _take_log(x, is_count)
     mean, scale = x.mean(axis=0), x.std(axis=0)
     z_train = (x - mean) / scale
-    z_validation = _standardised(_matrix(validation.features, names), is_count, mean, scale)
+    z_validation = _standardised(matrix(validation.features, names), is_count, mean, scale)
 
     penalties, betas = _penalty_path(config, z_train, train)
     scores = [c_index(z_validation @ beta, validation.follow_up_days, validation.is_event) for beta in betas.T]
@@ -201,6 +203,7 @@ def fit(config: Config, train: Tabular, validation: Tabular) -> CoxModel:
         penalty=float(penalties[best]),
         l1_ratio=config.l1_ratio,
         n_features=len(names),
+        n_candidates=len(penalties),
         validation_c_index=float(scores[best]),
     )
 
@@ -218,7 +221,7 @@ def _penalty_path(config: Config, z: FloatArray, train: Tabular) -> tuple[FloatA
     while True:
         model = CoxnetSurvivalAnalysis(
             alphas=asked or None,
-            n_alphas=config.n_penalties,
+            n_alphas=config.n_candidates,
             alpha_min_ratio=ratio,
             l1_ratio=config.l1_ratio,
         )
@@ -239,24 +242,6 @@ def _penalty_path(config: Config, z: FloatArray, train: Tabular) -> tuple[FloatA
                     f"the Cox model diverges at every penalty tried ({error}); raise baseline.penalties or "
                     "baseline.min_penalty_ratio"
                 ) from error
-
-
-def _matrix(features: pl.DataFrame, names: list[str]) -> FloatArray:
-    """The columns `names` as (B, D) float64. DataError if one is missing or has missing values."""
-    missing = [name for name in names if name not in features.columns]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(names)} features of the Cox model are missing (first: {missing[0]!r}); "
-            "make the features with the vocabulary of the training run"
-        )
-    x = np.asarray(features.select(names).cast(pl.Float64).to_numpy(writable=True), dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=0))
-    if bad.size:
-        raise DataError(
-            f"{bad.size} of {x.shape[1]} features have missing or infinite values "
-            f"(first: {names[bad[0]]!r}); fill them before the fit"
-        )
-    return x
 
 
 def _take_log(x: FloatArray, is_count: npt.NDArray[np.bool_]) -> None:

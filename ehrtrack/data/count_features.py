@@ -41,9 +41,19 @@ def count_features(store: TokenStore, vocabulary: Vocabulary) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def _gap_sums(store: TokenStore, row: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """(N,) f32 days from the first visit to the last: each visit's gap once, whatever its tokens."""
+def opens_visit(store: TokenStore, row: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """(T,) whether a token is the first of its visit.
+
+    Parameters
+    ----------
+    row : (T,) the subject of each token
+    """
     is_first_token = np.ones(len(row), dtype=bool)
     is_first_token[1:] = (row[1:] != row[:-1]) | (store.visit[1:] != store.visit[:-1])
-    gaps = np.where(is_first_token, store.gap_days, 0)
+    return is_first_token
+
+
+def _gap_sums(store: TokenStore, row: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """(N,) f32 days from the first visit to the last: each visit's gap once, whatever its tokens."""
+    gaps = np.where(opens_visit(store, row), store.gap_days, 0)
     return np.bincount(row, weights=gaps, minlength=len(store)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A baseline on plain features: the same cohort, split, grid and evaluation as the transformers."""
+"""A baseline: the same cohort, split, grid and evaluation as the transformers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from ehrtrack import plugins
-from ehrtrack.baselines._protocol import Tabular
+from ehrtrack.baselines._protocol import Features, Labelled, TokenHistories
 from ehrtrack.config import RunConfig
-from ehrtrack.data.count_features import count_features
 from ehrtrack.objectives.survival import Predictions
 from ehrtrack.recipes._evaluate import Evaluation, log_cohort, log_evaluation
 from ehrtrack.recipes._model_folder import write_model_folder
@@ -34,7 +32,6 @@ def baseline(config: RunConfig) -> Run:
     """
     seed_everything(config.runtime)
     records = prepare_cohort(config)
-    features = count_features(records.store, records.vocabulary).drop("subject_id")
     training = records.outcomes[records.rows["train"]]
     grid = fit_time_grid(
         training.follow_up_days,
@@ -44,12 +41,20 @@ def baseline(config: RunConfig) -> Run:
     )
     name = config.baseline.name
     module = plugins.load("baselines", name)
+    histories = TokenHistories(
+        records.store,
+        records.vocabulary,
+        np.arange(len(records.store)),
+        config.data.max_tokens,
+        config.runtime.device,
+    )
+    features = module.read(histories)
     with open_run(config, kind="baseline", sections=SECTIONS, name=name) as run:
         fingerprints = records.fingerprints()
         run.log_fingerprints(fingerprints)
         log_cohort(run.logger, records)
         started = time.monotonic()
-        model = module.fit(config.baseline, *(_tabular(records, features, split) for split in ("train", "validation")))
+        model = module.fit(config.baseline, *(_labelled(records, features, split) for split in ("train", "validation")))
         run.logger.log_metrics({"cost/train_seconds": time.monotonic() - started}, step=0)
         facts = model.describe()
         run.logger.log_json(dict(facts), "baseline_fit.json")
@@ -87,10 +92,10 @@ def baseline(config: RunConfig) -> Run:
         return run.finished(evaluations["best"].to_metrics("best") | evaluations["test"].to_metrics("test"))
 
 
-def _tabular(records: CohortRecords, features: pl.DataFrame, split: str) -> Tabular:
+def _labelled(records: CohortRecords, features: Features, split: str) -> Labelled[Features]:
     rows = records.rows[split]
     outcomes = records.outcomes[rows]
-    return Tabular(features[rows], outcomes.follow_up_days, outcomes.is_event)
+    return Labelled(features[rows], outcomes.follow_up_days, outcomes.is_event)
 
 
 def _summary(name: str, facts: dict[str, object], evaluations: dict[str, Evaluation]) -> str:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
+from ehrtrack.baselines._protocol import TokenHistories
 from ehrtrack.data.batch import Batches
-from ehrtrack.data.count_features import count_features
 from ehrtrack.data.engines import Engine, open_engine
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.labels import read_labels
@@ -89,9 +89,11 @@ class Predictor:
         if not len(store):
             return np.zeros((0, len(self.grid.edges_days)))
         if self.folder.baseline is not None:
-            model = load("baselines", config.baseline.name).from_json(self.folder.baseline)
-            features = count_features(store, self.folder.vocabulary).drop("subject_id")
-            survival: npt.NDArray[np.float64] = model.survival(features, self.grid.edges_days)
+            module = load("baselines", config.baseline.name)
+            histories = TokenHistories(store, self.folder.vocabulary, np.arange(len(store)), config.data.max_tokens)
+            survival: npt.NDArray[np.float64] = module.from_json(self.folder.baseline).survival(
+                module.read(histories), self.grid.edges_days
+            )
             return survival
         batches = Batches(
             store, np.arange(len(store)), max(BATCH_TOKENS, config.data.max_tokens), config.data.max_tokens

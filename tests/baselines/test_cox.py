@@ -148,7 +148,7 @@ def test_json_that_is_no_model_is_refused(text: str) -> None:
 def test_missing_columns_are_named_when_predicting() -> None:
     data = simulated(200, 5)
     model = fit(Config(penalties=(0.001,)), data, data)
-    with pytest.raises(DataError, match=r"1 of 6 features of the Cox model are missing \(first: 'code_3'\)"):
+    with pytest.raises(DataError, match=r"1 of 6 features of the model are missing \(first: 'code_3'\)"):
         model.risk(data.features.drop("code_3"), 365)
 
 

@@ -1,0 +1,99 @@
+"""Decision trees as flat arrays: kept as JSON, read by numpy, so that no model is ever unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+LARGEST = float(np.finfo(np.float64).max)
+"""A threshold that parts missing from present: infinity, which JSON does not have, and which no feature reaches."""
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Several trees, node after node.
+
+    Attributes
+    ----------
+    roots : (n_trees,) node at which each begins
+    feature : (n_nodes,) column that a node asks for; -1 in a leaf
+    threshold : (n_nodes,) go left if the column is at most this
+    is_missing_left : (n_nodes,) whether a missing value goes left
+    left, right : (n_nodes,) the node that follows
+    value : (n_nodes, ...) what a leaf says; inner nodes 0
+    """
+
+    roots: Ints
+    feature: Ints
+    threshold: FloatArray
+    is_missing_left: npt.NDArray[np.bool_]
+    left: Ints
+    right: Ints
+    value: FloatArray
+
+    @property
+    def n_leaves(self) -> int:
+        """Of all trees together."""
+        return int((self.feature < 0).sum())
+
+    def leaves(self, x: FloatArray) -> Iterator[Ints]:
+        """Tree by tree, (B,) the leaf that each row of x (B, D) comes to."""
+        for root in self.roots:
+            node = np.full(len(x), root)
+            moving = np.arange(len(x)) if self.feature[root] >= 0 else np.zeros(0, dtype=np.int64)
+            while len(moving):
+                at = node[moving]
+                values = x[moving, self.feature[at]]
+                goes_left = np.where(np.isnan(values), self.is_missing_left[at], values <= self.threshold[at])
+                node[moving] = np.where(goes_left, self.left[at], self.right[at])
+                moving = moving[self.feature[node[moving]] >= 0]
+            yield node
+
+    def used(self) -> Ints:
+        """The columns that some node asks for, rising."""
+        return np.unique(self.feature[self.feature >= 0])
+
+    def with_columns(self, kept: Ints) -> Trees:
+        """The same trees for a table of the columns `kept` (rising) alone."""
+        feature = np.where(self.feature >= 0, np.searchsorted(kept, self.feature), -1)
+        return Trees(**{**vars(self), "feature": feature})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists; numbers keep all their digits."""
+        return {name: values.tolist() for name, values in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Trees:
+        """The inverse of `to_json`; KeyError, TypeError or ValueError if the fields are not those of trees."""
+        kinds = {name: np.int64 for name in ("roots", "feature", "left", "right")}
+        types = kinds | {"threshold": np.float64, "is_missing_left": np.bool_, "value": np.float64}
+        return cls(**{name: np.array(fields[name], dtype=kind) for name, kind in types.items()})
+
+
+def join(trees: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Trees:
+    """One `Trees` from the node arrays of several, each of which counts its nodes from 0 and begins with its root."""
+    sizes = [len(tree["feature"]) for tree in trees]
+    roots = np.cumsum([0, *sizes])[:-1].astype(np.int64)
+
+    def column(name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
+        return np.concatenate([tree[name] for tree in trees]).astype(dtype) if trees else np.zeros(0, dtype=dtype)
+
+    shift = np.repeat(roots, sizes)
+    feature = column("feature", np.int64)
+    is_inner = feature >= 0
+    return Trees(
+        roots=roots,
+        feature=feature,
+        threshold=np.minimum(column("threshold", np.float64), LARGEST),
+        is_missing_left=column("is_missing_left", np.bool_),
+        left=np.where(is_inner, column("left", np.int64) + shift, 0),
+        right=np.where(is_inner, column("right", np.int64) + shift, 0),
+        value=column("value", np.float64),
+    )

@@ -1,0 +1,264 @@
+"""Gradient boosted trees on counts of codes: the hazard of each interval as a classification.
+
+    logit h_k(x) = F(x, k),      S(t_k | x) = prod_{j <= k} (1 - h_j(x))
+
+A subject is a row for each interval of the time grid that it entered and was seen through, with the number of the
+interval as a column, and the event as the label (person-periods: Singer & Willett 1993, J Educ Stat 18:155-195; as a
+landmark for other models: Craig et al. 2021, arXiv:2104.12002). F is scikit-learn's histogram gradient boosting,
+which reads missing values as they are. Trees are added until the validation subjects' loss no longer falls.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from pydantic import Field
+from scipy.special import expit
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from ehrtrack.baselines._protocol import (
+    FloatArray,
+    Setting,
+    Tabular,
+    TunedChoice,
+    check_events,
+    matrix,
+    read_counts,
+    seen_within,
+    tune,
+    used_columns,
+)
+from ehrtrack.baselines._trees import Trees, join
+from ehrtrack.errors import CheckpointError
+from ehrtrack.survival.curves import interpolate_survival
+from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
+
+ROWS_AT_ONCE = 20_000
+"""Subjects whose person-periods are in memory together when predicting."""
+
+PATIENCE_TREES = 15
+"""Trees without a better validation loss after which no more are added."""
+
+
+class Settings(TunedChoice):
+    """Settings of gradient boosting; the tuples are what `n_candidates` combinations are taken from.
+
+    Attributes
+    ----------
+    learning_rates, max_leaves, min_rows, penalties, feature_shares : of the trees: step, leaves a tree, person-periods
+        a leaf, L2 penalty, and share of the columns that a split may choose from
+    max_trees : the most trees; fewer where the validation loss stops falling
+    n_intervals : of the time grid, at most; rows and time of the fit grow with it
+    min_subjects, min_share : a column that is not 0 in fewer training subjects (or a smaller share) is left out
+    """
+
+    learning_rates: tuple[float, ...] = (0.06, 0.03, 0.12)
+    max_leaves: tuple[int, ...] = (8, 4, 16)
+    min_rows: tuple[int, ...] = (40, 100)
+    penalties: tuple[float, ...] = (1.0, 10.0)
+    feature_shares: tuple[float, ...] = (0.3, 1.0)
+    max_trees: int = Field(400, ge=1)
+    n_intervals: int = Field(4, ge=1)
+    min_subjects: int = Field(5, ge=1)
+    min_share: float = Field(0.01, ge=0, lt=1)
+
+
+class Config(Settings):
+    """Settings of gradient boosting on counts."""
+
+    name: Literal["gradient-boosting"] = "gradient-boosting"
+
+
+read = read_counts
+
+
+@dataclass(frozen=True)
+class BoostingModel:
+    """Fitted trees.
+
+    Attributes
+    ----------
+    columns : the columns that the trees ask for; after them comes the number of the interval
+    start : F before the first tree
+    facts : what `describe` says beside the size
+    """
+
+    grid: TimeGrid
+    columns: tuple[str, ...]
+    trees: Trees
+    start: float
+    facts: dict[str, float | int | str]
+
+    def hazard(self, features: pl.DataFrame) -> FloatArray:
+        """(B, K) probability of the event in each interval, given that it was entered."""
+        parts = [
+            self._hazard(features[first : first + ROWS_AT_ONCE]) for first in range(0, len(features), ROWS_AT_ONCE)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, self.grid.n_intervals))
+
+    def _hazard(self, features: pl.DataFrame) -> FloatArray:
+        x = matrix(features, self.columns, allows_missing=True)
+        k = np.arange(self.grid.n_intervals)
+        periods = np.column_stack([np.repeat(x, len(k), axis=0), np.tile(k, len(x))])  # (B K, D + 1)
+        return expit(raw_score(self.trees, self.start, periods)).reshape(len(x), len(k))  # type: ignore[no-any-return]
+
+    def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> FloatArray:
+        """(B, M) S(t | x), by straight lines between the edges of the grid, and constant after the last."""
+        hazard = self.hazard(features)
+        curve = np.cumprod(np.column_stack([np.ones(len(hazard)), 1 - hazard]), axis=1)  # (B, K + 1)
+        days = np.atleast_1d(np.asarray(times, dtype=np.float64))
+        return interpolate_survival(curve, self.grid, np.minimum(days, self.grid.horizon_days))
+
+    def risk(self, features: pl.DataFrame, horizon_days: float) -> FloatArray:
+        """(B,) probability of an event up to the horizon."""
+        return 1 - self.survival(features, [horizon_days])[:, 0]
+
+    def describe(self) -> dict[str, float | int | str]:
+        """Facts to log; parameters are the leaves' values."""
+        return {"n_parameters": self.trees.n_leaves, "n_trees": len(self.trees.roots), **self.facts}
+
+    def to_json(self) -> str:
+        """The model as JSON text."""
+        fields = {"grid": self.grid.to_json(), "columns": self.columns, "start": self.start, "facts": self.facts}
+        return json.dumps(fields | {"trees": self.trees.to_json()})
+
+    @classmethod
+    def from_json(cls, text: str) -> BoostingModel:
+        """The model back from `to_json`.
+
+        Raises
+        ------
+        CheckpointError
+            If the text is not such a model.
+        """
+        try:
+            fields = json.loads(text)
+            return cls(
+                grid=TimeGrid.from_json(fields["grid"]),
+                columns=tuple(fields["columns"]),
+                trees=Trees.from_json(fields["trees"]),
+                start=float(fields["start"]),
+                facts=dict(fields["facts"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{text[:60]!r} is not a gradient boosting model ({error!r}); give what BoostingModel.to_json wrote"
+            ) from error
+
+
+from_json = BoostingModel.from_json
+
+
+def fit(config: Settings, train: Tabular, validation: Tabular) -> BoostingModel:
+    """Fit on the training subjects; settings and number of trees are chosen on the validation subjects.
+
+    Raises
+    ------
+    DataError
+        If there is no training event, no usable feature, an infinite value, or no comparable validation pair.
+    """
+    check_events(train)
+    n_needed = max(config.min_subjects, int(np.ceil(config.min_share * len(train.features))))
+    columns = used_columns(train.features, min_subjects=n_needed)
+    grid = fit_time_grid(
+        train.follow_up_days,
+        train.is_event,
+        horizon_days=float(train.follow_up_days.max()),
+        n_intervals=config.n_intervals,
+    )
+    periods, label = person_periods(train, columns, grid)
+    validation_periods, validation_label = person_periods(seen_within(validation, grid.horizon_days), columns, grid)
+
+    def fit_one(setting: Setting) -> BoostingModel:
+        library = _library_model(config, setting)
+        library.fit(periods, label, X_val=validation_periods, y_val=validation_label)
+        n_trees = int(np.argmax(library.validation_score_))  # the score before the first tree is the first
+        return _from_library(library, n_trees, columns, grid)
+
+    space = {
+        "learning_rate": config.learning_rates,
+        "max_leaf_nodes": config.max_leaves,
+        "min_samples_leaf": config.min_rows,
+        "l2_regularization": config.penalties,
+        "max_features": config.feature_shares,
+    }
+    best = tune(config, space, fit_one, validation)
+    best.model.facts.update(
+        {
+            "n_features": len(columns),
+            **best.setting,
+            "validation_c_index": best.validation_c_index,
+            "n_candidates": best.n_candidates,
+        }
+    )
+    return best.model
+
+
+def person_periods(subjects: Tabular, columns: list[str], grid: TimeGrid) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """(R, D + 1) features and number of the interval, and (R,) whether the event fell in it.
+
+    Intervals that a subject survived, and the one in which its event fell; none of the interval it was censored in.
+    """
+    x = matrix(subjects.features, columns, allows_missing=True)
+    interval = grid.interval_of(subjects.follow_up_days, subjects.is_event)  # (B,)
+    n_rows = interval + subjects.is_event
+    row = np.repeat(np.arange(len(x)), n_rows)
+    k = np.arange(n_rows.sum()) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)
+    return np.column_stack([x[row], k]), subjects.is_event[row] & (k == interval[row])
+
+
+def _library_model(config: Settings, setting: Setting) -> HistGradientBoostingClassifier:
+    parameters: dict[str, Any] = dict(setting)
+    return HistGradientBoostingClassifier(
+        max_iter=config.max_trees,
+        early_stopping=True,
+        scoring="loss",
+        n_iter_no_change=PATIENCE_TREES,
+        tol=0,
+        random_state=config.seed,
+        **parameters,
+    )
+
+
+def _from_library(
+    library: HistGradientBoostingClassifier, n_trees: int, columns: list[str], grid: TimeGrid
+) -> BoostingModel:
+    """The first `n_trees` trees, over the columns that they ask for.
+
+    The library has no public door to its trees; a test holds these to its own predictions.
+    """
+    nodes = [stage[0].nodes for stage in library._predictors[:n_trees]]
+    trees = join(
+        [
+            {
+                "feature": np.where(tree["is_leaf"], -1, tree["feature_idx"]),
+                "threshold": tree["num_threshold"],
+                "is_missing_left": tree["missing_go_to_left"],
+                "left": tree["left"],
+                "right": tree["right"],
+                "value": np.where(tree["is_leaf"], tree["value"], 0.0),
+            }
+            for tree in nodes
+        ]
+    )
+    kept = np.union1d(trees.used(), [len(columns)]).astype(np.int64)  # the last column is the interval
+    return BoostingModel(
+        grid=grid,
+        columns=tuple(columns[j] for j in kept[:-1]),
+        trees=trees.with_columns(kept),
+        start=float(library._baseline_prediction[0, 0]),
+        facts={},
+    )
+
+
+def raw_score(trees: Trees, start: float, x: FloatArray) -> FloatArray:
+    """(R,) F: the start and what each tree adds, in the order in which they were fitted."""
+    score = np.full(len(x), start)
+    for leaf in trees.leaves(x):
+        score += trees.value[leaf]
+    return score

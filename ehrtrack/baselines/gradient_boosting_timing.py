@@ -1,0 +1,24 @@
+"""Gradient boosting on counts of codes, on when they came, and on first, last and trend of values.
+
+The model is that of `gradient_boosting`; only what it reads differs. Whether a sequence model is worth its cost shows
+against this one, not against bags of codes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ehrtrack.baselines._protocol import read_timing
+from ehrtrack.baselines.gradient_boosting import BoostingModel, Settings, fit
+
+__all__ = ["Config", "fit", "from_json", "read"]
+
+
+class Config(Settings):
+    """Settings of gradient boosting with timing features."""
+
+    name: Literal["gradient-boosting-timing"] = "gradient-boosting-timing"
+
+
+read = read_timing
+from_json = BoostingModel.from_json

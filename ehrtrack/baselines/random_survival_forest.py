@@ -1,0 +1,208 @@
+"""Random survival forest (Ishwaran et al. 2008, Ann Appl Stat 2:841-860; scikit-survival's) on counts of codes.
+
+A leaf of scikit-survival's trees keeps a curve with a step for each distinct follow-up time, and a split compares
+curves step by step: on days, 3,000 subjects and 100 trees are hundreds of MB. Here times are numbers of intervals of
+the time grid, and a tree sees `max_rows` subjects at most, which bounds both, whatever the cohort's size.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from pydantic import Field
+from sksurv.ensemble import RandomSurvivalForest
+from sksurv.util import Surv
+
+from ehrtrack.baselines._protocol import (
+    FloatArray,
+    Setting,
+    Tabular,
+    TunedChoice,
+    check_events,
+    matrix,
+    read_counts,
+    tune,
+    used_columns,
+)
+from ehrtrack.baselines._trees import Trees, join
+from ehrtrack.errors import CheckpointError
+from ehrtrack.survival.curves import interpolate_survival
+from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
+
+ROWS_AT_ONCE = 20_000
+"""Subjects whose features are in memory together when predicting."""
+
+
+class Config(TunedChoice):
+    """Settings of the forest; the tuples are what `n_candidates` combinations are taken from.
+
+    Attributes
+    ----------
+    n_trees : trees of the forest
+    min_rows, feature_shares : subjects a leaf, and share of the columns that a split may choose from
+    max_rows : subjects that a tree is grown on, at most, drawn with replacement
+    n_intervals : of the time grid, at most
+    min_subjects, min_share : a column that is not 0 in fewer training subjects (or a smaller share) is left out
+    """
+
+    name: Literal["random-survival-forest"] = "random-survival-forest"
+    n_trees: int = Field(100, ge=1)
+    min_rows: tuple[int, ...] = (15, 8, 30, 60)
+    feature_shares: tuple[float, ...] = (0.05, 0.02, 0.1)
+    max_rows: int = Field(5_000, ge=1)
+    n_intervals: int = Field(10, ge=1)
+    min_subjects: int = Field(5, ge=1)
+    min_share: float = Field(0.01, ge=0, lt=1)
+
+
+read = read_counts
+
+
+@dataclass(frozen=True)
+class ForestModel:
+    """A fitted forest; a leaf's value is its Kaplan-Meier curve at the K + 1 edges of the grid."""
+
+    grid: TimeGrid
+    columns: tuple[str, ...]
+    trees: Trees
+    facts: dict[str, float | int | str]
+
+    def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> FloatArray:
+        """(B, M) the mean of the trees' curves, by straight lines between the edges, and constant after the last."""
+        days = np.minimum(np.atleast_1d(np.asarray(times, dtype=np.float64)), self.grid.horizon_days)
+        parts = [self._curve(features[i : i + ROWS_AT_ONCE]) for i in range(0, len(features), ROWS_AT_ONCE)]
+        curve = np.concatenate(parts) if parts else np.zeros((0, self.grid.n_intervals + 1))
+        return interpolate_survival(curve, self.grid, days)
+
+    def _curve(self, features: pl.DataFrame) -> FloatArray:
+        # The library compares in single precision.
+        x = matrix(features, self.columns).astype(np.float32).astype(np.float64)
+        total = np.zeros((len(x), self.grid.n_intervals + 1))
+        for leaf in self.trees.leaves(x):
+            total += self.trees.value[leaf]
+        return total / len(self.trees.roots)
+
+    def risk(self, features: pl.DataFrame, horizon_days: float) -> FloatArray:
+        """(B,) probability of an event up to the horizon."""
+        return 1 - self.survival(features, [horizon_days])[:, 0]
+
+    def describe(self) -> dict[str, float | int | str]:
+        """Facts to log; parameters are the leaves' values."""
+        n_leaves = self.trees.n_leaves
+        return {"n_parameters": n_leaves * self.grid.n_intervals, "n_leaves": n_leaves, **self.facts}
+
+    def to_json(self) -> str:
+        """The model as JSON text."""
+        fields = {"grid": self.grid.to_json(), "columns": self.columns, "facts": self.facts}
+        return json.dumps(fields | {"trees": self.trees.to_json()})
+
+    @classmethod
+    def from_json(cls, text: str) -> ForestModel:
+        """The model back from `to_json`.
+
+        Raises
+        ------
+        CheckpointError
+            If the text is not such a model.
+        """
+        try:
+            fields = json.loads(text)
+            return cls(
+                grid=TimeGrid.from_json(fields["grid"]),
+                columns=tuple(fields["columns"]),
+                trees=Trees.from_json(fields["trees"]),
+                facts=dict(fields["facts"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{text[:60]!r} is not a random survival forest ({error!r}); give what ForestModel.to_json wrote"
+            ) from error
+
+
+from_json = ForestModel.from_json
+
+
+def fit(config: Config, train: Tabular, validation: Tabular) -> ForestModel:
+    """Fit on the training subjects; settings are chosen on the validation subjects.
+
+    Raises
+    ------
+    DataError
+        If there is no training event, no usable feature, a missing value, or no comparable validation pair.
+    """
+    check_events(train)
+    n_needed = max(config.min_subjects, int(np.ceil(config.min_share * len(train.features))))
+    columns = used_columns(train.features, min_subjects=n_needed)
+    grid = fit_time_grid(
+        train.follow_up_days,
+        train.is_event,
+        horizon_days=float(train.follow_up_days.max()),
+        n_intervals=config.n_intervals,
+    )
+    x, y = _on_grid(train, columns, grid)
+
+    def fit_one(setting: Setting) -> ForestModel:
+        library = RandomSurvivalForest(
+            n_estimators=config.n_trees,
+            max_samples=min(config.max_rows, len(x)),
+            random_state=config.seed,
+            **setting,
+        )
+        return from_library(library.fit(x, y), columns, grid)
+
+    space = {"min_samples_leaf": config.min_rows, "max_features": config.feature_shares}
+    best = tune(config, space, fit_one, validation)
+    best.model.facts.update(
+        {
+            "n_features": len(columns),
+            "n_trees": config.n_trees,
+            **best.setting,
+            "validation_c_index": best.validation_c_index,
+            "n_candidates": best.n_candidates,
+        }
+    )
+    return best.model
+
+
+def _on_grid(
+    subjects: Tabular, columns: list[str], grid: TimeGrid
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.void]]:
+    """Features and (event, time) with the number of the interval, from 1, as the time.
+
+    A censored subject's time is the last interval that it was seen through. One that was not seen through the first
+    tells nothing, and is left out.
+    """
+    time = grid.interval_of(subjects.follow_up_days, subjects.is_event) + subjects.is_event
+    seen = time > 0
+    x = matrix(subjects.features, columns)[seen].astype(np.float32)
+    return x, Surv.from_arrays(subjects.is_event[seen], time[seen].astype(np.float64))
+
+
+def from_library(library: RandomSurvivalForest, columns: list[str], grid: TimeGrid) -> ForestModel:
+    """The forest's trees, over the columns that they ask for."""
+    # The last step at or before each edge: intervals in which nobody left have none of their own.
+    step = np.searchsorted(library.unique_times_, np.arange(grid.n_intervals + 1), side="right")
+    nodes = []
+    for estimator in library.estimators_:
+        tree = estimator.tree_
+        is_leaf = tree.children_left < 0
+        curve = np.column_stack([np.ones(tree.node_count), tree.value[:, :, 1]])[:, step]
+        nodes.append(
+            {
+                "feature": np.where(is_leaf, -1, tree.feature),
+                "threshold": tree.threshold,
+                "is_missing_left": np.zeros(tree.node_count, dtype=bool),
+                "left": tree.children_left,
+                "right": tree.children_right,
+                # Six digits: half the size, and far finer than what a leaf of some subjects can tell.
+                "value": np.where(is_leaf[:, None], np.round(curve, 6), 0.0),
+            }
+        )
+    trees = join(nodes)
+    kept = trees.used()
+    return ForestModel(grid, tuple(columns[j] for j in kept), trees.with_columns(kept), {})
