@@ -1,0 +1,111 @@
+"""Boosting and forest: what is kept as JSON predicts what the library predicts, and time is handled as stated."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sksurv.ensemble import RandomSurvivalForest
+from sksurv.util import Surv
+
+from ehrtrack.baselines import gradient_boosting, random_survival_forest
+from ehrtrack.baselines._protocol import Tabular, candidates
+from ehrtrack.errors import DataError
+from ehrtrack.survival.time_grid import TimeGrid
+
+COLUMNS = ["a", "b", "c", "d", "e"]
+
+
+def subjects(n: int, seed: int, *, share_missing: float = 0.0) -> Tabular:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 5))
+    time = rng.exponential(200 * np.exp(-x[:, 0]))
+    x[rng.random(x.shape) < share_missing] = np.nan
+    return Tabular(pl.DataFrame(x, schema=COLUMNS), np.minimum(time, 365), time < 365)
+
+
+def test_the_trees_kept_are_those_of_scikit_learn() -> None:
+    train = subjects(300, 1, share_missing=0.2)
+    grid = TimeGrid((0.0, 50.0, 150.0, 365.0))
+    x, y = gradient_boosting.person_periods(train, COLUMNS, grid)
+    library = HistGradientBoostingClassifier(max_iter=30, max_leaf_nodes=6, early_stopping=False).fit(x, y)
+    model = gradient_boosting._from_library(library, 30, COLUMNS, grid)
+    others = subjects(100, 2, share_missing=0.2).features
+    periods = np.column_stack([np.repeat(others.to_numpy(), 3, axis=0), np.tile(np.arange(3), 100)])
+    expected = library.predict_proba(periods)[:, 1].reshape(100, 3)
+    np.testing.assert_allclose(model.hazard(others), expected, rtol=1e-12)
+
+
+def test_the_first_trees_are_those_of_that_stage() -> None:
+    train, grid = subjects(300, 1), TimeGrid((0.0, 100.0, 365.0))
+    x, y = gradient_boosting.person_periods(train, COLUMNS, grid)
+    library = HistGradientBoostingClassifier(max_iter=20, early_stopping=False).fit(x, y)
+    stage = list(library.staged_predict_proba(np.column_stack([train.features.to_numpy(), np.zeros(300)])))[6]
+    model = gradient_boosting._from_library(library, 7, COLUMNS, grid)
+    np.testing.assert_allclose(model.hazard(train.features)[:, 0], stage[:, 1], rtol=1e-12)
+
+
+def test_a_splits_column_that_is_not_used_need_not_be_there() -> None:
+    """Of constant and noise columns beside a strong one, those that no tree asks for are not kept."""
+    train = subjects(300, 1)
+    wide = Tabular(train.features.with_columns(f=pl.lit(1.0)), train.follow_up_days, train.is_event)
+    model = gradient_boosting.fit(gradient_boosting.Config(n_candidates=1, max_trees=5), wide, wide)
+    assert "a" in model.columns
+    assert "f" not in model.columns
+    model.risk(train.features.select(model.columns), 365.0)
+    with pytest.raises(DataError, match="first: 'a'"):
+        model.risk(train.features.drop("a"), 365.0)
+
+
+def test_a_subject_is_a_row_for_each_interval_it_was_seen_through() -> None:
+    grid = TimeGrid((0.0, 10.0, 20.0, 30.0))
+    days = np.array([5.0, 15.0, 15.0, 30.0, 5.0])
+    is_event = np.array([True, True, False, False, False])  # the last was not seen through any interval
+    rows = Tabular(pl.DataFrame({"a": [1.0, 2.0, 3.0, 4.0, 5.0]}), days, is_event)
+    x, y = gradient_boosting.person_periods(rows, ["a"], grid)
+    assert x.tolist() == [[1, 0], [2, 0], [2, 1], [3, 0], [4, 0], [4, 1], [4, 2]]
+    assert y.tolist() == [True, False, True, False, False, False, False]
+
+
+def test_the_forest_kept_is_that_of_scikit_survival() -> None:
+    train, grid = subjects(300, 1), TimeGrid((0.0, 50.0, 150.0, 250.0, 365.0))
+    x, y = random_survival_forest._on_grid(train, COLUMNS, grid)
+    library = RandomSurvivalForest(10, min_samples_leaf=8, random_state=0).fit(x, y)
+    model = random_survival_forest.from_library(library, COLUMNS, grid)
+    others = subjects(100, 2).features
+    expected = library.predict_survival_function(others.to_numpy(), return_array=True)
+    assert library.unique_times_.tolist() == [1, 2, 3, 4]
+    np.testing.assert_allclose(model.survival(others, grid.edges_days)[:, 1:], expected, atol=1e-6)
+
+
+def test_an_interval_that_nobody_leaves_has_the_curve_of_the_one_before() -> None:
+    y = Surv.from_arrays(np.array([True, False] * 20), np.array([1.0, 3.0] * 20))
+    x = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    library = RandomSurvivalForest(3, random_state=0).fit(x, y)
+    model = random_survival_forest.from_library(library, COLUMNS, TimeGrid((0.0, 1.0, 2.0, 3.0)))
+    survival = model.survival(pl.DataFrame(x, schema=COLUMNS), [1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(survival[:, 0], survival[:, 1])
+    assert survival[:, 0].mean() < 0.9
+
+
+def test_the_forest_refuses_missing_values() -> None:
+    train = subjects(100, 1, share_missing=0.1)
+    with pytest.raises(DataError, match="missing or infinite"):
+        random_survival_forest.fit(random_survival_forest.Config(n_candidates=1, n_trees=2), train, train)
+
+
+def test_validation_events_past_the_last_training_follow_up_do_not_stop_a_fit() -> None:
+    train, late = subjects(200, 1), subjects(200, 2)
+    short = Tabular(train.features, np.minimum(train.follow_up_days, 100), train.is_event & (train.follow_up_days < 90))
+    model = gradient_boosting.fit(gradient_boosting.Config(n_candidates=1), short, late)
+    assert model.grid.horizon_days == 100
+
+
+def test_candidates_begin_with_the_defaults_and_never_repeat() -> None:
+    space = {"rate": (0.1, 0.2, 0.3), "leaves": (8, 16)}
+    drawn = candidates(space, 5, seed=0)
+    assert drawn[0] == {"rate": 0.1, "leaves": 8}
+    assert len({tuple(setting.values()) for setting in drawn}) == 5
+    assert len(candidates(space, 100, seed=0)) == 6
+    assert candidates(space, 5, seed=0) == drawn
