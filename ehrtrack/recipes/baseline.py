@@ -106,6 +106,7 @@ def _summary(name: str, facts: dict[str, object], evaluations: dict[str, Evaluat
             "test C-index (95 % interval)": str(test.c_index),
             "test integrated Brier score": f"{test.ibs:.4f} (Kaplan-Meier {test.ibs_kaplan_meier:.4f})",
             "validation C-index": str(evaluations["best"].c_index),
+            "tuning": f"{facts['n_candidates']} settings tried, the best by validation C-index kept",
         }
-        | {key: str(value) for key, value in facts.items()},
+        | {key: str(value) for key, value in facts.items() if key != "n_candidates"},
     )

@@ -8,6 +8,7 @@ import typing
 import numpy as np
 import polars as pl
 import pytest
+from simulated import History, Visit, store_of
 
 from ehrtrack import plugins
 from ehrtrack.baselines._protocol import FittedBaseline, Labelled, TokenHistories, TunedChoice
@@ -15,7 +16,6 @@ from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import CheckpointError, DataError
 from ehrtrack.survival.bootstrap import c_index_interval
 from ehrtrack.survival.metrics import c_index
-from tests.simulated import History, Visit, store_of
 
 TIMES = [0.0, 30.0, 180.0, 365.0]
 VOCABULARY = Vocabulary((*SPECIAL_TOKENS, "A", "B", "C", "D"), {})

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import polars as pl
 import pytest
+from simulated import History, Visit, random_store, store_of
 
 from ehrtrack.data.timing_features import timing_features
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
-from tests.simulated import History, Visit, random_store, store_of
 
 VOCABULARY = Vocabulary(
     (*SPECIAL_TOKENS, "A", "LAB//Q1", "LAB//Q2", "LAB//Q3", "LAB", "GENDER//F", "Q//Q1"), {"LAB": (1.0, 2.0)}
