@@ -263,3 +263,42 @@ def sync(folder: Path | None) -> None:
         click.echo(f"nothing to send in {folder}")
     if any(run.problem for run in runs):
         sys.exit(1)
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 listens on every network")
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--folder", default=Path("server"), show_default=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option("--store", default="auto", show_default=True, type=click.Choice(["auto", "postgresql", "sqlite"]))
+@click.option("--auth/--no-auth", default=True, show_default=True, help="whether users log in")
+@click.option("--user", "users", multiple=True, default=("pod",), show_default=True, help="make a user; repeatable")
+@click.option("--address", help="what pods call it, such as https://runs.example.org")
+@click.option("--allowed-hosts", default="", help="more names it answers to, with ports, separated by commas")
+@click.option("--cors-origins", default="", help="web pages that may call it, separated by commas")
+@click.option("--artifacts", help="where files go instead of the folder, such as s3://bucket/path")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 8), help="0.4 GB of memory each")
+def server(allowed_hosts: str, cors_origins: str, auth: bool, **options: Any) -> None:
+    """Start a tracking server on this machine: runs, files and logins in one folder; Ctrl-C ends it."""
+    from ehrtrack.serving.server import ServerSettings, serve
+
+    settings = ServerSettings(
+        **options,
+        has_auth=auth,
+        allowed_hosts=tuple(filter(None, allowed_hosts.split(","))),
+        cors_origins=tuple(filter(None, cors_origins.split(","))),
+    )
+    serve(settings, click.echo)
+
+
+@cli.command()
+@click.option("--megabytes", default=10, show_default=True, type=click.IntRange(1, 1000), help="size of the test file")
+def doctor(megabytes: int) -> None:
+    """Check the server, the way to it, and this machine before a run; exit code 1 if something has to change."""
+    from ehrtrack.tracking.doctor import check_all
+
+    findings = []
+    for finding in check_all(n_megabytes=megabytes):
+        click.echo(finding.to_text())
+        findings.append(finding)
+    if any(finding.state == "fail" for finding in findings):
+        sys.exit(1)

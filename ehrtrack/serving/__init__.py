@@ -1,0 +1,1 @@
+"""A tracking server on this machine, as local processes: `ehrtrack server`."""

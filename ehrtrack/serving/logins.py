@@ -1,0 +1,106 @@
+"""The server's secrets: generated once, kept in files that their owner alone can read."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ehrtrack.errors import TrackingError
+
+ADMIN = "admin"
+AUTH_CACHE_SECONDS = 60
+SECRETS_FILE = "secrets.json"
+
+
+@dataclass
+class Secrets:
+    """What the server and its users prove themselves with."""
+
+    flask_secret_key: str
+    admin_password: str
+    postgres_password: str
+    users: dict[str, str] = field(default_factory=dict)  # name -> password
+
+
+def load_secrets(folder: Path, users: tuple[str, ...]) -> Secrets:
+    """The folder's secrets; made if they are not there, with a password for each user that has none."""
+    file = folder / SECRETS_FILE
+    if file.exists():
+        kept = Secrets(**json.loads(file.read_text()))
+    else:
+        kept = Secrets(secrets.token_hex(24), secrets.token_hex(24), secrets.token_hex(24))
+    for user in users:
+        kept.users.setdefault(user, secrets.token_hex(16))
+    write_private(file, json.dumps(asdict(kept), indent=2) + "\n")
+    return kept
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    aside = file.with_name(file.name + ".new")
+    aside.unlink(missing_ok=True)
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as output:
+        output.write(text)
+    aside.rename(file)
+
+
+def write_auth_config(folder: Path, database_uri: str) -> Path:
+    """mlflow's basic-auth settings: everybody who can log in reads, each writes only what is theirs.
+
+    An experiment's maker gets MANAGE on it; READ for the others lets them compare, and neither write nor delete.
+    """
+    if importlib.util.find_spec("flask_wtf") is None:
+        raise TrackingError(
+            "mlflow's login needs Flask-WTF, which is not installed; pip install 'mlflow[auth]', "
+            "or start with --no-auth (on this machine only)"
+        )
+    file = folder / "basic_auth.ini"
+    write_private(
+        file,
+        "[mlflow]\n"
+        "default_permission = READ\n"
+        f"database_uri = {database_uri.replace('%', '%%')}\n"
+        f"admin_username = {ADMIN}\n"
+        # without it every call costs a password hash, 0.3 s
+        f"auth_cache_ttl_seconds = {AUTH_CACHE_SECONDS}\n",
+    )
+    return file
+
+
+def write_user_file(folder: Path, address: str, user: str, password: str) -> Path:
+    """What a pod needs to know, as a file for ``set -a; . ./pod.env``."""
+    file = folder / f"{user}.env"
+    write_private(
+        file,
+        f"MLFLOW_TRACKING_URI={address}\nMLFLOW_TRACKING_USERNAME={user}\nMLFLOW_TRACKING_PASSWORD={password}\n",
+    )
+    return file
+
+
+def make_user(local_address: str, admin_password: str, user: str, password: str) -> None:
+    """Make a user on the running server, if it is not there.
+
+    Raises
+    ------
+    TrackingError
+        If the server refuses.
+    """
+    import requests
+
+    answer = requests.post(
+        f"{local_address}/api/2.0/mlflow/users/create",
+        json={"username": user, "password": password},
+        auth=(ADMIN, admin_password),
+        timeout=30,
+    )
+    if answer.status_code == 401:
+        raise TrackingError(
+            f"the server does not accept the admin password in {SECRETS_FILE}; if it was changed over the network, "
+            f"write the new one there as admin_password"
+        )
+    if answer.status_code != 200 and answer.json().get("error_code") != "RESOURCE_ALREADY_EXISTS":
+        raise TrackingError(f"the server did not make user {user!r}: {answer.status_code} {answer.text[:300]}")

@@ -1,0 +1,156 @@
+"""A PostgreSQL cluster of the server's own: on the loopback, with a password, in one folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+from ehrtrack.errors import TrackingError
+from ehrtrack.serving.processes import end, free_port, start, tail, wait_until
+
+DATABASES = ("mlflow", "mlflow_auth")
+USER = "mlflow"
+DRIVER = "psycopg2"
+START_SECONDS = 60
+_DEBIAN = Path("/usr/lib/postgresql")
+_NEEDED = ("initdb", "postgres", "pg_isready", "psql", "createdb")
+# mlflow's pool opens a few connections a worker; two workers stay far below.
+_SETTINGS = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "shared_buffers=64MB", "max_connections=60")
+
+
+def find_binaries() -> Path | None:
+    """The folder with PostgreSQL's programs: of PATH, else Debian's newest; None where there is none."""
+    on_path = shutil.which("initdb")
+    debian = sorted(_DEBIAN.glob("*/bin"), key=lambda folder: float(folder.parent.name), reverse=True)
+    for folder in ([Path(on_path).resolve().parent] if on_path else []) + debian:
+        if all((folder / program).exists() for program in _NEEDED):
+            return folder
+    return None
+
+
+def why_not() -> str:
+    """What PostgreSQL lacks on this machine, and how to get it; empty if it can be used."""
+    if find_binaries() is None:
+        return "no PostgreSQL programs were found on PATH or in /usr/lib/postgresql (Debian: apt install postgresql)"
+    if importlib.util.find_spec(DRIVER) is None:
+        return "Python has no driver for it (pip install psycopg2-binary)"
+    return ""
+
+
+class PostgresCluster:
+    """A cluster in a folder, and its server while it runs.
+
+    Parameters
+    ----------
+    folder
+        Made and initialised if it is not there.
+    password
+        Of the one user, who owns both databases.
+    """
+
+    def __init__(self, folder: Path, password: str) -> None:
+        binaries = find_binaries()
+        if binaries is None:
+            raise TrackingError(f"PostgreSQL cannot be used: {why_not()}")
+        self.folder = folder
+        self.port = free_port()
+        self.log = folder.parent / "postgres.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._binaries = binaries
+        self._password = password
+        self._account = _unprivileged_account()
+
+    def uri(self, database: str) -> str:
+        """The address of a database, with the password."""
+        return f"postgresql://{USER}:{self._password}@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        """Initialise the folder if it is new, start the server, and make the databases that are not there.
+
+        Raises
+        ------
+        TrackingError
+            If a step fails, with the end of the log.
+        """
+        if not self.folder.exists():
+            self._initialise()
+        command = [str(self._binaries / "postgres"), "-D", str(self.folder), "-p", str(self.port)]
+        for setting in _SETTINGS:
+            command += ["-c", setting]
+        self.process = start(command, folder=self.folder.parent, log=self.log, user=self._account)
+        wait_until(self._is_ready, self.process, seconds=START_SECONDS, log=self.log)
+        there = self._run("psql", "-d", "postgres", "-tAc", "SELECT datname FROM pg_database").split()
+        for database in DATABASES:
+            if database not in there:
+                self._run("createdb", database)
+
+    def stop(self) -> None:
+        """End the server; connections that are open are closed (PostgreSQL's fast shutdown)."""
+        if self.process is not None:
+            end(self.process, signal.SIGINT, is_group=False)
+
+    def _initialise(self) -> None:
+        """Make the cluster aside and move it into place, so that a start that was cut off leaves nothing half made."""
+        aside = self.folder.with_name(self.folder.name + ".new")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(mode=0o700)
+        password_file = self.folder.with_name("initdb.password")
+        password_file.touch(mode=0o600)
+        password_file.write_text(self._password + "\n")
+        if self._account is not None:
+            shutil.chown(aside, self._account)
+            shutil.chown(password_file, self._account)
+        try:
+            process = start(
+                [
+                    *(str(self._binaries / "initdb"), "-D", str(aside), "-U", USER, "-E", "UTF8", "--locale=C"),
+                    *("--auth=scram-sha-256", f"--pwfile={password_file}"),
+                ],
+                folder=self.folder.parent,
+                log=self.log,
+                user=self._account,
+            )
+            if process.wait() != 0:
+                raise TrackingError(f"PostgreSQL's initdb failed{self._account_hint()}: {tail(self.log)}")
+        finally:
+            password_file.unlink()
+        aside.rename(self.folder)
+
+    def _is_ready(self) -> bool:
+        command = [str(self._binaries / "pg_isready"), "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    def _run(self, program: str, *arguments: str) -> str:
+        command = [str(self._binaries / program), "-h", "127.0.0.1", "-p", str(self.port), "-U", USER, *arguments]
+        done = subprocess.run(
+            command, env=os.environ | {"PGPASSWORD": self._password}, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise TrackingError(f"PostgreSQL's {program} failed: {done.stderr.strip()}")
+        return done.stdout
+
+    def _account_hint(self) -> str:
+        if self._account is None:
+            return ""
+        return (
+            f" (run as {self._account}, since it refuses root; every folder above {self.folder} has to let that "
+            "account through, mode 711: choose another --folder, or --store sqlite)"
+        )
+
+
+def _unprivileged_account() -> str | None:
+    """Who runs PostgreSQL: we ourselves, or its own account when we are root, which it refuses."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam("postgres").pw_name
+    except KeyError:
+        raise TrackingError(
+            "PostgreSQL refuses to run as root, and there is no account `postgres` to run it as; "
+            "start the server as another user, make the account (useradd postgres), or take --store sqlite"
+        ) from None

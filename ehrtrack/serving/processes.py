@@ -1,0 +1,109 @@
+"""Starting and ending the processes of a server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ehrtrack.errors import TrackingError
+
+END_SECONDS = 10
+
+
+def start(
+    command: Sequence[str],
+    *,
+    folder: Path,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    user: str | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own: Ctrl-C in the terminal reaches it through us alone, in our order."""
+    log.touch(mode=0o600)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            umask=0o077,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+        )
+
+
+def end(process: subprocess.Popen[bytes], how: signal.Signals = signal.SIGTERM, *, is_group: bool = True) -> None:
+    """Ask a process (and its group) to end, and kill the group if it has not after 10 s."""
+    if process.poll() is None:
+        _send(process, how, is_group=is_group)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
+    _send(process, signal.SIGKILL, is_group=True)
+    process.wait()
+
+
+def wait_until(is_ready: Callable[[], bool], process: subprocess.Popen[bytes], *, seconds: float, log: Path) -> None:
+    """Wait for a process to be usable.
+
+    Raises
+    ------
+    TrackingError
+        If it ends before, or is not ready in time; with the end of its log.
+    """
+    deadline = time.monotonic() + seconds
+    while not is_ready():
+        if process.poll() is not None:
+            raise TrackingError(f"{_name(process)} ended with exit code {process.returncode}: {tail(log)}")
+        if time.monotonic() > deadline:
+            raise TrackingError(f"{_name(process)} was not ready after {seconds:.0f} s: {tail(log)}")
+        time.sleep(0.1)
+
+
+def tail(log: Path, n_lines: int = 12) -> str:
+    """The last lines of a log, for a message."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return "\n".join([f"the end of {log}:", *lines[-n_lines:]])
+
+
+def free_port() -> int:
+    """A port on the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # as servers do, so that connections that are still closing do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _send(process: subprocess.Popen[bytes], how: signal.Signals, *, is_group: bool) -> None:
+    try:
+        if is_group:
+            os.killpg(process.pid, how)
+        else:
+            process.send_signal(how)
+    except ProcessLookupError:
+        pass  # it ended by itself
+
+
+def _name(process: subprocess.Popen[bytes]) -> str:
+    words = process.args if isinstance(process.args, list) else [process.args]
+    return "mlflow server" if "mlflow" in words else Path(str(words[0])).name

@@ -1,0 +1,86 @@
+"""`ehrtrack server`: it starts, is ready when it says so, ends whole, and goes on with the same runs."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sqlite3
+import stat
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from running_servers import needs_postgres, passable_folder, running
+
+from ehrtrack.errors import ConfigError, TrackingError
+from ehrtrack.serving.server import ServerSettings, serve
+
+
+def make_experiment(address: str, name: str) -> None:
+    answer = requests.post(f"{address}/api/2.0/mlflow/experiments/create", json={"name": name}, timeout=30)
+    assert answer.status_code == 200, answer.text
+
+
+def experiments(address: str) -> set[str]:
+    answer = requests.get(f"{address}/api/2.0/mlflow/experiments/search?max_results=9", timeout=30)
+    return {experiment["name"] for experiment in answer.json()["experiments"]}
+
+
+def start_end_start(folder: Path, store: str) -> None:
+    with running(folder, "--store", store, "--no-auth") as server:
+        processes = psutil.Process(server.process.pid).children(recursive=True)
+        make_experiment(server.address, "kept")
+        assert server.end(signal.SIGTERM) == 0
+        assert [process for process in processes if process.is_running()] == []
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", server.port)) != 0
+    with running(folder, "--store", "auto", "--no-auth") as server:
+        assert experiments(server.address) == {"Default", "kept"}
+        assert server.end(signal.SIGINT) == 0
+
+
+def test_sqlite_server_ends_whole_and_goes_on_with_its_runs(tmp_path: Path) -> None:
+    start_end_start(tmp_path / "data", "sqlite")
+    with closing(sqlite3.connect(tmp_path / "data" / "mlflow.db")) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    open_to_others = [
+        file.name
+        for file in (tmp_path / "data").iterdir()
+        if stat.S_IMODE(file.stat().st_mode) & 0o077 and file.name != "lock"
+    ]
+    assert open_to_others == []
+
+
+@needs_postgres
+def test_postgresql_server_ends_whole_and_goes_on_with_its_runs() -> None:
+    with passable_folder() as folder:
+        start_end_start(folder / "data", "postgresql")
+
+
+def refusal(settings: ServerSettings, kind: type[Exception]) -> str:
+    with pytest.raises(kind) as raised:
+        serve(settings, print)
+    return str(raised.value)
+
+
+def test_a_server_without_login_is_refused_on_a_network(tmp_path: Path) -> None:
+    message = refusal(ServerSettings(tmp_path / "data", host="0.0.0.0", has_auth=False), ConfigError)
+    assert message.startswith("--no-auth with --host 0.0.0.0")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        message = refusal(ServerSettings(tmp_path / "data", port=port), TrackingError)
+    assert message.startswith(f"port {port} on 127.0.0.1 is taken")
+
+
+def test_a_folder_with_runs_in_the_other_store_is_not_started_empty(tmp_path: Path) -> None:
+    (tmp_path / "postgres").mkdir()
+    message = refusal(ServerSettings(tmp_path, port=1, store="sqlite", host="127.0.0.1"), ConfigError)
+    assert "has its runs in PostgreSQL" in message
