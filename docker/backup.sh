@@ -1,0 +1,14 @@
+#!/bin/sh
+# Runs, logins and files into one folder, while the server runs: sh docker/backup.sh OUT [SERVER_FOLDER]
+set -eu
+out=${1:?usage: sh docker/backup.sh OUT [SERVER_FOLDER]}
+. "$(dirname "$0")/stores.sh"
+umask 077
+mkdir "$out"
+# Rows before files: a file is on the server before anything counts on it, so every file of these rows is in the tar.
+for database in mlflow mlflow_auth; do
+    on_database pg_dump --format=custom "$database" > "$out/$database.dump"
+done
+on_files tar -C "$artifacts" -cf - . > "$out/artifacts.tar"
+(cd "$out" && sha256sum mlflow.dump mlflow_auth.dump artifacts.tar > SHA256SUMS)
+echo "backed up into $out ($(du -sh "$out" | cut -f1)); keep docker/.env, or secrets.json, apart from it"

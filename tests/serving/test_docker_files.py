@@ -1,0 +1,152 @@
+"""What can be known of docker/ without a container engine; and backup and restore, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import re
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from running_servers import passable_folder
+
+from ehrtrack.serving import logins, postgres
+
+DOCKER = Path(__file__).parents[2] / "docker"
+SCRIPTS = sorted(DOCKER.glob("*.sh"))
+INSTRUCTIONS = {"ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "RUN", "USER", "WORKDIR"}
+needs_postgres_programs = pytest.mark.skipif(
+    postgres.find_binaries() is None, reason="PostgreSQL's programs are not here"
+)
+
+
+def shell(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = ["sh", str(DOCKER / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def compose() -> dict[str, dict[str, dict[str, object]]]:
+    read: dict[str, dict[str, dict[str, object]]] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    return read
+
+
+def settings_of(file: Path) -> dict[str, str]:
+    lines = [line for line in file.read_text().splitlines() if "=" in line and not line.startswith("# ")]
+    return dict(line.lstrip("#").split("=", 1) for line in lines)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_scripts_are_shell(script: Path) -> None:
+    assert subprocess.run(["sh", "-n", str(script)], check=False).returncode == 0
+
+
+def test_one_env_file_has_every_setting_of_compose_and_new_secrets(tmp_path: Path) -> None:
+    for name in ("a.env", "b.env"):
+        assert shell("make-env.sh", "runs.example.org", tmp_path / name).returncode == 0
+    first, second = settings_of(tmp_path / "a.env"), settings_of(tmp_path / "b.env")
+    text = (DOCKER / "compose.yaml").read_text()
+    environment = compose()["services"]["mlflow"]["environment"]
+    assert isinstance(environment, dict)
+    handed_on = {name for name, value in environment.items() if value is None}
+    assert set(first) == set(re.findall(r"\$\{(\w+)", text)) | handed_on
+    secrets = ("POSTGRES_PASSWORD", "MLFLOW_ADMIN_PASSWORD", "FLASK_SECRET_KEY")
+    assert [len(first[name]) for name in secrets] == [48, 48, 48]
+    assert len({settings[name] for settings in (first, second) for name in secrets}) == 6
+    assert first["CORS_ORIGINS"] == "https://runs.example.org"
+    assert first["ALLOWED_HOSTS"].split(",")[0] == "runs.example.org"
+    assert stat.S_IMODE((tmp_path / "a.env").stat().st_mode) == 0o600
+
+
+def test_an_env_file_that_is_there_keeps_its_passwords(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("POSTGRES_PASSWORD=kept\n")
+    done = shell("make-env.sh", "runs.example.org", tmp_path / ".env")
+    assert done.returncode == 1
+    assert "is there already" in done.stderr
+    assert (tmp_path / ".env").read_text() == "POSTGRES_PASSWORD=kept\n"
+
+
+def test_compose_lets_nothing_but_tls_out_and_waits_for_health() -> None:
+    read = compose()
+    services = read["services"]
+    assert {name for name, service in services.items() if "ports" in service} == {"caddy"}
+    assert services["caddy"]["depends_on"] == {"mlflow": {"condition": "service_healthy"}}
+    assert services["mlflow"]["depends_on"] == {"database": {"condition": "service_healthy"}}
+    assert "healthcheck" in services["database"]
+    assert "HEALTHCHECK" in (DOCKER / "server.Dockerfile").read_text()
+    for service in services.values():
+        for mount in service.get("volumes", []):  # type: ignore[attr-defined]
+            source = mount.split(":")[0]
+            assert (DOCKER / source).exists() if source.startswith(".") else source in read["volumes"], mount
+
+
+def test_compose_and_ehrtrack_server_have_the_same_login_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logins.importlib.util, "find_spec", lambda _: object())
+    local = settings_of(logins.write_auth_config(tmp_path, "postgresql://mlflow@database:5432/mlflow_auth"))
+    composed = settings_of(DOCKER / "basic_auth.ini")
+    strip = lambda settings: {key.strip(): value.strip() for key, value in settings.items()}  # noqa: E731
+    assert strip(composed) == strip(local)
+
+
+@pytest.mark.parametrize("file", sorted(DOCKER.glob("*.Dockerfile")), ids=lambda file: file.name)
+def test_dockerfiles_have_known_instructions_and_copy_what_is_there(file: Path) -> None:
+    text = re.sub(r"\\\n", " ", file.read_text())
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    assert [line for line in lines if line.split()[0] not in INSTRUCTIONS] == []
+    assert lines[0].startswith("FROM ")
+    for line in lines:
+        if line.startswith("COPY "):
+            assert [name for name in line.split()[1:-1] if not (DOCKER.parent / name).exists()] == []
+    assert any(line.startswith("USER ") for line in lines), "the image would run as root"
+
+
+@needs_postgres_programs
+def test_backup_and_restore_bring_back_rows_and_files_and_take_away_what_came_later() -> None:
+    with passable_folder() as folder:
+        secrets = logins.load_secrets(folder, ())
+        cluster = postgres.PostgresCluster(folder / "postgres", secrets.postgres_password)
+        cluster.start()
+        try:
+            file = folder / "artifacts" / "1" / "run" / "weights.bin"
+            file.parent.mkdir(parents=True)
+            file.write_bytes(b"weights")
+            cluster._run("psql", "-d", "mlflow", "-qc", "CREATE TABLE runs (name text); INSERT INTO runs VALUES ('a')")
+            cluster._run(
+                "psql", "-d", "mlflow_auth", "-qc", "CREATE TABLE users (name text); INSERT INTO users VALUES ('u')"
+            )
+            done = shell("backup.sh", folder / "backup", folder)
+            assert done.returncode == 0, done.stderr
+            cluster._run("psql", "-d", "mlflow", "-qc", "UPDATE runs SET name = 'lost'")
+            cluster._run("psql", "-d", "mlflow_auth", "-qc", "DROP TABLE users")
+            file.write_bytes(b"damaged")
+            (file.parent / "later.bin").touch()
+            done = shell("restore.sh", folder / "backup", folder)
+            assert done.returncode == 0, done.stderr
+            assert cluster._run("psql", "-d", "mlflow", "-tAc", "SELECT name FROM runs") == "a\n"
+            assert cluster._run("psql", "-d", "mlflow_auth", "-tAc", "SELECT name FROM users") == "u\n"
+            assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == {"weights.bin": b"weights"}
+            (folder / "backup" / "mlflow.dump").write_bytes(b"cut")
+            assert shell("restore.sh", folder / "backup", folder).returncode != 0
+            assert file.read_bytes() == b"weights"
+        finally:
+            cluster.stop()
+
+
+@needs_postgres_programs
+def test_a_cluster_goes_on_with_its_rows_and_refuses_a_wrong_password() -> None:
+    with passable_folder() as folder:
+        for expected in ("", "kept\n"):
+            cluster = postgres.PostgresCluster(folder / "postgres", "a-password")
+            cluster.start()
+            try:
+                tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+                assert cluster._run("psql", "-d", "mlflow", "-tAc", tables) == expected
+                cluster._run("psql", "-d", "mlflow", "-qc", "CREATE TABLE IF NOT EXISTS kept ()")
+                cluster._password = "another"
+                with pytest.raises(postgres.TrackingError, match="password authentication failed"):
+                    cluster._run("psql", "-d", "mlflow", "-tAc", tables)
+            finally:
+                cluster.stop()
+            assert not (folder / "postgres" / "postmaster.pid").exists()
