@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from ehrtrack.errors import TrackingError
 
 END_SECONDS = 10
@@ -45,9 +47,12 @@ def start(
 def end(process: subprocess.Popen[bytes], how: signal.Signals = signal.SIGTERM, *, is_group: bool = True) -> None:
     """Ask a process (and its group) to end, and kill the group if it has not after 10 s."""
     if process.poll() is None:
+        # mlflow's first process ends at once; its workers take a moment to answer what they were asked.
+        workers = psutil.Process(process.pid).children(recursive=True) if is_group else []
         _send(process, how, is_group=is_group)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_SECONDS)
+        psutil.wait_procs(workers, timeout=END_SECONDS)
     _send(process, signal.SIGKILL, is_group=True)
     process.wait()
 

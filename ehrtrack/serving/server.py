@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import ipaddress
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -103,6 +104,9 @@ def _check(settings: ServerSettings) -> None:
             f"--no-auth with --host {settings.host}: whoever reaches port {settings.port} could read and delete "
             "every run; listen on 127.0.0.1, or leave the login on"
         )
+    for user in settings.users:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", user) or user == logins.ADMIN:
+            raise ConfigError(f"--user {user!r}: a name has letters, digits, _ and -, and is not {logins.ADMIN!r}")
     if settings.store == "postgresql" and (lack := postgres.why_not()):
         raise TrackingError(f"--store postgresql: {lack}; or take --store sqlite")
     if not is_free(settings.host, settings.port):

@@ -15,7 +15,7 @@ import requests
 from running_servers import needs_postgres, passable_folder, running
 
 from ehrtrack.errors import ConfigError, TrackingError
-from ehrtrack.serving.server import ServerSettings, serve
+from ehrtrack.serving.server import ServerSettings, _allowed_hosts, serve
 
 
 def make_experiment(address: str, name: str) -> None:
@@ -28,8 +28,9 @@ def experiments(address: str) -> set[str]:
     return {experiment["name"] for experiment in answer.json()["experiments"]}
 
 
-def start_end_start(folder: Path, store: str) -> None:
-    with running(folder, "--store", store, "--no-auth") as server:
+def test_sqlite_server_ends_whole_and_goes_on_with_its_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with running(folder, "--store", "sqlite", "--no-auth") as server:
         processes = psutil.Process(server.process.pid).children(recursive=True)
         make_experiment(server.address, "kept")
         assert server.end(signal.SIGTERM) == 0
@@ -39,24 +40,31 @@ def start_end_start(folder: Path, store: str) -> None:
     with running(folder, "--store", "auto", "--no-auth") as server:
         assert experiments(server.address) == {"Default", "kept"}
         assert server.end(signal.SIGINT) == 0
-
-
-def test_sqlite_server_ends_whole_and_goes_on_with_its_runs(tmp_path: Path) -> None:
-    start_end_start(tmp_path / "data", "sqlite")
-    with closing(sqlite3.connect(tmp_path / "data" / "mlflow.db")) as database:
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    open_to_others = [
-        file.name
-        for file in (tmp_path / "data").iterdir()
-        if stat.S_IMODE(file.stat().st_mode) & 0o077 and file.name != "lock"
-    ]
-    assert open_to_others == []
+    readable = [file.name for file in folder.iterdir() if stat.S_IMODE(file.stat().st_mode) & 0o077]
+    assert [name for name in readable if name != "lock"] == []
 
 
 @needs_postgres
-def test_postgresql_server_ends_whole_and_goes_on_with_its_runs() -> None:
-    with passable_folder() as folder:
-        start_end_start(folder / "data", "postgresql")
+def test_postgresql_server_keeps_runs_in_its_cluster_and_ends_whole() -> None:
+    with passable_folder() as folder, running(folder / "data", "--store", "postgresql", "--no-auth") as server:
+        processes = psutil.Process(server.process.pid).children(recursive=True)
+        make_experiment(server.address, "kept")
+        assert experiments(server.address) == {"Default", "kept"}
+        assert server.end(signal.SIGTERM) == 0
+        assert [process for process in processes if process.is_running()] == []
+        assert not (server.folder / "mlflow.db").exists()
+        assert not (server.folder / "postgres" / "postmaster.pid").exists()
+
+
+def test_a_named_address_is_answered_beside_the_own_one(tmp_path: Path) -> None:
+    settings = ServerSettings(tmp_path, port=5001, address="https://runs.example.org/", allowed_hosts=("runs.lan:80",))
+    own = ["localhost:5001", "127.0.0.1:5001"]
+    assert _allowed_hosts(settings) == ["runs.lan:80", "runs.example.org", *own]
+    assert settings.public_address == "https://runs.example.org"
+    # mlflow's own default is left as it is
+    assert _allowed_hosts(ServerSettings(tmp_path)) == []
 
 
 def refusal(settings: ServerSettings, kind: type[Exception]) -> str:
@@ -68,6 +76,12 @@ def refusal(settings: ServerSettings, kind: type[Exception]) -> str:
 def test_a_server_without_login_is_refused_on_a_network(tmp_path: Path) -> None:
     message = refusal(ServerSettings(tmp_path / "data", host="0.0.0.0", has_auth=False), ConfigError)
     assert message.startswith("--no-auth with --host 0.0.0.0")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("user", ["../pod", "admin", ""])
+def test_a_user_name_that_is_no_file_name_is_refused(user: str, tmp_path: Path) -> None:
+    assert f"--user {user!r}" in refusal(ServerSettings(tmp_path / "data", users=(user,)), ConfigError)
     assert not (tmp_path / "data").exists()
 
 
