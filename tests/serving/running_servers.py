@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ehrtrack.serving import postgres
@@ -24,9 +25,8 @@ from ehrtrack.serving.processes import free_port
 
 READY_SECONDS = 150
 
-needs_login = pytest.mark.skipif(
-    importlib.util.find_spec("flask_wtf") is None, reason="mlflow's login needs Flask-WTF: pip install 'mlflow[auth]'"
-)
+HAS_LOGIN = importlib.util.find_spec("flask_wtf") is not None
+needs_login = pytest.mark.skipif(not HAS_LOGIN, reason="mlflow's login needs Flask-WTF: pip install 'mlflow[auth]'")
 needs_postgres = pytest.mark.skipif(bool(postgres.why_not()), reason=f"PostgreSQL: {postgres.why_not()}")
 
 
@@ -50,6 +50,15 @@ class RunningServer:
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(how)
         return self.process.wait(60)
+
+
+@dataclass
+class FirstLife:
+    """What was seen when the folder's first server ended."""
+
+    folder: Path
+    exit_code: int
+    left_running: list[psutil.Process]
 
 
 def clean_environment() -> dict[str, str]:

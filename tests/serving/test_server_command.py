@@ -12,47 +12,43 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from running_servers import needs_postgres, passable_folder, running
+from running_servers import FirstLife, RunningServer, needs_postgres, passable_folder, running
 
 from ehrtrack.errors import ConfigError, TrackingError
+from ehrtrack.serving.processes import free_port
 from ehrtrack.serving.server import ServerSettings, _allowed_hosts, serve
 
 
-def make_experiment(address: str, name: str) -> None:
-    answer = requests.post(f"{address}/api/2.0/mlflow/experiments/create", json={"name": name}, timeout=30)
-    assert answer.status_code == 200, answer.text
+def experiments(server: RunningServer) -> set[str]:
+    url = f"{server.address}/api/2.0/mlflow/experiments/search?max_results=9"
+    login = ("admin", server.password("admin"))
+    return {row["name"] for row in requests.get(url, auth=login, timeout=60).json()["experiments"]}
 
 
-def experiments(address: str) -> set[str]:
-    answer = requests.get(f"{address}/api/2.0/mlflow/experiments/search?max_results=9", timeout=30)
-    return {experiment["name"] for experiment in answer.json()["experiments"]}
-
-
-def test_sqlite_server_ends_whole_and_goes_on_with_its_runs(tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    with running(folder, "--store", "sqlite", "--no-auth") as server:
-        processes = psutil.Process(server.process.pid).children(recursive=True)
-        make_experiment(server.address, "kept")
-        assert server.end(signal.SIGTERM) == 0
-        assert [process for process in processes if process.is_running()] == []
-        with socket.socket() as probe:
-            assert probe.connect_ex(("127.0.0.1", server.port)) != 0
-    with running(folder, "--store", "auto", "--no-auth") as server:
-        assert experiments(server.address) == {"Default", "kept"}
-        assert server.end(signal.SIGINT) == 0
-    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
-        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    readable = [file.name for file in folder.iterdir() if stat.S_IMODE(file.stat().st_mode) & 0o077]
+def test_sigterm_ends_every_process_and_files_are_for_their_owner_alone(first_life: FirstLife) -> None:
+    assert first_life.exit_code == 0
+    assert first_life.left_running == []
+    readable = [file.name for file in first_life.folder.iterdir() if stat.S_IMODE(file.stat().st_mode) & 0o077]
     assert [name for name in readable if name != "lock"] == []
+    with closing(sqlite3.connect(first_life.folder / "mlflow.db")) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_the_next_start_goes_on_with_the_same_runs(second_life: RunningServer) -> None:
+    assert {"Default", "kept"} <= experiments(second_life)
+
+
+def test_a_second_server_on_the_same_folder_is_refused(second_life: RunningServer) -> None:
+    message = refusal(ServerSettings(second_life.folder, port=free_port(), has_auth=False), TrackingError)
+    assert message.startswith("another server uses ")
 
 
 @needs_postgres
 def test_postgresql_server_keeps_runs_in_its_cluster_and_ends_whole() -> None:
     with passable_folder() as folder, running(folder / "data", "--store", "postgresql", "--no-auth") as server:
         processes = psutil.Process(server.process.pid).children(recursive=True)
-        make_experiment(server.address, "kept")
-        assert experiments(server.address) == {"Default", "kept"}
-        assert server.end(signal.SIGTERM) == 0
+        assert experiments(server) == {"Default"}
+        assert server.end(signal.SIGINT) == 0
         assert [process for process in processes if process.is_running()] == []
         assert not (server.folder / "mlflow.db").exists()
         assert not (server.folder / "postgres" / "postmaster.pid").exists()
