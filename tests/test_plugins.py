@@ -36,7 +36,11 @@ def test_every_choice_can_be_loaded_and_has_settings(package: str) -> None:
         ("strategies", "lorra", r"unknown strategy 'lorra' \(did you mean 'lora'\?\); there are: frozen, full, lora"),
         ("data.sources", "mimic", r"unknown source 'mimic' \(did you mean 'mimic-iv'\?\)"),
         ("baselines", "coxs", r"unknown baseline 'coxs' \(did you mean 'cox'\?\)"),
-        ("objectives", "zzz", r"unknown objective 'zzz'; there are: classification, contrastive, mixed, mlm, next-visit, survival, time-to-event"),
+        (
+            "objectives",
+            "zzz",
+            r"unknown objective 'zzz'; there are: classification, contrastive, mixed, mlm, next-visit, survival, time-to-event",
+        ),
         ("strategies", "_protocol", "unknown strategy '_protocol'"),
     ],
 )
