@@ -10,7 +10,7 @@ from sksurv.ensemble import RandomSurvivalForest
 from sksurv.util import Surv
 
 from ehrtrack.baselines import gradient_boosting, random_survival_forest
-from ehrtrack.baselines._protocol import Tabular, candidates
+from ehrtrack.baselines._protocol import Tabular, candidates, seen_within
 from ehrtrack.errors import DataError
 from ehrtrack.survival.time_grid import TimeGrid
 
@@ -100,6 +100,13 @@ def test_validation_events_past_the_last_training_follow_up_do_not_stop_a_fit() 
     short = Tabular(train.features, np.minimum(train.follow_up_days, 100), train.is_event & (train.follow_up_days < 90))
     model = gradient_boosting.fit(gradient_boosting.Config(n_candidates=1), short, late)
     assert model.grid.horizon_days == 100
+
+
+def test_an_event_past_the_grid_is_a_censoring_at_its_end() -> None:
+    rows = Tabular(pl.DataFrame({"a": [1.0, 2.0, 3.0]}), np.array([50.0, 100.0, 150.0]), np.ones(3, dtype=bool))
+    seen = seen_within(rows, 100.0)
+    assert seen.follow_up_days.tolist() == [50.0, 100.0, 100.0]
+    assert seen.is_event.tolist() == [True, True, False]
 
 
 def test_candidates_begin_with_the_defaults_and_never_repeat() -> None:
