@@ -1,7 +1,8 @@
 """The two files of a training state: written so that a folder with its name was whole once, read with distrust.
 
-``step-000012`` holds ``state.safetensors``, and ``facts.json`` with the facts that are no tensors, the size and
-SHA-256 of the first file, and the SHA-256 of itself. Nothing in either file is ever used as a path or unpickled.
+``step-000012`` holds ``state.safetensors``, whole files that were kept beside it, such as the best weights so far, and
+``facts.json`` with the facts that are no tensors, the size and SHA-256 of the first file, the SHA-256 of the others
+and of itself. Nothing in these files is ever used as a path out of the folder or unpickled.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import shutil
 import stat
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ class _Record(BaseModel):
     sha256: str
     tensors: dict[str, str]
     facts: dict[str, Any]
+    beside: dict[str, str] = {}
 
 
 def state_folder(folder: Path, step: int) -> Path:
@@ -70,9 +72,10 @@ def write_state(folder: Path, tensors: dict[str, Tensor], step: int, facts: Mapp
     record = {
         "step": step,
         "n_bytes": state.stat().st_size,
-        "sha256": _file_digest(state),
+        "sha256": file_digest(state),
         "tensors": _described(state),
         "facts": facts,
+        "beside": {file.name: file_digest(file) for file in sorted(folder.iterdir()) if file != state},
     }
     text = json.dumps({"record": record, "sha256": _record_digest(record)})
     if len(text) > MAX_FACTS_BYTES:
@@ -92,6 +95,14 @@ def put_in_place(aside: Path, target: Path) -> None:
         target.rename(replaced)
     aside.rename(target)
     _flush(target.parent)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file that nobody writes to any more a second name, or a copy where the disk knows no links."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def remove(path: Path) -> None:
@@ -114,6 +125,20 @@ def list_states(folder: Path) -> list[tuple[int, Path]]:
     return [(int(match[1]), path) for match, path in named]
 
 
+def read_step(folder: Path) -> int:
+    """The step that a state says it is of, its facts being whole.
+
+    Raises
+    ------
+    CheckpointError
+        If there are no facts, or they are damaged.
+    """
+    try:
+        return _read_record(folder / FACTS_FILE).step
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read ({error})") from error
+
+
 def read_state(folder: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts of a state. What costs least is checked first, and all before memory is taken for a tensor.
 
@@ -133,13 +158,21 @@ def read_state(folder: Path, step: int) -> tuple[dict[str, Tensor], dict[str, An
         if n_bytes != record.n_bytes:
             raise CheckpointError(f"{state} has {n_bytes:,} bytes, and was written with {record.n_bytes:,}")
         _check_header_size(state, n_bytes)
-        if _file_digest(state) != record.sha256:
+        if file_digest(state) != record.sha256:
             raise CheckpointError(f"{state} is damaged: its SHA-256 is not the one it was written with")
         if _described(state) != record.tensors:
             raise CheckpointError(f"{state} holds tensors of other names, shapes or types than {FACTS_FILE} says")
+        for name, digest in record.beside.items():
+            _check_beside(folder / PurePosixPath(name).name, digest)
         return load_tensors(state), record.facts
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be read ({error})") from error
+
+
+def _check_beside(file: Path, digest: str) -> None:
+    _regular_file_size(file, MAX_STATE_BYTES)
+    if file_digest(file) != digest:
+        raise CheckpointError(f"{file} is damaged, or of another state: its SHA-256 is not the one it was written with")
 
 
 def _read_record(path: Path) -> _Record:
@@ -195,7 +228,8 @@ def _record_digest(record: Any) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -26,6 +26,7 @@ from ehrtrack.training.memory import out_of_memory_is_told
 from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.schedule import warmup_cosine
 from ehrtrack.training.snapshots import CheckpointWriter, Snapshot, latest_snapshot
+from ehrtrack.training.stopping import StopRequest, sigterm_waits
 
 BEST = "best.safetensors"
 SNAPSHOTS = "snapshots"
@@ -121,6 +122,8 @@ class Training:
         ranks: Ranks,
         folder: Path,
         snapshot_seconds: float,
+        on_snapshot: Callable[[Path], object] | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         self.model = model
         self.wrapped = ranks.wrap(model)
@@ -135,7 +138,8 @@ class Training:
             lr=config.lr,
             fused=ranks.device.type in ("cpu", "cuda"),
         )
-        self.writer = CheckpointWriter(folder / SNAPSHOTS) if ranks.is_main else None
+        self.writer = CheckpointWriter(folder / SNAPSHOTS, on_written=on_snapshot) if ranks.is_main else None
+        self.stop = stop or StopRequest()
         self.progress = Progress()
 
     def train_epoch(self, batches: Batches) -> dict[str, float]:
@@ -159,6 +163,8 @@ class Training:
                 progress.n_done += len(step)
                 progress.add(seconds=time.monotonic() - started)
                 bar.update(len(step))
+                if self.stop.is_agreed:
+                    self.stop_here()
                 if time.monotonic() - last_snapshot > self.snapshot_seconds:
                     self.save_snapshot()
                     last_snapshot = time.monotonic()
@@ -180,8 +186,9 @@ class Training:
                 loss.total.backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.mean * loss.weight
             weight += loss.weight
-        mine = [loss_sum, weight, sum(batch.n_tokens for batch in batches)]
-        loss_sum, all_weight, n_tokens = self.ranks.sum(mine)
+        mine = [loss_sum, weight, sum(batch.n_tokens for batch in batches), float(self.stop.is_asked)]
+        loss_sum, all_weight, n_tokens, n_asked = self.ranks.sum(mine)
+        self.stop.is_agreed = n_asked > 0  # all ranks stop after the same step
         gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
         torch._foreach_mul_(gradients, self.ranks.count / all_weight)  # the ranks' mean of sums -> the mean
         norm = float(nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip_norm))
@@ -190,6 +197,7 @@ class Training:
             self.writer.wait_copied()
         self.optimizer.step()
         self.progress.add(loss=loss_sum, weight=all_weight, norm=norm, steps=1, tokens=n_tokens)
+        self.progress.sums["lr"] = self.optimizer.param_groups[0]["lr"]
 
     def end_epoch(self, metrics: dict[str, float]) -> bool:
         """Take the epoch's metrics into account; returns whether it is the best so far, and is kept."""
@@ -213,7 +221,21 @@ class Training:
         for name, p in self.trainable.items():
             tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state[p].items()}
         n_before = int(sum(epoch["train/batches"] for epoch in self.progress.history))
-        self.writer.save(n_before + self.progress.n_done, tensors, asdict(self.progress))
+        best = self.folder / BEST
+        beside = [best] if self.progress.best_epoch and best.exists() else []
+        self.writer.save(n_before + self.progress.n_done, tensors, asdict(self.progress), beside=beside)
+
+    def stop_here(self) -> None:
+        """Keep the state as it is now, and let the signal that asked for the stop take its course."""
+        self.save_snapshot()
+        self.close()
+        print(f"told to stop; epoch {self.progress.epoch} is kept after {self.progress.n_done} batches", flush=True)
+        self.stop.obey()
+
+    def stop_if_alone(self) -> None:
+        """Stop between batches that change nothing; several ranks stop together, after their next step."""
+        if self.stop.is_asked and self.ranks.count == 1:
+            self.stop_here()
 
     def go_on(self, snapshot: Snapshot) -> None:
         """Go on where a snapshot was taken."""
@@ -224,6 +246,9 @@ class Training:
                 if state["step"] is not None:
                     self.optimizer.state[p] = {key: _placed(key, value, p) for key, value in state.items()}
         self.progress = Progress(**snapshot.facts)
+        best = snapshot.folder / BEST
+        if best.exists() and self.ranks.is_main:  # the best then, which may not be the best that lies there now
+            save_tensors(self.folder / BEST, load_tensors(best))
 
     def restore_best(self) -> None:
         """Give the model the weights of the best epoch."""
@@ -256,7 +281,7 @@ class Training:
             "train/tokens_per_second": sums["tokens"] / sums["seconds"],
             "train/epoch_seconds": sums["seconds"],
             "train/batches": float(self.progress.n_batches),
-            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/lr": sums["lr"],
             "train/memory_mb": memory_mb(self.ranks.device),
         }
 
@@ -287,10 +312,12 @@ def fit(
     logger: RunLogger,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
     snapshot_seconds: float = 600,
+    on_snapshot: Callable[[Path], object] | None = None,
 ) -> FitResult:
     """Train until the last epoch or until patience ends, and leave the model with its best weights.
 
-    If `folder` holds a snapshot of this training, it goes on from there.
+    If `folder` holds a snapshot of this training, it goes on from there. SIGTERM ends it after the step under way,
+    with a snapshot, and then does what it would have done without this.
 
     Parameters
     ----------
@@ -299,6 +326,7 @@ def fit(
     folder : keeps the trainable tensors of the best epoch so far, and the last snapshots
     on_epoch : called after each epoch with its number and metrics; may raise `TrainingStopped`
     snapshot_seconds : longest time between two snapshots; there is one after each epoch anyway
+    on_snapshot : called from another thread with the folder of a snapshot that is on the disk
 
     Raises
     ------
@@ -306,12 +334,21 @@ def fit(
         If a loss, gradient or validation score is not finite, or memory does not suffice; `folder` then holds the
         last good weights and the last snapshot.
     """
-    run = Training(model, objective, config=config, ranks=ranks, folder=folder, snapshot_seconds=snapshot_seconds)
-    try:
-        _go_on_if_begun(run)
-        stop_reason = _train(run, training, validation, logger, on_epoch)
-    finally:
-        run.close()
+    with sigterm_waits() as stop:
+        run = Training(
+            *(model, objective),
+            config=config,
+            ranks=ranks,
+            folder=folder,
+            snapshot_seconds=snapshot_seconds,
+            on_snapshot=on_snapshot,
+            stop=stop,
+        )
+        try:
+            _go_on_if_begun(run)
+            stop_reason = _train(run, training, validation, logger, on_epoch)
+        finally:
+            run.close()
     run.restore_best()
     progress = run.progress
     return FitResult(progress.history, progress.best_epoch, progress.seconds, stop_reason)
@@ -330,7 +367,7 @@ def _train(
             return f"no better {run.objective.selection.metric} for {config.patience} epochs"
         epoch, started = progress.epoch, time.monotonic()
         metrics = run.train_epoch(training(epoch))
-        metrics |= evaluate(run.model, run.objective, validation, run.ranks)
+        metrics |= evaluate(run.model, run.objective, validation, run.ranks, before_batch=run.stop_if_alone)
         progress.seconds += time.monotonic() - started
         logger.log_metrics(metrics, step=epoch)
         is_best = run.end_epoch(metrics)
@@ -356,14 +393,21 @@ def _go_on_if_begun(run: Training) -> None:
         print(f"goes on in epoch {progress.epoch}, after {progress.n_done} of its batches", flush=True)
 
 
-def evaluate(model: nn.Module, objective: Objective, batches: Batches, ranks: Ranks) -> dict[str, float]:
+def evaluate(
+    model: nn.Module,
+    objective: Objective,
+    batches: Batches,
+    ranks: Ranks,
+    *,
+    before_batch: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     """Validation metrics of the model as it is, with dropout off; every rank scores its share and gets them all."""
     model.eval()
+    mine = []
     with torch.no_grad():
-        mine = [
-            (number, objective.score(model, batch.to(ranks.device)))
-            for number, batch in batches.numbered(ranks.number, ranks.count)
-        ]
+        for number, batch in batches.numbered(ranks.number, ranks.count):
+            before_batch()
+            mine.append((number, objective.score(model, batch.to(ranks.device))))
     every = sorted(ranks.gather(mine), key=lambda numbered: numbered[0])
     return objective.metrics([score for _, score in every])
 

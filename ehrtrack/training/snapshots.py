@@ -6,8 +6,9 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,28 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ehrtrack.errors import CheckpointError
-from ehrtrack.training._state_files import list_states, put_in_place, read_state, remove, state_folder, write_state
+from ehrtrack.training._state_files import (
+    link_or_copy,
+    list_states,
+    put_in_place,
+    read_state,
+    read_step,
+    remove,
+    state_folder,
+    write_state,
+)
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A training state as it was after `step`."""
+    """A training state as it was after `step`; `folder` also holds the files that were saved beside it."""
 
     step: int
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
+    folder: Path
 
     def copy_into(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy the saved values into `tensors`, which stay on their devices.
@@ -60,17 +71,22 @@ class CheckpointWriter:
     are a thread's affair. The copy's buffers are used again by the next save: the memory of one state, and no page
     faults after the first.
 
+    Parameters
+    ----------
+    on_written : called by the thread with the folder of a state that is in place and will not change
+
     Raises
     ------
     CheckpointError
         If the folder cannot be made or written.
     """
 
-    def __init__(self, folder: Path, *, n_kept: int = 2) -> None:
+    def __init__(self, folder: Path, *, n_kept: int = 2, on_written: Callable[[Path], object] | None = None) -> None:
         if n_kept < 1:
             raise ValueError(f"n_kept is {n_kept}; at least 1 state has to be kept")
         self._folder = folder
         self._n_kept = n_kept
+        self._on_written = on_written
         self._buffers: dict[str, Tensor] = {}
         self._copied = threading.Event()
         self._copied.set()
@@ -86,7 +102,9 @@ class CheckpointWriter:
                 f"no training states can be kept in {folder} ({error}); give a folder that can be written"
             ) from error
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, beside: Sequence[Path] = ()
+    ) -> None:
         """Have the state of `step` written, and return at once; a save still under way is waited for first.
 
         States of later steps, left by a run that was resumed from before them, are removed: they are of another
@@ -96,6 +114,8 @@ class CheckpointWriter:
         ----------
         tensors : on any device; must not change until `wait_copied`
         facts : values that JSON has, keyed by strings; may change after this call
+        beside : files that belong to this state, on the same disk; they may be replaced, but never written to, after
+            this call
 
         Raises
         ------
@@ -106,8 +126,9 @@ class CheckpointWriter:
         facts_then = json.loads(json.dumps(dict(facts)))
         held = {name: tensor.detach() for name, tensor in tensors.items()}
         self._step = step
+        aside = self._aside(step, beside)
         self._copied.clear()
-        self._writing = self._thread.submit(self._write, step, held, facts_then)
+        self._writing = self._thread.submit(self._write, step, aside, held, facts_then)
 
     def wait_copied(self) -> None:
         """Wait until the tensors of the last save may change."""
@@ -141,20 +162,30 @@ class CheckpointWriter:
                 "it are untouched. Free disk space or give a folder that can be written, then resume"
             ) from error
 
-    def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def _aside(self, step: int, beside: Sequence[Path]) -> Path:
+        """The folder to write to, with links to the files beside the state: they are of this moment."""
+        aside = state_folder(self._folder, step).with_suffix(".part")
+        with suppress(OSError):  # the thread meets it again, and its failure is told by the next call
+            aside.mkdir()
+            for file in beside:
+                link_or_copy(file, aside / file.name)
+        return aside
+
+    def _write(self, step: int, aside: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         try:
             self._copy(tensors)
         finally:
             self._copied.set()
         target = state_folder(self._folder, step)
-        aside = target.with_name(f"{target.name}.part")
         try:
-            aside.mkdir()
+            aside.mkdir(exist_ok=True)
             write_state(aside, self._buffers, step, facts)
             put_in_place(aside, target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)  # is there only if writing failed; a full disk needs its room
         self._remove_others(step)
+        if self._on_written is not None:
+            self._on_written(target)
 
     def _copy(self, tensors: dict[str, Tensor]) -> None:
         self._buffers = {name: _buffer_for(tensor, self._buffers.get(name)) for name, tensor in tensors.items()}
@@ -189,7 +220,7 @@ def latest_snapshot(folder: Path) -> Snapshot | None:
     damaged = []
     for step, path in list_states(folder):
         try:
-            return Snapshot(step, *read_state(path, step))
+            return Snapshot(step, *read_state(path, step), path)
         except CheckpointError as error:
             _log.warning("%s; it is passed over for the state before it", error)
             damaged.append(str(error))
@@ -199,6 +230,34 @@ def latest_snapshot(folder: Path) -> Snapshot | None:
             "fetch them again, or start anew in an empty folder"
         )
     return None
+
+
+def latest_step(folder: Path) -> int:
+    """Step of the newest state, whole or not; -1 if there is none."""
+    return max((step for step, _ in list_states(folder)), default=-1)
+
+
+def latest_folder(folder: Path) -> Path | None:
+    """Where the newest state is, whole or not."""
+    return next((path for _, path in list_states(folder)), None)
+
+
+def adopt(fetched: Path, folder: Path) -> int:
+    """Take a state that was fetched from elsewhere in among those of `folder`, if it is whole; returns its step.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not whole; it is not taken in then.
+    """
+    step = read_step(fetched)
+    read_state(fetched, step)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = state_folder(folder, step).with_suffix(".part")
+    remove(aside)
+    shutil.copytree(fetched, aside)
+    put_in_place(aside, state_folder(folder, step))
+    return step
 
 
 def _buffer_for(tensor: Tensor, previous: Tensor | None) -> Tensor:

@@ -1,0 +1,85 @@
+"""SIGTERM while training: the step is finished, kept, and nothing is trained twice."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_resume import train, without_times
+
+import ehrtrack.training.loop as loop
+from ehrtrack.training.snapshots import latest_snapshot
+from ehrtrack.training.stopping import sigterm_waits
+
+
+class Told(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def outer_handler() -> Any:
+    def tell(*_: object) -> None:
+        raise Told
+
+    before = signal.signal(signal.SIGTERM, tell)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def signal_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
+    """SIGTERM in the n-th call of a method of Training."""
+    n_calls, method = 0, getattr(loop.Training, name)
+
+    def with_signal(*arguments: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == call:
+            signal.raise_signal(signal.SIGTERM)
+        return method(*arguments)
+
+    monkeypatch.setattr(loop.Training, name, with_signal)
+
+
+@pytest.mark.parametrize(("method", "call"), [("take_step", 1), ("take_step", 9), ("stop_if_alone", 3)])
+def test_a_run_told_to_stop_in_a_step_or_a_validation_ends_bit_identical_once_resumed(
+    method: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, weights, _ = train(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        signal_at(patch, method, call)
+        with pytest.raises(Told):
+            train(tmp_path / "cut")
+    kept = latest_snapshot(tmp_path / "cut" / "snapshots")
+    assert kept is not None
+    n_steps = call if method == "take_step" else int(whole.history[0]["train/batches"])
+    assert kept.step == n_steps  # the step under way was finished, and is not lost
+    resumed, weights_then, _ = train(tmp_path / "cut")
+    assert without_times(resumed.history) == without_times(whole.history)
+    assert all(torch.equal(value, weights_then[name]) for name, value in weights.items())
+
+
+def test_a_snapshot_brings_back_the_best_weights_of_its_moment(tmp_path: Path) -> None:
+    train(tmp_path, epochs=2)
+    snapshot = latest_snapshot(tmp_path / "snapshots")
+    assert snapshot is not None
+    then = (tmp_path / "best.safetensors").read_bytes()
+    (tmp_path / "best.safetensors").unlink()
+    train(tmp_path, epochs=2)
+    assert (tmp_path / "best.safetensors").read_bytes() == then
+
+
+def test_a_second_signal_is_not_held_back() -> None:
+    with sigterm_waits() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_asked
+        with pytest.raises(Told):
+            signal.raise_signal(signal.SIGTERM)
+        stop.is_obeyed = True
+
+
+def test_a_signal_after_the_last_step_is_obeyed_in_the_end() -> None:
+    with pytest.raises(Told), sigterm_waits():
+        signal.raise_signal(signal.SIGTERM)
