@@ -133,17 +133,40 @@ def _compare(config: RunConfig) -> None:
 
 
 @cli.command(context_settings=PASS_THROUGH)
-@click.argument("run_id")
+@click.argument("run_id", required=False)
+@click.option("--stale", is_flag=True, help="all runs that no process writes to any more, instead of one")
+@click.option("--minutes", default=10.0, show_default=True, help="with --stale: time without a sign of life")
+@click.option("--force", is_flag=True, help="do not wait until the run's last sign of life is old")
 @click.pass_context
-def resume(context: click.Context, run_id: str) -> None:
-    """Go on with a run that was cut off, from its last snapshot.
+def resume(context: click.Context, run_id: str | None, stale: bool, minutes: float, force: bool) -> None:
+    """Go on with a run that was cut off, from its last snapshot, here or on another machine.
 
-    Settings of the machine can be overridden: --runtime.device cuda, --train.batch_tokens 2048.
+    Settings of the machine can be overridden: --runtime.device cuda, --train.batch_tokens 2048, --data.path DIR.
     """
-    overrides = _overrides(context.args)
+    words = list(context.args)
+    if run_id is not None and run_id.startswith("--"):  # click takes an override for the argument
+        words, run_id = [run_id, *words], None
+    overrides = _overrides(words)
+    if stale == (run_id is not None):
+        raise ConfigError("name one run, or say --stale: ehrtrack resume RUN_ID")
     from ehrtrack.recipes.resume import resume as resume_run
+    from ehrtrack.recipes.resume import resume_stale
 
-    resume_run(run_id, overrides)
+    if run_id is not None:
+        resume_run(run_id, overrides, is_forced=force)
+    elif not resume_stale(overrides, minutes=minutes):
+        click.echo("no run was taken up")
+
+
+@cli.command()
+@click.option("--stale", is_flag=True, required=True, help="those that can go on and that no process writes to")
+@click.option("--minutes", default=10.0, show_default=True, help="time without a sign of life")
+def runs(stale: bool, minutes: float) -> None:
+    """List runs whose machine is gone; `ehrtrack resume --stale` goes on with them."""
+    from ehrtrack.tracking.stale import stale_runs
+
+    for run in stale_runs(("pretrain", "finetune"), minutes=minutes):
+        click.echo(run.to_text())
 
 
 @cli.command(context_settings=PASS_THROUGH)

@@ -69,6 +69,7 @@ class RuntimeConfig(Section):
     threads : CPU threads of torch; 0 leaves torch's default
     cache : folder for tokenised cohorts and checkpoints
     snapshot_minutes : longest time between two snapshots of a training; there is one after each epoch anyway
+    upload_snapshots : send the last two snapshots to the tracking server, so that another machine can go on
     engine : what works on the shards of the data: local, ray
     workers : shards that are worked on at the same time
     """
@@ -79,6 +80,7 @@ class RuntimeConfig(Section):
     threads: int = Field(0, ge=0)
     cache: Path = Path(".ehrtrack")
     snapshot_minutes: float = Field(10, gt=0)
+    upload_snapshots: bool = True
     engine: str = "local"
     workers: int = Field(1, ge=1)
 

@@ -13,14 +13,17 @@ import polars as pl
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig
+from ehrtrack.errors import DataError
 from ehrtrack.recipes._model_folder import WEIGHTS
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.tracking.run import TrackedRun, tracked_run
-from ehrtrack.training.loop import FitResult, TrainingStopped
+from ehrtrack.training.loop import SNAPSHOTS, FitResult, TrainingStopped
 from ehrtrack.training.ranks import Ranks
+from ehrtrack.training.snapshots import latest_folder
 
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
+RESUMABLE_KINDS = ("pretrain", "finetune")
 HEADLINES = (
     "val/mlm_loss",
     "val/unigram_loss",
@@ -48,6 +51,42 @@ class Run:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Resumption:
+    """A run to go on with.
+
+    Attributes
+    ----------
+    attempt : how often it was taken up again, this time included
+    fingerprints : what it was made from, by name
+    slot : of the two places for snapshots on the server, the one to write next
+    """
+
+    run_id: str
+    attempt: int
+    fingerprints: Mapping[str, str]
+    slot: int
+
+    def check(self, fingerprints: Mapping[str, str]) -> None:
+        """Make sure that the run goes on with what it was begun with.
+
+        Raises
+        ------
+        DataError
+            With what differs.
+        """
+        differing = [
+            f"{name} (then {then}, now {fingerprints.get(name, 'none')})"
+            for name, then in sorted(self.fingerprints.items())
+            if fingerprints.get(name, "none") != then
+        ]
+        if differing:
+            raise DataError(
+                f"run {self.run_id} cannot go on with other data than it was begun with; there differ: "
+                f"{', '.join(differing)}. Give it the same data (--data.path), or start a new run"
+            )
+
+
 @dataclass
 class SilentRun(MemoryRunLogger):
     """The run as ranks other than the first see it: rank 0 alone talks to the tracking server."""
@@ -68,13 +107,28 @@ class OpenRun:
     config : what it was told
     logger : where metrics and artifacts go
     folder : local folder for the best weights so far and the last snapshots
+    sends_snapshots : whether snapshots go to the server, so that another machine can go on
     """
 
     config: RunConfig
     logger: TrackedRun | SilentRun
     kind: str
     folder: Path
+    sends_snapshots: bool = False
+    _last_sent: Path | None = None
     _started: float = field(default_factory=time.monotonic)
+
+    def keep_snapshot(self, folder: Path) -> None:
+        """Have a snapshot sent to the server in the background."""
+        if self.sends_snapshots and isinstance(self.logger, TrackedRun) and self.logger.log_snapshot(folder):
+            self._last_sent = folder
+
+    def keep_last_snapshot(self) -> None:
+        """Have the newest snapshot sent, now that the run ends before its time."""
+        newest = latest_folder(self.folder / SNAPSHOTS)
+        if self.sends_snapshots and newest is not None and newest != self._last_sent:
+            assert isinstance(self.logger, TrackedRun)
+            self.logger.log_snapshot(newest, is_last=True)
 
     def log_fingerprints(self, fingerprints: Mapping[str, str]) -> None:
         """Log what the run was made from, as searchable tags."""
@@ -138,7 +192,8 @@ def open_run(
     name: str = "",
     parent_run_id: str | None = None,
     ranks: Ranks | None = None,
-    resume: str = "",
+    resume: Resumption | None = None,
+    fingerprints: Mapping[str, str] | None = None,
 ) -> Iterator[OpenRun]:
     """Open a tracked run for a configuration.
 
@@ -150,8 +205,11 @@ def open_run(
     sections : those of the configuration that this kind of run reads
     name : shown in lists of runs; made from the choices if empty
     ranks : of a run that several processes make together
-    resume : id of the run to go on with
+    resume : the run to go on with
+    fingerprints : what the run is made from; must be what a run that goes on was begun with
     """
+    if resume is not None:
+        resume.check(fingerprints or {})
     if ranks is not None and not ranks.is_main:
         run_id = ranks.from_main(str)
         yield OpenRun(config, SilentRun(run_id=run_id), kind, run_folder(config, run_id))
@@ -162,7 +220,8 @@ def open_run(
         kind=kind,
         params={} if resume else config.to_params(sections),
         parent_run_id=parent_run_id,
-        run_id=resume or None,
+        run_id=resume.run_id if resume else None,
+        attempt=resume.attempt if resume else 0,
         journal=config.runtime.cache / "journal",
         stops=(TrainingStopped,),
     ) as logger:
@@ -171,9 +230,18 @@ def open_run(
         print(f"{kind} run {logger.run_id}  {logger.url}", flush=True)
         if not resume:
             logger.log_json(config.to_json(), "run_config.json")
-        folder = run_folder(config, logger.run_id)
-        yield OpenRun(config, logger, kind, folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        logger.is_resumable = kind in RESUMABLE_KINDS
+        if resume:
+            logger.start_at_slot(resume.slot)
+        folder = run_folder(config, resume.run_id if resume else logger.run_id)
+        run = OpenRun(config, logger, kind, folder, config.runtime.upload_snapshots and logger.is_resumable)
+        try:
+            yield run
+        except BaseException:
+            run.keep_last_snapshot()
+            raise
+        logger.remove_snapshots()
+    shutil.rmtree(folder, ignore_errors=True)  # after the last word of the run is in its journal
 
 
 def run_folder(config: RunConfig, run_id: str) -> Path:

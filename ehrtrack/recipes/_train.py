@@ -124,6 +124,7 @@ def train(
         logger=run.logger,
         on_epoch=on_epoch,
         snapshot_seconds=config.runtime.snapshot_minutes * 60,
+        on_snapshot=run.keep_snapshot,
     )
     run.log_training(result)
     return result

@@ -18,7 +18,7 @@ from ehrtrack.objectives.survival import predict
 from ehrtrack.recipes._evaluate import Evaluation, log_cohort, log_evaluation
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder, write_model_folder
 from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, seed_everything
-from ehrtrack.recipes._run import MODEL_FOLDER, Run, describe, open_run
+from ehrtrack.recipes._run import MODEL_FOLDER, Resumption, Run, describe, open_run
 from ehrtrack.recipes._train import feed, set_up, train, with_features
 from ehrtrack.strategies._protocol import parameter_table
 from ehrtrack.tracking.queries import download, resolve_run, search_runs
@@ -34,7 +34,7 @@ def finetune(
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
     is_trial: bool = False,
     parent_run_id: str | None = None,
-    resume: str = "",
+    resume: Resumption | None = None,
 ) -> Run:
     """Fine-tune an encoder to the outcome of a cohort.
 
@@ -43,7 +43,7 @@ def finetune(
     on_epoch : called after each epoch with its number and metrics; may raise `TrainingStopped`
     is_trial : a sweep's trial is scored on validation subjects alone, and keeps no model
     parent_run_id : run to nest this one under
-    resume : id of the run to go on with, from its last snapshot
+    resume : the run to go on with, from its last snapshot
 
     Raises
     ------
@@ -72,10 +72,17 @@ def finetune(
 
     name = f"{config.strategy.name} {config.model.size}"
     kind = "trial" if is_trial else "finetune"
+    fingerprints = records.fingerprints() | {"base": base.fingerprints["encoder"] if base else "none"}
     with open_run(
-        config, kind=kind, sections=SECTIONS, name=name, parent_run_id=parent_run_id, ranks=ranks, resume=resume
+        config,
+        kind=kind,
+        sections=SECTIONS,
+        name=name,
+        parent_run_id=parent_run_id,
+        ranks=ranks,
+        resume=resume,
+        fingerprints=fingerprints,
     ) as run:
-        fingerprints = records.fingerprints() | {"base": base.fingerprints["encoder"] if base else "none"}
         run.log_fingerprints(fingerprints)
         run.log_parameters(parameter_table(model))
         log_cohort(run.logger, records)

@@ -13,7 +13,7 @@ from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._prepare import Records, prepare_records, seed_everything
-from ehrtrack.recipes._run import Run, describe, open_run
+from ehrtrack.recipes._run import Resumption, Run, describe, open_run
 from ehrtrack.recipes._train import feed, set_up, train
 from ehrtrack.strategies._protocol import parameter_table
 from ehrtrack.training.loop import FitResult
@@ -26,12 +26,12 @@ LEAST_GAIN = 0.02
 SECTIONS = ("study", "data", "model", "objective", "train", "runtime")
 
 
-def pretrain(config: RunConfig, *, resume: str = "") -> Run:
+def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> Run:
     """Pretrain an encoder and log it with its vocabulary.
 
     Parameters
     ----------
-    resume : id of the run to go on with, from its last snapshot
+    resume : the run to go on with, from its last snapshot
 
     Raises
     ------
@@ -47,8 +47,10 @@ def pretrain(config: RunConfig, *, resume: str = "") -> Run:
     encoder = Behrt(config.model, len(records.vocabulary))
     model = set_up(EhrModel(encoder, objective.make_head(encoder.width)), config, ranks)
 
-    with open_run(config, kind="pretrain", sections=SECTIONS, ranks=ranks, resume=resume) as run:
-        fingerprints = records.fingerprints()
+    fingerprints = records.fingerprints()
+    with open_run(
+        config, kind="pretrain", sections=SECTIONS, ranks=ranks, resume=resume, fingerprints=fingerprints
+    ) as run:
         run.log_fingerprints(fingerprints)
         run.log_parameters(parameter_table(model))
         run.logger.log_table(records.coverage, "vocabulary_coverage.csv")

@@ -12,6 +12,7 @@ from shutil import rmtree
 from typing import Any, TypeVar
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
@@ -64,6 +65,7 @@ class Drain:
         self.progress = read_progress(folder)
         self.account = Account()
         self._is_open = False
+        self._rows_there: set[tuple[str, int]] = set()
         self._sends: dict[str, Callable[[list[Record]], None]] = {
             "open": lambda records: None,
             "metrics": self._send_metrics,
@@ -71,6 +73,7 @@ class Drain:
             "tags": self._send_tags,
             "dataset": self._send_dataset,
             "artifact": self._send_artifact,
+            "remove_artifacts": self._send_removal,
             "end": self._send_end,
         }
 
@@ -112,7 +115,13 @@ class Drain:
             _log.warning("%s ends within a record: its writer was killed; what it said before is whole", self.folder)
 
     def open(self) -> None:
-        """Find the run on the server, or make it."""
+        """Find the run on the server, or make it.
+
+        Raises
+        ------
+        RunOvertaken
+            If another process went on with it.
+        """
         if self._is_open:
             return
         opening = RunOpening(self.folder)
@@ -120,10 +129,17 @@ class Drain:
         self.progress.run_id, self.progress.experiment_id = opened.run_id, opened.experiment_id
         self.progress.server = redacted(tracking_uri())
         if not opened.is_new:
+            opening.check_attempt(opened.run_id)
+            if opening.attempt:
+                self._rows_there = _metric_rows(opened.run_id)
             self.progress.artifacts = fetch_checksums(opened.run_id) | self.progress.artifacts
         write_progress(self.folder, self.progress)
         self._opening = opening
         self._is_open = True
+
+    def reopen(self) -> None:
+        """Look anew, before the next record, whether the run is there and still this journal's to write to."""
+        self._is_open = False
 
     def write_checksums(self) -> None:
         """Store the hashes of all artifacts beside them."""
@@ -160,8 +176,10 @@ class Drain:
             Metric(key, value, record["time"], record["step"])
             for record in records
             for key, value in record["values"].items()
+            if (key, record["step"]) not in self._rows_there  # a part of an epoch that is trained again says it again
         ]
-        self._send_rows(rows, lambda part: client().log_batch(self.progress.run_id, metrics=part))
+        if rows:
+            self._send_rows(rows, lambda part: client().log_batch(self.progress.run_id, metrics=part))
 
     def _send_params(self, records: list[Record]) -> None:
         rows = [Param(key, value) for key, value in _merged(records).items()]
@@ -199,6 +217,23 @@ class Drain:
             self.progress.artifacts[record["path"]] = record["sha256"]
             write_progress(self.folder, self.progress)  # before the file goes
             self._discard(record)
+
+    def _send_removal(self, records: list[Record]) -> None:
+        """Remove a folder of artifacts; a server that does not let this be done keeps it."""
+        (record,) = records
+        folder = names.checked_artifact_path(record["path"])
+        for path in [path for path in self.progress.artifacts if path.startswith(f"{folder}/")]:
+            del self.progress.artifacts[path]
+        try:
+            with self._failures(f"remove {folder} of"):
+                if folder in {entry.path for entry in client().list_artifacts(self.progress.run_id)}:
+                    info = client().get_run(self.progress.run_id).info
+                    store = get_artifact_repository(info.artifact_uri, tracking_uri=tracking_uri())
+                    store.delete_artifacts(folder)  # type: ignore[no-untyped-call]
+        except TrackingError as refusal:
+            if isinstance(refusal, ServerUnavailable):
+                raise
+            _log.warning("%s; it is no longer needed, and stays", refusal)
 
     def _send_end(self, records: list[Record]) -> None:
         (record,) = records
@@ -249,8 +284,15 @@ class Drain:
         return tracking_errors(f"{doing} run {self.progress.run_id}")
 
 
+def _metric_rows(run_id: str) -> set[tuple[str, int]]:
+    """Name and step of every metric that the server has of a run."""
+    with tracking_errors(f"read the metrics of run {run_id}"):
+        keys = client().get_run(run_id).data.metrics
+        return {(key, row.step) for key in keys for row in client().get_metric_history(run_id, key)}
+
+
 def _superseded(pending: list[Entry]) -> set[int]:
-    """Where the pending artifacts start that a later one of the same path replaces."""
+    """Where the pending artifacts start that a later one of the same path replaces, or that are removed later."""
     last: dict[str, int] = {}
     replaced = set()
     for entry in pending:
@@ -258,6 +300,8 @@ def _superseded(pending: list[Entry]) -> set[int]:
             if entry.record["path"] in last:
                 replaced.add(last[entry.record["path"]])
             last[entry.record["path"]] = entry.start
+        if entry.record is not None and entry.record["do"] == "remove_artifacts":
+            replaced |= {start for path, start in last.items() if path.startswith(f"{entry.record['path']}/")}
     return replaced
 
 

@@ -14,6 +14,7 @@ from ehrtrack.errors import TrackingError
 from ehrtrack.tracking.drain import Drain
 from ehrtrack.tracking.failures import AccessRefused, ServerUnavailable
 from ehrtrack.tracking.journal import Journal
+from ehrtrack.tracking.opening import RunOvertaken
 from ehrtrack.tracking.server import check_reachable, is_remote
 
 OPEN_SECONDS = 10
@@ -104,6 +105,9 @@ class Drainer:
                         self.refusal = trouble
                         return
                     self._tell(trouble)
+                    self.drain.reopen()
+                    if isinstance(trouble, RunOvertaken):
+                        return
                     if is_last_try and not is_passing:
                         return
                     pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)

@@ -88,8 +88,12 @@ class Journal:
             self._end_torn_line()
             _sync_folder(folder)
 
-    def append(self, *records: Mapping[str, Any]) -> None:
+    def append(self, *records: Mapping[str, Any]) -> int:
         """Write records; once this returns they survive the process and the machine's power.
+
+        Returns
+        -------
+        Bytes of the log up to the end of these records.
 
         Raises
         ------
@@ -106,6 +110,7 @@ class Journal:
             except OSError:
                 os.ftruncate(self._file, size)
                 raise
+        return size + len(lines)
 
     def stage(self, name: str) -> Path:
         """A path in the journal's folder at which to write a file that `keep` then takes without copying."""

@@ -8,6 +8,9 @@ from ehrtrack.errors import TrackingError
 
 STUDY = "ehrtrack.study"
 RUN_KEY = "ehrtrack.run_key"  # a run's name for itself, before and whether or not a server has given it an id
+HEARTBEAT = "ehrtrack.heartbeat"  # UTC time at which the run's process was last known to live
+RESUMABLE = "ehrtrack.resumable"  # "true" once a run that can go on was told to stop
+ATTEMPT = "ehrtrack.attempt"  # how often the run was taken up again; the last to do so alone writes to it
 KIND = "ehrtrack.kind"
 ERROR = "ehrtrack.error"
 STOPPED = "ehrtrack.stopped"
@@ -21,6 +24,10 @@ PARAM_PREFIX = "cfg."
 
 # The artifact folder that holds a run's weights, sizes, vocabulary and time grid.
 MODEL_ARTIFACTS = "model"
+
+# The artifact folder of the last two snapshots of a run that is not finished.
+RESUME_ARTIFACTS = "resume"
+SNAPSHOT_SLOTS = ("resume/slot-0", "resume/slot-1")
 
 # SHA-256 of all artifacts, as `sha256sum -c` reads it; what a drain compares with before it sends a file again.
 CHECKSUMS = "sha256sums.txt"

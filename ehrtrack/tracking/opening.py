@@ -22,11 +22,20 @@ _NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A run that is on the server; `is_new` if this very call made it."""
+    """A run that is on the server.
+
+    Attributes
+    ----------
+    is_new : this very call made it
+    """
 
     run_id: str
     experiment_id: str
     is_new: bool
+
+
+class RunOvertaken(TrackingError):
+    """The run went on elsewhere: what this journal has not sent yet is made there anew, and must not come twice."""
 
 
 class RunOpening:
@@ -49,6 +58,27 @@ class RunOpening:
     def key(self) -> str:
         """What the run is found by."""
         return str(self.record["key"])
+
+    @property
+    def attempt(self) -> int:
+        """How often the run had been taken up again when this journal was begun."""
+        return int(self.record.get("attempt", 0))
+
+    def check_attempt(self, run_id: str) -> None:
+        """Make sure that the run is still this journal's to write to.
+
+        Raises
+        ------
+        RunOvertaken
+            If another process took it up since.
+        """
+        with tracking_errors(f"read run {run_id}"):
+            attempt = int(client().get_run(run_id).data.tags.get(names.ATTEMPT, 0))
+        if attempt > self.attempt:
+            raise RunOvertaken(
+                f"run {run_id} was taken up by another process from its last snapshot; what {self.folder} has not "
+                "sent yet is made there anew, and is not sent"
+            )
 
     def find_or_make(self, progress: Progress) -> OpenedRun:
         """The run on the server; made, in its parent's experiment or its study's, if it is not there."""
@@ -100,9 +130,12 @@ class RunOpening:
     def _join(self, run_id: str) -> OpenedRun:
         """The run that ``mlflow run`` made becomes this one."""
         with tracking_errors(f"join run {run_id} of MLFLOW_RUN_ID"):
+            self.check_attempt(run_id)
             experiment_id = client().get_run(run_id).info.experiment_id
             client().update_run(run_id, status="RUNNING", name=self.record["name"])
-            tags = self.record["tags"] | {names.RUN_KEY: self.key}
+            tags = dict(self.record["tags"])
+            if not self.attempt:  # a run that goes on keeps the key that it is found by
+                tags[names.RUN_KEY] = self.key
             client().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         offer_view(experiment_id)
         return OpenedRun(run_id, experiment_id, is_new=False)

@@ -117,6 +117,22 @@ def search_runs(
     return sorted(found, key=lambda record: (record.started, record.run_id))
 
 
+def all_runs(kinds: Sequence[str], condition: str) -> list[RunRecord]:
+    """Runs of some kinds in all studies that meet a condition in mlflow's filter language, oldest first."""
+    with tracking_errors("search runs"):
+        experiment_ids = [experiment.experiment_id for experiment in _pages(client().search_experiments)]
+        found = [
+            _record(run)
+            for kind in kinds
+            for run in _pages(
+                client().search_runs,
+                experiment_ids=experiment_ids,
+                filter_string=f"{condition} and tags.`{names.KIND}` = {_quoted(kind)}",
+            )
+        ]
+    return sorted(found, key=lambda record: (record.started, record.run_id))
+
+
 def metric_history(run_id: str, key: str) -> dict[int, float]:
     """All values of one metric by step (epoch), in order; empty if it was never logged."""
     with tracking_errors(f"read metric {key!r} of run {run_id}"):

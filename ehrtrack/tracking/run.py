@@ -22,7 +22,9 @@ from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
 from ehrtrack.tracking.drain import ROWS_PER_CALL
 from ehrtrack.tracking.drainer import Drainer, drain_seconds
+from ehrtrack.tracking.heartbeat import Heartbeat, utc_now
 from ehrtrack.tracking.journal import REFUSED, Journal, remove_journal, without_secrets
+from ehrtrack.tracking.parent import watch_mlflow_run
 from ehrtrack.tracking.provenance import UNKNOWN, environment, git_state, user_name
 from ehrtrack.tracking.server import tracking_uri, ui_command
 
@@ -65,7 +67,12 @@ class TrackedRun:
         self._journal = journal
         self._params: dict[str, str] = {}
         self._has_description = False
+        self.is_resumable = False
+        self._snapshot_end = 0
+        self._next_slot = 0
+        self._has_snapshots = False
         self._drainer = Drainer(journal)
+        self._heartbeat = Heartbeat(lambda: self._drainer.drain.progress.run_id)
 
     @property
     def run_id(self) -> str:
@@ -182,8 +189,45 @@ class TrackedRun:
         ]
         self._append(*records)
 
+    def log_snapshot(self, folder: Path, *, is_last: bool = False) -> bool:
+        """Store a snapshot in one of two places in turn, so that one is whole while the other is written.
+
+        A snapshot is passed over while the one before is still on its way: a server that is away costs the disk of
+        two snapshots, not of all.
+
+        Parameters
+        ----------
+        folder : whose files nobody will write to again
+        is_last : there will be no later one, so it is not passed over
+
+        Returns
+        -------
+        Whether it is in the journal.
+        """
+        if not is_last and self._drainer.drain.progress.position < self._snapshot_end:
+            return False
+        place = names.SNAPSHOT_SLOTS[self._next_slot]
+        files = sorted(file for file in folder.iterdir() if file.is_file())
+        records = [self._journal.keep(file, f"{place}/{file.name}", is_handed_over=True) for file in files]
+        self._snapshot_end = self._append(*records)
+        self._next_slot = 1 - self._next_slot
+        self._has_snapshots = True
+        return True
+
+    def start_at_slot(self, slot: int) -> None:
+        """Write the next snapshot to this of the two places, because the other holds the last whole one."""
+        self._next_slot = slot
+        self._has_snapshots = True
+
+    def remove_snapshots(self) -> None:
+        """Remove the snapshots of a run that has ended well."""
+        if self._has_snapshots:
+            self._append({"do": "remove_artifacts", "path": names.RESUME_ARTIFACTS})
+
     def end(self, status: str, *, tag: str = "", reason: str = "") -> None:
         """Set the run's last status (FINISHED, FAILED or KILLED) and its reason."""
+        if self.is_resumable and status == "KILLED":
+            self.set_tags({names.RESUMABLE: "true"})
         if tag:
             self.set_tags({tag: reason})
             if not self._has_description:
@@ -203,6 +247,12 @@ class TrackedRun:
         if self._drainer.trouble is not None or not self._drainer.drain.progress.run_id:
             _log.warning("run %s is not on the server yet; it will be made when the server answers", self.key)
 
+    def give_up(self) -> None:
+        """Remove the journal of a run that can never be made."""
+        self._heartbeat.stop()
+        self._journal.close()
+        remove_journal(self._journal.folder)
+
     def close(self, *, is_nested: bool) -> None:
         """Wait for the rest to be sent, in bounded time, and say what is left."""
         if is_nested and self._drainer.trouble is not None:
@@ -214,6 +264,7 @@ class TrackedRun:
                 _behind.pop(0)._finish(drain_seconds() if self._drainer.is_complete else 0.0)
 
     def _finish(self, seconds: float) -> None:
+        self._heartbeat.stop()
         drainer, folder = self._drainer, self._journal.folder
         drainer.finish(seconds, is_urgent=self.status == "KILLED")
         if drainer.is_complete and drainer.drain.is_finished():
@@ -231,9 +282,10 @@ class TrackedRun:
                 *(folder, shlex.quote(str(folder))),
             )
 
-    def _append(self, *records: Mapping[str, Any]) -> None:
-        self._journal.append(*records)
+    def _append(self, *records: Mapping[str, Any]) -> int:
+        end = self._journal.append(*records)
         self._drainer.notify()
+        return end
 
     @contextmanager
     def _written(self, name: str) -> Iterator[Path]:
@@ -269,6 +321,7 @@ def tracked_run(
     tags: Mapping[str, str] | None = None,
     parent_run_id: str | None = None,
     run_id: str | None = None,
+    attempt: int = 0,
     stops: tuple[type[Exception], ...] = (),
     journal: Path = DEFAULT_JOURNALS,
 ) -> Iterator[TrackedRun]:
@@ -287,14 +340,23 @@ def tracked_run(
         The `run_id` of the run to nest this one under, whether or not the server has made that one yet.
     run_id
         A run on the server that was begun before, and goes on.
+    attempt
+        How often that run was taken up again, this time included.
     stops
         Exceptions that end the run as FINISHED all the same, such as optuna's TrialPruned; still raised.
     journal
         The folder in which this run's journal is kept until the server has all of it.
     """
     with _sigterm_raises():
+        watch_mlflow_run()
         run = _open_run(
-            experiment=experiment, name=name, kind=kind, parent_run_id=parent_run_id, run_id=run_id, journals=journal
+            experiment=experiment,
+            name=name,
+            kind=kind,
+            parent_run_id=parent_run_id,
+            run_id=run_id,
+            attempt=attempt,
+            journals=journal,
         )
         try:
             try:
@@ -311,13 +373,21 @@ def tracked_run(
 
 
 def _open_run(
-    *, experiment: str, name: str, kind: str, parent_run_id: str | None, run_id: str | None, journals: Path
+    *,
+    experiment: str,
+    name: str,
+    kind: str,
+    parent_run_id: str | None,
+    run_id: str | None,
+    attempt: int,
+    journals: Path,
 ) -> TrackedRun:
     tracking_uri()  # an address that can never be used is refused here
     drain_seconds()
     key = uuid.uuid4().hex
     joined_id = run_id or (os.environ.pop("MLFLOW_RUN_ID", None) if parent_run_id is None else None)
-    tags = {names.STUDY: experiment, names.KIND: kind, "mlflow.runName": name} | _code_tags()
+    tags = {names.STUDY: experiment, names.KIND: kind, "mlflow.runName": name, names.HEARTBEAT: utc_now()}
+    tags |= _code_tags()
     if not joined_id:
         tags |= {
             "mlflow.user": user_name(),
@@ -333,6 +403,7 @@ def _open_run(
         "tags": tags,
         "parent": parent_run_id,
         "joined": joined_id,
+        "attempt": attempt,
     }
     journal = Journal(journals.absolute() / key)
     journal.append(opening, opening)
@@ -340,8 +411,7 @@ def _open_run(
     try:
         run.wait_for_opening()
     except TrackingError:
-        journal.close()
-        remove_journal(journal.folder)
+        run.give_up()
         raise
     return run
 

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking.drain import Account, Drain
 from ehrtrack.tracking.failures import AccessRefused, ServerUnavailable
-from ehrtrack.tracking.journal import LOG, REFUSED, JournalBusy, hold, read_log, remove_journal
-from ehrtrack.tracking.opening import RunOpening
+from ehrtrack.tracking.journal import LOG, REFUSED, JournalBusy, hold, read_log, read_progress, remove_journal
+from ehrtrack.tracking.opening import RunOpening, RunOvertaken
 from ehrtrack.tracking.server import check_reachable, redacted, tracking_uri
 
 
@@ -68,6 +68,49 @@ def sync(folder: Path) -> list[SyncedRun]:
     return runs + [_untried(journal, "not tried, since the server went away") for journal in left]
 
 
+def drain_left_behind(folder: Path, run_id: str, *, attempt: int) -> bool:
+    """Send what earlier processes of a run left in a folder of journals, before the run goes on in a new one.
+
+    Parameters
+    ----------
+    attempt : how often the run had been taken up when its last process began
+
+    Returns
+    -------
+    Whether one was that last process's: it is no longer alive then, since it would hold its journal.
+
+    Raises
+    ------
+    TrackingError
+        If a process still writes one of them, or the server does not take all of it.
+    """
+    is_last_here = False
+    found = [journal for journal in find_journals(folder) if run_id in _ids(journal)]
+    for journal in found:
+        is_last_here |= _attempt(journal) == attempt
+        synced = _sync_one(journal, lambda n_records: None)
+        if synced.problem:
+            raise TrackingError(f"run {run_id} cannot go on before its journal is sent: {synced.problem}")
+        remove_journal(journal)
+    return is_last_here
+
+
+def _attempt(folder: Path) -> int:
+    try:
+        return RunOpening(folder).attempt
+    except TrackingError:
+        return -1
+
+
+def _ids(folder: Path) -> set[str]:
+    """What the run of a journal may be known by."""
+    try:
+        opening = RunOpening(folder)
+    except TrackingError:
+        return {read_progress(folder).run_id}
+    return {read_progress(folder).run_id, opening.key, str(opening.record["joined"])}
+
+
 def find_journals(folder: Path) -> list[Path]:
     """The journal folders in a folder, oldest first, so that parents come before the runs within them."""
     patterns = (LOG, f"*/{LOG}", f"journal/*/{LOG}")
@@ -81,19 +124,25 @@ def _sync_one(folder: Path, on_confirmed: Callable[[int], object]) -> SyncedRun:
     except JournalBusy as busy:
         return _untried(folder, str(busy))
     name, problem, remark, is_server_away = _name(folder), "", "", False
+    is_overtaken = False
     drain = Drain(folder, is_live=False)
     drain.account.already_there = len(read_log(folder)) - len(drain.pending())
     try:
         drain.send(on_confirmed)
         if not drain.is_finished():
             drain.write_checksums()
+    except RunOvertaken as overtaken:
+        is_overtaken, remark = True, str(overtaken)
     except TrackingError as trouble:
         problem = str(trouble)
         is_server_away = isinstance(trouble, ServerUnavailable | AccessRefused) and not _answers()
     finally:
         close(lock)
     drain.account.left, drain.account.refused = len(drain.pending()), _n_refused(folder)
-    if drain.account.refused:
+    if is_overtaken:
+        remove_journal(folder)
+        drain.account.left = 0
+    elif drain.account.refused:
         problem = problem or f"what the server refuses, and why, is in {folder / REFUSED}"
     elif drain.is_finished():
         remove_journal(folder)

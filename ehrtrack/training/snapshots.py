@@ -242,6 +242,17 @@ def latest_folder(folder: Path) -> Path | None:
     return next((path for _, path in list_states(folder)), None)
 
 
+def snapshot_step(folder: Path) -> int:
+    """The step that a state's facts say it is of; they are checked, and the rest is not read.
+
+    Raises
+    ------
+    CheckpointError
+        If there are none, or they are damaged.
+    """
+    return read_step(folder)
+
+
 def adopt(fetched: Path, folder: Path) -> int:
     """Take a state that was fetched from elsewhere in among those of `folder`, if it is whole; returns its step.
 

@@ -1,0 +1,106 @@
+"""Pods for tests: real processes that run the command line, and may be told at which point to be killed.
+
+They are forked from a server process that has imported everything once, so that a pod starts in no time.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 300
+
+POINTS = {
+    "step": ("ehrtrack.training.loop", "Training", "take_step"),
+    "checkpoint": ("ehrtrack.training.snapshots", "CheckpointWriter", "_write"),
+    "validation": ("ehrtrack.training.loop", "Training", "end_epoch"),
+    "upload": ("ehrtrack.tracking.drain", "Drain", "_send_artifact"),
+    "drain": ("ehrtrack.tracking.drain", "Drain", "_send_metrics"),
+}
+"""Where a pod can be killed: the n-th call of a method, before it or right after it."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A signal at the n-th time that a pod comes to a point, before or after what it does there."""
+
+    point: str
+    call: int
+    number: int = signal.SIGKILL
+    is_after: bool = False
+
+    def plant(self) -> None:
+        """Have this process signalled at that point."""
+        module, owner, name = POINTS[self.point]
+        kind = getattr(sys.modules[module], owner)
+        method, n_calls, lock = getattr(kind, name), 0, threading.Lock()
+
+        def counted(*arguments: Any) -> Any:
+            nonlocal n_calls
+            with lock:
+                n_calls += 1
+                is_now = n_calls == self.call
+            if is_now and not self.is_after:
+                os.kill(os.getpid(), self.number)
+            result = method(*arguments)
+            if is_now and self.is_after:
+                os.kill(os.getpid(), self.number)
+            return result
+
+        setattr(kind, name, counted)
+
+
+def _run(words: Sequence[str], folder: Path, environment: Mapping[str, str], fault: Fault | None) -> None:
+    os.chdir(folder)
+    os.environ.update(environment)
+    log = os.open(folder / "pod.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
+    faulthandler.enable(file=2)
+    import torch
+
+    from ehrtrack.cli import main
+
+    torch.set_num_threads(1)
+    if fault is not None:
+        fault.plant()
+    main(words)
+
+
+def start(
+    *words: str, folder: Path, server: str, fault: Fault | None = None, **environment: str
+) -> multiprocessing.process.BaseProcess:
+    """A pod that runs one command in its own folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["ehrtrack.cli", "ehrtrack.recipes.resume", "ehrtrack.recipes.finetune", "mlflow.tracking", "lifelines"]
+    )
+    given = {"MLFLOW_TRACKING_URI": server, "OMP_NUM_THREADS": "1", "EHRTRACK_DRAIN_SECONDS": "30"} | environment
+    process = context.Process(target=_run, args=(words, folder, given, fault))
+    process.start()
+    return process
+
+
+def run(*words: str, folder: Path, server: str, fault: Fault | None = None, **environment: str) -> int:
+    """Run a pod to its end; returns its exit code, which is minus the signal's number where one killed it."""
+    process = start(*words, folder=folder, server=server, fault=fault, **environment)
+    process.join(START_SECONDS)
+    if process.exitcode is None:
+        process.kill()
+        raise AssertionError(f"the pod hangs:\n{log_of(folder)}")
+    return int(process.exitcode)
+
+
+def log_of(folder: Path) -> str:
+    """What the pods of a folder said."""
+    return (folder / "pod.log").read_text()

@@ -1,0 +1,88 @@
+"""A small fine-tuning whose every value is known, to be disturbed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simulated import Population, study_values, write_dataset
+
+from ehrtrack.search import to_toml
+from ehrtrack.tracking import names, queries
+from ehrtrack.tracking.opening import fetch_checksums
+from ehrtrack.tracking.server import client
+
+TIMES = (
+    "train/tokens_per_second",
+    "train/epoch_seconds",
+    "train/memory_mb",
+    "cost/train_seconds",
+    "cost/total_seconds",
+)
+"""Metrics that measure the machine: there once for each step, with values that differ from run to run."""
+
+# What holds a path, a version or a time of its own.
+OWN_ARTIFACTS = ("run_config.json", "environment.json", "sha256sums.txt", "model/run_config.json", "plots/")
+
+Row = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left on the server: the values of each metric and step, and the hashes of its artifacts."""
+
+    rows: dict[Row, list[float]]
+    artifacts: dict[str, str]
+    status: str
+
+    @property
+    def values(self) -> dict[Row, list[float]]:
+        """Without those that measure the machine."""
+        return {row: values for row, values in self.rows.items() if row[0] not in TIMES}
+
+
+def write_study(folder: Path, name: str, *, epochs: int = 3) -> Path:
+    """Data and a configuration whose cache is in the pod's own working folder; returns the configuration."""
+    data = folder / "data"
+    write_dataset(data, Population(n_subjects=200))
+    values = study_values(
+        data,
+        Path(".ehrtrack"),
+        strategy={"name": "scratch"},
+        train={"epochs": epochs, "batch_tokens": 1024, "lr": 3e-3, "patience": epochs},
+    )
+    values["study"] = name
+    values["runtime"] |= {"snapshot_minutes": 1e-6, "threads": 1}
+    file = folder / "finetune.toml"
+    file.write_text(to_toml(_flat(values)))
+    return file
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def run_ids(study: str) -> list[str]:
+    """The runs of a study, whatever their status."""
+    return [record.run_id for record in queries.search_runs(study, status=None)]
+
+
+def outcome_of(run_id: str) -> Outcome:
+    """What is on the server."""
+    run = client().get_run(run_id)
+    rows: dict[Row, list[float]] = {}
+    for key in run.data.metrics:
+        for row in client().get_metric_history(run_id, key):
+            rows.setdefault((key, row.step), []).append(row.value)
+    files = queries.list_artifacts(run_id)
+    artifacts = {
+        path: digest
+        for path, digest in fetch_checksums(run_id).items()
+        if not path.startswith(OWN_ARTIFACTS) and path in files
+    }
+    assert not [path for path in files if path.startswith(names.RESUME_ARTIFACTS)]
+    return Outcome(rows, artifacts, run.info.status)
