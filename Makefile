@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo test check clean
+.PHONY: help install demo test faults check clean
 
 help:
 	@echo "make demo    install, then the main job on embedded data (a few minutes)"
 	@echo "make test    install, then all tests"
+	@echo "make faults  kill a run at 40 random points (SEED=1) and write docs/reliability.md"
 	@echo "make check   format, lint, types, import order"
 	@echo "make clean   remove what the demo made: data/gi_bleed, mlflow.db, mlruns, .ehrtrack"
 
@@ -28,6 +29,10 @@ demo: install
 
 test: install
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadgroup
+
+SEED ?= 1
+faults: install
+	OMP_NUM_THREADS=1 python tests/faults/harness.py --seed $(SEED) --kills 40 --report docs/reliability.md
 
 check: install
 	ruff format --check .

@@ -1,0 +1,153 @@
+"""Going on with a run from what the tracking server has: whole snapshots alone, and nothing said twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ehrtrack.errors import CheckpointError, ConfigError, DataError
+from ehrtrack.recipes._run import Resumption
+from ehrtrack.recipes.resume import _fetch_snapshot, resume
+from ehrtrack.tracking import names, queries
+from ehrtrack.tracking.drain import Drain
+from ehrtrack.tracking.journal import Journal
+from ehrtrack.tracking.run import tracked_run
+from ehrtrack.tracking.server import client
+from ehrtrack.tracking.stale import take_up
+from ehrtrack.tracking.sync import sync
+from ehrtrack.training.snapshots import CheckpointWriter, latest_snapshot
+
+TENSORS = {"model/w": torch.arange(6.0)}
+
+
+def states(folder: Path, steps: list[int]) -> list[Path]:
+    """Training states as the loop writes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    best = folder / "best.safetensors"
+    best.write_bytes(b"best weights")
+    writer = CheckpointWriter(folder, n_kept=len(steps))
+    for step in steps:
+        writer.save(step, TENSORS, {"epoch": step}, beside=[best])
+    writer.close()
+    return [folder / f"step-{step:06d}" for step in steps]
+
+
+def stopped_run(folder: Path, steps: list[int]) -> str:
+    """A run that was stopped after its snapshots were sent."""
+    run_ids: list[str] = []
+
+    def interrupted() -> None:
+        with tracked_run(experiment="s", name="x", kind="finetune") as run:
+            run_ids.append(run.run_id)
+            run.is_resumable = True
+            run.log_metrics({"train/loss": 2.0}, step=1)
+            for state in states(folder, steps):
+                assert run.log_snapshot(state, is_last=True)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    return run_ids[0]
+
+
+def artifact_file(run_id: str, path: str) -> Path:
+    return Path(client().get_run(run_id).info.artifact_uri.removeprefix("file://")) / path
+
+
+def test_the_newest_snapshot_comes_from_the_server_with_the_best_weights_beside_it(local_store: Path) -> None:
+    run_id = stopped_run(local_store / "a", [3, 6])
+    assert queries.get_run(run_id).tags[names.RESUMABLE] == "true"
+    assert _fetch_snapshot(run_id, local_store / "b") == 0  # step 6 is in slot 1, so that slot 0 is written next
+    snapshot = latest_snapshot(local_store / "b")
+    assert snapshot is not None
+    assert (snapshot.step, snapshot.facts) == (6, {"epoch": 6})
+    assert torch.equal(snapshot.tensors["model/w"], TENSORS["model/w"])
+    assert (snapshot.folder / "best.safetensors").read_bytes() == b"best weights"
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "facts.json", "best.safetensors"])
+def test_a_damaged_snapshot_is_passed_over_aloud_for_the_one_before(
+    file: str, local_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = stopped_run(local_store / "a", [3, 6])
+    damaged = artifact_file(run_id, f"resume/slot-1/{file}")
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    assert _fetch_snapshot(run_id, local_store / "b") == 1
+    snapshot = latest_snapshot(local_store / "b")
+    assert snapshot is not None
+    assert snapshot.step == 3
+    if file != "facts.json":  # whose step is not known then, so that it is not tried first
+        assert "resume/slot-1 of the server is passed over" in capsys.readouterr().out
+
+
+def test_without_any_whole_snapshot_it_is_refused(local_store: Path) -> None:
+    run_id = stopped_run(local_store / "a", [3])
+    artifact_file(run_id, "resume/slot-0/best.safetensors").write_bytes(b"other weights")
+    with pytest.raises(CheckpointError, match="none of the 1 snapshots of run"):
+        _fetch_snapshot(run_id, local_store / "b")
+
+
+def test_a_run_that_ends_well_leaves_no_snapshot_on_the_server(local_store: Path) -> None:
+    with tracked_run(experiment="s", name="x", kind="finetune") as run:
+        for state in states(local_store / "a", [3, 6]):
+            run.log_snapshot(state, is_last=True)
+        run.log_text("kept", "notes.txt")
+        run.remove_snapshots()
+    assert queries.list_artifacts(run.run_id) == ["environment.json", "notes.txt", "sha256sums.txt"]
+    checksums = artifact_file(run.run_id, "sha256sums.txt").read_text()
+    assert "resume/" not in checksums
+    with pytest.raises(ConfigError, match="has ended well"):
+        resume(run.run_id)
+
+
+def test_a_server_that_is_away_costs_the_disk_of_one_snapshot(
+    local_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("EHRTRACK_DRAIN_SECONDS", "0")
+    with tracked_run(experiment="s", name="x", kind="finetune") as run:
+        kept = [run.log_snapshot(state) for state in states(local_store / "a", [3, 6, 9])]
+        assert run.log_snapshot(local_store / "a" / "step-000009", is_last=True)  # but the last word is kept
+    assert kept == [True, False, False]
+
+
+def test_a_metric_of_a_step_that_is_trained_again_is_not_sent_twice(local_store: Path) -> None:
+    run_id = stopped_run(local_store / "a", [3])
+    take_up(run_id, 1)
+    with tracked_run(experiment="s", name="x", kind="finetune", run_id=run_id, attempt=1) as again:
+        again.log_metrics({"train/loss": 2.0}, step=1)
+        again.log_metrics({"train/loss": 1.0}, step=2)
+    rows = [(row.step, row.value) for row in client().get_metric_history(run_id, "train/loss")]
+    assert sorted(rows) == [(1, 2.0), (2, 1.0)]
+    assert queries.get_run(run_id).status == "FINISHED"
+
+
+def test_the_journal_of_a_machine_that_was_overtaken_sends_nothing(local_store: Path) -> None:
+    folder = local_store / "journal" / "k1"
+    opening = {"do": "open", "key": "k1", "time": 1, "experiment": "s", "name": "x", "tags": {}}
+    journal = Journal(folder)
+    journal.append(opening | {"parent": None, "joined": None})
+    drain = Drain(folder, is_live=False)
+    drain.send()
+    journal.append(
+        {"do": "metrics", "time": 2, "step": 1, "values": {"train/loss": 2.0}},
+        {"do": "end", "status": "KILLED", "time": 3},
+    )
+    journal.close()
+    take_up(drain.progress.run_id, 1)
+    (synced,) = sync(local_store / "journal")
+    assert "was taken up by another process" in synced.remark
+    run = queries.get_run(drain.progress.run_id)
+    assert (run.metrics, run.status) == ({}, "RUNNING")
+    assert sync(local_store / "journal") == []
+
+
+def test_other_data_are_refused_with_what_differs() -> None:
+    begun = Resumption("1" * 32, 1, {"data": "aa", "vocabulary": "bb"}, 0)
+    begun.check({"data": "aa", "vocabulary": "bb"})
+    with pytest.raises(DataError, match=r"there differ: data \(then aa, now cc\)\. Give it the same data"):
+        begun.check({"data": "cc", "vocabulary": "bb"})
