@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 import psutil
 
+POLL_SECONDS = 0.5
 _is_watched = threading.Event()
 
 
@@ -33,6 +35,15 @@ def _is_mlflow_run(process: psutil.Process) -> bool:
     return "run" in words and any(os.path.basename(word) == "mlflow" for word in words[: words.index("run")])
 
 
+def _is_alive(process: psutil.Process) -> bool:
+    """Whether it still runs; one that has ended and that nobody asked for its exit code does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _end_with(process: psutil.Process) -> None:
-    process.wait()
+    while _is_alive(process):
+        time.sleep(POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)

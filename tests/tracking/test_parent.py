@@ -1,0 +1,37 @@
+"""A command of ``mlflow run`` ends with it, although mlflow passes no signal on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+CHILD = """
+import signal, sys, threading
+from ehrtrack.tracking.parent import watch_mlflow_run
+def told(*_):
+    print("told to stop", flush=True)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, told)
+watch_mlflow_run()
+print("training", flush=True)
+threading.Event().wait(120)
+"""
+
+# As mlflow does it: a shell that runs the command. What follows keeps the shell from becoming the command itself.
+ABOVE = "import subprocess, sys; subprocess.run(['bash', '-c', sys.executable + ' -c \"$CHILD\"; true'])"
+
+
+def test_sigterm_to_mlflow_run_alone_reaches_the_training_behind_a_shell() -> None:
+    above = subprocess.Popen(
+        [sys.executable, "-c", ABOVE, "mlflow", "run"],
+        env=os.environ | {"MLFLOW_RUN_ID": "1" * 32, "CHILD": CHILD},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert above.stdout is not None
+    with above, above.stdout as lines:
+        assert lines.readline() == "training\n"
+        above.send_signal(signal.SIGTERM)
+        assert lines.readline() == "told to stop\n"
