@@ -38,7 +38,7 @@ def _is_mlflow_run(process: psutil.Process) -> bool:
 def _is_alive(process: psutil.Process) -> bool:
     """Whether it still runs; one that has ended and that nobody asked for its exit code does not."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
