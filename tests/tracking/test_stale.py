@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -82,7 +83,8 @@ def test_a_claim_whose_process_died_does_not_hold_the_run_for_ever(
     record = queries.get_run(run_with("RUNNING", silent_minutes=60))
     with monkeypatch.context() as patch:
         patch.setattr("ehrtrack.tracking.stale._delete_claim", lambda name: None)
-        patch.setattr("os.getpid", lambda: 2**22 + 1)  # a number that no process has
+        dead = f"{socket.gethostname()} {2**22 + 1} 1.0"  # a number that no process has
+        patch.setattr("ehrtrack.tracking.stale._this_process", lambda: dead)
         with claimed(record):
             pass
     with claimed(record) as attempt:
