@@ -105,7 +105,8 @@ def give_back(record: RunRecord) -> None:
     """Give a run that could not go on after all the status that it had; it can be taken up again."""
     with tracking_errors(f"give back run {record.run_id}"):
         status = "KILLED" if record.status == "RUNNING" else record.status
-        client().set_tag(record.run_id, names.RESUMABLE, record.tags.get(names.RESUMABLE, "true"))
+        is_resumable = "true" if record.status == "RUNNING" else record.tags.get(names.RESUMABLE, "false")
+        client().set_tag(record.run_id, names.RESUMABLE, is_resumable)
         client().set_terminated(record.run_id, status)
 
 
