@@ -39,7 +39,8 @@ def test_every_choice_can_be_loaded_and_has_settings(package: str) -> None:
         (
             "objectives",
             "zzz",
-            r"unknown objective 'zzz'; there are: classification, contrastive, mixed, mlm, next-visit, survival, time-to-event",
+            "unknown objective 'zzz'; there are: "
+            "classification, contrastive, mixed, mlm, next-visit, survival, time-to-event",
         ),
         ("strategies", "_protocol", "unknown strategy '_protocol'"),
     ],

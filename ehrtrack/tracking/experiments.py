@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -29,6 +31,25 @@ _COLUMNS = (
     f"params.`{names.PARAM_PREFIX}model.size`",
     f"tags.`{names.KIND}`",
 )
+
+
+ROWS_PER_PAGE = 1000
+
+
+def pages(search: Any, **arguments: Any) -> Iterator[Any]:
+    """Everything that a search of mlflow's client finds; one call gives a page of it alone."""
+    token: str | None = None
+    while True:
+        page = search(max_results=ROWS_PER_PAGE, page_token=token, **arguments)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def every_experiment_id() -> list[str]:
+    """The ids of all experiments there are."""
+    return [experiment.experiment_id for experiment in pages(client().search_experiments)]
 
 
 def experiment_named(study: str) -> str:

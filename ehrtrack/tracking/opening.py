@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
-from ehrtrack.tracking.experiments import experiment_named, offer_view
+from ehrtrack.tracking.experiments import every_experiment_id, experiment_named, offer_view
 from ehrtrack.tracking.failures import CallRefused, ServerUnavailable
 from ehrtrack.tracking.journal import LOG, Progress, Record, read_log, read_progress
 from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
@@ -160,8 +160,7 @@ class RunOpening:
         except MlflowException as error:
             if error.error_code not in _NOT_FOUND:
                 raise
-            every = [experiment.experiment_id for experiment in client().search_experiments()]
-            found = client().search_runs(every, f"tags.`{names.RUN_KEY}` = '{parent}'", max_results=1)
+            found = client().search_runs(every_experiment_id(), f"tags.`{names.RUN_KEY}` = '{parent}'", max_results=1)
             if found:
                 return found[0].info
             if beside.exists():

@@ -13,9 +13,9 @@ from mlflow.exceptions import MlflowException
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names, registry
+from ehrtrack.tracking.experiments import every_experiment_id, pages
 from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
 
-RUNS_PER_PAGE = 1000
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -104,11 +104,11 @@ def search_runs(
     # Tags know no IN, so each kind is a search of its own.
     kind_clauses = [[f"tags.`{names.KIND}` = {_quoted(kind)}"] for kind in dict.fromkeys(kinds)] or [[]]
     with tracking_errors(f"search the runs of study {study!r}"):
-        experiment_ids = [experiment.experiment_id for experiment in _pages(client().search_experiments)]
+        experiment_ids = every_experiment_id()
         found = [
             _record(run)
             for kind_clause in kind_clauses
-            for run in _pages(
+            for run in pages(
                 client().search_runs,
                 experiment_ids=experiment_ids,
                 filter_string=" and ".join(clauses + kind_clause),
@@ -120,11 +120,11 @@ def search_runs(
 def all_runs(kinds: Sequence[str], condition: str) -> list[RunRecord]:
     """Runs of some kinds in all studies that meet a condition in mlflow's filter language, oldest first."""
     with tracking_errors("search runs"):
-        experiment_ids = [experiment.experiment_id for experiment in _pages(client().search_experiments)]
+        experiment_ids = every_experiment_id()
         found = [
             _record(run)
             for kind in kinds
-            for run in _pages(
+            for run in pages(
                 client().search_runs,
                 experiment_ids=experiment_ids,
                 filter_string=f"{condition} and tags.`{names.KIND}` = {_quoted(kind)}",
@@ -211,16 +211,6 @@ def _files_under(run_id: str, path: str) -> Iterator[str]:
             yield from _files_under(run_id, inside)
         else:
             yield inside
-
-
-def _pages(search: Any, **arguments: Any) -> Iterator[Any]:
-    token: str | None = None
-    while True:
-        page = search(max_results=RUNS_PER_PAGE, page_token=token, **arguments)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _quoted(value: str) -> str:

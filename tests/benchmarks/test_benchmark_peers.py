@@ -74,17 +74,20 @@ def test_buckets_are_of_like_length_and_span_the_store() -> None:
 def test_pandas_makes_the_same_tokens_as_import_and_tokeniser(tmp_path: Path) -> None:
     from benchmarks.peers.pandas_preparation import tokenise
     from ehrtrack.data.events import open_dataset
+    from ehrtrack.data.fitting import fit_vocabulary
     from ehrtrack.data.importing import import_dataset
+    from ehrtrack.data.shards import ShardWork
     from ehrtrack.data.splits import SplitConfig
     from ehrtrack.data.store import build_store, record_cutoffs
-    from ehrtrack.data.visits import VisitConfig, known_events
-    from ehrtrack.data.vocabulary import VocabularyConfig, fit_vocabulary
+    from ehrtrack.data.visits import VisitConfig
+    from ehrtrack.data.vocabulary import VocabularyConfig
 
     raw = write_events(tmp_path / "raw", 20_000)
     import_dataset("meds", raw, tmp_path / "meds", progress=lambda line: None)
     dataset = open_dataset(tmp_path / "meds")
-    cutoffs = record_cutoffs(dataset, SplitConfig())
-    vocabulary = fit_vocabulary(known_events(dataset.scan(), cutoffs.filter(split="train")), VocabularyConfig())
+    work = ShardWork(tmp_path / "cache")
+    cutoffs = record_cutoffs(dataset, SplitConfig(), work)
+    vocabulary = fit_vocabulary(dataset, cutoffs, VocabularyConfig(), work)
     store = build_store(dataset, cutoffs, vocabulary, VisitConfig(), tmp_path / "stores")
     subjects = np.repeat(store.subject_ids, store.n_tokens)
     ours = pd.DataFrame({"subject_id": subjects, "visit": store.visit, "token": store.token})

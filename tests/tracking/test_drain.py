@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
-from mlflow.entities import ViewType
 from weather import proxy
 
 from ehrtrack.cli import cli
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import drainer, queries
 from ehrtrack.tracking.drain import Drain
+from ehrtrack.tracking.experiments import every_experiment_id
 from ehrtrack.tracking.journal import LOG, Journal, read_log
 from ehrtrack.tracking.run import TrackedRun, tracked_run
 from ehrtrack.tracking.sync import find_journals, sync
@@ -84,9 +84,7 @@ def fill(run: TrackedRun, folder: Path, n_steps: int = 30) -> None:
 
 def runs_on_server(key: str) -> list[str]:
     """Ids of the runs of a key that were not deleted."""
-    client = MlflowClient()
-    every = [experiment.experiment_id for experiment in client.search_experiments(ViewType.ALL)]
-    found = client.search_runs(every, f"tags.`ehrtrack.run_key` = '{key}'")
+    found = MlflowClient().search_runs(every_experiment_id(), f"tags.`ehrtrack.run_key` = '{key}'")
     return [run.info.run_id for run in found]
 
 

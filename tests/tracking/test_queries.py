@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from ehrtrack.errors import TrackingError
-from ehrtrack.tracking import queries
+from ehrtrack.tracking import experiments, queries
 from ehrtrack.tracking.run import tracked_run
 from ehrtrack.tracking.server import client
 
@@ -55,7 +55,7 @@ def test_trials_are_found_by_their_parent(local_store: Path) -> None:
 
 def test_all_pages_are_read(local_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [make_run("s", f"run {n}", "finetune") for n in range(5)]
-    monkeypatch.setattr(queries, "RUNS_PER_PAGE", 2)
+    monkeypatch.setattr(experiments, "ROWS_PER_PAGE", 2)
     assert [run.run_id for run in queries.search_runs("s")] == runs
 
 
