@@ -66,8 +66,8 @@ class PostgresCluster:
         self._account = _unprivileged_account()
 
     def uri(self, database: str) -> str:
-        """The address of a database, with the password."""
-        return f"postgresql://{USER}:{self._password}@127.0.0.1:{self.port}/{database}"
+        """The address of a database, with the password; the driver is named, since several may be the default."""
+        return f"postgresql+psycopg2://{USER}:{self._password}@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
         """Initialise the folder if it is new, start the server, and make the databases that are not there.

@@ -130,8 +130,8 @@ class RunOpening:
     def _join(self, run_id: str) -> OpenedRun:
         """The run that ``mlflow run`` made becomes this one."""
         with tracking_errors(f"join run {run_id} of MLFLOW_RUN_ID"):
-            self.check_attempt(run_id)
             experiment_id = client().get_run(run_id).info.experiment_id
+            self.check_attempt(run_id)
             client().update_run(run_id, status="RUNNING", name=self.record["name"])
             tags = dict(self.record["tags"])
             if not self.attempt:  # a run that goes on keeps the key that it is found by
