@@ -268,7 +268,6 @@ def test_the_champion_predicts_by_its_registry_name_and_as_a_pyfunc(study: Study
     with study.at_work():
         import mlflow
 
-        mlflow.set_tracking_uri(study.store)
         model = mlflow.pyfunc.load_model("models:/simulated@champion")
         served = model.predict(frame)
     np.testing.assert_array_equal(served["subject_id"], scored["subject_id"])

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from mlflow import MlflowClient
 from weather import proxy
 
 from ehrtrack.cli import cli
@@ -27,6 +26,7 @@ from ehrtrack.tracking.drain import Drain
 from ehrtrack.tracking.experiments import every_experiment_id
 from ehrtrack.tracking.journal import LOG, Journal, read_log
 from ehrtrack.tracking.run import TrackedRun, tracked_run
+from ehrtrack.tracking.server import client
 from ehrtrack.tracking.sync import find_journals, sync
 
 NOBODY = "http://127.0.0.1:1"
@@ -84,21 +84,20 @@ def fill(run: TrackedRun, folder: Path, n_steps: int = 30) -> None:
 
 def runs_on_server(key: str) -> list[str]:
     """Ids of the runs of a key that were not deleted."""
-    found = MlflowClient().search_runs(every_experiment_id(), f"tags.`ehrtrack.run_key` = '{key}'")
+    found = client().search_runs(every_experiment_id(), f"tags.`ehrtrack.run_key` = '{key}'")
     return [run.info.run_id for run in found]
 
 
 def everything(run_id: str, folder: Path) -> dict[str, Any]:
     """All that the server says of a run."""
-    client = MlflowClient()
-    run = client.get_run(run_id)
+    run = client().get_run(run_id)
     info = run.info
     return {
         "info": (info.run_name, info.status, info.start_time, info.end_time, info.experiment_id),
         "params": run.data.params,
         "tags": run.data.tags,
         "metrics": {
-            key: sorted((row.timestamp, row.step, row.value) for row in client.get_metric_history(run_id, key))
+            key: sorted((row.timestamp, row.step, row.value) for row in client().get_metric_history(run_id, key))
             for key in run.data.metrics
         },
         "inputs": [(entry.dataset.name, entry.dataset.digest) for entry in run.inputs.dataset_inputs],
@@ -343,14 +342,14 @@ def test_a_run_deleted_on_the_server_is_not_taken_for_bad_records(
     server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with tracked_run(experiment="deleted", name="x", kind="demo") as run:
-        MlflowClient().delete_run(run.run_id)
+        client().delete_run(run.run_id)
         run.log_metrics({"a": 1.0}, step=1)
     assert f"mlflow runs restore --run-id {run.run_id}" in caplog.text
     (journal,) = find_journals(Path(".ehrtrack"))
     assert not (journal / "refused.jsonl").exists()
     (synced,) = sync(journal)
     assert "was deleted on" in synced.problem
-    MlflowClient().restore_run(run.run_id)
+    client().restore_run(run.run_id)
     sync(journal)
     assert queries.metric_history(run.run_id, "a") == {1: 1.0}
     assert not journal.exists()
