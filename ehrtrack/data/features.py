@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ehrtrack.data.shards import folder_aside
 from ehrtrack.errors import DataError
 
 
@@ -55,8 +55,7 @@ def build_features(
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         folder.parent.mkdir(parents=True, exist_ok=True)
         _check_room(folder.parent, int(offsets[-1]) * width * 4)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
+        with folder_aside(folder) as aside:
             np.save(aside / "offsets.npy", offsets)
             shape = (int(offsets[-1]), width)
             hidden = np.lib.format.open_memmap(aside / "hidden.npy", mode="w+", dtype=np.float32, shape=shape)
@@ -65,14 +64,6 @@ def build_features(
                 for row, part in zip(rows, np.split(block, ends[:-1]), strict=True):
                     hidden[offsets[row] : offsets[row + 1]] = part
             hidden.flush()
-            aside.chmod(0o755)
-            try:
-                aside.rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
     return FeatureStore(np.load(folder / "offsets.npy"), np.load(folder / "hidden.npy", mmap_mode="r"))
 
 

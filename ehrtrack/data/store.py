@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +14,7 @@ import polars as pl
 
 from ehrtrack.data.events import BIRTH, DEATH, MedsDataset, fingerprint_of
 from ehrtrack.data.histories import NO_TIME, Ints, read_shard, subject_numbers, times_us
-from ehrtrack.data.shards import ShardWork, written_aside
+from ehrtrack.data.shards import ShardWork, folder_aside, written_aside
 from ehrtrack.data.splits import SplitConfig, assign_splits
 from ehrtrack.data.visits import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, VisitConfig, visit_tokens
 from ehrtrack.data.vocabulary import Vocabulary
@@ -230,7 +227,7 @@ def _join(folder: Path, files: list[Path], cutoffs: pl.DataFrame, meta: dict[str
     """Write the arrays part by part, beside the folder, and rename: it is there whole or not at all."""
     try:
         subjects, rows = _join_subjects(files, cutoffs)
-        with _folder_aside(folder) as aside:
+        with folder_aside(folder) as aside:
             for name, values in subjects.items():
                 np.save(aside / f"{name}.npy", values.astype(DTYPES[name]))
             _join_tokens(aside, files, rows, subjects["offsets"].astype(np.int64))
@@ -304,20 +301,3 @@ def _in_two_shards(subject_id: int, shards: list[Path]) -> str:
         f"subject {subject_id} is in more than one shard ({', '.join(shard.stem for shard in shards)}); a MEDS dataset "
         "keeps all events of a subject in one: import the data again, or sort them by subject before sharding"
     )
-
-
-@contextmanager
-def _folder_aside(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `folder` when the block ends well, unless another made that first."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield aside
-        aside.chmod(0o755)
-        try:
-            aside.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
