@@ -101,9 +101,19 @@ def search_runs(
     clauses += [f"params.`{names.PARAM_PREFIX}{key}` = {_quoted(value)}" for key, value in (params or {}).items()]
     if status is not None:
         clauses.append(f"attributes.status = {_quoted(status)}")
+    return _found(f"search the runs of study {study!r}", clauses, kinds)
+
+
+def all_runs(kinds: Sequence[str], condition: str) -> list[RunRecord]:
+    """Runs of some kinds in all studies that meet a condition in mlflow's filter language, oldest first."""
+    return _found("search runs", [condition], kinds) if kinds else []
+
+
+def _found(what: str, clauses: list[str], kinds: Sequence[str]) -> list[RunRecord]:
+    """The runs in all experiments that meet all clauses and are of any of the kinds; of every kind if none is named."""
     # Tags know no IN, so each kind is a search of its own.
     kind_clauses = [[f"tags.`{names.KIND}` = {_quoted(kind)}"] for kind in dict.fromkeys(kinds)] or [[]]
-    with tracking_errors(f"search the runs of study {study!r}"):
+    with tracking_errors(what):
         experiment_ids = every_experiment_id()
         found = [
             _record(run)
@@ -112,22 +122,6 @@ def search_runs(
                 client().search_runs,
                 experiment_ids=experiment_ids,
                 filter_string=" and ".join(clauses + kind_clause),
-            )
-        ]
-    return sorted(found, key=lambda record: (record.started, record.run_id))
-
-
-def all_runs(kinds: Sequence[str], condition: str) -> list[RunRecord]:
-    """Runs of some kinds in all studies that meet a condition in mlflow's filter language, oldest first."""
-    with tracking_errors("search runs"):
-        experiment_ids = every_experiment_id()
-        found = [
-            _record(run)
-            for kind in kinds
-            for run in pages(
-                client().search_runs,
-                experiment_ids=experiment_ids,
-                filter_string=f"{condition} and tags.`{names.KIND}` = {_quoted(kind)}",
             )
         ]
     return sorted(found, key=lambda record: (record.started, record.run_id))
