@@ -8,12 +8,49 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
+
+from ehrtrack.baselines._protocol import Tabular, TunedChoice, used_columns
+from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
 
 FloatArray = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 LARGEST = float(np.finfo(np.float64).max)
 """A threshold that parts missing from present: infinity, which JSON does not have, and which no feature reaches."""
+
+
+class TreeSettings(TunedChoice):
+    """Settings that models made of trees share.
+
+    Attributes
+    ----------
+    n_intervals : of the time grid, at most
+    min_subjects, min_share : a column that is not 0 in fewer training subjects (or a smaller share) is left out
+    """
+
+    n_intervals: int = Field(ge=1)
+    min_subjects: int = Field(5, ge=1)
+    min_share: float = Field(0.01, ge=0, lt=1)
+
+
+def columns_and_grid(config: TreeSettings, train: Tabular) -> tuple[list[str], TimeGrid]:
+    """The columns that trees may ask for, and the time grid up to the longest follow-up.
+
+    Raises
+    ------
+    DataError
+        If no column can be used.
+    """
+    n_needed = max(config.min_subjects, int(np.ceil(config.min_share * len(train.features))))
+    columns = used_columns(train.features, min_subjects=n_needed)
+    grid = fit_time_grid(
+        train.follow_up_days,
+        train.is_event,
+        horizon_days=float(train.follow_up_days.max()),
+        n_intervals=config.n_intervals,
+    )
+    return columns, grid
 
 
 @dataclass(frozen=True)

@@ -25,18 +25,16 @@ from ehrtrack.baselines._protocol import (
     FloatArray,
     Setting,
     Tabular,
-    TunedChoice,
     check_events,
     matrix,
     read_counts,
     seen_within,
     tune,
-    used_columns,
 )
-from ehrtrack.baselines._trees import Trees, join
+from ehrtrack.baselines._trees import Trees, TreeSettings, columns_and_grid, join
 from ehrtrack.errors import CheckpointError
 from ehrtrack.survival.curves import interpolate_survival
-from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
+from ehrtrack.survival.time_grid import TimeGrid
 
 ROWS_AT_ONCE = 20_000
 """Subjects whose person-periods are in memory together when predicting."""
@@ -45,7 +43,7 @@ PATIENCE_TREES = 15
 """Trees without a better validation loss after which no more are added."""
 
 
-class Settings(TunedChoice):
+class Settings(TreeSettings):
     """Settings of gradient boosting; the tuples are what `n_candidates` combinations are taken from.
 
     Attributes
@@ -54,7 +52,6 @@ class Settings(TunedChoice):
         a leaf, L2 penalty, and share of the columns that a split may choose from
     max_trees : the most trees; fewer where the validation loss stops falling
     n_intervals : of the time grid, at most; rows and time of the fit grow with it
-    min_subjects, min_share : a column that is not 0 in fewer training subjects (or a smaller share) is left out
     """
 
     learning_rates: tuple[float, ...] = (0.06, 0.03, 0.12)
@@ -64,8 +61,6 @@ class Settings(TunedChoice):
     feature_shares: tuple[float, ...] = (0.3, 1.0)
     max_trees: int = Field(400, ge=1)
     n_intervals: int = Field(4, ge=1)
-    min_subjects: int = Field(5, ge=1)
-    min_share: float = Field(0.01, ge=0, lt=1)
 
 
 class Config(Settings):
@@ -163,14 +158,7 @@ def fit(config: Settings, train: Tabular, validation: Tabular) -> BoostingModel:
         If there is no training event, no usable feature, an infinite value, or no comparable validation pair.
     """
     check_events(train)
-    n_needed = max(config.min_subjects, int(np.ceil(config.min_share * len(train.features))))
-    columns = used_columns(train.features, min_subjects=n_needed)
-    grid = fit_time_grid(
-        train.follow_up_days,
-        train.is_event,
-        horizon_days=float(train.follow_up_days.max()),
-        n_intervals=config.n_intervals,
-    )
+    columns, grid = columns_and_grid(config, train)
     periods, label = person_periods(train, columns, grid)
     validation_periods, validation_label = person_periods(seen_within(validation, grid.horizon_days), columns, grid)
 

@@ -22,23 +22,21 @@ from ehrtrack.baselines._protocol import (
     FloatArray,
     Setting,
     Tabular,
-    TunedChoice,
     check_events,
     matrix,
     read_counts,
     tune,
-    used_columns,
 )
-from ehrtrack.baselines._trees import Trees, join
+from ehrtrack.baselines._trees import Trees, TreeSettings, columns_and_grid, join
 from ehrtrack.errors import CheckpointError
 from ehrtrack.survival.curves import interpolate_survival
-from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
+from ehrtrack.survival.time_grid import TimeGrid
 
 ROWS_AT_ONCE = 20_000
 """Subjects whose features are in memory together when predicting."""
 
 
-class Config(TunedChoice):
+class Config(TreeSettings):
     """Settings of the forest; the tuples are what `n_candidates` combinations are taken from.
 
     Attributes
@@ -47,7 +45,6 @@ class Config(TunedChoice):
     min_rows, feature_shares : subjects a leaf, and share of the columns that a split may choose from
     max_rows : subjects that a tree is grown on, at most, drawn with replacement
     n_intervals : of the time grid, at most
-    min_subjects, min_share : a column that is not 0 in fewer training subjects (or a smaller share) is left out
     """
 
     name: Literal["random-survival-forest"] = "random-survival-forest"
@@ -56,8 +53,6 @@ class Config(TunedChoice):
     feature_shares: tuple[float, ...] = (0.05, 0.02, 0.1)
     max_rows: int = Field(5_000, ge=1)
     n_intervals: int = Field(10, ge=1)
-    min_subjects: int = Field(5, ge=1)
-    min_share: float = Field(0.01, ge=0, lt=1)
 
 
 read = read_counts
@@ -136,14 +131,7 @@ def fit(config: Config, train: Tabular, validation: Tabular) -> ForestModel:
         If there is no training event, no usable feature, a missing value, or no comparable validation pair.
     """
     check_events(train)
-    n_needed = max(config.min_subjects, int(np.ceil(config.min_share * len(train.features))))
-    columns = used_columns(train.features, min_subjects=n_needed)
-    grid = fit_time_grid(
-        train.follow_up_days,
-        train.is_event,
-        horizon_days=float(train.follow_up_days.max()),
-        n_intervals=config.n_intervals,
-    )
+    columns, grid = columns_and_grid(config, train)
     x, y = _on_grid(train, columns, grid)
 
     def fit_one(setting: Setting) -> ForestModel:
