@@ -95,7 +95,8 @@ class Classification:
     def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
         """Loss beside that of the prevalence for everybody, AUROC, AUPRC, the confusion matrix, C-index and IBS.
 
-        All are weighted for censoring, but for the four counts: they are of the subjects whose class is known.
+        All are weighted for censoring, but for the four counts, which are of the subjects whose class is known, and
+        Harrell's C-index.
         """
         logits = torch.from_numpy(np.concatenate([score.logits for score in scores]))
         outcomes = Outcomes(
