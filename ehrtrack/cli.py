@@ -125,6 +125,14 @@ def _sweep(config: RunConfig) -> None:
 
 
 @_recipe("survival")
+def _frontier(config: RunConfig) -> None:
+    """Fine-tune at several values of one setting, and show what each buys and costs."""
+    from ehrtrack.recipes.frontier import frontier
+
+    frontier(config)
+
+
+@_recipe("survival")
 def _compare(config: RunConfig) -> None:
     """Make benchmark tables out of the study's runs, and name the best by validation champion."""
     from ehrtrack.recipes.compare import compare

@@ -17,6 +17,7 @@ from ehrtrack.data.splits import SplitConfig
 from ehrtrack.data.visits import VisitConfig
 from ehrtrack.data.vocabulary import VocabularyConfig
 from ehrtrack.errors import ConfigError
+from ehrtrack.frontier import FrontierConfig
 from ehrtrack.models.behrt import ModelConfig
 from ehrtrack.search import SearchConfig
 from ehrtrack.search import to_toml as write_toml
@@ -109,6 +110,7 @@ class RunConfig(Section):
     init: InitConfig = InitConfig()
     train: TrainConfig = TrainConfig()
     search: SearchConfig = SearchConfig()
+    frontier: FrontierConfig = FrontierConfig()
     registry: RegistryConfig = RegistryConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
@@ -169,8 +171,8 @@ def override(config: RunConfig, values: Mapping[str, str | int | float | bool]) 
 
 
 def to_toml(config: RunConfig) -> str:
-    """The configuration as a file that `load_config` reads; the search space is left out."""
-    values = config.model_dump(mode="json", exclude_unset=True, exclude_none=True, exclude={"search"})
+    """The configuration as a file that `load_config` reads; what is searched or varied is left out."""
+    values = config.model_dump(mode="json", exclude_unset=True, exclude_none=True, exclude={"search", "frontier"})
     return write_toml(dict(_leaves(values)))
 
 

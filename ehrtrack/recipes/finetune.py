@@ -122,7 +122,7 @@ def _read_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
     """The pretrained model, and the configuration with its run id and size written out."""
     if not config.init.run:
         return None, config
-    reference = resolve_run(_latest_pretrain(config.study) if config.init.run == "latest" else config.init.run)
+    reference = resolve_run(latest_pretrain(config.study) if config.init.run == "latest" else config.init.run)
     with tempfile.TemporaryDirectory() as folder:
         base = read_model_folder(download(reference.run_id, reference.artifact_path, Path(folder)))
     size = base.config.model.size
@@ -139,7 +139,14 @@ def _read_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
     )
 
 
-def _latest_pretrain(study: str) -> str:
+def latest_pretrain(study: str) -> str:
+    """The run id of the study's last finished pretraining.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
     runs = search_runs(study, kinds=["pretrain"])
     if not runs:
         raise ConfigError(

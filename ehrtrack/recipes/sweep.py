@@ -96,5 +96,6 @@ def sweep(config: RunConfig) -> Run:
 
 def _study_name(config: RunConfig) -> str:
     """The same settings make the same study; where it runs, and for how many trials, does not matter."""
-    settings = config.model_dump(mode="json", exclude={"runtime": True, "registry": True, "search": {"n_trials"}})
+    settings = config.model_dump(mode="json", exclude={"runtime", "registry", "frontier"})
+    del settings["search"]["n_trials"]
     return f"{config.study}-{fingerprint_of(settings)}"

@@ -1,0 +1,133 @@
+"""A frontier: one setting at several values, and what each buys and costs.
+
+Discrimination and calibration can pull apart: a loss that ranks subjects better may state worse probabilities.
+DeepHit (Lee et al. 2018) adds such a loss; Kvamme et al. 2019 (J Mach Learn Res 20(129)) find its concordance high and
+its Brier scores poor. Whether it is so is seen only where both are on one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+from pydantic import Field
+
+from ehrtrack.compare import verdict_of
+from ehrtrack.search import Scalar
+from ehrtrack.section import Section
+from ehrtrack.survival.bootstrap import Interval
+
+MEASURES = {
+    "c_index": "test/c_index",
+    "c_index_lower": "test/c_index_lower",
+    "c_index_upper": "test/c_index_upper",
+    "ibs": "test/ibs",
+    "calibration_slope": "test/calibration_slope",
+    "calibration_slope_lower": "test/calibration_slope_lower",
+    "calibration_slope_upper": "test/calibration_slope_upper",
+    "ici": "test/ici",
+    "val_c_index": "best/c_index",
+}
+"""Columns of the table, and the metrics of a run that they are."""
+
+
+class FrontierConfig(Section):
+    """What is varied.
+
+    Attributes
+    ----------
+    parameter : dotted path of the setting
+    values : at least two; the first is what the others are compared with
+    """
+
+    parameter: str = "objective.lambda_rank"
+    values: tuple[Scalar, ...] = Field((0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0), min_length=2)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run at one value.
+
+    Attributes
+    ----------
+    metrics : of the run, by name
+    difference : its test C-index minus that at the first value, on the same subjects; None at the first value
+    """
+
+    value: Scalar
+    run_id: str
+    metrics: Mapping[str, float]
+    difference: Interval | None = None
+
+
+def frontier_table(points: Sequence[Point]) -> pl.DataFrame:
+    """One line a value, in the order given: the columns of `MEASURES`, the paired difference and its verdict.
+
+    A measure that a run could not have is null.
+    """
+    lines = []
+    for point in points:
+        line: dict[str, object] = {"value": str(point.value)}
+        line |= {column: point.metrics.get(metric) for column, metric in MEASURES.items()}
+        difference = point.difference
+        line |= {
+            "difference": difference and difference.estimate,
+            "difference_lower": difference and difference.lower,
+            "difference_upper": difference and difference.upper,
+            "verdict": verdict_of(difference) if difference else "",
+            "run_id": point.run_id,
+        }
+        lines.append(line)
+    numbers = {name: pl.Float64 for name in (*MEASURES, "difference", "difference_lower", "difference_upper")}
+    return pl.DataFrame(lines, schema_overrides=numbers)
+
+
+def conclusion(table: pl.DataFrame, parameter: str) -> str:
+    """What the table allows to be said, in a sentence or two."""
+    first = table.row(0, named=True)
+    better = table.filter(pl.col("verdict") == "better")
+    worse = table.filter(pl.col("verdict") == "worse")
+    highest_ibs = table.sort("ibs", nulls_last=False).row(-1, named=True)
+    said = (
+        f"C-index higher than at {parameter} = {first['value']}, by an interval that excludes 0, at: "
+        f"{', '.join(better['value'])}."
+        if better.height
+        else f"No value has a C-index shown to be higher than that at {parameter} = {first['value']}."
+    )
+    if worse.height:
+        said += f" It is lower at: {', '.join(worse['value'])}."
+    return (
+        f"{said} The integrated Brier score is {first['ibs']:.4f} at {first['value']} and at most "
+        f"{highest_ibs['ibs']:.4f}, at {highest_ibs['value']}."
+    )
+
+
+def to_markdown(table: pl.DataFrame, parameter: str) -> str:
+    """The table for a reader."""
+    titles = [parameter, "test C-index", "difference", "verdict", "IBS", "calibration slope", "ICI", "val C-index"]
+    lines = [" | ".join(titles), " | ".join("---" for _ in titles)]
+    for row in table.iter_rows(named=True):
+        cells = [
+            row["value"],
+            _with_interval(row, "c_index", ".3f"),
+            _with_interval(row, "difference", "+.3f"),
+            row["verdict"],
+            _number(row["ibs"], ".4f"),
+            _with_interval(row, "calibration_slope", ".2f"),
+            _number(row["ici"], ".3f"),
+            _number(row["val_c_index"], ".3f"),
+        ]
+        lines.append(" | ".join(cells))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def _with_interval(row: Mapping[str, float | None], name: str, form: str) -> str:
+    estimate, lower, upper = (row[key] for key in (name, f"{name}_lower", f"{name}_upper"))
+    if estimate is None or lower is None or upper is None:
+        return _number(estimate, form)
+    return f"{estimate:{form}} [{lower:{form}}, {upper:{form}}]"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

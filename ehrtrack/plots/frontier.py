@@ -1,0 +1,44 @@
+"""A setting's frontier: discrimination, accuracy and calibration, value by value."""
+
+from __future__ import annotations
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ehrtrack.plots._style import BLUE, GREY, ORANGE, dress, panels
+
+
+def frontier_plot(table: pl.DataFrame, *, parameter: str) -> Figure:
+    """Three panels over the values of one setting, evenly spaced: C-index, integrated Brier score, calibration slope.
+
+    Parameters
+    ----------
+    table : from `frontier.frontier_table`
+    parameter : the setting's name, for the axes
+    """
+    figure, (c_index, ibs, slope) = panels(3, width=13.2, height=4.0)
+    _points(c_index, table, "c_index", "Discrimination: test C-index")
+    c_index.set_ylabel("C-index (95 % interval), higher is better")
+    _points(ibs, table, "ibs", "Accuracy: integrated Brier score")
+    ibs.set_ylabel("IBS, lower is better")
+    _points(slope, table, "calibration_slope", "Calibration slope")
+    slope.axhline(1, color=GREY, linestyle="--", linewidth=1.2)
+    slope.set_ylabel("slope (95 % interval), 1 is calibrated")
+    for ax in (c_index, ibs, slope):
+        ax.set_xlabel(parameter)
+    return figure
+
+
+def _points(ax: Axes, table: pl.DataFrame, name: str, title: str) -> None:
+    place = list(range(table.height))
+    ax.set_xticks(place, table["value"].to_list())
+    ax.set_xlim(-0.4, table.height - 0.6)
+    found = table.with_row_index("place").drop_nulls(name)
+    ax.plot(found["place"], found[name], color=BLUE, linewidth=1.2, alpha=0.5)
+    if f"{name}_lower" in table.columns:
+        ax.vlines(found["place"], found[f"{name}_lower"], found[f"{name}_upper"], color=BLUE, linewidth=1.8)
+    ax.plot(found["place"], found[name], "o", color=BLUE, markersize=6)
+    first = found.filter(pl.col("place") == 0)
+    ax.plot(first["place"], first[name], "o", color=ORANGE, markersize=8)  # what the others are compared with
+    dress(ax, title)

@@ -1,0 +1,94 @@
+"""A frontier: the same fine-tuning at several values of one setting, in one table of what each buys and costs."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import polars as pl
+
+from ehrtrack import plots
+from ehrtrack.compare import RunRow, differences
+from ehrtrack.config import RunConfig, override, parse_value
+from ehrtrack.data.events import fingerprint_of
+from ehrtrack.errors import ConfigError
+from ehrtrack.frontier import Point, conclusion, frontier_table, to_markdown
+from ehrtrack.recipes._run import Run, describe, open_run
+from ehrtrack.recipes.finetune import finetune, latest_pretrain
+from ehrtrack.search import Scalar
+from ehrtrack.tracking.queries import RunRecord, download, get_run, search_runs
+from ehrtrack.training.ranks import join_ranks
+
+SECTIONS = ("study", "data", "cohort", "model", "objective", "strategy", "init", "train", "frontier", "runtime")
+KEY_TAG = "fingerprint.frontier"
+
+
+def frontier(config: RunConfig) -> Run:
+    """Fine-tune at each value of ``frontier.parameter``, and log table, plot and conclusion.
+
+    Each value is a child run, evaluated and logged like any other. Started again with the same configuration, the
+    values that are finished are taken from where they are.
+
+    Raises
+    ------
+    EhrtrackError
+        If the configuration, the data or the tracking server cannot be used.
+    """
+    if join_ranks(config.runtime.device).count > 1:
+        raise ConfigError("a frontier is one process; its values are fitted one after another")
+    if config.init.run == "latest":  # another pretraining may finish between two values
+        config = override(config, {"init.run": latest_pretrain(config.study)})
+    parameter, values = config.frontier.parameter, config.frontier.values
+    variants = {value: override(config, {parameter: value}) for value in values}  # a wrong path or value ends it here
+    settings = config.model_dump(mode="json", exclude={"runtime", "registry", "search", "frontier"})
+    key = fingerprint_of("frontier", parameter, settings)
+    done = _finished(config.study, key, parameter)
+    with open_run(config, kind="frontier", sections=SECTIONS, name=f"frontier {parameter}") as run:
+        run.logger.set_tags({KEY_TAG: key})
+        found: dict[Scalar, RunRecord] = {}
+        for number, (value, variant) in enumerate(variants.items(), start=1):
+            print(f"\n{parameter} = {value} ({number} of {len(values)})", flush=True)
+            if value in done:
+                print(f"finished before, as run {done[value].run_id}", flush=True)
+                found[value] = done[value]
+            else:
+                found[value] = get_run(finetune(variant, parent_run_id=run.logger.run_id).run_id)
+        table = frontier_table(_points(found))
+        text = f"{to_markdown(table, parameter)}\n{conclusion(table, parameter)}\n"
+        run.logger.log_table(table, "frontier.csv")
+        run.logger.log_text(text, "frontier.md")
+        run.logger.log_figure(plots.frontier_plot(table, parameter=parameter), "plots/frontier.png")
+        run.logger.set_description(describe(f"Frontier of {parameter}", {"values": f"{len(values)}"}) + f"\n{text}")
+        print(f"\n{text}", flush=True)
+        return run.finished({})
+
+
+def _finished(study: str, key: str, parameter: str) -> dict[Scalar, RunRecord]:
+    """Finished runs of the same frontier, by value."""
+    frontiers = search_runs(study, kinds=["frontier"], status=None, tags={KEY_TAG: key})
+    children = [run for one in frontiers for run in search_runs(study, kinds=["finetune"], parent_run_id=one.run_id)]
+    return {parse_value(child.params[parameter]): child for child in children}
+
+
+def _points(found: dict[Scalar, RunRecord]) -> list[Point]:
+    records = list(found.values())
+    with tempfile.TemporaryDirectory() as folder:
+        predictions = {
+            record.run_id: pl.read_parquet(
+                download(record.run_id, "predictions/test.parquet", Path(folder) / record.run_id)
+            )
+            for record in records
+        }
+    rows = [
+        RunRow(
+            record.run_id,
+            record.kind,
+            model="first" if record is records[0] else "other",
+            cohort_fingerprint=record.tags["fingerprint.cohort"],
+        )
+        for record in records
+    ]
+    against_first = differences(rows, predictions, reference="first")
+    return [
+        Point(value, record.run_id, record.metrics, against_first.get(record.run_id)) for value, record in found.items()
+    ]

@@ -1,0 +1,59 @@
+"""A frontier on the tracking store: one child run a value, one table, and going on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from whole_study import Study
+
+from ehrtrack.tracking.queries import RunRecord, download, list_artifacts, search_runs
+
+VALUES = ("--config", "finetune.toml", "--train.epochs", "1", "--frontier.values")
+
+
+@pytest.fixture(scope="module")
+def frontier(study: Study) -> RunRecord:
+    assert study.run("frontier", *VALUES, "[0.0, 0.5]") == 0
+    return study.runs(["frontier"])[0]
+
+
+def children(study: Study, run: RunRecord) -> list[RunRecord]:
+    with study.at_work():
+        return search_runs("simulated", kinds=["finetune"], parent_run_id=run.run_id)
+
+
+def table_of(study: Study, run: RunRecord, folder: Path) -> pl.DataFrame:
+    with study.at_work():
+        return pl.read_csv(download(run.run_id, "frontier.csv", folder))
+
+
+def test_each_value_is_a_run_of_its_own_and_a_line_of_the_table(
+    study: Study, frontier: RunRecord, tmp_path: Path
+) -> None:
+    runs = {float(run.params["objective.lambda_rank"]): run for run in children(study, frontier)}
+    assert sorted(runs) == [0.0, 0.5]
+    table = table_of(study, frontier, tmp_path)
+    assert table["value"].to_list() == [0.0, 0.5]
+    assert table["run_id"].to_list() == [runs[0.0].run_id, runs[0.5].run_id]
+    assert table["c_index"].to_list() == [runs[value].metrics["test/c_index"] for value in (0.0, 0.5)]
+    assert table["difference"][0] is None
+    expected = runs[0.5].metrics["test/c_index"] - runs[0.0].metrics["test/c_index"]
+    assert table["difference"][1] == pytest.approx(expected, abs=1e-9)
+    with study.at_work():
+        assert {"frontier.md", "plots/frontier.png"} <= set(list_artifacts(frontier.run_id))
+
+
+def test_started_again_it_fits_only_what_is_new(study: Study, frontier: RunRecord, tmp_path: Path) -> None:
+    assert study.run("frontier", *VALUES, "[0.0, 0.5, 1.0]") == 0
+    again = study.runs(["frontier"])[-1]
+    assert [float(run.params["objective.lambda_rank"]) for run in children(study, again)] == [1.0]
+    table = table_of(study, again, tmp_path / "again")
+    assert table["run_id"][:2].to_list() == table_of(study, frontier, tmp_path / "first")["run_id"].to_list()
+
+
+def test_a_setting_that_is_not_there_ends_it_before_any_run(study: Study) -> None:
+    n_before = len(study.runs(["frontier"]))
+    assert study.run("frontier", *VALUES, "[0, 1]", "--frontier.parameter", "objective.lamda") == 2
+    assert len(study.runs(["frontier"])) == n_before
