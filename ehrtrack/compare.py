@@ -15,6 +15,7 @@ from typing import Any, Literal
 import polars as pl
 
 from ehrtrack.errors import DataError
+from ehrtrack.privacy import KEY_FILE, KEY_VARIABLE, RAW
 from ehrtrack.survival.bootstrap import Interval, paired_difference
 
 REFERENCE_MODEL = "cox"
@@ -36,6 +37,7 @@ class RunRow:
     test_c_index, test_lower, test_upper : on test subjects, with its bootstrap interval
     test_ibs : integrated Brier score on test subjects
     cohort_fingerprint : runs compare only where this is equal
+    subject_key : fingerprint of the key under which subjects' predictions are logged; "raw" for their own ids
     """
 
     run_id: str
@@ -53,6 +55,7 @@ class RunRow:
     test_lower: float | None = None
     test_upper: float | None = None
     test_ibs: float | None = None
+    subject_key: str = RAW
 
     @property
     def label(self) -> str:
@@ -121,7 +124,8 @@ def differences(
     Parameters
     ----------
     rows : runs of one cohort
-    predictions : by run id, with columns subject_id, follow_up_days, is_event, risk; runs without are left out
+    predictions : by run id, with columns subject_id, follow_up_days (or follow_up_rank), is_event, risk; runs without
+        are left out
     reference : a model's name; of several such runs, the best by validation
 
     Returns
@@ -131,13 +135,14 @@ def differences(
     Raises
     ------
     DataError
-        If two runs predict for different subjects or disagree on an outcome.
+        If two runs predict for different subjects, call them by hashes of different keys, or disagree on an outcome.
     """
     _require_one_cohort(rows)
     candidates = [row for row in rows if row.model == reference and row.run_id in predictions]
     if not candidates:
         return {}
     base = min(candidates, key=_validation_order).run_id
+    _require_one_key([row for row in rows if row.run_id in predictions])
     return {
         row.run_id: _paired(row.run_id, base, predictions, n_resamples=n_resamples, seed=seed)
         for row in rows
@@ -263,10 +268,26 @@ def _require_one_cohort(rows: Sequence[RunRow]) -> None:
     )
 
 
+def _require_one_key(rows: Sequence[RunRow]) -> None:
+    """Two keys give one subject two names: there are no pairs to compare."""
+    by_key: dict[str, list[str]] = {}
+    for row in rows:
+        by_key.setdefault(row.subject_key, []).append(row.run_id)
+    if len(by_key) > 1:
+        found = "; ".join(f"key {key}: {', '.join(runs)}" for key, runs in by_key.items())
+        raise DataError(
+            f"the predictions of these runs name subjects by hashes under {len(by_key)} different keys ({found}) and "
+            f"cannot be paired. Set the same {KEY_VARIABLE} (or copy the cache's {KEY_FILE}) on every machine that "
+            "trains, and make the runs of the other keys again or delete them; raw stands for the subjects' own ids"
+        )
+
+
 def _paired(
     run_id: str, base: str, predictions: Mapping[str, pl.DataFrame], *, n_resamples: int, seed: int
 ) -> Interval:
-    columns = ["subject_id", "follow_up_days", "is_event", "risk"]
+    # A study that names a calendar date logs ranks of days, which order subjects alike (`privacy.Privacy`).
+    days = "follow_up_rank" if "follow_up_rank" in predictions[base].columns else "follow_up_days"
+    columns = ["subject_id", days, "is_event", "risk"]
     mine, theirs = (predictions[name].select(columns).sort("subject_id") for name in (run_id, base))
     if not mine["subject_id"].equals(theirs["subject_id"]):
         unshared = set(mine["subject_id"]) ^ set(theirs["subject_id"])
@@ -274,16 +295,18 @@ def _paired(
             f"runs {run_id} and {base} predict for {mine.height} and {theirs.height} subjects, "
             f"{len(unshared)} of them in one run alone; a paired difference needs the same subjects in both"
         )
-    outcome = ["follow_up_days", "is_event"]
+    outcome = [days, "is_event"]
     if not mine.select(outcome).equals(theirs.select(outcome)):
         raise DataError(
             f"runs {run_id} and {base} disagree on the outcome of some subjects; they are not of one cohort"
         )
+    pairs = mine.with_columns(other_risk=theirs["risk"])
+    pairs = pairs.sort(days, "is_event", "risk", "other_risk")  # resamples must not depend on what subjects are called
     return paired_difference(
-        mine["risk"].to_numpy(),
-        theirs["risk"].to_numpy(),
-        mine["follow_up_days"].to_numpy(),
-        mine["is_event"].to_numpy(),
+        pairs["risk"].to_numpy(),
+        pairs["other_risk"].to_numpy(),
+        pairs[days].to_numpy(),
+        pairs["is_event"].to_numpy(),
         n_resamples=n_resamples,
         seed=seed,
     )

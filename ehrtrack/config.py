@@ -73,6 +73,7 @@ class RuntimeConfig(Section):
     upload_snapshots : send the last two snapshots to the tracking server, so that another machine can go on
     engine : what works on the shards of the data: local, ray
     workers : shards that are worked on at the same time
+    log_raw_subjects : log predictions under the subjects' own ids and with their dates, instead of keyed hashes
     """
 
     seed: int = 0
@@ -84,6 +85,7 @@ class RuntimeConfig(Section):
     upload_snapshots: bool = True
     engine: str = "local"
     workers: int = Field(1, ge=1)
+    log_raw_subjects: bool = False
 
 
 class RegistryConfig(Section):

@@ -50,9 +50,15 @@ def local_store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def mlflow_server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `mlflow_server` keeps what was sent to it: ``mlflow.db`` and ``artifacts``."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(mlflow_server_folder: Path) -> Iterator[str]:
     """The address of a real ``mlflow server`` on this machine, over HTTP, with proxied artifacts."""
-    folder = tmp_path_factory.mktemp("server")
+    folder = mlflow_server_folder
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

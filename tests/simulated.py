@@ -38,6 +38,7 @@ class Population:
     hazard_ratio : by which each risk code multiplies the hazard; 1 plants no signal
     has_leak : a code before the index date tells when the outcome will come
     prefix : of every code, so that two populations can share none
+    first_subject : the subjects' ids count from it
     """
 
     n_subjects: int = 300
@@ -45,13 +46,15 @@ class Population:
     hazard_ratio: float = 5.0
     has_leak: bool = False
     prefix: str = ""
+    first_subject: int = 1
 
 
 def write_dataset(folder: Path, population: Population = Population()) -> MedsDataset:
     """The population's records as a MEDS dataset of one shard."""
     (folder / "data").mkdir(parents=True)
     rng = np.random.default_rng(population.seed)
-    rows = [event for subject in range(1, population.n_subjects + 1) for event in _history(subject, population, rng)]
+    subjects = range(population.first_subject, population.first_subject + population.n_subjects)
+    rows = [event for subject in subjects for event in _history(subject, population, rng)]
     frame = pl.DataFrame(
         {"subject_id": [r[0] for r in rows], "time": [r[1] for r in rows], "code": [r[2] for r in rows]},
         schema={name: EVENT_SCHEMA[name] for name in ("subject_id", "time", "code")},

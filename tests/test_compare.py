@@ -17,6 +17,7 @@ from ehrtrack.compare import (
     verdict_of,
 )
 from ehrtrack.errors import DataError
+from ehrtrack.privacy import Privacy
 from ehrtrack.survival.bootstrap import Interval, paired_difference
 
 COX = RunRow(
@@ -115,8 +116,9 @@ def test_differences_are_paired_and_against_the_best_reference_by_validation() -
     frames = {LORA.run_id: mine, COX.run_id: theirs, worse_cox.run_id: predictions(3, noise=9.0)}
     found = differences([worse_cox, LORA, COX, FROZEN], frames)
     assert found.keys() == {LORA.run_id, worse_cox.run_id}
+    pairs = mine.with_columns(other=theirs["risk"]).sort("follow_up_days", "is_event", "risk", "other")
     assert found[LORA.run_id] == paired_difference(
-        mine["risk"], theirs["risk"], mine["follow_up_days"], mine["is_event"]
+        pairs["risk"], pairs["other"], pairs["follow_up_days"], pairs["is_event"]
     )
     assert found[LORA.run_id].lower > 0
 
@@ -128,6 +130,28 @@ def test_differences_match_subjects_by_id_and_not_by_row() -> None:
     assert differences(rows, {LORA.run_id: mine, COX.run_id: shuffled}) == differences(
         rows, {LORA.run_id: mine, COX.run_id: theirs}
     )
+
+
+def test_differences_do_not_depend_on_the_key_of_the_hashes() -> None:
+    raw = {LORA.run_id: predictions(1, noise=0.1), COX.run_id: predictions(2, noise=2.0)}
+    of_raw = differences([LORA, COX], raw)
+    for key in (b"0123456789abcdef", b"fedcba9876543210"):
+        frames = {run_id: Privacy(key).table(frame) for run_id, frame in raw.items()}
+        assert frames[COX.run_id]["subject_id"].dtype == pl.String
+        assert differences([LORA, COX], frames) == of_raw
+        ranked = {run_id: Privacy(key, hides_days=True).table(frame) for run_id, frame in raw.items()}
+        assert "follow_up_days" not in ranked[COX.run_id].columns
+        assert differences([LORA, COX], ranked) == of_raw
+
+
+def test_runs_that_name_subjects_under_different_keys_are_refused_by_their_keys() -> None:
+    frames = {LORA.run_id: predictions(1, 0.1), COX.run_id: predictions(2, 0.1)}
+    rows = [dataclasses.replace(LORA, subject_key="1111"), dataclasses.replace(COX, subject_key="2222")]
+    with pytest.raises(
+        DataError, match=f"2 different keys .key 1111: {LORA.run_id}; key 2222: {COX.run_id}."
+    ) as raised:
+        differences(rows, frames)
+    assert "Set the same EHRTRACK_SUBJECT_SECRET" in str(raised.value)
 
 
 def test_without_a_reference_there_are_no_differences() -> None:

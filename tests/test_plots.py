@@ -33,7 +33,14 @@ EVENT = np.arange(60) % 3 == 0
 ATTRITION = pl.DataFrame(
     {"step": ["subjects in the dataset", "has an index date"], "n_subjects": [2694, 830], "n_dropped": [0, 1864]}
 )
-SPLITS = pl.DataFrame({"split": ["train", "validation", "test"], "n_subjects": [600, 115, 115], "n_events": [9, 8, 7]})
+SPLITS = pl.DataFrame(
+    {
+        "split": ["train", "validation", "test"],
+        "n_subjects": ["600", "115", "115"],
+        "n_events": ["60", "23", "<11"],
+        "event_rate": [0.1, 0.2, None],
+    }
+)
 
 
 def rendered(figure: Figure) -> bytes:
@@ -118,6 +125,8 @@ def test_numbers_at_risk_are_counted_from_follow_up() -> None:
     at_60 = [text.get_text() for text in counts.texts if text.get_position()[0] == 60]
     assert at_start == ["30", "30"]
     assert at_60 == ["0", "30"]  # the first thirty left by day 30
+    at_20 = [text.get_text() for text in counts.texts if text.get_position()[0] == 20]
+    assert at_20 in ([], ["<11", "30"])  # 11 of them follow 10
 
 
 def test_flow_states_who_is_left_dropped_and_in_each_split() -> None:
@@ -125,7 +134,8 @@ def test_flow_states_who_is_left_dropped_and_in_each_split() -> None:
     assert "2,694 subjects" in found
     assert "1,864 dropped" in found
     assert "validation\n115 subjects" in found
-    assert "8 events (7.0%)" in found
+    assert "23 events (20.0%)" in found
+    assert "<11 events" in found
 
 
 def test_forest_plot_lists_models_from_top_to_bottom() -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from ehrtrack.plots._style import BLUE, BOX, DPI, GREEN, GREY, INK, RED
+from ehrtrack.privacy import count_text
 
 
 def attrition_flow(attrition: pl.DataFrame, splits: pl.DataFrame | None = None) -> Figure:
@@ -18,8 +19,9 @@ def attrition_flow(attrition: pl.DataFrame, splits: pl.DataFrame | None = None) 
 
     Parameters
     ----------
-    attrition : columns step, n_subjects (left after the step), n_dropped; the first row is the start
-    splits : columns split, n_subjects, n_events; drawn at the bottom
+    attrition : columns step, n_subjects (left after the step), n_dropped; the first row is the start. Counts may be
+        text, as `privacy.hide_in_attrition` makes them
+    splits : columns split, n_subjects, n_events, event_rate; drawn at the bottom
     """
     n_steps = attrition.height
     n_rows = n_steps + (1.3 if splits is not None else 0)
@@ -29,14 +31,14 @@ def attrition_flow(attrition: pl.DataFrame, splits: pl.DataFrame | None = None) 
     ax.axis("off")
     for number, row in enumerate(attrition.iter_rows(named=True)):
         y = -float(number)
-        step, left = textwrap.shorten(row["step"], 64, placeholder=" …"), f"{row['n_subjects']:,} subjects"
+        step, left = textwrap.shorten(row["step"], 64, placeholder=" …"), f"{count_text(row['n_subjects'])} subjects"
         _box(ax, 3.2, y, step, left, width=5.2, height=0.56, colour=BLUE)
         if number == 0:
             continue
         _arrow(ax, (3.2, y + 0.7), (3.2, y + 0.3))
-        if row["n_dropped"]:
+        if row["n_dropped"] not in (0, "0"):
             _arrow(ax, (3.2, y + 0.5), (6.55, y + 0.5), colour=GREY)
-            ax.text(6.7, y + 0.5, f"{row['n_dropped']:,} dropped", va="center", fontsize=9.5, color=RED)
+            ax.text(6.7, y + 0.5, f"{count_text(row['n_dropped'])} dropped", va="center", fontsize=9.5, color=RED)
     if splits is not None:
         _draw_splits(ax, splits, y=-(n_steps - 1) - 1.25, top=-(n_steps - 1) - 0.3)
     return figure
@@ -65,7 +67,7 @@ def _draw_splits(ax: Axes, splits: pl.DataFrame, *, y: float, top: float) -> Non
     centres = np.linspace(1.7, 8.3, splits.height) if splits.height > 1 else np.array([3.2])
     for x, row in zip(centres, splits.iter_rows(named=True), strict=True):
         _arrow(ax, (3.2, top), (float(x), y + 0.38))
-        share = row["n_events"] / row["n_subjects"]
-        text = f"{row['split']}\n{row['n_subjects']:,} subjects"
-        strong = f"{row['n_events']:,} events ({share:.1%})"
+        share = "" if row["event_rate"] is None else f" ({row['event_rate']:.1%})"
+        text = f"{row['split']}\n{count_text(row['n_subjects'])} subjects"
+        strong = f"{count_text(row['n_events'])} events{share}"
         _box(ax, float(x), y, text, strong, width=2.9, height=0.72, colour=GREEN)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from ehrtrack.errors import DataError
 from ehrtrack.plots._style import BLUE, DPI, GREY, INK, ORANGE, PALE, dress
+from ehrtrack.privacy import count_text
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def _attribute_title(ax: Axes, y: float, attribute: str, gap: pl.DataFrame) -> N
 
 
 def _group_line(ax: Axes, y: float, row: dict[str, Any]) -> None:
-    text = f"{row['n_events']:,} / {row['n_subjects']:,}"
+    text = f"{count_text(row['n_events'])} / {count_text(row['n_subjects'])}"
     if row["c_index"] is None:
         text += "  too few"
     else:

@@ -12,6 +12,7 @@ from sksurv.nonparametric import kaplan_meier_estimator
 
 from ehrtrack.errors import DataError
 from ehrtrack.plots._style import BLUE, DPI, GREEN, GREY, INK, ORANGE, PURPLE, RED, dress, panels
+from ehrtrack.privacy import count_text
 from ehrtrack.survival.calibration import risk_groups
 from ehrtrack.survival.metrics import BoolArray, FloatArray, checked_predictions
 
@@ -46,8 +47,8 @@ def calibration_plot(table: pl.DataFrame, *, horizon_days: float) -> Figure:
     ax.set(xlim=(0, end), ylim=(0, end), aspect="equal")
     ax.set_xlabel(f"mean predicted risk at {horizon_days:g} days")
     ax.set_ylabel(f"observed risk at {horizon_days:g} days (Kaplan–Meier)")
-    n_subjects, n_events = table["n_subjects"].sum(), table["n_events"].sum()
-    dress(ax, f"Calibration: {n_subjects:,} subjects, {n_events:,} events")
+    n_subjects, n_events = (int(table[name].sum()) for name in ("n_subjects", "n_events"))
+    dress(ax, f"Calibration: {count_text(n_subjects)} subjects, {count_text(n_events)} events")
     ax.legend(frameon=False, loc="upper left")
     return figure
 
@@ -76,7 +77,7 @@ def kaplan_meier_by_risk(
     ax, counts = figure.subplots(2, 1, sharex=True, height_ratios=[1, 0.07 + 0.06 * len(labels)])
     for number, (label, colour) in enumerate(zip(labels, colours, strict=False)):
         members = group == number
-        _draw_kaplan_meier(ax, days[members], event[members], f"{label} (n = {members.sum():,})", colour)
+        _draw_kaplan_meier(ax, days[members], event[members], f"{label} (n = {count_text(int(members.sum()))})", colour)
     ax.set(xlim=(0, days.max() * 1.01), ylim=(min(0.98, ax.get_ylim()[0]), 1.005))
     ax.set_ylabel("share without the event")
     dress(ax, "Survival by predicted risk (Kaplan–Meier, 95 % interval)")
@@ -89,7 +90,7 @@ def kaplan_meier_by_risk(
         row = len(labels) - 1 - number
         for tick in ticks:
             n_at_risk = int((days[group == number] >= tick).sum())
-            counts.text(tick, row, f"{n_at_risk:,}", ha="center", va="center", fontsize=9, color=colour)
+            counts.text(tick, row, count_text(n_at_risk), ha="center", va="center", fontsize=9, color=colour)
     counts.set(xticks=ticks, ylim=(-0.6, len(labels) - 0.4))
     counts.set_yticks(range(len(labels)), labels[::-1], fontsize=9)
     counts.set_title("subjects at risk", loc="left", fontsize=9, color=GREY, pad=2)

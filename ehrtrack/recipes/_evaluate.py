@@ -12,6 +12,7 @@ from ehrtrack import plots
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.data.cohort import summarise_cohort
 from ehrtrack.objectives.survival import Predictions, baseline_survival, score_survival
+from ehrtrack.privacy import hide_in_attrition, hide_in_groups, hide_in_summary
 from ehrtrack.recipes._groups import subject_groups
 from ehrtrack.recipes._prepare import CohortRecords
 from ehrtrack.runlog import RunLogger
@@ -51,11 +52,12 @@ class Evaluation:
 
 def log_cohort(logger: RunLogger, records: CohortRecords) -> None:
     """Log who is in the study: attrition, events and follow-up by split, and what the vocabulary covers."""
-    summary = summarise_cohort(records.cohort)
-    logger.log_table(records.cohort.attrition, "cohort/attrition.csv")
+    summary = hide_in_summary(summarise_cohort(records.cohort))
+    attrition = hide_in_attrition(records.cohort.attrition)
+    logger.log_table(attrition, "cohort/attrition.csv")
     logger.log_table(summary, "cohort/summary.csv")
     logger.log_table(records.coverage, "cohort/vocabulary_coverage.csv")
-    logger.log_figure(plots.attrition_flow(records.cohort.attrition, summary), "plots/attrition.png")
+    logger.log_figure(plots.attrition_flow(attrition, summary), "plots/attrition.png")
 
 
 def log_evaluation(
@@ -109,12 +111,12 @@ def _split(predictions: Predictions, grid: TimeGrid, training: Outcomes, outcome
 
 def _log_report(logger: RunLogger, report: Report, *, horizon_days: float) -> None:
     logger.log_metrics({f"test/{name}": value for name, value in report.metrics.items()}, step=0)
-    for name, table in report.tables.items():
+    tables = report.tables | {"subgroups": hide_in_groups(report.tables["subgroups"])}
+    for name, table in tables.items():
         logger.log_table(table, f"evaluation/{name}.csv")
     logger.log_table(report.left_out_table(), "evaluation/left_out.csv")
     if report.left_out:
         print(f"left out of the evaluation, with reasons in evaluation/left_out.csv: {', '.join(report.left_out)}")
-    tables = report.tables
     logger.log_figure(
         plots.discrimination_plot(tables, report.metrics, horizon_days=horizon_days), "plots/discrimination.png"
     )

@@ -13,7 +13,9 @@ import polars as pl
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig
+from ehrtrack.data.index_rules import DateIndex
 from ehrtrack.errors import DataError
+from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.recipes._model_folder import WEIGHTS
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.tracking.run import TrackedRun, tracked_run
@@ -224,6 +226,7 @@ def open_run(
         attempt=resume.attempt if resume else 0,
         journal=config.runtime.cache / "journal",
         stops=(TrainingStopped,),
+        privacy=_privacy(config),
     ) as logger:
         if ranks is not None:
             ranks.from_main(lambda: logger.run_id)
@@ -242,6 +245,14 @@ def open_run(
             raise
         logger.remove_snapshots()
     shutil.rmtree(folder, ignore_errors=True)  # after the last word of the run is in its journal
+
+
+def _privacy(config: RunConfig) -> Privacy:
+    """What of the subjects may be logged: hashes under this machine's key, unless raw ids were asked for."""
+    cohort = config.cohort
+    has_calendar_date = cohort is not None and (cohort.end_of_study is not None or isinstance(cohort.index, DateIndex))
+    key = None if config.runtime.log_raw_subjects else read_key(config.runtime.cache)
+    return Privacy(key, hides_days=has_calendar_date)
 
 
 def run_folder(config: RunConfig, run_id: str) -> Path:

@@ -20,7 +20,9 @@ from ehrtrack.compare import (
 )
 from ehrtrack.config import RunConfig
 from ehrtrack.errors import DataError
+from ehrtrack.privacy import RAW
 from ehrtrack.recipes._run import MODEL_FOLDER, Run, open_run
+from ehrtrack.tracking.names import SUBJECT_KEY
 from ehrtrack.tracking.queries import RunRecord, download, get_run, search_runs
 from ehrtrack.tracking.registry import ModelVersion, champion, log_and_register_model, set_champion
 from ehrtrack.tracking.server import ui_command
@@ -132,6 +134,7 @@ def _row(record: RunRecord) -> RunRow:
         test_lower=metrics.get("test/c_index_lower"),
         test_upper=metrics.get("test/c_index_upper"),
         test_ibs=metrics.get("test/ibs"),
+        subject_key=record.tags.get(SUBJECT_KEY, RAW),  # runs from before there were keys have the subjects' own ids
     )
 
 

@@ -15,6 +15,7 @@ from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import Behrt, EhrModel, load_encoder_weights
 from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.objectives.survival import predict
+from ehrtrack.privacy import count_text
 from ehrtrack.recipes._evaluate import Evaluation, log_cohort, log_evaluation
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder, write_model_folder
 from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, seed_everything
@@ -168,7 +169,7 @@ def _summary(config: RunConfig, records: CohortRecords, result: FitResult, evalu
             "test C-index (95 % interval)": f"{test.c_index} ({verdict})",
             "test integrated Brier score": f"{test.ibs:.4f} ({skill:+.0%} against Kaplan-Meier)",
             "validation C-index": str(evaluations["best"].c_index),
-            "training subjects (events)": f"{len(records.rows['train']):,} ({n_events:,})",
+            "training subjects (events)": f"{len(records.rows['train']):,} ({count_text(n_events)})",
             "horizon": f"{records.cohort.horizon_days:g} days",
             "pretrained by run": config.init.run or "none",
             "best epoch": f"{result.best_epoch} of {len(result.history)} ({result.stop_reason})",

@@ -13,9 +13,11 @@ from ehrtrack.config import RunConfig, override, parse_value
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError
 from ehrtrack.frontier import Point, conclusion, frontier_table, to_markdown
+from ehrtrack.privacy import RAW
 from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes.finetune import finetune, latest_pretrain
 from ehrtrack.search import Scalar
+from ehrtrack.tracking.names import SUBJECT_KEY
 from ehrtrack.tracking.queries import RunRecord, download, get_run, search_runs
 from ehrtrack.training.ranks import join_ranks
 
@@ -85,6 +87,7 @@ def _points(found: dict[Scalar, RunRecord]) -> list[Point]:
             record.kind,
             model="first" if record is records[0] else "other",
             cohort_fingerprint=record.tags["fingerprint.cohort"],
+            subject_key=record.tags.get(SUBJECT_KEY, RAW),
         )
         for record in records
     ]

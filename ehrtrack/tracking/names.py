@@ -12,6 +12,7 @@ HEARTBEAT = "ehrtrack.heartbeat"  # UTC time at which the run's process was last
 RESUMABLE = "ehrtrack.resumable"  # "true" once a run that can go on was told to stop
 ATTEMPT = "ehrtrack.attempt"  # how often the run was taken up again; the last to do so alone writes to it
 KIND = "ehrtrack.kind"
+SUBJECT_KEY = "ehrtrack.subject_key"  # fingerprint of the key under which subjects are logged; "raw" without one
 ERROR = "ehrtrack.error"
 STOPPED = "ehrtrack.stopped"
 GIT_COMMIT = "ehrtrack.git_commit"

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ehrtrack.errors import TrackingError
+from ehrtrack.privacy import Privacy
 from ehrtrack.tracking import names
 from ehrtrack.tracking.drain import ROWS_PER_CALL
 from ehrtrack.tracking.drainer import Drainer, drain_seconds
@@ -64,6 +65,7 @@ class TrackedRun:
         self.key = key
         self.name = name
         self.status = "RUNNING"
+        self.privacy: Privacy | None = None
         self._journal = journal
         self._params: dict[str, str] = {}
         self._has_description = False
@@ -92,7 +94,10 @@ class TrackedRun:
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Record all metrics of one step (an epoch) in one call."""
         now_ms = _now_ms()
-        for values in _parts({key: float(value) for key, value in metrics.items()}, ROWS_PER_CALL["metrics"]):
+        rows = {key: float(value) for key, value in metrics.items()}
+        if self.privacy:
+            rows = self.privacy.metrics(rows)
+        for values in _parts(rows, ROWS_PER_CALL["metrics"]):
             self._append({"do": "metrics", "time": now_ms, "step": step, "values": values})
 
     def log_params(self, params: Mapping[str, Scalar]) -> None:
@@ -157,6 +162,8 @@ class TrackedRun:
 
     def log_table(self, frame: pl.DataFrame, name: str) -> None:
         """Store a table as ``.parquet`` or ``.csv``, by the suffix of `name`."""
+        if self.privacy:
+            frame = self.privacy.table(frame)
         with self._written(name) as file:
             if file.suffix == ".parquet":
                 frame.write_parquet(file)
@@ -324,6 +331,7 @@ def tracked_run(
     attempt: int = 0,
     stops: tuple[type[Exception], ...] = (),
     journal: Path = DEFAULT_JOURNALS,
+    privacy: Privacy | None = None,
 ) -> Iterator[TrackedRun]:
     """A run that ends with its block: FINISHED, FAILED on an exception, KILLED on Ctrl-C or SIGTERM.
 
@@ -346,6 +354,8 @@ def tracked_run(
         Exceptions that end the run as FINISHED all the same, such as optuna's TrialPruned; still raised.
     journal
         The folder in which this run's journal is kept until the server has all of it.
+    privacy
+        How tables and messages are changed before they are logged; None logs them as they are.
     """
     with _sigterm_raises():
         watch_mlflow_run()
@@ -360,7 +370,10 @@ def tracked_run(
         )
         try:
             try:
+                run.privacy = privacy
                 run.set_tags(tags or {})
+                if privacy:
+                    run.set_tags({names.SUBJECT_KEY: privacy.fingerprint})
                 run.log_params(params or {})
                 run.log_json(environment(), "environment.json")
                 yield run
@@ -424,7 +437,8 @@ def _code_tags() -> dict[str, str]:
 
 def _end_aloud(run: TrackedRun, error: BaseException, stops: tuple[type[Exception], ...]) -> None:
     """End a run after an exception; a server that fails now must not hide that exception."""
-    message = f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARACTERS]
+    message = f"{type(error).__name__}: {error}"
+    message = (run.privacy.message(message) if run.privacy else message)[:MAX_ERROR_CHARACTERS]
     try:
         if isinstance(error, stops):
             run.end("FINISHED", tag=names.STOPPED, reason=message)

@@ -14,11 +14,14 @@ import pytest
 import torch
 from whole_study import Study
 
-from ehrtrack.config import parse_config
+from ehrtrack.config import load_config, parse_config
 from ehrtrack.data.batch import Batches
+from ehrtrack.data.cohort import build_cohort
+from ehrtrack.data.events import open_dataset
 from ehrtrack.models.behrt import Behrt, EhrModel, load_encoder_weights
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.objectives.survival import predict
+from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.recipes._model_folder import read_model_folder
 from ehrtrack.recipes._prepare import prepare_cohort
 from ehrtrack.tracking.queries import RunRecord, download, list_artifacts, metric_history, search_runs
@@ -62,6 +65,11 @@ def one(study: Study, kind: str) -> RunRecord:
 def fetch(study: Study, run_id: str, path: str, folder: Path) -> Path:
     with study.at_work():
         return download(run_id, path, folder)
+
+
+def hashed(study: Study, subjects: pl.Series) -> pl.Series:
+    """What the study's runs call subjects."""
+    return Privacy(read_key(study.folder / "cache")).pseudonyms(subjects)
 
 
 def comparable(record: RunRecord) -> dict[str, float]:
@@ -166,8 +174,7 @@ def test_the_logged_test_scores_are_those_of_the_logged_predictions(study: Study
     for kind in ("finetune", "baseline"):
         run = one(study, kind)
         table = pl.read_parquet(fetch(study, run.run_id, "predictions/test.parquet", tmp_path / kind))
-        columns = ["subject_id", "prediction_time", "follow_up_days", "is_event", "risk", "survival"]
-        assert table.columns == columns
+        assert table.columns == ["subject_id", "follow_up_days", "is_event", "risk", "survival"]
         expected = concordance_index(table["follow_up_days"], -table["risk"].to_numpy(), table["is_event"])
         assert run.metrics["test/c_index"] == pytest.approx(expected, abs=1e-9)
         assert run.metrics["test/c_index_lower"] < expected < run.metrics["test/c_index_upper"]
@@ -201,7 +208,10 @@ def test_a_stock_peft_loads_the_logged_adapter_on_the_logged_base(study: Study, 
     records = prepare_cohort(folder.config, base.vocabulary)
     batches = Batches(records.store, records.rows["test"], 512, folder.config.data.max_tokens)
     logged = pl.read_parquet(fetch(study, run.run_id, "predictions/test.parquet", tmp_path))
-    np.testing.assert_allclose(predict(model, batches, torch.device("cpu")).risk, logged["risk"], atol=1e-6, rtol=0)
+    risk = predict(model, batches, torch.device("cpu")).risk
+    subjects = hashed(study, records.cohort.subjects[records.rows["test"]]["subject_id"])
+    by_subject = pl.DataFrame({"subject_id": subjects, "risk": risk}).sort("subject_id")
+    np.testing.assert_allclose(by_subject["risk"], logged["risk"], atol=1e-6, rtol=0)
 
 
 def test_the_comparison_is_a_run_with_a_table_of_all_models(study: Study, tmp_path: Path) -> None:
@@ -233,8 +243,10 @@ def test_the_champion_is_the_best_by_validation(study: Study, capsys: pytest.Cap
 def labels(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Subjects and prediction times of the test set, as a user would give them."""
     folder = tmp_path_factory.mktemp("labels")
-    table = pl.read_parquet(fetch(study, one(study, "finetune").run_id, "predictions/test.parquet", folder))
-    table.select("subject_id", "prediction_time").write_csv(folder / "labels.csv")
+    config = load_config(study.folder / "finetune.toml")
+    cutoffs = build_cohort(open_dataset(study.data), config.cohort, config.data.split).cutoffs  # type: ignore[arg-type]
+    test = cutoffs.filter(pl.col("split") == "test").select("subject_id", prediction_time="cutoff")
+    test.write_csv(folder / "labels.csv")
     return folder / "labels.csv"
 
 
@@ -247,7 +259,9 @@ def test_predict_gives_the_logged_predictions_of_the_test_subjects(
     assert study.run("predict", *words) == 0
     scored = pl.read_parquet(out)
     logged = pl.read_parquet(fetch(study, run.run_id, "predictions/test.parquet", tmp_path))
-    assert scored.select("subject_id", "prediction_time").equals(logged.select("subject_id", "prediction_time"))
+    assert scored["subject_id"].to_list() == pl.read_csv(labels)["subject_id"].to_list()  # raw, for it stays here
+    scored = scored.with_columns(hashed(study, scored["subject_id"])).sort("subject_id")
+    assert scored["subject_id"].equals(logged["subject_id"])
     np.testing.assert_allclose(scored["risk"], logged["risk"], atol=1e-5, rtol=0)
     survival = np.array(scored["survival"].to_list())
     np.testing.assert_allclose(survival, np.array(logged["survival"].to_list()), atol=1e-5, rtol=0)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -53,6 +54,7 @@ class Study:
     folder: Path
     data: Path
     store: str
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -60,6 +62,8 @@ class Study:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", self.store)
             patch.delenv("MLFLOW_RUN_ID", raising=False)
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
             patch.chdir(self.folder)
             yield
 
@@ -75,11 +79,11 @@ class Study:
             return search_runs("simulated", kinds=kinds, status=status)
 
 
-def make_study(folder: Path, data: Path, store: str) -> Study:
+def make_study(folder: Path, data: Path, store: str, environment: Mapping[str, str] = MappingProxyType({})) -> Study:
     (folder / "pretrain.toml").write_text(PRETRAIN.format(data=data, cache=folder / "cache"))
     (folder / "finetune.toml").write_text(FINETUNE)
     (folder / "sweep.toml").write_text(SWEEP)
-    return Study(folder, data, store)
+    return Study(folder, data, store, environment)
 
 
 def run_all(study: Study) -> Study:
