@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ehrtrack.errors import TrackingError
 
@@ -38,6 +39,8 @@ _LOCK = "lock"
 _HEADER = re.compile(rb"([0-9a-f]{8}) ([0-9a-f]{8}) ")
 _SECRET_NAME = re.compile(r"(PASSWORD|TOKEN|SECRET|CREDENTIAL|API_KEY|ACCESS_KEY)(?!.*_(PATH|FILE|DIR)$)")
 _MIN_SECRET_CHARACTERS = 6
+# user:password@ of an address, whose second slash a Path takes away; or a token alone
+_URL_LOGIN = re.compile(r"(:/{1,2})[^/@:\s\"']+:[^/@\s\"']*@|(://)[^/@\s\"']+@")
 _CHUNK_BYTES = 1 << 20
 
 Record = dict[str, Any]
@@ -180,7 +183,7 @@ class _DiskErrors:
 
 
 def encoded(record: Mapping[str, Any]) -> bytes:
-    """A record as a line of the journal, without any value of a secret environment variable."""
+    """A record as a line of the journal, without any value of a secret environment variable, or login in an address."""
     payload = json.dumps(_masked(record, _secrets()), ensure_ascii=False).encode()
     return b"%08x %08x %s\n" % (len(payload), zlib.crc32(payload), payload)
 
@@ -256,7 +259,7 @@ def sha256_of(file: Path) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """The text with the values of environment variables that are named as secrets replaced by ``***``."""
+    """The text with the values of secret environment variables, and logins in addresses, replaced by ``***``."""
     masked: str = _masked(text, _secrets())
     return masked
 
@@ -269,14 +272,15 @@ def remove_journal(folder: Path) -> None:
 def _secrets() -> set[str]:
     values = {value for name, value in os.environ.items() if _SECRET_NAME.search(name.upper())}
     password = re.search(r"://[^/@:]*:([^/@]+)@", os.environ.get("MLFLOW_TRACKING_URI", ""))
-    return {value for value in values | ({password[1]} if password else set()) if len(value) >= _MIN_SECRET_CHARACTERS}
+    values |= {password[1], unquote(password[1])} if password else set()
+    return {value for value in values if len(value) >= _MIN_SECRET_CHARACTERS}
 
 
 def _masked(value: Any, secrets: set[str]) -> Any:
     if isinstance(value, str):
         for secret in secrets:
             value = value.replace(secret, "***")
-        return value
+        return _URL_LOGIN.sub(lambda match: f"{match[1] or match[2]}***@", value)
     if isinstance(value, Mapping):
         return {_masked(key, secrets): _masked(item, secrets) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -14,7 +14,7 @@ from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
 from ehrtrack.tracking.experiments import every_experiment_id, experiment_named, offer_view
 from ehrtrack.tracking.failures import CallRefused, ServerUnavailable
-from ehrtrack.tracking.journal import LOG, Progress, Record, read_log, read_progress
+from ehrtrack.tracking.journal import LOG, Progress, Record, read_log, read_progress, without_secrets
 from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
 
 _NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -130,10 +130,14 @@ class RunOpening:
     def _join(self, run_id: str) -> OpenedRun:
         """The run that ``mlflow run`` made becomes this one."""
         with tracking_errors(f"join run {run_id} of MLFLOW_RUN_ID"):
-            experiment_id = client().get_run(run_id).info.experiment_id
+            there = client().get_run(run_id)
+            experiment_id = there.info.experiment_id
             self.check_attempt(run_id)
             client().update_run(run_id, status="RUNNING", name=self.record["name"])
-            tags = dict(self.record["tags"])
+            # `mlflow run` tags the address of the git remote, in which there may be a token
+            masked = {key: without_secrets(value) for key, value in there.data.tags.items()}
+            tags = {key: value for key, value in masked.items() if value != there.data.tags[key]}
+            tags |= self.record["tags"]
             if not self.attempt:  # a run that goes on keeps the key that it is found by
                 tags[names.RUN_KEY] = self.key
             client().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
