@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from ehrtrack.baselines._protocol import (
     FloatArray,
@@ -133,9 +133,11 @@ def from_json(text: str) -> FittedSequenceModel:
     try:
         fields = json.loads(text)
         grid = TimeGrid.from_json(fields["grid"])
+        weights = safetensors.torch.load(base64.b64decode(fields["weights"]))
+        _check_shape(fields["shape"], grid, weights)
         head = HazardHead(int(fields["shape"]["width"]), torch.zeros(grid.n_intervals))
         network = _network(fields["shape"], head, dropout=0.0)
-        network.load_state_dict(safetensors.torch.load(base64.b64decode(fields["weights"])))
+        network.load_state_dict(weights)
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{text[:60]!r} is not a sequence model ({error!r}); give what FittedSequenceModel.to_json wrote"
@@ -216,6 +218,14 @@ def _train(
             )
     facts: dict[str, float | int | str] = {"best_epoch": result.best_epoch}
     return FittedSequenceModel(network.eval(), shape, objective.grid, facts)
+
+
+def _check_shape(shape: Mapping[str, str | int], grid: TimeGrid, weights: Mapping[str, Tensor]) -> None:
+    """Make sure, before memory is taken for a network, that it is no larger than the weights that are there."""
+    stated = int(shape["n_codes"]), int(shape["width"]), grid.n_intervals
+    n_codes, width = weights["encoder.embeddings.code.weight"].shape
+    if stated != (n_codes, width, len(weights["head.out.bias"])):
+        raise ValueError(f"a shape of {stated} (codes, width, intervals) beside weights of another")
 
 
 def _network(shape: Mapping[str, str | int], head: nn.Module, *, dropout: float) -> SequenceModel:

@@ -108,10 +108,28 @@ class Trees:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Trees:
-        """The inverse of `to_json`; KeyError, TypeError or ValueError if the fields are not those of trees."""
+        """The inverse of `to_json`.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If the fields are not those of trees: a node that leads back would never come to an end.
+        """
         kinds = {name: np.int64 for name in ("roots", "feature", "left", "right")}
         types = kinds | {"threshold": np.float64, "is_missing_left": np.bool_, "value": np.float64}
-        return cls(**{name: np.array(fields[name], dtype=kind) for name, kind in types.items()})
+        trees = cls(**{name: np.array(fields[name], dtype=kind) for name, kind in types.items()})
+        trees._check()
+        return trees
+
+    def _check(self) -> None:
+        """Every node is there with all its fields, and children come after their parent."""
+        n_nodes = len(self.feature)
+        shapes = {len(self.threshold), len(self.is_missing_left), len(self.left), len(self.right), len(self.value)}
+        inner = np.flatnonzero(self.feature >= 0)
+        children = np.concatenate([self.left[inner], self.right[inner]])
+        is_rising = (children > np.tile(inner, 2)).all() and (children < n_nodes).all()
+        if shapes != {n_nodes} or not is_rising or not ((self.roots >= 0) & (self.roots < n_nodes)).all():
+            raise ValueError(f"{n_nodes} nodes that make no trees")
 
 
 def join(trees: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Trees:

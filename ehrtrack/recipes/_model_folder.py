@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from pathlib import Path
+import stat
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from ehrtrack.errors import CheckpointError
 from ehrtrack.models.behrt import Behrt, EhrModel, encoder_weights
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.survival.time_grid import TimeGrid
+from ehrtrack.tracking.journal import without_secrets
+from ehrtrack.training._state_files import file_digest
 from ehrtrack.training.checkpoint import load_tensors, save_tensors, weights_fingerprint
 
 WEIGHTS = "model.safetensors"
@@ -24,6 +27,12 @@ VOCABULARY = "vocabulary.json"
 TIME_GRID = "time_grid.json"
 BASELINE = "baseline.json"
 FINGERPRINTS = "fingerprints.json"
+CHECKSUMS = "sha256sums.txt"
+"""SHA-256 of the other files, as `sha256sum -c` reads it; folders from before there were any lack it."""
+
+MAX_FILE_BYTES = 64 * 2**30
+MAX_JSON_BYTES = 2 * 2**30
+"""What a file from elsewhere may take of memory before it is known to be whole."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,11 @@ class ModelFolder:
         """
         if self.grid is None or not self.weights:
             raise CheckpointError("this model predicts no survival: it is not from a finetune run")
+        n_logits = len(self.weights.get("head.out.bias", ()))
+        if n_logits != self.grid.n_intervals:  # before memory is taken for a head of the grid's size
+            raise CheckpointError(
+                f"the weights do not fit the time grid beside: {n_logits} hazards, {self.grid.n_intervals} intervals"
+            )
         encoder = Behrt(self.config.model, len(self.vocabulary))
         model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(self.grid.n_intervals)))
         try:
@@ -88,9 +102,12 @@ def write_model_folder(
         (folder / TIME_GRID).write_text(grid.to_json())
     if baseline is not None:
         (folder / BASELINE).write_text(baseline)
-    vocabulary.save(folder / VOCABULARY)
-    (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2))
+    # how often a token occurs tells of the few subjects that have a rare one, and predicting does not need it
+    replace(vocabulary, counts=()).save(folder / VOCABULARY)
+    (folder / CONFIG).write_text(without_secrets(json.dumps(config.to_json(), indent=2)))
     (folder / FINGERPRINTS).write_text(json.dumps(fingerprints, indent=2))
+    lines = [f"{file_digest(file)}  {file.name}\n" for file in sorted(folder.iterdir()) if file.name != CHECKSUMS]
+    (folder / CHECKSUMS).write_text("".join(lines))
 
 
 def read_model_folder(folder: Path) -> ModelFolder:
@@ -99,8 +116,9 @@ def read_model_folder(folder: Path) -> ModelFolder:
     Raises
     ------
     CheckpointError
-        If a file is missing or damaged.
+        If a file is missing or damaged, is no regular file, or is larger than any model's.
     """
+    _check_files(folder)
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     config = parse_config(_read_json(folder / CONFIG))
     grid_file, baseline_file = folder / TIME_GRID, folder / BASELINE
@@ -119,6 +137,25 @@ def read_model_folder(folder: Path) -> ModelFolder:
         baseline=baseline_file.read_text() if is_baseline else None,
         fingerprints=_read_json(folder / FINGERPRINTS),
     )
+
+
+def _check_files(folder: Path) -> None:
+    """Look at all files before one of them is read: a link may lead out of the folder, a pipe may never end."""
+    for file in folder.iterdir() if folder.is_dir() else ():
+        status = file.lstat()
+        most = MAX_FILE_BYTES if file.name == WEIGHTS else MAX_JSON_BYTES
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+            raise CheckpointError(f"{file} is no regular file of at most {most:,} bytes; it is not read")
+    sums = folder / CHECKSUMS
+    for line in sums.read_text(errors="replace").splitlines() if sums.is_file() else ():
+        digest, _, name = line.partition("  ")
+        file = folder / PurePosixPath(name).name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing; fetch the model again")
+        if file_digest(file) != digest:
+            raise CheckpointError(
+                f"{file} is damaged: its SHA-256 is not the one it was written with; fetch the model again"
+            )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -204,6 +205,9 @@ class Drain:
             self.account.sent -= 1
             self._discard(record)
             return
+        if not _is_kept_file(record["file"]):
+            self._set_aside(record, f"its file {record['file']!r} is none that a journal keeps")
+            return
         file = self.folder / ARTIFACTS / record["file"]
         found = sha256_of(file) if file.is_file() else "gone"
         if found != record["sha256"]:
@@ -278,10 +282,19 @@ class Drain:
         _log.warning("set aside in %s, the rest goes on: %s", self.folder / REFUSED, reason)
 
     def _discard(self, record: Record) -> None:
-        rmtree((self.folder / ARTIFACTS / record["file"]).parent, ignore_errors=True)
+        if _is_kept_file(record["file"]):
+            rmtree((self.folder / ARTIFACTS / record["file"]).parent, ignore_errors=True)
 
     def _failures(self, doing: str) -> Any:
         return tracking_errors(f"{doing} run {self.progress.run_id}")
+
+
+def _is_kept_file(name: str) -> bool:
+    """Whether a name is one that `Journal.keep` makes.
+
+    A journal may be from elsewhere, and must not have other files of this machine sent or removed.
+    """
+    return bool(re.fullmatch(r"[0-9a-f]{64}-[0-9a-f]{8}/[^/\0]+", name)) and not name.endswith("/..")
 
 
 def _metric_rows(run_id: str) -> set[tuple[str, int]]:
