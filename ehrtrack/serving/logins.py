@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from ehrtrack.errors import TrackingError
 
 ADMIN = "admin"
 AUTH_CACHE_SECONDS = 60
+QUICK_HASH = "pbkdf2:sha256:1000"
+"""How the server keeps the passwords made here. They are 128 random bits and more, which no hash has to make slow to
+guess; mlflow's scrypt takes 0.1 s and 32 MB for each call that its cache does not know, and for each wrong login."""
 SECRETS_FILE = "secrets.json"
 
 
@@ -69,6 +73,26 @@ def write_auth_config(folder: Path, database_uri: str) -> Path:
         f"auth_cache_ttl_seconds = {AUTH_CACHE_SECONDS}\n",
     )
     return file
+
+
+def make_hashes_quick(database_uri: str, passwords: Mapping[str, str]) -> None:
+    """Have the server check the users' passwords by `QUICK_HASH`. One that somebody changed is left as it is."""
+    from sqlalchemy import create_engine, text
+    from werkzeug.security import check_password_hash, generate_password_hash
+
+    engine = create_engine(database_uri)
+    try:
+        with engine.begin() as connection:
+            kept = connection.execute(text("SELECT username, password_hash FROM users")).all()
+            for user, found in kept:
+                password = passwords.get(user, "")
+                if password and not found.startswith(f"{QUICK_HASH}$") and check_password_hash(found, password):
+                    connection.execute(
+                        text("UPDATE users SET password_hash = :new WHERE username = :user"),
+                        {"new": generate_password_hash(password, QUICK_HASH), "user": user},
+                    )
+    finally:
+        engine.dispose()
 
 
 def write_user_file(folder: Path, address: str, user: str, password: str) -> Path:

@@ -93,6 +93,8 @@ def serve(settings: ServerSettings, tell: Callable[[str], object]) -> None:
         wait_until(lambda: stop.is_set() or _is_healthy(settings), server, seconds=START_SECONDS, log=log)
         if stop.is_set():
             return
+        if settings.has_auth:
+            _make_logins(settings, secrets, logins_uri)
         _tell_how_to_use(settings, folder, secrets, tell)
         _watch(stop, {"mlflow server": (server, log), **database})
         tell("ending: runs that are being written keep their journals; `ehrtrack sync` sends the rest")
@@ -236,6 +238,12 @@ def _is_healthy(settings: ServerSettings) -> bool:
         return False
 
 
+def _make_logins(settings: ServerSettings, secrets: logins.Secrets, logins_uri: str) -> None:
+    for user in settings.users:
+        logins.make_user(settings.local_address, secrets.admin_password, user, secrets.users[user])
+    logins.make_hashes_quick(logins_uri, secrets.users | {logins.ADMIN: secrets.admin_password})
+
+
 def _tell_how_to_use(
     settings: ServerSettings, folder: Path, secrets: logins.Secrets, tell: Callable[[str], object]
 ) -> None:
@@ -244,7 +252,6 @@ def _tell_how_to_use(
     if not settings.has_auth:
         tell(f"  export MLFLOW_TRACKING_URI={address}")
     for user in settings.users if settings.has_auth else ():
-        logins.make_user(settings.local_address, secrets.admin_password, user, secrets.users[user])
         file = logins.write_user_file(folder, address, user, secrets.users[user])
         tell(f"  copy {file} to the pod, and there: set -a; . ./{file.name}; set +a; ehrtrack doctor")
     if settings.has_auth:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from running_servers import passable_folder
+from werkzeug.security import check_password_hash
 
 from ehrtrack.serving import logins, postgres
 
@@ -100,6 +104,103 @@ def test_dockerfiles_have_known_instructions_and_copy_what_is_there(file: Path) 
         if line.startswith("COPY "):
             assert [name for name in line.split()[1:-1] if not (DOCKER.parent / name).exists()] == []
     assert any(line.startswith("USER ") for line in lines), "the image would run as root"
+
+
+SERVICE_KEYS = {
+    "image", "build", "environment", "volumes", "ports", "depends_on", "healthcheck", "restart",
+}  # fmt: skip
+
+
+def test_compose_has_the_form_that_the_specification_asks_for() -> None:
+    """By hand, of the parts that are used: the specification's schema comes with no package."""
+    read = compose()
+    assert set(read) == {"services", "volumes"}
+    assert all(options is None for options in read["volumes"].values())
+    for name, service in read["services"].items():
+        assert set(service) <= SERVICE_KEYS, name
+        assert ("image" in service) != ("build" in service)
+        assert service["restart"] in ("no", "always", "on-failure", "unless-stopped")
+        environment = service["environment"]
+        assert isinstance(environment, dict)
+        assert all(value is None or isinstance(value, str) for value in environment.values())
+        for port in service.get("ports", []):  # type: ignore[attr-defined]
+            assert re.fullmatch(r"\d+:\d+", port)
+        for needed, how in service.get("depends_on", {}).items():  # type: ignore[attr-defined]
+            assert needed in read["services"]
+            assert how == {"condition": "service_healthy"}
+        check = service.get("healthcheck")
+        if check is not None:
+            assert isinstance(check, dict)
+            assert check["test"][0] in ("CMD", "CMD-SHELL")
+            assert re.fullmatch(r"\d+(s|m)", check["interval"])
+            assert isinstance(check["retries"], int)
+    build = read["services"]["mlflow"]["build"]
+    assert isinstance(build, dict)
+    assert (DOCKER / build["context"] / build["dockerfile"]).is_file()
+
+
+def test_every_variable_of_compose_has_a_default_or_says_how_it_is_made() -> None:
+    text = (DOCKER / "compose.yaml").read_text()
+    assert re.findall(r"\$(?!\{[A-Z_]+(:-[^}]*|:\?[^}]+)\})", text) == []
+
+
+@pytest.mark.parametrize("file", sorted(DOCKER.glob("*.Dockerfile")), ids=lambda file: file.name)
+def test_commands_of_dockerfiles_are_in_exec_form_and_run_lines_are_shell(file: Path) -> None:
+    text = re.sub(r"\\\n", " ", file.read_text())
+    for line in text.splitlines():
+        instruction, _, rest = line.partition(" ")
+        if instruction in ("CMD", "ENTRYPOINT") or (instruction == "HEALTHCHECK" and " CMD " in line):
+            words = json.loads(rest.rpartition("CMD ")[2])
+            assert all(isinstance(word, str) for word in words)
+        if instruction == "RUN":
+            assert subprocess.run(["sh", "-n", "-c", rest], check=False).returncode == 0
+    from_line = next(line for line in text.splitlines() if line.startswith("FROM"))
+    assert re.fullmatch(r"FROM [a-z]+:[0-9.a-z-]+", from_line)
+
+
+def test_the_images_have_the_mlflow_of_the_clients() -> None:
+    wanted = re.search(r"^mlflow==(\S+)", (DOCKER.parent / "requirements.lock").read_text(), re.MULTILINE)
+    assert wanted is not None
+    assert f'"mlflow[auth]=={wanted[1]}"' in (DOCKER / "server.Dockerfile").read_text()
+
+
+def test_a_user_is_made_with_a_quick_hash_and_a_file_for_its_owner_alone(tmp_path: Path) -> None:
+    """The engine, the database and the network are programs of this test that note what they are given."""
+    docker = tmp_path / "docker"
+    shutil.copytree(DOCKER, docker)
+    assert subprocess.run(["sh", str(docker / "make-env.sh"), "runs.example.org"], check=False).returncode == 0
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    python = f"exec {sys.executable} -c"
+    for name, script in {
+        "curl": f"cat > {tmp_path}/curl",
+        # compose -f FILE exec -T mlflow python -c CODE
+        "docker": f'case "$*" in *psql*) cat > {tmp_path}/psql ;; *) shift 8; {python} "$1" ;; esac',
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    environment = {"PATH": f"{programs}:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["sh", str(docker / "add-user.sh"), "pod"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    settings = settings_of(tmp_path / "pod.env")
+    assert settings["MLFLOW_TRACKING_URI"] == "https://runs.example.org"
+    assert stat.S_IMODE((tmp_path / "pod.env").stat().st_mode) == 0o600
+    password = settings["MLFLOW_TRACKING_PASSWORD"]
+    assert f'"{password}' in (tmp_path / "curl").read_text().replace("\\", "")
+    kept = re.fullmatch(
+        r"UPDATE users SET password_hash = '(pbkdf2:sha256:1000\$[^']+)' WHERE username = 'pod';\n",
+        (tmp_path / "psql").read_text(),
+    )
+    assert kept is not None
+    assert check_password_hash(kept[1], password)
+    assert password not in done.stdout + done.stderr
 
 
 @needs_postgres_programs
