@@ -16,5 +16,5 @@ make install
 cat <<END
 ready. Now:
   cd $(pwd) && . .venv/bin/activate${env_file:+ && set -a && . $env_file && set +a}
-  mlflow run . --env-manager local -e pretrain -P config=projects/gi_bleed/pretrain.toml
+  mlflow run . --env-manager local --experiment-name gi_bleed -e pretrain -P config=projects/gi_bleed/pretrain.toml
 END
