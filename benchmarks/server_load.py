@@ -3,64 +3,82 @@
     python -m benchmarks.server_load --store sqlite
     python -m benchmarks.server_load --store postgresql --wrong-logins 1000
 
-Each run is a process of its own with mlflow's client: 50 calls of log_batch with 100 metrics, and 3 files of 1 MB.
+Each run is a process that tracks what a training does, through its journal and drainer: an epoch of metrics every
+--between seconds, a snapshot of 2 MB every tenth of them, a table, a figure's bytes, a heartbeat. With --between 0 it
+writes as fast as its calls are answered. Calls are timed where mlflow's client makes them, and are not tried again.
 With --wrong-logins that many are tried at the same time, from 8 connections, while the runs write.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
+import multiprocessing
 import os
+import queue
+import random
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-N_BATCHES, N_METRICS, N_FILES, FILE_MB = 50, 100, 3, 1
+N_METRICS, SNAPSHOT_MB, EPOCHS_A_SNAPSHOT = 30, 2, 10
 WRONG_CONNECTIONS = 8
 
 
-def write_run(start_at: float) -> None:
-    """One run, as a pod's process writes it; prints its times as JSON."""
+def write_run(number: int, n_epochs: int, between: float, send: Callable[[dict[str, Any]], None]) -> None:
+    """One run, as a pod's process writes it; sends its times."""
     import mlflow
-    from mlflow.entities import Metric
 
-    client = mlflow.MlflowClient()
-    experiment = client.create_experiment(f"load-{os.getpid()}")
-    run_id = client.create_run(experiment).info.run_id
+    from ehrtrack.tracking.run import tracked_run
+
     batch_ms: list[float] = []
     file_ms: list[float] = []
     failed: list[str] = []
 
-    def timed(times_ms: list[float], call: object, *arguments: object, **named: object) -> None:
-        began = time.perf_counter()
-        try:
-            call(*arguments, **named)  # type: ignore[operator]
-        except (mlflow.MlflowException, OSError) as error:
-            failed.append(str(error)[:200])
-        times_ms.append((time.perf_counter() - began) * 1000)
+    def timed(call: Callable[..., Any], times_ms: list[float]) -> Callable[..., Any]:
+        def timed_call(*arguments: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return call(*arguments, **named)
+            except Exception as error:
+                failed.append(str(error)[:200])
+                raise
+            finally:
+                times_ms.append((time.perf_counter() - began) * 1000)
 
-    time.sleep(max(0.0, start_at - time.time()))  # imports take their time; the writing is to be simultaneous
+        return timed_call
+
+    client = mlflow.MlflowClient
+    client.log_batch = timed(client.log_batch, batch_ms)  # type: ignore[method-assign]
+    client.log_artifact = timed(client.log_artifact, file_ms)  # type: ignore[method-assign]
+    pauses = random.Random(number)
     with tempfile.TemporaryDirectory() as folder:
-        for step in range(N_BATCHES):
-            rows = [Metric(f"metric_{i}", step * 0.5, int(time.time() * 1000), step) for i in range(N_METRICS)]
-            timed(batch_ms, client.log_batch, run_id, metrics=rows)
-            if step % (N_BATCHES // N_FILES) == N_BATCHES // N_FILES - 1:
-                file = Path(folder) / f"weights_{step}.bin"
-                file.write_bytes(os.urandom(FILE_MB * 1_000_000))
-                timed(file_ms, client.log_artifact, run_id, str(file))
-    n_rows = len(client.get_metric_history(run_id, "metric_7"))
-    n_files = len(client.list_artifacts(run_id))
-    print(
-        json.dumps({"batch_ms": batch_ms, "file_ms": file_ms, "failed": failed, "n_rows": n_rows, "n_files": n_files})
-    )
+        experiment, journal = f"load-{number}", Path(folder) / "journal"
+        with tracked_run(experiment=experiment, name=f"run {number}", kind="pretrain", journal=journal) as run:
+            for epoch in range(1, n_epochs + 1):
+                time.sleep(between * pauses.uniform(0.5, 1.5))
+                run.log_metrics({f"val/metric_{i}": epoch * 0.5 for i in range(N_METRICS)}, step=epoch)
+                if epoch % EPOCHS_A_SNAPSHOT == 0:
+                    snapshot = Path(folder) / f"step-{epoch:06d}"
+                    snapshot.mkdir()
+                    (snapshot / "state.safetensors").write_bytes(os.urandom(SNAPSHOT_MB * 1_000_000))
+                    run.log_snapshot(snapshot)
+            run.log_text("a figure's bytes" * 5_000, "plots/loss.txt")
+        reader = mlflow.MlflowClient()
+        n_rows = len(reader.get_metric_history(run.run_id, "val/metric_7"))
+        n_files = len(reader.list_artifacts(run.run_id))
+    send({"batch_ms": batch_ms, "file_ms": file_ms, "failed": failed, "n_rows": n_rows, "n_files": n_files})
 
 
 def memory_mb(pid: int) -> tuple[float, float]:
@@ -73,6 +91,12 @@ def memory_mb(pid: int) -> tuple[float, float]:
             continue
         resident, shared_once = resident + memory.rss / 1e6, shared_once + memory.pss / 1e6
     return resident, shared_once
+
+
+def processor_seconds(pid: int) -> float:
+    """CPU time of a process and all below it."""
+    times = [p.cpu_times() for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]]
+    return float(sum(t.user + t.system for t in times))
 
 
 def start_server(folder: Path, store: str, port: int, *, has_auth: bool) -> subprocess.Popen[str]:
@@ -120,34 +144,38 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=5755)
     parser.add_argument("--auth", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--wrong-logins", type=int, default=0)
-    parser.add_argument("--import-seconds", type=float, default=30, help="what the processes need to be ready")
-    parser.add_argument("--write-at", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--epochs", type=int, default=45)
+    parser.add_argument("--between", type=float, default=2.0, help="mean seconds between two epochs of a run")
     options = parser.parse_args()
-    if options.write_at:
-        write_run(options.write_at)
-        return
     folder = Path(tempfile.mkdtemp(prefix="server-load-"))
     folder.chmod(0o711)
     address = f"http://127.0.0.1:{options.port}"
     server = start_server(folder / "data", options.store, options.port, has_auth=options.auth)
     idle_mb = memory_mb(server.pid)
-    environment = os.environ | {"MLFLOW_TRACKING_URI": address}
+    os.environ |= {"MLFLOW_TRACKING_URI": address, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     if options.auth:
         lines = (folder / "data" / "pod.env").read_text().splitlines()
-        environment |= dict(line.split("=", 1) for line in lines)
-    start_at = time.time() + options.import_seconds
-    command = [sys.executable, "-m", "benchmarks.server_load", "--write-at", str(start_at)]
-    runs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(options.runs)]
-    peak_mb, wrong = idle_mb, {}
+        os.environ |= dict(line.split("=", 1) for line in lines)
+    for module in ("mlflow", "ehrtrack.tracking.run"):
+        importlib.import_module(module)  # once: all runs are forked from here
+
+    fork = multiprocessing.get_context("fork")
+    answers: multiprocessing.Queue[dict[str, Any]] = fork.Queue()
+    arguments = (options.epochs, options.between, answers.put)
+    runs = [fork.Process(target=write_run, args=(number, *arguments)) for number in range(options.runs)]
+    cpu = processor_seconds(server.pid)
+    for run in runs:
+        run.start()
+    peak_mb, wrong, results = idle_mb, {}, []
     attack = threading.Thread(target=lambda: wrong.update(try_wrong_logins(address, options.wrong_logins)))
     try:
         if options.wrong_logins:
-            time.sleep(max(0.0, start_at - time.time()))
             attack.start()
-        while any(run.poll() is None for run in runs) or attack.is_alive():
+        while any(run.is_alive() for run in runs) or attack.is_alive() or not answers.empty():
             peak_mb = max(peak_mb, memory_mb(server.pid))
-            time.sleep(0.5)
-        results = [json.loads(run.communicate()[0]) for run in runs if run.returncode == 0]
+            with contextlib.suppress(queue.Empty):
+                results.append(answers.get(timeout=0.5))
+        cpu = processor_seconds(server.pid) - cpu
     finally:
         server.send_signal(signal.SIGTERM)
         exit_code = server.wait(60)
@@ -158,10 +186,12 @@ def main() -> None:
                 "store": options.store,
                 "runs_that_ended_well": f"{len(results)} of {options.runs}",
                 "n_batches": len(batch_ms),
+                "server_cpu_seconds": round(cpu, 1),
                 "failed_calls": [text for result in results for text in result["failed"]],
                 "batch_ms_p50": round(percentile(batch_ms, 50)),
                 "batch_ms_p99": round(percentile(batch_ms, 99)),
                 "batch_ms_max": round(max(batch_ms)),
+                "slowest_batches_ms": [round(ms) for ms in sorted(batch_ms)[-8:]],
                 "file_ms_max": round(max(ms for result in results for ms in result["file_ms"])),
                 "rows_kept": [result["n_rows"] for result in results],
                 "files_kept": [result["n_files"] for result in results],
