@@ -108,14 +108,20 @@ def read_key(cache: Path) -> bytes:
     Raises
     ------
     ConfigError
-        If the key is too short, or others can read the file.
+        If the key is too short, others can read the file, or it cannot be made.
     """
     text = os.environ.get(KEY_VARIABLE, "")
     source = f"the environment variable {KEY_VARIABLE}"
     if not text:
         file = cache / KEY_FILE
-        _make_key_file(file)
-        text, source = file.read_text().strip(), str(file)
+        try:
+            _make_key_file(file)
+            text, source = file.read_text().strip(), str(file)
+        except OSError as error:
+            raise ConfigError(
+                f"the key of subjects' hashes cannot be kept in {file}: {error}; set runtime.cache to a folder you may "
+                f"write to, or give the key in {KEY_VARIABLE}"
+            ) from error
         if file.stat().st_mode & 0o077:
             raise ConfigError(
                 f"{file} can be read by other users, who could find out subjects by it; chmod 600 {file}, or give "
@@ -141,8 +147,9 @@ def _make_key_file(file: Path) -> None:
         os.link(aside, file)
     except FileExistsError:
         pass
-    finally:
-        aside.unlink()
+    except OSError:  # a disk that knows no links
+        aside.replace(file)
+    aside.unlink(missing_ok=True)
 
 
 def _hash(key: bytes, message: str) -> str:

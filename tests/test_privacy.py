@@ -184,6 +184,13 @@ def test_a_key_is_made_once_for_its_owner_alone(tmp_path: Path, monkeypatch: pyt
     assert len(keys.pop()) == 64
 
 
+def test_a_key_that_cannot_be_kept_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EHRTRACK_SUBJECT_SECRET", raising=False)
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ConfigError, match=r"cannot be kept in .*cache/subject\.key.*set runtime\.cache to a folder"):
+        read_key(tmp_path / "cache")
+
+
 def test_the_environment_gives_the_key_and_no_file_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EHRTRACK_SUBJECT_SECRET", KEY.decode())
     assert read_key(tmp_path) == KEY

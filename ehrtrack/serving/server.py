@@ -24,7 +24,7 @@ from ehrtrack.errors import ConfigError, TrackingError
 from ehrtrack.serving import logins, postgres
 from ehrtrack.serving.processes import end, is_free, start, tail, wait_until
 
-START_SECONDS = 120
+START_SECONDS = 300
 
 
 @dataclass(frozen=True)

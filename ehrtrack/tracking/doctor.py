@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import socket
 import ssl
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from ehrtrack.errors import TrackingError
+from ehrtrack.errors import ConfigError, TrackingError
+from ehrtrack.privacy import KEY_FILE, KEY_VARIABLE, Privacy, read_key
 from ehrtrack.tracking.provenance import user_name
 from ehrtrack.tracking.server import (
     CHECK_TIMEOUT_SECONDS,
@@ -69,6 +71,7 @@ def check_all(*, n_megabytes: int = 10, journals: Path = Path(".ehrtrack")) -> I
     yield check_disk(Path.cwd())
     yield check_gpu()
     yield check_journals(journals)
+    yield check_subject_key(journals)
 
 
 def check_server(n_megabytes: int) -> Iterator[Finding]:
@@ -161,6 +164,22 @@ def check_journals(folder: Path) -> Finding:
             "warn", "journals", f"{len(left)} in {folder} of runs not sent as a whole; when none runs: ehrtrack sync"
         )
     return Finding("ok", "journals", f"none left unsent in {folder}")
+
+
+def check_subject_key(cache: Path) -> Finding:
+    """Under which key runs of this machine log their subjects."""
+    if not os.environ.get(KEY_VARIABLE) and not (cache / KEY_FILE).exists():
+        return Finding(
+            "warn",
+            "subjects",
+            f"the first run here makes a key of their hashes; to compare with runs of another machine, bring its "
+            f"{cache / KEY_FILE}, or set the same {KEY_VARIABLE}",
+        )
+    try:
+        key = read_key(cache)
+    except ConfigError as error:
+        return Finding("fail", "subjects", str(error))
+    return Finding("ok", "subjects", f"are logged under hashes, key {Privacy(key).fingerprint}")
 
 
 def _check_name(uri: str) -> Finding:

@@ -23,7 +23,7 @@ import pytest
 from ehrtrack.serving import postgres
 from ehrtrack.serving.processes import free_port
 
-READY_SECONDS = 150
+READY_SECONDS = 330
 
 HAS_LOGIN = importlib.util.find_spec("flask_wtf") is not None
 needs_login = pytest.mark.skipif(not HAS_LOGIN, reason="mlflow's login needs Flask-WTF: pip install 'mlflow[auth]'")

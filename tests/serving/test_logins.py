@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import requests
 from running_servers import RunningServer, needs_login
+from werkzeug.security import check_password_hash, generate_password_hash
 
-from ehrtrack.serving.logins import load_secrets, write_private
+from ehrtrack.serving.logins import load_secrets, make_hashes_quick, write_private
 
 API = "/api/2.0/mlflow"
 N_WRONG_LOGINS = 20
@@ -115,6 +118,30 @@ def test_six_runs_at_the_same_time_lose_no_call(login_server: RunningServer) -> 
 
     with ThreadPoolExecutor(n_runs) as pool:
         assert list(pool.map(write, range(n_runs))) == [[200] * n_batches] * n_runs
+
+
+@needs_login
+def test_a_wrong_login_costs_the_server_no_slow_hash(login_server: RunningServer) -> None:
+    """Six runs log in anew when the cache forgets them: by scrypt that is a second, and 32 MB each."""
+    with closing(sqlite3.connect(login_server.folder / "auth.db")) as database:
+        kept = dict(database.execute("SELECT username, password_hash FROM users"))
+    assert set(kept) == {"admin", "ada", "eve"}
+    assert [user for user, found in kept.items() if not found.startswith("pbkdf2:sha256:1000$")] == []
+
+
+def test_a_password_that_somebody_changed_keeps_its_own_hash(tmp_path: Path) -> None:
+    changed, kept = generate_password_hash("a person's"), generate_password_hash("made-here")
+    with closing(sqlite3.connect(tmp_path / "auth.db")) as database:
+        database.execute("CREATE TABLE users (username TEXT, password_hash TEXT)")
+        rows = [("ada", kept), ("eve", changed), ("other", changed)]
+        database.executemany("INSERT INTO users VALUES (?, ?)", rows)
+        database.commit()
+        make_hashes_quick(f"sqlite:///{tmp_path / 'auth.db'}", {"ada": "made-here", "eve": "eves-first"})
+        after = dict(database.execute("SELECT username, password_hash FROM users"))
+    assert (after["eve"], after["other"]) == (changed, changed)
+    assert after["ada"].startswith("pbkdf2:sha256:1000$")
+    assert check_password_hash(after["ada"], "made-here")
+    assert not check_password_hash(after["ada"], "made-there")
 
 
 def test_secrets_are_made_once_and_users_are_added(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from ehrtrack.serving.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "pods.md"
-READY_SECONDS = 150
+READY_SECONDS = 330
 
 
 def commands(place: str) -> str:

@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from test_server import answering
 
 from ehrtrack.cli import cli
+from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.tracking import doctor
-from ehrtrack.tracking.doctor import Finding, check_gpu, check_journals, check_server
+from ehrtrack.tracking.doctor import Finding, check_gpu, check_journals, check_server, check_subject_key
 from ehrtrack.tracking.journal import LOG
 
 
@@ -103,6 +104,18 @@ def test_a_gpu_that_torch_cannot_use_fails(
     finding = check_gpu()
     assert finding.state == state
     assert advice in finding.text
+
+
+def test_the_key_of_subjects_is_told_by_its_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EHRTRACK_SUBJECT_SECRET", raising=False)
+    assert check_subject_key(tmp_path).state == "warn"
+    assert not list(tmp_path.iterdir())
+    key = read_key(tmp_path)
+    finding = check_subject_key(tmp_path)
+    assert (finding.state, finding.text) == ("ok", f"are logged under hashes, key {Privacy(key).fingerprint}")
+    assert key.decode() not in finding.text
+    (tmp_path / "subject.key").chmod(0o644)
+    assert check_subject_key(tmp_path).state == "fail"
 
 
 def test_journals_left_behind_are_counted(tmp_path: Path) -> None:
