@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-SERVER_START_SECONDS = 90
+SERVER_START_SECONDS = 300
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
