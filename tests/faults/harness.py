@@ -1,32 +1,38 @@
 """Kills a run at random points until its last process ends well, and compares it with one that nobody disturbed.
 
-``python tests/faults/harness.py --seed 1 --kills 40 --report docs/reliability.md`` is what ``make faults`` does.
+``python tests/faults/harness.py --seed 1 --kills 40 --report docs/reliability.md`` is what ``make faults`` does. With
+``--account FILE`` and ``--minutes M`` it stops after a run, and goes on when it is started with the same words again.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
-import re
 import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import pods  # noqa: E402
-from pods import POINTS, Fault  # noqa: E402
+from pods import AFTERWARDS, POINTS, Fault  # noqa: E402
+from reliability import code, command, machine, write_section  # noqa: E402
 from study import Outcome, outcome_of, run_ids, write_study  # noqa: E402
 
-MOST_CALLS = {"step": 6, "checkpoint": 6, "validation": 3, "upload": 14, "drain": 4}
+MOST_CALLS = {"step": 6, "checkpoint": 8, "validation": 3, "upload": 16, "drain": 5}
 """How often a pod comes to each point, at most, before its run is done."""
+
+MOMENTS_MS = (0.5, 30.0)
+"""From when to when a call under way is cut off; most calls last longer."""
 
 
 @dataclass
@@ -36,29 +42,54 @@ class Account:
     n_faults: int = 0
     n_new_machines: int = 0
     n_runs: int = 0
+    n_finished: int = 0
     n_resumed: int = 0
+    n_resumptions: int = 0
+    rows_compared: int = 0
     rows_lost: int = 0
     rows_doubled: int = 0
     rows_different: int = 0
+    params_different: int = 0
+    artifacts_compared: int = 0
     artifacts_different: int = 0
     points: Counter[str] = field(default_factory=Counter)
+    codes: list[str] = field(default_factory=list)
 
     def judge(self, whole: Outcome, run: Outcome) -> None:
         """Compare a run with the undisturbed one."""
+        self.n_finished += run.status == "FINISHED"
+        self.rows_compared += len(whole.rows)
         self.rows_lost += sum(row not in run.rows for row in whole.rows)
         self.rows_doubled += sum(len(values) > 1 for values in run.rows.values())
         self.rows_doubled += sum(row not in whole.rows for row in run.rows)
         self.rows_different += sum(values != run.values.get(row) for row, values in whole.values.items())
+        self.params_different += len(set(whole.params.items()) ^ set(run.params.items()))
+        self.artifacts_compared += len(whole.artifacts)
         self.artifacts_different += sum(
             whole.artifacts.get(path) != run.artifacts.get(path) for path in whole.artifacts | run.artifacts
         )
+
+    @property
+    def n_wrong(self) -> int:
+        """All that is not as it should be."""
+        rows = self.rows_lost + self.rows_doubled + self.rows_different
+        return rows + self.params_different + self.artifacts_different + self.n_runs - self.n_finished
+
+    @classmethod
+    def read(cls, file: Path | None) -> Account:
+        """What was written so far, if anything."""
+        if file is None or not file.exists():
+            return cls()
+        values = json.loads(file.read_text())
+        return cls(**(values | {"points": Counter(values["points"])}))
 
 
 def random_fault(rng: random.Random) -> Fault:
     """A kind of kill, a point and a moment."""
     point = rng.choice(list(POINTS))
     call = rng.randint(1, MOST_CALLS[point])
-    return Fault(point, call, rng.choice([signal.SIGKILL, signal.SIGTERM]), is_after=rng.random() < 0.5)
+    seconds = rng.choice([0.0, rng.uniform(*MOMENTS_MS) / 1000, AFTERWARDS])
+    return Fault(point, call, rng.choice([signal.SIGKILL, signal.SIGTERM]), seconds)
 
 
 def undisturbed(folder: Path, server: str, config: Path, study: str) -> Outcome:
@@ -81,6 +112,7 @@ def disturb(
     pod, known, run_id = folder / "pod-0", set(run_ids(study)), ""
     words: tuple[str, ...] = ("finetune", "--config", str(config))
     for number, (fault, is_lost) in enumerate(zip(faults, moves, strict=True), 1):
+        account.n_resumptions += words[0] == "resume"
         code = pods.run(*words, folder=pod, server=server, fault=fault)
         new = [found for found in run_ids(study) if found not in known]
         assert len(new) <= 1, f"{len(new)} runs were made for one"
@@ -96,6 +128,7 @@ def disturb(
         if run_id:
             words = ("resume", run_id, "--force")
     else:
+        account.n_resumptions += words[0] == "resume"
         code = pods.run(*words, folder=pod, server=server)
         assert code == 0, pods.log_of(pod)
         (run_id,) = [found for found in run_ids(study) if found not in known]
@@ -104,36 +137,49 @@ def disturb(
 
 
 def report(account: Account, seed: int) -> str:
-    """The account as a page for people."""
-    points = "".join(f"| {point} | {count} |\n" for point, count in sorted(account.points.items()))
-    return f"""# Reliability
+    """The account as a section for people."""
+    signals = ("SIGKILL", "SIGTERM")
+    counts = {point: [account.points[f"{point} {name}"] for name in signals] for point in POINTS}
+    points = "".join(f"| {point} | {kills} | {terms} |\n" for point, (kills, terms) in counts.items())
+    n_kills, n_terms = (sum(column) for column in zip(*counts.values(), strict=True))
+    return f"""## Kills
 
-`make faults SEED={seed}` kills the processes of a small fine-tuning at random points, resumes the run after each kill,
-and compares what is on the tracking server (over HTTP) in the end with a run that nobody disturbed. With some kills
-the machine's folder is lost as well, and the run goes on from the server alone.
+The processes of a small fine-tuning are killed, each at a point, a call and a moment (before it, within its first
+{MOMENTS_MS[1]:.0f} ms, after it) that the seed chooses; after each kill the run is resumed. With some kills the
+machine's folder is lost as well, and the run goes on from the server alone.
 
 | | |
 |---|---|
 | seed | {seed} |
 | faults tried | {account.n_faults} |
 | of them with the machine lost | {account.n_new_machines} |
-| runs | {account.n_runs} |
-| runs resumed to their end | {account.n_resumed} |
+| runs disturbed | {account.n_runs} |
+| of them taken up again, some several times | {account.n_resumed} ({account.n_resumptions} times) |
+| runs that ended as FINISHED | {account.n_finished} |
+| metric rows compared | {account.rows_compared:,} |
 | metric rows lost | {account.rows_lost} |
 | metric rows doubled | {account.rows_doubled} |
 | metric rows with another value | {account.rows_different} |
-| artifacts with another hash | {account.artifacts_different} |
+| params that differ | {account.params_different} |
+| artifacts compared, by SHA-256 of what the server gives | {account.artifacts_compared:,} |
+| artifacts that differ | {account.artifacts_different} |
+
+| killed in | SIGKILL | SIGTERM |
+|---|---|---|
+{points}| all | {n_kills} | {n_terms} |
 
 Metrics that measure the machine (seconds, tokens per second, memory) have other values in every run, and are compared
-by name and step alone; artifacts that hold paths, versions or such times are not compared by hash.
+by name, step and number alone; `environment.json` and the list of checksums itself, which hold times, are not compared.
 
-| killed in | times |
-|---|---|
-{points}"""
+- machine: {machine()}
+- code: commit {"; then ".join(account.codes)}
+- command: `{command()}`
+"""
 
 
 @contextmanager
-def _server() -> Iterator[str]:
+def tracking_server() -> Iterator[str]:
+    """The address of a real server, until the block ends."""
     import pytest
     from conftest import mlflow_server
 
@@ -153,29 +199,33 @@ def _server() -> Iterator[str]:
         next(steps, None)
 
 
-def main(seed: int, n_kills: int, page: Path | None) -> None:
-    """Disturb runs, up to four kills each, until there were so many kills."""
-    rng, account = random.Random(seed), Account()
+def disturb_one(folder: Path, server: str, config: Path, whole: Outcome, account: Account, *, seed: int) -> None:
+    """Disturb the next run of a series by up to four kills, and judge it."""
+    rng = random.Random(f"{seed}, run {account.n_runs}")
+    faults = [random_fault(rng) for _ in range(rng.randint(1, 4))]
+    moves = [rng.random() < 0.4 for _ in faults]
+    work = folder / f"run-{account.n_runs}"
+    account.judge(whole, disturb(work, server, config, "faults", faults, account, moves=moves))
+    shutil.rmtree(work)
+    print(f"{account.n_faults} kills, {account.n_wrong} wrong; last: {faults}", flush=True)
+
+
+def main(seed: int, n_kills: int, *, file: Path | None, minutes: float) -> Account:
+    """Disturb runs until there were so many kills, or the time is over."""
+    account, deadline = Account.read(file), time.monotonic() + 60 * minutes
+    if code() not in account.codes:
+        account.codes.append(code())
     folder = Path(tempfile.mkdtemp(prefix="faults"))
-    with _server() as server:
+    with tracking_server() as server:
         os.environ["MLFLOW_TRACKING_URI"] = server
         config = write_study(folder, "faults")
         whole = undisturbed(folder, server, config, "faults")
-        while account.n_faults < n_kills:
-            n_faults = min(rng.randint(1, 4), n_kills - account.n_faults)
-            faults = [random_fault(rng) for _ in range(n_faults)]
-            moves = [rng.random() < 0.4 for _ in faults]
-            work = folder / f"run-{account.n_runs}"
-            account.judge(whole, disturb(work, server, config, "faults", faults, account, moves=moves))
-            shutil.rmtree(work)
-            print(f"{account.n_faults} kills, {account}", flush=True)
+        while account.n_faults < n_kills and time.monotonic() < deadline:
+            disturb_one(folder, server, config, whole, account, seed=seed)
+            if file is not None:
+                file.write_text(json.dumps(asdict(account)))
     shutil.rmtree(folder)
-    text = report(account, seed)
-    print(re.sub(r"^# .*\n", "", text))
-    if page is not None:
-        page.write_text(text)
-    wrong = account.rows_lost + account.rows_doubled + account.rows_different + account.artifacts_different
-    raise SystemExit(1 if wrong else 0)
+    return account
 
 
 if __name__ == "__main__":
@@ -184,6 +234,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kills", type=int, default=40)
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--report", type=Path, help="the page to write")
+    parser.add_argument("--account", type=Path, help="file that keeps what was done, to go on with")
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop after the run in which they are over")
     given = parser.parse_args()
-    main(given.seed, given.kills, given.report)
+    done = main(given.seed, given.kills, file=given.account, minutes=given.minutes)
+    section = report(done, given.seed)
+    print(section)
+    if given.report is not None and done.n_faults >= given.kills:
+        write_section(given.report, "kills", section)
+    raise SystemExit(1 if done.n_wrong else 0)

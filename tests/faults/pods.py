@@ -11,12 +11,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 START_SECONDS = 300
+AFTERWARDS = 3600.0
+"""More seconds than any call takes: right after it."""
 
 POINTS = {
     "step": ("ehrtrack.training.loop", "Training", "take_step"),
@@ -25,17 +28,22 @@ POINTS = {
     "upload": ("ehrtrack.tracking.drain", "Drain", "_send_artifact"),
     "drain": ("ehrtrack.tracking.drain", "Drain", "_send_metrics"),
 }
-"""Where a pod can be killed: the n-th call of a method, before it or right after it."""
+"""Where a pod can be killed: around and within the n-th call of a method."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A signal at the n-th time that a pod comes to a point, before or after what it does there."""
+    """A signal at the n-th time that a pod comes to a point.
+
+    Attributes
+    ----------
+    seconds : after the method was called: 0 is before it does anything; when it returns sooner, it is signalled then
+    """
 
     point: str
     call: int
     number: int = signal.SIGKILL
-    is_after: bool = False
+    seconds: float = 0.0
 
     def plant(self) -> None:
         """Have this process signalled at that point."""
@@ -48,14 +56,32 @@ class Fault:
             with lock:
                 n_calls += 1
                 is_now = n_calls == self.call
-            if is_now and not self.is_after:
-                os.kill(os.getpid(), self.number)
-            result = method(*arguments)
-            if is_now and self.is_after:
-                os.kill(os.getpid(), self.number)
-            return result
+            if not is_now:
+                return method(*arguments)
+            with self._signalled():
+                return method(*arguments)
 
         setattr(kind, name, counted)
+
+    @contextmanager
+    def _signalled(self) -> Iterator[None]:
+        """Signal this process once: in time while inside, or else at the end."""
+        is_left, is_signalled = threading.Event(), threading.Event()
+
+        def send() -> None:
+            is_left.wait(self.seconds)
+            os.kill(os.getpid(), self.number)
+            is_signalled.set()
+
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        if not self.seconds:
+            is_signalled.wait()
+        try:
+            yield
+        finally:
+            is_left.set()
+            is_signalled.wait()
 
 
 def _run(words: Sequence[str], folder: Path, environment: Mapping[str, str], fault: Fault | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from simulated import Population, study_values, write_dataset
 
 from ehrtrack.search import to_toml
 from ehrtrack.tracking import names, queries
+from ehrtrack.tracking.journal import sha256_of
 from ehrtrack.tracking.opening import fetch_checksums
 from ehrtrack.tracking.server import client
 
@@ -22,17 +24,18 @@ TIMES = (
 )
 """Metrics that measure the machine: there once for each step, with values that differ from run to run."""
 
-# What holds a path, a version or a time of its own.
-OWN_ARTIFACTS = ("run_config.json", "environment.json", "sha256sums.txt", "model/run_config.json", "plots/")
+# What holds a time or a version of its own; that the best model is the same is told by its weights.
+OWN_ARTIFACTS = ("environment.json", "sha256sums.txt")
 
 Row = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left on the server: the values of each metric and step, and the hashes of its artifacts."""
+    """What a run left on the server: the values of each metric and step, its params, and its artifacts' hashes."""
 
     rows: dict[Row, list[float]]
+    params: dict[str, str]
     artifacts: dict[str, str]
     status: str
 
@@ -78,11 +81,11 @@ def outcome_of(run_id: str) -> Outcome:
     for key in run.data.metrics:
         for row in client().get_metric_history(run_id, key):
             rows.setdefault((key, row.step), []).append(row.value)
-    files = queries.list_artifacts(run_id)
-    artifacts = {
-        path: digest
-        for path, digest in fetch_checksums(run_id).items()
-        if not path.startswith(OWN_ARTIFACTS) and path in files
-    }
-    assert not [path for path in files if path.startswith(names.RESUME_ARTIFACTS)]
-    return Outcome(rows, artifacts, run.info.status)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(client().download_artifacts(run_id, "", folder))
+        found = {str(file.relative_to(root)): sha256_of(file) for file in root.rglob("*") if file.is_file()}
+    assert not [path for path in found if path.startswith(names.RESUME_ARTIFACTS)]
+    told = fetch_checksums(run_id)
+    assert {path: digest for path, digest in found.items() if path != names.CHECKSUMS} == told
+    artifacts = {path: digest for path, digest in found.items() if path not in OWN_ARTIFACTS}
+    return Outcome(rows, run.data.params, artifacts, run.info.status)

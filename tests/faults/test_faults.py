@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness import Account, Outcome, disturb, undisturbed
-from pods import Fault
+from pods import AFTERWARDS, Fault
 from study import write_study
 
 
@@ -33,7 +33,7 @@ def test_a_run_killed_in_a_step_an_upload_and_a_validation_is_on_the_server_as_i
 ) -> None:
     faults = [
         Fault("step", 3, signal.SIGTERM),
-        Fault("upload", 5, signal.SIGKILL, is_after=True),
+        Fault("upload", 5, signal.SIGKILL, AFTERWARDS),
         Fault("validation", 1, signal.SIGKILL),
     ]
     account = Account()

@@ -1,0 +1,52 @@
+"""The page that says what the harnesses found: each writes its own section and leaves the others alone."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import psutil
+import torch
+
+TITLE = """# Reliability
+
+Written by the harnesses in `tests/faults/` (`make faults SEED=1`), which disturb real runs against a real tracking
+server over HTTP and compare what is on it in the end with runs that nobody disturbed.
+"""
+
+
+def machine() -> str:
+    """Processor, memory and versions, without any name of the machine."""
+    cores, memory_gb = os.cpu_count(), psutil.virtual_memory().total / 2**30
+    return (
+        f"{platform.system()} {platform.machine()}, {cores} cores, {memory_gb:.0f} GB; Python "
+        f"{platform.python_version()}, torch {torch.__version__}, mlflow {mlflow.__version__}"
+    )
+
+
+def code() -> str:
+    """The commit, and the hash of the package's tree, which stays the same when commits are picked or rebased."""
+    commit, tree, changes = (
+        subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent, check=True).stdout
+        for words in (["rev-parse", "HEAD"], ["rev-parse", "HEAD:ehrtrack"], ["status", "--short", "../../ehrtrack"])
+    )
+    return f"{commit[:12]}, tree of ehrtrack/ {tree[:12]}{', with changes' if changes else ''}"
+
+
+def command() -> str:
+    """The words that this process was started with, without what tells the machine's folders."""
+    return " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+
+
+def write_section(page: Path, name: str, text: str) -> None:
+    """Replace a section of the page, or add it."""
+    whole = page.read_text() if page.exists() else TITLE
+    section = f"<!-- {name} -->\n{text.strip()}\n<!-- end of {name} -->\n"
+    pattern = re.compile(rf"<!-- {name} -->\n.*?<!-- end of {name} -->\n", re.DOTALL)
+    found = pattern.search(whole)
+    page.write_text(pattern.sub(lambda _: section, whole) if found else f"{whole}\n{section}")
