@@ -65,7 +65,7 @@ def _timed_study(raw: Path, folder: Path, n_epochs: int) -> list[tuple[float, fl
     """Start, end and name of each tracking call of a fine-tuning run of a small model."""
     from ehrtrack.config import parse_config
     from ehrtrack.recipes.finetune import finetune
-    from ehrtrack.tracking.run import TrackedRun
+    from ehrtrack.tracking.logger import TrackedRun
 
     calls: list[tuple[float, float, str]] = []
     for method in ("log_metrics", "log_params", "set_tags", "log_text", "log_json", "log_table", "log_folder"):

@@ -18,7 +18,8 @@ from ehrtrack.errors import DataError
 from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.recipes._model_folder import WEIGHTS
 from ehrtrack.runlog import MemoryRunLogger
-from ehrtrack.tracking.run import TrackedRun, tracked_run
+from ehrtrack.tracking.logger import TrackedRun
+from ehrtrack.tracking.run import tracked_run
 from ehrtrack.training.loop import SNAPSHOTS, FitResult, TrainingStopped
 from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.snapshots import latest_folder

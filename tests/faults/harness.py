@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,7 @@ def main(seed: int, n_kills: int, *, file: Path | None, minutes: float) -> Accou
         while account.n_faults < n_kills and time.monotonic() < deadline:
             disturb_one(folder, server, config, whole, account, seed=seed)
             if file is not None:
-                file.write_text(json.dumps(asdict(account)))
+                file.write_text(json.dumps(vars(account)))
     shutil.rmtree(folder)
     return account
 

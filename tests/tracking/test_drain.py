@@ -25,7 +25,8 @@ from ehrtrack.tracking import drainer, queries
 from ehrtrack.tracking.drain import Drain
 from ehrtrack.tracking.experiments import every_experiment_id
 from ehrtrack.tracking.journal import LOG, Journal, read_log
-from ehrtrack.tracking.run import TrackedRun, tracked_run
+from ehrtrack.tracking.logger import TrackedRun
+from ehrtrack.tracking.run import tracked_run
 from ehrtrack.tracking.server import client
 from ehrtrack.tracking.sync import find_journals, sync
 
