@@ -75,9 +75,11 @@ def _recipe(objective: str) -> Callable[[Callable[[RunConfig], Any]], click.Comm
 
             loaded = load_config(config, overrides, objective=objective)
             if _is_first_rank():
+                from ehrtrack.tracking.drainer import is_offline
                 from ehrtrack.tracking.server import check_reachable
 
-                check_reachable()
+                if not is_offline():
+                    check_reachable()
             else:
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115  rank 0 speaks for all
             function(loaded)

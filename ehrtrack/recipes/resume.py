@@ -14,8 +14,9 @@ from ehrtrack.recipes._run import RESUMABLE_KINDS, Resumption, Run, run_folder
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.tracking.heartbeat import Heartbeat, heartbeat_seconds
-from ehrtrack.tracking.names import SNAPSHOT_SLOTS
+from ehrtrack.tracking.names import RUN_KEY, SNAPSHOT_SLOTS
 from ehrtrack.tracking.queries import RunRecord, download, get_run, list_artifacts
+from ehrtrack.tracking.server import ui_command
 from ehrtrack.tracking.stale import TakenUp, claimed, give_back, silent_minutes, stale_runs, take_up
 from ehrtrack.tracking.sync import drain_left_behind
 from ehrtrack.training.loop import SNAPSHOTS
@@ -31,6 +32,8 @@ LOST_BEATS = 3
 
 def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool = False) -> Run:
     """Go on with a run, in the same run on the tracking server.
+
+    A run that had ended well, and whose last words were still in its journal here, is sent and returned as it is.
 
     Parameters
     ----------
@@ -57,10 +60,15 @@ def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool =
         is_ours = drain_left_behind(config.runtime.cache / "journal", run_id, attempt=attempt - 1)
         if not (is_ours or is_forced):
             _check_silent(record)
+        sent = get_run(run_id)
+        if sent.status == "FINISHED":
+            print(f"run {run_id} had ended well; what its journal still had to tell is sent", flush=True)
+            return Run(run_id, record.kind, ui_command(record.experiment_id, run_id=run_id).url, sent.metrics)
+        _name_by_id(record, config)
         slot = _fetch_snapshot(run_id, run_folder(config, run_id) / SNAPSHOTS)
         fingerprints = {
             name.removeprefix("fingerprint."): value
-            for name, value in get_run(run_id).tags.items()
+            for name, value in sent.tags.items()
             if name.startswith("fingerprint.")
         }
         take_up(run_id, attempt)
@@ -119,6 +127,14 @@ def _check_silent(record: RunRecord) -> None:
             f"run {record.run_id} gave a sign of life {seconds:.0f} s ago. If its machine is gone, try again in "
             f"{LOST_BEATS * heartbeat_seconds() - seconds:.0f} s, or say --force"
         )
+
+
+def _name_by_id(record: RunRecord, config: RunConfig) -> None:
+    """Name a run's folder by its id; a run that began without a server kept its snapshots under its key."""
+    key = record.tags.get(RUN_KEY)
+    folder = run_folder(config, record.run_id)
+    if key and not folder.exists() and run_folder(config, key).is_dir():
+        run_folder(config, key).rename(folder)
 
 
 def _fetch_snapshot(run_id: str, folder: Path) -> int:

@@ -74,7 +74,6 @@ class Drain:
             "tags": self._send_tags,
             "dataset": self._send_dataset,
             "artifact": self._send_artifact,
-            "remove_artifacts": self._send_removal,
             "end": self._send_end,
         }
 
@@ -222,12 +221,8 @@ class Drain:
             write_progress(self.folder, self.progress)  # before the file goes
             self._discard(record)
 
-    def _send_removal(self, records: list[Record]) -> None:
+    def _remove(self, folder: str) -> None:
         """Remove a folder of artifacts; a server that does not let this be done keeps it."""
-        (record,) = records
-        folder = names.checked_artifact_path(record["path"])
-        for path in [path for path in self.progress.artifacts if path.startswith(f"{folder}/")]:
-            del self.progress.artifacts[path]
         try:
             with self._failures(f"remove {folder} of"):
                 if folder in {entry.path for entry in client().list_artifacts(self.progress.run_id)}:
@@ -241,10 +236,15 @@ class Drain:
 
     def _send_end(self, records: list[Record]) -> None:
         (record,) = records
+        removed = names.checked_artifact_path(record["remove"]) if "remove" in record else None
+        for path in [path for path in self.progress.artifacts if removed and path.startswith(f"{removed}/")]:
+            del self.progress.artifacts[path]
         self.write_checksums()
         self._opening.remove_doubles(self.progress)
         with self._failures("end the run"):
             client().set_terminated(self.progress.run_id, record["status"], record["time"])
+        if removed:
+            self._remove(removed)
 
     def _send_rows(self, rows: list[_Row], send: Callable[[list[_Row]], object]) -> None:
         """Send rows in one call; if the server refuses it, find the row it is about and send the others."""
@@ -313,8 +313,8 @@ def _superseded(pending: list[Entry]) -> set[int]:
             if entry.record["path"] in last:
                 replaced.add(last[entry.record["path"]])
             last[entry.record["path"]] = entry.start
-        if entry.record is not None and entry.record["do"] == "remove_artifacts":
-            replaced |= {start for path, start in last.items() if path.startswith(f"{entry.record['path']}/")}
+        if entry.record is not None and "remove" in entry.record:
+            replaced |= {start for path, start in last.items() if path.startswith(f"{entry.record['remove']}/")}
     return replaced
 
 

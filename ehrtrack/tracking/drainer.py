@@ -17,6 +17,7 @@ from ehrtrack.tracking.journal import Journal
 from ehrtrack.tracking.opening import RunOvertaken
 from ehrtrack.tracking.server import check_reachable, is_remote
 
+OFFLINE = "EHRTRACK_OFFLINE"
 OPEN_SECONDS = 10
 DEFAULT_DRAIN_SECONDS = 60.0
 LINGER_SECONDS = 1.0  # records of this time go in one call
@@ -95,6 +96,9 @@ class Drainer:
     def _work(self) -> None:
         pause = 0.0
         try:
+            if is_offline():
+                self.trouble = ServerUnavailable(f"{OFFLINE} is set")
+                return
             while not self._given_up.is_set():
                 is_last_try = self._closing.is_set()
                 try:
@@ -146,6 +150,20 @@ class Drainer:
         if trouble is None and self.trouble is not None:
             _log.warning("the tracking server takes the run's records again")
         self.trouble = trouble
+
+
+def is_offline() -> bool:
+    """Whether EHRTRACK_OFFLINE=1 keeps runs in their journals until ``ehrtrack sync``.
+
+    Raises
+    ------
+    TrackingError
+        If it is neither 0 nor 1.
+    """
+    text = os.environ.get(OFFLINE, "") or "0"
+    if text not in ("0", "1"):
+        raise TrackingError(f"{OFFLINE} is {text!r}; needed is 1 to keep runs here until `ehrtrack sync`, or 0")
+    return text == "1"
 
 
 def drain_seconds() -> float:

@@ -56,6 +56,7 @@ class TrackedRun:
         self._snapshot_end = 0
         self._next_slot = 0
         self._has_snapshots = False
+        self._removes_snapshots = False
         self._drainer = Drainer(journal)
         self._heartbeat = Heartbeat(lambda: self._drainer.drain.progress.run_id)
 
@@ -210,9 +211,8 @@ class TrackedRun:
         self._has_snapshots = True
 
     def remove_snapshots(self) -> None:
-        """Remove the snapshots of a run that has ended well."""
-        if self._has_snapshots:
-            self._append({"do": "remove_artifacts", "path": names.RESUME_ARTIFACTS})
+        """Have the snapshots removed once the server knows that the run has ended: until then it may need them."""
+        self._removes_snapshots = self._has_snapshots
 
     def end(self, status: str, *, tag: str = "", reason: str = "") -> None:
         """Set the run's last status (FINISHED, FAILED or KILLED) and its reason."""
@@ -222,7 +222,8 @@ class TrackedRun:
             self.set_tags({tag: reason})
             if not self._has_description:
                 self.set_description(f"**{status.capitalize()}**: {reason}")
-        self._append({"do": "end", "status": status, "time": now_ms()})
+        removed = {"remove": names.RESUME_ARTIFACTS} if self._removes_snapshots else {}
+        self._append({"do": "end", "status": status, "time": now_ms()} | removed)
         self.status = status
 
     def wait_for_opening(self) -> None:

@@ -16,7 +16,7 @@ from typing import NoReturn
 from ehrtrack.errors import TrackingError
 from ehrtrack.privacy import Privacy
 from ehrtrack.tracking import names
-from ehrtrack.tracking.drainer import drain_seconds
+from ehrtrack.tracking.drainer import drain_seconds, is_offline
 from ehrtrack.tracking.heartbeat import utc_now
 from ehrtrack.tracking.journal import Journal
 from ehrtrack.tracking.logger import Scalar, TrackedRun, now_ms
@@ -115,7 +115,8 @@ def _open_run(
     journals: Path,
 ) -> TrackedRun:
     tracking_uri()  # an address that can never be used is refused here
-    drain_seconds()
+    drain_seconds()  # as are settings that cannot be
+    is_offline()
     key = uuid.uuid4().hex
     joined_id = run_id or (os.environ.pop("MLFLOW_RUN_ID", None) if parent_run_id is None else None)
     tags = {names.STUDY: experiment, names.KIND: kind, "mlflow.runName": name, names.HEARTBEAT: utc_now()}

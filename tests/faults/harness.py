@@ -28,7 +28,7 @@ from pods import AFTERWARDS, POINTS, Fault  # noqa: E402
 from reliability import code, command, machine, write_section  # noqa: E402
 from study import Outcome, outcome_of, run_ids, write_study  # noqa: E402
 
-MOST_CALLS = {"step": 6, "checkpoint": 8, "validation": 3, "upload": 16, "drain": 5}
+MOST_CALLS = {"step": 6, "checkpoint": 8, "validation": 3, "upload": 16, "drain": 5, "end": 1}
 """How often a pod comes to each point, at most, before its run is done."""
 
 MOMENTS_MS = (0.5, 30.0)

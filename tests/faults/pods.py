@@ -27,6 +27,7 @@ POINTS = {
     "validation": ("ehrtrack.training.loop", "Training", "end_epoch"),
     "upload": ("ehrtrack.tracking.drain", "Drain", "_send_artifact"),
     "drain": ("ehrtrack.tracking.drain", "Drain", "_send_metrics"),
+    "end": ("ehrtrack.tracking.drain", "Drain", "_send_end"),
 }
 """Where a pod can be killed: around and within the n-th call of a method."""
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
+import pods
 import pytest
+from click.testing import CliRunner
 from harness import Account, Outcome, disturb, undisturbed
 from pods import AFTERWARDS, Fault
-from study import write_study
+from study import outcome_of, run_ids, write_study
+
+from ehrtrack.cli import cli
+
+KILL, TERM = signal.SIGKILL, signal.SIGTERM
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +35,65 @@ def whole(place: Path, config: Path, mlflow_server: str) -> Outcome:
         return undisturbed(place, mlflow_server, config, "disturbed")
 
 
-def test_a_run_killed_in_a_step_an_upload_and_a_validation_is_on_the_server_as_if_it_never_was(
+SERIES = {
+    "killed, then told to stop": [
+        (Fault("step", 2, KILL, 0.005), False),
+        (Fault("checkpoint", 1, TERM, 0.001), True),
+        (Fault("upload", 4, KILL, AFTERWARDS), False),
+        (Fault("drain", 1, TERM), False),
+        (Fault("validation", 1, KILL), True),
+        (Fault("end", 1, TERM), False),
+    ],
+    "told to stop, then killed": [
+        (Fault("step", 2, TERM, 0.005), True),
+        (Fault("checkpoint", 1, KILL, 0.001), False),
+        (Fault("upload", 4, TERM, AFTERWARDS), False),
+        (Fault("drain", 1, KILL), True),
+        (Fault("validation", 1, TERM), False),
+        (Fault("end", 1, KILL), False),
+    ],
+}
+"""Each phase with both signals; True where the machine is lost as well."""
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_a_run_disturbed_in_every_phase_is_on_the_server_as_if_it_never_was(
+    name: str, whole: Outcome, config: Path, http_store: str, tmp_path: Path
+) -> None:
+    faults, moves = zip(*SERIES[name], strict=True)
+    account = Account()
+    run = disturb(tmp_path, http_store, config, "disturbed", list(faults), account, moves=list(moves))
+    account.judge(whole, run)
+    assert (account.n_faults, account.n_new_machines, account.n_resumed) == (6, 2, 1)
+    assert run == Outcome(whole.rows | run.rows, whole.params, whole.artifacts, "FINISHED")
+    assert run.values == whole.values
+    assert account.n_wrong == 0
+
+
+def test_a_run_killed_at_its_end_is_sent_or_goes_on_from_its_last_snapshot(
     whole: Outcome, config: Path, http_store: str, tmp_path: Path
 ) -> None:
-    faults = [
-        Fault("step", 3, signal.SIGTERM),
-        Fault("upload", 5, signal.SIGKILL, AFTERWARDS),
-        Fault("validation", 1, signal.SIGKILL),
-    ]
-    account = Account()
-    run = disturb(tmp_path, http_store, config, "disturbed", faults, account, moves=[True, False, False])
-    account.judge(whole, run)
-    assert account.n_faults == 3
-    assert (account.n_new_machines, account.n_resumed) == (1, 1)
-    assert run.values == whole.values
-    assert (account.rows_lost, account.rows_doubled, account.rows_different) == (0, 0, 0)
-    assert run.artifacts == whole.artifacts
-    assert run.status == "FINISHED"
+    for is_lost in (False, True):
+        folder = tmp_path / str(is_lost)
+        account = Account()
+        run = disturb(folder, http_store, config, "disturbed", [Fault("end", 1, KILL)], account, moves=[is_lost])
+        account.judge(whole, run)
+        assert (account.n_faults, account.n_wrong) == (1, 0)
+    assert "had ended well; what its journal still had to tell is sent" in pods.log_of(tmp_path / "False" / "pod-0")
+    assert "goes on in epoch 4, after 0 of its batches" in pods.log_of(tmp_path / "True" / "pod-1")
+
+
+def test_a_run_that_began_offline_and_was_killed_goes_on_from_its_own_snapshot(
+    whole: Outcome, config: Path, http_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, folder = ("finetune", "--config", str(config)), tmp_path / "pod"
+    known = run_ids("disturbed")
+    fault = Fault("step", 6, KILL)
+    assert pods.run(*words, folder=folder, server=http_store, fault=fault, EHRTRACK_OFFLINE="1") == -KILL
+    assert run_ids("disturbed") == known
+    assert CliRunner().invoke(cli, ["sync", str(folder / ".ehrtrack")]).exit_code == 0
+    (run_id,) = [found for found in run_ids("disturbed") if found not in known]
+    assert pods.run("resume", run_id, "--force", folder=folder, server=http_store) == 0
+    run = outcome_of(run_id)
+    assert re.search(r"goes on in epoch 3, after [01] of its batches", pods.log_of(folder))
+    assert (run.values, run.artifacts, run.status) == (whole.values, whole.artifacts, "FINISHED")
