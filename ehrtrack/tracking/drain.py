@@ -30,6 +30,7 @@ from ehrtrack.tracking.journal import (
     write_progress,
 )
 from ehrtrack.tracking.opening import RunOpening, fetch_checksums
+from ehrtrack.tracking.queries import download, list_artifacts
 from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
 
 _Row = TypeVar("_Row")
@@ -143,6 +144,8 @@ class Drain:
 
     def write_checksums(self) -> None:
         """Store the hashes of all artifacts beside them."""
+        if self._opening.attempt:
+            self._hash_what_others_sent()
         if not self.progress.artifacts:
             return
         lines = [f"{digest}  {path}\n" for path, digest in sorted(self.progress.artifacts.items())]
@@ -151,6 +154,14 @@ class Drain:
             file.write_text("".join(lines))
             with self._failures("store the checksums"):
                 client().log_artifact(self.progress.run_id, str(file))
+
+    def _hash_what_others_sent(self) -> None:
+        """Learn the hashes of artifacts that a machine sent which is lost, and that were not sent again."""
+        known = {names.CHECKSUMS, *self.progress.artifacts}
+        for path in list_artifacts(self.progress.run_id):
+            if path not in known and not path.startswith(f"{names.RESUME_ARTIFACTS}/"):
+                with tempfile.TemporaryDirectory(prefix="ehrtrack-") as folder:
+                    self.progress.artifacts[path] = sha256_of(download(self.progress.run_id, path, Path(folder)))
 
     def _send_group(self, group: list[Entry]) -> None:
         records = [entry.record for entry in group if entry.record is not None]

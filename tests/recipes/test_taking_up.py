@@ -12,7 +12,7 @@ from ehrtrack.recipes._run import Resumption
 from ehrtrack.recipes.resume import _fetch_snapshot, resume
 from ehrtrack.tracking import names, queries
 from ehrtrack.tracking.drain import Drain
-from ehrtrack.tracking.journal import Journal
+from ehrtrack.tracking.journal import Journal, sha256_of
 from ehrtrack.tracking.run import tracked_run
 from ehrtrack.tracking.server import client
 from ehrtrack.tracking.stale import take_up
@@ -124,6 +124,19 @@ def test_a_metric_of_a_step_that_is_trained_again_is_not_sent_twice(local_store:
     rows = [(row.step, row.value) for row in client().get_metric_history(run_id, "train/loss")]
     assert sorted(rows) == [(1, 2.0), (2, 1.0)]
     assert queries.get_run(run_id).status == "FINISHED"
+
+
+def test_the_checksums_of_a_run_name_what_a_lost_machine_sent(local_store: Path) -> None:
+    run_id = stopped_run(local_store / "a", [3])
+    for artifact in ("sha256sums.txt", "environment.json"):
+        artifact_file(run_id, artifact).unlink()
+    artifact_file(run_id, "run_config.json").write_text("{}")
+    take_up(run_id, 1)
+    with tracked_run(experiment="s", name="x", kind="finetune", run_id=run_id, attempt=1):
+        pass
+    told = dict(reversed(line.split("  ")) for line in artifact_file(run_id, "sha256sums.txt").read_text().splitlines())
+    assert set(told) == {"environment.json", "run_config.json"}
+    assert told["run_config.json"] == sha256_of(artifact_file(run_id, "run_config.json"))
 
 
 def test_the_journal_of_a_machine_that_was_overtaken_sends_nothing(local_store: Path) -> None:
