@@ -26,7 +26,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import pods  # noqa: E402
 from pods import AFTERWARDS, POINTS, Fault  # noqa: E402
 from reliability import code, command, machine, write_section  # noqa: E402
-from study import Outcome, outcome_of, run_ids, write_study  # noqa: E402
+from study import Outcome, is_finished, outcome_of, run_ids, write_study  # noqa: E402
 
 MOST_CALLS = {"step": 6, "checkpoint": 8, "validation": 3, "upload": 16, "drain": 5, "end": 1}
 """How often a pod comes to each point, at most, before its run is done."""
@@ -122,6 +122,8 @@ def disturb(
             break
         account.n_faults += 1
         account.points[f"{fault.point} {signal.Signals(fault.number).name}"] += 1
+        if run_id and is_finished(run_id):  # it was killed after its last word had arrived
+            break
         if is_lost or not run_id:
             account.n_new_machines += bool(run_id)
             pod = folder / f"pod-{number}"

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 START_SECONDS = 300
 AFTERWARDS = 3600.0
@@ -30,6 +30,13 @@ POINTS = {
     "end": ("ehrtrack.tracking.drain", "Drain", "_send_end"),
 }
 """Where a pod can be killed: around and within the n-th call of a method."""
+
+
+class Planted(Protocol):
+    """Something that a pod does beside its work."""
+
+    def plant(self) -> None:
+        """Change this process so that it does it."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class Fault:
             is_signalled.wait()
 
 
-def _run(words: Sequence[str], folder: Path, environment: Mapping[str, str], fault: Fault | None) -> None:
+def _run(words: Sequence[str], folder: Path, environment: Mapping[str, str], fault: Planted | None) -> None:
     os.chdir(folder)
     os.environ.update(environment)
     log = os.open(folder / "pod.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -104,7 +111,7 @@ def _run(words: Sequence[str], folder: Path, environment: Mapping[str, str], fau
 
 
 def start(
-    *words: str, folder: Path, server: str, fault: Fault | None = None, **environment: str
+    *words: str, folder: Path, server: str, fault: Planted | None = None, **environment: str
 ) -> multiprocessing.process.BaseProcess:
     """A pod that runs one command in its own folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +125,7 @@ def start(
     return process
 
 
-def run(*words: str, folder: Path, server: str, fault: Fault | None = None, **environment: str) -> int:
+def run(*words: str, folder: Path, server: str, fault: Planted | None = None, **environment: str) -> int:
     """Run a pod to its end; returns its exit code, which is minus the signal's number where one killed it."""
     process = start(*words, folder=folder, server=server, fault=fault, **environment)
     process.join(START_SECONDS)

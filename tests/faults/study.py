@@ -45,10 +45,12 @@ class Outcome:
         return {row: values for row, values in self.rows.items() if row[0] not in TIMES}
 
 
-def write_study(folder: Path, name: str, *, epochs: int = 3) -> Path:
+def write_study(
+    folder: Path, name: str, *, epochs: int = 3, n_subjects: int = 200, snapshot_minutes: float = 1e-6
+) -> Path:
     """Data and a configuration whose cache is in the pod's own working folder; returns the configuration."""
     data = folder / "data"
-    write_dataset(data, Population(n_subjects=200))
+    write_dataset(data, Population(n_subjects=n_subjects))
     values = study_values(
         data,
         Path(".ehrtrack"),
@@ -56,7 +58,7 @@ def write_study(folder: Path, name: str, *, epochs: int = 3) -> Path:
         train={"epochs": epochs, "batch_tokens": 1024, "lr": 3e-3, "patience": epochs},
     )
     values["study"] = name
-    values["runtime"] |= {"snapshot_minutes": 1e-6, "threads": 1}
+    values["runtime"] |= {"snapshot_minutes": snapshot_minutes, "threads": 1}
     file = folder / "finetune.toml"
     file.write_text(to_toml(_flat(values)))
     return file
@@ -72,6 +74,11 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def run_ids(study: str) -> list[str]:
     """The runs of a study, whatever their status."""
     return [record.run_id for record in queries.search_runs(study, status=None)]
+
+
+def is_finished(run_id: str) -> bool:
+    """Whether the run has ended well."""
+    return str(client().get_run(run_id).info.status) == "FINISHED"
 
 
 def outcome_of(run_id: str) -> Outcome:
