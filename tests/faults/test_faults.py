@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pods
@@ -14,6 +15,8 @@ from pods import AFTERWARDS, Fault
 from study import outcome_of, run_ids, write_study
 
 from ehrtrack.cli import cli
+from ehrtrack.tracking import names
+from ehrtrack.tracking.server import client
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
 
@@ -97,3 +100,29 @@ def test_a_run_that_began_offline_and_was_killed_goes_on_from_its_own_snapshot(
     run = outcome_of(run_id)
     assert re.search(r"goes on in epoch 3, after [01] of its batches", pods.log_of(folder))
     assert (run.values, run.artifacts, run.status) == (whole.values, whole.artifacts, "FINISHED")
+
+
+def test_of_two_processes_that_take_up_the_same_stale_run_exactly_one_goes_on(
+    whole: Outcome, config: Path, http_store: str, tmp_path: Path
+) -> None:
+    known = set(run_ids("disturbed"))
+    fault = Fault("checkpoint", 3, KILL, AFTERWARDS)
+    assert pods.run("finetune", "--config", str(config), folder=tmp_path / "pod", server=http_store, fault=fault) < 0
+    (run_id,) = set(run_ids("disturbed")) - known
+    long_ago = datetime.now(UTC) - timedelta(minutes=11)
+    client().set_tag(run_id, names.HEARTBEAT, long_ago.isoformat())
+    listed = CliRunner().invoke(cli, ["runs", "--stale"])
+    assert f"{run_id}  disturbed  finetune  scratch tiny  RUNNING, silent 11 minutes ago" in listed.stdout
+    folders = [tmp_path / "first", tmp_path / "second"]
+    both = [pods.start("resume", "--stale", folder=folder, server=http_store) for folder in folders]
+    for process in both:
+        process.join(pods.START_SECONDS)
+    assert [process.exitcode for process in both] == [0, 0]
+    logs = [pods.log_of(folder) for folder in folders]
+    assert sorted("goes on in epoch" in log for log in logs) == [False, True]
+    assert sorted("finetune done" in log for log in logs) == [False, True]
+    assert sorted("no run was taken up" in log for log in logs) == [False, True]
+    run = outcome_of(run_id)
+    assert (run.values, run.artifacts, run.status) == (whole.values, whole.artifacts, "FINISHED")
+    assert client().get_run(run_id).data.tags[names.ATTEMPT] == "1"
+    assert run_id not in CliRunner().invoke(cli, ["runs", "--stale"]).stdout

@@ -392,6 +392,41 @@ def test_a_damaged_record_is_named_and_the_others_sent(
     assert set(queries.metric_history(run_id, "a")) == {0, 1, 2, 3} - lost
 
 
+@pytest.mark.parametrize(
+    ("place", "lost"),
+    [
+        *(("cut in the last record's length", 3), ("cut in its values", 3), ("cut before its newline", None)),
+        *(("another length", 1), ("another checksum", 1), ("another value", 1), ("another newline", None)),
+    ],
+)
+def test_a_journal_cut_or_changed_is_sent_but_for_that_record(
+    place: str, lost: int | None, server: str, tmp_path: Path
+) -> None:
+    key = hashlib.md5(place.encode(), usedforsecurity=False).hexdigest()
+    journal = Journal(tmp_path / "journal" / key)
+    opening = {"do": "open", "key": key, "time": 1, "experiment": "cut", "name": place, "tags": {}}
+    journal.append(*[opening | {"parent": None, "joined": None}] * 2)
+    for step in range(4):
+        journal.append({"do": "metrics", "time": 1 + step, "step": step, "values": {"a": float(step)}})
+    journal.close()
+    log = journal.folder / LOG
+    data = bytearray(log.read_bytes())
+    last, second = read_log(journal.folder)[-1], read_log(journal.folder)[3]
+    if place.startswith("cut"):
+        size = {"length": last.start + 4, "values": last.end - 5, "newline": last.end - 1}[place.split()[-1]]
+        del data[size:]
+    else:
+        starts = {"length": 0, "checksum": 10, "value": 30, "newline": second.end - second.start - 1}
+        data[second.start + starts[place.split()[-1]]] ^= 1
+    log.write_bytes(data)
+    for _ in range(3):
+        (synced,) = sync(journal.folder)
+        assert (synced.problem, synced.account.left) == ("", 0)
+    (run_id,) = runs_on_server(key)
+    assert queries.metric_history(run_id, "a") == {step: float(step) for step in range(4) if step != lost}
+    assert sorted(queries.get_run(run_id).metrics) == ["a"]
+
+
 def test_a_damaged_artifact_is_not_sent(offline: Callable[[], None]) -> None:
     with tracked_run(experiment="damaged", name="artifact", kind="demo") as run:
         run.log_text("weights", "w.txt")
