@@ -69,6 +69,10 @@ class Account:
             whole.artifacts.get(path) != run.artifacts.get(path) for path in whole.artifacts | run.artifacts
         )
 
+    def note(self, code: str) -> None:
+        """Note the code that the runs from here on are made with."""
+        self.codes += [] if code in self.codes else [code]
+
     @property
     def n_wrong(self) -> int:
         """All that is not as it should be."""
@@ -202,9 +206,9 @@ def tracking_server() -> Iterator[str]:
 
 
 def disturb_one(folder: Path, server: str, config: Path, whole: Outcome, account: Account, *, seed: int) -> None:
-    """Disturb the next run of a series by up to four kills, and judge it."""
+    """Disturb the next run of a series by three to six kills, and judge it."""
     rng = random.Random(f"{seed}, run {account.n_runs}")
-    faults = [random_fault(rng) for _ in range(rng.randint(1, 4))]
+    faults = [random_fault(rng) for _ in range(rng.randint(3, 6))]
     moves = [rng.random() < 0.4 for _ in faults]
     work = folder / f"run-{account.n_runs}"
     account.judge(whole, disturb(work, server, config, "faults", faults, account, moves=moves))
@@ -215,8 +219,9 @@ def disturb_one(folder: Path, server: str, config: Path, whole: Outcome, account
 def main(seed: int, n_kills: int, *, file: Path | None, minutes: float) -> Account:
     """Disturb runs until there were so many kills, or the time is over."""
     account, deadline = Account.read(file), time.monotonic() + 60 * minutes
-    if code() not in account.codes:
-        account.codes.append(code())
+    if account.n_faults >= n_kills:
+        return account
+    account.note(code())
     folder = Path(tempfile.mkdtemp(prefix="faults"))
     with tracking_server() as server:
         os.environ["MLFLOW_TRACKING_URI"] = server

@@ -282,6 +282,8 @@ def main(seed: int, n_rounds: int, *, file: Path | None, minutes: float) -> dict
     series: dict[str, Any] = {"rounds": [], "n_wrong": 0, "n_rows": 0, "codes": []}
     if file is not None and file.exists():
         series = json.loads(file.read_text())
+    if len(series["rounds"]) >= n_rounds:
+        return series
     if code() not in series["codes"]:
         series["codes"].append(code())
     deadline = time.monotonic() + 60 * minutes
