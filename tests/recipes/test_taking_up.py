@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from simulated import study
 
 from ehrtrack.errors import CheckpointError, ConfigError, DataError
 from ehrtrack.recipes._run import Resumption
 from ehrtrack.recipes.resume import _fetch_snapshot, resume
 from ehrtrack.tracking import names, queries
 from ehrtrack.tracking.drain import Drain
-from ehrtrack.tracking.journal import Journal, sha256_of
+from ehrtrack.tracking.journal import Journal, read_log, sha256_of
 from ehrtrack.tracking.run import tracked_run
 from ehrtrack.tracking.server import client
 from ehrtrack.tracking.stale import take_up
@@ -157,6 +158,30 @@ def test_the_journal_of_a_machine_that_was_overtaken_sends_nothing(local_store: 
     run = queries.get_run(drain.progress.run_id)
     assert (run.metrics, run.status) == ({}, "RUNNING")
     assert sync(local_store / "journal") == []
+
+
+def test_a_run_that_had_ended_well_is_sent_and_not_trained_again(
+    local_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its process was killed between the last word that it wrote and the server's knowing of it."""
+    journals = local_store / "cache" / "journal"
+    with monkeypatch.context() as patch:
+        patch.setenv("EHRTRACK_OFFLINE", "1")
+        with tracked_run(experiment="s", name="x", kind="finetune", journal=journals) as run:
+            run.log_json(study(local_store / "data", local_store / "cache").to_json(), "run_config.json")
+            run.log_metrics({"test/c_index": 0.6}, step=0)
+    log = journals / run.key / "journal.log"
+    end = read_log(log.parent)[-1]
+    whole = log.read_bytes()
+    log.write_bytes(whole[: end.start])
+    (synced,) = sync(journals)
+    assert queries.get_run(synced.run_id).status == "RUNNING"
+    log.write_bytes(whole)
+    done = resume(synced.run_id, is_forced=True)
+    assert "had ended well; what its journal still had to tell is sent" in capsys.readouterr().out
+    assert (done.run_id, done.metrics) == (synced.run_id, {"test/c_index": 0.6})
+    assert queries.get_run(synced.run_id).status == "FINISHED"
+    assert not journals.exists() or not list(journals.iterdir())
 
 
 def test_other_data_are_refused_with_what_differs() -> None:
