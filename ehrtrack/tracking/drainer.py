@@ -48,6 +48,7 @@ class Drainer:
         self._news = threading.Event()
         self._closing = threading.Event()
         self._given_up = threading.Event()
+        self._hurried = threading.Event()
         self._thread = threading.Thread(target=self._work, name=f"drain {journal.folder.name[:8]}", daemon=True)
         self._thread.start()
 
@@ -67,6 +68,10 @@ class Drainer:
         """Say that there is more in the journal."""
         self._news.set()
 
+    def hurry(self) -> None:
+        """Have `finish` wait no longer because something arrives: the machine is about to go."""
+        self._hurried.set()
+
     def finish(self, seconds: float, *, is_urgent: bool = False) -> None:
         """Wait until all is sent, `seconds` at most without any of it arriving.
 
@@ -75,6 +80,8 @@ class Drainer:
         is_urgent
             Wait no longer than that in all, because the machine is about to go.
         """
+        if is_urgent:
+            self.hurry()
         self._closing.set()
         self._news.set()
         deadline = time.monotonic() + seconds
@@ -84,7 +91,7 @@ class Drainer:
                 while self._thread.is_alive() and time.monotonic() < deadline:
                     self._thread.join(0.1)
                     now_sent = max(total - len(self.drain.pending()), sent)
-                    if now_sent > sent and not is_urgent:
+                    if now_sent > sent and not self._hurried.is_set():
                         deadline = time.monotonic() + seconds
                     bar.update(now_sent - sent)
                     sent = now_sent

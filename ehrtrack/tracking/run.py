@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.privacy import Privacy
@@ -76,7 +75,7 @@ def tracked_run(
     privacy
         How tables and messages are changed before they are logged; None logs them as they are.
     """
-    with _sigterm_raises():
+    with _sigterm_raises() as termination:
         watch_mlflow_run()
         run = _open_run(
             experiment=experiment,
@@ -101,7 +100,10 @@ def tracked_run(
                 raise
             run.end("FINISHED")
         finally:
+            termination.closing = run
             run.close(is_nested=parent_run_id is not None)
+        if termination.is_late:
+            raise TerminatedBySignal
 
 
 def _open_run(
@@ -176,22 +178,39 @@ def _signal_of(error: BaseException) -> str:
     return "SIGTERM" if isinstance(error, TerminatedBySignal) else "the keyboard"
 
 
+class _Termination:
+    """What SIGTERM does, once: it ends the run where the program stands, or hurries the sending of one that has ended.
+
+    Attributes
+    ----------
+    closing : the run that is being closed
+    is_late : the signal came while it was
+    """
+
+    def __init__(self) -> None:
+        self.closing: TrackedRun | None = None
+        self.is_late = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run is ending: a second signal must not cut that off
+        if self.closing is None:
+            raise TerminatedBySignal
+        self.is_late = True
+        self.closing.hurry()
+
+
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def _sigterm_raises() -> Iterator[_Termination]:
     """While inside, SIGTERM raises TerminatedBySignal, once; a handler set by somebody else is left alone."""
+    termination = _Termination()
     is_ours = (
         threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     )
     if not is_ours:
-        yield
+        yield termination
         return
-
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run is ending: a second signal must not cut that off
-        raise TerminatedBySignal
-
-    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGTERM, termination)
     try:
-        yield
+        yield termination
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

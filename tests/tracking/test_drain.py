@@ -44,6 +44,15 @@ with tracked_run(experiment="study", name="killed", kind="finetune") as run:
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
+ENDING = """
+from ehrtrack.tracking.run import tracked_run
+with tracked_run(experiment="study", name="ending", kind="finetune") as run:
+    print(run.run_id, flush=True)
+    input()
+    run.log_metrics({"test/c_index": 0.6}, step=0)
+    print("ends", flush=True)
+"""
+
 
 @pytest.fixture
 def server(http_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -252,6 +261,31 @@ def test_a_server_that_stops_and_comes_back_misses_nothing(
         assert queries.metric_history(run.run_id, "a") == {1: 1.0, 2: 2.0}
     assert "the run goes on, and keeps what it has to tell in" in caplog.text
     assert "the tracking server takes the run's records again" in caplog.text
+
+
+def test_sigterm_while_the_last_is_sent_does_not_cut_that_off(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_failed = threading.Event()
+    with proxy(server) as weather:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", weather.address)
+        child = subprocess.Popen(
+            [sys.executable, "-c", ENDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdout is not None
+        with child, child.stdout as lines:
+            run_id = lines.readline().strip()
+            weather.mode = "503"
+            weather.on_request = lambda number, path: has_failed.set()
+            assert child.stdin is not None
+            child.stdin.write("\n")
+            child.stdin.flush()
+            assert lines.readline() == "ends\n"
+            assert has_failed.wait(60)
+            child.send_signal(signal.SIGTERM)
+            weather.mode = "fair"
+        assert child.returncode == 128 + signal.SIGTERM
+        assert not find_journals(Path(".ehrtrack"))
+        record = queries.get_run(run_id)
+    assert (record.status, record.metrics) == ("FINISHED", {"test/c_index": 0.6})
 
 
 def test_a_refused_login_is_named_and_the_rest_sent_later(
