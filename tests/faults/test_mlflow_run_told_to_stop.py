@@ -12,6 +12,7 @@ import psutil
 from study import write_study
 
 from ehrtrack.tracking import names, queries
+from ehrtrack.tracking.server import client
 from ehrtrack.tracking.stale import stale_runs
 
 PROJECT = Path(__file__).parents[2]
@@ -54,3 +55,4 @@ def test_the_training_below_finishes_its_step_keeps_a_snapshot_and_can_be_resume
     kept = {path.split("/")[-1] for path in queries.list_artifacts(run.run_id) if path.startswith("resume/")}
     assert kept == {"best.safetensors", "facts.json", "state.safetensors"}
     assert run.run_id in {stale.record.run_id for stale in stale_runs(["finetune"])}
+    client().delete_run(run.run_id)  # nobody is to go on with it

@@ -47,7 +47,7 @@ with tracked_run(experiment="study", name="killed", kind="finetune") as run:
 ENDING = """
 from ehrtrack.tracking.run import tracked_run
 with tracked_run(experiment="study", name="ending", kind="finetune") as run:
-    print(run.run_id, flush=True)
+    print(run.key, flush=True)
     input()
     run.log_metrics({"test/c_index": 0.6}, step=0)
     print("ends", flush=True)
@@ -272,7 +272,7 @@ def test_sigterm_while_the_last_is_sent_does_not_cut_that_off(server: str, monke
         )
         assert child.stdout is not None
         with child, child.stdout as lines:
-            run_id = lines.readline().strip()
+            key = lines.readline().strip()
             weather.mode = "503"
             weather.on_request = lambda number, path: has_failed.set()
             assert child.stdin is not None
@@ -284,6 +284,7 @@ def test_sigterm_while_the_last_is_sent_does_not_cut_that_off(server: str, monke
             weather.mode = "fair"
         assert child.returncode == 128 + signal.SIGTERM
         assert not find_journals(Path(".ehrtrack"))
+        (run_id,) = runs_on_server(key)
         record = queries.get_run(run_id)
     assert (record.status, record.metrics) == ("FINISHED", {"test/c_index": 0.6})
 
@@ -528,3 +529,23 @@ def test_a_drain_time_that_is_none_is_refused(text: str, server: str, monkeypatc
     monkeypatch.setenv("EHRTRACK_DRAIN_SECONDS", text)
     with pytest.raises(TrackingError, match="needed is a number of seconds, such as 60"):
         tracked_run(experiment="s", name="x", kind="demo").__enter__()
+
+
+def test_an_offline_switch_that_says_neither_is_refused(local_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EHRTRACK_OFFLINE", "yes")
+    with pytest.raises(TrackingError, match="EHRTRACK_OFFLINE is 'yes'; needed is 1 to keep runs here"):
+        tracked_run(experiment="s", name="x", kind="demo").__enter__()
+
+
+def test_an_offline_run_asks_no_server_and_is_there_after_sync(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with proxy(server) as weather:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", weather.address)
+        with monkeypatch.context() as patch:
+            patch.setenv("EHRTRACK_OFFLINE", "1")
+            with tracked_run(experiment="offline", name="x", kind="demo") as run:
+                run.log_metrics({"a": 1.0}, step=1)
+        assert weather.seen == []
+        (synced,) = sync(Path(".ehrtrack"))
+        assert (synced.problem, synced.account.left) == ("", 0)
+        (run_id,) = runs_on_server(run.key)
+        assert queries.metric_history(run_id, "a") == {1: 1.0}
