@@ -19,6 +19,8 @@ from ehrtrack.privacy import KEY_FILE, KEY_VARIABLE, RAW
 from ehrtrack.survival.bootstrap import Interval, paired_difference
 
 REFERENCE_MODEL = "cox"
+ORACLE = "oracle"
+"""The true risk of simulated subjects, shown as a model that no run has made."""
 
 Verdict = Literal["better", "no difference", "worse"]
 
@@ -36,6 +38,9 @@ class RunRow:
     val_c_index : on validation subjects, by which runs are chosen
     test_c_index, test_lower, test_upper : on test subjects, with its bootstrap interval
     test_ibs : integrated Brier score on test subjects
+    attainable, attainable_lower, attainable_upper : on simulated subjects, (C - 0.5) / (oracle C - 0.5) on the test
+        subjects, with its interval
+    oracle_c_index, oracle_lower, oracle_upper : of the true risk on the same test subjects
     cohort_fingerprint : runs compare only where this is equal
     subject_key : fingerprint of the key under which subjects' predictions are logged; "raw" for their own ids
     """
@@ -56,6 +61,12 @@ class RunRow:
     test_upper: float | None = None
     test_ibs: float | None = None
     subject_key: str = RAW
+    attainable: float | None = None
+    attainable_lower: float | None = None
+    attainable_upper: float | None = None
+    oracle_c_index: float | None = None
+    oracle_lower: float | None = None
+    oracle_upper: float | None = None
 
     @property
     def label(self) -> str:
@@ -75,6 +86,9 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "test_c_index": pl.Float64,
     "test_lower": pl.Float64,
     "test_upper": pl.Float64,
+    "attainable": pl.Float64,
+    "attainable_lower": pl.Float64,
+    "attainable_upper": pl.Float64,
     "test_ibs": pl.Float64,
     "difference": pl.Float64,
     "difference_lower": pl.Float64,
@@ -160,7 +174,7 @@ def verdict_of(difference: Interval) -> Verdict:
 def benchmark_table(
     rows: Sequence[RunRow], differences_to_reference: Mapping[str, Interval] | None = None
 ) -> pl.DataFrame:
-    """One line a run, best validation C-index first.
+    """One line a run, best validation C-index first; on simulated subjects the oracle's after them.
 
     Parameters
     ----------
@@ -186,7 +200,24 @@ def benchmark_table(
             line["difference_lower"], line["difference_upper"] = difference.lower, difference.upper
             line["verdict"] = verdict_of(difference)
         lines.append({name: line.get(name) for name in SCHEMA})
+    lines += [{name: line.get(name) for name in SCHEMA} for line in _oracle_lines(rows)]
     return pl.DataFrame(lines, schema=SCHEMA).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def _oracle_lines(rows: Sequence[RunRow]) -> list[dict[str, Any]]:
+    """The oracle's line, one at most: runs of a cohort score it on the same test subjects."""
+    return [
+        {
+            "model": ORACLE,
+            "test_c_index": row.oracle_c_index,
+            "test_lower": row.oracle_lower,
+            "test_upper": row.oracle_upper,
+            "attainable": 1.0,
+            "run_id": "",
+        }
+        for row in rows
+        if row.oracle_c_index is not None
+    ][:1]
 
 
 def to_markdown(table: pl.DataFrame, *, reference: str = REFERENCE_MODEL) -> str:
@@ -207,6 +238,11 @@ def to_markdown(table: pl.DataFrame, *, reference: str = REFERENCE_MODEL) -> str
             "test C-index (95 % interval)",
             False,
             lambda row: _interval(row, "test_c_index", "test_lower", "test_upper"),
+        ),
+        (
+            "% of attainable (95 % interval)",
+            False,
+            lambda row: _percent(row, "attainable", "attainable_lower", "attainable_upper"),
         ),
         ("test IBS", True, lambda row: _number(row["test_ibs"], ".4f")),
         (
@@ -244,6 +280,13 @@ def _interval(row: dict[str, Any], estimate: str, lower: str, upper: str, *, sig
     if row[lower] is None or row[upper] is None:
         return text
     return f"{text} [{row[lower]:{sign}.3f}, {row[upper]:{sign}.3f}]"
+
+
+def _percent(row: dict[str, Any], estimate: str, lower: str, upper: str) -> str:
+    if row[estimate] is None:
+        return ""
+    bounds = "" if row[lower] is None or row[upper] is None else f" [{row[lower]:.0%}, {row[upper]:.0%}]"
+    return f"{row[estimate]:.0%}{bounds}"
 
 
 def _is_known(value: float | None) -> bool:

@@ -193,6 +193,31 @@ def test_markdown_is_aligned_and_complete() -> None:
     )
 
 
+def with_oracle(row: RunRow, share: float) -> RunRow:
+    bounds = {"attainable": share, "attainable_lower": share - 0.1, "attainable_upper": share + 0.1}
+    return dataclasses.replace(row, **bounds, oracle_c_index=0.8, oracle_lower=0.78, oracle_upper=0.82)
+
+
+def test_the_oracle_has_one_line_of_its_own_after_the_runs() -> None:
+    table = benchmark_table([with_oracle(COX, 0.44), with_oracle(LORA, 0.667)])
+    assert table["model"].to_list() == ["behrt", "cox", "oracle"]
+    assert table["attainable"].to_list() == [0.667, 0.44, 1.0]
+    oracle = table.row(2, named=True)
+    assert (oracle["test_c_index"], oracle["test_lower"], oracle["test_upper"]) == (0.8, 0.78, 0.82)
+    assert (oracle["val_c_index"], oracle["n_parameters"], oracle["verdict"]) == (None, None, None)
+    lines = to_markdown(table).splitlines()
+    assert "| % of attainable (95 % interval) |" in lines[0]
+    assert "| 67% [57%, 77%]" in lines[2]
+    assert "0.800 [0.780, 0.820]" in lines[4]
+    assert "| 100%" in lines[4]
+
+
+def test_records_without_a_known_truth_have_no_oracle() -> None:
+    table = benchmark_table([COX, LORA])
+    assert "oracle" not in table["model"]
+    assert "attainable" not in to_markdown(table)
+
+
 def test_columns_that_nobody_fills_are_left_out_of_markdown() -> None:
     text = to_markdown(benchmark_table([dataclasses.replace(COX, test_ibs=float("nan"))]))
     assert "IBS" not in text

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from ehrtrack.data.cohort import summarise_cohort
 from ehrtrack.objectives.survival import Predictions, baseline_survival, score_survival
 from ehrtrack.privacy import hide_in_attrition, hide_in_groups, hide_in_summary
 from ehrtrack.recipes._groups import subject_groups
+from ehrtrack.recipes._oracle import Oracle, score_oracle
 from ehrtrack.recipes._prepare import CohortRecords
 from ehrtrack.runlog import RunLogger
 from ehrtrack.survival.bootstrap import Interval, c_index_interval
@@ -32,11 +34,13 @@ class Evaluation:
     c_index : at the horizon, with its bootstrap interval over subjects
     ibs : integrated Brier score
     ibs_kaplan_meier : that of the training subjects' survival curve, the same for everybody
+    oracle : what can be attained, of the test subjects of a simulated cohort
     """
 
     c_index: Interval
     ibs: float
     ibs_kaplan_meier: float
+    oracle: Oracle | None = None
 
     def to_metrics(self, split: str) -> dict[str, float]:
         """Metrics named ``split/...``."""
@@ -47,7 +51,17 @@ class Evaluation:
             f"{split}/ibs": self.ibs,
             f"{split}/ibs_kaplan_meier": self.ibs_kaplan_meier,
             f"{split}/ibs_skill": 1 - self.ibs / self.ibs_kaplan_meier,
-        }
+        } | ({} if self.oracle is None else self.oracle.to_metrics())
+
+
+def attained(evaluation: Evaluation) -> dict[str, str]:
+    """What a run's description says of the oracle; nothing where there is none."""
+    oracle = evaluation.oracle
+    if oracle is None:
+        return {}
+    share = oracle.attained
+    shares = f"{share.estimate:.0%} [{share.lower:.0%}, {share.upper:.0%}]"
+    return {"of the attainable (95 % interval)": f"{shares}; C-index of the oracle {oracle.c_index}"}
 
 
 def log_cohort(logger: RunLogger, records: CohortRecords) -> None:
@@ -68,9 +82,12 @@ def log_evaluation(
     validation: Predictions,
     test: Predictions,
     seed: int,
+    truth: Path | None = None,
     config: EvaluationConfig | None = None,
 ) -> dict[str, Evaluation]:
     """Score validation and test subjects, and log metrics, predictions, tables and plots.
+
+    Where `truth` has the true risks of a simulated cohort, the oracle is scored on the same test subjects.
 
     ``best/...`` are the validation scores of the weights that were kept, by which runs are compared. A measure that
     these subjects are too few for is left out; ``evaluation/left_out.csv`` names it with the reason.
@@ -82,8 +99,11 @@ def log_evaluation(
         evaluations[split] = evaluate_survival(predictions.survival, grid, training, outcomes, seed=seed)
         name = "validation" if split == "best" else split
         logger.log_table(_prediction_table(records, predictions, grid), f"predictions/{name}.parquet")
-    logger.log_metrics({k: v for split, e in evaluations.items() for k, v in e.to_metrics(split).items()}, step=0)
     outcomes = records.outcomes[test.rows]
+    if truth is not None:
+        oracle = score_oracle(truth, records, test.rows, test.risk, outcomes, seed=seed)
+        evaluations["test"] = replace(evaluations["test"], oracle=oracle)
+    logger.log_metrics({k: v for split, e in evaluations.items() for k, v in e.to_metrics(split).items()}, step=0)
     calibration = calibration_table(
         test.risk, outcomes.follow_up_days, outcomes.is_event, horizon_days=grid.horizon_days
     )

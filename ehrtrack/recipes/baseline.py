@@ -12,8 +12,9 @@ from ehrtrack import plugins
 from ehrtrack.baselines._protocol import Features, Labelled, TokenHistories
 from ehrtrack.config import RunConfig
 from ehrtrack.objectives.survival import Predictions
-from ehrtrack.recipes._evaluate import Evaluation, log_cohort, log_evaluation
+from ehrtrack.recipes._evaluate import Evaluation, attained, log_cohort, log_evaluation
 from ehrtrack.recipes._model_folder import write_model_folder
+from ehrtrack.recipes._oracle import truth_beside
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort, seed_everything
 from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.survival.time_grid import fit_time_grid
@@ -77,6 +78,7 @@ def baseline(config: RunConfig) -> Run:
             validation=predictions("validation"),
             test=predictions("test"),
             seed=config.runtime.seed,
+            truth=truth_beside(config.cohort.labels if config.cohort else None),
         )
         with tempfile.TemporaryDirectory() as folder:
             write_model_folder(
@@ -105,6 +107,7 @@ def _summary(name: str, facts: dict[str, object], evaluations: dict[str, Evaluat
         {
             "test C-index (95 % interval)": str(test.c_index),
             "test integrated Brier score": f"{test.ibs:.4f} (Kaplan-Meier {test.ibs_kaplan_meier:.4f})",
+            **attained(test),
             "validation C-index": str(evaluations["best"].c_index),
             "tuning": f"{facts['n_candidates']} settings tried, the best by validation C-index kept",
         }

@@ -135,6 +135,12 @@ def _row(record: RunRecord) -> RunRow:
         test_upper=metrics.get("test/c_index_upper"),
         test_ibs=metrics.get("test/ibs"),
         subject_key=record.tags.get(SUBJECT_KEY, RAW),  # runs from before there were keys have the subjects' own ids
+        attainable=metrics.get("test/attainable"),
+        attainable_lower=metrics.get("test/attainable_lower"),
+        attainable_upper=metrics.get("test/attainable_upper"),
+        oracle_c_index=metrics.get("test/oracle_c_index"),
+        oracle_lower=metrics.get("test/oracle_c_index_lower"),
+        oracle_upper=metrics.get("test/oracle_c_index_upper"),
     )
 
 

@@ -16,8 +16,9 @@ from ehrtrack.models.behrt import Behrt, EhrModel, load_encoder_weights
 from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.objectives.survival import predict
 from ehrtrack.privacy import count_text
-from ehrtrack.recipes._evaluate import Evaluation, log_cohort, log_evaluation
+from ehrtrack.recipes._evaluate import Evaluation, attained, log_cohort, log_evaluation
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder, write_model_folder
+from ehrtrack.recipes._oracle import truth_beside
 from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, seed_everything
 from ehrtrack.recipes._run import MODEL_FOLDER, Resumption, Run, describe, open_run
 from ehrtrack.recipes._train import feed, set_up, train, with_features
@@ -100,6 +101,7 @@ def finetune(
             validation=predict(model, batches.split("validation"), ranks.device),
             test=predict(model, batches.split("test"), ranks.device),
             seed=config.runtime.seed,
+            truth=truth_beside(config.cohort.labels if config.cohort else None),
         )
         with tempfile.TemporaryDirectory() as folder:
             write_model_folder(
@@ -168,6 +170,7 @@ def _summary(config: RunConfig, records: CohortRecords, result: FitResult, evalu
         {
             "test C-index (95 % interval)": f"{test.c_index} ({verdict})",
             "test integrated Brier score": f"{test.ibs:.4f} ({skill:+.0%} against Kaplan-Meier)",
+            **attained(test),
             "validation C-index": str(evaluations["best"].c_index),
             "training subjects (events)": f"{len(records.rows['train']):,} ({count_text(n_events)})",
             "horizon": f"{records.cohort.horizon_days:g} days",

@@ -1,0 +1,73 @@
+"""The oracle of a simulated cohort: how well the true risk does on the subjects that a model is scored on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ehrtrack.data.batch import Outcomes
+from ehrtrack.errors import DataError
+from ehrtrack.recipes._prepare import CohortRecords, Rows
+from ehrtrack.survival.attainable import attainable_interval
+from ehrtrack.survival.bootstrap import Interval, c_index_interval
+
+TRUTH = "truth.parquet"
+"""Beside the labels, as `ehrtrack simulate` writes it."""
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """C-index of the true risk on the test subjects, and the share of it that the model has attained."""
+
+    c_index: Interval
+    attained: Interval
+
+    def to_metrics(self) -> dict[str, float]:
+        """Metrics named ``test/oracle_c_index...`` and ``test/attainable...``."""
+        return {
+            f"test/{name}{bound}": value
+            for name, interval in (("oracle_c_index", self.c_index), ("attainable", self.attained))
+            for bound, value in (("", interval.estimate), ("_lower", interval.lower), ("_upper", interval.upper))
+        }
+
+
+def truth_beside(labels: Path | None) -> Path | None:
+    """The file of true risks of a simulated cohort, or None."""
+    truth = labels.parent / TRUTH if labels is not None else None
+    return truth if truth is not None and truth.is_file() else None
+
+
+def score_oracle(
+    truth: Path, records: CohortRecords, rows: Rows, risk: npt.NDArray[np.float64], outcomes: Outcomes, *, seed: int
+) -> Oracle:
+    """Score the true risk on the same subjects as a model's.
+
+    Parameters
+    ----------
+    rows : (B,) of the store
+    risk : (B,) the model's
+    outcomes : of the B subjects
+
+    Raises
+    ------
+    DataError
+        If the file lacks a subject, or the true risk is no better than chance on these subjects.
+    """
+    subjects = pl.DataFrame({"subject_id": records.store.subject_ids[rows]})
+    found = subjects.join(
+        pl.read_parquet(truth, columns=["subject_id", "risk"]), on="subject_id", how="left", maintain_order="left"
+    )
+    if n_absent := found["risk"].null_count():
+        raise DataError(
+            f"{truth} lacks {n_absent} of {len(rows)} test subjects of the labels beside it; it is of another "
+            "population: simulate again, or move the labels to a folder of their own"
+        )
+    true_risk, days, event = found["risk"].to_numpy(), outcomes.follow_up_days, outcomes.is_event
+    return Oracle(
+        c_index_interval(true_risk, days, event, seed=seed),
+        attainable_interval(risk, true_risk, days, event, seed=seed),
+    )

@@ -1,0 +1,56 @@
+"""How much of what can be attained a model attains, where the true risk is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ehrtrack.errors import DataError
+from ehrtrack.survival.bootstrap import N_RESAMPLES, Interval, percentile_interval, resampled_c_index
+from ehrtrack.survival.metrics import c_index
+
+CHANCE = 0.5
+
+
+def share_of_attainable(c_index: float, oracle_c_index: float) -> float:
+    """(C - 0.5) / (oracle C - 0.5): 0 is chance, 1 is what the true risk reaches on the same subjects.
+
+    Raises
+    ------
+    DataError
+        If the oracle itself is not better than chance, so that there is nothing to attain.
+    """
+    if not oracle_c_index > CHANCE:
+        raise DataError(
+            f"the oracle's C-index is {oracle_c_index:.3f} on these subjects, no better than chance: there is nothing "
+            "to attain; simulate a world with signal above 0, or score more subjects"
+        )
+    return (c_index - CHANCE) / (oracle_c_index - CHANCE)
+
+
+def attainable_interval(
+    risk: npt.ArrayLike,
+    true_risk: npt.ArrayLike,
+    follow_up_days: npt.ArrayLike,
+    is_event: npt.ArrayLike,
+    *,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Share of the attainable, with its percentile interval over resampled subjects.
+
+    Model and oracle are scored on the same resamples, so that the luck of the draw that they share cancels.
+
+    Parameters
+    ----------
+    risk, true_risk : (B,) of the model and of the oracle
+    follow_up_days, is_event : (B,)
+    """
+    of_model, of_oracle = (
+        resampled_c_index(values, follow_up_days, is_event, n_resamples=n_resamples, seed=seed)
+        for values in (risk, true_risk)
+    )
+    share = share_of_attainable(c_index(risk, follow_up_days, is_event), c_index(true_risk, follow_up_days, is_event))
+    attainable = of_oracle - CHANCE
+    shares = np.divide(of_model - CHANCE, attainable, out=np.full(len(attainable), np.nan), where=attainable > 0)
+    return percentile_interval(share, shares)
