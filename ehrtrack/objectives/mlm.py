@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from ehrtrack.data.batch import Batch
 from ehrtrack.data.vocabulary import MASK, SPECIAL_TOKENS
 from ehrtrack.models.heads import TokenHead
+from ehrtrack.objectives._cooccurrence import CoOccurrence
+from ehrtrack.objectives._cuts import sampled
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.section import Choice
 
@@ -33,10 +35,11 @@ class Config(Choice):
 
 
 class MaskedTokens:
-    """Cross-entropy of masked tokens, beside that of the unigram predictor on the same tokens.
+    """Cross-entropy of masked tokens, beside that of two predictors that only count, on the same tokens.
 
     The unigram predictor gives each token its (add-one smoothed) share among the training subjects' tokens. A model
-    that has learned anything of how codes go together is below it.
+    that has learned anything of how codes go together is below it; one that has learned more than pairs of codes is
+    below the co-occurrence predictor too, which there is where training records are given.
     """
 
     selection = Selection("val/loss", is_higher_better=False)
@@ -48,6 +51,9 @@ class MaskedTokens:
         counts = facts.token_counts.astype(np.float64) + 1
         counts[: len(SPECIAL_TOKENS)] = 1
         self.unigram_log_probability = torch.from_numpy(np.log(counts / counts.sum())).float()  # (V,)
+        self.cooccurrence = None
+        if facts.records is not None:
+            self.cooccurrence = CoOccurrence(sampled(facts.records, config.name), self.unigram_log_probability)
 
     def make_head(self, width: int) -> nn.Module:
         return TokenHead(width, self.vocabulary_size)
@@ -63,7 +69,8 @@ class MaskedTokens:
         masked = self._masked(batch)
         assert masked.targets is not None
         logits, targets = model(masked).cpu(), masked.targets.cpu()
-        return {
+        by_pairs = {} if self.cooccurrence is None else {"cooccurrence_loss": self.cooccurrence.loss(masked, targets)}
+        return by_pairs | {
             "targets": len(targets),
             "correct": int((logits.argmax(1) == targets).sum()),
             "loss": float(F.cross_entropy(logits, targets, reduction="sum")),
@@ -71,13 +78,14 @@ class MaskedTokens:
         }
 
     def metrics(self, scores: Sequence[dict[str, float]]) -> dict[str, float]:
-        """Loss and accuracy on masked tokens, beside the unigram predictor's loss."""
+        """Loss and accuracy on masked tokens, beside the loss of the predictors that only count."""
         total = {name: sum(score[name] for score in scores) for name in scores[0]}
         loss = total["loss"] / total["targets"]
+        counting = [name for name in ("unigram_loss", "cooccurrence_loss") if name in total]
         return {
             "val/loss": loss,
             "val/mlm_loss": loss,
-            "val/unigram_loss": total["unigram_loss"] / total["targets"],
+            **{f"val/{name}": total[name] / total["targets"] for name in counting},
             "val/mlm_accuracy": total["correct"] / total["targets"],
         }
 
