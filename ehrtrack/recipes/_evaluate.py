@@ -22,6 +22,7 @@ from ehrtrack.survival.bootstrap import Interval, c_index_interval
 from ehrtrack.survival.calibration import calibration_table
 from ehrtrack.survival.censoring import FollowUp
 from ehrtrack.survival.evaluation import EvaluationConfig, Report, Split, evaluate
+from ehrtrack.survival.likelihood import likelihood_gain
 from ehrtrack.survival.time_grid import TimeGrid
 
 
@@ -34,12 +35,17 @@ class Evaluation:
     c_index : at the horizon, with its bootstrap interval over subjects
     ibs : integrated Brier score
     ibs_kaplan_meier : that of the training subjects' survival curve, the same for everybody
+    likelihood_gain : mean log-likelihood over that curve's, in nats a subject
+    calibration_slope, ici : at the horizon, of the test subjects; None where they are too few
     oracle : what can be attained, of the test subjects of a simulated cohort
     """
 
     c_index: Interval
     ibs: float
     ibs_kaplan_meier: float
+    likelihood_gain: Interval
+    calibration_slope: Interval | None = None
+    ici: float | None = None
     oracle: Oracle | None = None
 
     def to_metrics(self, split: str) -> dict[str, float]:
@@ -51,6 +57,7 @@ class Evaluation:
             f"{split}/ibs": self.ibs,
             f"{split}/ibs_kaplan_meier": self.ibs_kaplan_meier,
             f"{split}/ibs_skill": 1 - self.ibs / self.ibs_kaplan_meier,
+            f"{split}/log_likelihood_gain": self.likelihood_gain.estimate,
         } | ({} if self.oracle is None else self.oracle.to_metrics())
 
 
@@ -121,6 +128,12 @@ def log_evaluation(
         seed=seed,
     )
     _log_report(logger, report, horizon_days=grid.horizon_days)
+    slope = [report.metrics.get(f"calibration_slope{bound}") for bound in ("", "_lower", "_upper")]
+    evaluations["test"] = replace(
+        evaluations["test"],
+        calibration_slope=None if None in slope else Interval(*[value for value in slope if value is not None]),
+        ici=report.metrics.get("ici"),
+    )
     return evaluations
 
 
@@ -152,10 +165,12 @@ def evaluate_survival(
 ) -> Evaluation:
     """Scores of survival curves (N, K + 1) on the grid, beside those of the population's curve."""
     scores = score_survival(survival, grid, training, outcomes)
-    population = np.tile(baseline_survival(training, grid), (len(survival), 1))
-    trivial = score_survival(population, grid, training, outcomes)
-    interval = c_index_interval(1 - survival[:, -1], outcomes.follow_up_days, outcomes.is_event, seed=seed)
-    return Evaluation(interval, scores["ibs"], trivial["ibs"])
+    population = baseline_survival(training, grid)
+    trivial = score_survival(np.tile(population, (len(survival), 1)), grid, training, outcomes)
+    days, event = outcomes.follow_up_days, outcomes.is_event
+    interval = c_index_interval(1 - survival[:, -1], days, event, seed=seed)
+    gain = likelihood_gain(survival, population, grid, days, event)
+    return Evaluation(interval, scores["ibs"], trivial["ibs"], gain)
 
 
 def _prediction_table(records: CohortRecords, predictions: Predictions, grid: TimeGrid) -> pl.DataFrame:

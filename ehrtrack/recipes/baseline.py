@@ -17,6 +17,7 @@ from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._oracle import truth_beside
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort, seed_everything
 from ehrtrack.recipes._run import Run, describe, open_run
+from ehrtrack.recipes._sanity import conclude, judge_risks
 from ehrtrack.survival.time_grid import fit_time_grid
 
 SECTIONS = ("study", "data", "cohort", "baseline", "runtime")
@@ -90,7 +91,7 @@ def baseline(config: RunConfig) -> Run:
                 baseline=model.to_json(),
             )
             run.log_model_folder(Path(folder))
-        run.logger.set_description(_summary(name, facts, evaluations))
+        conclude(run.logger, _summary(name, facts, evaluations), judge_risks(evaluations))
         return run.finished(evaluations["best"].to_metrics("best") | evaluations["test"].to_metrics("test"))
 
 

@@ -21,6 +21,14 @@ from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder, write
 from ehrtrack.recipes._oracle import truth_beside
 from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, seed_everything
 from ehrtrack.recipes._run import MODEL_FOLDER, Resumption, Run, describe, open_run
+from ehrtrack.recipes._sanity import (
+    conclude,
+    encoder_matrices,
+    judge_encoder,
+    judge_risks,
+    judge_training,
+    learning_matrices,
+)
 from ehrtrack.recipes._train import feed, set_up, train, with_features
 from ehrtrack.strategies._protocol import parameter_table
 from ehrtrack.tracking.queries import download, resolve_run, search_runs
@@ -69,6 +77,7 @@ def finetune(
     plain = EhrModel(encoder, objective.make_head(encoder.width))
     if base is not None:
         load_encoder_weights(plain, base.encoder_weights())
+    start = encoder_matrices(plain)
     model: nn.Module = strategy.apply(set_up(plain, config, ranks), config.strategy).to(ranks.device)
     batches = feed(config, records, model, objective, ranks)
 
@@ -103,13 +112,14 @@ def finetune(
             seed=config.runtime.seed,
             truth=truth_beside(config.cohort.labels if config.cohort else None),
         )
+        merged = strategy.merge(model)
         with tempfile.TemporaryDirectory() as folder:
             write_model_folder(
                 Path(folder),
                 config=config,
                 vocabulary=records.vocabulary,
                 fingerprints=fingerprints,
-                model=strategy.merge(model),
+                model=merged,
                 grid=objective.grid,
             )
             run.log_model_folder(Path(folder))
@@ -117,7 +127,12 @@ def finetune(
             base_uri = f"runs:/{config.init.run}/{MODEL_FOLDER}" if config.init.run else ""
             strategy.save_adapter(model, Path(folder), base=base_uri)
             run.log_adapter_folder(Path(folder))
-        run.logger.set_description(_summary(config, records, result, evaluations))
+        verdicts = [
+            *judge_risks(evaluations),
+            judge_training(result),
+            *judge_encoder(start, merged.cpu(), learning_matrices(model), is_pretrained=base is not None),
+        ]
+        conclude(run.logger, _summary(config, records, result, evaluations), verdicts)
         return run.finished(evaluations["best"].to_metrics("best") | evaluations["test"].to_metrics("test"))
 
 

@@ -14,14 +14,13 @@ from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._prepare import Records, prepare_records, seed_everything
 from ehrtrack.recipes._run import Resumption, Run, describe, open_run
+from ehrtrack.recipes._sanity import conclude, encoder_matrices, judge_encoder, judge_training, learning_matrices
 from ehrtrack.recipes._train import feed, set_up, train
 from ehrtrack.strategies._protocol import parameter_table
 from ehrtrack.training.loop import FitResult
 from ehrtrack.training.memory import CPU_BATCH_TOKENS
 from ehrtrack.training.ranks import join_ranks
-
-LEAST_GAIN = 0.02
-"""Share by which a loss is below the trivial predictor's where something was learned."""
+from ehrtrack.training.sanity import learned_codes
 
 SECTIONS = ("study", "data", "model", "objective", "train", "runtime")
 
@@ -45,7 +44,9 @@ def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> Run:
         config.objective, TrainingFacts(records.token_counts(), records=_training_records(config, records))
     )
     encoder = Behrt(config.model, len(records.vocabulary))
-    model = set_up(EhrModel(encoder, objective.make_head(encoder.width)), config, ranks)
+    plain = EhrModel(encoder, objective.make_head(encoder.width))
+    start = encoder_matrices(plain)
+    model = set_up(plain, config, ranks)
 
     fingerprints = records.fingerprints()
     with open_run(
@@ -68,7 +69,12 @@ def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> Run:
             plots.losses_beside_trivial(result.history, objective.trivial, best_epoch=result.best_epoch),
             f"plots/{config.objective.name}.png",
         )
-        run.logger.set_description(_summary(config, records, result, objective.trivial))
+        verdicts = [
+            learned_codes(result.best, objective.trivial),
+            judge_training(result),
+            *judge_encoder(start, model.cpu(), learning_matrices(model), is_pretrained=False),
+        ]
+        conclude(run.logger, _summary(config, records, result, objective.trivial), verdicts)
         return run.finished(result.best)
 
 
@@ -89,7 +95,7 @@ def _summary(config: RunConfig, records: Records, result: FitResult, trivial: Ma
         f"Pretraining of a {config.model.size} encoder ({config.objective.name})",
         {
             "validation loss": f"{best['val/loss']:.3f}",
-            **{loss.removeprefix("val/"): _verdict(best, loss, other) for loss, other in trivial.items()},
+            **{loss.removeprefix("val/"): _beside(best, loss, other) for loss, other in trivial.items()},
             "subjects (train, validation)": f"{len(records.rows['train']):,}, {len(records.rows['validation']):,}",
             "tokens, vocabulary": f"{len(records.store.token):,}, {len(records.vocabulary):,}",
             "best epoch": f"{result.best_epoch} of {len(result.history)} ({result.stop_reason})",
@@ -97,9 +103,7 @@ def _summary(config: RunConfig, records: Records, result: FitResult, trivial: Ma
     )
 
 
-def _verdict(best: Mapping[str, float], loss: str, trivial: str) -> str:
-    """A loss beside the trivial predictor's. Losses are above 0, so a share of the other's is a share."""
-    gain = 1 - best[loss] / best[trivial]
-    verdict = f"learned: {gain:.0%} under it" if gain > LEAST_GAIN else "**did not learn**"
+def _beside(best: Mapping[str, float], loss: str, trivial: str) -> str:
+    """A loss beside the trivial predictor's."""
     name = trivial.removeprefix("val/").removesuffix("_loss").replace("_", " ")
-    return f"{best[loss]:.3f}, {name} predictor {best[trivial]:.3f} ({verdict})"
+    return f"{best[loss]:.3f}, {name} predictor {best[trivial]:.3f}"

@@ -127,6 +127,23 @@ def test_every_run_tells_its_settings_code_machine_and_data(study: Study) -> Non
     assert one(study, "finetune").params["cohort.index.rule"] == "first_code"
 
 
+def test_every_run_ends_with_a_verdict_of_its_sanity(study: Study) -> None:
+    checks = {
+        "pretrain": {"learned", "overfit", "moved", "embeddings", "verdict"},
+        "finetune": {"learned", "overfit", "moved", "embeddings", "calibrated", "verdict"},
+        "baseline": {"learned", "calibrated", "verdict"},
+    }
+    for kind, names in checks.items():
+        run = one(study, kind)
+        states = {k.removeprefix("sanity."): v for k, v in run.tags.items() if k.startswith("sanity.")}
+        assert states.keys() == names
+        assert set(states.values()) <= {"ok", "warn", "fail"}
+        assert f"#### Sanity: {states['verdict']}" in run.tags["mlflow.note.content"]
+    assert one(study, "pretrain").metrics["val/cooccurrence_loss"] > 0
+    assert one(study, "finetune").tags["sanity.moved"] == "ok"
+    assert one(study, "finetune").tags["sanity.embeddings"] == "ok"
+
+
 def test_the_base_of_a_finetune_run_is_named_by_run_and_by_weights(study: Study, tmp_path: Path) -> None:
     base, run = one(study, "pretrain"), one(study, "finetune")
     assert run.params["init.run"] == base.run_id

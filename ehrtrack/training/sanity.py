@@ -1,0 +1,197 @@
+"""Whether a run is sane: from the numbers of a training to verdicts that anybody can read.
+
+Every threshold stands here once, with its reason. A verdict is `ok`, `warn` (look at it) or `fail` (do not use it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ehrtrack.survival.bootstrap import Interval
+
+State = Literal["ok", "warn", "fail"]
+STATES: tuple[State, ...] = ("ok", "warn", "fail")
+
+LEAST_GAIN = 0.02
+"""Share by which a pretraining loss is under a trivial predictor's. Seeds of the same training differ by some .5 %."""
+PAIRS = ("val/mlm_loss", "val/cooccurrence_loss")
+"""A loss, and that of counting pairs on the same targets."""
+RISEN, FAR_RISEN = 0.02, 0.10
+"""Share by which the validation loss of the kept weights may lie over the lowest of all epochs. Within 2 % epochs
+differ by chance; 10 % over it, weights were kept for their order of risks and their risks are no longer right."""
+WIDE_GAP = 0.25
+"""Share of the validation loss by which the training loss may be lower, if that gap still grows."""
+TREND_EPOCHS = 5
+"""Epochs up to the kept one over which the gap's trend is fitted."""
+LEAST_CHANGE = 1e-4
+"""Change of a layer's weights relative to their norm at the start, under which it has not learned. One step of AdamW at
+lr 1e-4 on weights of scale .02 changes them by 5e-3."""
+SLOPE_LIMITS = (0.8, 1.25)
+"""Calibration slopes that are read as right; outside, risks are a quarter too extreme or too timid on the log scale."""
+ICI_LIMIT = 0.05
+"""Mean difference between predicted and observed risk: five in a hundred."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check came to.
+
+    Attributes
+    ----------
+    check : its name, such as ``learned``; the run's tag is ``sanity.learned``
+    reason : a sentence with the numbers
+    """
+
+    check: str
+    state: State
+    reason: str
+
+
+def worst(states: Sequence[State]) -> State:
+    """The worst of some states; ok without any."""
+    return max(states, key=STATES.index, default="ok")
+
+
+def to_markdown(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts as a list under a heading, for a run's description."""
+    lines = [f"- {v.check}: **{v.state}** — {v.reason}\n" for v in verdicts]
+    return f"\n#### Sanity: {worst([v.state for v in verdicts])}\n\n{''.join(lines)}"
+
+
+def to_tags(verdicts: Sequence[Verdict]) -> dict[str, str]:
+    """``sanity.CHECK`` of each, and ``sanity.verdict``, the worst of them."""
+    tags: dict[str, str] = {f"sanity.{v.check}": v.state for v in verdicts}
+    return tags | {"sanity.verdict": worst([v.state for v in verdicts])}
+
+
+def learned_codes(metrics: Mapping[str, float], trivial: Mapping[str, str]) -> Verdict:
+    """Whether pretraining knows more than predictors that only count.
+
+    Fail if it is not under the trivial predictor; warn if not under the one that counts pairs, where there is one.
+
+    Parameters
+    ----------
+    metrics : validation metrics of the kept weights
+    trivial : metric of a loss -> metric of the trivial predictor's on the same targets
+    """
+    states: list[State] = []
+    parts = []
+    for loss, other in trivial.items():
+        gain = 1 - metrics[loss] / metrics[other]
+        states.append("ok" if gain > LEAST_GAIN else "fail")
+        parts.append(f"{_words(loss)} {metrics[loss]:.3f} is {_under(gain)} the {_words(other)} {metrics[other]:.3f}")
+    loss, counting = PAIRS
+    if counting in metrics:
+        gain = 1 - metrics[loss] / metrics[counting]
+        states.append("ok" if gain > 0 else "warn")
+        parts.append(f"{_under(gain)} the {_words(counting)} {metrics[counting]:.3f}")
+    return Verdict("learned", worst(states), f"{', '.join(parts)} (at least {LEAST_GAIN:.0%} under trivial losses)")
+
+
+def learned_risk(gain: Interval) -> Verdict:
+    """Whether risks are better than one risk for everybody, by likelihood on validation subjects.
+
+    Parameters
+    ----------
+    gain : mean log-likelihood over the Kaplan-Meier curve's, in nats a subject, with its interval
+    """
+    state: State = "ok" if gain.lower > 0 else "fail" if gain.upper < 0 else "warn"
+    said = {
+        "ok": "more than the Kaplan-Meier curve knows",
+        "warn": "not shown to be more than the Kaplan-Meier curve",
+        "fail": "worse than the Kaplan-Meier curve for everybody",
+    }[state]
+    interval = f"{gain.estimate:+.3f} [{gain.lower:+.3f}, {gain.upper:+.3f}]"
+    return Verdict("learned", state, f"log-likelihood {interval} nats a validation subject: {said}")
+
+
+def overfit(training: Sequence[float], validation: Sequence[float], kept_epoch: int) -> Verdict:
+    """Whether the kept weights know their training subjects by heart.
+
+    Parameters
+    ----------
+    training, validation : losses by epoch
+    kept_epoch : whose weights were kept, from 1
+    """
+    kept = validation[kept_epoch - 1]
+    risen = kept / min(validation) - 1
+    gaps = (np.subtract(validation, training) / np.abs(validation))[:kept_epoch]
+    last = gaps[-TREND_EPOCHS:]
+    trend = float(np.polyfit(np.arange(len(last)), last, 1)[0]) if len(last) > 1 else 0.0
+    is_opening = gaps[-1] > WIDE_GAP and trend > 0
+    state: State = "fail" if risen > FAR_RISEN else "warn" if risen > RISEN or is_opening else "ok"
+    lowest = f"{risen:.0%} over the lowest ({min(validation):.3f})" if risen > 0 else "the lowest"
+    trends = f"{trend:+.1%} an epoch" if len(last) > 1 else "one epoch, no trend"
+    return Verdict(
+        "overfit",
+        state,
+        f"validation loss of the kept epoch {kept_epoch} {kept:.3f} is {lowest}; training loss "
+        f"{training[kept_epoch - 1]:.3f}, a gap of {gaps[-1]:.0%} ({trends})",
+    )
+
+
+def moved(changes: Mapping[str, float]) -> Verdict:
+    """Whether every layer that was to learn has: an adapter whose B stayed zero has changed nothing.
+
+    Parameters
+    ----------
+    changes : layer that was to learn -> norm of the change of its weights, relative to their norm at the start
+    """
+    still = sorted(name for name, change in changes.items() if change == 0)
+    weak = sorted(name for name, change in changes.items() if 0 < change < LEAST_CHANGE)
+    values = list(changes.values())
+    state: State = "fail" if still else "warn" if weak else "ok"
+    text = f"{len(changes) - len(still)} of {len(changes)} layers moved, by {np.median(values):.2%} in the middle"
+    if still or weak:
+        text += f"; not or hardly: {', '.join((still + weak)[:3])}"
+    return Verdict("moved", state, f"{text} (at least {LEAST_CHANGE:.2%} each)")
+
+
+def embeddings(change: float, *, is_pretrained: bool) -> Verdict:
+    """Whether codes mean something: vectors that are random and never learn are noise to every layer above.
+
+    Parameters
+    ----------
+    change : norm of the change of the code embeddings, relative to their norm at the start
+    is_pretrained : whether they began as a pretrained model's
+    """
+    if is_pretrained:
+        return Verdict("embeddings", "ok", f"code embeddings are a pretrained model's, changed by {change:.2%}")
+    state: State = "fail" if change == 0 else "warn" if change < LEAST_CHANGE else "ok"
+    said = "random and frozen: codes mean nothing" if change == 0 else f"began at random and changed by {change:.2%}"
+    return Verdict("embeddings", state, f"code embeddings {said}")
+
+
+def calibrated(slope: Interval | None, ici: float | None) -> Verdict:
+    """Whether predicted risks are those observed on test subjects: ok by slope and ICI, warn by one of them.
+
+    Parameters
+    ----------
+    slope : calibration slope at the horizon with its interval; within limits if the interval reaches them. None where
+        there are too few events to tell
+    ici : integrated calibration index at the horizon
+    """
+    low, high = SLOPE_LIMITS
+    parts, is_within = [], []
+    if slope is not None:
+        is_within.append(slope.lower <= high and slope.upper >= low)
+        parts.append(f"slope {slope} (limits {low:g} to {high:g})")
+    if ici is not None:
+        is_within.append(ici <= ICI_LIMIT)
+        parts.append(f"ICI {ici:.3f} (limit {ICI_LIMIT:g})")
+    if not parts:
+        return Verdict("calibrated", "warn", "too few events on test subjects to tell")
+    state: State = "ok" if all(is_within) else "warn" if any(is_within) else "fail"
+    return Verdict("calibrated", state, ", ".join(parts))
+
+
+def _words(metric: str) -> str:
+    return metric.rsplit("/", 1)[-1].replace("_", " ")
+
+
+def _under(gain: float) -> str:
+    return f"{gain:.1%} under" if gain >= 0 else f"{-gain:.1%} over"
