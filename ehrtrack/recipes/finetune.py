@@ -7,31 +7,25 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from torch import nn
-
-from ehrtrack import plots, plugins
+from ehrtrack import plots
 from ehrtrack.config import RunConfig
-from ehrtrack.errors import ConfigError
-from ehrtrack.models.behrt import Behrt, EhrModel, load_encoder_weights
-from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.objectives.survival import predict
 from ehrtrack.privacy import count_text
+from ehrtrack.recipes._adapt import adapt, read_base
 from ehrtrack.recipes._evaluate import Evaluation, attained, log_cohort, log_evaluation
-from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder, write_model_folder
+from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._oracle import truth_beside
 from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, seed_everything
 from ehrtrack.recipes._run import MODEL_FOLDER, Resumption, Run, describe, open_run
 from ehrtrack.recipes._sanity import (
     conclude,
-    encoder_matrices,
     judge_encoder,
     judge_risks,
     judge_training,
     learning_matrices,
 )
-from ehrtrack.recipes._train import feed, set_up, train, with_features
+from ehrtrack.recipes._train import feed, train, with_features
 from ehrtrack.strategies._protocol import parameter_table
-from ehrtrack.tracking.queries import download, resolve_run, search_runs
 from ehrtrack.training.loop import FitResult
 from ehrtrack.training.ranks import join_ranks
 
@@ -62,23 +56,13 @@ def finetune(
     """
     ranks = join_ranks(config.runtime.device)
     seed_everything(config.runtime)
-    base, config = ranks.from_main(partial(_read_base, config))
-    strategy = plugins.load("strategies", config.strategy.name)
-    reason = strategy.refuse(config.strategy, is_pretrained=base is not None)
-    if reason:
-        raise ConfigError(reason)
+    base, config = ranks.from_main(partial(read_base, config))
     records = ranks.main_first(lambda: prepare_cohort(config, None if base is None else base.vocabulary))
     if base is not None:
         is_same_data = base.fingerprints["data"] == records.dataset.fingerprint()
         check_same_reading(config.data, base.config.data, is_same_data=is_same_data)
-    facts = TrainingFacts(records.token_counts(), records.outcomes[records.rows["train"]], records.cohort.horizon_days)
-    objective = plugins.load("objectives", config.objective.name).build(config.objective, facts)
-    encoder = Behrt(config.model, len(records.vocabulary))
-    plain = EhrModel(encoder, objective.make_head(encoder.width))
-    if base is not None:
-        load_encoder_weights(plain, base.encoder_weights())
-    start = encoder_matrices(plain)
-    model: nn.Module = strategy.apply(set_up(plain, config, ranks), config.strategy).to(ranks.device)
+    adapted = adapt(config, records, base, ranks)
+    strategy, objective, model = adapted.strategy, adapted.objective, adapted.model
     batches = feed(config, records, model, objective, ranks)
 
     name = f"{config.strategy.name} {config.model.size}"
@@ -98,7 +82,7 @@ def finetune(
         run.log_parameters(parameter_table(model))
         log_cohort(run.logger, records)
         if strategy.keeps_encoder(config.strategy):
-            batches = with_features(batches, plain, ranks)
+            batches = with_features(batches, adapted.plain, ranks)
         result = train(run, model, objective, batches, ranks, on_epoch)
         run.logger.log_figure(plots.metric_curves(result.history, best_epoch=result.best_epoch), "plots/metrics.png")
         if is_trial:
@@ -130,48 +114,10 @@ def finetune(
         verdicts = [
             *judge_risks(evaluations),
             judge_training(result),
-            *judge_encoder(start, merged.cpu(), learning_matrices(model), is_pretrained=base is not None),
+            *judge_encoder(adapted.start, merged.cpu(), learning_matrices(model), is_pretrained=base is not None),
         ]
         conclude(run.logger, _summary(config, records, result, evaluations), verdicts)
         return run.finished(evaluations["best"].to_metrics("best") | evaluations["test"].to_metrics("test"))
-
-
-def _read_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
-    """The pretrained model, and the configuration with its run id and size written out."""
-    if not config.init.run:
-        return None, config
-    reference = resolve_run(latest_pretrain(config.study) if config.init.run == "latest" else config.init.run)
-    with tempfile.TemporaryDirectory() as folder:
-        base = read_model_folder(download(reference.run_id, reference.artifact_path, Path(folder)))
-    size = base.config.model.size
-    if "size" in config.model.model_fields_set and config.model.size != size:
-        raise ConfigError(
-            f"init.run {config.init.run} holds a {size} encoder and model.size is {config.model.size}: "
-            f"leave model.size out, or name a pretrain run of that size"
-        )
-    return base, config.model_copy(
-        update={
-            "model": config.model.model_copy(update={"size": size}),
-            "init": config.init.model_copy(update={"run": reference.run_id}),
-        }
-    )
-
-
-def latest_pretrain(study: str) -> str:
-    """The run id of the study's last finished pretraining.
-
-    Raises
-    ------
-    ConfigError
-        If there is none.
-    """
-    runs = search_runs(study, kinds=["pretrain"])
-    if not runs:
-        raise ConfigError(
-            f"init.run=latest, but study {study!r} has no finished pretrain run on this tracking server: "
-            "run `ehrtrack pretrain` first, or set strategy.name=scratch and init.run=''"
-        )
-    return runs[-1].run_id
 
 
 def _summary(config: RunConfig, records: CohortRecords, result: FitResult, evaluations: dict[str, Evaluation]) -> str:

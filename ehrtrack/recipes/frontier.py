@@ -14,8 +14,9 @@ from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError
 from ehrtrack.frontier import Point, conclusion, frontier_table, to_markdown
 from ehrtrack.privacy import RAW
+from ehrtrack.recipes._adapt import latest_pretrain
 from ehrtrack.recipes._run import Run, describe, open_run
-from ehrtrack.recipes.finetune import finetune, latest_pretrain
+from ehrtrack.recipes.finetune import finetune
 from ehrtrack.search import Scalar
 from ehrtrack.tracking.names import SUBJECT_KEY
 from ehrtrack.tracking.queries import RunRecord, download, get_run, search_runs

@@ -1,0 +1,108 @@
+"""From a configuration to a model that is ready to be fitted to an outcome: base, objective, head and strategy."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from ehrtrack import plugins
+from ehrtrack.config import RunConfig
+from ehrtrack.errors import ConfigError
+from ehrtrack.models.behrt import Behrt, EhrModel, load_encoder_weights
+from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
+from ehrtrack.recipes._prepare import CohortRecords
+from ehrtrack.recipes._sanity import Weights, encoder_matrices
+from ehrtrack.recipes._train import set_up
+from ehrtrack.tracking.queries import download, resolve_run, search_runs
+from ehrtrack.training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """A model on its device, before it is fitted.
+
+    Attributes
+    ----------
+    objective : with a time grid that was fitted to the training subjects
+    plain : the encoder with the objective's head, before the strategy touched it
+    model : what trains
+    start : the encoder's matrices as they are before training
+    """
+
+    strategy: ModuleType
+    objective: Any
+    plain: EhrModel
+    model: nn.Module
+    start: Weights
+
+
+def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, ranks: Ranks) -> Adaptation:
+    """Put an encoder, new or pretrained, the objective's head and the strategy together."""
+    strategy = plugins.load("strategies", config.strategy.name)
+    facts = TrainingFacts(records.token_counts(), records.outcomes[records.rows["train"]], records.cohort.horizon_days)
+    objective = plugins.load("objectives", config.objective.name).build(config.objective, facts)
+    encoder = Behrt(config.model, len(records.vocabulary))
+    plain = EhrModel(encoder, objective.make_head(encoder.width))
+    if base is not None:
+        load_encoder_weights(plain, base.encoder_weights())
+    start = encoder_matrices(plain)
+    model = strategy.apply(set_up(plain, config, ranks), config.strategy).to(ranks.device)
+    return Adaptation(strategy, objective, plain, model, start)
+
+
+def read_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
+    """The pretrained model that the configuration starts from, if any, and the configuration with its run and size.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such run, or the strategy could not learn from this start.
+    """
+    base, config = _download_base(config)
+    reason = plugins.load("strategies", config.strategy.name).refuse(config.strategy, is_pretrained=base is not None)
+    if reason:
+        raise ConfigError(reason)
+    return base, config
+
+
+def _download_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
+    if not config.init.run:
+        return None, config
+    reference = resolve_run(latest_pretrain(config.study) if config.init.run == "latest" else config.init.run)
+    with tempfile.TemporaryDirectory() as folder:
+        base = read_model_folder(download(reference.run_id, reference.artifact_path, Path(folder)))
+    size = base.config.model.size
+    if "size" in config.model.model_fields_set and config.model.size != size:
+        raise ConfigError(
+            f"init.run {config.init.run} holds a {size} encoder and model.size is {config.model.size}: "
+            f"leave model.size out, or name a pretrain run of that size"
+        )
+    return base, config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"size": size}),
+            "init": config.init.model_copy(update={"run": reference.run_id}),
+        }
+    )
+
+
+def latest_pretrain(study: str) -> str:
+    """The run id of the study's last finished pretraining.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    runs = search_runs(study, kinds=["pretrain"])
+    if not runs:
+        raise ConfigError(
+            f"init.run=latest, but study {study!r} has no finished pretrain run on this tracking server: "
+            "run `ehrtrack pretrain` first, or set strategy.name=scratch and init.run=''"
+        )
+    return runs[-1].run_id
