@@ -135,6 +135,14 @@ def _frontier(config: RunConfig) -> None:
 
 
 @_recipe("survival")
+def _canary(config: RunConfig) -> None:
+    """Look for leakage: train small twins of a fine-tuning run; exit code 2 if one is not as it has to be."""
+    from ehrtrack.recipes.canary import canary
+
+    canary(config)
+
+
+@_recipe("survival")
 def _compare(config: RunConfig) -> None:
     """Make benchmark tables out of the study's runs, and name the best by validation champion."""
     from ehrtrack.recipes.compare import compare

@@ -23,6 +23,7 @@ from ehrtrack.search import SearchConfig
 from ehrtrack.search import to_toml as write_toml
 from ehrtrack.section import Choice, Section
 from ehrtrack.study_file import read_study_file
+from ehrtrack.training.canaries import CanaryConfig
 from ehrtrack.training.loop import TrainConfig
 
 Override = tuple[str, str]
@@ -114,6 +115,7 @@ class RunConfig(Section):
     search: SearchConfig = SearchConfig()
     frontier: FrontierConfig = FrontierConfig()
     registry: RegistryConfig = RegistryConfig()
+    canary: CanaryConfig = CanaryConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     def to_json(self) -> dict[str, Any]:

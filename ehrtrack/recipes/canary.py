@@ -1,0 +1,265 @@
+"""Leakage canaries: small twins of a fine-tuning run that have to come out as nothing, as the same, and as perfect."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ehrtrack import plugins
+from ehrtrack.config import RunConfig
+from ehrtrack.data.cohort import Cohort, CohortConfig, build_cohort
+from ehrtrack.data.events import MedsDataset, open_dataset
+from ehrtrack.data.twins import Change, leak_edges, planted_leak, scrambled_future, unchanged, write_twin
+from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.models.behrt import ModelConfig
+from ehrtrack.objectives.survival import Predictions, predict
+from ehrtrack.recipes._adapt import Adaptation, adapt, read_base
+from ehrtrack.recipes._model_folder import ModelFolder
+from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, seed_everything
+from ehrtrack.recipes._run import Run, describe, open_run
+from ehrtrack.recipes._sanity import conclude
+from ehrtrack.recipes._train import feed, with_features
+from ehrtrack.runlog import MemoryRunLogger
+from ehrtrack.survival.bootstrap import Interval, c_index_interval
+from ehrtrack.training import canaries
+from ehrtrack.training.loop import TrainConfig, fit
+from ehrtrack.training.ranks import Ranks, join_ranks
+from ehrtrack.training.sanity import Verdict
+
+SECTIONS = ("study", "data", "cohort", "model", "objective", "strategy", "init", "train", "canary", "runtime")
+N_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A twin that was trained.
+
+    Attributes
+    ----------
+    records : what it was trained on
+    """
+
+    config: RunConfig
+    records: CohortRecords
+    adapted: Adaptation
+    ranks: Ranks
+
+    def predict(self, records: CohortRecords) -> Predictions:
+        """Of the test subjects of some records."""
+        batches = feed(self.config, records, self.adapted.model, self.adapted.objective, self.ranks)
+        return predict(self.adapted.model, batches.split("test"), self.ranks.device)
+
+    def c_index(self, *, level: float = 0.95) -> Interval:
+        """Of the risk at the horizon, for its own test subjects."""
+        return self._interval(self.predict(self.records).risk, level)
+
+    def c_index_of_time(self) -> Interval:
+        """Of the mean days lost up to the horizon, the area over S(t): it orders those who all have a risk of 1."""
+        survival = self.predict(self.records).survival
+        lost = np.trapezoid(1 - survival, self.adapted.objective.grid.edges_days, axis=1)
+        return self._interval(lost, 0.95)
+
+    def _interval(self, risk: npt.NDArray[np.float64], level: float) -> Interval:
+        outcomes = self.records.outcomes[self.records.rows["test"]]
+        days, event, seed = outcomes.follow_up_days, outcomes.is_event, self.config.runtime.seed
+        return c_index_interval(risk, days, event, n_resamples=N_RESAMPLES, level=level, seed=seed)
+
+
+def canary(config: RunConfig) -> Run:
+    """Train the twins of a fine-tuning run, and tag what they say of it as ``sanity.canary_*``.
+
+    The permuted and the future-masked twin are of the run's own strategy and base. The planted-leak twin is new and
+    small: a pretrained base does not know the planted codes, and what is plain needs no large encoder.
+
+    Raises
+    ------
+    EhrtrackError
+        If the configuration, the data or the tracking server cannot be used.
+    DataError
+        After the run is written: if a canary failed.
+    """
+    ranks = join_ranks(config.runtime.device)
+    seed_everything(config.runtime)
+    base, config = read_base(config)
+    if config.cohort is None:
+        raise ConfigError("canaries need a [cohort]: they are twins of a fine-tuning run")
+    dataset = open_dataset(config.data.path)
+    if base is not None:
+        is_same_data = base.fingerprints["data"] == dataset.fingerprint()
+        check_same_reading(config.data, base.config.data, is_same_data=is_same_data)
+    cohort = _sample(build_cohort(dataset, config.cohort, config.data.split), config)
+    with open_run(config, kind="canary", sections=SECTIONS, name="canary") as run, _work_folder(config) as folder:
+        twins = Twins(_inside(config, folder), dataset, cohort, base, ranks, folder)
+        as_is, with_leak = twins.records("plain", unchanged), twins.records("planted", twins.leak, is_new=True)
+        plain, permuted = twins.train(as_is), twins.train(_permuted(as_is))
+        planted = twins.train(with_leak, is_new=True)
+        verdicts = [
+            canaries.permuted(permuted.c_index(), permuted.c_index(level=canaries.SURE)),
+            _judge_future(plain, twins.records("future", scrambled_future)),
+            canaries.planted(planted.c_index_of_time()),
+        ]
+        metrics = (
+            _metrics("as_is", plain.c_index())
+            | _metrics("permuted", permuted.c_index())
+            | _metrics("planted", planted.c_index_of_time())
+        )
+        run.logger.log_metrics(metrics, step=0)
+        conclude(run.logger, _summary(config, as_is, plain.c_index()), verdicts)
+        finished = run.finished(metrics)
+    _require_none_failed(verdicts)
+    return finished
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Makes twins: of the run's strategy and base, or new, which is from scratch.
+
+    Attributes
+    ----------
+    config : with a cache of its own
+    cohort : the sampled subjects
+    """
+
+    config: RunConfig
+    dataset: MedsDataset
+    cohort: Cohort
+    base: ModelFolder | None
+    ranks: Ranks
+    folder: Path
+
+    @property
+    def labels(self) -> pl.DataFrame:
+        """The cohort's index dates and outcomes."""
+        columns = {"prediction_time": "index_date", "follow_up_days": "follow_up_days", "is_event": "is_event"}
+        return self.cohort.subjects.select("subject_id", **columns)
+
+    @property
+    def leak(self) -> Change:
+        """Plants the outcome among the events before it."""
+        return partial(planted_leak, edges_days=leak_edges(self.labels))
+
+    def records(self, name: str, change: Change, *, is_new: bool = False) -> CohortRecords:
+        """The sampled subjects with changed events, and the labels of the cohort."""
+        folder = self.folder / name
+        write_twin(self.dataset, self.labels, folder, change)
+        self.labels.write_parquet(folder / "labels.parquet")
+        data = self.config.data.model_copy(update={"path": folder})
+        cohort = CohortConfig(labels=folder / "labels.parquet", horizon_days=self.cohort.horizon_days)
+        config = self.config.model_copy(update={"data": data, "cohort": cohort})
+        return prepare_cohort(config, None if is_new or self.base is None else self.base.vocabulary)
+
+    def train(self, records: CohortRecords, *, is_new: bool = False) -> Twin:
+        """A model of these records, after as many epochs as canaries have."""
+        config, base, ranks = self.config, self.base, self.ranks
+        if is_new:
+            config, base = _quick_learner(config), None
+        seed_everything(config.runtime)
+        adapted = adapt(config, records, base, ranks)
+        batches = feed(config, records, adapted.model, adapted.objective, ranks)
+        if adapted.strategy.keeps_encoder(config.strategy):
+            batches = with_features(batches, adapted.plain, ranks)
+        with tempfile.TemporaryDirectory(dir=self.folder) as checkpoints:
+            fit(
+                *(adapted.model, adapted.objective),
+                training=batches.epoch,
+                validation=batches.split("validation"),
+                config=config.train,
+                ranks=ranks,
+                folder=Path(checkpoints),
+                logger=MemoryRunLogger(),
+            )
+        return Twin(config, records, adapted, ranks)
+
+
+def _sample(cohort: Cohort, config: RunConfig) -> Cohort:
+    """Some subjects of the cohort, as many as the canaries are to have."""
+    n = config.canary.n_subjects
+    if not 0 < n < cohort.subjects.height:
+        return cohort
+    return replace(cohort, subjects=cohort.subjects.sample(n, seed=config.runtime.seed).sort("subject_id"))
+
+
+@contextmanager
+def _work_folder(config: RunConfig) -> Iterator[Path]:
+    """A folder in the cache, where records may lie, that is gone afterwards."""
+    config.runtime.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="canary-", dir=config.runtime.cache) as folder:
+        yield Path(folder)
+
+
+def _inside(config: RunConfig, folder: Path) -> RunConfig:
+    """The configuration of twins: few epochs, and everything they keep in a folder that goes away."""
+    epochs = config.canary.epochs
+    return config.model_copy(
+        update={
+            "train": config.train.model_copy(update={"epochs": epochs, "patience": epochs}),
+            "runtime": config.runtime.model_copy(update={"cache": folder / "cache"}),
+        }
+    )
+
+
+def _quick_learner(config: RunConfig) -> RunConfig:
+    """A small encoder, new, on short records: what is plain is learned in seconds, whatever the run's own size."""
+    steps = {"epochs": config.canary.leak_epochs, "patience": config.canary.leak_epochs}
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"max_tokens": 24}),
+            "model": ModelConfig(size="tiny", dropout=0),
+            "strategy": plugins.load("strategies", "scratch").Config(),
+            "train": TrainConfig(**steps, lr=1e-2, batch_tokens=256),
+        }
+    )
+
+
+def _permuted(records: CohortRecords) -> CohortRecords:
+    """The outcomes dealt out among the subjects of each split."""
+    order = np.arange(len(records.store))
+    for rows in records.rows.values():
+        order[rows] = np.random.default_rng(0).permutation(rows)
+    return replace(records, outcomes=records.outcomes[order])
+
+
+def _judge_future(twin: Twin, other: CohortRecords) -> Verdict:
+    cutoffs = twin.records.cohort.cutoffs.lazy()
+    events = twin.records.dataset.scan().join(cutoffs, on="subject_id")
+    n_changed = events.filter(pl.col("time") > pl.col("cutoff")).select(pl.len()).collect().item()
+    is_same = other.vocabulary == twin.records.vocabulary
+    risk = twin.predict(twin.records).risk
+    return canaries.future(risk, twin.predict(other).risk if is_same else None, n_changed=n_changed)
+
+
+def _metrics(name: str, c_index: Interval) -> dict[str, float]:
+    return {
+        f"canary/{name}_c_index": c_index.estimate,
+        f"canary/{name}_c_index_lower": c_index.lower,
+        f"canary/{name}_c_index_upper": c_index.upper,
+    }
+
+
+def _summary(config: RunConfig, records: CohortRecords, c_index: Interval) -> str:
+    return describe(
+        f"Canaries of {config.strategy.name} fine-tuning of a {config.model.size} encoder",
+        {
+            "subjects (train, validation, test)": ", ".join(f"{len(rows):,}" for rows in records.rows.values()),
+            "epochs": str(config.canary.epochs),
+            "test C-index of the twin with nothing changed": str(c_index),
+            "pretrained by run": config.init.run or "none",
+        },
+    )
+
+
+def _require_none_failed(verdicts: list[Verdict]) -> None:
+    failed = [f"{v.check}: {v.reason}" for v in verdicts if v.state == "fail"]
+    if failed:
+        raise DataError(
+            f"{len(failed)} of {len(verdicts)} canaries failed; do not trust runs of this configuration until it is "
+            f"known why. {'; '.join(failed)}"
+        )
