@@ -6,7 +6,7 @@ machines comes to the same vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ehrtrack.data.events import MedsDataset, fingerprint_of
-from ehrtrack.data.histories import Histories, read_shard, run_starts, subject_numbers
+from ehrtrack.data.histories import Histories, Ints, distinct, read_shard, run_starts, subject_numbers
 from ehrtrack.data.shards import ShardWork
 from ehrtrack.data.splits import SPLITS
 from ehrtrack.data.visits import is_known
@@ -99,22 +99,22 @@ def count_names(
     """
     slot, is_token = slots(events, edges, exclude)
     is_counted = is_known(events, cutoffs) & is_token
-    counted, slot = events.select(is_counted), slot[is_counted]
-    row, _ = subject_numbers(counted.subjects, cutoffs["subject_id"].to_numpy())
-    split = cutoffs["split"].cast(pl.Enum(SPLITS)).to_physical().to_numpy()[row].astype(np.int64)  # of each subject
     codes, names = slot_names(events.codes, edges)
-    cell = counted.spread(split) * len(names) + slot  # a slot of a split
-    n_cells = len(SPLITS) * len(names)
-    n_events = np.bincount(cell, minlength=n_cells)
+    n_names, n_subjects_here = max(len(names), 1), len(events.subjects)
+    pair = (events.spread(np.arange(n_subjects_here) * n_names) + slot)[is_counted]
+    pair, n_of_pair = distinct(pair, n_subjects_here * n_names)
+    subject, slot = np.divmod(pair, n_names)
+    row, _ = subject_numbers(events.subjects, cutoffs["subject_id"].to_numpy())
+    split = cutoffs["split"].cast(pl.Enum(SPLITS)).to_physical().to_numpy()[row].astype(np.int64)  # of each subject
+    cell = split[subject] * n_names + slot  # a slot of a split
+    n_cells = len(SPLITS) * n_names
+    n_events = np.bincount(cell, n_of_pair, minlength=n_cells).astype(np.int64)
     occurring = np.flatnonzero(n_events)
-    same_name = np.arange(n_cells)
-    first: dict[tuple[int, str], int] = {}
-    for place in occurring.tolist():
-        same_name[place] = first.setdefault((place // len(names), names[place % len(names)]), place)
-    subject = counted.spread(np.arange(len(counted.starts)))
-    pair = np.sort(subject * np.int64(n_cells) + same_name[cell])
-    n_subjects = np.bincount(pair[run_starts(pair)] % max(n_cells, 1), minlength=n_cells)
-    split_number, slot_number = np.divmod(occurring, max(len(names), 1))
+    if len(set(names)) < len(names):
+        cell = _same_name(occurring, names, n_cells)[cell]
+        cell = distinct(subject * n_cells + cell, n_subjects_here * n_cells)[0] % n_cells
+    n_subjects = np.bincount(cell, minlength=n_cells)
+    split_number, slot_number = np.divmod(occurring, n_names)
     return pl.DataFrame(
         {
             "split": pl.Series(SPLITS, dtype=pl.String).gather(split_number),
@@ -124,6 +124,16 @@ def count_names(
             "n_subjects": n_subjects[occurring],
         }
     )
+
+
+def _same_name(occurring: Ints, names: Sequence[str], n_cells: int) -> Ints:
+    """(n_cells,) the first occurring cell of the same split and name."""
+    same = np.arange(n_cells)
+    first: dict[tuple[int, str], int] = {}
+    for cell in occurring.tolist():
+        split, slot = divmod(cell, len(names))
+        same[cell] = first.setdefault((split, names[slot]), cell)
+    return same
 
 
 def value_edges(counts: Iterable[pl.DataFrame], config: VocabularyConfig) -> Edges:

@@ -72,29 +72,23 @@ class Histories:
         """(E,) the value of each event's subject, from (S,) values."""
         return np.repeat(per_subject, np.diff(self.starts, append=len(self)))
 
-    def earliest(self, code: str, until_us: Ints) -> Ints:
-        """(S,) the first time of a code at or before each subject's `until_us`; the largest integer where none is."""
+    def earliest(self, code: str, until_us: Ints, among: Mask | None = None) -> Ints:
+        """(S,) the first time of a code at or before each subject's `until_us`; the largest integer where none is.
+
+        Parameters
+        ----------
+        among : (E,) the events that are looked at; None for all
+        """
         first = np.full(len(self.starts), np.iinfo(np.int64).max)
         if code in self.codes:
             event = np.flatnonzero(self.code == self.codes.index(code))
+            if among is not None:
+                event = event[among[event]]
             subject = np.searchsorted(self.starts, event, side="right") - 1
             time_us = self.time_us[event]
             counts = (time_us != NO_TIME) & (time_us <= until_us[subject])
             np.minimum.at(first, subject[counts], time_us[counts])
         return first
-
-    def select(self, mask: Mask) -> Histories:
-        """The events for which the mask is true."""
-        if mask.all():
-            return self
-        return replace(
-            self,
-            subject_id=self.subject_id[mask],
-            time_us=self.time_us[mask],
-            code=self.code[mask],
-            value=self.value[mask],
-            visit_id=None if self.visit_id is None else self.visit_id.filter(mask),
-        )
 
 
 def read_shard(shard: Path, *, has_visit_ids: bool = False) -> Histories:
@@ -153,9 +147,16 @@ def histories_of(events: pl.DataFrame | pl.LazyFrame, *, has_visit_ids: bool = T
 
 def run_starts(values: npt.NDArray[np.generic]) -> Ints:
     """Where runs of equal values begin."""
-    if not len(values):
-        return np.zeros(0, dtype=np.int64)
-    return np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
+    is_first = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=is_first[1:])
+    return np.flatnonzero(is_first)
+
+
+def distinct(numbers: Ints, bound: int) -> tuple[Ints, Ints]:
+    """The different numbers, rising, and how often each is there; they are from 0 to below `bound`."""
+    numbers = np.sort(numbers.astype(np.min_scalar_type(bound)))  # of half the bytes: half the time
+    first = run_starts(numbers)
+    return numbers[first].astype(np.int64), np.diff(first, append=len(numbers))
 
 
 def _histories(table: pa.Table, *, has_visit_ids: bool) -> Histories:

@@ -10,7 +10,17 @@ import numpy.typing as npt
 import polars as pl
 
 from ehrtrack.data.events import BIRTH, DEATH
-from ehrtrack.data.histories import NO_TIME, Histories, Ints, Mask, histories_of, run_starts, subject_numbers, times_us
+from ehrtrack.data.histories import (
+    NO_TIME,
+    Histories,
+    Ints,
+    Mask,
+    distinct,
+    histories_of,
+    run_starts,
+    subject_numbers,
+    times_us,
+)
 from ehrtrack.data.vocabulary import UNK, Vocabulary, slot_names, slots
 from ehrtrack.section import Section
 
@@ -93,64 +103,60 @@ def visit_tokens(events: Histories, cutoffs: pl.DataFrame, vocabulary: Vocabular
     ----------
     cutoffs : columns subject_id, cutoff (datetime[us])
     """
-    known = events.select(is_known(events, cutoffs))
     row, is_there = subject_numbers(events.subjects, cutoffs["subject_id"].to_numpy())
-    subject_ids = events.subjects[is_there]
-    birth = np.full(len(subject_ids), NO_TIME)
-    known_number, _ = subject_numbers(known.subjects, subject_ids)
-    until = times_us(cutoffs["cutoff"])[row[is_there]]
-    found = known.earliest(BIRTH, until[known_number])
-    birth[known_number] = np.where(found == np.iinfo(np.int64).max, NO_TIME, found)
+    known = is_known(events, cutoffs)
+    until = np.full(len(row), NO_TIME)
+    until[is_there] = times_us(cutoffs["cutoff"])[row[is_there]]
+    birth = events.earliest(BIRTH, until, among=known)[is_there]
+    birth[birth == np.iinfo(np.int64).max] = NO_TIME
 
-    token, is_token = _index_tokens(known, vocabulary)
-    known, token = known.select(is_token), token[is_token]
-    number, _ = subject_numbers(known.subjects, subject_ids)
-    subject = known.spread(number).astype(np.int64)  # (E,)
-    visit, start_of_visit = _visits(known, subject, config)  # (E,) rising with subject and time; (X,)
-    subject_of_visit = np.zeros(len(start_of_visit), dtype=np.int64)
-    subject_of_visit[visit] = subject
-
-    pair = np.sort(visit * np.int64(len(vocabulary)) + token)
-    pair = pair[run_starts(pair)]
-    visit = pair // len(vocabulary)
-    visit_number, age_years, gap_days = _describe_visits(start_of_visit, subject_of_visit, birth)
+    slot, is_token = slots(events, vocabulary.value_edges, vocabulary.exclude)
+    is_token &= known
+    subject = events.spread(np.cumsum(is_there) - 1)[is_token]  # (E,) of the events that become tokens
+    visit, start, of_subject = _visits(events, is_token, subject, config)  # (E,) rising with subject and time; (X,)
+    _, names = slot_names(events.codes, vocabulary.value_edges)
+    index_of_slot = np.array([vocabulary.known.get(name, UNK) for name in names], dtype=np.int64)
+    pair, _ = distinct(visit * len(vocabulary) + index_of_slot[slot[is_token]], len(start) * len(vocabulary))
+    visit, token = np.divmod(pair, len(vocabulary))
+    n_tokens = np.bincount(visit, minlength=len(start))  # (X,)
+    number, age_years, gap_days = _describe_visits(start, of_subject, birth)
     return VisitTokens(
-        subject_ids=subject_ids,
-        n_tokens=np.bincount(subject_of_visit[visit], minlength=len(subject_ids)),
+        subject_ids=events.subjects[is_there],
+        n_tokens=np.bincount(of_subject, n_tokens, minlength=len(birth)).astype(np.int64),
         birth_us=birth,
-        last_visit_us=_last(start_of_visit, subject_of_visit, len(subject_ids)),
-        token=(pair - visit * len(vocabulary)).astype(np.int32),
-        age_years=age_years[visit],
-        visit=visit_number[visit],
-        gap_days=gap_days[visit],
+        last_visit_us=_last(start, of_subject, len(birth)),
+        token=token.astype(np.int32),
+        age_years=np.repeat(age_years, n_tokens),
+        visit=np.repeat(number, n_tokens),
+        gap_days=np.repeat(gap_days, n_tokens),
     )
 
 
-def _index_tokens(events: Histories, vocabulary: Vocabulary) -> tuple[npt.NDArray[np.int64], Mask]:
-    """(E,) index of each event's token, [UNK] where there is none; and whether its code is not excluded."""
-    slot, is_token = slots(events, vocabulary.value_edges, vocabulary.exclude)
-    _, names = slot_names(events.codes, vocabulary.value_edges)
-    index_of_slot = np.array([vocabulary.known.get(name, UNK) for name in names], dtype=np.int64)
-    return index_of_slot[slot], is_token
+def _visits(events: Histories, is_token: Mask, subject: Ints, config: VisitConfig) -> tuple[Ints, Ints, Ints]:
+    """The visits of the E events that become tokens, static facts of a subject being one.
 
-
-def _visits(events: Histories, subject: Ints, config: VisitConfig) -> tuple[Ints, Ints]:
-    """(E,) number of each event's visit among all X visits of the shard, static facts being one; (X,) their starts."""
+    Returns
+    -------
+    (E,) number of each event's visit among all X visits; (X,) their starts; (X,) their subjects
+    """
     if config.unit == "encounter":
-        return _encounters(events, subject)
-    is_static = events.time_us == NO_TIME
-    period = np.where(is_static, NO_TIME, events.time_us // MICROSECONDS[config.unit])
-    is_first = np.ones(len(events), dtype=bool)
+        return _encounters(events, is_token, subject)
+    time_us = events.time_us[is_token]
+    period = time_us // MICROSECONDS[config.unit]  # that of `NO_TIME` is no other's
+    is_first = np.ones(len(period), dtype=bool)
     is_first[1:] = (subject[1:] != subject[:-1]) | (period[1:] != period[:-1])
-    return np.cumsum(is_first) - 1, events.time_us[is_first]
+    first = np.flatnonzero(is_first)
+    visit = np.repeat(np.arange(len(first)), np.diff(first, append=len(period)))
+    return visit, time_us[first], subject[first]
 
 
-def _encounters(events: Histories, subject: Ints) -> tuple[Ints, Ints]:
+def _encounters(events: Histories, is_token: Mask, subject: Ints) -> tuple[Ints, Ints, Ints]:
     """As `_visits`: encounters can overlap, and those that begin together are ordered by their name."""
     assert events.visit_id is not None
-    time = pl.Series(events.time_us).cast(pl.Datetime("us"))
-    frame = pl.DataFrame({"subject": subject, "time": time, "visit_id": events.visit_id}).with_columns(
-        time=pl.when(pl.Series(events.time_us != NO_TIME)).then("time")
+    time_us, visit_id = events.time_us[is_token], events.visit_id.filter(is_token)
+    time = pl.Series(time_us).cast(pl.Datetime("us"))
+    frame = pl.DataFrame({"subject": subject, "time": time, "visit_id": visit_id}).with_columns(
+        time=pl.when(pl.Series(time_us != NO_TIME)).then("time")
     )
     frame = frame.with_columns(key=visit_key("encounter"))
     visits = (
@@ -160,7 +166,7 @@ def _encounters(events: Histories, subject: Ints) -> tuple[Ints, Ints]:
         .with_row_index("visit")
     )
     numbered = frame.join(visits, on=["subject", "key"], how="left", nulls_equal=True, maintain_order="left")
-    return numbered["visit"].cast(pl.Int64).to_numpy(), times_us(visits["start"])
+    return numbered["visit"].cast(pl.Int64).to_numpy(), times_us(visits["start"]), visits["subject"].to_numpy()
 
 
 def _describe_visits(start_us: Ints, subject: Ints, birth_us: Ints) -> tuple[Int32s, Float32s, Float32s]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -140,22 +141,20 @@ def slots(
 ) -> tuple[npt.NDArray[np.int64], Mask]:
     """(E,) the slot of each event, a code with a bin of its values, and (E,) whether its code is not excluded.
 
-    Slot 0 of a code is for events without a value and for codes whose values are not cut, slot k for bin k. Value v
-    is in the bin that is one more than the number of edges <= v. `slot_names` says what the slots are called.
+    The first slot of a code is for events without a value, the others, where its values are cut, for its bins. Value
+    v is in the bin that is one more than the number of edges <= v. `slot_names` says what the slots are called.
     """
-    n_slots = _slots_a_code(value_edges)
-    n_edges = np.array([len(value_edges.get(code, ())) for code in events.codes], dtype=np.int64)
-    edges = np.full((n_slots, len(events.codes)), np.inf)  # inf beyond a code's own edges
-    for place, code in enumerate(events.codes):
-        edges[: n_edges[place], place] = value_edges.get(code, ())
-    slot = events.code * np.int64(n_slots)
+    of_code = [value_edges.get(code, ()) for code in events.codes]
+    n_edges = np.array([len(edges) for edges in of_code], dtype=np.int64)
+    n_slots = np.where(n_edges > 0, n_edges + 2, 1)
+    slot = (np.cumsum(n_slots) - n_slots)[events.code]
     with_value = np.flatnonzero(~np.isnan(events.value))
     cut = with_value[n_edges[events.code[with_value]] > 0]
-    value, code_of_value = events.value[cut].astype(np.float64), events.code[cut]
+    value, code = events.value[cut].astype(np.float64), events.code[cut]
     n_below = np.zeros(len(cut), dtype=np.int64)
-    for of_codes in edges[: n_slots - 2]:
-        n_below += value >= of_codes[code_of_value]
-    slot[cut] += 1 + np.minimum(n_below, n_edges[code_of_value])  # an infinite value is not beyond the last bin
+    for edges in zip_longest(*of_code, fillvalue=np.inf):  # the first edge of each code, the second of each, ...
+        n_below += value >= np.array(edges)[code]
+    slot[cut] += 1 + np.minimum(n_below, n_edges[code])  # an infinite value is not beyond the last bin
     return slot, is_kept(events, exclude)
 
 
@@ -167,10 +166,10 @@ def is_kept(events: Histories, exclude: tuple[str, ...]) -> Mask:
 
 
 def slot_names(codes: Sequence[str], value_edges: Mapping[str, tuple[float, ...]]) -> tuple[list[str], list[str]]:
-    """The code and the token's name of each slot: `CODE`, `CODE//Q1`, ..."""
-    bins = ["", *(f"//Q{k}" for k in range(1, _slots_a_code(value_edges)))]
-    return [code for code in codes for _ in bins], [code + of_bin for code in codes for of_bin in bins]
-
-
-def _slots_a_code(value_edges: Mapping[str, tuple[float, ...]]) -> int:
-    return 2 + max((len(edges) for edges in value_edges.values()), default=0)
+    """The code and the token's name of each slot: `CODE`, and where its values are cut `CODE//Q1`, `CODE//Q2`, ..."""
+    pairs = []
+    for code in codes:
+        pairs.append((code, code))
+        if edges := value_edges.get(code):
+            pairs += [(code, f"{code}//Q{k + 1}") for k in range(len(edges) + 1)]
+    return [code for code, _ in pairs], [name for _, name in pairs]
