@@ -3,7 +3,8 @@
 A candidate has a subject, a code, and a time unless it is a static fact. What lacks one of these is counted
 as dropped at once. Subjects and codes, which repeat, are numbers from here on. A run holds the columns
 `subject`, `time`, `code` (numbers in place of texts) and, unless they are empty in all of it,
-`numeric_value`, `text_value` and `visit_id`.
+`numeric_value`, `text_value` and `visit_id`. Time is microseconds since 1970, `NO_TIME` for static facts, and a
+number that is not there is NaN: columns without nulls are sorted and compared in half the time.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import polars as pl
 from ehrtrack.data._import_judge import reason_number
 from ehrtrack.data._import_rows import EventColumns, row_query
 from ehrtrack.data.events import BIRTH, DEATH
+from ehrtrack.data.histories import NO_TIME
 from ehrtrack.data.sources._relation import first_line
 from ehrtrack.data.sources._table import SourceTable
 from ehrtrack.errors import DataError
@@ -206,8 +208,11 @@ class Candidates:
     def _write_run(self, frames: list[pl.DataFrame]) -> None:
         candidates = pl.concat(frames, how="diagonal")
         empty = [name for name in OPTIONAL_COLUMNS if name in candidates and candidates[name].is_null().all()]
+        candidates = candidates.drop(empty).with_columns(pl.col("time").to_physical().fill_null(NO_TIME))
+        if "numeric_value" in candidates:
+            candidates = candidates.with_columns(pl.col("numeric_value").fill_null(float("nan")))
         run = Run(self.folder / f"{len(self.runs)}.arrow", len(self.n_rows) - 1)
-        candidates.drop(empty).write_ipc(run.path, compression="uncompressed")
+        candidates.write_ipc(run.path, compression="uncompressed")
         self.runs.append(run)
         counts = np.bincount(candidates["subject"].to_numpy(), minlength=self.subjects.n_texts)
         self.n_events = _grown(self.n_events, self.subjects.n_texts) + counts

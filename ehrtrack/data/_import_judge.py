@@ -1,14 +1,17 @@
 """Which candidates of an import are events: none before birth or after death, one birth and one death at most.
 
 The rules are in `ehrtrack.data.importing`. Candidates have the columns of a run and `table_index`; `subject` is
-a row of the shard's subjects, and `code` a number among which birth has the first and death the last.
+a row of the shard's subjects, and `code` a number among which birth has the first and death the last. What is
+judged at all, which is little, gets its times as timestamps, null for static facts.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.data.histories import NO_TIME
 from ehrtrack.data.import_report import DROP_REASONS
 
 BIRTH_CODE = 0
@@ -28,24 +31,26 @@ def judge_candidates(
     Only what lies outside the days between birth and death can be dropped or move a birth or death: the rest, most
     of all, is not looked at further.
     """
-    is_life = candidates["code"].is_in([BIRTH_CODE, death_code])
-    lives = _stated_lives(candidates.filter(is_life), n_subjects, death_code)
-    subject, time = candidates["subject"], candidates["time"]
-    first_whole_day = lives.select(pl.col("birth_day") + _DAY).to_series()
-    is_at_end = (time < first_whole_day.gather(subject)) | (time >= lives["death_day"].gather(subject))
-    is_at_end = is_at_end.fill_null(False) | is_life
-    ends = candidates.with_row_index("row").filter(is_at_end)
+    subject, time, code = (candidates[name].to_numpy() for name in ("subject", "time", "code"))
+    is_life = (code == BIRTH_CODE) | (code == death_code)
+    lives = _stated_lives(_rows(candidates, is_life), n_subjects, death_code)
+    first_whole_day = lives.select(pl.col("birth_day") + _DAY).to_series().to_physical().fill_null(NO_TIME)
+    death_day = lives["death_day"].to_physical().fill_null(np.iinfo(np.int64).max)
+    is_at_end = (time < first_whole_day.to_numpy()[subject]) & (time != NO_TIME)
+    is_at_end |= (time >= death_day.to_numpy()[subject]) | is_life
+    ends = _rows(candidates, is_at_end)
     ends = ends.join(_enclosing_lives(ends, lives, death_code), on="subject", how="left")
     ends = ends.with_columns(reason=_reason(death_code))
     is_birth, is_death = pl.col("code") == BIRTH_CODE, pl.col("code") == death_code
     lived = ends.filter(pl.col("reason").is_null() & (is_birth | is_death)).select(
-        "row", time=pl.when(is_birth).then("birth").otherwise("death")
+        "row", time=pl.when(is_birth).then("birth").otherwise("death").to_physical()
     )
     # Rows stay where they are: what is in order needs no sorting afterwards.
     columns = [candidates["time"].clone().scatter(lived["row"], lived["time"])]
     # A birth or death says nothing else than its time.
-    values = [name for name in candidates.columns if name not in ("subject", "time", "code", "table_index")]
-    columns += [candidates[name].clone().scatter(lived["row"], None) for name in values]
+    for name, nothing in (("numeric_value", float("nan")), ("text_value", None), ("visit_id", None)):
+        if name in candidates:
+            columns.append(candidates[name].clone().scatter(lived["row"], nothing))
     events = candidates.with_columns(columns)
     dropped = ends.filter(pl.col("reason").is_not_null())
     if dropped.height:
@@ -53,6 +58,18 @@ def judge_candidates(
         is_kept[dropped["row"].to_numpy()] = False
         events = events.filter(pl.Series(is_kept))
     return events, dropped.select("table_index", "reason")
+
+
+def _rows(candidates: pl.DataFrame, mask: npt.NDArray[np.bool_]) -> pl.DataFrame:
+    """The candidates for which the mask is true, with their `row` and their times as timestamps."""
+    row = pl.Series("row", np.flatnonzero(mask).astype(np.uint32))
+    rows = candidates[row].with_columns(row)
+    return rows.with_columns(time=timestamps(rows["time"]))
+
+
+def timestamps(time_us: pl.Series) -> pl.Series:
+    """Times of a run as timestamps, null for static facts."""
+    return time_us.set(time_us == NO_TIME, None).cast(pl.Datetime("us"))
 
 
 def _stated_lives(facts: pl.DataFrame, n_subjects: int, death_code: int) -> pl.DataFrame:
