@@ -141,7 +141,7 @@ def _without_duplicates(events: pl.DataFrame) -> pl.DataFrame:
 def _sorted_by_time(events: pl.DataFrame) -> pl.DataFrame:
     """The events of each subject in the order of time, and of one time in any order."""
     subject, time = events["subject"].to_numpy(), events["time"].to_numpy()
-    n_less = np.count_nonzero((subject[1:] == subject[:-1]) & (time[1:] < time[:-1]))
+    n_less = int(np.count_nonzero((subject[1:] == subject[:-1]) & (time[1:] < time[:-1])))
     if not n_less:
         return events
     # The stable sort uses the order that is there, and takes a sixth of the time where there is much of it, twice the
