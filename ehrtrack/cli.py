@@ -69,7 +69,7 @@ def _recipe(objective: str) -> Callable[[Callable[[RunConfig], Any]], click.Comm
             from ehrtrack.study_file import read_study_file
 
             overrides = _overrides(context.args)
-            read_study_file(config)  # what is wrong with the file is told before torch is imported
+            read_study_file(config)  # a missing file is told before anything else is imported
 
             from ehrtrack.config import load_config
 
@@ -208,13 +208,14 @@ def tokenize(
 
     from ehrtrack.config import load_config
     from ehrtrack.data.shards import parse_slice
-    from ehrtrack.recipes.tokenize import tokenize as run_tokenize
 
     part = parse_slice(shard)
     chosen = {"runtime.engine": engine, "runtime.workers": workers}
     given = [(name, str(value)) for name, value in chosen.items() if value is not None]
     objective = "mlm" if recipe == "pretrain" else "survival"
     loaded = load_config(config, _overrides(context.args) + given, objective=objective)
+    from ehrtrack.recipes.tokenize import tokenize as run_tokenize
+
     run_tokenize(loaded, recipe=recipe, part=part)
 
 

@@ -1,4 +1,8 @@
-"""A run's configuration: the sections composed, read from TOML with dotted overrides."""
+"""A run's configuration: the sections composed, read from TOML with dotted overrides.
+
+What it imports takes no time to import: no torch, mlflow, Optuna, peft or scikit-learn. Sections whose code needs one
+of those are in a module of their own beside it.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +21,12 @@ from ehrtrack.data.splits import SplitConfig
 from ehrtrack.data.visits import VisitConfig
 from ehrtrack.data.vocabulary import VocabularyConfig
 from ehrtrack.errors import ConfigError
-from ehrtrack.frontier import FrontierConfig
-from ehrtrack.models.behrt import ModelConfig
-from ehrtrack.search import SearchConfig
-from ehrtrack.search import to_toml as write_toml
+from ehrtrack.models.settings import ModelConfig
+from ehrtrack.search_space import FrontierConfig, SearchConfig
 from ehrtrack.section import Choice, Section
 from ehrtrack.study_file import read_study_file
-from ehrtrack.training.canaries import CanaryConfig
-from ehrtrack.training.loop import TrainConfig
+from ehrtrack.study_file import to_toml as write_toml
+from ehrtrack.training.settings import CanaryConfig, TrainConfig
 
 Override = tuple[str, str]
 """A dotted path and its value as typed, such as ``("strategy.rank", "8")``."""
@@ -159,8 +161,8 @@ def parse_config(table: Mapping[str, Any], *, objective: str = "survival") -> Ru
         if not isinstance(found, Mapping):
             raise ConfigError(f"config key {section!r} is {found!r}, and a table is needed; write {section}.name")
         given = dict(found)
-        module = plugins.load(package, str(given.setdefault("name", defaults[section])))
-        values[section] = _validate(module.Config, given, prefix=section)
+        settings = plugins.settings(package, str(given.setdefault("name", defaults[section])))
+        values[section] = _validate(settings, given, prefix=section)
     config = _validate(RunConfig, values)
     assert isinstance(config, RunConfig)
     return config

@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
-from pydantic import Field
 
 from ehrtrack.compare import verdict_of
-from ehrtrack.search import Scalar
-from ehrtrack.section import Section
+from ehrtrack.search_space import Scalar
 from ehrtrack.survival.bootstrap import Interval
 
 MEASURES = {
@@ -30,19 +28,6 @@ MEASURES = {
     "val_c_index": "best/c_index",
 }
 """Columns of the table, and the metrics of a run that they are."""
-
-
-class FrontierConfig(Section):
-    """What is varied.
-
-    Attributes
-    ----------
-    parameter : dotted path of the setting
-    values : at least two; the first is what the others are compared with
-    """
-
-    parameter: str = "objective.lambda_rank"
-    values: tuple[Scalar, ...] = Field((0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0), min_length=2)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,21 @@
-"""One module is one choice: a source, objective, strategy or baseline is added by adding one file."""
+"""One module is one choice: a source, objective, strategy or baseline is added by adding one file.
+
+It holds its settings, `Config`, unless it imports torch or another library that takes long to import: then they are in
+a file of the same name in the package's `_settings`, so that a configuration is read, and what is wrong with it told,
+before any of those is imported.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 from types import ModuleType
+from typing import cast
 
 from ehrtrack.errors import ConfigError
+from ehrtrack.section import Choice
 
 
 def names(package: str) -> list[str]:
@@ -30,10 +38,28 @@ def load(package: str, name: str) -> ModuleType:
     ConfigError
         If there is no such choice; the message lists those there are and the nearest.
     """
+    return importlib.import_module(f"ehrtrack.{package}.{_module(package, name)}")
+
+
+def settings(package: str, name: str) -> type[Choice]:
+    """The settings class of choice `name` of `package`; the choice itself is imported only if they are in its module.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such choice; the message lists those there are and the nearest.
+    """
+    module, apart = _module(package, name), f"ehrtrack.{package}._settings"
+    is_apart = importlib.util.find_spec(apart) and importlib.util.find_spec(f"{apart}.{module}")
+    found = importlib.import_module(f"{apart}.{module}") if is_apart else load(package, name)
+    return cast(type[Choice], found.Config)
+
+
+def _module(package: str, name: str) -> str:
     known = names(package)
     if name not in known:
         raise ConfigError(f"unknown {_singular(package)} {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
-    return importlib.import_module(f"ehrtrack.{package}.{name.replace('-', '_')}")
+    return name.replace("-", "_")
 
 
 def nearest(word: str, known: list[str]) -> str:

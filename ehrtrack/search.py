@@ -2,103 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import cast
 
 import optuna
 import polars as pl
 import sqlalchemy.exc
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
-from pydantic import Discriminator, Field, Tag, model_validator
 
 from ehrtrack.errors import ConfigError, TrainingError
-from ehrtrack.section import Section
+from ehrtrack.search_space import Choices, Range, Scalar, SearchConfig
 
-Scalar = str | int | float | bool
-
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _SQLITE_LOCK_SECONDS = 60
-
-
-class Range(Section):
-    """Numbers from `low` to `high`, both included.
-
-    Whole numbers if both bounds are written whole (``1``), else real ones (``1.0``); `log` spreads the values
-    evenly over orders of magnitude; `step` rounds them to low + k·step.
-    """
-
-    low: int | float
-    high: int | float
-    log: bool = False
-    step: int | float | None = None
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether only whole numbers are drawn."""
-        return isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, float)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not self.low < self.high:
-            raise ValueError(f"low is {self.low} and high is {self.high}; low must be below high")
-        if self.log and self.low <= 0:
-            raise ValueError(f"low is {self.low}; with log = true it must be above 0")
-        if self.log and self.step is not None:
-            raise ValueError("log and step exclude each other")
-        if self.step is not None and self.step <= 0:
-            raise ValueError(f"step is {self.step}; it must be above 0")
-        return self
-
-
-class Choices(Section):
-    """One of a few values, in no order."""
-
-    choices: tuple[Scalar, ...] = Field(min_length=1)
-
-
-def _form(value: Any) -> str:
-    has_choices = isinstance(value, Choices) or (isinstance(value, Mapping) and "choices" in value)
-    return "choices" if has_choices else "range"
-
-
-Parameter = Annotated[
-    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")],
-    Discriminator(_form),
-]
-
-
-def _default_parameters() -> dict[str, Range | Choices]:
-    return {
-        "strategy.rank": Choices(choices=(2, 4, 8, 16, 32)),
-        "strategy.dropout": Range(low=0.0, high=0.3),
-        "objective.lambda_rank": Range(low=0.01, high=1.0, log=True),
-    }
-
-
-class SearchConfig(Section):
-    """What to vary, how often, and when to give up on a trial.
-
-    Attributes
-    ----------
-    n_trials : finished and pruned trials of the whole study, by all workers together
-    parameters : by dotted path of the configuration; a table given here replaces the default one
-    pruner : "median" stops a trial below the median of the others at the same epoch; "hyperband"; "none"
-    n_startup_trials : trials that are never pruned, and are drawn at random
-    n_warmup_epochs : epochs before a trial may be pruned
-    heartbeat_seconds : a worker silent for twice as long is taken for dead, and its trial is tried again
-    """
-
-    n_trials: int = Field(20, ge=1)
-    parameters: dict[str, Parameter] = Field(default_factory=_default_parameters, min_length=1)
-    pruner: Literal["median", "hyperband", "none"] = "median"
-    n_startup_trials: int = Field(5, ge=1)
-    n_warmup_epochs: int = Field(1, ge=0)
-    heartbeat_seconds: int = Field(30, ge=1)
-    max_retries: int = Field(2, ge=0)
 
 
 def suggest(trial: optuna.trial.BaseTrial, parameters: Mapping[str, Range | Choices]) -> dict[str, Scalar]:
@@ -228,67 +145,3 @@ def best_overrides(study: optuna.Study) -> dict[str, Scalar]:
             "run more, or set search.pruner = 'none'"
         )
     return dict(study.best_trial.params)
-
-
-def to_toml(overrides: Mapping[str, Any]) -> str:
-    """A configuration file from values by dotted path; nested tables, keys in the order given.
-
-    >>> print(to_toml({"strategy.rank": 8, "study": "icu", "strategy.name": "lora"}), end="")
-    study = "icu"
-    <BLANKLINE>
-    [strategy]
-    rank = 8
-    name = "lora"
-    """
-    tree: dict[str, Any] = {}
-    for path, value in overrides.items():
-        *tables, key = path.split(".")
-        table = tree
-        for name in tables:
-            table = table.setdefault(name, {})
-            if not isinstance(table, dict):
-                raise ConfigError(f"{path!r} needs {name!r} to be a table, and it has a value of its own")
-        if key in table:
-            raise ConfigError(f"{path!r} is given twice, as a value and as a table")
-        table[key] = value
-    return "\n".join(_table(tree, path=())).lstrip("\n") + "\n"
-
-
-def _table(table: Mapping[str, Any], *, path: tuple[str, ...]) -> list[str]:
-    values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-    lines = ["", f"[{'.'.join(map(_key, path))}]"] if path and values else []
-    lines += [f"{_key(key)} = {_value(value)}" for key, value in values.items()]
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            lines += _table(value, path=(*path, key))
-    return lines
-
-
-def _key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else _string(key)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float):
-        return _float(value)
-    if isinstance(value, str):
-        return _string(value)
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
-    raise ConfigError(f"{value!r} of type {type(value).__name__} has no form in TOML")
-
-
-def _float(value: float) -> str:
-    if not math.isfinite(value):
-        return str(value)  # inf, -inf, nan: TOML's own words
-    return repr(value)  # always with a point or an exponent, both of which TOML reads as a float
-
-
-def _string(text: str) -> str:
-    marks = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
-    plain = "".join(marks.get(c, c if c >= " " and c != "\x7f" else f"\\u{ord(c):04X}") for c in text)
-    return f'"{plain}"'

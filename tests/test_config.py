@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ehrtrack import plugins
 from ehrtrack.config import RunConfig, load_config, override, parse_config, to_toml
 from ehrtrack.errors import ConfigError
-from ehrtrack.search import Choices
+from ehrtrack.search_space import Choices
 
 PRETRAIN = """
 study = "icu"
@@ -294,3 +297,27 @@ def test_a_table_of_parameters_replaces_the_default_search_space(folder: Path) -
     (folder / "sweep.toml").write_text(text)
     parameters = load_config(folder / "sweep.toml").search.parameters
     assert parameters == {"strategy.rank": Choices(choices=(2, 4))}
+
+
+SLOW_TO_IMPORT = ("torch", "mlflow", "sklearn", "sksurv", "optuna", "peft", "scipy", "pandas")
+
+
+def test_reading_a_config_imports_nothing_that_is_slow_to_import(tmp_path: Path) -> None:
+    """So a misspelt key is told in a moment: every choice there is, in every plug-in package, is read."""
+    program = f"""
+import sys
+from ehrtrack import plugins
+from ehrtrack.config import PLUGIN_SECTIONS, load_config
+for section, package in PLUGIN_SECTIONS.items():
+    for name in plugins.names(package):
+        load_config({str(tmp_path / "study.toml")!r}, [(f"{{section}}.name", name)])
+print(sorted(set({SLOW_TO_IMPORT!r}) & set(sys.modules)))
+"""
+    (tmp_path / "study.toml").write_text('study = "s"\ndata.path = "."\n')
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_choice_without_a_settings_module_holds_its_settings_itself() -> None:
+    config = plugins.settings("data.sources", "events-csv")
+    assert config is plugins.load("data.sources", "events-csv").Config

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ehrtrack import search
+from ehrtrack import search, study_file
 from ehrtrack.errors import ConfigError, TrackingError, TrainingError
-from ehrtrack.search import Choices, Range, SearchConfig, best_overrides, open_study, suggest, to_toml
+from ehrtrack.search import best_overrides, open_study, suggest
+from ehrtrack.search_space import Choices, Range, SearchConfig
+from ehrtrack.study_file import to_toml
 
 
 @pytest.fixture(autouse=True)
@@ -225,7 +227,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 def test_toml_doctest() -> None:
-    assert doctest.testmod(search).failed == 0
+    assert doctest.testmod(study_file).failed == 0
 
 
 def test_toml_is_read_back_with_the_same_types() -> None:

@@ -15,33 +15,18 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import Field
 
+from ehrtrack.baselines._settings._shared import TunedChoice as TunedChoice
 from ehrtrack.data.count_features import count_features
 from ehrtrack.data.store import TokenStore
 from ehrtrack.data.timing_features import timing_features
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import DataError
-from ehrtrack.section import Choice
 from ehrtrack.survival.metrics import c_index
 
 FloatArray = npt.NDArray[np.float64]
 
-N_CANDIDATES = 8
 """Settings that every baseline tries unless told otherwise: one budget, so that none wins by being tuned more."""
-
-
-class TunedChoice(Choice):
-    """Settings that all baselines share.
-
-    Attributes
-    ----------
-    n_candidates : combinations of settings to try; the one with the best validation C-index is kept
-    seed : of everything random in the fit
-    """
-
-    n_candidates: int = Field(N_CANDIDATES, ge=1)
-    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import torch
-from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -22,11 +21,11 @@ from ehrtrack.baselines._protocol import (
     Labelled,
     Setting,
     TokenHistories,
-    TunedChoice,
     check_events,
     seen_within,
     tune,
 )
+from ehrtrack.baselines._settings._shared import SequenceSettings as Settings
 from ehrtrack.data.batch import Batches, Outcomes
 from ehrtrack.errors import CheckpointError, DataError
 from ehrtrack.models.heads import HazardHead
@@ -46,28 +45,6 @@ ENCODERS: Mapping[str, Callable[[int, int, float], Recurrent | MeanPool]] = {
     "lstm": lambda width, n_codes, dropout: Recurrent(nn.LSTM, width, n_codes, dropout),
     "mean-pool": MeanPool,
 }
-
-
-class Settings(TunedChoice):
-    """Settings of a sequence model; the tuples are what `n_candidates` combinations are taken from.
-
-    Attributes
-    ----------
-    learning_rates, dropouts, widths, weight_decays : of training, embeddings and states
-    epochs : the most epochs; training stops `patience` epochs after the best validation C-index
-    batch_tokens : 0 takes what the device is best with
-    lambda_rank, n_intervals : of the survival objective
-    """
-
-    learning_rates: tuple[float, ...] = (2e-3, 1e-3, 5e-3)
-    dropouts: tuple[float, ...] = (0.2, 0.1, 0.4)
-    widths: tuple[int, ...] = (96, 48)
-    weight_decays: tuple[float, ...] = (0.01, 0.3)
-    epochs: int = Field(15, ge=1)
-    patience: int = Field(4, ge=1)
-    batch_tokens: int = Field(0, ge=0)
-    lambda_rank: float = Field(0.05, ge=0)
-    n_intervals: int = Field(20, ge=1)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
-from ehrtrack.baselines._protocol import Tabular, TunedChoice, used_columns
+from ehrtrack.baselines._protocol import Tabular, used_columns
+from ehrtrack.baselines._settings._shared import TreeSettings as TreeSettings
 from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
 
 FloatArray = npt.NDArray[np.float64]
@@ -18,20 +18,6 @@ Ints = npt.NDArray[np.int64]
 
 LARGEST = float(np.finfo(np.float64).max)
 """A threshold that parts missing from present: infinity, which JSON does not have, and which no feature reaches."""
-
-
-class TreeSettings(TunedChoice):
-    """Settings that models made of trees share.
-
-    Attributes
-    ----------
-    n_intervals : of the time grid, at most
-    min_subjects, min_share : a column that is not 0 in fewer training subjects (or a smaller share) is left out
-    """
-
-    n_intervals: int = Field(ge=1)
-    min_subjects: int = Field(5, ge=1)
-    min_share: float = Field(0.01, ge=0, lt=1)
 
 
 def columns_and_grid(config: TreeSettings, train: Tabular) -> tuple[list[str], TimeGrid]:

@@ -13,12 +13,10 @@ import json
 import math
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import Field
 from sksurv.linear_model import CoxnetSurvivalAnalysis
 from sksurv.linear_model.coxph import BreslowEstimator
 from sksurv.util import Surv
@@ -26,36 +24,14 @@ from sksurv.util import Surv
 from ehrtrack.baselines._protocol import (
     FloatArray,
     Tabular,
-    TunedChoice,
     check_events,
     matrix,
     read_counts,
     used_columns,
 )
+from ehrtrack.baselines._settings.cox import Config as Config
 from ehrtrack.errors import CheckpointError, ConfigError
 from ehrtrack.survival.metrics import c_index
-
-
-class Config(TunedChoice):
-    """Settings of the Cox model.
-
-    Attributes
-    ----------
-    penalties : penalty strengths to try; empty takes a path of `n_candidates` from the smallest that zeroes every
-        coefficient, down
-    min_penalty_ratio : its last strength as a share of its first
-    l1_ratio : 1 is the lasso; towards 0 it is ridge, which keeps correlated codes together
-    min_subjects : a feature that is not 0 in fewer training subjects is left out
-    log_counts : take log(1 + x) of whole-number features, whose tails are long
-    """
-
-    name: Literal["cox"] = "cox"
-    penalties: tuple[float, ...] = ()
-    min_penalty_ratio: float = Field(0.01, gt=0, lt=1)
-    l1_ratio: float = Field(0.1, gt=0, le=1)
-    min_subjects: int = Field(5, ge=1)
-    log_counts: bool = True
-
 
 read = read_counts
 

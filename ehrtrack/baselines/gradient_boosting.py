@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import Field
 from scipy.special import expit
 from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -31,7 +30,9 @@ from ehrtrack.baselines._protocol import (
     seen_within,
     tune,
 )
-from ehrtrack.baselines._trees import Trees, TreeSettings, columns_and_grid, join
+from ehrtrack.baselines._settings.gradient_boosting import Config as Config
+from ehrtrack.baselines._settings.gradient_boosting import Settings
+from ehrtrack.baselines._trees import Trees, columns_and_grid, join
 from ehrtrack.errors import CheckpointError
 from ehrtrack.survival.curves import interpolate_survival
 from ehrtrack.survival.time_grid import TimeGrid
@@ -41,32 +42,6 @@ ROWS_AT_ONCE = 20_000
 
 PATIENCE_TREES = 15
 """Trees without a better validation loss after which no more are added."""
-
-
-class Settings(TreeSettings):
-    """Settings of gradient boosting; the tuples are what `n_candidates` combinations are taken from.
-
-    Attributes
-    ----------
-    learning_rates, max_leaves, min_rows, penalties, feature_shares : of the trees: step, leaves a tree, person-periods
-        a leaf, L2 penalty, and share of the columns that a split may choose from
-    max_trees : the most trees; fewer where the validation loss stops falling
-    n_intervals : of the time grid, at most; rows and time of the fit grow with it
-    """
-
-    learning_rates: tuple[float, ...] = (0.06, 0.03, 0.12)
-    max_leaves: tuple[int, ...] = (8, 4, 16)
-    min_rows: tuple[int, ...] = (40, 100)
-    penalties: tuple[float, ...] = (1.0, 10.0)
-    feature_shares: tuple[float, ...] = (0.3, 1.0)
-    max_trees: int = Field(400, ge=1)
-    n_intervals: int = Field(4, ge=1)
-
-
-class Config(Settings):
-    """Settings of gradient boosting on counts."""
-
-    name: Literal["gradient-boosting"] = "gradient-boosting"
 
 
 read = read_counts

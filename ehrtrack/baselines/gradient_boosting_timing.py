@@ -6,18 +6,11 @@ against this one, not against bags of codes.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from ehrtrack.baselines._protocol import read_timing
-from ehrtrack.baselines.gradient_boosting import BoostingModel, Settings, fit
+from ehrtrack.baselines._settings.gradient_boosting_timing import Config as Config
+from ehrtrack.baselines.gradient_boosting import BoostingModel, fit
 
 __all__ = ["Config", "fit", "from_json", "read"]
-
-
-class Config(Settings):
-    """Settings of gradient boosting with timing features."""
-
-    name: Literal["gradient-boosting-timing"] = "gradient-boosting-timing"
 
 
 read = read_timing

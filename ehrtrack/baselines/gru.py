@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from ehrtrack.baselines._protocol import read_tokens
-from ehrtrack.baselines._sequences import Settings, fit, from_json
+from ehrtrack.baselines._sequences import fit, from_json
+from ehrtrack.baselines._settings.gru import Config as Config
 
 __all__ = ["Config", "fit", "from_json", "read"]
-
-
-class Config(Settings):
-    """Settings of the GRU."""
-
-    name: Literal["gru"] = "gru"
 
 
 read = read_tokens

@@ -3,18 +3,11 @@ hazard head."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 from ehrtrack.baselines._protocol import read_tokens
-from ehrtrack.baselines._sequences import Settings, fit, from_json
+from ehrtrack.baselines._sequences import fit, from_json
+from ehrtrack.baselines._settings.lstm import Config as Config
 
 __all__ = ["Config", "fit", "from_json", "read"]
-
-
-class Config(Settings):
-    """Settings of the LSTM."""
-
-    name: Literal["lstm"] = "lstm"
 
 
 read = read_tokens

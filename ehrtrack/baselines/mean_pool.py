@@ -3,18 +3,11 @@ and gaps."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 from ehrtrack.baselines._protocol import read_tokens
-from ehrtrack.baselines._sequences import Settings, fit, from_json
+from ehrtrack.baselines._sequences import fit, from_json
+from ehrtrack.baselines._settings.mean_pool import Config as Config
 
 __all__ = ["Config", "fit", "from_json", "read"]
-
-
-class Config(Settings):
-    """Settings of the mean of embeddings."""
-
-    name: Literal["mean-pool"] = "mean-pool"
 
 
 read = read_tokens

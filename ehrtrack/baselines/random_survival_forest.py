@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import Field
 from sksurv.ensemble import RandomSurvivalForest
 from sksurv.util import Surv
 
@@ -27,32 +25,14 @@ from ehrtrack.baselines._protocol import (
     read_counts,
     tune,
 )
-from ehrtrack.baselines._trees import Trees, TreeSettings, columns_and_grid, join
+from ehrtrack.baselines._settings.random_survival_forest import Config as Config
+from ehrtrack.baselines._trees import Trees, columns_and_grid, join
 from ehrtrack.errors import CheckpointError
 from ehrtrack.survival.curves import interpolate_survival
 from ehrtrack.survival.time_grid import TimeGrid
 
 ROWS_AT_ONCE = 20_000
 """Subjects whose features are in memory together when predicting."""
-
-
-class Config(TreeSettings):
-    """Settings of the forest; the tuples are what `n_candidates` combinations are taken from.
-
-    Attributes
-    ----------
-    n_trees : trees of the forest
-    min_rows, feature_shares : subjects a leaf, and share of the columns that a split may choose from
-    max_rows : subjects that a tree is grown on, at most, drawn with replacement
-    n_intervals : of the time grid, at most
-    """
-
-    name: Literal["random-survival-forest"] = "random-survival-forest"
-    n_trees: int = Field(100, ge=1)
-    min_rows: tuple[int, ...] = (15, 8, 30, 60)
-    feature_shares: tuple[float, ...] = (0.05, 0.02, 0.1)
-    max_rows: int = Field(5_000, ge=1)
-    n_intervals: int = Field(10, ge=1)
 
 
 read = read_counts

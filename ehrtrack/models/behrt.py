@@ -6,56 +6,18 @@ from the index date, so that the last visit has the same position in a short and
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ehrtrack.data.batch import MAX_AGE_YEARS, MAX_POSITION, N_GAPS, Batch
-from ehrtrack.errors import ConfigError
 from ehrtrack.models.attention import SelfAttention
 from ehrtrack.models.dropout import Dropout
-from ehrtrack.plugins import nearest
-from ehrtrack.section import Section
-
-
-class Size(NamedTuple):
-    """Shape of the encoder: width D, layers, heads, width of the MLP."""
-
-    width: int
-    n_layers: int
-    n_heads: int
-    mlp_width: int
-
-
-SIZES = {
-    "tiny": Size(width=32, n_layers=2, n_heads=2, mlp_width=64),  # tests
-    "small": Size(width=96, n_layers=4, n_heads=4, mlp_width=384),  # about 0.5 M parameters
-    "medium": Size(width=192, n_layers=6, n_heads=6, mlp_width=768),  # 2 to 3 M
-    "large": Size(width=384, n_layers=6, n_heads=6, mlp_width=1536),  # 10 to 20 M, by vocabulary
-}
-
-
-class ModelConfig(Section):
-    """Settings of the encoder.
-
-    Attributes
-    ----------
-    size : a name in `SIZES`
-    dropout : of embeddings and of each layer's two outputs; attention weights have none
-    """
-
-    size: str = "small"
-    dropout: float = Field(0.1, ge=0, lt=1)
-
-    @field_validator("size")
-    @classmethod
-    def _is_known(cls, size: str) -> str:
-        if size not in SIZES:
-            raise ConfigError(f"unknown model.size {size!r}{nearest(size, list(SIZES))}; there are: {', '.join(SIZES)}")
-        return size
+from ehrtrack.models.settings import SIZES as SIZES
+from ehrtrack.models.settings import ModelConfig as ModelConfig
+from ehrtrack.models.settings import Size as Size
 
 
 class Embeddings(nn.Module):

@@ -9,12 +9,11 @@ where censoring does not depend on the outcome; `survival` uses the censored sub
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 from sksurv.nonparametric import kaplan_meier_estimator
 from torch import Tensor, nn
@@ -24,24 +23,11 @@ from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
+from ehrtrack.objectives._settings.classification import Config as Config
 from ehrtrack.objectives.survival import baseline_survival, score_survival
-from ehrtrack.section import Choice
 from ehrtrack.survival.time_grid import TimeGrid
 
 Floats = npt.NDArray[np.float64]
-
-
-class Config(Choice):
-    """Settings of classification at the cohort's horizon (``cohort.horizon_days``).
-
-    Attributes
-    ----------
-    threshold : risk from which a subject is called positive in the confusion matrix; None takes the share of training
-        subjects that have the outcome by the horizon
-    """
-
-    name: Literal["classification"] = "classification"
-    threshold: float | None = Field(None, gt=0, lt=1)
 
 
 class Score(NamedTuple):

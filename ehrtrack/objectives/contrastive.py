@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,21 +21,7 @@ from ehrtrack.errors import DataError
 from ehrtrack.models.heads import ProjectionHead
 from ehrtrack.objectives._cuts import loss_without_targets
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
-from ehrtrack.section import Choice
-
-
-class Config(Choice):
-    """Settings of contrastive pretraining.
-
-    Attributes
-    ----------
-    temperature : tau of the paper
-    projection : width of the space in which views are compared
-    """
-
-    name: Literal["contrastive"] = "contrastive"
-    temperature: float = Field(0.1, gt=0)
-    projection: int = Field(64, ge=2)
+from ehrtrack.objectives._settings.contrastive import Config as Config
 
 
 class Contrastive:

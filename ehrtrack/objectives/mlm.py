@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,20 +16,7 @@ from ehrtrack.models.heads import TokenHead
 from ehrtrack.objectives._cooccurrence import CoOccurrence
 from ehrtrack.objectives._cuts import sampled
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
-from ehrtrack.section import Choice
-
-
-class Config(Choice):
-    """Settings of masked-token pretraining.
-
-    Attributes
-    ----------
-    mask_probability : share of tokens that are to be predicted; 80 % of them show [MASK], 10 % a random token,
-        10 % themselves
-    """
-
-    name: Literal["mlm"] = "mlm"
-    mask_probability: float = Field(0.15, gt=0, lt=1)
+from ehrtrack.objectives._settings.mlm import Config as Config
 
 
 class MaskedTokens:

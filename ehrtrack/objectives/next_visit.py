@@ -7,12 +7,11 @@ drawn anew at each pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,23 +22,10 @@ from ehrtrack.errors import DataError
 from ehrtrack.models.heads import CodeHead
 from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sampled
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
-from ehrtrack.section import Choice
+from ehrtrack.objectives._settings.next_visit import Config as Config
 
 N_LISTED = 10
 """Codes that are listed for a visit when new onsets among them are counted."""
-
-
-class Config(Choice):
-    """Settings of next-visit pretraining.
-
-    Attributes
-    ----------
-    n_cuts : visits of a subject that are predicted at each pass, each from an excerpt of its own; two excerpts have
-        together about as many tokens as the record
-    """
-
-    name: Literal["next-visit"] = "next-visit"
-    n_cuts: int = Field(2, ge=1)
 
 
 class Targets(NamedTuple):

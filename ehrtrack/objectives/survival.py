@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 from sksurv.nonparametric import kaplan_meier_estimator
 from torch import Tensor, nn
 
@@ -21,27 +20,11 @@ from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
-from ehrtrack.section import Choice
+from ehrtrack.objectives._settings.survival import Config as Config
 from ehrtrack.survival.curves import interpolate_survival, survival_curve
 from ehrtrack.survival.losses import survival_loss
 from ehrtrack.survival.metrics import c_index, evaluation_times, integrated_brier_score
 from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
-
-
-class Config(Choice):
-    """Settings of the survival objective.
-
-    Attributes
-    ----------
-    lambda_rank : weight of the ranking loss beside the negative log-likelihood
-    sigma : scale of the ranking loss
-    n_intervals : intervals of the time grid, at most; its edges are quantiles of training event times
-    """
-
-    name: Literal["survival"] = "survival"
-    lambda_rank: float = Field(0.05, ge=0)
-    sigma: float = Field(0.1, gt=0)
-    n_intervals: int = Field(20, ge=1)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch
@@ -24,23 +23,7 @@ from ehrtrack.errors import DataError
 from ehrtrack.models.heads import CodeHead
 from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sampled
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
-from ehrtrack.section import Choice
-
-
-class Config(Choice):
-    """Settings of time-to-event pretraining.
-
-    Attributes
-    ----------
-    n_codes : the codes with the most first occurrences after cuts of training records, at most
-    n_pieces : pieces of the time axis, at most; their edges are quantiles of the times to first occurrences
-    n_cuts : cuts of a subject's record at each pass
-    """
-
-    name: Literal["time-to-event"] = "time-to-event"
-    n_codes: int = Field(512, ge=1)
-    n_pieces: int = Field(8, ge=1)
-    n_cuts: int = Field(2, ge=1)
+from ehrtrack.objectives._settings.time_to_event import Config as Config
 
 
 class Onsets(NamedTuple):

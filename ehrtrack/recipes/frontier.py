@@ -17,7 +17,7 @@ from ehrtrack.privacy import RAW
 from ehrtrack.recipes._adapt import latest_pretrain
 from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes.finetune import finetune
-from ehrtrack.search import Scalar
+from ehrtrack.search_space import Scalar
 from ehrtrack.tracking.names import SUBJECT_KEY
 from ehrtrack.tracking.queries import RunRecord, download, get_run, search_runs
 from ehrtrack.training.ranks import join_ranks

@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
 from ehrtrack.models.behrt import EhrModel
-from ehrtrack.section import Choice
-
-
-class Config(Choice):
-    """Settings of the frozen strategy.
-
-    Attributes
-    ----------
-    embeddings : train the embeddings as well
-    cache : compute the encoder's states once and train the head on them, rather than anew in every epoch
-    """
-
-    name: Literal["frozen"] = "frozen"
-    embeddings: bool = False
-    cache: bool = True
+from ehrtrack.strategies._settings.frozen import Config as Config
 
 
 def refuse(config: Config, *, is_pretrained: bool) -> str | None:

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
 from ehrtrack.models.behrt import EhrModel
-from ehrtrack.section import Choice
-
-
-class Config(Choice):
-    """Full fine-tuning has no settings of its own."""
-
-    name: Literal["full"] = "full"
+from ehrtrack.strategies._settings.full import Config as Config
 
 
 def refuse(config: Config, *, is_pretrained: bool) -> str | None:

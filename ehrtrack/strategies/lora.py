@@ -7,34 +7,15 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import peft
 from peft.tuners.lora import LoraLayer
-from pydantic import Field
 from torch import nn
 
 from ehrtrack.models.behrt import ADAPTED_LAYERS, EhrModel
 from ehrtrack.models.dropout import Dropout
-from ehrtrack.section import Choice
-
-
-class Config(Choice):
-    """Settings of LoRA.
-
-    Attributes
-    ----------
-    rank : inner dimension of each adapter
-    alpha : scale; the update is multiplied by alpha / rank
-    dropout : of the adapters' input
-    embeddings : train the embeddings as well
-    """
-
-    name: Literal["lora"] = "lora"
-    rank: int = Field(8, ge=1)
-    alpha: int = Field(16, gt=0)
-    dropout: float = Field(0.05, ge=0, lt=1)
-    embeddings: bool = False
+from ehrtrack.strategies._settings.lora import Config as Config
 
 
 def refuse(config: Config, *, is_pretrained: bool) -> str | None:

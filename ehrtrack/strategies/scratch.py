@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import nn
 
 from ehrtrack.models.behrt import EhrModel
-from ehrtrack.section import Choice
+from ehrtrack.strategies._settings.scratch import Config as Config
 from ehrtrack.strategies.full import merge, save_adapter
 
 __all__ = ["Config", "apply", "keeps_encoder", "merge", "refuse", "save_adapter"]
-
-
-class Config(Choice):
-    """Training from scratch has no settings of its own."""
-
-    name: Literal["scratch"] = "scratch"
 
 
 def refuse(config: Config, *, is_pretrained: bool) -> str | None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
-from ehrtrack.section import Section
 from ehrtrack.survival.bootstrap import Interval
 from ehrtrack.training.sanity import State, Verdict
 
@@ -20,21 +18,6 @@ PLANTED_C_INDEX = 0.95
 run, cannot learn what is plain."""
 TOLERATED_DIFFERENCE = 1e-6
 """Between risks of the same tokens: one and the same number on a CPU, the last digits on a GPU."""
-
-
-class CanaryConfig(Section):
-    """How large the twins of a run are.
-
-    Attributes
-    ----------
-    n_subjects : of the cohort, drawn at random; 0 takes all
-    epochs : of the twins with permuted labels and with another future
-    leak_epochs : of the twin with a planted leak, which is small and reads short records
-    """
-
-    n_subjects: int = Field(2000, ge=0)
-    epochs: int = Field(5, ge=1)
-    leak_epochs: int = Field(12, ge=1)
 
 
 def permuted(interval: Interval, sure: Interval) -> Verdict:

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import psutil
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -20,41 +19,16 @@ from ehrtrack.data.batch import Batch, Batches
 from ehrtrack.errors import TrainingError
 from ehrtrack.objectives._protocol import Objective
 from ehrtrack.runlog import RunLogger
-from ehrtrack.section import Section
 from ehrtrack.training.checkpoint import load_tensors, save_tensors
 from ehrtrack.training.memory import out_of_memory_is_told
 from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.schedule import warmup_cosine
+from ehrtrack.training.settings import TrainConfig as TrainConfig
 from ehrtrack.training.snapshots import CheckpointWriter, Snapshot, latest_snapshot
 from ehrtrack.training.stopping import StopRequest, sigterm_waits
 
 BEST = "best.safetensors"
 SNAPSHOTS = "snapshots"
-
-
-class TrainConfig(Section):
-    """Settings of the training loop.
-
-    Attributes
-    ----------
-    batch_tokens : tokens that go through the model at once; ``auto`` is as many as the device is best with
-    accumulate : batches whose gradients make one step
-    recompute : keep only each layer's input for the backward pass and compute the rest anew: a third slower, and a
-        large part of the memory less
-    patience : epochs without a better validation score after which training stops
-    warmup_share : share of training in which the learning rate rises
-    clip_norm : largest norm of the gradient of all trainable parameters together
-    """
-
-    epochs: int = Field(20, ge=1)
-    batch_tokens: Literal["auto"] | Annotated[int, Field(ge=8)] = "auto"
-    accumulate: int = Field(1, ge=1)
-    recompute: bool = False
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    patience: int = Field(5, ge=1)
-    warmup_share: float = Field(0.1, ge=0, lt=1)
-    clip_norm: float = Field(1.0, gt=0)
 
 
 class TrainingStopped(Exception):

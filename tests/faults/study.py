@@ -9,7 +9,7 @@ from typing import Any
 
 from simulated import Population, study_values, write_dataset
 
-from ehrtrack.search import to_toml
+from ehrtrack.study_file import to_toml
 from ehrtrack.tracking import names, queries
 from ehrtrack.tracking.journal import sha256_of
 from ehrtrack.tracking.opening import fetch_checksums

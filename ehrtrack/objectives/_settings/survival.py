@@ -1,0 +1,25 @@
+"""Settings of `ehrtrack.objectives.survival`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ehrtrack.section import Choice
+
+
+class Config(Choice):
+    """Settings of the survival objective.
+
+    Attributes
+    ----------
+    lambda_rank : weight of the ranking loss beside the negative log-likelihood
+    sigma : scale of the ranking loss
+    n_intervals : intervals of the time grid, at most; its edges are quantiles of training event times
+    """
+
+    name: Literal["survival"] = "survival"
+    lambda_rank: float = Field(0.05, ge=0)
+    sigma: float = Field(0.1, gt=0)
+    n_intervals: int = Field(20, ge=1)

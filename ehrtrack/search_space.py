@@ -1,0 +1,102 @@
+"""What a search may vary, and how long it goes on: the settings of `ehrtrack.search`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from ehrtrack.section import Section
+
+Scalar = str | int | float | bool
+
+
+class Range(Section):
+    """Numbers from `low` to `high`, both included.
+
+    Whole numbers if both bounds are written whole (``1``), else real ones (``1.0``); `log` spreads the values
+    evenly over orders of magnitude; `step` rounds them to low + k·step.
+    """
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    step: int | float | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether only whole numbers are drawn."""
+        return isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, float)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low is {self.low} and high is {self.high}; low must be below high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low is {self.low}; with log = true it must be above 0")
+        if self.log and self.step is not None:
+            raise ValueError("log and step exclude each other")
+        if self.step is not None and self.step <= 0:
+            raise ValueError(f"step is {self.step}; it must be above 0")
+        return self
+
+
+class Choices(Section):
+    """One of a few values, in no order."""
+
+    choices: tuple[Scalar, ...] = Field(min_length=1)
+
+
+def _form(value: Any) -> str:
+    has_choices = isinstance(value, Choices) or (isinstance(value, Mapping) and "choices" in value)
+    return "choices" if has_choices else "range"
+
+
+Parameter = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")],
+    Discriminator(_form),
+]
+
+
+def _default_parameters() -> dict[str, Range | Choices]:
+    return {
+        "strategy.rank": Choices(choices=(2, 4, 8, 16, 32)),
+        "strategy.dropout": Range(low=0.0, high=0.3),
+        "objective.lambda_rank": Range(low=0.01, high=1.0, log=True),
+    }
+
+
+class SearchConfig(Section):
+    """What to vary, how often, and when to give up on a trial.
+
+    Attributes
+    ----------
+    n_trials : finished and pruned trials of the whole study, by all workers together
+    parameters : by dotted path of the configuration; a table given here replaces the default one
+    pruner : "median" stops a trial below the median of the others at the same epoch; "hyperband"; "none"
+    n_startup_trials : trials that are never pruned, and are drawn at random
+    n_warmup_epochs : epochs before a trial may be pruned
+    heartbeat_seconds : a worker silent for twice as long is taken for dead, and its trial is tried again
+    """
+
+    n_trials: int = Field(20, ge=1)
+    parameters: dict[str, Parameter] = Field(default_factory=_default_parameters, min_length=1)
+    pruner: Literal["median", "hyperband", "none"] = "median"
+    n_startup_trials: int = Field(5, ge=1)
+    n_warmup_epochs: int = Field(1, ge=0)
+    heartbeat_seconds: int = Field(30, ge=1)
+    max_retries: int = Field(2, ge=0)
+
+
+class FrontierConfig(Section):
+    """What is varied.
+
+    Attributes
+    ----------
+    parameter : dotted path of the setting
+    values : at least two; the first is what the others are compared with
+    """
+
+    parameter: str = "objective.lambda_rank"
+    values: tuple[Scalar, ...] = Field((0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0), min_length=2)

@@ -1,0 +1,49 @@
+"""Settings of the training loop, and of the twins that look for leakage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ehrtrack.section import Section
+
+
+class TrainConfig(Section):
+    """Settings of the training loop.
+
+    Attributes
+    ----------
+    batch_tokens : tokens that go through the model at once; ``auto`` is as many as the device is best with
+    accumulate : batches whose gradients make one step
+    recompute : keep only each layer's input for the backward pass and compute the rest anew: a third slower, and a
+        large part of the memory less
+    patience : epochs without a better validation score after which training stops
+    warmup_share : share of training in which the learning rate rises
+    clip_norm : largest norm of the gradient of all trainable parameters together
+    """
+
+    epochs: int = Field(20, ge=1)
+    batch_tokens: Literal["auto"] | Annotated[int, Field(ge=8)] = "auto"
+    accumulate: int = Field(1, ge=1)
+    recompute: bool = False
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    patience: int = Field(5, ge=1)
+    warmup_share: float = Field(0.1, ge=0, lt=1)
+    clip_norm: float = Field(1.0, gt=0)
+
+
+class CanaryConfig(Section):
+    """How large the twins of a run are.
+
+    Attributes
+    ----------
+    n_subjects : of the cohort, drawn at random; 0 takes all
+    epochs : of the twins with permuted labels and with another future
+    leak_epochs : of the twin with a planted leak, which is small and reads short records
+    """
+
+    n_subjects: int = Field(2000, ge=0)
+    epochs: int = Field(5, ge=1)
+    leak_epochs: int = Field(12, ge=1)
