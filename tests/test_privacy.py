@@ -12,7 +12,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from simulated import study_values
 
+from ehrtrack.config import parse_config
 from ehrtrack.errors import ConfigError
 from ehrtrack.privacy import (
     Privacy,
@@ -21,6 +23,7 @@ from ehrtrack.privacy import (
     hide_in_summary,
     read_key,
 )
+from ehrtrack.recipes._run import _privacy
 
 KEY = b"0123456789abcdef0123456789abcdef"
 IDS = [730_000_117, 730_000_001, 730_000_042]
@@ -206,3 +209,19 @@ def test_a_key_that_others_can_read_or_guess_is_refused(tmp_path: Path, monkeypa
     monkeypatch.setenv("EHRTRACK_SUBJECT_SECRET", "short")
     with pytest.raises(ConfigError, match="has 5 characters, and at least 16 are needed"):
         read_key(tmp_path)
+
+
+def test_a_study_asks_for_raw_subjects_in_runtime_and_hides_days_by_its_calendar_dates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EHRTRACK_SUBJECT_SECRET", KEY.decode())
+    values = study_values(tmp_path / "meds", tmp_path / "cache")
+
+    def privacy(cohort: dict[str, object], **runtime: object) -> Privacy:
+        sections = {"cohort": values["cohort"] | cohort, "runtime": values["runtime"] | runtime}
+        return _privacy(parse_config(values | sections))
+
+    assert privacy({}) == Privacy(KEY)
+    assert privacy({"end_of_study": "2020-12-31"}) == Privacy(KEY, hides_days=True)
+    assert privacy({"index": {"rule": "date", "date": "2018-01-01"}}) == Privacy(KEY, hides_days=True)
+    assert privacy({}, log_raw_subjects=True) == Privacy(None)
