@@ -46,13 +46,16 @@ class Outcomes:
     ----------
     follow_up_days : (N,) float64, days from the index date to the outcome or to censoring
     is_event : (N,) bool, whether the follow-up ended with the outcome
+    cause : (N,) int64, which of several causes ended it, from 1, and 0 for the censored; None where there is one
     """
 
     follow_up_days: npt.NDArray[np.float64]
     is_event: npt.NDArray[np.bool_]
+    cause: npt.NDArray[np.int64] | None = None
 
     def __getitem__(self, rows: npt.NDArray[np.int64]) -> Outcomes:
-        return Outcomes(self.follow_up_days[rows], self.is_event[rows])
+        cause = None if self.cause is None else self.cause[rows]
+        return Outcomes(self.follow_up_days[rows], self.is_event[rows], cause)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Cohort:
 
     subjects: pl.DataFrame
     """subject_id i64, index_date datetime[us], follow_up_days f64 (> 0, <= horizon_days), is_event bool,
-    split str; sorted by subject_id."""
+    split str; sorted by subject_id. Labels that have a cause i64 keep it, before the split."""
     horizon_days: float
     attrition: pl.DataFrame
     """step str, n_subjects i64 (remaining), n_dropped i64."""
@@ -81,7 +81,14 @@ def build_cohort(dataset: MedsDataset, config: CohortConfig, split: SplitConfig)
         subjects = clip_to_horizon(subjects, horizon_days)
     else:
         subjects, attrition, horizon_days = _from_rules(dataset, config)
-    subjects = subjects.sort("subject_id").select("subject_id", "index_date", "follow_up_days", "is_event")
+    columns = [
+        "subject_id",
+        "index_date",
+        "follow_up_days",
+        "is_event",
+        *(c for c in ("cause",) if c in subjects.columns),
+    ]
+    subjects = subjects.sort("subject_id").select(columns)
     subjects = subjects.with_columns(assign_splits(subjects["subject_id"], split))
     _check_events(subjects)
     # The labels' path is left out: the table holds what the file says, wherever it lies.

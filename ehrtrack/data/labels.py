@@ -10,6 +10,8 @@ from ehrtrack.data.events import MedsDataset
 from ehrtrack.errors import DataError
 
 COLUMNS = ("subject_id", "prediction_time", "follow_up_days", "is_event")
+CAUSE = "cause"
+"""An optional column: which of several causes ended the follow-up, from 1; 0 for the censored."""
 TIME_FORMATS = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f")
 TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
@@ -25,7 +27,8 @@ def read_labels(path: Path, dataset: MedsDataset, *, needs_outcome: bool = True)
 
     Returns
     -------
-    subject_id i64, index_date datetime[us], and with the outcome follow_up_days f64, is_event bool.
+    subject_id i64, index_date datetime[us], and with the outcome follow_up_days f64, is_event bool, and cause i64 where
+    the file has it.
     Source ids that the dataset does not have get a null subject_id.
 
     Raises
@@ -42,6 +45,8 @@ def read_labels(path: Path, dataset: MedsDataset, *, needs_outcome: bool = True)
         result = result.with_columns(
             _read_numbers(table["follow_up_days"], path), _read_truths(table["is_event"], path)
         )
+        if CAUSE in table.columns:
+            result = result.with_columns(_read_causes(table[CAUSE], result["is_event"], path))
     twice = result.filter(pl.col("subject_id").is_not_null() & pl.col("subject_id").is_duplicated())
     if not twice.is_empty():
         first = twice["subject_id"][0]
@@ -66,7 +71,7 @@ def _read(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
             f"{path} lacks {', '.join(missing)} (it has {', '.join(table.columns)}); "
             f"labels need the columns {', '.join(columns)}"
         )
-    return table.select(columns)
+    return table.select(*columns, *(name for name in (CAUSE,) if name in table.columns))
 
 
 def _read_times(column: pl.Series, path: Path) -> pl.Series:
@@ -111,6 +116,20 @@ def _read_truths(column: pl.Series, path: Path) -> pl.Series:
         truths = lower.replace_strict(TRUTHS, default=None, return_dtype=pl.Boolean)
     _check_read(column, truths, path, "true, false, 1 or 0")
     return truths
+
+
+def _read_causes(column: pl.Series, is_event: pl.Series, path: Path) -> pl.Series:
+    causes = column.cast(pl.Float64, strict=False)
+    causes = pl.select(pl.when((causes >= 0) & (causes == causes.floor())).then(causes)).to_series().alias(CAUSE)
+    _check_read(column, causes, path, "a whole number from 0")
+    differs = (causes > 0) != is_event
+    if differs.any():
+        row = differs.arg_true()[0]
+        raise DataError(
+            f"{path}: {differs.sum()} rows have a cause without an event or an event without a cause (first: cause "
+            f"{column[row]} with is_event {is_event[row]} in row {row + 1}); a cause is above 0 where is_event is true"
+        )
+    return causes.cast(pl.Int64)
 
 
 def _check_read(column: pl.Series, read: pl.Series, path: Path, expected: str) -> None:

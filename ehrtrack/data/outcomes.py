@@ -65,6 +65,8 @@ def add_follow_up(subjects: pl.DataFrame, *, horizon_days: float, end_of_study: 
 def clip_to_horizon(subjects: pl.DataFrame, horizon_days: float) -> pl.DataFrame:
     """The subjects with those followed for longer than the horizon censored at it."""
     is_longer = pl.col("follow_up_days") > horizon_days
+    if "cause" in subjects.columns:
+        subjects = subjects.with_columns(cause=pl.when(is_longer).then(0).otherwise("cause"))
     return subjects.with_columns(
         follow_up_days=pl.when(is_longer).then(horizon_days).otherwise("follow_up_days"),
         is_event=pl.col("is_event") & ~is_longer,

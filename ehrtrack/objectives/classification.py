@@ -8,7 +8,7 @@ where censoring does not depend on the outcome; `survival` uses the censored sub
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.classification import Config as Config
-from ehrtrack.objectives.survival import baseline_survival, score_survival
+from ehrtrack.objectives.survival import Predictions, baseline_survival, predict, score_survival
 from ehrtrack.survival.time_grid import TimeGrid
 
 Floats = npt.NDArray[np.float64]
@@ -99,6 +99,10 @@ class Classification:
             **{f"val/{name}": value for name, value in self.score_classes(risk, outcomes).items()},
             **{f"val/{name}": value for name, value in survival.items()},
         }
+
+    def predict(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
+        """One interval's survival curves, with dropout off."""
+        return predict(model, batches, device)
 
     def score_classes(self, risk: Floats, outcomes: Outcomes) -> dict[str, float]:
         """Scores of N risks of the outcome by the horizon.

@@ -35,10 +35,12 @@ class Predictions:
     ----------
     rows : (N,) rows of the token store
     survival : (N, K + 1) S at the edges of the time grid
+    incidence : (N, R, K + 1) cumulative incidence of each of R causes there, or None where there is one
     """
 
     rows: npt.NDArray[np.int64]
     survival: npt.NDArray[np.float64]
+    incidence: npt.NDArray[np.float64] | None = None
 
     @property
     def risk(self) -> npt.NDArray[np.float64]:
@@ -105,6 +107,10 @@ class Survival:
         loss = sum(score.loss * len(score.survival) for score in scores) / len(curves)
         metrics = score_survival(curves, self.grid, self.training, outcomes)
         return {"val/loss": loss} | {f"val/{name}": value for name, value in metrics.items()}
+
+    def predict(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
+        """Survival curves with dropout off."""
+        return predict(model, batches, device)
 
 
 def _of_all_ranks(logits: Tensor, outcomes: Outcomes) -> tuple[Tensor, Outcomes]:

@@ -69,10 +69,15 @@ class ModelFolder:
         """
         if self.grid is None or not self.weights:
             raise CheckpointError("this model predicts no survival: it is not from a finetune run")
-        n_logits = len(self.weights.get("head.out.bias", ()))
-        if n_logits != self.grid.n_intervals:  # before memory is taken for a head of the grid's size
+        n_logits, n_intervals = len(self.weights.get("head.out.bias", ())), self.grid.n_intervals
+        if n_logits > n_intervals and self.config.objective.name == "competing-risks":
             raise CheckpointError(
-                f"the weights do not fit the time grid beside: {n_logits} hazards, {self.grid.n_intervals} intervals"
+                f"this model has {n_logits // n_intervals} competing causes, and scoring new subjects knows one: its "
+                "predictions for test subjects are in its run; fine-tune with objective.name=survival to predict"
+            )
+        if n_logits != n_intervals:  # before memory is taken for a head of the grid's size
+            raise CheckpointError(
+                f"the weights do not fit the time grid beside: {n_logits} hazards, {n_intervals} intervals"
             )
         encoder = Behrt(self.config.model, len(self.vocabulary))
         model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(self.grid.n_intervals)))

@@ -100,9 +100,9 @@ def prepare_cohort(config: RunConfig, vocabulary: Vocabulary | None = None) -> C
     dataset, cohort = _cohort(config)
     with _open_work(config.runtime) as work:
         records = _tokenise(config, dataset, cohort.cutoffs, vocabulary, work)
-    outcomes = Outcomes(
-        cohort.subjects["follow_up_days"].to_numpy().copy(), cohort.subjects["is_event"].to_numpy().copy()
-    )
+    subjects = cohort.subjects
+    cause = subjects["cause"].to_numpy().copy() if "cause" in subjects.columns else None
+    outcomes = Outcomes(subjects["follow_up_days"].to_numpy().copy(), subjects["is_event"].to_numpy().copy(), cause)
     return CohortRecords(**vars(records), cohort=cohort, outcomes=outcomes)
 
 

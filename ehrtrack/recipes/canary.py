@@ -20,7 +20,7 @@ from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.twins import Change, leak_edges, planted_leak, scrambled_future, unchanged, write_twin
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.behrt import ModelConfig
-from ehrtrack.objectives.survival import Predictions, predict
+from ehrtrack.objectives.survival import Predictions
 from ehrtrack.recipes._adapt import Adaptation, adapt, read_base
 from ehrtrack.recipes._model_folder import ModelFolder
 from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, seed_everything
@@ -55,7 +55,10 @@ class Twin:
     def predict(self, records: CohortRecords) -> Predictions:
         """Of the test subjects of some records."""
         batches = feed(self.config, records, self.adapted.model, self.adapted.objective, self.ranks)
-        return predict(self.adapted.model, batches.split("test"), self.ranks.device)
+        found: Predictions = self.adapted.objective.predict(
+            self.adapted.model, batches.split("test"), self.ranks.device
+        )
+        return found
 
     def c_index(self, *, level: float = 0.95) -> Interval:
         """Of the risk at the horizon, for its own test subjects."""

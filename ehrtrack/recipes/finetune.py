@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig
-from ehrtrack.objectives.survival import predict
 from ehrtrack.privacy import count_text
 from ehrtrack.recipes._adapt import adapt, read_base
+from ehrtrack.recipes._causes import log_causes
 from ehrtrack.recipes._evaluate import Evaluation, attained, log_cohort, log_evaluation
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._oracle import truth_beside
@@ -87,15 +87,18 @@ def finetune(
         run.logger.log_figure(plots.metric_curves(result.history, best_epoch=result.best_epoch), "plots/metrics.png")
         if is_trial:
             return run.finished(run.log_best(result.best["val/c_index"]))
+        validation, test = (objective.predict(model, batches.split(s), ranks.device) for s in ("validation", "test"))
         evaluations = log_evaluation(
             run.logger,
             records,
             objective.grid,
-            validation=predict(model, batches.split("validation"), ranks.device),
-            test=predict(model, batches.split("test"), ranks.device),
+            validation=validation,
+            test=test,
             seed=config.runtime.seed,
             truth=truth_beside(config.cohort.labels if config.cohort else None),
         )
+        of_test = records.outcomes[test.rows]
+        log_causes(run.logger, test, of_test, horizon_days=objective.grid.horizon_days, seed=config.runtime.seed)
         merged = strategy.merge(model)
         with tempfile.TemporaryDirectory() as folder:
             write_model_folder(

@@ -29,7 +29,8 @@ ALONE = join_ranks("cpu")
 def outcomes() -> Outcomes:
     rng = np.random.default_rng(0)
     days = rng.uniform(1, 500, N_SUBJECTS)  # some are followed to the horizon of a year
-    return Outcomes(np.minimum(days, 365.0), (rng.random(N_SUBJECTS) < 0.6) & (days < 365))
+    is_event = (rng.random(N_SUBJECTS) < 0.6) & (days < 365)
+    return Outcomes(np.minimum(days, 365.0), is_event, is_event * rng.integers(1, 3, N_SUBJECTS))
 
 
 def batches() -> Batches:

@@ -1,0 +1,21 @@
+"""Settings of competing risks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ehrtrack.section import Choice
+
+
+class Config(Choice):
+    """Settings of competing risks.
+
+    Attributes
+    ----------
+    n_intervals : intervals of the time grid, at most; its edges are quantiles of training event times of any cause
+    """
+
+    name: Literal["competing-risks"] = "competing-risks"
+    n_intervals: int = Field(20, ge=1)

@@ -1,0 +1,144 @@
+"""Time to the first of several causes (`survival.competing_risks`): labels have a column ``cause``, 0 for the censored.
+
+Risk and survival, by which runs are compared, are those of any cause. Each cause has a cumulative incidence and a
+C-index of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ehrtrack.data.batch import Batch, Outcomes
+from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.models.heads import HazardHead
+from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
+from ehrtrack.objectives._settings.competing_risks import Config as Config
+from ehrtrack.objectives.survival import Predictions, score_survival
+from ehrtrack.survival.competing_risks import cause_c_index, cause_likelihood, cumulative_incidence, marginal_logits
+from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
+
+Floats = npt.NDArray[np.float64]
+
+
+class Score(NamedTuple):
+    """A validation batch: summed loss, survival (B, K + 1), incidence (B, R, K + 1), and what came."""
+
+    loss: float
+    survival: Floats
+    incidence: Floats
+    outcomes: Outcomes
+
+
+class CompetingRisks:
+    """Cause-specific hazards on a grid that was fitted to the training subjects."""
+
+    selection = Selection("val/c_index_causes", is_higher_better=True)
+
+    def __init__(self, training: Outcomes, grid: TimeGrid) -> None:
+        self.training = training
+        self.grid = grid
+        self.n_causes = int(_causes(training).max())
+
+    def make_head(self, width: int) -> nn.Module:
+        """K x R logits in one row, which start at the population's incidence."""
+        interval = self.grid.interval_of(self.training.follow_up_days, self.training.is_event)
+        start = marginal_logits(
+            interval, _causes(self.training), n_intervals=self.grid.n_intervals, n_causes=self.n_causes
+        )
+        return HazardHead(width, torch.from_numpy(start.ravel()).float())
+
+    def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
+        assert batch.outcomes is not None, "a batch for competing risks has outcomes"
+        total = self._losses(self._logits(model(batch)), batch.outcomes).sum()
+        return BatchLoss(total, len(batch.lengths), total.item() / len(batch.lengths))
+
+    def score(self, model: nn.Module, batch: Batch) -> Score:
+        """Loss and curves of the subjects."""
+        assert batch.outcomes is not None
+        logits = self._logits(model(batch).cpu())
+        survival, incidence = cumulative_incidence(logits)
+        loss = float(self._losses(logits, batch.outcomes).sum())
+        return Score(loss, survival.double().numpy(), incidence.double().numpy(), batch.outcomes)
+
+    def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
+        """Loss; C-index and IBS of any cause; the C-index of each cause, and their mean."""
+        survival = np.concatenate([score.survival for score in scores])
+        incidence = np.concatenate([score.incidence for score in scores])
+        outcomes = Outcomes(
+            np.concatenate([score.outcomes.follow_up_days for score in scores]),
+            np.concatenate([score.outcomes.is_event for score in scores]),
+            np.concatenate([_causes(score.outcomes) for score in scores]),
+        )
+        any_cause = score_survival(survival, self.grid, self.training, outcomes)
+        by_cause = self.score_causes(incidence, outcomes)
+        return {
+            "val/loss": sum(score.loss for score in scores) / len(survival),
+            **{f"val/{name}": value for name, value in (any_cause | by_cause).items()},
+            "val/c_index_causes": float(np.mean(list(by_cause.values()))),
+        }
+
+    def score_causes(self, incidence: Floats, outcomes: Outcomes) -> dict[str, float]:
+        """``c_index_cause_r`` of each cause r, from incidence (N, R, K + 1)."""
+        days, cause = outcomes.follow_up_days, _causes(outcomes)
+        return {
+            f"c_index_cause_{r}": cause_c_index(incidence[:, r - 1, -1], days, cause, of=r)
+            for r in range(1, self.n_causes + 1)
+        }
+
+    def predict(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
+        """Survival free of all causes and the incidence of each, with dropout off."""
+        model.eval()
+        rows, curves, incidences = [], [], []
+        with torch.no_grad():
+            for batch in batches:
+                survival, incidence = cumulative_incidence(self._logits(model(batch.to(device)).cpu()))
+                rows.append(batch.rows.numpy())
+                curves.append(survival.double().numpy())
+                incidences.append(incidence.double().numpy())
+        return Predictions(np.concatenate(rows), np.concatenate(curves), np.concatenate(incidences))
+
+    def _logits(self, flat: Tensor) -> Tensor:
+        return flat.reshape(len(flat), self.grid.n_intervals, self.n_causes)  # (B, K, R)
+
+    def _losses(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
+        interval = self.grid.interval_of(outcomes.follow_up_days, outcomes.is_event)
+        cause = torch.from_numpy(_causes(outcomes)).to(logits.device)
+        return cause_likelihood(logits, torch.from_numpy(interval).to(logits.device), cause)  # (B,)
+
+
+def _causes(outcomes: Outcomes) -> npt.NDArray[np.int64]:
+    if outcomes.cause is None:
+        raise DataError(
+            "objective competing-risks needs to know which cause ended each follow-up: give the labels a column cause, "
+            "0 for the censored and 1, 2, ... for the causes; or use objective.name=survival"
+        )
+    return outcomes.cause
+
+
+def build(config: Config, facts: TrainingFacts) -> CompetingRisks:
+    """The objective for these training subjects.
+
+    Raises
+    ------
+    DataError
+        If the labels name no causes, or a cause up to the highest has no training subject.
+    """
+    if facts.outcomes is None or facts.horizon_days is None:
+        raise ConfigError("objective competing-risks needs a [cohort] with an outcome; pretraining uses another")
+    found = np.bincount(_causes(facts.outcomes))
+    if not found[1:].size or not found[1:].all():
+        missing = ", ".join(str(r) for r in range(1, max(len(found), 2)) if r >= len(found) or not found[r])
+        raise DataError(f"no training subject has cause {missing}; number the causes from 1 without gaps, or drop it")
+    grid = fit_time_grid(
+        facts.outcomes.follow_up_days,
+        facts.outcomes.is_event,
+        horizon_days=facts.horizon_days,
+        n_intervals=config.n_intervals,
+    )
+    return CompetingRisks(facts.outcomes, grid)

@@ -1,0 +1,124 @@
+"""Several causes that end a follow-up, in discrete time: which comes first, and when.
+
+In interval k a subject that is still free of all R causes has cause r with hazard h_rk, or none with h_0k:
+
+    (h_0k, h_1k, ..., h_Rk) = softmax(0, logits_1k, ..., logits_Rk)
+    S_k = prod_{j <= k} h_0j                       free of all causes through the end of interval k
+    F_rk = sum_{j <= k} h_rj S_(j-1)               cumulative incidence of cause r
+
+the multinomial logit model of discrete competing risks (Tutz & Schmid 2016, Modeling Discrete Time-to-Event Data,
+section 8.1), with a network for its predictor as in DeepHit (Lee et al. 2018, AAAI) and nnet-survival (Gensheimer &
+Narasimhan 2019, PeerJ 7:e6257). With one cause it is the model of `losses`. Causes are numbered from 1; 0 is censored.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ehrtrack.survival.bootstrap import Interval, c_index_interval
+from ehrtrack.survival.metrics import c_index
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+def log_hazards(logits: Tensor) -> Tensor:
+    """(B, K, 1 + R) log h of no cause and of each, from logits (B, K, R)."""
+    logits = logits.float() if logits.element_size() < 4 else logits
+    return F.log_softmax(F.pad(logits, (1, 0)), dim=2)
+
+
+def cause_likelihood(logits: Tensor, interval: Tensor, cause: Tensor) -> Tensor:
+    """(B,) negative log-likelihood of each subject; the censored count for the intervals they are known to have passed.
+
+    Parameters
+    ----------
+    logits : (B, K, R)
+    interval : (B,) int64 from `TimeGrid.interval_of` with ``cause > 0`` as the event
+    cause : (B,) int64, 0 for the censored
+    """
+    log_h = log_hazards(logits)
+    n_intervals = logits.shape[1]
+    passed = torch.arange(n_intervals, device=logits.device) < interval[:, None]  # (B, K)
+    free = torch.where(passed, log_h[:, :, 0], 0.0).sum(dim=1)
+    at_event = log_h[torch.arange(len(logits)), interval.clamp(max=n_intervals - 1), cause]
+    return -(free + torch.where(cause > 0, at_event, 0.0))
+
+
+def cumulative_incidence(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """S (B, K + 1) and F (B, R, K + 1) at the edges of the grid, from logits (B, K, R). They add up to 1."""
+    log_h = log_hazards(logits)
+    survival = F.pad(log_h[:, :, 0].cumsum(dim=1), (1, 0)).exp()  # (B, K + 1)
+    parts = log_h[:, :, 1:].exp() * survival[:, :-1, None]  # (B, K, R)
+    return survival, F.pad(parts.cumsum(dim=1), (0, 0, 1, 0)).transpose(1, 2)
+
+
+def marginal_logits(interval: IntArray, cause: IntArray, *, n_intervals: int, n_causes: int) -> FloatArray:
+    """(K, R) logits of a model without inputs: the maximum of the likelihood, h_rk = d_rk / n_k.
+
+    With every event day a grid edge its incidence is Aalen and Johansen's. A cause without an event in an interval has
+    a hazard of 0, which has no logit: it is given a thousandth of an event.
+
+    Parameters
+    ----------
+    interval, cause : (B,) as in `cause_likelihood`, of the training subjects
+    """
+    events = np.zeros((n_intervals, n_causes))
+    np.add.at(events, (interval[cause > 0], cause[cause > 0] - 1), 1.0)
+    n_passed = np.array([(interval > k).sum() for k in range(n_intervals)])  # free of all through the interval
+    logits: FloatArray = np.log(np.maximum(events, 1e-3)) - np.log(np.maximum(n_passed, 0.5))[:, None]
+    return logits
+
+
+def cause_c_index(incidence: npt.ArrayLike, follow_up_days: FloatArray, cause: IntArray, *, of: int) -> float:
+    """C-index of the cumulative incidence of one cause at the horizon (Wolbers et al. 2014, Biostatistics 15:526-39).
+
+    Who has another cause will never have this one, and so ought to have a lower incidence than those who do: its
+    follow-up is without end. The censored count as in `metrics.c_index`.
+
+    Parameters
+    ----------
+    incidence : (B,) F of the cause at the horizon
+    of : number of the cause
+
+    Raises
+    ------
+    DataError
+        If there is no comparable pair.
+    """
+    return c_index(incidence, _days_without_end(follow_up_days, cause, of), cause == of)
+
+
+def cause_c_index_interval(
+    incidence: npt.ArrayLike, follow_up_days: FloatArray, cause: IntArray, *, of: int, seed: int = 0
+) -> Interval:
+    """`cause_c_index` with its percentile interval over resampled subjects."""
+    return c_index_interval(incidence, _days_without_end(follow_up_days, cause, of), cause == of, seed=seed)
+
+
+def aalen_johansen(follow_up_days: FloatArray, cause: IntArray, *, of: int, by_day: float) -> float:
+    """Observed cumulative incidence of a cause by a day (Aalen & Johansen 1978, Scand J Stat 5:141-50).
+
+    Where an event and a censoring fall on one day, the event came first.
+    """
+    days = np.unique(follow_up_days[(cause > 0) & (follow_up_days <= by_day)])
+    ordered = np.sort(follow_up_days)
+    n_at_risk = len(ordered) - np.searchsorted(ordered, days, side="left")
+    n_any, n_of = (_count_by_day(follow_up_days[which], days) for which in (cause > 0, cause == of))
+    free_before = np.concatenate([[1.0], np.cumprod(1 - n_any / n_at_risk)[:-1]]) if len(days) else np.empty(0)
+    return float((free_before * n_of / n_at_risk).sum())
+
+
+def _count_by_day(event_days: FloatArray, days: FloatArray) -> IntArray:
+    ordered = np.sort(event_days)
+    counts: IntArray = np.searchsorted(ordered, days, side="right") - np.searchsorted(ordered, days, side="left")
+    return counts
+
+
+def _days_without_end(follow_up_days: FloatArray, cause: IntArray, of: int) -> FloatArray:
+    is_other = (cause > 0) & (cause != of)
+    return np.where(is_other, float(follow_up_days.max()) + 1, follow_up_days)
