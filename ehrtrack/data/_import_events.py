@@ -281,9 +281,9 @@ def number_subjects(candidates: Candidates, *, has_roster: bool) -> tuple[pl.Dat
     if not has_integer_ids:
         integers = pl.Series([hash_subject_id(source_id) for source_id in subjects["source_id"]], dtype=pl.Int64)
     subjects = subjects.with_columns(subject_id=integers).sort("subject_id")
-    clash = subjects.group_by("subject_id").agg(pl.col("source_id").sort()).filter(pl.col("source_id").list.len() > 1)
+    clash = subjects.filter(pl.col("subject_id").is_duplicated())
     if clash.height:
-        first, *_, last = clash.sort("subject_id")["source_id"][0]
+        first, *_, last = clash.filter(pl.col("subject_id") == clash["subject_id"][0])["source_id"].sort()
         raise DataError(f"subjects {first!r} and {last!r} get the same 63-bit id; rename one of them in the source")
     return subjects, has_integer_ids
 

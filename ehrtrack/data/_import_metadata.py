@@ -10,21 +10,18 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from meds.schema import CodeMetadataSchema, DatasetMetadataSchema
 
+# `meds.schema.CodeMetadataSchema`, which takes 0.14 s to import.
+_CODES_SCHEMA = pa.schema(
+    {"code": pa.string(), "description": pa.string(), "parent_codes": pa.list_(pa.field("item", pa.string()))}
+)
 _SUBJECTS_SCHEMA = pa.schema([pa.field("source_id", pa.string()), pa.field("subject_id", pa.int64())])
 
 
 def write_codes(path: Path, codes: pl.DataFrame) -> None:
     """Every code that is used, with its description where there is one."""
-    table = (
-        codes.sort("code")
-        .select("code", "description", parent_codes=pl.lit(None, pl.List(pl.String)))
-        .to_arrow()
-        .cast(CodeMetadataSchema.schema())
-    )
-    CodeMetadataSchema.validate(table)
-    pq.write_table(table, path)
+    codes = codes.sort("code").select("code", "description", parent_codes=pl.lit(None, pl.List(pl.String)))
+    pq.write_table(codes.to_arrow().cast(_CODES_SCHEMA), path)
 
 
 def write_subjects(path: Path, subjects: pl.DataFrame) -> None:
@@ -42,5 +39,4 @@ def write_description(path: Path, source: str) -> None:
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "raw_source_id_columns": ["visit_id"],
     }
-    DatasetMetadataSchema.validate(description)
     path.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from meds.schema import DataSchema
 
 from ehrtrack.data._import_events import OPTIONAL_COLUMNS
 from ehrtrack.data._import_judge import BIRTH_CODE, judge_candidates, timestamps
@@ -20,7 +19,17 @@ from ehrtrack.data._import_shards import Piece, ShardTask, stable_order
 from ehrtrack.data.import_report import DROP_REASONS
 
 _EVENTS_PER_ROW_GROUP = 250_000
-_SCHEMA = pa.schema([*DataSchema.schema(), pa.field("visit_id", pa.string())])
+# `meds.schema.DataSchema`, which takes 0.14 s to import, and the visit.
+_SCHEMA = pa.schema(
+    {
+        "subject_id": pa.int64(),
+        "time": pa.timestamp("us"),
+        "code": pa.string(),
+        "numeric_value": pa.float32(),
+        "text_value": pa.large_string(),
+        "visit_id": pa.string(),
+    }
+)
 # Codes go to the file as numbers into a dictionary, as parquet keeps them; its readers are told of texts.
 _WRITTEN_SCHEMA = _SCHEMA.set(2, pa.field("code", pa.dictionary(pa.int32(), pa.string())))
 _TOLD_SCHEMA = {"ARROW:schema": b64encode(_SCHEMA.serialize())}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ehrtrack.data.events import BIRTH, DEATH, MedsDataset, fingerprint_of
 from ehrtrack.data.histories import NO_TIME, Ints, read_shard, subject_numbers, times_us
 from ehrtrack.data.shards import ShardWork, folder_aside, written_aside
 from ehrtrack.data.splits import SplitConfig, assign_splits
-from ehrtrack.data.visits import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, VisitConfig, visit_tokens
+from ehrtrack.data.visits import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, VisitConfig, VisitTokens, visit_tokens
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import DataError
 
@@ -198,7 +199,7 @@ def _tokenise(
     work: ShardWork,
 ) -> list[Path]:
     """Write the parts that fall to this machine and are not there yet; the paths of all parts."""
-    files = [(parts / f"{number:05d}.npz").resolve() for number in range(len(dataset.shards))]
+    files = [(parts / f"{number:05d}.npy").resolve() for number in range(len(dataset.shards))]
     missing = [number for number in work.mine(dataset.shards) if not files[number].is_file()]
     if missing:
         parts.mkdir(parents=True, exist_ok=True)
@@ -219,8 +220,16 @@ def _keep_part(
         return
     events = read_shard(shard, has_visit_ids=visits.unit == "encounter")
     tokens = visit_tokens(events, pl.read_ipc(cutoffs), vocabulary, visits)
-    with written_aside(file) as aside:
-        np.savez(aside, **vars(tokens))
+    with written_aside(file) as aside, aside.open("wb") as out:
+        for array in vars(tokens).values():
+            np.save(out, array)
+
+
+def _read_part(file: Path, n_arrays: int = len(fields(VisitTokens))) -> Iterator[npt.NDArray[np.generic]]:
+    """The first arrays of a part, in the order of `VisitTokens`."""
+    with file.open("rb") as part:
+        for _ in range(n_arrays):
+            yield np.load(part)
 
 
 def _join(folder: Path, files: list[Path], cutoffs: pl.DataFrame, meta: dict[str, object]) -> None:
@@ -245,15 +254,14 @@ def _join_subjects(files: list[Path], cutoffs: pl.DataFrame) -> tuple[dict[str, 
     part_of = np.full(len(cutoffs), -1)
     rows = []
     for number, file in enumerate(files):
-        with np.load(file) as part:
-            row, _ = subject_numbers(part["subject_ids"], subject_ids)
-            if (part_of[row] >= 0).any():
-                twice = row[part_of[row] >= 0][0]
-                raise DataError(_in_two_shards(subject_ids[twice], [files[part_of[twice]], file]))
-            part_of[row] = number
-            n_tokens[row], birth_us[row] = part["n_tokens"], part["birth_us"]
-            last_visit_us[row] = part["last_visit_us"]
-            rows.append(row)
+        subjects_of_part, *of_subject = _read_part(file, 4)
+        row, _ = subject_numbers(subjects_of_part, subject_ids)
+        if (part_of[row] >= 0).any():
+            twice = row[part_of[row] >= 0][0]
+            raise DataError(_in_two_shards(subject_ids[twice], [files[part_of[twice]], file]))
+        part_of[row] = number
+        n_tokens[row], birth_us[row], last_visit_us[row] = of_subject
+        rows.append(row)
     _check_births(subject_ids, birth_us)
     end_gap_us = np.where(last_visit_us == NO_TIME, 0, cutoff_us - last_visit_us)
     return {
@@ -271,10 +279,10 @@ def _join_tokens(folder: Path, files: list[Path], rows: list[Ints], offsets: Int
     for name, target in targets.items():
         np.lib.format.open_memmap(target, mode="w+", dtype=DTYPES[name], shape=(int(offsets[-1]),))
     for file, row in zip(files, rows, strict=True):
-        with np.load(file) as part:
-            place = _places(row, part["n_tokens"], offsets)
-            for name, target in targets.items():
-                np.load(target, mmap_mode="r+")[place] = part[name]
+        part = VisitTokens(*_read_part(file))
+        place = _places(row, part.n_tokens, offsets)
+        for name, target in targets.items():
+            np.load(target, mmap_mode="r+")[place] = getattr(part, name)
 
 
 def _places(row: Ints, n_tokens: Ints, offsets: Ints) -> Ints | slice:

@@ -5,13 +5,15 @@ A new source is tested as soon as it has an entry in `MAKERS`; without one, the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from meds.schema import CodeMetadataSchema, DataSchema
+from meds.schema import CodeMetadataSchema, DataSchema, DatasetMetadataSchema
 
 from ehrtrack import plugins
 from ehrtrack.data.events import open_dataset
@@ -140,14 +142,15 @@ def test_written_dataset_is_valid_meds(source: str, tmp_path: Path) -> None:
     seen: set[int] = set()
     for shard in shards:
         table = pq.read_table(shard)
-        DataSchema.validate(table)
+        assert table.schema.equals(pa.schema([*DataSchema.schema(), pa.field("visit_id", pa.string())]))
         frame = pl.read_parquet(shard)
         assert frame.equals(frame.sort("subject_id", "time", nulls_last=False, maintain_order=True))
         subjects = set(frame["subject_id"])
         assert seen.isdisjoint(subjects)
         seen |= subjects
     codes = pq.read_table(tmp_path / "out" / "metadata" / "codes.parquet")
-    CodeMetadataSchema.validate(codes)
+    assert codes.schema.equals(CodeMetadataSchema.schema())
+    DatasetMetadataSchema.validate(json.loads((tmp_path / "out" / "metadata" / "dataset.json").read_text()))
     assert set(codes["code"].to_pylist()) == set(events["code"])
     mapped = pl.read_parquet(tmp_path / "out" / "metadata" / "subjects.parquet")
     assert set(mapped["subject_id"]) == seen

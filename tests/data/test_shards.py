@@ -172,13 +172,13 @@ from ehrtrack.data import store
 from ehrtrack.data.events import open_dataset
 from test_shards import slice_of
 
-savez = np.savez
-def write_half_and_die(path, **arrays):
-    if path.name.startswith(".00002"):
-        path.write_bytes(b"half a part")
+save = np.save
+def write_half_and_die(file, array):
+    if Path(file.name).name.startswith(".00002"):
+        file.write(b"half a part")
         os.kill(os.getpid(), signal.SIGKILL)
-    savez(path, **arrays)
-store.np.savez = write_half_and_die
+    save(file, array)
+store.np.save = write_half_and_die
 slice_of(open_dataset(Path(sys.argv[1])), Path(sys.argv[2]), 1, 1)
 """
 
@@ -192,8 +192,8 @@ def test_a_killed_process_leaves_whole_parts_and_the_next_goes_on(events, tmp_pa
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (parts,) = (cache / "stores").iterdir()
     assert sorted(name for name in os.listdir(parts) if not name.startswith(".")) == [
-        "00000.npz",
-        "00001.npz",
+        "00000.npy",
+        "00001.npy",
         "cutoffs.arrow",
     ]
     assert_same(prepare(dataset, ShardWork(cache)), prepare_at_once(dataset))

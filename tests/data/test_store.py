@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from datetime import datetime
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 import polars as pl
@@ -123,7 +123,7 @@ def test_build_that_fails_half_way_leaves_whole_parts_only_and_goes_on_from_them
             build_store(dataset, cutoffs(1), VOCABULARY, VisitConfig(), cache)
     (parts,) = cache.iterdir()
     assert parts.suffix == ".parts"
-    assert sorted(os.listdir(parts)) == ["00000.npz", "cutoffs.arrow"]
+    assert sorted(os.listdir(parts)) == ["00000.npy", "cutoffs.arrow"]
     monkeypatch.setattr(store_module, "visit_tokens", None)
     store = build_store(dataset, cutoffs(1), VOCABULARY, VisitConfig(), cache)
     assert os.listdir(cache) == [store.fingerprint]
@@ -131,11 +131,11 @@ def test_build_that_fails_half_way_leaves_whole_parts_only_and_goes_on_from_them
 
 
 def test_part_that_cannot_be_written_leaves_nothing_of_itself(make_dataset, tmp_path, monkeypatch):
-    def full_disk(path: Path, **_arrays: object) -> None:
-        path.write_bytes(b"half a par")
+    def full_disk(file: IO[bytes], _array: object) -> None:
+        file.write(b"half a par")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(store_module.np, "savez", full_disk)
+    monkeypatch.setattr(store_module.np, "save", full_disk)
     with pytest.raises(OSError, match="no space"):
         build_store(make_dataset(ROWS), cutoffs(1), VOCABULARY, VisitConfig(), tmp_path / "cache")
     (parts,) = (tmp_path / "cache").iterdir()

@@ -101,7 +101,8 @@ class Relation:
         """SQL of a column as a finite 32-bit float, NULL where it is none."""
         if not self.has(column):
             return "NULL"
-        value = f"TRY_CAST({quote_name(column.lower())} AS FLOAT)"
+        name = quote_name(column.lower())
+        value = name if self.types[column.lower()] == "FLOAT" else f"TRY_CAST({name} AS FLOAT)"
         return f"CASE WHEN isfinite({value}) THEN {value} END"
 
     def time(self, *columns: str, format: str | None = None) -> Time:
