@@ -219,6 +219,26 @@ def tokenize(
     run_tokenize(loaded, recipe=recipe, part=part)
 
 
+@cli.command(context_settings=PASS_THROUGH)
+@click.option("--config", required=True, type=click.Path(path_type=Path), help=CONFIG_HELP)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="folder to write")
+@click.option("--width", default=0, type=click.IntRange(min=0), help="of a vector; that of model.size where not given")
+@click.option("--epochs", default=5, show_default=True, type=click.IntRange(min=1))
+@click.pass_context
+def embed(context: click.Context, config: Path, out: Path, width: int, epochs: int) -> None:
+    """Fit Med2Vec-style code embeddings on the training subjects' records: init.embeddings starts from them."""
+    from ehrtrack.study_file import read_study_file
+
+    read_study_file(config)
+
+    from ehrtrack.config import load_config
+    from ehrtrack.recipes.embed import embed as run_embed
+    from ehrtrack.training.settings import SkipGramConfig
+
+    loaded = load_config(config, _overrides(context.args), objective="mlm")
+    run_embed(loaded, out, SkipGramConfig(epochs=epochs), width=width)
+
+
 @cli.command()
 def demo() -> None:
     """The main job on embedded data: import, pretrain, fine-tune, baseline, sweep, compare."""

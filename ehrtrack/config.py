@@ -52,15 +52,18 @@ class DataConfig(Section):
 
 
 class InitConfig(Section):
-    """What fine-tuning starts from.
+    """What training starts from.
 
     Attributes
     ----------
     run : run id or registry URI of a pretrained model; ``latest`` is the study's last finished pretrain run;
         empty starts from random weights
+    embeddings : folder of code embeddings (`ehrtrack embed`) that a transformer's random start, in pretraining or from
+        scratch, or the baseline mean-pool takes its codes from
     """
 
     run: str = ""
+    embeddings: str = ""
 
 
 class RuntimeConfig(Section):

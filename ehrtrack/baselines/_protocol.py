@@ -22,6 +22,7 @@ from ehrtrack.data.store import TokenStore
 from ehrtrack.data.timing_features import timing_features
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import DataError
+from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.survival.metrics import c_index
 
 FloatArray = npt.NDArray[np.float64]
@@ -39,6 +40,7 @@ class TokenHistories:
     rows : (B,) the subjects' rows of `store`
     max_tokens : tokens of a subject that a sequence model sees, [CLS] included; tables are made from all
     device : where a network is trained and run
+    embeddings : of codes, fitted before on other records, or None
     """
 
     store: TokenStore
@@ -46,6 +48,7 @@ class TokenHistories:
     rows: npt.NDArray[np.int64]
     max_tokens: int
     device: str = "cpu"
+    embeddings: CodeEmbeddings | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

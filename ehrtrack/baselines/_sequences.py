@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ from ehrtrack.baselines._protocol import (
 from ehrtrack.baselines._settings._shared import SequenceSettings as Settings
 from ehrtrack.data.batch import Batches, Outcomes
 from ehrtrack.errors import CheckpointError, DataError
+from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.models.recurrent import MeanPool, Recurrent, SequenceModel
 from ehrtrack.objectives import survival
@@ -123,7 +125,25 @@ def from_json(text: str) -> FittedSequenceModel:
 
 
 def fit(config: Settings, train: Labelled[TokenHistories], validation: Labelled[TokenHistories]) -> FittedSequenceModel:
+    """`fit_sequences` from random weights."""
+    return fit_sequences(config, train, validation)
+
+
+def fit_sequences(
+    config: Settings,
+    train: Labelled[TokenHistories],
+    validation: Labelled[TokenHistories],
+    *,
+    embeddings: Callable[[int], CodeEmbeddings] | None = None,
+    more_settings: Mapping[str, Sequence[Any]] | None = None,
+) -> FittedSequenceModel:
     """Train each candidate with early stopping by validation C-index, and keep the best.
+
+    Parameters
+    ----------
+    embeddings : of a width, what the code embeddings start from; ``trains_embeddings`` of a setting says whether they
+        are trained further
+    more_settings : values of further settings, by name, which the candidates also combine
 
     Raises
     ------
@@ -146,13 +166,14 @@ def fit(config: Settings, train: Labelled[TokenHistories], validation: Labelled[
     stopping = seen_within(validation, objective.grid.horizon_days)
 
     def fit_one(setting: Setting) -> FittedSequenceModel:
-        return _train(config, setting, objective, train, stopping, ranks)
+        return _train(config, setting, objective, train, stopping, ranks, embeddings)
 
     space = {
         "lr": config.learning_rates,
         "dropout": config.dropouts,
         "width": config.widths,
         "weight_decay": config.weight_decays,
+        **(more_settings or {}),
     }
     best = tune(config, space, fit_one, validation)
     best.model.facts.update(
@@ -168,6 +189,7 @@ def _train(
     train: Labelled[TokenHistories],
     validation: Labelled[TokenHistories],
     ranks: Ranks,
+    embeddings: Callable[[int], CodeEmbeddings] | None,
 ) -> FittedSequenceModel:
     """One candidate."""
     shape = {"name": config.name, "width": setting["width"], "n_codes": len(train.features.vocabulary)}
@@ -175,6 +197,10 @@ def _train(
         torch.manual_seed(config.seed)
         head = objective.make_head(setting["width"])
         network = _network(shape, head, dropout=setting["dropout"]).to(ranks.device)
+        if embeddings is not None:
+            code = network.encoder.embeddings.code
+            embeddings(setting["width"]).initialise(code, train.features.vocabulary)
+            code.requires_grad_(setting["trains_embeddings"])
         in_order = _labelled_batches(train, config.batch_tokens or train.features.max_tokens)
         budget = config.batch_tokens or find_batch_tokens(network, objective, in_order, ranks.device)
         with tempfile.TemporaryDirectory() as folder:

@@ -19,6 +19,7 @@ from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
 from ehrtrack.recipes._prepare import CohortRecords
 from ehrtrack.recipes._sanity import Weights, encoder_matrices
 from ehrtrack.recipes._train import set_up
+from ehrtrack.recipes.embed import start_from_embeddings
 from ehrtrack.tracking.queries import download, resolve_run, search_runs
 from ehrtrack.training.ranks import Ranks
 
@@ -51,6 +52,8 @@ def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, r
     plain = EhrModel(encoder, objective.make_head(encoder.width))
     if base is not None:
         load_encoder_weights(plain, base.encoder_weights())
+    else:
+        start_from_embeddings(config, records, encoder.embeddings.code)
     start = encoder_matrices(plain)
     model = strategy.apply(set_up(plain, config, ranks), config.strategy).to(ranks.device)
     return Adaptation(strategy, objective, plain, model, start)
@@ -74,6 +77,11 @@ def read_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
 def _download_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
     if not config.init.run:
         return None, config
+    if config.init.embeddings:
+        raise ConfigError(
+            f"init.run={config.init.run} and init.embeddings={config.init.embeddings}: a pretrained encoder has "
+            "embeddings of its own. Give init.embeddings to the pretraining, or fine-tune with init.run=''"
+        )
     reference = resolve_run(latest_pretrain(config.study) if config.init.run == "latest" else config.init.run)
     with tempfile.TemporaryDirectory() as folder:
         base = read_model_folder(download(reference.run_id, reference.artifact_path, Path(folder)))

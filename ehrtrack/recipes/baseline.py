@@ -18,9 +18,10 @@ from ehrtrack.recipes._oracle import truth_beside
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort, seed_everything
 from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes._sanity import conclude, judge_risks
+from ehrtrack.recipes.embed import read_embeddings
 from ehrtrack.survival.time_grid import fit_time_grid
 
-SECTIONS = ("study", "data", "cohort", "baseline", "runtime")
+SECTIONS = ("study", "data", "cohort", "baseline", "init", "runtime")
 N_INTERVALS = 20
 
 
@@ -49,6 +50,7 @@ def baseline(config: RunConfig) -> Run:
         np.arange(len(records.store)),
         config.data.max_tokens,
         config.runtime.device,
+        read_embeddings(config, records),
     )
     features = module.read(histories)
     with open_run(config, kind="baseline", sections=SECTIONS, name=name) as run:

@@ -16,13 +16,14 @@ from ehrtrack.recipes._prepare import Records, prepare_records, seed_everything
 from ehrtrack.recipes._run import Resumption, Run, describe, open_run
 from ehrtrack.recipes._sanity import conclude, encoder_matrices, judge_encoder, judge_training, learning_matrices
 from ehrtrack.recipes._train import feed, set_up, train
+from ehrtrack.recipes.embed import start_from_embeddings
 from ehrtrack.strategies._protocol import parameter_table
 from ehrtrack.training.loop import FitResult
 from ehrtrack.training.memory import CPU_BATCH_TOKENS
 from ehrtrack.training.ranks import join_ranks
 from ehrtrack.training.sanity import learned_codes
 
-SECTIONS = ("study", "data", "model", "objective", "train", "runtime")
+SECTIONS = ("study", "data", "model", "objective", "init", "train", "runtime")
 
 
 def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> Run:
@@ -44,6 +45,7 @@ def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> Run:
         config.objective, TrainingFacts(records.token_counts(), records=_training_records(config, records))
     )
     encoder = Behrt(config.model, len(records.vocabulary))
+    start_from_embeddings(config, records, encoder.embeddings.code)
     plain = EhrModel(encoder, objective.make_head(encoder.width))
     start = encoder_matrices(plain)
     model = set_up(plain, config, ranks)

@@ -1,4 +1,4 @@
-"""Settings of the training loop, and of the twins that look for leakage."""
+"""Settings of the training loop, of code embeddings, and of the twins that look for leakage."""
 
 from __future__ import annotations
 
@@ -47,3 +47,24 @@ class CanaryConfig(Section):
     n_subjects: int = Field(2000, ge=0)
     epochs: int = Field(5, ge=1)
     leak_epochs: int = Field(12, ge=1)
+
+
+class SkipGramConfig(Section):
+    """Settings of code embeddings (`training.skip_gram`).
+
+    Attributes
+    ----------
+    epochs : times that each token is a centre, at least
+    min_steps : steps at least, which few records reach in more epochs
+    window_visits : visits before and after a code's own that count as its context; 0 is the visit alone
+    contexts : contexts drawn for each token in an epoch
+    negatives : random codes that weigh against a context
+    """
+
+    epochs: int = Field(5, ge=1)
+    min_steps: int = Field(200, ge=1)
+    window_visits: int = Field(1, ge=0)
+    contexts: int = Field(4, ge=1)
+    negatives: float = Field(5.0, gt=0)
+    lr: float = Field(0.02, gt=0)
+    batch_pairs: int = Field(8192, ge=1)

@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import Literal
 
 from ehrtrack.baselines._settings._shared import SequenceSettings
+from ehrtrack.training.settings import SkipGramConfig
 
 
 class Config(SequenceSettings):
-    """Settings of the mean of embeddings."""
+    """Settings of the mean of embeddings.
+
+    Attributes
+    ----------
+    skip_gram : of the embeddings, where none were fitted before
+    trains_embeddings : whether they go on learning with the head
+    """
 
     name: Literal["mean-pool"] = "mean-pool"
+    skip_gram: SkipGramConfig = SkipGramConfig()
+    trains_embeddings: tuple[bool, ...] = (True, False)

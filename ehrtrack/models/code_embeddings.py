@@ -1,0 +1,104 @@
+"""Embeddings of codes that were fitted elsewhere, as a folder: safetensors and the vocabulary that names the rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
+from ehrtrack.errors import CheckpointError, ConfigError
+
+VECTORS_FILE = "embeddings.safetensors"
+VOCABULARY_FILE = "vocabulary.json"
+FACTS_FILE = "facts.json"
+
+
+@dataclass(frozen=True)
+class CodeEmbeddings:
+    """One vector a token.
+
+    Attributes
+    ----------
+    vectors : (V, D) float32, row for row of the vocabulary
+    facts : what they were fitted on and how: at least ``data`` and ``split``, by which leakage is told
+    """
+
+    vocabulary: Vocabulary
+    vectors: npt.NDArray[np.float32]
+    facts: Mapping[str, object]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.vectors.shape[1])
+
+    def write(self, folder: Path) -> None:
+        """Write the three files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.numpy.save_file({"code": np.ascontiguousarray(self.vectors)}, folder / VECTORS_FILE)
+        (folder / VOCABULARY_FILE).write_text(self.vocabulary.to_json(), encoding="utf-8")
+        (folder / FACTS_FILE).write_text(json.dumps(dict(self.facts), indent=2), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> CodeEmbeddings:
+        """The embeddings back from `write`.
+
+        Raises
+        ------
+        CheckpointError
+            If a file is missing or damaged, or rows and vocabulary do not agree.
+        """
+        try:
+            vectors = safetensors.numpy.load_file(folder / VECTORS_FILE)["code"]
+            vocabulary = Vocabulary.from_json((folder / VOCABULARY_FILE).read_text(encoding="utf-8"))
+            facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{folder} does not hold code embeddings ({error}); give a folder that `ehrtrack embed` wrote"
+            ) from error
+        if vectors.ndim != 2 or len(vectors) != len(vocabulary) or not np.isfinite(vectors).all():
+            raise CheckpointError(
+                f"{folder} holds vectors of shape {vectors.shape} for a vocabulary of {len(vocabulary)}, and each has "
+                "to be finite; write it again with `ehrtrack embed`"
+            )
+        return cls(vocabulary, vectors, facts)
+
+    def initialise(self, embedding: nn.Embedding, vocabulary: Vocabulary) -> list[str]:
+        """Put the vectors in the rows of the tokens that both vocabularies know; returns the tokens left random.
+
+        They are centred and scaled to the standard deviation that the embedding has: its sum with age, gap and
+        position is normalised, and codes would drown the rest, or be drowned. Special tokens stay as they are.
+
+        Raises
+        ------
+        ConfigError
+            If the widths differ, or not one token is known.
+        """
+        if self.width != embedding.embedding_dim:
+            raise ConfigError(
+                f"code embeddings of width {self.width}, and the model's are {embedding.embedding_dim} wide; "
+                f"fit them again with `ehrtrack embed --width {embedding.embedding_dim}`, or change model.size"
+            )
+        ours, theirs = vocabulary.known, self.vocabulary.known
+        shared = [token for token in ours if token in theirs]
+        if not shared:
+            raise ConfigError(
+                f"none of {len(ours)} codes is among the {len(theirs)} of the code embeddings (such as "
+                f"{next(iter(ours), '')!r} and {next(iter(theirs), '')!r}): they are of another coding system"
+            )
+        known = self.vectors[[theirs[token] for token in shared]]
+        scaled = (known - known.mean(axis=0)) / max(float(known.std()), 1e-12)
+        weight = embedding.weight
+        with torch.no_grad():
+            rows = torch.tensor([ours[token] for token in shared], device=weight.device)
+            weight[rows] = torch.from_numpy(scaled).to(weight) * weight.std()
+        return [token for token in ours if token not in theirs and token not in SPECIAL_TOKENS]

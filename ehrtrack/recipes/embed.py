@@ -1,0 +1,84 @@
+"""Code embeddings: fit them on a study's training subjects, and start a model from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from ehrtrack.config import RunConfig
+from ehrtrack.errors import ConfigError
+from ehrtrack.models.behrt import SIZES
+from ehrtrack.models.code_embeddings import CodeEmbeddings
+from ehrtrack.recipes._prepare import Records, prepare_records, seed_everything
+from ehrtrack.training.settings import SkipGramConfig
+from ehrtrack.training.skip_gram import fit_skip_gram
+
+
+def embed(config: RunConfig, out: Path, settings: SkipGramConfig, *, width: int = 0) -> None:
+    """Fit code embeddings on the whole records of the training subjects, and write them to a folder.
+
+    Parameters
+    ----------
+    width : D; 0 takes that of `model.size`
+
+    Raises
+    ------
+    EhrtrackError
+        If the data cannot be used, or no two codes occur together.
+    """
+    seed_everything(config.runtime)
+    records = prepare_records(config)
+    vectors = fit_skip_gram(
+        records.store,
+        records.rows["train"],
+        n_codes=len(records.vocabulary),
+        width=width or SIZES[config.model.size].width,
+        config=settings,
+        seed=config.runtime.seed,
+    )
+    facts = {
+        **records.fingerprints(),
+        "split": config.data.split.model_dump(mode="json"),
+        "skip_gram": settings.model_dump(mode="json"),
+        "n_training_subjects": len(records.rows["train"]),
+    }
+    CodeEmbeddings(records.vocabulary, vectors, facts).write(out)
+    print(
+        f"{len(vectors):,} tokens, {vectors.shape[1]} wide, of {len(records.rows['train']):,} training subjects: {out}"
+    )
+
+
+def read_embeddings(config: RunConfig, records: Records) -> CodeEmbeddings | None:
+    """Those that ``init.embeddings`` names, or None.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder does not hold embeddings.
+    ConfigError
+        If they were fitted on this dataset with another split, and so on this run's test subjects.
+    """
+    if not config.init.embeddings:
+        return None
+    embeddings = CodeEmbeddings.read(Path(config.init.embeddings))
+    split = config.data.split.model_dump(mode="json")
+    if embeddings.facts.get("data") == records.dataset.fingerprint() and embeddings.facts.get("split") != split:
+        raise ConfigError(
+            f"the code embeddings in {config.init.embeddings} were fitted on this dataset with data.split "
+            f"{embeddings.facts.get('split')}, this run says {split}: they have seen test subjects; use the same split"
+        )
+    return embeddings
+
+
+def start_from_embeddings(config: RunConfig, records: Records, code: nn.Embedding) -> None:
+    """Put the vectors that ``init.embeddings`` names in a new encoder, and say how many codes they do not know."""
+    embeddings = read_embeddings(config, records)
+    if embeddings is None:
+        return
+    left = embeddings.initialise(code, records.vocabulary)
+    n_codes = len(records.vocabulary.known)
+    examples = f" (such as {left[0]!r})" if left else ""
+    print(
+        f"init.embeddings: {n_codes - len(left):,} of {n_codes:,} codes start there, {len(left):,} at random{examples}"
+    )
