@@ -239,6 +239,26 @@ def embed(context: click.Context, config: Path, out: Path, width: int, epochs: i
     run_embed(loaded, out, SkipGramConfig(epochs=epochs), width=width)
 
 
+@cli.command(context_settings=PASS_THROUGH)
+@click.option("--config", required=True, type=click.Path(path_type=Path), help=CONFIG_HELP)
+@click.option("--price", type=click.FloatRange(min=0), help="of an hour of the machine, in any currency")
+@click.pass_context
+def advise(context: click.Context, config: Path, price: float | None) -> None:
+    """Say which strategy the cohort's size suggests, with parameters, memory, time and cost, before a GPU is rented.
+
+    Any setting can be overridden: --model.size medium --runtime.device cuda.
+    """
+    from ehrtrack.study_file import read_study_file
+
+    overrides = _overrides(context.args)
+    read_study_file(config)
+
+    from ehrtrack.config import load_config
+    from ehrtrack.recipes.advise import advise as run_advise
+
+    click.echo(run_advise(load_config(config, overrides), price=price).to_text())
+
+
 @cli.command()
 def demo() -> None:
     """The main job on embedded data: import, pretrain, fine-tune, baseline, sweep, compare."""
