@@ -60,6 +60,8 @@ def fit_and_predict(
 
 def choose_setting(table: Table, model: Model, train: Rows, seed: int) -> Setting:
     """The setting with the lowest mean integrated Brier score on inner folds of the training rows."""
+    if len(model.settings) == 1:
+        return model.settings[0]
     n_fitted = 1 if len(train) >= ENOUGH_SUBJECTS else N_INNER_FOLDS
     inner_folds = list(folds(table.is_event[train], N_INNER_FOLDS, seed))[:n_fitted]
     scores = []
@@ -74,12 +76,12 @@ def choose_setting(table: Table, model: Model, train: Rows, seed: int) -> Settin
     return model.settings[int(np.argmin(scores))]
 
 
-def score_fold(table: Table, name: str, fold: int, cache: Path, *, seed: int = 0) -> Scored:
-    """A model on one fold: from the cache, or chosen, fitted and kept there."""
+def score_fold(table: Table, name: str, fold: int, cache: Path, *, n_settings: int = 8, seed: int = 0) -> Scored:
+    """A model on one fold: from the cache, or chosen among its first settings, fitted and kept there."""
     train, test = list(folds(table.is_event, N_FOLDS, seed))[fold]
-    file = cache / code_fingerprint() / f"{table.name}_{name.replace(' ', '')}_{seed}_{fold}.npz"
+    file = cache / code_fingerprint() / f"{table.name}_{name.replace(' ', '')}_{n_settings}_{seed}_{fold}.npz"
     if not file.exists():
-        model = MODELS[name]
+        model = MODELS[name]._replace(settings=MODELS[name].settings[:n_settings])
         setting = choose_setting(table, model, train, seed)
         times, survival = fit_and_predict(table, model, setting, train, test, seed)
         file.parent.mkdir(parents=True, exist_ok=True)
