@@ -1,0 +1,290 @@
+"""A model in training: its steps, and all of its state that is kept on the disk."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ehrtrack.data.batch import Batch, Batches
+from ehrtrack.errors import TrainingError
+from ehrtrack.objectives._protocol import Objective
+from ehrtrack.training.checkpoint import load_tensors, save_tensors
+from ehrtrack.training.memory import out_of_memory_is_told
+from ehrtrack.training.ranks import Ranks
+from ehrtrack.training.schedule import warmup_cosine
+from ehrtrack.training.settings import TrainConfig
+from ehrtrack.training.snapshots import CheckpointWriter, Snapshot
+from ehrtrack.training.stopping import StopRequest
+
+BEST = "best.safetensors"
+SNAPSHOTS = "snapshots"
+
+
+@dataclass
+class Progress:
+    """How far training is: all that a run that goes on has to know beside its tensors.
+
+    Attributes
+    ----------
+    epoch : that is being trained, from 1
+    n_done, n_batches : batches of that epoch that are done, and how many it has, for each rank
+    sums : of loss, weight, gradient norm, steps, tokens and seconds in that epoch
+    best_score : of `best_epoch`, None before the first
+    """
+
+    epoch: int = 1
+    n_done: int = 0
+    n_batches: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_score: float | None = None
+    seconds: float = 0.0
+
+    def add(self, **values: float) -> None:
+        """Add to the sums of the epoch."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+
+class Training:
+    """A model that is being trained, its optimiser, and how far it is."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        config: TrainConfig,
+        ranks: Ranks,
+        folder: Path,
+        snapshot_seconds: float,
+        on_snapshot: Callable[[Path], object] | None = None,
+        stop: StopRequest | None = None,
+    ) -> None:
+        self.model = model
+        self.wrapped = ranks.wrap(model)
+        self.objective = objective
+        self.config = config
+        self.ranks = ranks
+        self.folder = folder
+        self.snapshot_seconds = snapshot_seconds
+        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            _decay_groups(self.trainable, config.weight_decay),
+            lr=config.lr,
+            fused=ranks.device.type in ("cpu", "cuda"),
+        )
+        self.writer = CheckpointWriter(folder / SNAPSHOTS, on_written=on_snapshot) if ranks.is_main else None
+        self.stop = stop or StopRequest()
+        self.progress = Progress()
+
+    def train_epoch(self, batches: Batches) -> dict[str, float]:
+        """Train on the batches of the epoch that are not done yet."""
+        set_training_mode(self.model)
+        progress, ranks = self.progress, self.ranks
+        mine = replace(batches, rank=ranks.number, n_ranks=ranks.count)
+        if progress.n_batches not in (0, len(mine)):  # the epoch was begun with batches of another size
+            progress.n_done = progress.n_done * len(mine) // progress.n_batches
+        progress.n_batches = len(mine)
+        left = replace(mine, start=progress.n_done)
+        bar = tqdm(
+            total=len(left), initial=progress.n_done, desc=f"epoch {progress.epoch}", leave=False, delay=3,
+            disable=None if ranks.is_main else True,
+        )  # fmt: skip
+        with bar:
+            last_snapshot = time.monotonic()
+            for step in _in_groups(left, self.config.accumulate):
+                started = time.monotonic()
+                self.take_step(step)
+                progress.n_done += len(step)
+                progress.add(seconds=time.monotonic() - started)
+                bar.update(len(step))
+                if self.stop.is_agreed:
+                    self.stop_here()
+                if time.monotonic() - last_snapshot > self.snapshot_seconds:
+                    self.save_snapshot()
+                    last_snapshot = time.monotonic()
+        return self._epoch_metrics()
+
+    def take_step(self, batches: list[Batch]) -> None:
+        """One step of the optimiser on the mean loss of all subjects of `batches`, over all ranks."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._set_rate()
+        loss_sum, weight = 0.0, 0
+        for number, batch in enumerate(batches, 1):
+            _seed_dropout(batch.seed, self.ranks.device)
+            with (
+                out_of_memory_is_told(batch, self._where(), batch_tokens=self.config.batch_tokens, folder=self.folder),
+                self.ranks.gradients_apart(self.wrapped, is_apart=number < len(batches)),
+            ):
+                loss = self.objective.loss(self.wrapped, batch.to(self.ranks.device))
+                self._check_finite("the training loss", loss.mean)
+                loss.total.backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.mean * loss.weight
+            weight += loss.weight
+        mine = [loss_sum, weight, sum(batch.n_tokens for batch in batches), float(self.stop.is_asked)]
+        loss_sum, all_weight, n_tokens, n_asked = self.ranks.sum(mine)
+        self.stop.is_agreed = n_asked > 0  # all ranks stop after the same step
+        gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
+        torch._foreach_mul_(gradients, self.ranks.count / all_weight)  # the ranks' mean of sums -> the mean
+        norm = float(nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip_norm))
+        self._check_finite("the gradient's norm", norm)
+        if self.writer is not None:
+            self.writer.wait_copied()
+        self.optimizer.step()
+        self.progress.add(loss=loss_sum, weight=all_weight, norm=norm, steps=1, tokens=n_tokens)
+        self.progress.sums["lr"] = self.optimizer.param_groups[0]["lr"]
+
+    def end_epoch(self, metrics: dict[str, float]) -> bool:
+        """Take the epoch's metrics into account; returns whether it is the best so far, and is kept."""
+        progress, selection = self.progress, self.objective.selection
+        score = metrics[selection.metric]
+        self._check_finite(f"the validation score {selection.metric}", score, where=f"after epoch {progress.epoch}")
+        progress.history.append(metrics)
+        is_best = selection.improves(score, progress.best_score)
+        if is_best:
+            progress.best_epoch, progress.best_score = progress.epoch, score
+            if self.ranks.is_main:
+                save_tensors(self.folder / BEST, self.trainable)
+        progress.epoch, progress.n_done, progress.n_batches, progress.sums = progress.epoch + 1, 0, 0, {}
+        return is_best
+
+    def save_snapshot(self) -> None:
+        """Keep all that is needed to go on from here; it is written while training goes on."""
+        if self.writer is None:
+            return
+        tensors = {f"model/{name}": p.detach() for name, p in self.trainable.items()}
+        for name, p in self.trainable.items():
+            tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state[p].items()}
+        n_before = int(sum(epoch["train/batches"] for epoch in self.progress.history))
+        best = self.folder / BEST
+        beside = [best] if self.progress.best_epoch and best.exists() else []
+        self.writer.save(n_before + self.progress.n_done, tensors, asdict(self.progress), beside=beside)
+
+    def stop_here(self) -> None:
+        """Keep the state as it is now, and let the signal that asked for the stop take its course."""
+        self.save_snapshot()
+        self.close()
+        print(f"told to stop; epoch {self.progress.epoch} is kept after {self.progress.n_done} batches", flush=True)
+        self.stop.obey()
+
+    def stop_if_alone(self) -> None:
+        """Stop between batches that change nothing; several ranks stop together, after their next step."""
+        if self.stop.is_asked and self.ranks.count == 1:
+            self.stop_here()
+
+    def go_on(self, snapshot: Snapshot) -> None:
+        """Go on where a snapshot was taken."""
+        with torch.no_grad():
+            for name, p in self.trainable.items():
+                p.copy_(snapshot.tensors[f"model/{name}"])
+                state = {key: snapshot.tensors.get(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+                if state["step"] is not None:
+                    self.optimizer.state[p] = {key: _placed(key, value, p) for key, value in state.items()}
+        self.progress = Progress(**snapshot.facts)
+        best = snapshot.folder / BEST
+        if best.exists() and self.ranks.is_main:  # the best then, which may not be the best that lies there now
+            save_tensors(self.folder / BEST, load_tensors(best))
+
+    def restore_best(self) -> None:
+        """Give the model the weights of the best epoch."""
+        best = self.ranks.from_main(lambda: load_tensors(self.folder / BEST))
+        with torch.no_grad():
+            for name, tensor in best.items():
+                self.trainable[name].copy_(tensor)
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        if self.writer is not None:
+            self.writer.close()
+
+    def rate(self) -> float:
+        """Learning rate of the next step: that of its middle."""
+        progress = self.progress
+        done = (progress.n_done + 0.5 * self.config.accumulate) / max(progress.n_batches, 1)
+        share = (progress.epoch - 1 + done) / self.config.epochs
+        return self.config.lr * warmup_cosine(share, warmup_share=self.config.warmup_share)
+
+    def _set_rate(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+
+    def _epoch_metrics(self) -> dict[str, float]:
+        sums = self.progress.sums
+        return {
+            "train/loss": sums["loss"] / sums["weight"],
+            "train/grad_norm": sums["norm"] / sums["steps"],
+            "train/tokens_per_second": sums["tokens"] / sums["seconds"],
+            "train/epoch_seconds": sums["seconds"],
+            "train/batches": float(self.progress.n_batches),
+            "train/lr": sums["lr"],
+            "train/memory_mb": memory_mb(self.ranks.device),
+        }
+
+    def _where(self) -> str:
+        return f"at step {self.progress.n_done // self.config.accumulate + 1} of epoch {self.progress.epoch}"
+
+    def _check_finite(self, what: str, value: float, *, where: str = "") -> None:
+        """Stop before weights that are no numbers are kept, or take a step that makes them so."""
+        if math.isfinite(value):
+            return
+        best = self.folder / BEST
+        kept = f"the weights of the best epoch are in {best}" if best.exists() else "no epoch was done"
+        raise TrainingError(
+            f"{what} became {value} {where or self._where()}; {kept}. "
+            f"Lower train.lr (now {self.config.lr:g}) or train.clip_norm (now {self.config.clip_norm:g})"
+        )
+
+
+def set_training_mode(model: nn.Module) -> None:
+    """Switch dropout on where something learns: an encoder without trainable parameters is a fixed function."""
+    model.train()
+    encoder = model.get_submodule(next(n for n, _ in model.named_modules() if n.split(".")[-1] == "encoder"))
+    encoder.train(any(p.requires_grad for p in encoder.parameters()))
+
+
+def memory_mb(device: torch.device) -> float:
+    """Peak memory on the GPU, or the process's resident memory now, in MB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
+def _decay_groups(trainable: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, object]]:
+    """Weight decay on matrices; none on biases and norms."""
+    matrices = [p for p in trainable.values() if p.dim() >= 2]
+    vectors = [p for p in trainable.values() if p.dim() < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _placed(key: str, value: Tensor | None, parameter: Tensor) -> Any:
+    """A tensor of the optimiser's state where the fused kernel expects it."""
+    assert value is not None
+    return value.to(parameter.device) if key != "step" or parameter.device.type == "cuda" else value.cpu()
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    """Make dropout, too, the same wherever and whenever a batch is drawn.
+
+    `torch.manual_seed` would format the call stack for a GPU that may be there later: 1.5 ms.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def _in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    iterator = iter(batches)
+    while group := list(islice(iterator, size)):
+        yield group
