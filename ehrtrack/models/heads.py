@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch
 from ehrtrack.models.dropout import Dropout
+from ehrtrack.models.pooling import attention_pool
 
 
 class TokenHead(nn.Module):
@@ -99,33 +100,6 @@ class HazardHead(nn.Module):
             self.out.bias.copy_(baseline_logits)
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
-        pooled = attention_pool(hidden, self.score(hidden), batch.offsets)  # (B, pools, D)
+        pooled = attention_pool(hidden, self.score, batch.offsets)  # (B, pools, D)
         features = torch.cat([hidden[batch.cls_positions], pooled.flatten(1)], dim=1)
         return self.out(self.dropout(self.norm(features)))  # type: ignore[no-any-return]  # (B, K)
-
-
-def attention_pool(hidden: Tensor, scores: Tensor, offsets: Tensor) -> Tensor:
-    """Softmax-weighted means of each subject's hidden states.
-
-    Parameters
-    ----------
-    hidden : (T, D) packed states
-    scores : (T, P) unnormalised weights, one column a pool
-    offsets : (B + 1,) where each subject's tokens begin, and T
-
-    Returns
-    -------
-    (B, P, D)
-    """
-    hidden, scores = hidden.float(), scores.float()
-    lengths = offsets.diff()
-    highest = torch.segment_reduce(scores.detach(), "max", lengths=lengths)  # (B, P)
-    weights = (scores - highest.repeat_interleave(lengths, 0)).exp()  # (T, P), at most 1
-    total = torch.segment_reduce(weights, "sum", lengths=lengths)
-    # A bag of embeddings is a weighted sum of rows, in one kernel and without the (T, P, D) products.
-    place = torch.arange(len(hidden), device=hidden.device)
-    sums = [
-        F.embedding_bag(place, hidden, offsets[:-1], mode="sum", per_sample_weights=weight)
-        for weight in weights.unbind(1)
-    ]
-    return torch.stack(sums, dim=1) / total[:, :, None]
