@@ -6,6 +6,7 @@ from the index date, so that the last visit has the same position in a short and
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -119,9 +120,11 @@ class EhrModel(nn.Module):
         with self._precision():
             return self.encoder(batch).float()  # type: ignore[no-any-return]
 
-    def _precision(self) -> torch.autocast:
+    def _precision(self) -> AbstractContextManager[object]:
+        if not self.is_bf16:
+            return nullcontext()
         device = self.encoder.embeddings.code.weight.device
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.is_bf16)
+        return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def _initialise(module: nn.Module) -> None:
