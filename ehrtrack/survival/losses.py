@@ -42,11 +42,13 @@ def negative_log_likelihood(logits: Tensor, interval: Tensor, is_event: Tensor) 
     logits = _at_least_f32(logits)
     event = is_event.bool()
     position = torch.arange(logits.shape[1], device=logits.device)  # (K,)
-    survived = position < interval[:, None]  # (B, K)
     failed = (position == interval[:, None]) & event[:, None]  # (B, K)
-    # log h = logsigmoid(x) and log(1 - h) = logsigmoid(-x): exact where log(sigmoid(x)) would be -inf.
-    log_likelihood = torch.where(failed, F.logsigmoid(logits), 0.0) + torch.where(survived, F.logsigmoid(-logits), 0.0)
-    return -log_likelihood.sum(dim=1).mean()
+    at_risk = (position < interval[:, None]) | failed  # (B, K)
+    # From the logits: exact where log(sigmoid(x)) would be -inf.
+    total = F.binary_cross_entropy_with_logits(
+        logits, failed.to(logits.dtype), weight=at_risk.to(logits.dtype), reduction="sum"
+    )
+    return total / len(logits)
 
 
 def ranking_loss(
