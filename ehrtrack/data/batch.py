@@ -120,7 +120,9 @@ class Batch:
         return torch.Generator().manual_seed(self.seed)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
+        """The same batch on a device, which it may be on already."""
+        if self.rows.device == device:
+            return self
         tensors = {name: getattr(self, name) for name in self.__dataclass_fields__}
         moved: dict[str, Any] = {k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)}
         return replace(self, **moved)

@@ -25,6 +25,7 @@ from ehrtrack.training.schedule import warmup_cosine
 from ehrtrack.training.settings import TrainConfig
 from ehrtrack.training.snapshots import CheckpointWriter, Snapshot
 from ehrtrack.training.stopping import StopRequest
+from ehrtrack.training.threads import threads_for
 
 BEST = "best.safetensors"
 SNAPSHOTS = "snapshots"
@@ -119,7 +120,8 @@ class Training:
 
     def take_step(self, batches: list[Batch]) -> None:
         """One step of the optimiser on the mean loss of all subjects of `batches`, over all ranks."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.trainable.values():
+            parameter.grad = None
         self._set_rate()
         loss_sum, weight = 0.0, 0
         for number, batch in enumerate(batches, 1):
@@ -127,6 +129,7 @@ class Training:
             with (
                 out_of_memory_is_told(batch, self._where(), batch_tokens=self.config.batch_tokens, folder=self.folder),
                 self.ranks.gradients_apart(self.wrapped, is_apart=number < len(batches)),
+                threads_for(batch),
             ):
                 loss = self.objective.loss(self.wrapped, batch.to(self.ranks.device))
                 self._check_finite("the training loss", loss.mean)
@@ -136,15 +139,20 @@ class Training:
         mine = [loss_sum, weight, sum(batch.n_tokens for batch in batches), float(self.stop.is_asked)]
         loss_sum, all_weight, n_tokens, n_asked = self.ranks.sum(mine)
         self.stop.is_agreed = n_asked > 0  # all ranks stop after the same step
-        gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
-        torch._foreach_mul_(gradients, self.ranks.count / all_weight)  # the ranks' mean of sums -> the mean
-        norm = float(nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip_norm))
-        self._check_finite("the gradient's norm", norm)
+        norm = self._scale_gradients(self.ranks.count / all_weight)  # the ranks' mean of sums -> the mean
         if self.writer is not None:
             self.writer.wait_copied()
         self.optimizer.step()
         self.progress.add(loss=loss_sum, weight=all_weight, norm=norm, steps=1, tokens=n_tokens)
         self.progress.sums["lr"] = self.optimizer.param_groups[0]["lr"]
+
+    def _scale_gradients(self, factor: float) -> float:
+        """Multiply the gradients, clip their norm over all parameters, and return what it was; in one pass for both."""
+        gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
+        norm = factor * float(torch.stack(torch._foreach_norm(gradients)).norm())
+        self._check_finite("the gradient's norm", norm)
+        torch._foreach_mul_(gradients, factor * min(1.0, self.config.clip_norm / (norm + 1e-6)))
+        return norm
 
     def end_epoch(self, metrics: dict[str, float]) -> bool:
         """Take the epoch's metrics into account; returns whether it is the best so far, and is kept."""
