@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -225,7 +226,7 @@ def _keep_part(
             np.save(out, array)
 
 
-def _read_part(file: Path, n_arrays: int = len(fields(VisitTokens))) -> Iterator[npt.NDArray[np.generic]]:
+def _read_part(file: Path, n_arrays: int = len(fields(VisitTokens))) -> Iterator[npt.NDArray[Any]]:
     """The first arrays of a part, in the order of `VisitTokens`."""
     with file.open("rb") as part:
         for _ in range(n_arrays):
