@@ -21,7 +21,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ehrtrack.tracking import run as tracking_run
+from ehrtrack.tracking import logger as run_logger
 
 FIRST_SUBJECT = 730_000_001
 URL_PASSWORD = "pw-in-url-7c1f"
@@ -128,17 +128,17 @@ def journals_kept(folder: Path) -> Iterator[None]:
     def keep(journal: Path) -> None:
         shutil.move(journal, folder / journal.name)
 
-    log_figure = tracking_run.TrackedRun.log_figure
+    log_figure = run_logger.TrackedRun.log_figure
 
-    def log_words(run: tracking_run.TrackedRun, figure: Figure, name: str) -> None:
+    def log_words(run: run_logger.TrackedRun, figure: Figure, name: str) -> None:
         words = [text.get_text() for text in figure.findobj(Text)]
         with (folder / "figures.txt").open("a") as file:
             file.write("\n".join([name, *words]) + "\n")
         log_figure(run, figure, name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking_run, "remove_journal", keep)
-        patch.setattr(tracking_run.TrackedRun, "log_figure", log_words)
+        patch.setattr(run_logger, "remove_journal", keep)
+        patch.setattr(run_logger.TrackedRun, "log_figure", log_words)
         yield
 
 
