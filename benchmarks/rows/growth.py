@@ -13,7 +13,7 @@ from benchmarks._timing import Budget, compare, rounds
 
 ORDER = 10
 FEW, MANY = 1_000, 100_000
-BATCH_SIZE, N_STEPS = 32, 8
+BATCH_SIZE, N_STEPS = 32, 4
 N_MEMORY_STEPS = 40
 
 ROWS = (
@@ -47,7 +47,7 @@ def _speed(budget: Budget) -> Measured:
         def steps(stream: itertools.chain[Batch]) -> float:
             return sum(training.step(batch) for batch in itertools.islice(stream, N_STEPS))
 
-        return compare(lambda: steps(many), lambda: steps(few), budget)
+        return compare(lambda: steps(many), lambda: steps(few), budget.times(3))
 
 
 def _memory(budget: Budget) -> Measured:
