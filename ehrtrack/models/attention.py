@@ -76,7 +76,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of one subject, (heads, tokens, D / heads).
 
     A short record's weights fit the processor's cache: two batched products with the weights kept for the backward pass
-    take 0.6 of the time of the CPU's flash kernel. A long record's would cost memory, and the kernel, which does not
+    take 0.8 of the time of the CPU's flash kernel. A long record's would cost memory, and the kernel, which does not
     keep them, is as fast (it takes four axes; with three, the CPU falls back to a slower path).
     """
     if q.shape[1] > MAX_TOKENS_KEPT or q.device.type != "cpu":
