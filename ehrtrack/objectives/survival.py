@@ -59,10 +59,9 @@ class Score(NamedTuple):
 class Survival:
     """Hazards on a grid that was fitted to the training subjects."""
 
-    selection = Selection("val/c_index", is_higher_better=True)
-
     def __init__(self, config: Config, training: Outcomes, grid: TimeGrid) -> None:
         self.config = config
+        self.selection = Selection(f"val/{config.select_by}", is_higher_better=config.select_by == "c_index")
         self.training = training
         self.grid = grid
 

@@ -7,7 +7,6 @@ import optuna
 from ehrtrack.config import RunConfig, override, to_toml
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError
-from ehrtrack.objectives.survival import Survival
 from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.search import (
@@ -38,7 +37,6 @@ def sweep(config: RunConfig) -> Run:
     """
     if join_ranks(config.runtime.device).count > 1:
         raise ConfigError("a sweep is one process; start it several times, and all take trials of the same study")
-    metric = Survival.selection.metric
     storage = study_storage(
         config.runtime.cache / "sweeps.db",
         heartbeat_seconds=config.search.heartbeat_seconds,
@@ -54,7 +52,7 @@ def sweep(config: RunConfig) -> Run:
             print(f"\ntrial {trial.number}: {overrides}", flush=True)
 
             def prune(epoch: int, metrics: dict[str, float]) -> None:
-                trial.report(metrics[metric], epoch)
+                trial.report(metrics["val/c_index"], epoch)
                 if trial.should_prune():
                     raise TrainingStopped(f"pruned after epoch {epoch}: below the median of the trials before")
 

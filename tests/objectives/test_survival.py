@@ -46,6 +46,18 @@ def model_for(objective: Survival, seed: int = 0, vocabulary_size: int = 40) -> 
     return EhrModel(encoder, objective.make_head(encoder.width))
 
 
+def test_an_epoch_is_kept_by_the_measure_that_is_asked_for() -> None:
+    outcomes = outcomes_of(120)
+    by_rank = objective_of(outcomes).selection
+    by_error = build(
+        Config(select_by="ibs"), TrainingFacts(np.ones(40, dtype=np.int64), outcomes, HORIZON_DAYS)
+    ).selection
+    assert (by_rank.metric, by_error.metric) == ("val/c_index", "val/ibs")
+    assert by_rank.improves(0.7, 0.6)
+    assert by_error.improves(0.15, 0.16)
+    assert not by_error.improves(0.16, 0.15)
+
+
 @pytest.mark.parametrize("n_subjects", [120, 400])
 def test_a_fresh_head_predicts_the_curve_of_the_population(n_subjects: int) -> None:
     outcomes = outcomes_of(n_subjects)

@@ -17,9 +17,12 @@ class Config(Choice):
     lambda_rank : weight of the ranking loss beside the negative log-likelihood
     sigma : scale of the ranking loss
     n_intervals : intervals of the time grid, at most; its edges are quantiles of training event times
+    select_by : validation measure by which an epoch is kept: c_index, or the integrated Brier score, ibs. With few
+        validation events the C-index is mostly noise and may keep a first epoch whose risks are all alike
     """
 
     name: Literal["survival"] = "survival"
     lambda_rank: float = Field(0.05, ge=0)
     sigma: float = Field(0.1, gt=0)
     n_intervals: int = Field(20, ge=1)
+    select_by: Literal["c_index", "ibs"] = "c_index"
