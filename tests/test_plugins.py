@@ -40,7 +40,7 @@ def test_every_choice_can_be_loaded_and_has_settings(package: str) -> None:
             "objectives",
             "zzz",
             "unknown objective 'zzz'; there are: "
-            "classification, contrastive, mixed, mlm, next-visit, survival, time-to-event",
+            "classification, competing-risks, contrastive, mixed, mlm, next-visit, survival, time-to-event",
         ),
         ("strategies", "_protocol", "unknown strategy '_protocol'"),
     ],

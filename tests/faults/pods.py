@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 START_SECONDS = 300
+SUBJECT_SECRET = "of all pods, so that they log subjects under the same hashes"
 AFTERWARDS = 3600.0
 """More seconds than any call takes: right after it."""
 
@@ -119,7 +120,8 @@ def start(
     context.set_forkserver_preload(
         ["ehrtrack.cli", "ehrtrack.recipes.resume", "ehrtrack.recipes.finetune", "mlflow.tracking", "lifelines"]
     )
-    given = {"MLFLOW_TRACKING_URI": server, "OMP_NUM_THREADS": "1", "EHRTRACK_DRAIN_SECONDS": "30"} | environment
+    given = {"MLFLOW_TRACKING_URI": server, "OMP_NUM_THREADS": "1", "EHRTRACK_DRAIN_SECONDS": "30"}
+    given |= {"EHRTRACK_SUBJECT_SECRET": SUBJECT_SECRET, **environment}
     process = context.Process(target=_run, args=(words, folder, given, fault))
     process.start()
     return process

@@ -90,5 +90,5 @@ def test_a_subject_in_two_shards_is_refused(folder: Path) -> None:
 
 
 def test_a_folder_that_is_no_model_is_told_before_any_work(folder: Path) -> None:
-    with open_engine() as engine, pytest.raises(CheckpointError, match="cannot read"):
+    with open_engine() as engine, pytest.raises(CheckpointError, match="is no regular file"):
         predict_shards(folder / "meds", open_dataset(folder / "meds"), times(1), engine)

@@ -53,5 +53,7 @@ def test_entry_points_declare_config_alone() -> None:
         "finetune": ["config"],
         "baseline": ["config"],
         "sweep": ["config"],
+        "frontier": ["config"],
+        "canary": ["config"],
         "compare": ["config"],
     }
