@@ -10,9 +10,6 @@ from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch
 
-MAX_TOKENS_KEPT = 192
-"""Longest record whose attention weights are kept for the backward pass on a CPU."""
-
 
 class SelfAttention(nn.Module):
     """Multi-head attention with separate q, k, v and out projections, so that adapters can wrap each.
@@ -64,25 +61,13 @@ def attend_in_loop(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
     """Subject by subject, in float32: the CPU's kernel for bfloat16 is 7 times slower in the backward pass.
 
     `torch.split` gives views whose backward writes each gradient once; slicing in a loop would make it quadratic.
+    The fused kernels take four axes; with three, the CPU falls back to a slower path.
     """
     sizes = list(batch.lengths)
     with torch.autocast(q.device.type, enabled=False):
-        heads_first = (x.float().transpose(0, 1) for x in (q, k, v))  # (heads, T, D / heads)
-        parts = zip(*(torch.split_with_sizes(x, sizes, dim=1) for x in heads_first), strict=True)
-        return torch.cat([_attend(*part) for part in parts], dim=1).transpose(0, 1)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of one subject, (heads, tokens, D / heads).
-
-    A short record's weights fit the processor's cache: two batched products with the weights kept for the backward pass
-    take 0.8 of the time of the CPU's flash kernel. A long record's would cost memory, and the kernel, which does not
-    keep them, is as fast (it takes four axes; with three, the CPU falls back to a slower path).
-    """
-    if q.shape[1] > MAX_TOKENS_KEPT or q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
-    scores = torch.bmm(q * q.shape[2] ** -0.5, k.transpose(1, 2))
-    return torch.bmm(scores.softmax(dim=-1), v)
+        heads_first = (x.float().transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, T, D / heads)
+        parts = zip(*(torch.split_with_sizes(x, sizes, dim=2) for x in heads_first), strict=True)
+        return torch.cat([F.scaled_dot_product_attention(*part) for part in parts], dim=2)[0].transpose(0, 1)
 
 
 def attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:

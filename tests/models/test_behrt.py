@@ -63,13 +63,8 @@ def loss_and_gradients(model: EhrModel, batch: Batch) -> tuple[Tensor, dict[str,
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("max_tokens_kept", [0, 12, attention.MAX_TOKENS_KEPT])
-def test_packed_attention_equals_padded_attention_with_masks(
-    monkeypatch: pytest.MonkeyPatch, max_tokens_kept: int
-) -> None:
-    monkeypatch.setattr(attention, "MAX_TOKENS_KEPT", max_tokens_kept)
+def test_packed_attention_equals_padded_attention_with_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = make_model(), batch_of(12)
-    assert min(batch.lengths) <= 12 < max(batch.lengths)
     loss, gradients = loss_and_gradients(model, batch)
     calls = []
 
@@ -163,12 +158,8 @@ def test_token_logits_are_of_masked_positions_only() -> None:
     assert EhrModel(encoder, TokenHead(encoder.width, VOCABULARY_SIZE))(batch).shape == (2, VOCABULARY_SIZE)
 
 
-@pytest.mark.parametrize("max_tokens_kept", [0, attention.MAX_TOKENS_KEPT])
-def test_the_loop_over_subjects_trains_like_padded_attention_over_20_steps(
-    monkeypatch: pytest.MonkeyPatch, max_tokens_kept: int
-) -> None:
+def test_the_loop_over_subjects_trains_like_padded_attention_over_20_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other way, `attend_varlen`, is a CUDA kernel for 16 bits, and is not run here."""
-    monkeypatch.setattr(attention, "MAX_TOKENS_KEPT", max_tokens_kept)
 
     def losses(attend: Callable[..., Tensor]) -> list[float]:
         monkeypatch.setattr(attention, "packed_attention", attend)
