@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,13 @@ def mlflow_server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mlflow_server(mlflow_server_folder: Path) -> Iterator[str]:
     """The address of a real ``mlflow server`` on this machine, over HTTP, with proxied artifacts."""
-    folder = mlflow_server_folder
+    with running_server(mlflow_server_folder) as address:
+        yield address
+
+
+@contextmanager
+def running_server(folder: Path) -> Iterator[str]:
+    """The address of an mlflow server that keeps everything in a folder, until the block ends."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

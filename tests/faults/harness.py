@@ -187,22 +187,14 @@ by name, step and number alone; `environment.json` and the list of checksums its
 def tracking_server() -> Iterator[str]:
     """The address of a real server, until the block ends."""
     import pytest
-    from conftest import mlflow_server
+    from conftest import running_server
 
-    class Folders:
-        def mktemp(self, name: str) -> Path:
-            return Path(tempfile.mkdtemp(prefix=name))
-
-    factory: Any = Folders()
-    make: Any = mlflow_server
-    start = getattr(make, "__wrapped__", None) or make.__pytest_wrapped__.obj
-    steps = start(factory)
-    try:
-        yield next(steps)
-    except pytest.fail.Exception as failure:
-        raise SystemExit(str(failure)) from failure
-    finally:
-        next(steps, None)
+    with tempfile.TemporaryDirectory(prefix="server") as folder:
+        try:
+            with running_server(Path(folder)) as address:
+                yield address
+        except pytest.fail.Exception as failure:
+            raise SystemExit(str(failure)) from failure
 
 
 def disturb_one(folder: Path, server: str, config: Path, whole: Outcome, account: Account, *, seed: int) -> None:
