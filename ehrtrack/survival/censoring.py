@@ -131,7 +131,7 @@ class FollowUp:
         weights = np.zeros(self.days.size)
         event, beyond = self.has_event_by(horizon_days), self.outlives(horizon_days)
         weights[event] = 1 / self.under_observation(self.days[event])
-        weights[beyond] = 1 / self.under_observation([horizon_days])
+        weights[beyond] = 1 / self.under_observation(np.full(np.count_nonzero(beyond), horizon_days))
         return weights
 
     def require_both(self, horizon_days: float, *, least: int = MIN_EVENTS) -> None:
