@@ -146,7 +146,7 @@ def report(account: Account, seed: int, n_kills: int) -> str:
     signals = ("SIGKILL", "SIGTERM")
     counts = {point: [account.points[f"{point} {name}"] for name in signals] for point in POINTS}
     points = "".join(f"| {point} | {kills} | {terms} |\n" for point, (kills, terms) in counts.items())
-    n_kills, n_terms = (sum(column) for column in zip(*counts.values(), strict=True))
+    n_killed, n_told = (sum(column) for column in zip(*counts.values(), strict=True))
     return f"""## Kills
 
 The processes of a small fine-tuning are killed, each at a point, a call and a moment (before it, within its first
@@ -171,7 +171,7 @@ machine's folder is lost as well, and the run goes on from the server alone.
 
 | killed in | SIGKILL | SIGTERM |
 |---|---|---|
-{points}| all | {n_kills} | {n_terms} |
+{points}| all | {n_killed} | {n_told} |
 
 Metrics that measure the machine (seconds, tokens per second, memory) have other values in every run, and are compared
 by name, step and number alone; `environment.json` and the list of checksums itself, which hold times, are not compared.
