@@ -7,6 +7,7 @@ import polars as pl
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.objectives.survival import Predictions
 from ehrtrack.runlog import RunLogger
+from ehrtrack.survival.bootstrap import Interval
 from ehrtrack.survival.competing_risks import aalen_johansen, cause_c_index_interval
 
 
@@ -32,8 +33,6 @@ def log_causes(
     if rows:
         logger.log_table(table, "evaluation/causes.csv")
         for row in table.iter_rows(named=True):
-            metrics = {"": row["c_index"], "_lower": row["lower"], "_upper": row["upper"]}
-            logger.log_metrics(
-                {f"test/c_index_cause_{row['cause']}{bound}": value for bound, value in metrics.items()}, step=0
-            )
+            c = Interval(row["c_index"], row["lower"], row["upper"])
+            logger.log_metrics(c.to_metrics(f"test/c_index_cause_{row['cause']}"), step=0)
     return table

@@ -50,15 +50,13 @@ class Evaluation:
 
     def to_metrics(self, split: str) -> dict[str, float]:
         """Metrics named ``split/...``."""
-        return {
-            f"{split}/c_index": self.c_index.estimate,
-            f"{split}/c_index_lower": self.c_index.lower,
-            f"{split}/c_index_upper": self.c_index.upper,
+        return self.c_index.to_metrics(f"{split}/c_index") | {
             f"{split}/ibs": self.ibs,
             f"{split}/ibs_kaplan_meier": self.ibs_kaplan_meier,
             f"{split}/ibs_skill": 1 - self.ibs / self.ibs_kaplan_meier,
             f"{split}/log_likelihood_gain": self.likelihood_gain.estimate,
-        } | ({} if self.oracle is None else self.oracle.to_metrics())
+            **({} if self.oracle is None else self.oracle.to_metrics()),
+        }
 
 
 def attained(evaluation: Evaluation) -> dict[str, str]:

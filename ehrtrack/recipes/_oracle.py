@@ -28,11 +28,7 @@ class Oracle:
 
     def to_metrics(self) -> dict[str, float]:
         """Metrics named ``test/oracle_c_index...`` and ``test/attainable...``."""
-        return {
-            f"test/{name}{bound}": value
-            for name, interval in (("oracle_c_index", self.c_index), ("attainable", self.attained))
-            for bound, value in (("", interval.estimate), ("_lower", interval.lower), ("_upper", interval.upper))
-        }
+        return self.c_index.to_metrics("test/oracle_c_index") | self.attained.to_metrics("test/attainable")
 
 
 def truth_beside(labels: Path | None) -> Path | None:

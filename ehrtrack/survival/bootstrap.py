@@ -37,6 +37,10 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.estimate:.3f} [{self.lower:.3f}, {self.upper:.3f}]"
 
+    def to_metrics(self, name: str) -> dict[str, float]:
+        """``name``, ``name_lower`` and ``name_upper``."""
+        return {name: self.estimate, f"{name}_lower": self.lower, f"{name}_upper": self.upper}
+
 
 def c_index_interval(
     risk: npt.ArrayLike,

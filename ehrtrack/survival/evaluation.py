@@ -111,7 +111,7 @@ class Report:
             if isinstance(value, pl.DataFrame):
                 self.tables[name] = value
             elif isinstance(value, Interval):
-                self.metrics |= {name: value.estimate, f"{name}_lower": value.lower, f"{name}_upper": value.upper}
+                self.metrics |= value.to_metrics(name)
             else:
                 self.metrics[name] = value
 
