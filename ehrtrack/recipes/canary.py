@@ -104,18 +104,19 @@ def canary(config: RunConfig) -> Run:
         as_is, with_leak = twins.records("plain", unchanged), twins.records("planted", twins.leak, is_new=True)
         plain, permuted = twins.train(as_is), twins.train(_permuted(as_is))
         planted = twins.train(with_leak, is_new=True)
+        of_plain, of_permuted, of_planted = plain.c_index(), permuted.c_index(), planted.c_index_of_time()
         verdicts = [
-            canaries.permuted(permuted.c_index(), permuted.c_index(level=canaries.SURE)),
+            canaries.permuted(of_permuted, permuted.c_index(level=canaries.SURE)),
             _judge_future(plain, twins.records("future", scrambled_future)),
-            canaries.planted(planted.c_index_of_time()),
+            canaries.planted(of_planted),
         ]
         metrics = (
-            _metrics("as_is", plain.c_index())
-            | _metrics("permuted", permuted.c_index())
-            | _metrics("planted", planted.c_index_of_time())
+            of_plain.to_metrics("canary/as_is_c_index")
+            | of_permuted.to_metrics("canary/permuted_c_index")
+            | of_planted.to_metrics("canary/planted_c_index")
         )
         run.logger.log_metrics(metrics, step=0)
-        conclude(run.logger, _summary(config, as_is, plain.c_index()), verdicts)
+        conclude(run.logger, _summary(config, as_is, of_plain), verdicts)
         finished = run.finished(metrics)
     _require_none_failed(verdicts)
     return finished
@@ -237,14 +238,6 @@ def _judge_future(twin: Twin, other: CohortRecords) -> Verdict:
     is_same = other.vocabulary == twin.records.vocabulary
     risk = twin.predict(twin.records).risk
     return canaries.future(risk, twin.predict(other).risk if is_same else None, n_changed=n_changed)
-
-
-def _metrics(name: str, c_index: Interval) -> dict[str, float]:
-    return {
-        f"canary/{name}_c_index": c_index.estimate,
-        f"canary/{name}_c_index_lower": c_index.lower,
-        f"canary/{name}_c_index_upper": c_index.upper,
-    }
 
 
 def _summary(config: RunConfig, records: CohortRecords, c_index: Interval) -> str:
