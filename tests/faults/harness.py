@@ -24,7 +24,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import pods  # noqa: E402
 from pods import AFTERWARDS, POINTS, Fault  # noqa: E402
-from reliability import code, command, machine, write_section  # noqa: E402
+from reliability import code, command, machine, series_options, write_section  # noqa: E402
 from study import Outcome, is_finished, outcome_of, run_ids, write_study  # noqa: E402
 
 MOST_CALLS = {"step": 6, "checkpoint": 8, "validation": 3, "upload": 16, "drain": 5, "end": 1}
@@ -227,15 +227,7 @@ def main(seed: int, n_kills: int, *, file: Path | None, minutes: float) -> Accou
 
 
 if __name__ == "__main__":
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kills", type=int, default=40)
-    parser.add_argument("--report", type=Path, help="the page to write")
-    parser.add_argument("--account", type=Path, help="file that keeps what was done, to go on with")
-    parser.add_argument("--minutes", type=float, default=1e6, help="stop after the run in which they are over")
-    given = parser.parse_args()
+    given = series_options("kills", n_default=40).parse_args()
     done = main(given.seed, given.kills, file=given.account, minutes=given.minutes)
     section = report(done, given.seed, given.kills)
     print(section)

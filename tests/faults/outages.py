@@ -28,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(
 
 import pods  # noqa: E402
 from harness import Account, tracking_server  # noqa: E402
-from reliability import code, command, machine, write_section  # noqa: E402
+from reliability import code, command, machine, series_options, write_section  # noqa: E402
 from study import Outcome, outcome_of, run_ids, write_study  # noqa: E402
 from weather import proxy  # noqa: E402
 
@@ -307,15 +307,7 @@ def main(seed: int, n_rounds: int, *, file: Path | None, minutes: float) -> dict
 
 
 if __name__ == "__main__":
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--report", type=Path, help="the page to write")
-    parser.add_argument("--account", type=Path, help="file that keeps what was done, to go on with")
-    parser.add_argument("--minutes", type=float, default=1e6, help="stop after the round in which they are over")
-    given = parser.parse_args()
+    given = series_options("rounds", n_default=5).parse_args()
     done = main(given.seed, given.rounds, file=given.account, minutes=given.minutes)
     if done["rounds"]:
         section = report(done, given.seed)

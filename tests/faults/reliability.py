@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import re
@@ -41,6 +42,17 @@ def code() -> str:
 def command() -> str:
     """The words that this process was started with, without what tells the machine's folders."""
     return " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+
+
+def series_options(what: str, *, n_default: int) -> argparse.ArgumentParser:
+    """The options of a series of so many kills or rounds."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(f"--{what}", type=int, default=n_default)
+    parser.add_argument("--report", type=Path, help="the page to write")
+    parser.add_argument("--account", type=Path, help="file that keeps what was done, to go on with")
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop after the run or round in which they are over")
+    return parser
 
 
 def write_section(page: Path, name: str, text: str) -> None:
