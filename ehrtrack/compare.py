@@ -156,6 +156,19 @@ def differences(
     if not candidates:
         return {}
     base = min(candidates, key=_validation_order).run_id
+    return differences_to(base, rows, predictions, n_resamples=n_resamples, seed=seed)
+
+
+def differences_to(
+    base: str,
+    rows: Sequence[RunRow],
+    predictions: Mapping[str, pl.DataFrame],
+    *,
+    n_resamples: int = 500,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """As `differences`, to the run with id `base`, which is one of `rows` and has predictions."""
+    _require_one_cohort(rows)
     _require_one_key([row for row in rows if row.run_id in predictions])
     return {
         row.run_id: _paired(row.run_id, base, predictions, n_resamples=n_resamples, seed=seed)
@@ -229,26 +242,26 @@ def to_markdown(table: pl.DataFrame, *, reference: str = REFERENCE_MODEL) -> str
         ("model", False, lambda row: row["model"] or ""),
         ("strategy", False, lambda row: row["strategy"] or ""),
         ("size", False, lambda row: row["size"] or ""),
-        ("parameters", True, lambda row: _number(row["n_parameters"], ",d")),
-        ("trainable", True, lambda row: _number(row["n_trainable"], ",d")),
-        ("MB", True, lambda row: _number(row["checkpoint_mb"], ".2f")),
-        ("seconds", True, lambda row: _number(row["seconds"], ",.1f")),
-        ("val C-index", True, lambda row: _number(row["val_c_index"], ".3f")),
+        ("parameters", True, lambda row: number_text(row["n_parameters"], ",d")),
+        ("trainable", True, lambda row: number_text(row["n_trainable"], ",d")),
+        ("MB", True, lambda row: number_text(row["checkpoint_mb"], ".2f")),
+        ("seconds", True, lambda row: number_text(row["seconds"], ",.1f")),
+        ("val C-index", True, lambda row: number_text(row["val_c_index"], ".3f")),
         (
             "test C-index (95 % interval)",
             False,
-            lambda row: _interval(row, "test_c_index", "test_lower", "test_upper"),
+            lambda row: interval_text(row, "test_c_index", "test_lower", "test_upper", ".3f"),
         ),
         (
             "% of attainable (95 % interval)",
             False,
-            lambda row: _percent(row, "attainable", "attainable_lower", "attainable_upper"),
+            lambda row: interval_text(row, "attainable", "attainable_lower", "attainable_upper", ".0%"),
         ),
-        ("test IBS", True, lambda row: _number(row["test_ibs"], ".4f")),
+        ("test IBS", True, lambda row: number_text(row["test_ibs"], ".4f")),
         (
             f"difference to {reference} (95 % interval)",
             False,
-            lambda row: _interval(row, "difference", "difference_lower", "difference_upper", sign="+"),
+            lambda row: interval_text(row, "difference", "difference_lower", "difference_upper", "+.3f"),
         ),
         ("verdict", False, lambda row: row["verdict"] or ""),
         ("run", False, lambda row: row["run_id"][:8]),
@@ -269,24 +282,17 @@ def _aligned(columns: list[tuple[str, bool, list[str]]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in zip(*padded, strict=True)) + "\n"
 
 
-def _number(value: float | None, form: str) -> str:
+def number_text(value: float | None, form: str) -> str:
+    """A cell with a number, empty where it is not known."""
     return "" if value is None else format(value, form)
 
 
-def _interval(row: dict[str, Any], estimate: str, lower: str, upper: str, *, sign: str = "") -> str:
-    if row[estimate] is None:
-        return ""
-    text = format(row[estimate], f"{sign}.3f")
-    if row[lower] is None or row[upper] is None:
+def interval_text(row: Mapping[str, Any], estimate: str, lower: str, upper: str, form: str) -> str:
+    """A cell such as ``0.612 [0.537, 0.684]``: without bounds where they are not known, empty without an estimate."""
+    text = number_text(row[estimate], form)
+    if not text or row[lower] is None or row[upper] is None:
         return text
-    return f"{text} [{row[lower]:{sign}.3f}, {row[upper]:{sign}.3f}]"
-
-
-def _percent(row: dict[str, Any], estimate: str, lower: str, upper: str) -> str:
-    if row[estimate] is None:
-        return ""
-    bounds = "" if row[lower] is None or row[upper] is None else f" [{row[lower]:.0%}, {row[upper]:.0%}]"
-    return f"{row[estimate]:.0%}{bounds}"
+    return f"{text} [{row[lower]:{form}}, {row[upper]:{form}}]"
 
 
 def _is_known(value: float | None) -> bool:

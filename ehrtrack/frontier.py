@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
-from ehrtrack.compare import verdict_of
+from ehrtrack.compare import interval_text, number_text, verdict_of
 from ehrtrack.search_space import Scalar
 from ehrtrack.survival.bootstrap import Interval
 
@@ -98,21 +99,14 @@ def to_markdown(table: pl.DataFrame, parameter: str) -> str:
             _with_interval(row, "c_index", ".3f"),
             _with_interval(row, "difference", "+.3f"),
             row["verdict"],
-            _number(row["ibs"], ".4f"),
+            number_text(row["ibs"], ".4f"),
             _with_interval(row, "calibration_slope", ".2f"),
-            _number(row["ici"], ".3f"),
-            _number(row["val_c_index"], ".3f"),
+            number_text(row["ici"], ".3f"),
+            number_text(row["val_c_index"], ".3f"),
         ]
         lines.append(" | ".join(cells))
     return "".join(f"| {line} |\n" for line in lines)
 
 
-def _with_interval(row: Mapping[str, float | None], name: str, form: str) -> str:
-    estimate, lower, upper = (row[key] for key in (name, f"{name}_lower", f"{name}_upper"))
-    if estimate is None or lower is None or upper is None:
-        return _number(estimate, form)
-    return f"{estimate:{form}} [{lower:{form}}, {upper:{form}}]"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def _with_interval(row: Mapping[str, Any], name: str, form: str) -> str:
+    return interval_text(row, name, f"{name}_lower", f"{name}_upper", form)

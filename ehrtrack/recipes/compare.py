@@ -57,7 +57,7 @@ def compare(config: RunConfig) -> Comparison:
         If the study has no finished run.
     """
     records = search_runs(config.study, kinds=["finetune", "baseline"])
-    rows = [_row(record) for record in records]
+    rows = [run_row(record) for record in records]
     if not rows:
         raise DataError(
             f"study {config.study!r} has no finished finetune or baseline run on this tracking server; "
@@ -68,7 +68,7 @@ def compare(config: RunConfig) -> Comparison:
     with open_run(config, kind="compare", sections=SECTIONS, name="compare") as run:
         texts = {}
         for cohort, group in group_by_cohort(rows).items():
-            table = benchmark_table(group, differences(group, _predictions(group)))
+            table = benchmark_table(group, differences(group, read_test_predictions(group)))
             texts[cohort] = to_markdown(table)
             run.logger.log_table(table, f"benchmark/{cohort}.csv")
             run.logger.log_text(texts[cohort], f"benchmark/{cohort}.md")
@@ -115,7 +115,8 @@ def describe_champion(name: str) -> str:
     )
 
 
-def _row(record: RunRecord) -> RunRow:
+def run_row(record: RunRecord) -> RunRow:
+    """A finished fine-tuning or baseline run, as a comparison sees it."""
     metrics, params = record.metrics, record.params
     is_baseline = record.kind == "baseline"
     return RunRow(
@@ -154,7 +155,7 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _predictions(rows: list[RunRow]) -> dict[str, pl.DataFrame]:
+def read_test_predictions(rows: list[RunRow]) -> dict[str, pl.DataFrame]:
     """Test predictions by run id, for paired differences."""
     with tempfile.TemporaryDirectory() as folder:
         return {

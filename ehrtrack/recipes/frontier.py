@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
-import polars as pl
-
 from ehrtrack import plots
-from ehrtrack.compare import RunRow, differences
+from ehrtrack.compare import differences_to
 from ehrtrack.config import RunConfig, override, parse_value
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError
 from ehrtrack.frontier import Point, conclusion, frontier_table, to_markdown
-from ehrtrack.privacy import RAW
 from ehrtrack.recipes._adapt import latest_pretrain
 from ehrtrack.recipes._run import Run, describe, open_run
+from ehrtrack.recipes.compare import read_test_predictions, run_row
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.search_space import Scalar
-from ehrtrack.tracking.names import SUBJECT_KEY
-from ehrtrack.tracking.queries import RunRecord, download, get_run, search_runs
+from ehrtrack.tracking.queries import RunRecord, get_run, search_runs
 from ehrtrack.training.ranks import join_ranks
 
 SECTIONS = ("study", "data", "cohort", "model", "objective", "strategy", "init", "train", "frontier", "runtime")
@@ -74,25 +68,8 @@ def _finished(study: str, key: str, parameter: str) -> dict[Scalar, RunRecord]:
 
 
 def _points(found: dict[Scalar, RunRecord]) -> list[Point]:
-    records = list(found.values())
-    with tempfile.TemporaryDirectory() as folder:
-        predictions = {
-            record.run_id: pl.read_parquet(
-                download(record.run_id, "predictions/test.parquet", Path(folder) / record.run_id)
-            )
-            for record in records
-        }
-    rows = [
-        RunRow(
-            record.run_id,
-            record.kind,
-            model="first" if record is records[0] else "other",
-            cohort_fingerprint=record.tags["fingerprint.cohort"],
-            subject_key=record.tags.get(SUBJECT_KEY, RAW),
-        )
-        for record in records
-    ]
-    against_first = differences(rows, predictions, reference="first")
+    rows = [run_row(record) for record in found.values()]
+    against_first = differences_to(rows[0].run_id, rows, read_test_predictions(rows))
     return [
         Point(value, record.run_id, record.metrics, against_first.get(record.run_id)) for value, record in found.items()
     ]

@@ -16,7 +16,7 @@ from ehrtrack.objectives.survival import Predictions
 from ehrtrack.recipes._evaluate import attained, log_evaluation
 from ehrtrack.recipes._oracle import score_oracle, truth_beside
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort
-from ehrtrack.recipes.compare import _row
+from ehrtrack.recipes.compare import run_row
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.survival.evaluation import EvaluationConfig
 from ehrtrack.survival.time_grid import TimeGrid
@@ -89,7 +89,7 @@ def test_a_comparison_reads_what_the_run_logged() -> None:
         metrics=metrics, tags={"fingerprint.cohort": "c"}, started=now, ended=now, experiment_id="1",
         parent_run_id=None,
     )  # fmt: skip
-    row = _row(record)
+    row = run_row(record)
     found = (row.attainable, row.attainable_lower, row.attainable_upper, row.oracle_c_index, row.oracle_lower)
     assert found == tuple(metrics.values())
     assert row.oracle_upper is None
