@@ -11,15 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ehrtrack import plugins
 from ehrtrack.config import RunConfig, override
 from ehrtrack.data.batch import Batches
 from ehrtrack.errors import ConfigError
-from ehrtrack.models.behrt import Behrt, EhrModel
-from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.recipes._adapt import adapt
 from ehrtrack.recipes._advice_measure import Cost, measure
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort, seed_everything
-from ehrtrack.recipes._train import set_up
 from ehrtrack.strategies._protocol import parameter_table
 from ehrtrack.training.ranks import join_ranks
 
@@ -200,22 +197,20 @@ def _option(
         "objective.lambda_rank": rule.lambda_rank[0],
         "train.batch_tokens": max(_batch_tokens(mean_tokens, n_subjects), config.data.max_tokens),
     }
-    chosen = override(config, overrides)
+    chosen = override(config, overrides | {"init.embeddings": ""})  # what a step costs does not depend on the weights
     ranks = join_ranks(config.runtime.device)
-    rows = records.rows["train"]
-    facts = TrainingFacts(records.token_counts(), records.outcomes[rows], records.cohort.horizon_days)
-    objective = plugins.load("objectives", "survival").build(chosen.objective, facts)
-    encoder = Behrt(chosen.model, len(records.vocabulary))
-    plain = set_up(EhrModel(encoder, objective.make_head(encoder.width)), chosen, ranks)
-    strategy = plugins.load("strategies", name)
-    keeps_encoder = strategy.keeps_encoder(chosen.strategy)
-    model = strategy.apply(plain, chosen.strategy).to(ranks.device)
-    budget = int(overrides["train.batch_tokens"])
+    adapted = adapt(chosen, records, None, ranks)
     batches = Batches(
-        records.store, rows, budget, config.data.max_tokens, outcomes=records.outcomes, shuffle_seed=config.runtime.seed
+        records.store,
+        records.rows["train"],
+        int(overrides["train.batch_tokens"]),
+        config.data.max_tokens,
+        outcomes=records.outcomes,
+        shuffle_seed=config.runtime.seed,
     )
-    counts = parameter_table(model).row(-1, named=True)
-    cost = measure(model, objective, batches, ranks.device, encoder=plain if keeps_encoder else None, seconds=seconds)
+    counts = parameter_table(adapted.model).row(-1, named=True)
+    encoder = adapted.plain if adapted.strategy.keeps_encoder(chosen.strategy) else None
+    cost = measure(adapted.model, adapted.objective, batches, ranks.device, encoder=encoder, seconds=seconds)
     return Option(overrides, counts["total"], counts["trainable"], cost)
 
 
