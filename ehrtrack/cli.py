@@ -55,6 +55,17 @@ def _overrides(extra: Sequence[str]) -> list[tuple[str, str]]:
     return overrides
 
 
+def _load(config: Path, overrides: list[tuple[str, str]], *, objective: str = "survival") -> RunConfig:
+    """The configuration; a missing file is told before anything else is imported."""
+    from ehrtrack.study_file import read_study_file
+
+    read_study_file(config)
+
+    from ehrtrack.config import load_config
+
+    return load_config(config, overrides, objective=objective)
+
+
 def _is_first_rank() -> bool:
     """Whether this process is rank 0 of those that torchrun started, or none of them."""
     return os.environ.get("RANK", "0") == "0"
@@ -66,14 +77,7 @@ def _recipe(objective: str) -> Callable[[Callable[[RunConfig], Any]], click.Comm
     def decorate(function: Callable[[RunConfig], Any]) -> click.Command:
         @click.pass_context
         def command(context: click.Context, config: Path) -> None:
-            from ehrtrack.study_file import read_study_file
-
-            overrides = _overrides(context.args)
-            read_study_file(config)  # a missing file is told before anything else is imported
-
-            from ehrtrack.config import load_config
-
-            loaded = load_config(config, overrides, objective=objective)
+            loaded = _load(config, _overrides(context.args), objective=objective)
             if _is_first_rank():
                 from ehrtrack.tracking.drainer import is_offline
                 from ehrtrack.tracking.server import check_reachable
@@ -202,18 +206,13 @@ def tokenize(
     The machines share runtime.cache and the data. They may start in any order, again, and after being killed; the
     last one joins the slices. Any setting can be overridden: --runtime.cache /shared/cache.
     """
-    from ehrtrack.study_file import read_study_file
-
-    read_study_file(config)
-
-    from ehrtrack.config import load_config
-    from ehrtrack.data.shards import parse_slice
-
-    part = parse_slice(shard)
     chosen = {"runtime.engine": engine, "runtime.workers": workers}
     given = [(name, str(value)) for name, value in chosen.items() if value is not None]
     objective = "mlm" if recipe == "pretrain" else "survival"
-    loaded = load_config(config, _overrides(context.args) + given, objective=objective)
+    loaded = _load(config, _overrides(context.args) + given, objective=objective)
+    from ehrtrack.data.shards import parse_slice
+
+    part = parse_slice(shard)
     from ehrtrack.recipes.tokenize import tokenize as run_tokenize
 
     run_tokenize(loaded, recipe=recipe, part=part)
@@ -227,15 +226,10 @@ def tokenize(
 @click.pass_context
 def embed(context: click.Context, config: Path, out: Path, width: int, epochs: int) -> None:
     """Fit Med2Vec-style code embeddings on the training subjects' records: init.embeddings starts from them."""
-    from ehrtrack.study_file import read_study_file
-
-    read_study_file(config)
-
-    from ehrtrack.config import load_config
+    loaded = _load(config, _overrides(context.args), objective="mlm")
     from ehrtrack.recipes.embed import embed as run_embed
     from ehrtrack.training.settings import SkipGramConfig
 
-    loaded = load_config(config, _overrides(context.args), objective="mlm")
     run_embed(loaded, out, SkipGramConfig(epochs=epochs), width=width)
 
 
@@ -248,15 +242,10 @@ def advise(context: click.Context, config: Path, price: float | None) -> None:
 
     Any setting can be overridden: --model.size medium --runtime.device cuda.
     """
-    from ehrtrack.study_file import read_study_file
-
-    overrides = _overrides(context.args)
-    read_study_file(config)
-
-    from ehrtrack.config import load_config
+    loaded = _load(config, _overrides(context.args))
     from ehrtrack.recipes.advise import advise as run_advise
 
-    click.echo(run_advise(load_config(config, overrides), price=price).to_text())
+    click.echo(run_advise(loaded, price=price).to_text())
 
 
 @cli.command()
