@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ehrtrack.data.events import MedsDataset, fingerprint_of, life_spans
 from ehrtrack.data.index_rules import Index, birthday, check_births, index_dates
-from ehrtrack.data.labels import read_labels
+from ehrtrack.data.labels import CAUSE, read_labels
 from ehrtrack.data.outcomes import OutcomeConfig, add_follow_up, add_outcome, clip_to_horizon, midnight
 from ehrtrack.data.splits import SPLITS, SplitConfig, assign_splits
 from ehrtrack.data.visits import DAYS_PER_YEAR, days_between
@@ -81,14 +81,8 @@ def build_cohort(dataset: MedsDataset, config: CohortConfig, split: SplitConfig)
         subjects = clip_to_horizon(subjects, horizon_days)
     else:
         subjects, attrition, horizon_days = _from_rules(dataset, config)
-    columns = [
-        "subject_id",
-        "index_date",
-        "follow_up_days",
-        "is_event",
-        *(c for c in ("cause",) if c in subjects.columns),
-    ]
-    subjects = subjects.sort("subject_id").select(columns)
+    columns = ["subject_id", "index_date", "follow_up_days", "is_event"]
+    subjects = subjects.sort("subject_id").select(*columns, *([CAUSE] if CAUSE in subjects.columns else []))
     subjects = subjects.with_columns(assign_splits(subjects["subject_id"], split))
     _check_events(subjects)
     # The labels' path is left out: the table holds what the file says, wherever it lies.

@@ -71,7 +71,7 @@ def _read(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
             f"{path} lacks {', '.join(missing)} (it has {', '.join(table.columns)}); "
             f"labels need the columns {', '.join(columns)}"
         )
-    return table.select(*columns, *(name for name in (CAUSE,) if name in table.columns))
+    return table.select(*columns, *([CAUSE] if CAUSE in table.columns else []))
 
 
 def _read_times(column: pl.Series, path: Path) -> pl.Series:
