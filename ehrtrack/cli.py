@@ -321,6 +321,18 @@ def predict(model: str, data: Path, labels: Path, out: Path, engine: str, worker
 
 
 @cli.command()
+@click.argument("model")
+@click.option("--days", multiple=True, required=True, type=float, help="a landmark, from the index date; repeat it")
+def landmarks(model: str, days: tuple[float, ...]) -> None:
+    """Score a model (run id, models:/NAME@champion) again later, on those still followed: --days 0 --days 365."""
+    from ehrtrack.recipes.landmarks import landmarks as run_landmarks
+    from ehrtrack.tracking.server import check_reachable
+
+    check_reachable()
+    run_landmarks(model, days)
+
+
+@cli.command()
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(exists=True, path_type=Path))
 def sync(folder: Path | None) -> None:
     """Send what runs could not: their journals under DIR (.ehrtrack). Exit code 1 if something is left."""

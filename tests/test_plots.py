@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from ehrtrack import plots
 from ehrtrack.errors import DataError
 from ehrtrack.plots import ForestRow
+from ehrtrack.survival.bootstrap import Interval
 from ehrtrack.survival.calibration import calibration_table
 
 HISTORY = [
@@ -154,3 +155,20 @@ def test_an_empty_comparison_is_refused() -> None:
 def test_too_many_risk_groups_are_refused() -> None:
     with pytest.raises(DataError, match="9 risk groups; the figure shows 1 to 5"):
         plots.kaplan_meier_by_risk(RISK, DAYS, EVENT, n_groups=9)
+
+
+def test_landmark_plot_shows_every_landmark_and_the_c_index_of_all() -> None:
+    table = pl.DataFrame(
+        {
+            "landmark_days": [0.0, 365.0],
+            "c_index": [0.70, 0.72],
+            "c_index_lower": [0.68, 0.69],
+            "c_index_upper": [0.72, 0.75],
+            "ibs": [0.10, 0.09],
+            "ibs_kaplan_meier": [0.12, 0.11],
+        }
+    )
+    c_index, ibs = plots.landmark_plot(table, Interval(0.705, 0.69, 0.72)).axes
+    assert c_index.lines[0].get_ydata()[0] == 0.705
+    assert list(c_index.lines[-1].get_xydata()[:, 1]) == [0.70, 0.72]
+    assert [list(line.get_ydata()) for line in ibs.lines] == [[0.12, 0.11], [0.10, 0.09]]

@@ -14,7 +14,7 @@ from ehrtrack.data.index_rules import Index, birthday, check_births, index_dates
 from ehrtrack.data.labels import CAUSE, read_labels
 from ehrtrack.data.outcomes import OutcomeConfig, add_follow_up, add_outcome, clip_to_horizon, midnight
 from ehrtrack.data.splits import SPLITS, SplitConfig, assign_splits
-from ehrtrack.data.visits import DAYS_PER_YEAR, days_between
+from ehrtrack.data.visits import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, days_between
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.section import Section
 
@@ -24,6 +24,9 @@ class CohortConfig(Section):
 
     Ages are completed years at the index date, both bounds included. Follow-up ends for everybody at the
     start (00:00) of `end_of_study`. With labels, `horizon_days` defaults to the longest follow-up.
+    `landmark_days` moves everybody's index date that far on, to a landmark (van Houwelingen 2007, "Dynamic Prediction
+    by Landmarking in Event History Analysis", Scand J Stat 34): what came by then is known, and those whose follow-up
+    has ended by then are left out. Who is eligible is judged at the index date, not at the landmark.
     """
 
     labels: Path | None = None
@@ -34,6 +37,7 @@ class CohortConfig(Section):
     min_age_years: int | None = Field(default=None, ge=0)
     max_age_years: int | None = Field(default=None, ge=0)
     end_of_study: date | None = None
+    landmark_days: float = Field(default=0, ge=0)
     exclude_prior_outcome: bool = True
 
     def model_post_init(self, _context: object) -> None:
@@ -157,9 +161,12 @@ def _from_rules(dataset: MedsDataset, config: CohortConfig) -> tuple[pl.DataFram
     flow.subjects = add_outcome(flow.subjects, dataset.scan(), config.outcome)
     if config.exclude_prior_outcome:
         flow.keep("no outcome at or before the index date", ~pl.col("has_prior_outcome"))
-    flow.subjects = add_follow_up(flow.subjects, horizon_days=config.horizon_days, end_of_study=config.end_of_study)
+    until_days = config.landmark_days + config.horizon_days
+    flow.subjects = add_follow_up(flow.subjects, horizon_days=until_days, end_of_study=config.end_of_study)
     flow.keep("follow-up after the index date", pl.col("follow_up_days") > 0)
-    return flow.subjects, flow.table(), config.horizon_days
+    _move_to_landmark(flow, config.landmark_days)
+    rounded = pl.col("follow_up_days").clip(upper_bound=config.horizon_days)  # .1 + .2 is more than .3
+    return flow.subjects.with_columns(rounded), flow.table(), config.horizon_days
 
 
 def _from_labels(dataset: MedsDataset, path: Path, config: CohortConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -172,7 +179,18 @@ def _from_labels(dataset: MedsDataset, path: Path, config: CohortConfig) -> tupl
     flow.keep("alive at the prediction time", (pl.col("death") > index).fill_null(True))
     _keep_eligible(flow, config)
     flow.keep("follow-up after the prediction time", pl.col("follow_up_days") > 0)
+    _move_to_landmark(flow, config.landmark_days)
     return flow.subjects, flow.table()
+
+
+def _move_to_landmark(flow: _Attrition, landmark_days: float) -> None:
+    if not landmark_days:
+        return
+    flow.keep("follow-up after the landmark", pl.col("follow_up_days") > landmark_days)
+    flow.subjects = flow.subjects.with_columns(
+        index_date=pl.col("index_date") + pl.duration(microseconds=round(landmark_days * MICROSECONDS_PER_DAY)),
+        follow_up_days=pl.col("follow_up_days") - landmark_days,
+    )
 
 
 def _keep_eligible(flow: _Attrition, config: CohortConfig) -> None:

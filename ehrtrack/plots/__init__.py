@@ -8,6 +8,7 @@ from ehrtrack.plots.cohort import attrition_flow
 from ehrtrack.plots.evaluation import calibration_curves, decision_curve_plot, discrimination_plot
 from ehrtrack.plots.forest import ForestRow, comparison_plot, subgroup_forest
 from ehrtrack.plots.frontier import frontier_plot
+from ehrtrack.plots.landmarks import landmark_plot
 from ehrtrack.plots.survival import calibration_plot, kaplan_meier_by_risk
 from ehrtrack.plots.training import History, loss_curves, losses_beside_trivial, metric_curves
 
@@ -22,6 +23,7 @@ __all__ = [
     "discrimination_plot",
     "frontier_plot",
     "kaplan_meier_by_risk",
+    "landmark_plot",
     "loss_curves",
     "losses_beside_trivial",
     "metric_curves",

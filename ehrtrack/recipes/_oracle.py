@@ -10,6 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ehrtrack.data.batch import Outcomes
+from ehrtrack.data.cohort import CohortConfig
 from ehrtrack.errors import DataError
 from ehrtrack.recipes._prepare import CohortRecords, Rows
 from ehrtrack.survival.attainable import attainable_interval
@@ -31,10 +32,12 @@ class Oracle:
         return self.c_index.to_metrics("test/oracle_c_index") | self.attained.to_metrics("test/attainable")
 
 
-def truth_beside(labels: Path | None) -> Path | None:
-    """The file of true risks of a simulated cohort, or None."""
-    truth = labels.parent / TRUTH if labels is not None else None
-    return truth if truth is not None and truth.is_file() else None
+def truth_beside(cohort: CohortConfig | None) -> Path | None:
+    """The file of true risks of a simulated cohort, or None; they are of the index date, and of no later landmark."""
+    if cohort is None or cohort.labels is None or cohort.landmark_days:
+        return None
+    truth = cohort.labels.parent / TRUTH
+    return truth if truth.is_file() else None
 
 
 def score_oracle(

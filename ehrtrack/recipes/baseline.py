@@ -81,7 +81,7 @@ def baseline(config: RunConfig) -> Run:
             validation=predictions("validation"),
             test=predictions("test"),
             seed=config.runtime.seed,
-            truth=truth_beside(config.cohort.labels if config.cohort else None),
+            truth=truth_beside(config.cohort),
         )
         with tempfile.TemporaryDirectory() as folder:
             write_model_folder(

@@ -95,7 +95,7 @@ def finetune(
             validation=validation,
             test=test,
             seed=config.runtime.seed,
-            truth=truth_beside(config.cohort.labels if config.cohort else None),
+            truth=truth_beside(config.cohort),
         )
         of_test = records.outcomes[test.rows]
         log_causes(run.logger, test, of_test, horizon_days=objective.grid.horizon_days, seed=config.runtime.seed)

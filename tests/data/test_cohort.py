@@ -267,3 +267,25 @@ def test_leap_day_child_turns_a_year_older_on_28_february_in_common_years(follow
         (2, "2018-03-10", "B"),
     ]
     assert follow(rows, min_age_years=18) == {1: ("2018-02-28", 10.0, False)}
+
+
+# landmarks
+
+
+def test_at_a_landmark_those_still_followed_begin_anew(follow):
+    rows = [
+        *[(1, "2020-01-01", "A"), (1, "2020-01-21", "X")],  # the outcome before the landmark
+        *[(2, "2020-01-01", "A"), (2, "2020-02-10", "X"), (2, "2020-06-01", "B")],
+        *[(3, "2020-01-01", "A"), (3, "2020-01-31", "B")],  # followed up to the landmark and not beyond it
+        *[(4, "2020-01-01", "A"), (4, "2020-12-31", "B")],
+    ]
+    assert follow(rows, landmark_days=30, horizon_days=100) == {
+        2: ("2020-01-31", 10.0, True),
+        4: ("2020-01-31", 100.0, False),  # the horizon is as long as it was
+    }
+
+
+def test_follow_up_from_a_landmark_is_never_longer_than_the_horizon(follow):
+    rows = [(1, "2020-01-01", "A"), (1, "2020-06-01", "B")]
+    assert 0.3 < 0.1 + 0.3 - 0.1
+    assert follow(rows, landmark_days=0.1, horizon_days=0.3) == {1: ("2020-01-01 02:24:00", 0.3, False)}

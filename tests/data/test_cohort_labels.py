@@ -146,3 +146,12 @@ def test_moving_the_labels_file_keeps_the_fingerprint(make_dataset, tmp_path, mo
         (tmp_path / name).write_text(f"{HEADER}1,2020-01-01,{follow_up},1\n")
         prints.append(build_cohort(dataset, CohortConfig(labels=tmp_path / name), SplitConfig()).fingerprint)
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_labels_at_a_landmark(label):
+    cohort = label("1,2020-01-01,100,1\n2,2020-01-01,90,1\n3,2020-01-01,30,1\n", landmark_days=30, horizon_days=65)
+    assert cohort.subjects.drop("split").rows() == [
+        (1, datetime(2020, 1, 31), 65.0, False),
+        (2, datetime(2020, 1, 31), 60.0, True),
+    ]
+    assert cohort.attrition.row(-1) == ("follow-up after the landmark", 2, 1)

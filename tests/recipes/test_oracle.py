@@ -11,6 +11,7 @@ import pytest
 from lifelines.utils import concordance_index
 from simulated import study
 
+from ehrtrack.data.cohort import CohortConfig
 from ehrtrack.errors import DataError
 from ehrtrack.objectives.survival import Predictions
 from ehrtrack.recipes._evaluate import attained, log_evaluation
@@ -51,7 +52,7 @@ def test_a_run_on_simulated_subjects_logs_the_oracle_and_its_share(target_site: 
         validation=blurred(records.rows["validation"]),
         test=blurred(rows),
         seed=0,
-        truth=truth_beside(target_site / "labels.parquet"),
+        truth=truth_beside(CohortConfig(labels=target_site / "labels.parquet")),
         config=EvaluationConfig(n_resamples=20, recalibration="none", conformal_coverage=0),
     )
     outcomes = records.outcomes[rows]
@@ -68,7 +69,7 @@ def test_a_run_on_simulated_subjects_logs_the_oracle_and_its_share(target_site: 
 
 def test_labels_without_a_truth_beside_them_have_no_oracle(tmp_path: Path) -> None:
     assert truth_beside(None) is None
-    assert truth_beside(tmp_path / "labels.csv") is None
+    assert truth_beside(CohortConfig(labels=tmp_path / "labels.csv")) is None
 
 
 def test_the_truth_of_another_population_is_refused(target_site: Path, records: CohortRecords, tmp_path: Path) -> None:

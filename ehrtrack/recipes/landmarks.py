@@ -1,0 +1,148 @@
+"""Landmarks: a model that was fitted at the index date, asked again later of those who are still followed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ehrtrack import plots
+from ehrtrack.config import RunConfig, override
+from ehrtrack.data.batch import Outcomes
+from ehrtrack.data.cohort import Cohort, build_cohort
+from ehrtrack.data.events import open_dataset
+from ehrtrack.errors import ConfigError
+from ehrtrack.privacy import hide_small
+from ehrtrack.recipes._evaluate import Evaluation, evaluate_survival
+from ehrtrack.recipes._run import Run, describe, open_run
+from ehrtrack.recipes.predict import Predictor, load_predictor
+from ehrtrack.survival.bootstrap import Interval
+from ehrtrack.survival.landmarks import AtLandmark, pooled_c_index
+from ehrtrack.tracking.queries import download, resolve_run
+
+SECTIONS = ("study", "data", "cohort", "runtime")
+
+
+@dataclass(frozen=True)
+class Landmark:
+    """What a model says at a landmark of the test subjects who are followed beyond it.
+
+    Attributes
+    ----------
+    days : from the index date
+    predictions : subject_id, risk, follow_up_days, is_event; days from the landmark on
+    """
+
+    days: float
+    predictions: pl.DataFrame
+    evaluation: Evaluation
+
+    @property
+    def subjects(self) -> AtLandmark:
+        """For the C-index over all landmarks."""
+        columns = ("subject_id", "risk", "follow_up_days", "is_event")
+        return AtLandmark(*(self.predictions[name].to_numpy() for name in columns))
+
+
+def landmarks(model: str, days: Sequence[float]) -> Run:
+    """Score a run's model at several index times a subject, and log a table, a plot and the predictions.
+
+    At each landmark the test subjects who are still followed are scored by what is known of them by then, for the
+    model's horizon from there on. Subjects stay in the split that they were in, so the model has seen none of them.
+
+    Parameters
+    ----------
+    model : run id, ``models:/NAME@champion`` or ``models:/NAME/VERSION``
+    days : from the index date; 0 is the index date itself
+
+    Raises
+    ------
+    EhrtrackError
+        If the model, its data or the tracking server cannot be used, or too few are followed beyond a landmark.
+    """
+    if not days or min(days) < 0:
+        raise ConfigError(f"--days {list(days)}: landmarks are days from the index date on, such as 0 and 365")
+    reference = resolve_run(model)
+    with tempfile.TemporaryDirectory() as folder:
+        predictor = load_predictor(download(reference.run_id, reference.artifact_path, Path(folder)))
+    config = predictor.folder.config
+    with open_run(config, kind="landmarks", sections=SECTIONS, name="landmarks") as run:
+        run.logger.set_tags({"model_run": reference.run_id})
+        scored = list(_scored(predictor, config, sorted(set(days))))
+        pooled = pooled_c_index([at.subjects for at in scored], seed=config.runtime.seed)
+        table = landmark_table(scored)
+        of_all = pl.concat([at.predictions.with_columns(landmark_days=at.days) for at in scored])
+        run.logger.log_table(table, "landmarks.csv")
+        run.logger.log_table(of_all, "predictions/landmarks.parquet")
+        run.logger.log_figure(plots.landmark_plot(table, pooled), "plots/landmarks.png")
+        metrics = pooled.to_metrics("test/landmark_c_index")
+        run.logger.log_metrics(metrics, step=0)
+        text = _to_markdown(table)
+        facts = {"model of run": reference.run_id, "C-index over all landmarks (95 % interval)": str(pooled)}
+        run.logger.set_description(describe("Landmarks", facts) + f"\n{text}")
+        print(f"\n{text}\nC-index over all landmarks: {pooled}\n", flush=True)
+        return run.finished(metrics)
+
+
+def landmark_table(scored: Sequence[Landmark]) -> pl.DataFrame:
+    """One line a landmark.
+
+    Returns
+    -------
+    landmark_days, n_subjects, n_events (text; few are hidden), c_index with its interval, ibs, ibs_kaplan_meier (of the
+    training subjects who are followed beyond the landmark)
+    """
+    table = pl.DataFrame(
+        [
+            {
+                "landmark_days": at.days,
+                "n_subjects": at.predictions.height,
+                "n_events": int(at.predictions["is_event"].sum()),
+                **at.evaluation.c_index.to_metrics("c_index"),
+                "ibs": at.evaluation.ibs,
+                "ibs_kaplan_meier": at.evaluation.ibs_kaplan_meier,
+            }
+            for at in scored
+        ]
+    )
+    counts = ("n_subjects", "n_events")
+    return table.with_columns(pl.Series(name, hide_small(table[name].to_list()), dtype=pl.String) for name in counts)
+
+
+def _scored(predictor: Predictor, config: RunConfig, days: Sequence[float]) -> Iterator[Landmark]:
+    dataset = open_dataset(config.data.path)
+    for landmark_days in days:
+        settings = {"cohort.landmark_days": landmark_days, "cohort.horizon_days": predictor.grid.horizon_days}
+        moved = override(config, settings)
+        assert moved.cohort is not None  # a model that predicts survival was fitted on a cohort
+        cohort = build_cohort(dataset, moved.cohort, config.data.split)
+        test = cohort.subjects.filter(pl.col("split") == "test")
+        predicted = predictor.predict_dataset(dataset, test.select("subject_id", prediction_time="index_date"))
+        survival = np.array(predicted["survival"].to_list())
+        evaluation = evaluate_survival(
+            survival, predictor.grid, _outcomes(cohort, "train"), _outcomes(cohort, "test"), seed=config.runtime.seed
+        )
+        outcomes = test.select("subject_id", "follow_up_days", "is_event")
+        print(
+            f"landmark {landmark_days:g} days: {test.height:,} test subjects, C-index {evaluation.c_index}", flush=True
+        )
+        yield Landmark(landmark_days, outcomes.with_columns(predicted["risk"]), evaluation)
+
+
+def _outcomes(cohort: Cohort, split: str) -> Outcomes:
+    subjects = cohort.subjects.filter(pl.col("split") == split)
+    return Outcomes(subjects["follow_up_days"].to_numpy(), subjects["is_event"].to_numpy(), None)
+
+
+def _to_markdown(table: pl.DataFrame) -> str:
+    lines = ["landmark (days) | test subjects | events | C-index (95 % interval) | IBS | IBS of Kaplan–Meier"]
+    lines.append(" | ".join("---" for _ in lines[0].split("|")))
+    for row in table.iter_rows(named=True):
+        interval = Interval(row["c_index"], row["c_index_lower"], row["c_index_upper"])
+        counts = f"{row['landmark_days']:g} | {row['n_subjects']} | {row['n_events']}"
+        lines.append(f"{counts} | {interval} | {row['ibs']:.4f} | {row['ibs_kaplan_meier']:.4f}")
+    return "".join(f"| {line} |\n" for line in lines)

@@ -1,0 +1,63 @@
+"""One model at several landmarks: a C-index over all of them, with an interval that keeps subjects together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ehrtrack.survival.bootstrap import N_RESAMPLES, Interval, drawn_counts, percentile_interval
+from ehrtrack.survival.concordance import RankedSubjects
+from ehrtrack.survival.metrics import checked_predictions, require_comparable_pair
+
+
+@dataclass(frozen=True)
+class AtLandmark:
+    """The subjects who are still followed at a landmark.
+
+    Attributes
+    ----------
+    subject : (B,) identifiers, each once; a subject has the same one at every landmark
+    risk, follow_up_days, is_event : (B,) from the landmark on, as in `metrics.c_index`
+    """
+
+    subject: npt.NDArray[np.int64]
+    risk: npt.ArrayLike
+    follow_up_days: npt.ArrayLike
+    is_event: npt.ArrayLike
+
+
+def pooled_c_index(landmarks: Sequence[AtLandmark], *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Interval:
+    """C-index of all pairs of subjects at the same landmark, with its percentile interval over resampled subjects.
+
+    Two subjects are compared at each landmark at which both are still followed, never across landmarks: who has come
+    further has another time ahead. A subject that is drawn brings its rows at all landmarks along (a bootstrap of
+    clusters, Davison & Hinkley 1997, section 3.8), for they are far from independent: as rows of different subjects
+    they would make the interval too narrow. With one landmark it is `bootstrap.c_index_interval`.
+
+    Raises
+    ------
+    DataError
+        If a landmark has no comparable pair.
+    """
+    drawn, ranked = np.unique(np.concatenate([at.subject for at in landmarks])), []
+    for at in landmarks:
+        risk, days, event = checked_predictions(at.risk, at.follow_up_days, at.is_event)
+        require_comparable_pair(days, event)
+        ranked.append((np.searchsorted(drawn, at.subject), RankedSubjects.of(risk, days, event)))
+
+    def share(counts: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """(R,) of concordant among comparable pairs; NaN without one."""
+        comparable, concordant = np.zeros(len(counts)), np.zeros(len(counts))
+        for place, subjects in ranked:
+            of_landmark = subjects.resampled_pairs(counts[:, place])
+            comparable += of_landmark[0]
+            concordant += of_landmark[1]
+        found: npt.NDArray[np.float64] = np.full(len(counts), np.nan)
+        return np.divide(concordant, comparable, out=found, where=comparable > 0)
+
+    estimate = share(np.ones((1, len(drawn)), np.float32))[0]
+    resampled = [share(counts) for _, counts in drawn_counts(len(drawn), n_resamples=n_resamples, seed=seed)]
+    return percentile_interval(float(estimate), np.concatenate(resampled))
