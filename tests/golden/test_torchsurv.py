@@ -1,4 +1,4 @@
-"""Measures against torchsurv on made data with ties and heavy censoring; skipped where it is not installed."""
+"""Measures against torchsurv on made data with ties and heavy censoring."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torchsurv.metrics import brier_score, cindex
+from torchsurv.stats import ipcw
 
 from ehrtrack.survival.metrics import c_index, evaluation_times, integrated_brier_score
-
-cindex = pytest.importorskip("torchsurv.metrics.cindex")
-brier_score = pytest.importorskip("torchsurv.metrics.brier_score")
-ipcw = pytest.importorskip("torchsurv.stats.ipcw")
 
 
 @settings(max_examples=40, deadline=None)
