@@ -112,6 +112,22 @@ class CompetingRisks:
         return cause_likelihood(logits, torch.from_numpy(interval).to(logits.device), cause)  # (B,)
 
 
+class AnyCause(nn.Module):
+    """A model of R causes as one of any of them: hazard logits (B, K) for `objectives.survival.predict`.
+
+    With p_r = exp(l_r) / (1 + sum_j exp(l_j)), the odds of leaving an interval by any cause are sum_j exp(l_j).
+    """
+
+    def __init__(self, model: nn.Module, n_causes: int) -> None:
+        super().__init__()
+        self.model = model
+        self.n_causes = n_causes
+
+    def forward(self, batch: Batch) -> Tensor:
+        logits: Tensor = self.model(batch)  # (B, K R)
+        return logits.reshape(len(logits), -1, self.n_causes).logsumexp(dim=2)
+
+
 def _causes(outcomes: Outcomes) -> npt.NDArray[np.int64]:
     if outcomes.cause is None:
         raise DataError(

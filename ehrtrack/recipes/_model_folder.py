@@ -16,6 +16,7 @@ from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import CheckpointError
 from ehrtrack.models.behrt import Behrt, EhrModel, encoder_weights
 from ehrtrack.models.heads import HazardHead
+from ehrtrack.objectives.competing_risks import AnyCause
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.journal import without_secrets
 from ehrtrack.training._state_files import file_digest
@@ -59,8 +60,8 @@ class ModelFolder:
         prefix = "encoder."
         return {k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)}
 
-    def survival_model(self) -> EhrModel:
-        """The fine-tuned model, ready to predict.
+    def survival_model(self) -> nn.Module:
+        """The fine-tuned model, ready to predict: hazard logits (B, K), of any cause where it knows several.
 
         Raises
         ------
@@ -70,22 +71,19 @@ class ModelFolder:
         if self.grid is None or not self.weights:
             raise CheckpointError("this model predicts no survival: it is not from a finetune run")
         n_logits, n_intervals = len(self.weights.get("head.out.bias", ())), self.grid.n_intervals
-        if n_logits > n_intervals and self.config.objective.name == "competing-risks":
-            raise CheckpointError(
-                f"this model has {n_logits // n_intervals} competing causes, and scoring new subjects knows one: its "
-                "predictions for test subjects are in its run; fine-tune with objective.name=survival to predict"
-            )
-        if n_logits != n_intervals:  # before memory is taken for a head of the grid's size
+        has_causes = self.config.objective.name == "competing-risks"
+        n_causes = n_logits // n_intervals if has_causes else 1
+        if n_logits != n_intervals * max(n_causes, 1):  # before memory is taken for a head of the grid's size
             raise CheckpointError(
                 f"the weights do not fit the time grid beside: {n_logits} hazards, {n_intervals} intervals"
             )
         encoder = Behrt(self.config.model, len(self.vocabulary))
-        model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(self.grid.n_intervals)))
+        model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(n_logits)))
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:
             raise CheckpointError(f"the weights do not fit the configuration beside them: {error}") from error
-        return model.eval()
+        return (AnyCause(model, n_causes) if has_causes else model).eval()
 
 
 def write_model_folder(

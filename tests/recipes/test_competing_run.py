@@ -6,17 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pytest
 from simulated import Population, study, write_dataset
 
-from ehrtrack.errors import CheckpointError
-from ehrtrack.recipes._model_folder import read_model_folder
 from ehrtrack.recipes._prepare import prepare_cohort
 from ehrtrack.recipes.finetune import finetune
+from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.tracking.queries import download, get_run
 
 
-def test_a_run_reports_each_cause_and_its_model_is_not_taken_for_one_of_a_single_cause(local_store: Path) -> None:
+def test_a_run_reports_each_cause_and_its_model_scores_subjects_anew(local_store: Path) -> None:
     dataset = write_dataset(local_store / "meds", Population(n_subjects=300))
     subjects = prepare_cohort(study(dataset.path, local_store / "cache")).cohort.subjects
     cause = subjects["is_event"].to_numpy() * np.random.default_rng(0).integers(1, 3, subjects.height)
@@ -28,6 +26,7 @@ def test_a_run_reports_each_cause_and_its_model_is_not_taken_for_one_of_a_single
         objective={"name": "competing-risks", "n_intervals": 6},
         strategy={"name": "scratch"},
         train={"epochs": 1, "batch_tokens": 512},
+        runtime={"log_raw_subjects": True},
     )
     record = get_run(finetune(config).run_id)
     assert record.status == "FINISHED"
@@ -39,6 +38,10 @@ def test_a_run_reports_each_cause_and_its_model_is_not_taken_for_one_of_a_single
     table = pl.read_csv(download(record.run_id, "evaluation/causes.csv", local_store / "causes"))
     assert table["cause"].to_list() == [1, 2]
     np.testing.assert_allclose(table["predicted"], table["observed"], atol=0.15)  # it starts at the population's
-    folder = read_model_folder(download(record.run_id, "model", local_store / "model"))
-    with pytest.raises(CheckpointError, match="2 competing causes, and scoring new subjects knows one"):
-        folder.survival_model()
+    times = labels.select("subject_id", "prediction_time")
+    scored = load_predictor(download(record.run_id, "model", local_store / "model")).predict_dataset(dataset, times)
+    logged = pl.read_parquet(download(record.run_id, "predictions/test.parquet", local_store / "predictions"))
+    both = logged.join(scored, on="subject_id", suffix="_scored")
+    assert both.height == logged.height > 30
+    np.testing.assert_allclose(both["risk_scored"], both["risk"], atol=1e-6)  # of any cause
+    assert len(both["survival_scored"][0]) == len(both["survival"][0])
