@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from ehrtrack.data.store import TokenStore
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS
@@ -59,14 +60,16 @@ def fit_skip_gram(
     noise = torch.from_numpy(frequency**0.75)
     n_steps = epoch = 0
     while epoch < config.epochs or 0 < n_steps < config.min_steps:
-        for pairs in _pairs(windows, config, rng):
-            drawn = torch.multinomial(noise, N_DRAWN, replacement=True, generator=generator)
-            loss = _loss(center, context, torch.from_numpy(pairs), drawn, config.negatives)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            n_steps += 1
         epoch += 1
+        with tqdm(total=_steps_an_epoch(windows, config), desc=f"skip-gram epoch {epoch}", disable=None) as bar:
+            for pairs in _pairs(windows, config, rng):
+                drawn = torch.multinomial(noise, N_DRAWN, replacement=True, generator=generator)
+                loss = _loss(center, context, torch.from_numpy(pairs), drawn, config.negatives)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                n_steps += 1
+                bar.update()
     if not n_steps:
         raise DataError(
             f"no two different codes occur in one visit or in neighbouring ones, in {len(rows)} subjects: "
@@ -99,8 +102,7 @@ def _pairs(windows: Windows, config: SkipGramConfig, rng: np.random.Generator) -
 
     A special token is no code, and a code that is written again says nothing of its meaning.
     """
-    others = windows.end - windows.start - 1
-    places = np.flatnonzero((others > 0) & (windows.token >= len(SPECIAL_TOKENS)))
+    others, places = _others(windows), _places(windows)
     for _ in range(config.contexts):
         order = rng.permutation(places)
         for begin in range(0, len(order), config.batch_pairs):
@@ -111,6 +113,20 @@ def _pairs(windows: Windows, config: SkipGramConfig, rng: np.random.Generator) -
             keep = (pairs[:, 0] != pairs[:, 1]) & (pairs[:, 1] >= len(SPECIAL_TOKENS))
             if keep.any():
                 yield pairs[keep]
+
+
+def _steps_an_epoch(windows: Windows, config: SkipGramConfig) -> int:
+    return config.contexts * -(-len(_places(windows)) // config.batch_pairs)
+
+
+def _others(windows: Windows) -> Ints:
+    """(T,) how many tokens the context of each has beside itself."""
+    return windows.end - windows.start - 1
+
+
+def _places(windows: Windows) -> Ints:
+    """Where a code stands that has a context."""
+    return np.flatnonzero((_others(windows) > 0) & (windows.token >= len(SPECIAL_TOKENS)))
 
 
 def _loss(center: Tensor, context: Tensor, pairs: Tensor, drawn: Tensor, negatives: float) -> Tensor:
