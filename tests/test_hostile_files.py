@@ -95,7 +95,7 @@ def test_a_time_grid_larger_than_the_head_takes_no_memory(model: Path, monkeypat
     (model / CHECKSUMS).unlink()
     (model / "time_grid.json").write_text(json.dumps({"edges_days": list(range(200_001))}))
     monkeypatch.setattr("ehrtrack.recipes._model_folder.HazardHead", lambda *_: pytest.fail("a head was made"))
-    with pytest.raises(CheckpointError, match="2 hazards, 200000 intervals"):
+    with pytest.raises(CheckpointError, match=r"hazards of shape \(2,\), 200000 intervals"):
         read_model_folder(model).survival_model()
 
 

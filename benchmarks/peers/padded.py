@@ -143,20 +143,23 @@ class TokenHead(nn.Module):
 
 
 class HazardHead(nn.Module):
-    """Hazard logits from [CLS] and masked attention pools, as the packed model's head."""
+    """Hazard logits from [CLS], a masked attention pool and the masked maximum, as the packed model's head."""
 
-    def __init__(self, width: int, n_pools: int, n_intervals: int, dropout: float) -> None:
+    def __init__(self, width: int, n_intervals: int, dropout: float) -> None:
         super().__init__()
-        self.score = nn.Linear(width, n_pools)
-        self.norm = nn.LayerNorm((1 + n_pools) * width)
+        self.score = nn.Linear(width, 1)
+        self.norm = nn.LayerNorm(3 * width)
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear((1 + n_pools) * width, n_intervals)
+        self.out = nn.Linear(3 * width, 2, bias=False)
+        self.baseline = nn.Parameter(torch.zeros(n_intervals))
 
     def forward(self, hidden: Tensor, batch: PaddedBatch, code_embedding: Tensor) -> Tensor:
-        scores = self.score(hidden).masked_fill(~batch.is_token[:, :, None], -torch.inf)
-        pooled = scores.softmax(1).transpose(1, 2) @ hidden  # (B, pools, D)
+        is_padding = ~batch.is_token[:, :, None]
+        weights = self.score(hidden).masked_fill(is_padding, -torch.inf).softmax(1)  # (B, L, 1)
+        mean, largest = (weights * hidden).sum(1), hidden.masked_fill(is_padding, -torch.inf).amax(1)
         cls = hidden[torch.arange(len(hidden)), batch.last]
-        return self.out(self.dropout(self.norm(torch.cat([cls, pooled.flatten(1)], dim=1))))  # type: ignore[no-any-return]
+        effects = self.out(self.dropout(self.norm(torch.cat([cls, mean, largest], dim=1))))  # (B, 2)
+        return effects[:, :1] + effects[:, 1:] * torch.linspace(-1, 1, len(self.baseline)) + self.baseline  # type: ignore[no-any-return]
 
 
 class PaddedModel(nn.Module):
@@ -177,7 +180,7 @@ class PaddedTraining:
         shape, vocabulary_size = SIZES[size], len(state["encoder.embeddings.code.weight"])
         head: nn.Module
         if "head.out.weight" in state:
-            head = HazardHead(shape.width, len(state["head.score.weight"]), len(state["head.out.weight"]), dropout)
+            head = HazardHead(shape.width, len(state["head.baseline"]), 3 * dropout)
         else:
             head = TokenHead(shape.width, vocabulary_size)
         self.model = PaddedModel(Encoder(shape, vocabulary_size, dropout), head)

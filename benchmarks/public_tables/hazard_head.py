@@ -55,7 +55,7 @@ def fit_hazards(
     objective = survival.build(
         survival.Config(n_intervals=N_INTERVALS), TrainingFacts(np.zeros(0, dtype=np.int64), outcomes, horizon_days)
     )
-    bias = objective.make_head(1).out.bias
+    bias = objective.make_head(1).baseline
     assert isinstance(bias, Tensor)
     model = LinearHazards(x.shape[1], bias.detach())
     _minimise(model, torch.from_numpy(x), outcomes, objective.grid, setting)

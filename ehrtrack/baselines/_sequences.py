@@ -227,7 +227,7 @@ def _check_shape(shape: Mapping[str, str | int], grid: TimeGrid, weights: Mappin
     """Make sure, before memory is taken for a network, that it is no larger than the weights that are there."""
     stated = int(shape["n_codes"]), int(shape["width"]), grid.n_intervals
     n_codes, width = weights["encoder.embeddings.code.weight"].shape
-    if stated != (n_codes, width, len(weights["head.out.bias"])):
+    if stated != (n_codes, width, len(weights["head.baseline"])):
         raise ValueError(f"a shape of {stated} (codes, width, intervals) beside weights of another")
 
 

@@ -78,28 +78,43 @@ class PartHeads(nn.Module):
 
 
 class HazardHead(nn.Module):
-    """Hazard logits of K intervals, from the [CLS] state and attention-pooled states of a subject's record.
+    """Hazard logits of K intervals, from a subject's whole record, whose effects change along a line in time.
 
-    Each of `N_POOLS` learned queries takes its own softmax-weighted mean over the record (attention pooling, Lee et al.
-    2019, Set Transformer, section 3.2, with one query a pool and no projections). Masked pretraining shapes the states
-    of code tokens, and [CLS] only in passing; a plain mean would drown the one code among hundreds that matters.
+        logit_k(x) = baseline_k + a(x) + b(x) t_k,    t_k from -1 in the first interval to 1 in the last
+
+    so that all intervals learn one risk a and its drift b. With effects free in each interval, which learns them from
+    its own events alone, 400 labelled subjects gave a C-index .03 lower, and an IBS .007 higher. Logits begin near the
+    baseline, which is the population's.
+
+    What is read of the record is the [CLS] state; a softmax-weighted mean of all states by a learned query (attention
+    pooling, Lee et al. 2019, Set Transformer, section 3.2, with one query and no projections); and the largest value of
+    each feature. Masked pretraining shapes the states of codes, and [CLS] only in passing; a mean would drown the one
+    code among hundreds that matters, which a maximum keeps.
+
+    Parameters
+    ----------
+    baseline : (K,) logits, or (K, R) where there are R causes; the logits are then (B, K R), causes side by side
     """
 
-    N_POOLS = 2
-
-    def __init__(self, width: int, baseline_logits: Tensor) -> None:
+    def __init__(self, width: int, baseline: Tensor) -> None:
         super().__init__()
-        n_features = (1 + self.N_POOLS) * width
-        self.score = nn.Linear(width, self.N_POOLS)
-        self.norm = nn.LayerNorm(n_features)
-        self.dropout = Dropout(0.1)
-        self.out = nn.Linear(n_features, len(baseline_logits))
+        self.terms: Tensor
+        n_intervals = len(baseline)
+        terms = torch.stack([torch.ones(n_intervals), torch.linspace(-1, 1, n_intervals)])
+        self.register_buffer("terms", terms[: min(n_intervals, 2), :, None], persistent=False)  # one interval: no drift
+        self.score = nn.Linear(width, 1)
+        self.norm = nn.LayerNorm(3 * width)
+        self.dropout = Dropout(0.3)
+        self.out = nn.Linear(3 * width, len(self.terms) * baseline[0].numel(), bias=False)
+        self.baseline = nn.Parameter(baseline.clone())
         nn.init.normal_(self.score.weight, std=0.02)
         nn.init.normal_(self.out.weight, std=0.01)
-        with torch.no_grad():
-            self.out.bias.copy_(baseline_logits)
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
-        pooled = attention_pool(hidden, self.score, batch.offsets)  # (B, pools, D)
-        features = torch.cat([hidden[batch.cls_positions], pooled.flatten(1)], dim=1)
-        return self.out(self.dropout(self.norm(features)))  # type: ignore[no-any-return]  # (B, K)
+        mean = attention_pool(hidden, self.score, batch.offsets)[:, 0]  # (B, D)
+        largest = torch.segment_reduce(hidden.float(), "max", lengths=batch.offsets.diff())
+        record = torch.cat([hidden[batch.cls_positions], mean, largest], dim=1)
+        effects = self.out(self.dropout(self.norm(record))).float()  # (B, terms R)
+        effects = effects.reshape(len(effects), len(self.terms), 1, -1)  # (B, terms, 1, R)
+        drifting: Tensor = (effects * self.terms).sum(dim=1)  # (B, K, R)
+        return drifting.flatten(1) + self.baseline.flatten()

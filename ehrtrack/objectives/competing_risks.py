@@ -51,7 +51,7 @@ class CompetingRisks:
         start = marginal_logits(
             interval, _causes(self.training), n_intervals=self.grid.n_intervals, n_causes=self.n_causes
         )
-        return HazardHead(width, torch.from_numpy(start.ravel()).float())
+        return HazardHead(width, torch.from_numpy(start).float())
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         assert batch.outcomes is not None, "a batch for competing risks has outcomes"

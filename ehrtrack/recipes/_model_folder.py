@@ -70,20 +70,19 @@ class ModelFolder:
         """
         if self.grid is None or not self.weights:
             raise CheckpointError("this model predicts no survival: it is not from a finetune run")
-        n_logits, n_intervals = len(self.weights.get("head.out.bias", ())), self.grid.n_intervals
-        has_causes = self.config.objective.name == "competing-risks"
-        n_causes = n_logits // n_intervals if has_causes else 1
-        if n_logits != n_intervals * max(n_causes, 1):  # before memory is taken for a head of the grid's size
+        shape = tuple(self.weights["head.baseline"].shape) if "head.baseline" in self.weights else ()
+        n_intervals, has_causes = self.grid.n_intervals, self.config.objective.name == "competing-risks"
+        if shape[:1] != (n_intervals,) or len(shape) != 1 + has_causes:  # before memory is taken for such a head
             raise CheckpointError(
-                f"the weights do not fit the time grid beside: {n_logits} hazards, {n_intervals} intervals"
+                f"the weights do not fit the time grid beside: hazards of shape {shape}, {n_intervals} intervals"
             )
         encoder = Behrt(self.config.model, len(self.vocabulary))
-        model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(n_logits)))
+        model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(shape)))
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:
             raise CheckpointError(f"the weights do not fit the configuration beside them: {error}") from error
-        return (AnyCause(model, n_causes) if has_causes else model).eval()
+        return (AnyCause(model, shape[1]) if has_causes else model).eval()
 
 
 def write_model_folder(

@@ -57,7 +57,7 @@ def test_each_cause_is_learned_from_its_own_code(tmp_path: Path) -> None:
         *(model, objective),
         training=lambda epoch: Batches(store, train, 128, 16, outcomes=outcomes, shuffle_seed=epoch),
         validation=Batches(store, test, 512, 16, outcomes=outcomes),
-        config=TrainConfig(epochs=6, lr=1e-2, patience=6),
+        config=TrainConfig(epochs=6, lr=5e-3, patience=6),
         ranks=join_ranks("cpu"),
         folder=tmp_path,
         logger=MemoryRunLogger(),

@@ -52,9 +52,9 @@ def test_subjects_events_and_tokens_are_those_of_the_training_split(config: RunC
 
 def test_frozen_trains_the_head_alone(advice: Advice) -> None:
     (option,) = advice.options
-    width, n_pools, n_intervals = 32, 2, 20
-    features = (1 + n_pools) * width
-    head = (width * n_pools + n_pools) + 2 * features + (features + 1) * n_intervals
+    width, n_intervals = 32, 20
+    features = 3 * width
+    head = (width + 1) + 2 * features + 2 * features + n_intervals
     assert option.n_trainable <= head  # fewer intervals where event times are few
     assert option.n_parameters > 5 * option.n_trainable
     assert option.cost.once_seconds > 0
