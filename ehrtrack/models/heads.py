@@ -108,7 +108,7 @@ class HazardHead(nn.Module):
         self.out = nn.Linear(3 * width, len(self.terms) * baseline[0].numel(), bias=False)
         self.baseline = nn.Parameter(baseline.clone())
         nn.init.normal_(self.score.weight, std=0.02)
-        nn.init.normal_(self.out.weight, std=0.01)
+        nn.init.normal_(self.out.weight, std=0.001)
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
         mean = attention_pool(hidden, self.score, batch.offsets)[:, 0]  # (B, D)
