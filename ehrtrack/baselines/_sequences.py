@@ -137,7 +137,7 @@ def fit_sequences(
     embeddings: Callable[[int], CodeEmbeddings] | None = None,
     more_settings: Mapping[str, Sequence[Any]] | None = None,
 ) -> FittedSequenceModel:
-    """Train each candidate with early stopping by validation C-index, and keep the best.
+    """Train each candidate with early stopping by validation IBS, and keep the one with the best C-index.
 
     Parameters
     ----------

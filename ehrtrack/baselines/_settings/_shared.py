@@ -42,7 +42,7 @@ class SequenceSettings(TunedChoice):
     Attributes
     ----------
     learning_rates, dropouts, widths, weight_decays : of training, embeddings and states
-    epochs : the most epochs; training stops `patience` epochs after the best validation C-index
+    epochs : the most epochs; training stops `patience` epochs after the best validation IBS, as the transformer's does
     batch_tokens : 0 takes what the device is best with
     lambda_rank, n_intervals : of the survival objective
     """
@@ -54,5 +54,5 @@ class SequenceSettings(TunedChoice):
     epochs: int = Field(15, ge=1)
     patience: int = Field(4, ge=1)
     batch_tokens: int = Field(0, ge=0)
-    lambda_rank: float = Field(0.05, ge=0)
+    lambda_rank: float = Field(0.0, ge=0)
     n_intervals: int = Field(20, ge=1)
