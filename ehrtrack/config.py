@@ -16,10 +16,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
 from ehrtrack import plugins
-from ehrtrack.data.cohort import CohortConfig
-from ehrtrack.data.splits import SplitConfig
-from ehrtrack.data.visits import VisitConfig
-from ehrtrack.data.vocabulary import VocabularyConfig
+from ehrtrack.data.settings import CohortConfig, SplitConfig, VisitConfig, VocabularyConfig
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.settings import ModelConfig
 from ehrtrack.search_space import FrontierConfig, SearchConfig

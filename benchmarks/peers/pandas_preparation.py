@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ehrtrack.data.splits import SplitConfig, assign_splits
-from ehrtrack.data.vocabulary import SPECIAL_TOKENS, UNK, VocabularyConfig
+from ehrtrack.data.settings import SplitConfig, VocabularyConfig
+from ehrtrack.data.splits import assign_splits
+from ehrtrack.data.vocabulary import SPECIAL_TOKENS, UNK
 
 
 def tokenise(folder: Path) -> pd.DataFrame:

@@ -3,53 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import polars as pl
-from pydantic import Field
 
 from ehrtrack.data.events import MedsDataset, fingerprint_of, life_spans
-from ehrtrack.data.index_rules import Index, birthday, check_births, index_dates
+from ehrtrack.data.index_rules import birthday, check_births, index_dates
 from ehrtrack.data.labels import CAUSE, read_labels
-from ehrtrack.data.outcomes import OutcomeConfig, add_follow_up, add_outcome, clip_to_horizon, midnight
-from ehrtrack.data.splits import SPLITS, SplitConfig, assign_splits
+from ehrtrack.data.outcomes import add_follow_up, add_outcome, clip_to_horizon, midnight
+from ehrtrack.data.settings import CohortConfig, SplitConfig
+from ehrtrack.data.splits import SPLITS, assign_splits
 from ehrtrack.data.visits import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, days_between
-from ehrtrack.errors import ConfigError, DataError
-from ehrtrack.section import Section
-
-
-class CohortConfig(Section):
-    """Either `labels`, a file of subjects, times and outcomes, or `index` + `outcome` + `horizon_days`.
-
-    Ages are completed years at the index date, both bounds included. Follow-up ends for everybody at the
-    start (00:00) of `end_of_study`. With labels, `horizon_days` defaults to the longest follow-up.
-    `landmark_days` moves everybody's index date that far on, to a landmark (van Houwelingen 2007, "Dynamic Prediction
-    by Landmarking in Event History Analysis", Scand J Stat 34): what came by then is known, and those whose follow-up
-    has ended by then are left out. Who is eligible is judged at the index date, not at the landmark.
-    """
-
-    labels: Path | None = None
-    index: Index | None = None
-    outcome: OutcomeConfig | None = None
-    horizon_days: float | None = Field(default=None, gt=0)
-    min_history_days: float | None = Field(default=None, ge=0)
-    min_age_years: int | None = Field(default=None, ge=0)
-    max_age_years: int | None = Field(default=None, ge=0)
-    end_of_study: date | None = None
-    landmark_days: float = Field(default=0, ge=0)
-    exclude_prior_outcome: bool = True
-
-    def model_post_init(self, _context: object) -> None:
-        ways = "give either labels = FILE, or index, outcome and horizon_days"
-        rules = {"index": self.index, "outcome": self.outcome, "end_of_study": self.end_of_study}
-        given = [f"cohort.{name}" for name, value in rules.items() if value is not None]
-        if self.labels is not None and given:
-            raise ConfigError(f"cohort.labels and {', '.join(given)} are both set; {ways}")
-        needed = {"index": self.index, "outcome": self.outcome, "horizon_days": self.horizon_days}
-        missing = [f"cohort.{name}" for name, value in needed.items() if value is None]
-        if self.labels is None and missing:
-            raise ConfigError(f"{', '.join(missing)} is not set, and neither is cohort.labels; {ways}")
+from ehrtrack.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,11 @@ import polars as pl
 
 from ehrtrack.data.events import MedsDataset, fingerprint_of
 from ehrtrack.data.histories import Histories, Ints, distinct, read_shard, run_starts, subject_numbers
+from ehrtrack.data.settings import VocabularyConfig
 from ehrtrack.data.shards import ShardWork
 from ehrtrack.data.splits import SPLITS
 from ehrtrack.data.visits import is_known
-from ehrtrack.data.vocabulary import (
-    NEVER_TOKENS,
-    SPECIAL_TOKENS,
-    Vocabulary,
-    VocabularyConfig,
-    is_kept,
-    slot_names,
-    slots,
-)
+from ehrtrack.data.vocabulary import NEVER_TOKENS, SPECIAL_TOKENS, Vocabulary, is_kept, slot_names, slots
 from ehrtrack.errors import DataError
 
 MOST_DISTINCT_VALUES = 4_096

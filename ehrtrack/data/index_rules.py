@@ -3,57 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import date as Date
-from typing import Annotated, Literal
 
 import polars as pl
-from pydantic import Field, field_validator
 
 from ehrtrack.data.events import BIRTH, starts_with_any
+from ehrtrack.data.settings import AgeIndex, DateIndex, FirstCodeIndex, Index, VisitIndex
 from ehrtrack.data.visits import visit_key
-from ehrtrack.data.vocabulary import NEVER_TOKENS, check_patterns
+from ehrtrack.data.vocabulary import NEVER_TOKENS
 from ehrtrack.errors import DataError
 from ehrtrack.section import Section
-
-
-class FirstCodeIndex(Section):
-    """The subject's first event with one of the codes: regular expressions matched at the code's start."""
-
-    rule: Literal["first_code"]
-    codes: tuple[str, ...] = Field(min_length=1)
-
-    @field_validator("codes")
-    @classmethod
-    def _can_be_matched(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        return check_patterns(patterns)
-
-
-class AgeIndex(Section):
-    """The start (00:00) of the birthday on which the subject turns `years`.
-
-    A birthday on 29 February falls on 28 February in common years.
-    """
-
-    rule: Literal["age"]
-    years: int = Field(gt=0)
-
-
-class DateIndex(Section):
-    """The start (00:00) of a calendar date, the same for all subjects."""
-
-    rule: Literal["date"]
-    date: Date
-
-
-class VisitIndex(Section):
-    """The end (last event) of the subject's `number`-th visit, counted from 1 by the visits' first events."""
-
-    rule: Literal["visit"]
-    number: int = Field(ge=1)
-    unit: Literal["encounter", "day"] = "day"
-
-
-Index = Annotated[FirstCodeIndex | AgeIndex | DateIndex | VisitIndex, Field(discriminator="rule")]
 
 
 def index_dates(events: pl.LazyFrame, spans: pl.DataFrame, index: Index) -> pl.DataFrame:

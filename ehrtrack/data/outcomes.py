@@ -5,29 +5,10 @@ from __future__ import annotations
 from datetime import date, datetime, time
 
 import polars as pl
-from pydantic import field_validator
 
 from ehrtrack.data.events import starts_with_any
+from ehrtrack.data.settings import OutcomeConfig
 from ehrtrack.data.visits import days_between
-from ehrtrack.data.vocabulary import check_patterns
-from ehrtrack.errors import ConfigError
-from ehrtrack.section import Section
-
-
-class OutcomeConfig(Section):
-    """Death, or the first event with one of the codes (regular expressions matched at the code's start)."""
-
-    death: bool = False
-    codes: tuple[str, ...] = ()
-
-    @field_validator("codes")
-    @classmethod
-    def _can_be_matched(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        return check_patterns(patterns)
-
-    def model_post_init(self, _context: object) -> None:
-        if self.death == bool(self.codes):
-            raise ConfigError("cohort.outcome needs exactly one of death = true and codes = [...]")
 
 
 def add_outcome(subjects: pl.DataFrame, events: pl.LazyFrame, outcome: OutcomeConfig) -> pl.DataFrame:

@@ -7,27 +7,10 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import Field
 
-from ehrtrack.errors import ConfigError
-from ehrtrack.section import Section
+from ehrtrack.data.settings import SplitConfig
 
 SPLITS = ("train", "validation", "test")
-
-
-class SplitConfig(Section):
-    """Shares of the subjects; what `train` and `validation` leave is the test set."""
-
-    seed: int = 0
-    train: float = Field(default=0.7, gt=0, lt=1)
-    validation: float = Field(default=0.15, gt=0, lt=1)
-
-    def model_post_init(self, _context: object) -> None:
-        if self.train + self.validation >= 1:
-            raise ConfigError(
-                f"split.train + split.validation is {self.train + self.validation:g}, "
-                "which leaves no test subjects; make them add up to less than 1"
-            )
 
 
 def assign_splits(subject_ids: pl.Series, config: SplitConfig) -> pl.Series:

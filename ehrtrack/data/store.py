@@ -16,9 +16,10 @@ import polars as pl
 
 from ehrtrack.data.events import BIRTH, DEATH, MedsDataset, fingerprint_of
 from ehrtrack.data.histories import NO_TIME, Ints, read_shard, subject_numbers, times_us
+from ehrtrack.data.settings import SplitConfig, VisitConfig
 from ehrtrack.data.shards import ShardWork, folder_aside, written_aside
-from ehrtrack.data.splits import SplitConfig, assign_splits
-from ehrtrack.data.visits import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, VisitConfig, VisitTokens, visit_tokens
+from ehrtrack.data.splits import assign_splits
+from ehrtrack.data.visits import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, VisitTokens, visit_tokens
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import DataError
 

@@ -21,20 +21,14 @@ from ehrtrack.data.histories import (
     subject_numbers,
     times_us,
 )
+from ehrtrack.data.settings import VisitConfig
 from ehrtrack.data.vocabulary import UNK, Vocabulary, slot_names, slots
-from ehrtrack.section import Section
 
 DAYS_PER_YEAR = 365.25
 MICROSECONDS_PER_DAY = 86_400_000_000
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
 MICROSECONDS = {"day": MICROSECONDS_PER_DAY, "hour": MICROSECONDS_PER_DAY // 24}
-
-
-class VisitConfig(Section):
-    """What makes events one visit: the source's encounter (else the day), the calendar day, or the hour."""
-
-    unit: Literal["encounter", "day", "hour"] = "day"
 
 
 @dataclass(frozen=True)

@@ -12,56 +12,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import Field, field_validator
 
 from ehrtrack.data.events import BIRTH, DEATH, fingerprint_of, starts_with_any
 from ehrtrack.data.histories import Histories, Mask
-from ehrtrack.errors import CheckpointError, ConfigError
-from ehrtrack.section import Section
+from ehrtrack.errors import CheckpointError
 
 PAD, UNK, CLS, MASK = 0, 1, 2, 3
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[MASK]")
 
 NEVER_TOKENS = (f"{BIRTH}$", f"{DEATH}$", "OBSERVATION_PERIOD//")
 """Birth is carried by age, death is an outcome, and observation periods are the source's book-keeping."""
-
-
-def check_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """The patterns themselves, if each is a regular expression that can be matched (no look-around).
-
-    Raises
-    ------
-    ConfigError
-        If one is empty or cannot be compiled.
-    """
-    for pattern in patterns:
-        if not pattern:
-            raise ConfigError("an empty code pattern matches every code; give a prefix or a regular expression")
-        try:
-            pl.Series([""]).str.contains(f"^(?:{pattern})")
-        except pl.exceptions.ComputeError as error:
-            reason = str(error).split("\n\n")[0]
-            raise ConfigError(f"code pattern {pattern!r} is no regular expression: {reason}") from error
-    return patterns
-
-
-class VocabularyConfig(Section):
-    """Which tokens there are.
-
-    A token needs `min_subjects` training subjects, else it is [UNK]. A code with at least `min_values`
-    numeric values is cut into up to `n_value_bins` by their training quantiles. Codes that match a pattern
-    of `exclude` at their start are left out altogether.
-    """
-
-    min_subjects: int = Field(default=5, ge=1)
-    n_value_bins: int = Field(default=5, ge=1)
-    min_values: int = Field(default=100, ge=1)
-    exclude: tuple[str, ...] = ()
-
-    @field_validator("exclude")
-    @classmethod
-    def _can_be_matched(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        return check_patterns(patterns)
 
 
 @dataclass(frozen=True)

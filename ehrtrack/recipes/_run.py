@@ -13,7 +13,7 @@ import polars as pl
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig
-from ehrtrack.data.index_rules import DateIndex
+from ehrtrack.data.settings import DateIndex
 from ehrtrack.errors import DataError
 from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.recipes._model_folder import WEIGHTS

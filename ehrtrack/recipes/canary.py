@@ -15,8 +15,9 @@ import polars as pl
 
 from ehrtrack import plugins
 from ehrtrack.config import RunConfig
-from ehrtrack.data.cohort import Cohort, CohortConfig, build_cohort
+from ehrtrack.data.cohort import Cohort, build_cohort
 from ehrtrack.data.events import MedsDataset, open_dataset
+from ehrtrack.data.settings import CohortConfig
 from ehrtrack.data.twins import Change, leak_edges, planted_leak, scrambled_future, unchanged, write_twin
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.behrt import ModelConfig

@@ -1,0 +1,177 @@
+"""Settings of the data: splits, visits, vocabulary, and the cohort's index date and outcome.
+
+Apart from the code that reads them, which imports polars: a configuration is checked before that is imported.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date as Date
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from ehrtrack.errors import ConfigError
+from ehrtrack.section import Section
+
+SAME_IN_EVERY_ENGINE = re.compile(
+    r"""(?: (?: [\w\ /:.,-] | \\[dswDSW.$^|()\[\]*+?{}\\-] | \[\^?(?:\w(?:-\w)?|[\ /:.])+\] | \) ) [*+?]?
+          | [$^|] | \( (?:\?:)? )*""",
+    re.VERBOSE,
+)
+"""Characters, escapes, classes, groups and alternatives: where Python's `re` can compile those, polars can too."""
+
+
+def check_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """The patterns themselves, if each is a regular expression that polars can match (no look-around).
+
+    Raises
+    ------
+    ConfigError
+        If one is empty or cannot be compiled.
+    """
+    for pattern in patterns:
+        if not pattern:
+            raise ConfigError("an empty code pattern matches every code; give a prefix or a regular expression")
+        if not _is_plain(pattern):
+            _check_with_polars(pattern)
+    return patterns
+
+
+def _is_plain(pattern: str) -> bool:
+    if len(pattern) > 200 or not SAME_IN_EVERY_ENGINE.fullmatch(pattern):  # polars bounds the compiled size
+        return False
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+def _check_with_polars(pattern: str) -> None:
+    import polars as pl  # takes 0.3 s, and hardly any pattern needs it
+
+    try:
+        pl.Series([""]).str.contains(f"^(?:{pattern})")
+    except pl.exceptions.ComputeError as error:
+        reason = str(error).split("\n\n")[0]
+        raise ConfigError(f"code pattern {pattern!r} is no regular expression: {reason}") from error
+
+
+Patterns = Annotated[tuple[str, ...], AfterValidator(check_patterns)]
+"""Regular expressions that are matched at the code's start; a plain prefix is one."""
+
+
+class SplitConfig(Section):
+    """Shares of the subjects; what `train` and `validation` leave is the test set."""
+
+    seed: int = 0
+    train: float = Field(default=0.7, gt=0, lt=1)
+    validation: float = Field(default=0.15, gt=0, lt=1)
+
+    def model_post_init(self, _context: object) -> None:
+        if self.train + self.validation >= 1:
+            raise ConfigError(
+                f"split.train + split.validation is {self.train + self.validation:g}, "
+                "which leaves no test subjects; make them add up to less than 1"
+            )
+
+
+class VisitConfig(Section):
+    """What makes events one visit: the source's encounter (else the day), the calendar day, or the hour."""
+
+    unit: Literal["encounter", "day", "hour"] = "day"
+
+
+class VocabularyConfig(Section):
+    """Which tokens there are.
+
+    A token needs `min_subjects` training subjects, else it is [UNK]. A code with at least `min_values`
+    numeric values is cut into up to `n_value_bins` by their training quantiles. Codes that match a pattern
+    of `exclude` at their start are left out altogether.
+    """
+
+    min_subjects: int = Field(default=5, ge=1)
+    n_value_bins: int = Field(default=5, ge=1)
+    min_values: int = Field(default=100, ge=1)
+    exclude: Patterns = ()
+
+
+class FirstCodeIndex(Section):
+    """The subject's first event with one of the codes: regular expressions matched at the code's start."""
+
+    rule: Literal["first_code"]
+    codes: Annotated[Patterns, Field(min_length=1)]
+
+
+class AgeIndex(Section):
+    """The start (00:00) of the birthday on which the subject turns `years`.
+
+    A birthday on 29 February falls on 28 February in common years.
+    """
+
+    rule: Literal["age"]
+    years: int = Field(gt=0)
+
+
+class DateIndex(Section):
+    """The start (00:00) of a calendar date, the same for all subjects."""
+
+    rule: Literal["date"]
+    date: Date
+
+
+class VisitIndex(Section):
+    """The end (last event) of the subject's `number`-th visit, counted from 1 by the visits' first events."""
+
+    rule: Literal["visit"]
+    number: int = Field(ge=1)
+    unit: Literal["encounter", "day"] = "day"
+
+
+Index = Annotated[FirstCodeIndex | AgeIndex | DateIndex | VisitIndex, Field(discriminator="rule")]
+
+
+class OutcomeConfig(Section):
+    """Death, or the first event with one of the codes (regular expressions matched at the code's start)."""
+
+    death: bool = False
+    codes: Patterns = ()
+
+    def model_post_init(self, _context: object) -> None:
+        if self.death == bool(self.codes):
+            raise ConfigError("cohort.outcome needs exactly one of death = true and codes = [...]")
+
+
+class CohortConfig(Section):
+    """Either `labels`, a file of subjects, times and outcomes, or `index` + `outcome` + `horizon_days`.
+
+    Ages are completed years at the index date, both bounds included. Follow-up ends for everybody at the
+    start (00:00) of `end_of_study`. With labels, `horizon_days` defaults to the longest follow-up.
+    `landmark_days` moves everybody's index date that far on, to a landmark (van Houwelingen 2007, "Dynamic Prediction
+    by Landmarking in Event History Analysis", Scand J Stat 34): what came by then is known, and those whose follow-up
+    has ended by then are left out. Who is eligible is judged at the index date, not at the landmark.
+    """
+
+    labels: Path | None = None
+    index: Index | None = None
+    outcome: OutcomeConfig | None = None
+    horizon_days: float | None = Field(default=None, gt=0)
+    min_history_days: float | None = Field(default=None, ge=0)
+    min_age_years: int | None = Field(default=None, ge=0)
+    max_age_years: int | None = Field(default=None, ge=0)
+    end_of_study: Date | None = None
+    landmark_days: float = Field(default=0, ge=0)
+    exclude_prior_outcome: bool = True
+
+    def model_post_init(self, _context: object) -> None:
+        ways = "give either labels = FILE, or index, outcome and horizon_days"
+        rules = {"index": self.index, "outcome": self.outcome, "end_of_study": self.end_of_study}
+        given = [f"cohort.{name}" for name, value in rules.items() if value is not None]
+        if self.labels is not None and given:
+            raise ConfigError(f"cohort.labels and {', '.join(given)} are both set; {ways}")
+        needed = {"index": self.index, "outcome": self.outcome, "horizon_days": self.horizon_days}
+        missing = [f"cohort.{name}" for name, value in needed.items() if value is None]
+        if self.labels is None and missing:
+            raise ConfigError(f"{', '.join(missing)} is not set, and neither is cohort.labels; {ways}")
