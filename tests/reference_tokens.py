@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 
 from ehrtrack.data.events import BIRTH, MedsDataset, life_spans, starts_with_any
-from ehrtrack.data.splits import SplitConfig, assign_splits
+from ehrtrack.data.settings import SplitConfig, VisitConfig, VocabularyConfig
+from ehrtrack.data.splits import assign_splits
 from ehrtrack.data.store import DTYPES
-from ehrtrack.data.visits import DAYS_PER_YEAR, VisitConfig, days_between
-from ehrtrack.data.vocabulary import NEVER_TOKENS, SPECIAL_TOKENS, UNK, Vocabulary, VocabularyConfig
+from ehrtrack.data.visits import DAYS_PER_YEAR, days_between
+from ehrtrack.data.vocabulary import NEVER_TOKENS, SPECIAL_TOKENS, UNK, Vocabulary
 
 
 def record_cutoffs(dataset: MedsDataset, split: SplitConfig) -> pl.DataFrame:

@@ -141,7 +141,8 @@ def test_a_cohort_without_events_is_refused(refused: Refused) -> None:
 
 
 def test_a_split_without_events_is_named(refused: Refused, folder: Path, data: Path) -> None:
-    from ehrtrack.data.splits import SplitConfig, assign_splits
+    from ehrtrack.data.settings import SplitConfig
+    from ehrtrack.data.splits import assign_splits
 
     subjects = pl.Series("subject_id", range(1, 151))
     training = subjects.filter(assign_splits(subjects, SplitConfig()) == "train").to_list()

@@ -299,11 +299,22 @@ def test_a_table_of_parameters_replaces_the_default_search_space(folder: Path) -
     assert parameters == {"strategy.rank": Choices(choices=(2, 4))}
 
 
-SLOW_TO_IMPORT = ("torch", "mlflow", "sklearn", "sksurv", "optuna", "peft", "scipy", "pandas")
+SLOW_TO_IMPORT = (
+    *("torch", "mlflow", "sklearn", "sksurv", "optuna", "peft", "scipy"),
+    *("pandas", "polars", "pyarrow", "duckdb", "numpy"),
+)
+COHORT = r"""
+[data.vocabulary]
+exclude = ["LOINC//"]
+[cohort]
+index = { rule = "first_code", codes = ["ICD10//I2[12]", "RxNorm//(140587|3355)$"] }
+outcome = { codes = ['ICD10//K9\d\.2'] }
+horizon_days = 365
+"""
 
 
 def test_reading_a_config_imports_nothing_that_is_slow_to_import(tmp_path: Path) -> None:
-    """So a misspelt key is told in a moment: every choice there is, in every plug-in package, is read."""
+    """So a misspelt key is told in a moment: every choice of every plug-in package, and code patterns, are read."""
     program = f"""
 import sys
 from ehrtrack import plugins
@@ -313,7 +324,7 @@ for section, package in PLUGIN_SECTIONS.items():
         load_config({str(tmp_path / "study.toml")!r}, [(f"{{section}}.name", name)])
 print(sorted(set({SLOW_TO_IMPORT!r}) & set(sys.modules)))
 """
-    (tmp_path / "study.toml").write_text('study = "s"\ndata.path = "."\n')
+    (tmp_path / "study.toml").write_text('study = "s"\ndata.path = "."\n' + COHORT)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr
 

@@ -8,8 +8,8 @@ from datetime import date
 import pytest
 
 from ehrtrack.data import cohort as cohort_module
-from ehrtrack.data.cohort import CohortConfig, build_cohort
-from ehrtrack.data.splits import SplitConfig
+from ehrtrack.data.cohort import build_cohort
+from ehrtrack.data.settings import CohortConfig, SplitConfig
 
 FIRST_A = {"rule": "first_code", "codes": ["A"]}
 Followed = dict[int, tuple[str, float, bool]]

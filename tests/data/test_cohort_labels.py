@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 
 from ehrtrack.data import cohort as cohort_module
-from ehrtrack.data.cohort import CohortConfig, build_cohort
+from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.labels import read_labels
-from ehrtrack.data.splits import SplitConfig
+from ehrtrack.data.settings import CohortConfig, SplitConfig
 from ehrtrack.errors import DataError
 
 HEADER = "subject_id,prediction_time,follow_up_days,is_event\n"

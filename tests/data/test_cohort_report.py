@@ -5,8 +5,9 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from ehrtrack.data.cohort import CohortConfig, build_cohort, summarise_cohort
-from ehrtrack.data.splits import SplitConfig, assign_splits
+from ehrtrack.data.cohort import build_cohort, summarise_cohort
+from ehrtrack.data.settings import CohortConfig, SplitConfig
+from ehrtrack.data.splits import assign_splits
 from ehrtrack.errors import ConfigError, DataError
 
 RULES = {

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from ehrtrack.data.count_features import count_features
+from ehrtrack.data.settings import VisitConfig
 from ehrtrack.data.store import build_store
-from ehrtrack.data.visits import VisitConfig
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 VOCABULARY = Vocabulary((*SPECIAL_TOKENS, "A", "B", "C", "GENDER//F"), {}, exclude=("MEDS_BIRTH$", "MEDS_DEATH$"))

@@ -16,7 +16,7 @@ from ehrtrack.data.events import (
     open_dataset,
     starts_with_any,
 )
-from ehrtrack.data.splits import SplitConfig
+from ehrtrack.data.settings import SplitConfig
 from ehrtrack.errors import DataError
 
 

@@ -11,15 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ehrtrack.data import visits as visits_module
-from ehrtrack.data.cohort import CohortConfig, build_cohort
+from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.count_features import count_features
 from ehrtrack.data.events import EVENT_SCHEMA, open_dataset
 from ehrtrack.data.fitting import choose_tokens, count_names, count_values, value_edges
 from ehrtrack.data.histories import Histories, histories_of
-from ehrtrack.data.splits import SplitConfig
+from ehrtrack.data.settings import CohortConfig, SplitConfig, VisitConfig, VocabularyConfig
 from ehrtrack.data.store import TokenStore, build_store
-from ehrtrack.data.visits import VisitConfig, known_events, visit_tokens
-from ehrtrack.data.vocabulary import NEVER_TOKENS, Vocabulary, VocabularyConfig
+from ehrtrack.data.visits import known_events, visit_tokens
+from ehrtrack.data.vocabulary import NEVER_TOKENS, Vocabulary
 
 SUBJECTS = range(1, 31)
 INDEX = datetime(2020, 1, 1)

@@ -20,11 +20,10 @@ from ehrtrack.data import shards as shards_module
 from ehrtrack.data.engines import open_engine
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.fitting import coverage, fit_vocabulary
+from ehrtrack.data.settings import SplitConfig, VisitConfig, VocabularyConfig
 from ehrtrack.data.shards import ShardWork, open_work, parse_slice
-from ehrtrack.data.splits import SplitConfig
 from ehrtrack.data.store import DTYPES, TokenStore, build_store, record_cutoffs, tokenise_slice
-from ehrtrack.data.visits import VisitConfig
-from ehrtrack.data.vocabulary import Vocabulary, VocabularyConfig
+from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import ConfigError, DataError
 
 VOCABULARY = VocabularyConfig(min_subjects=2, min_values=20, n_value_bins=4)

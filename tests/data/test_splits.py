@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehrtrack.data.splits import SPLITS, SplitConfig, assign_splits
+from ehrtrack.data.settings import SplitConfig
+from ehrtrack.data.splits import SPLITS, assign_splits
 from ehrtrack.errors import ConfigError
 
 

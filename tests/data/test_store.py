@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 
 from ehrtrack.data import store as store_module
+from ehrtrack.data.settings import SplitConfig, VisitConfig
 from ehrtrack.data.shards import ShardWork
-from ehrtrack.data.splits import SplitConfig, assign_splits
+from ehrtrack.data.splits import assign_splits
 from ehrtrack.data.store import build_store, open_store, record_cutoffs
-from ehrtrack.data.visits import VisitConfig
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import DataError
 

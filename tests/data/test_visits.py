@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 
 from ehrtrack.data.histories import histories_of
+from ehrtrack.data.settings import VisitConfig
 from ehrtrack.data.store import build_store
-from ehrtrack.data.visits import VisitConfig, visit_tokens
+from ehrtrack.data.visits import visit_tokens
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, UNK, Vocabulary
 from ehrtrack.errors import DataError
 

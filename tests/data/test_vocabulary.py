@@ -9,17 +9,8 @@ import pytest
 from ehrtrack.data import fitting
 from ehrtrack.data.fitting import add_counts, choose_tokens, count_names, count_values, share_known, value_edges
 from ehrtrack.data.histories import Histories, histories_of
-from ehrtrack.data.vocabulary import (
-    MASK,
-    NEVER_TOKENS,
-    PAD,
-    SPECIAL_TOKENS,
-    UNK,
-    Vocabulary,
-    VocabularyConfig,
-    slot_names,
-    slots,
-)
+from ehrtrack.data.settings import VocabularyConfig
+from ehrtrack.data.vocabulary import MASK, NEVER_TOKENS, PAD, SPECIAL_TOKENS, UNK, Vocabulary, slot_names, slots
 from ehrtrack.errors import CheckpointError, ConfigError, DataError
 
 DAY = "2020-01-01"

@@ -11,9 +11,9 @@ import torch
 from simulated import History, Visit, random_store, store_of
 
 from ehrtrack.data.batch import Batches, Outcomes
-from ehrtrack.data.cohort import CohortConfig, build_cohort
+from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import MedsDataset
-from ehrtrack.data.splits import SplitConfig
+from ehrtrack.data.settings import CohortConfig, SplitConfig
 from ehrtrack.errors import DataError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import competing_risks
