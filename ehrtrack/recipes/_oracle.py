@@ -10,7 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ehrtrack.data.batch import Outcomes
-from ehrtrack.data.cohort import CohortConfig
+from ehrtrack.data.settings import CohortConfig
 from ehrtrack.errors import DataError
 from ehrtrack.recipes._prepare import CohortRecords, Rows
 from ehrtrack.survival.attainable import attainable_interval

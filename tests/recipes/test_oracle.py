@@ -11,7 +11,7 @@ import pytest
 from lifelines.utils import concordance_index
 from simulated import study
 
-from ehrtrack.data.cohort import CohortConfig
+from ehrtrack.data.settings import CohortConfig
 from ehrtrack.errors import DataError
 from ehrtrack.objectives.survival import Predictions
 from ehrtrack.recipes._evaluate import attained, log_evaluation
