@@ -25,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import pods  # noqa: E402
 from pods import AFTERWARDS, POINTS, Fault  # noqa: E402
 from reliability import code, command, machine, series_options, write_section  # noqa: E402
-from study import Outcome, is_finished, outcome_of, run_ids, write_study  # noqa: E402
+from study import Outcome, can_go_on_elsewhere, is_finished, outcome_of, run_ids, write_study  # noqa: E402
 
 MOST_CALLS = {"step": 6, "checkpoint": 8, "validation": 3, "upload": 16, "drain": 5, "end": 1}
 """How often a pod comes to each point, at most, before its run is done."""
@@ -109,7 +109,8 @@ def disturb(
 
     Parameters
     ----------
-    moves : whether the machine is lost with each kill, so that the next process has the server alone
+    moves : whether the machine is lost with each kill, so that the next process has the server alone; it is kept if
+        the server does not even have the configuration yet
     """
     account.n_runs += 1
     pod, known, run_id = folder / "pod-0", set(run_ids(study)), ""
@@ -127,8 +128,10 @@ def disturb(
         account.points[f"{fault.point} {signal.Signals(fault.number).name}"] += 1
         if run_id and is_finished(run_id):  # it was killed after its last word had arrived
             break
-        if is_lost or not run_id:
-            account.n_new_machines += bool(run_id)
+        if not run_id:
+            pod = folder / f"pod-{number}"
+        elif is_lost and can_go_on_elsewhere(run_id):
+            account.n_new_machines += 1
             pod = folder / f"pod-{number}"
         if run_id:
             words = ("resume", run_id, "--force")

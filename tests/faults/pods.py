@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,12 @@ START_SECONDS = 300
 SUBJECT_SECRET = "of all pods, so that they log subjects under the same hashes"
 AFTERWARDS = 3600.0
 """More seconds than any call takes: right after it."""
+
+IMPORTED_ONCE = [
+    *("ehrtrack.cli", "ehrtrack.recipes.resume", "ehrtrack.recipes.finetune", "mlflow.tracking", "lifelines"),
+    "torch._dynamo",  # by torch's first optimiser: otherwise up to two thirds of what a killed pod computes
+]
+_FORK = multiprocessing.get_context("forkserver")
 
 POINTS = {
     "step": ("ehrtrack.training.loop", "Training", "take_step"),
@@ -111,18 +118,21 @@ def _run(words: Sequence[str], folder: Path, environment: Mapping[str, str], fau
     main(words)
 
 
+def begin_to_import() -> None:
+    """Start the process that pods are forked from, if there is none, and return while it imports."""
+    _FORK.set_forkserver_preload(IMPORTED_ONCE)
+    forkserver.ensure_running()
+
+
 def start(
     *words: str, folder: Path, server: str, fault: Planted | None = None, **environment: str
 ) -> multiprocessing.process.BaseProcess:
     """A pod that runs one command in its own folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["ehrtrack.cli", "ehrtrack.recipes.resume", "ehrtrack.recipes.finetune", "mlflow.tracking", "lifelines"]
-    )
+    begin_to_import()
     given = {"MLFLOW_TRACKING_URI": server, "OMP_NUM_THREADS": "1", "EHRTRACK_DRAIN_SECONDS": "30"}
     given |= {"EHRTRACK_SUBJECT_SECRET": SUBJECT_SECRET, **environment}
-    process = context.Process(target=_run, args=(words, folder, given, fault))
+    process = _FORK.Process(target=_run, args=(words, folder, given, fault))
     process.start()
     return process
 

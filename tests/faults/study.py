@@ -81,6 +81,11 @@ def is_finished(run_id: str) -> bool:
     return str(client().get_run(run_id).info.status) == "FINISHED"
 
 
+def can_go_on_elsewhere(run_id: str) -> bool:
+    """Whether the server has the run's configuration: killed before, a run can go on on its own machine alone."""
+    return "run_config.json" in queries.list_artifacts(run_id)
+
+
 def outcome_of(run_id: str) -> Outcome:
     """What is on the server."""
     run = client().get_run(run_id)

@@ -22,6 +22,12 @@ from ehrtrack.tracking.stale import stale_runs
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
 
 
+@pytest.fixture(scope="session", autouse=True)
+def imports() -> None:
+    """What pods are forked from imports while the server starts."""
+    pods.begin_to_import()
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("faults")
@@ -89,7 +95,7 @@ def test_of_two_processes_that_take_up_the_same_stale_run_exactly_one_goes_on(
     for other in stale_runs(("pretrain", "finetune")):  # left on the server by other tests
         client().delete_run(other.record.run_id)
     known = set(run_ids("disturbed"))
-    fault = Fault("checkpoint", 3, KILL, AFTERWARDS)
+    fault = Fault("upload", 9, KILL, AFTERWARDS)  # what the run consists of, and the first snapshot
     assert pods.run("finetune", "--config", str(config), folder=tmp_path / "pod", server=http_store, fault=fault) < 0
     (run_id,) = set(run_ids("disturbed")) - known
     long_ago = datetime.now(UTC) - timedelta(minutes=11)
@@ -104,6 +110,7 @@ def test_of_two_processes_that_take_up_the_same_stale_run_exactly_one_goes_on(
     logs = [pods.log_of(folder) for folder in folders]
     assert sorted("finetune done" in log for log in logs) == [False, True]
     assert sorted("no run was taken up" in log for log in logs) == [False, True]
+    assert any(re.search(r"the snapshot of step \d+ was fetched from the server", log) for log in logs)
     run = outcome_of(run_id)
     assert (run.values, run.artifacts, run.status) == (whole.values, whole.artifacts, "FINISHED")
     assert client().get_run(run_id).data.tags[names.ATTEMPT] == "1"
