@@ -5,13 +5,14 @@ RUN pip install --no-cache-dir "mlflow[auth]==3.17.2" "psycopg2-binary>=2.9,<3" 
     && useradd --create-home mlflow \
     && mkdir /artifacts \
     && chown mlflow /artifacts
+COPY ehrtrack/tracking/server_process.py /opt/mlflow/server_process.py
 USER mlflow
 WORKDIR /home/mlflow
 
-# Lean: one worker and no job runner take 0.5 GB instead of 2.5 GB.
+# Lean: one process, one worker and no job runner take 0.3 GB instead of 2.5 GB.
 ENV MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
     MLFLOW_DISABLE_TELEMETRY=true
 EXPOSE 5000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:5000/health', timeout=4)"]
-CMD ["mlflow", "server", "--host", "0.0.0.0", "--port", "5000", "--workers", "1", "--app-name", "basic-auth"]
+CMD ["python", "/opt/mlflow/server_process.py", "--host", "0.0.0.0", "--port", "5000", "--workers", "1", "--app-name", "basic-auth"]

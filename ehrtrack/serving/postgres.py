@@ -19,8 +19,20 @@ DRIVER = "psycopg2"
 START_SECONDS = 60
 _DEBIAN = Path("/usr/lib/postgresql")
 _NEEDED = ("initdb", "postgres", "pg_isready", "psql", "createdb")
-# mlflow's pool opens a few connections a worker; two workers stay far below.
-_SETTINGS = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "shared_buffers=64MB", "max_connections=60")
+# A process of PostgreSQL holds 20 MB, and in time all of shared_buffers; there is one for each connection. With these
+# and with one process of mlflow (tracking/server_process.py), six runs at once take 0.6 to 0.7 GB of resident memory
+# instead of 1.05 GB, at the same CPU time of the server: benchmarks/server_load.py. docker/compose.yaml has the same.
+MEMORY_SETTINGS = (
+    "shared_buffers=16MB",
+    "autovacuum_max_workers=1",
+    "max_parallel_workers_per_gather=0",
+    "max_logical_replication_workers=0",
+    "jit=off",
+)
+# Connections that a worker keeps, and opens beyond them while calls wait. A batch of metrics holds one while it asks
+# for another, so ten let nine batches through at the same moment: of twelve, all could wait for each other, for 30 s.
+POOL = {"MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "2", "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "8"}
+_SETTINGS = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=60", *MEMORY_SETTINGS)
 
 
 def find_binaries() -> Path | None:

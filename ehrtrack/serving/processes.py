@@ -16,6 +16,7 @@ import psutil
 from ehrtrack.errors import TrackingError
 
 END_SECONDS = 10
+MLFLOW_SERVER = "ehrtrack.tracking.server_process"
 
 
 def start(
@@ -111,4 +112,4 @@ def _send(process: subprocess.Popen[bytes], how: signal.Signals, *, is_group: bo
 
 def _name(process: subprocess.Popen[bytes]) -> str:
     words = process.args if isinstance(process.args, list) else [process.args]
-    return "mlflow server" if "mlflow" in words else Path(str(words[0])).name
+    return "mlflow server" if MLFLOW_SERVER in words else Path(str(words[0])).name

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from ehrtrack.errors import ConfigError, TrackingError
 from ehrtrack.serving import logins, postgres
-from ehrtrack.serving.processes import end, is_free, start, tail, wait_until
+from ehrtrack.serving.processes import MLFLOW_SERVER, end, is_free, start, tail, wait_until
 
 START_SECONDS = 300
 
@@ -193,7 +193,8 @@ def _start_mlflow(
 ) -> subprocess.Popen[bytes]:
     artifacts = settings.artifacts or str(folder / "artifacts")
     command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", settings.host, "--port", str(settings.port)),
+        *(sys.executable, "-m", MLFLOW_SERVER),
+        *("--host", settings.host, "--port", str(settings.port)),
         *("--workers", str(settings.workers), "--artifacts-destination", artifacts),
     ]
     if hosts := _allowed_hosts(settings):
@@ -203,9 +204,10 @@ def _start_mlflow(
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")} | {
         # by environment: a command line is for everybody on the machine to read
         "MLFLOW_BACKEND_STORE_URI": runs_uri,
-        # 0.5 GB instead of 2.5 GB
+        # 0.3 GB instead of 2.5 GB, in one process
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        **postgres.POOL,
     }
     if settings.has_auth:
         command += ["--app-name", "basic-auth"]

@@ -21,7 +21,7 @@ def first_life() -> Iterator[FirstLife]:
             assert requests.post(url, json={"name": "kept"}, timeout=60).status_code == 200
             exit_code = server.end(signal.SIGTERM)
             left = [process for process in processes if process.is_running()]
-        yield FirstLife(folder / "data", exit_code, left)
+        yield FirstLife(folder / "data", exit_code, len(processes), left)
 
 
 @pytest.fixture(scope="session")

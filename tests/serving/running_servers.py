@@ -58,6 +58,7 @@ class FirstLife:
 
     folder: Path
     exit_code: int
+    n_processes: int
     left_running: list[psutil.Process]
 
 

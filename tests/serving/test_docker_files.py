@@ -94,6 +94,15 @@ def test_compose_and_ehrtrack_server_have_the_same_login_settings(
     assert strip(composed) == strip(local)
 
 
+def test_compose_and_ehrtrack_server_have_the_same_settings_of_memory() -> None:
+    services = compose()["services"]
+    given = [word for setting in postgres.MEMORY_SETTINGS for word in ("-c", setting)]
+    assert services["database"]["command"] == ["postgres", *given]
+    environment = services["mlflow"]["environment"]
+    assert isinstance(environment, dict)
+    assert {name: environment.get(name) for name in postgres.POOL} == postgres.POOL
+
+
 @pytest.mark.parametrize("file", sorted(DOCKER.glob("*.Dockerfile")), ids=lambda file: file.name)
 def test_dockerfiles_have_known_instructions_and_copy_what_is_there(file: Path) -> None:
     text = re.sub(r"\\\n", " ", file.read_text())
@@ -107,7 +116,7 @@ def test_dockerfiles_have_known_instructions_and_copy_what_is_there(file: Path) 
 
 
 SERVICE_KEYS = {
-    "image", "build", "environment", "volumes", "ports", "depends_on", "healthcheck", "restart",
+    "image", "command", "build", "environment", "volumes", "ports", "depends_on", "healthcheck", "restart",
 }  # fmt: skip
 
 
