@@ -60,8 +60,8 @@ RULES = (
 )
 
 EVIDENCE = (
-    "objective.lambda_rank: the ranking loss costs calibration and does not raise the C-index (projects/public_tables, "
-    "icu_mortality, simulated_transfer): begin with 0, and keep another weight only if it wins on validation subjects.",
+    "objective.lambda_rank: the ranking loss did not raise the C-index (projects/public_tables, icu_mortality, "
+    "simulated_transfer) and mostly cost Brier score: begin with 0, and keep another only if it wins on validation.",
     "Under 500 labelled subjects of a simulated site (projects/simulated_transfer) full fine-tuning of a pretrained "
     "encoder was ahead of one from scratch in three splits of three, frozen by less than could be shown: try both.",
     "A strategy is a guess until it is compared: on the demo's 2,694 subjects (README) no fine-tuning beat Cox on code "

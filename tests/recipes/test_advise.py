@@ -96,7 +96,7 @@ def test_a_large_cohort_is_told_to_compare_lora_with_full(config: RunConfig, mon
 
 
 def test_advice_says_where_measurements_disagree(advice: Advice) -> None:
-    assert "lambda_rank: the ranking loss costs calibration" in advice.to_text()
+    assert "lambda_rank: the ranking loss did not raise the C-index" in advice.to_text()
     assert "There is no measurement of another device here" in advice.to_text()
 
 

@@ -14,8 +14,8 @@ class Config(Choice):
 
     Attributes
     ----------
-    lambda_rank : weight of the ranking loss beside the negative log-likelihood. It cost calibration and did not raise
-        the C-index wherever it was tried (`ehrtrack frontier`), so that it is off until asked for
+    lambda_rank : weight of the ranking loss beside the negative log-likelihood. It did not raise the C-index
+        wherever it was tried (`ehrtrack frontier`) and mostly cost Brier score, so that it is off until asked for
     sigma : scale of the ranking loss
     n_intervals : intervals of the time grid, at most; its edges are quantiles of training event times
     select_by : validation measure by which an epoch is kept: the integrated Brier score, ibs, or c_index. With few
