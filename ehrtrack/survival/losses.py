@@ -114,13 +114,13 @@ def survival_loss(
 
     Returns
     -------
-    (total, nll, rank), scalar tensors.
+    (total, nll, rank), scalar tensors; at weight 0 the ranking is not computed, and 0.
     """
     nll = negative_log_likelihood(logits, interval, is_event)
+    if not lambda_rank:
+        return nll, nll, nll.new_zeros(())
     rank = ranking_loss(logits, interval, is_event, follow_up_days, sigma=sigma)
-    # At weight 0 the ranking is reported and kept out of the sum, where an overflow times 0 would be a NaN.
-    total = nll + lambda_rank * rank if lambda_rank else nll
-    return total, nll, rank
+    return nll + lambda_rank * rank, nll, rank
 
 
 def _at_least_f32(logits: Tensor) -> Tensor:

@@ -145,8 +145,9 @@ def test_total_is_likelihood_plus_weighted_ranking() -> None:
 
 def test_at_weight_zero_the_total_is_the_likelihood() -> None:
     logits, interval, event, days = random_subjects(4)
-    total, nll, _ = survival_loss(logits, interval, event, days, lambda_rank=0.0)
-    assert total.item() == nll.item()
+    total, nll, rank = survival_loss(logits, interval, event, days, lambda_rank=0.0)
+    assert total.item() == nll.item() == negative_log_likelihood(logits, interval, event).item()
+    assert rank.item() == 0
 
 
 @settings(max_examples=30)
