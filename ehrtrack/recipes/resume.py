@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ehrtrack.config import Override, RunConfig, parse_config, parse_value
+from ehrtrack.config import Override, RunConfig, RuntimeConfig, parse_config, parse_value
 from ehrtrack.errors import CheckpointError, ConfigError, EhrtrackError
 from ehrtrack.recipes._run import RESUMABLE_KINDS, Resumption, Run, run_folder
 from ehrtrack.recipes.finetune import finetune
@@ -55,9 +55,8 @@ def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool =
     if record.status == "FINISHED":
         raise ConfigError(f"run {run_id} has ended well; there is nothing left to do")
     _check_overrides(run_id, overrides)
-    config = _config_of(run_id, overrides)
     with claimed(record) as attempt:
-        is_ours = drain_left_behind(config.runtime.cache / "journal", run_id, attempt=attempt - 1)
+        config, is_ours = _send_and_read(run_id, overrides, attempt=attempt - 1)
         if not (is_ours or is_forced):
             _check_silent(record)
         sent = get_run(run_id)
@@ -181,6 +180,20 @@ def _step_in(run_id: str, place: str, folder: Path) -> int:
         return snapshot_step(download(run_id, f"{place}/facts.json", folder).parent)
     except EhrtrackError:
         return 0
+
+
+def _send_and_read(run_id: str, overrides: Sequence[Override], *, attempt: int) -> tuple[RunConfig, bool]:
+    """The run's configuration, and whether its last process was here; what its journal here has is sent before.
+
+    The configuration may itself still be in that journal, so the usual cache (or that of an override) is looked into
+    first, and then the one that the configuration names.
+    """
+    usual = Path(dict(overrides).get("runtime.cache", RuntimeConfig().cache))
+    is_ours = drain_left_behind(usual / "journal", run_id, attempt=attempt)
+    config = _config_of(run_id, overrides)
+    if config.runtime.cache != usual:
+        is_ours |= drain_left_behind(config.runtime.cache / "journal", run_id, attempt=attempt)
+    return config, is_ours
 
 
 def _config_of(run_id: str, overrides: Sequence[Override]) -> RunConfig:
