@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
@@ -9,10 +10,12 @@ import pytest
 from simulated import study
 
 from ehrtrack.config import RunConfig
+from ehrtrack.data.events import MedsDataset
 from ehrtrack.errors import ConfigError
 from ehrtrack.recipes import landmarks as landmarks_module
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.landmarks import landmarks
+from ehrtrack.recipes.predict import Predictor
 from ehrtrack.tracking.queries import download, get_run
 
 
@@ -26,10 +29,21 @@ def config(target_site: Path, local_store: Path) -> RunConfig:
 
 
 def test_a_model_is_scored_at_each_landmark_on_those_still_followed(
-    config: RunConfig, target_site: Path, local_store: Path
+    config: RunConfig, target_site: Path, local_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked = []
+    predict = landmarks_module.Predictor.predict_dataset
+
+    def recorded(self: Predictor, dataset: MedsDataset, times: pl.DataFrame) -> pl.DataFrame:
+        asked.append(times)
+        return predict(self, dataset, times)
+
+    monkeypatch.setattr(landmarks_module.Predictor, "predict_dataset", recorded)
     of_model = get_run(baseline(config).run_id)
     run = landmarks(of_model.run_id, [365, 0, 0])
+    both = asked[0].join(asked[1], on="subject_id", suffix="_later")
+    moved = (both["prediction_time_later"] - both["prediction_time"]).unique().to_list()
+    assert moved == [timedelta(days=365)]  # what came by then is known, and nothing later
     record = get_run(run.run_id)
     assert (record.kind, record.status, record.tags["model_run"]) == ("landmarks", "FINISHED", of_model.run_id)
     table = pl.read_csv(download(run.run_id, "landmarks.csv", local_store / "table"))
@@ -46,22 +60,6 @@ def test_a_model_is_scored_at_each_landmark_on_those_still_followed(
     pooled = [record.metrics[f"test/landmark_c_index{bound}"] for bound in ("_lower", "", "_upper")]
     assert pooled == sorted(pooled)
     assert 0.5 < pooled[1] < 0.9
-
-
-def test_at_a_landmark_what_came_by_then_is_known_and_nothing_later(config: RunConfig, monkeypatch) -> None:
-    run_id = baseline(config).run_id
-    asked = []
-    predict = landmarks_module.Predictor.predict_dataset
-
-    def recorded(self, dataset, times):
-        asked.append(times)
-        return predict(self, dataset, times)
-
-    monkeypatch.setattr(landmarks_module.Predictor, "predict_dataset", recorded)
-    landmarks(run_id, [0, 180])
-    both = asked[0].join(asked[1], on="subject_id", suffix="_later")
-    moved = (both["prediction_time_later"] - both["prediction_time"]).unique().to_list()
-    assert [shift.total_seconds() / 86_400 for shift in moved] == [180.0]
 
 
 def test_a_landmark_before_the_index_date_is_refused() -> None:
