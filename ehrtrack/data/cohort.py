@@ -13,7 +13,7 @@ from ehrtrack.data.labels import CAUSE, read_labels
 from ehrtrack.data.outcomes import add_follow_up, add_outcome, clip_to_horizon, midnight
 from ehrtrack.data.settings import CohortConfig, SplitConfig
 from ehrtrack.data.splits import SPLITS, assign_splits
-from ehrtrack.data.visits import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, days_between
+from ehrtrack.data.visits import DAYS_PER_YEAR, days_after, days_between
 from ehrtrack.errors import DataError
 
 
@@ -153,7 +153,7 @@ def _move_to_landmark(flow: _Attrition, landmark_days: float) -> None:
         return
     flow.keep("follow-up after the landmark", pl.col("follow_up_days") > landmark_days)
     flow.subjects = flow.subjects.with_columns(
-        index_date=pl.col("index_date") + pl.duration(microseconds=round(landmark_days * MICROSECONDS_PER_DAY)),
+        index_date=days_after("index_date", landmark_days),
         follow_up_days=pl.col("follow_up_days") - landmark_days,
     )
 

@@ -8,7 +8,7 @@ import polars as pl
 
 from ehrtrack.data.events import starts_with_any
 from ehrtrack.data.settings import OutcomeConfig
-from ehrtrack.data.visits import days_between
+from ehrtrack.data.visits import days_after, days_between
 
 
 def add_outcome(subjects: pl.DataFrame, events: pl.LazyFrame, outcome: OutcomeConfig) -> pl.DataFrame:
@@ -34,7 +34,7 @@ def add_follow_up(subjects: pl.DataFrame, *, horizon_days: float, end_of_study: 
     Follow-up runs from the index date to the earliest of the outcome, death, the last event of the record,
     the start of `end_of_study`, and the horizon. It is an event when the outcome came at or before the rest.
     """
-    horizon = pl.col("index_date") + pl.duration(microseconds=round(horizon_days * 86_400_000_000))
+    horizon = days_after("index_date", horizon_days)
     censored = pl.min_horizontal("death", "last_time", midnight(end_of_study), horizon)
     is_event = (pl.col("outcome_time") <= censored).fill_null(False)
     end = pl.when(is_event).then("outcome_time").otherwise(censored)

@@ -79,6 +79,11 @@ def days_between(start: str, end: str) -> pl.Expr:
     return (pl.col(end) - pl.col(start)).dt.total_microseconds() / MICROSECONDS_PER_DAY
 
 
+def days_after(start: str, days: float) -> pl.Expr:
+    """The moment so many days, with their fraction, after a datetime column."""
+    return pl.col(start) + pl.duration(microseconds=round(days * MICROSECONDS_PER_DAY))
+
+
 def visit_key(unit: Literal["encounter", "day"]) -> pl.Expr:
     """What the events of one visit of a subject have in common; null for static facts."""
     if unit == "day":
