@@ -100,10 +100,13 @@ def prepare_cohort(config: RunConfig, vocabulary: Vocabulary | None = None) -> C
     dataset, cohort = _cohort(config)
     with _open_work(config.runtime) as work:
         records = _tokenise(config, dataset, cohort.cutoffs, vocabulary, work)
-    subjects = cohort.subjects
+    return CohortRecords(**vars(records), cohort=cohort, outcomes=outcomes_of(cohort.subjects))
+
+
+def outcomes_of(subjects: pl.DataFrame) -> Outcomes:
+    """The labels of subjects of a cohort, row for row."""
     cause = subjects["cause"].to_numpy().copy() if "cause" in subjects.columns else None
-    outcomes = Outcomes(subjects["follow_up_days"].to_numpy().copy(), subjects["is_event"].to_numpy().copy(), cause)
-    return CohortRecords(**vars(records), cohort=cohort, outcomes=outcomes)
+    return Outcomes(subjects["follow_up_days"].to_numpy().copy(), subjects["is_event"].to_numpy().copy(), cause)
 
 
 def _open_work(runtime: RuntimeConfig, part: ShardSlice = (1, 1)) -> AbstractContextManager[ShardWork]:

@@ -11,16 +11,16 @@ import numpy as np
 import polars as pl
 
 from ehrtrack import plots
+from ehrtrack.compare import interval_text
 from ehrtrack.config import RunConfig, override
-from ehrtrack.data.batch import Outcomes
-from ehrtrack.data.cohort import Cohort, build_cohort
+from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import open_dataset
 from ehrtrack.errors import ConfigError
 from ehrtrack.privacy import hide_small
 from ehrtrack.recipes._evaluate import Evaluation, evaluate_survival
+from ehrtrack.recipes._prepare import outcomes_of
 from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes.predict import Predictor, load_predictor
-from ehrtrack.survival.bootstrap import Interval
 from ehrtrack.survival.landmarks import AtLandmark, pooled_c_index
 from ehrtrack.tracking.queries import download, resolve_run
 
@@ -120,11 +120,11 @@ def _scored(predictor: Predictor, config: RunConfig, days: Sequence[float]) -> I
         moved = override(config, settings)
         assert moved.cohort is not None  # a model that predicts survival was fitted on a cohort
         cohort = build_cohort(dataset, moved.cohort, config.data.split)
-        test = cohort.subjects.filter(pl.col("split") == "test")
+        training, test = (cohort.subjects.filter(pl.col("split") == split) for split in ("train", "test"))
         predicted = predictor.predict_dataset(dataset, test.select("subject_id", prediction_time="index_date"))
         survival = np.array(predicted["survival"].to_list())
         evaluation = evaluate_survival(
-            survival, predictor.grid, _outcomes(cohort, "train"), _outcomes(cohort, "test"), seed=config.runtime.seed
+            survival, predictor.grid, outcomes_of(training), outcomes_of(test), seed=config.runtime.seed
         )
         outcomes = test.select("subject_id", "follow_up_days", "is_event")
         print(
@@ -133,16 +133,11 @@ def _scored(predictor: Predictor, config: RunConfig, days: Sequence[float]) -> I
         yield Landmark(landmark_days, outcomes.with_columns(predicted["risk"]), evaluation)
 
 
-def _outcomes(cohort: Cohort, split: str) -> Outcomes:
-    subjects = cohort.subjects.filter(pl.col("split") == split)
-    return Outcomes(subjects["follow_up_days"].to_numpy(), subjects["is_event"].to_numpy(), None)
-
-
 def _to_markdown(table: pl.DataFrame) -> str:
     lines = ["landmark (days) | test subjects | events | C-index (95 % interval) | IBS | IBS of Kaplan–Meier"]
     lines.append(" | ".join("---" for _ in lines[0].split("|")))
     for row in table.iter_rows(named=True):
-        interval = Interval(row["c_index"], row["c_index_lower"], row["c_index_upper"])
         counts = f"{row['landmark_days']:g} | {row['n_subjects']} | {row['n_events']}"
-        lines.append(f"{counts} | {interval} | {row['ibs']:.4f} | {row['ibs_kaplan_meier']:.4f}")
+        c_index = interval_text(row, "c_index", "c_index_lower", "c_index_upper", ".3f")
+        lines.append(f"{counts} | {c_index} | {row['ibs']:.4f} | {row['ibs_kaplan_meier']:.4f}")
     return "".join(f"| {line} |\n" for line in lines)
