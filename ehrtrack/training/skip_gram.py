@@ -58,11 +58,14 @@ def fit_skip_gram(
     context = torch.zeros(n_codes, width, requires_grad=True)
     optimizer = torch.optim.Adam([center, context], lr=config.lr, fused=True)
     noise = torch.from_numpy(frequency**0.75)
+    # where a code stands that has others in its context
+    places = np.flatnonzero((windows.end - windows.start > 1) & (windows.token >= len(SPECIAL_TOKENS)))
+    steps_an_epoch = config.contexts * -(-len(places) // config.batch_pairs)
     n_steps = epoch = 0
     while epoch < config.epochs or 0 < n_steps < config.min_steps:
         epoch += 1
-        with tqdm(total=_steps_an_epoch(windows, config), desc=f"skip-gram epoch {epoch}", disable=None) as bar:
-            for pairs in _pairs(windows, config, rng):
+        with tqdm(total=steps_an_epoch, desc=f"skip-gram epoch {epoch}", disable=None) as bar:
+            for pairs in _pairs(windows, places, config, rng):
                 drawn = torch.multinomial(noise, N_DRAWN, replacement=True, generator=generator)
                 loss = _loss(center, context, torch.from_numpy(pairs), drawn, config.negatives)
                 optimizer.zero_grad()
@@ -97,12 +100,12 @@ def visit_windows(store: TokenStore, rows: Ints, *, window_visits: int) -> Windo
     return Windows(token, start[group], end[group])
 
 
-def _pairs(windows: Windows, config: SkipGramConfig, rng: np.random.Generator) -> Iterator[Ints]:
-    """(P, 2) a code and one of its context, until each token has been drawn `contexts` times.
+def _pairs(windows: Windows, places: Ints, config: SkipGramConfig, rng: np.random.Generator) -> Iterator[Ints]:
+    """(P, 2) a code at one of the places and one of its context, until each has been drawn `contexts` times.
 
     A special token is no code, and a code that is written again says nothing of its meaning.
     """
-    others, places = _others(windows), _places(windows)
+    others = windows.end - windows.start - 1
     for _ in range(config.contexts):
         order = rng.permutation(places)
         for begin in range(0, len(order), config.batch_pairs):
@@ -113,20 +116,6 @@ def _pairs(windows: Windows, config: SkipGramConfig, rng: np.random.Generator) -
             keep = (pairs[:, 0] != pairs[:, 1]) & (pairs[:, 1] >= len(SPECIAL_TOKENS))
             if keep.any():
                 yield pairs[keep]
-
-
-def _steps_an_epoch(windows: Windows, config: SkipGramConfig) -> int:
-    return config.contexts * -(-len(_places(windows)) // config.batch_pairs)
-
-
-def _others(windows: Windows) -> Ints:
-    """(T,) how many tokens the context of each has beside itself."""
-    return windows.end - windows.start - 1
-
-
-def _places(windows: Windows) -> Ints:
-    """Where a code stands that has a context."""
-    return np.flatnonzero((_others(windows) > 0) & (windows.token >= len(SPECIAL_TOKENS)))
 
 
 def _loss(center: Tensor, context: Tensor, pairs: Tensor, drawn: Tensor, negatives: float) -> Tensor:
