@@ -18,6 +18,7 @@ from benchmarks._ours import CLIP_NORM, LR, Training, masked, objective_loss
 from benchmarks._workload import MAX_TOKENS
 from ehrtrack.data.batch import MAX_AGE_YEARS, MAX_POSITION, N_GAPS, Batch
 from ehrtrack.data.vocabulary import PAD
+from ehrtrack.models import heads
 from ehrtrack.models.behrt import SIZES, Size
 
 IGNORED = -100
@@ -180,7 +181,7 @@ class PaddedTraining:
         shape, vocabulary_size = SIZES[size], len(state["encoder.embeddings.code.weight"])
         head: nn.Module
         if "head.out.weight" in state:
-            head = HazardHead(shape.width, len(state["head.baseline"]), 3 * dropout)
+            head = HazardHead(shape.width, len(state["head.baseline"]), heads.HazardHead.DROPOUT if dropout else 0.0)
         else:
             head = TokenHead(shape.width, vocabulary_size)
         self.model = PaddedModel(Encoder(shape, vocabulary_size, dropout), head)

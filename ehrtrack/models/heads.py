@@ -96,6 +96,8 @@ class HazardHead(nn.Module):
     baseline : (K,) logits, or (K, R) where there are R causes; the logits are then (B, K R), causes side by side
     """
 
+    DROPOUT = 0.3
+
     def __init__(self, width: int, baseline: Tensor) -> None:
         super().__init__()
         self.terms: Tensor
@@ -104,7 +106,7 @@ class HazardHead(nn.Module):
         self.register_buffer("terms", terms[: min(n_intervals, 2), :, None], persistent=False)  # one interval: no drift
         self.score = nn.Linear(width, 1)
         self.norm = nn.LayerNorm(3 * width)
-        self.dropout = Dropout(0.3)
+        self.dropout = Dropout(self.DROPOUT)
         self.out = nn.Linear(3 * width, len(self.terms) * baseline[0].numel(), bias=False)
         self.baseline = nn.Parameter(baseline.clone())
         nn.init.normal_(self.score.weight, std=0.02)
