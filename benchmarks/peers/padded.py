@@ -19,7 +19,7 @@ from benchmarks._workload import MAX_TOKENS
 from ehrtrack.data.batch import MAX_AGE_YEARS, MAX_POSITION, N_GAPS, Batch
 from ehrtrack.data.vocabulary import PAD
 from ehrtrack.models import heads
-from ehrtrack.models.behrt import SIZES, Size
+from ehrtrack.models.behrt import SIZES, Recency, Size
 
 IGNORED = -100
 
@@ -30,7 +30,7 @@ class PaddedBatch:
 
     Attributes
     ----------
-    fields : token, age, segment, position and gap, each (B, L)
+    fields : token, age, segment, position, gap and days_to_end, each (B, L)
     is_token : (B, L) bool, False at padding
     targets : (B, L) tokens to predict, `IGNORED` elsewhere
     last : (B,) place of [CLS]
@@ -49,14 +49,14 @@ def pad(batch: Batch, length: int = MAX_TOKENS) -> PaddedBatch:
     is_token = torch.arange(length) < lengths[:, None]  # (B, L)
 
     def spread(values: Tensor, padding: int) -> Tensor:
-        rows = torch.full(is_token.shape, padding, dtype=torch.int64)
+        rows = torch.full(is_token.shape, padding, dtype=values.dtype)
         rows[is_token] = values
         return rows
 
     targets = torch.full_like(batch.token, IGNORED)
     if batch.target_positions is not None and batch.targets is not None:
         targets[batch.target_positions] = batch.targets
-    names = ("token", "age", "segment", "position", "gap")
+    names = ("token", "age", "segment", "position", "gap", "days_to_end")
     fields = {name: spread(getattr(batch, name), PAD) for name in names}
     return PaddedBatch(fields, is_token, spread(targets, IGNORED), lengths - 1, len(batch.token))
 
@@ -69,6 +69,7 @@ class Embeddings(nn.Module):
         self.segment = nn.Embedding(3, width)
         self.position = nn.Embedding(MAX_POSITION + 1, width)
         self.gap = nn.Embedding(N_GAPS, width)
+        self.recency = Recency(width)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
@@ -76,6 +77,7 @@ class Embeddings(nn.Module):
         x = self.code(fields["token"])
         for name in ("age", "segment", "position", "gap"):
             x = x + getattr(self, name)(fields[name])
+        x = x + self.recency(fields["days_to_end"])
         return self.dropout(self.norm(x))  # type: ignore[no-any-return]  # (B, L, D)
 
 

@@ -74,12 +74,12 @@ class Batch:
     position : (T,) int64, visits counted back from the cutoff: 0 is [CLS], 1 the last visit; static facts have
         the highest
     gap : (T,) int64, class of the time since the previous visit, 0 for static facts
+    days_to_end : (T,) float32, days from the token's visit to where the record or the window ends, which is where
+        [CLS] stands; inf for static facts, which are of no time
     outcomes : labels of the B subjects, or None; they stay on the CPU in full precision
     target_positions, targets : (M,) int64, places in the row that are to be predicted and their tokens, or None
-    hidden : (T, D) float32, the encoder's states where they were computed before; the five rows of tokens are then
+    hidden : (T, D) float32, the encoder's states where they were computed before; the six rows of tokens are then
         empty
-    day : (T,) float32, days from the subject's first visit in the row to the token's visit; of [CLS], to where the
-        record or the window ends; 0 for static facts. The encoder does not see it: objectives take targets from it
     is_first : (T,) bool, whether the subject's whole record holds the token here for the first time; False for [CLS]
     part : which of several heads is to read the states, "" where there is one
     """
@@ -92,11 +92,11 @@ class Batch:
     segment: Tensor
     position: Tensor
     gap: Tensor
+    days_to_end: Tensor
     outcomes: Outcomes | None = None
     target_positions: Tensor | None = None
     targets: Tensor | None = None
     hidden: Tensor | None = None
-    day: Tensor | None = None
     is_first: Tensor | None = None
     part: str = ""
 
@@ -166,8 +166,9 @@ def collate(
     end_age = np.where(is_cut, last_age, np.clip(store.end_age_years[rows], 0, MAX_AGE_YEARS).astype(np.int64))
     end_gap = np.where(is_cut, 1, 1 + np.digitize(store.end_gap_days[rows], GAP_EDGES_DAYS))
 
-    day, end_day = _days(store.gap_days[source], visit, subject, counts)
-    end_day += np.where(is_cut, 0, store.end_gap_days[rows])
+    days_to_end = _days_to_last_visit(store.gap_days[source], visit, subject, counts)
+    days_to_end += np.where(is_cut, 0, store.end_gap_days[rows])[subject]
+    days_to_end[is_static] = np.inf
 
     def with_cls(values: npt.NDArray[Any], cls_values: npt.NDArray[Any] | int) -> Tensor:
         return torch.from_numpy(np.insert(values, end, cls_values))
@@ -181,8 +182,8 @@ def collate(
         segment=with_cls(segment, 0),
         position=with_cls(position, 0),
         gap=with_cls(gap, end_gap),
+        days_to_end=with_cls(days_to_end.astype(np.float32), 0),
         outcomes=None if outcomes is None else outcomes[rows],
-        day=with_cls(day.astype(np.float32), end_day),
         is_first=with_cls(_is_first(store, rows, source, subject), 0),
     )
 
@@ -201,6 +202,7 @@ def collate_features(
         segment=nothing,
         position=nothing,
         gap=nothing,
+        days_to_end=torch.empty(0),
         outcomes=None if outcomes is None else outcomes[rows],
         hidden=torch.from_numpy(features.hidden_of(rows)),
     )
@@ -227,20 +229,18 @@ def _windows(
     return np.repeat(first - before, length) + np.arange(length.sum()), n_static + n_recent
 
 
-def _days(
+def _days_to_last_visit(
     gap_days: npt.NDArray[np.float32],
     visit: npt.NDArray[np.int64],
     subject: npt.NDArray[np.int64],
     counts: npt.NDArray[np.int64],
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Days from each subject's first visit here to the visit of each token, (T,), and to its last visit, (B,)."""
+) -> npt.NDArray[np.float64]:
+    """(T,) days from the visit of each token to the last visit of its subject here."""
     is_later = np.zeros(len(visit), dtype=bool)  # begins a visit that another of the subject goes before
     is_later[1:] = (visit[1:] != visit[:-1]) & (visit[:-1] > 0) & (subject[1:] == subject[:-1])
-    total = np.cumsum(np.where(is_later, gap_days, 0), dtype=np.float64)
-    total = np.concatenate([[0.0], total])
-    end = np.cumsum(counts)
-    before = total[end - counts]
-    return total[1:] - np.repeat(before, counts), total[end] - before
+    elapsed = np.append(0, np.cumsum(np.where(is_later, gap_days, 0), dtype=np.float64))
+    days: npt.NDArray[np.float64] = np.repeat(elapsed[np.cumsum(counts)], counts) - elapsed[1:]
+    return days
 
 
 def _is_first(

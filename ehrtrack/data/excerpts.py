@@ -45,8 +45,8 @@ def visits_of(batch: Batch) -> Visits:
 def excerpts(batch: Batch, subject: Tensor, start: Tensor, stop: Tensor) -> Batch:
     """P excerpts, each a run of one subject's tokens with a [CLS] that stands at its end.
 
-    Whatever tells of the rest of the record is told anew as seen from the excerpt's end: positions and segments count
-    back from its last visit, and [CLS] has that visit's age.
+    Whatever tells of the rest of the record is told anew as seen from the excerpt's end: positions, segments and days
+    count back from its last visit, and [CLS] has that visit's age.
 
     Parameters
     ----------
@@ -64,9 +64,12 @@ def excerpts(batch: Batch, subject: Tensor, start: Tensor, stop: Tensor) -> Batc
     is_last_even = (batch.segment[last] == 2)[number]
     segment = torch.where(is_visit & is_last_even, 3 - segment, segment)
     position = torch.where(is_visit, position - (batch.position[last] - 1)[number], position).clamp(0, MAX_POSITION)
-    age, gap = batch.age[place], batch.gap[place]
+    age, gap, days_to_end = batch.age[place], batch.gap[place], batch.days_to_end[place]
     age[end] = batch.age[last]
     gap[end] = 1
+    days_after = torch.where(batch.segment[last] > 0, batch.days_to_end[last], 0.0)  # (P,) where it ends with a visit
+    days_to_end -= days_after[number]
+    days_to_end[end] = 0
     return replace(
         batch,
         rows=batch.rows[subject],
@@ -76,10 +79,10 @@ def excerpts(batch: Batch, subject: Tensor, start: Tensor, stop: Tensor) -> Batc
         segment=segment,
         position=position,
         gap=gap,
+        days_to_end=days_to_end,
         outcomes=None,
         target_positions=None,
         targets=None,
-        day=None,
         is_first=None,
     )
 

@@ -1,7 +1,8 @@
 """BEHRT (Li et al. 2020, "BEHRT: Transformer for Electronic Health Records", Sci Rep 10:7155) on packed tokens.
 
-Two departures from the paper: layers normalise before attention and MLP (pre-norm), and visits are counted back
-from the index date, so that the last visit has the same position in a short and a long history.
+Three departures from the paper: layers normalise before attention and MLP (pre-norm); visits are counted back from
+the index date, so that the last visit has the same position in a short and a long history; and a token knows how long
+before the index date it was written, as what is recent or long quiet is what outcomes depend on.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ehrtrack.data.batch import MAX_AGE_YEARS, MAX_POSITION, N_GAPS, Batch
@@ -21,8 +24,26 @@ from ehrtrack.models.settings import ModelConfig as ModelConfig
 from ehrtrack.models.settings import Size as Size
 
 
+class Recency(nn.Module):
+    """How long before the end of the record: a linear map of ``exp(-days / scale)``, from an hour to ten years.
+
+    It is smooth in time, where classes of time would each learn a vector of their own, and 0 for static facts.
+    """
+
+    SCALES_DAYS = tuple(np.geomspace(1 / 24, 3652.5, 12).tolist())
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.per_day: Tensor
+        self.register_buffer("per_day", 1 / torch.tensor(self.SCALES_DAYS), persistent=False)
+        self.weight = nn.Parameter(torch.zeros(width, len(self.SCALES_DAYS)))
+
+    def forward(self, days_to_end: Tensor) -> Tensor:
+        return F.linear(torch.exp(-days_to_end[..., None] * self.per_day), self.weight)  # (T, D)
+
+
 class Embeddings(nn.Module):
-    """Sum of code, age, visit segment, position and time-gap embeddings."""
+    """Sum of code, age, visit segment, position, time-gap and recency embeddings."""
 
     def __init__(self, width: int, vocabulary_size: int, dropout: float) -> None:
         super().__init__()
@@ -31,6 +52,7 @@ class Embeddings(nn.Module):
         self.segment = nn.Embedding(3, width)
         self.position = nn.Embedding(MAX_POSITION + 1, width)
         self.gap = nn.Embedding(N_GAPS, width)
+        self.recency = Recency(width)
         self.norm = nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
 
@@ -41,6 +63,7 @@ class Embeddings(nn.Module):
             + self.segment(batch.segment)
             + self.position(batch.position)
             + self.gap(batch.gap)
+            + self.recency(batch.days_to_end)
         )
         return self.dropout(self.norm(x))  # type: ignore[no-any-return]  # (T, D)
 
@@ -128,11 +151,17 @@ class EhrModel(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """BERT's initialisation: normal with standard deviation 0.02, biases 0."""
+    """BERT's initialisation: normal with standard deviation 0.02, biases 0; but what stands beside the codes begins at 0.
+
+    A random vector for each age and position is noise on every code, which few subjects cannot average out.
+    """
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
+    if isinstance(module, Embeddings):
+        for context in (module.age, module.segment, module.position, module.gap, module.recency):
+            nn.init.zeros_(context.weight)
 
 
 def encoder_weights(model: nn.Module) -> dict[str, Tensor]:

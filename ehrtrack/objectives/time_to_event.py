@@ -145,18 +145,17 @@ def onsets_after(batch: Batch, cuts: Cuts, axis: Axis) -> Onsets:
     A code that the subject had before is not at risk, also where it was before the window and comes again; one that
     was before the window and never comes again counts as at risk.
     """
-    assert batch.day is not None
     assert batch.is_first is not None
     column, cls = axis.column.to(batch.token.device), batch.cls_positions[cuts.subject]
-    cut_day = batch.day[cuts.stop - 1]  # (P,)
+    after_cut = batch.days_to_end[cuts.stop - 1]  # (P,) days that are left of the record
     shape = (len(cuts), len(axis.codes))
-    days = (batch.day[cls] - cut_day)[:, None].repeat(1, shape[1])
+    days = after_cut[:, None].repeat(1, shape[1])
     is_event, is_known = (torch.zeros(shape, dtype=torch.bool, device=days.device) for _ in range(2))
 
     place, cut = ranges(cuts.stop, cls)
     code, is_first = column[batch.token[place]], batch.is_first[place]
     is_onset, is_again = (code >= 0) & is_first, (code >= 0) & ~is_first
-    days[cut[is_onset], code[is_onset]] = (batch.day[place] - cut_day[cut])[is_onset]
+    days[cut[is_onset], code[is_onset]] = (after_cut[cut] - batch.days_to_end[place])[is_onset]
     is_event[cut[is_onset], code[is_onset]] = True
     first_after = is_event.clone()
     is_known[cut[is_again], code[is_again]] = True

@@ -23,18 +23,29 @@ RECORD = History(
     end_gap_days=1800.0,
 )
 NO_VISITS = History([Visit([10], is_static=True)], end_age_years=33.0)
-SHOWN = ("token", "age", "segment", "position", "gap")
+SHOWN = ("token", "age", "segment", "position", "gap", "days_to_end")
 
 
 def pack(*histories: History) -> Batch:
     return collate(store_of(histories), np.arange(len(histories)), max_tokens=100)
 
 
-def test_days_count_from_the_first_visit_and_cls_is_where_the_record_ends() -> None:
+def test_days_count_to_the_end_of_the_record_and_static_facts_are_of_no_time() -> None:
     batch = pack(RECORD, NO_VISITS, RECORD)
-    assert batch.day is not None
-    days = [0, 0, 0, 10, 10, 410, 410, 2210]
-    np.testing.assert_allclose(batch.day, [*days, 0, 0 + 1, *days])
+    days = [np.inf, np.inf, 2210, 2200, 2200, 1800, 1800, 0]
+    np.testing.assert_allclose(batch.days_to_end, [*days, np.inf, 0, *days])
+
+
+def test_days_of_a_window_count_to_its_own_end() -> None:
+    record = History([Visit([10 + k], 20.0 + k, 100.0) for k in range(20)], end_gap_days=50.0)
+    recent = collate(store_of([record]), np.array([0]), max_tokens=4)
+    np.testing.assert_allclose(recent.days_to_end, [250, 150, 50, 0])
+    rng, ends = np.random.default_rng(0), set()
+    for _ in range(100):
+        window = collate(store_of([record]), np.array([0]), max_tokens=4, window_rng=rng)
+        ends.add(float(window.days_to_end[2]))
+        np.testing.assert_allclose(window.days_to_end[:3] - window.days_to_end[2], [200, 100, 0])
+    assert ends == {0.0, 50.0}  # of windows that end before the record, and with it
 
 
 def test_first_occurrences_are_those_in_the_whole_record_also_where_a_window_begins_later() -> None:
@@ -89,7 +100,6 @@ def test_nothing_that_comes_after_an_excerpt_changes_it() -> None:
     one, other = first_two_visits(pack(RECORD)), first_two_visits(pack(longer))
     for name in SHOWN:
         assert torch.equal(getattr(one, name), getattr(other, name)), name
-    assert one.day is None
     assert one.is_first is None
     assert one.outcomes is None
 

@@ -20,6 +20,7 @@ from ehrtrack.models.behrt import (
     Behrt,
     EhrModel,
     ModelConfig,
+    Recency,
     encoder_weights,
     load_encoder_weights,
 )
@@ -217,3 +218,30 @@ def test_states_computed_before_give_the_same_predictions() -> None:
     with torch.no_grad():
         states = model.hidden(batch)
         assert torch.equal(model(replace(batch, hidden=states)), model(batch))
+
+
+def test_codes_alone_tell_tokens_apart_at_the_start() -> None:
+    torch.manual_seed(0)
+    embed = Behrt(ModelConfig(size="tiny", dropout=0.0), VOCABULARY_SIZE).embeddings
+    batch = batch_of(8)
+    assert torch.equal(embed(batch), embed.norm(embed.code(batch.token)))
+
+
+@pytest.mark.parametrize(("one", "other"), [(1 / 24, 0.5), (20.0, 60.0), (300.0, 400.0), (1500.0, 3000.0)])
+def test_a_linear_map_of_recency_tells_times_apart_from_hours_to_years(one: float, other: float) -> None:
+    torch.manual_seed(0)
+    recency = Recency(16).requires_grad_(False)
+    recency.weight.normal_()
+    vectors = recency(torch.tensor([one, other, torch.inf]))
+    assert float((vectors[0] - vectors[1]).abs().max()) > 0.2
+    assert not vectors[2].any()  # a static fact is of no time
+
+
+def test_a_token_knows_when_it_was_written_and_static_facts_do_not() -> None:
+    embed = make_model().encoder.embeddings
+    batch = batch_of(8)
+    later = replace(batch, days_to_end=batch.days_to_end * 2 + 30)
+    moved = (embed(batch) != embed(later)).any(dim=1)
+    is_static = batch.days_to_end.isinf()
+    assert 0 < int(is_static.sum()) < len(is_static)
+    assert torch.equal(moved, ~is_static)
