@@ -222,15 +222,22 @@ def tokenize(
 @click.option("--config", required=True, type=click.Path(path_type=Path), help=CONFIG_HELP)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="folder to write")
 @click.option("--width", default=0, type=click.IntRange(min=0), help="of a vector; that of model.size where not given")
-@click.option("--epochs", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--method",
+    default="cooccurrence",
+    show_default=True,
+    type=click.Choice(["cooccurrence", "skip-gram"]),
+    help="which codes share records, factorised; or skip-gram over visits, after Med2Vec",
+)
+@click.option("--epochs", default=5, show_default=True, type=click.IntRange(min=1), help="of skip-gram")
 @click.pass_context
-def embed(context: click.Context, config: Path, out: Path, width: int, epochs: int) -> None:
-    """Fit Med2Vec-style code embeddings on the training subjects' records: init.embeddings starts from them."""
+def embed(context: click.Context, config: Path, out: Path, width: int, method: str, epochs: int) -> None:
+    """Fit code embeddings on the training subjects' records: init.embeddings starts from them."""
     loaded = _load(config, _overrides(context.args), objective="mlm")
     from ehrtrack.recipes.embed import embed as run_embed
     from ehrtrack.training.settings import SkipGramConfig
 
-    run_embed(loaded, out, SkipGramConfig(epochs=epochs), width=width)
+    run_embed(loaded, out, SkipGramConfig(epochs=epochs) if method == "skip-gram" else None, width=width)
 
 
 @cli.command(context_settings=PASS_THROUGH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,3 +103,21 @@ class CodeEmbeddings:
             rows = torch.tensor([ours[token] for token in shared], device=weight.device)
             weight[rows] = torch.from_numpy(scaled).to(weight) * weight.std()
         return [token for token in ours if token not in theirs and token not in SPECIAL_TOKENS]
+
+
+def coding_systems(vocabulary: Vocabulary, *, at_most: int) -> npt.NDArray[np.float32]:
+    """(V, S) 1 where a token is of a system, of the S that name the most tokens and two at least.
+
+    MEDS names a code ``SYSTEM//...``, such as ``ICD10CM//E11.9`` and ``RxNorm//6809``: a diagnosis and the drug for it
+    go together so well that records alone hardly tell them apart.
+    """
+    system_of = [token.partition("//")[0] if "//" in token else "" for token in vocabulary.tokens]
+    counts = Counter(system for system in system_of if system)
+    systems = [name for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count > 1]
+    return np.array([[of == system for system in systems[:at_most]] for of in system_of], dtype=np.float32)
+
+
+def beside(vectors: npt.NDArray[np.float32], systems: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(V, D + S) vectors with what is said of the tokens beside them, a 1 being as long as a vector is on average."""
+    length = np.sqrt((vectors**2).sum(axis=1).mean())
+    return np.hstack([vectors, systems * length]).astype(np.float32)

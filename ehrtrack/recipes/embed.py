@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from ehrtrack.config import RunConfig
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import SIZES
-from ehrtrack.models.code_embeddings import CodeEmbeddings
+from ehrtrack.models.code_embeddings import CodeEmbeddings, beside, coding_systems
 from ehrtrack.recipes._prepare import Records, prepare_records, seed_everything
+from ehrtrack.training.cooccurrence import fit_cooccurrence
 from ehrtrack.training.settings import SkipGramConfig
 from ehrtrack.training.skip_gram import fit_skip_gram
 
 
-def embed(config: RunConfig, out: Path, settings: SkipGramConfig, *, width: int = 0) -> None:
+def embed(config: RunConfig, out: Path, skip_gram: SkipGramConfig | None = None, *, width: int = 0) -> None:
     """Fit code embeddings on the whole records of the training subjects, and write them to a folder.
 
     Parameters
     ----------
+    skip_gram : settings of skip-gram over visits, after Med2Vec; without them, which codes share records is factorised
     width : D; 0 takes that of `model.size`
 
     Raises
@@ -29,18 +32,24 @@ def embed(config: RunConfig, out: Path, settings: SkipGramConfig, *, width: int 
     """
     seed_everything(config.runtime)
     records = prepare_records(config)
-    vectors = fit_skip_gram(
-        records.store,
-        records.rows["train"],
-        n_codes=len(records.vocabulary),
-        width=width or SIZES[config.model.size].width,
-        config=settings,
-        seed=config.runtime.seed,
-    )
+    width = width or SIZES[config.model.size].width
+    systems = coding_systems(records.vocabulary, at_most=width // 12)
+    fitted: dict[str, Any] = {
+        "rows": records.rows["train"],
+        "n_codes": len(records.vocabulary),
+        "width": width - systems.shape[1],
+        "seed": config.runtime.seed,
+    }
+    if skip_gram is None:
+        vectors = fit_cooccurrence(records.store, **fitted)
+    else:
+        vectors = fit_skip_gram(records.store, config=skip_gram, **fitted)
+    vectors = beside(vectors, systems)
     facts = {
         **records.fingerprints(),
         "split": config.data.split.model_dump(mode="json"),
-        "skip_gram": settings.model_dump(mode="json"),
+        "method": "cooccurrence" if skip_gram is None else "skip-gram",
+        "skip_gram": None if skip_gram is None else skip_gram.model_dump(mode="json"),
         "n_training_subjects": len(records.rows["train"]),
     }
     CodeEmbeddings(records.vocabulary, vectors, facts).write(out)

@@ -50,7 +50,7 @@ class CanaryConfig(Section):
 
 
 class SkipGramConfig(Section):
-    """Settings of code embeddings (`training.skip_gram`).
+    """Settings of code embeddings by skip-gram over visits (`training.skip_gram`).
 
     Attributes
     ----------

@@ -9,7 +9,7 @@ from torch import nn
 
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import CheckpointError, ConfigError
-from ehrtrack.models.code_embeddings import VECTORS_FILE, CodeEmbeddings
+from ehrtrack.models.code_embeddings import VECTORS_FILE, CodeEmbeddings, beside, coding_systems
 
 THEIRS = Vocabulary((*SPECIAL_TOKENS, "A", "B", "C"), {})
 OURS = Vocabulary((*SPECIAL_TOKENS, "C", "NEW", "A"), {})
@@ -66,3 +66,27 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, damage: str) -> None:
     file.unlink() if damage == "missing" else file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(CheckpointError, match="does not hold code embeddings"):
         CodeEmbeddings.read(tmp_path)
+
+
+def test_systems_are_what_codes_are_named_after_and_those_of_one_token_are_none() -> None:
+    names = ("RX//1", "RX//2", "DX//1", "DX//2", "DX//3", "LAB//1//[1,2)", "LAB//1//[2,3)", "GENDER//M", "AGE")
+    vocabulary = Vocabulary((*SPECIAL_TOKENS, *names), {})
+    systems = coding_systems(vocabulary, at_most=8)
+    n_special = len(SPECIAL_TOKENS)
+    assert not systems[:n_special].any()
+    dx, lab, rx = systems[n_special:].T  # by how many tokens they have, then by name
+    assert dx.tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 0]
+    assert lab.tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 0]
+    assert rx.tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert coding_systems(vocabulary, at_most=1).shape == (len(vocabulary), 1)
+    assert coding_systems(THEIRS, at_most=8).shape == (len(THEIRS), 0)
+
+
+def test_a_system_weighs_as_much_as_a_vector_does_on_average() -> None:
+    vectors = embeddings().vectors
+    system = np.zeros((len(THEIRS), 1), dtype=np.float32)
+    system[5] = 1
+    both = beside(vectors, system)
+    np.testing.assert_array_equal(both[:, :6], vectors)
+    assert both[5, 6] == pytest.approx(np.sqrt((vectors**2).sum() / len(THEIRS)), rel=1e-6)
+    assert np.count_nonzero(both[:, 6]) == 1

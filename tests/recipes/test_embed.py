@@ -19,12 +19,17 @@ from ehrtrack.recipes.finetune import finetune
 from ehrtrack.training.settings import SkipGramConfig
 
 
+@pytest.fixture(scope="module", params=["cooccurrence", "skip-gram"])
+def settings(request: pytest.FixtureRequest) -> SkipGramConfig | None:
+    return SkipGramConfig() if request.param == "skip-gram" else None
+
+
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+def config(tmp_path_factory: pytest.TempPathFactory, settings: SkipGramConfig | None) -> RunConfig:
     folder = tmp_path_factory.mktemp("embed")
     write_dataset(folder / "meds", Population(n_subjects=150))
     config = study(folder / "meds", folder / "cache")
-    embed(config, folder / "codes", SkipGramConfig())
+    embed(config, folder / "codes", settings)
     return override(config, {"init.embeddings": str(folder / "codes")})
 
 
@@ -38,7 +43,9 @@ def test_codes_of_one_disease_lie_near_each_other(config: RunConfig) -> None:
     assert first @ same > first @ other + 0.3
 
 
-def test_records_of_test_subjects_change_nothing(config: RunConfig, tmp_path: Path) -> None:
+def test_records_of_test_subjects_change_nothing(
+    config: RunConfig, settings: SkipGramConfig | None, tmp_path: Path
+) -> None:
     events = pl.read_parquet(config.data.path / "data" / "*.parquet")
     split = assign_splits(events["subject_id"], config.data.split)
     (tmp_path / "meds" / "data").mkdir(parents=True)
@@ -50,7 +57,7 @@ def test_records_of_test_subjects_change_nothing(config: RunConfig, tmp_path: Pa
         .otherwise("code")
     )
     changed.write_parquet(tmp_path / "meds" / "data" / "0.parquet")
-    embed(study(tmp_path / "meds", tmp_path / "cache"), tmp_path / "codes", SkipGramConfig())
+    embed(study(tmp_path / "meds", tmp_path / "cache"), tmp_path / "codes", settings)
     ours, again = (CodeEmbeddings.read(folder) for folder in (Path(config.init.embeddings), tmp_path / "codes"))
     assert ours.vocabulary.tokens == again.vocabulary.tokens
     np.testing.assert_array_equal(ours.vectors, again.vectors)
