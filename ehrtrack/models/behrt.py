@@ -151,9 +151,8 @@ class EhrModel(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """BERT's initialisation: normal with standard deviation 0.02, biases 0; but what stands beside the codes begins at 0.
-
-    A random vector for each age and position is noise on every code, which few subjects cannot average out.
+    """BERT's initialisation: normal with standard deviation 0.02, biases 0. What stands beside the codes begins at 0:
+    a random vector for each age and position is noise on every code, which few subjects cannot average out.
     """
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)

@@ -31,7 +31,7 @@ def test_codes_that_are_written_for_one_another_lie_near_each_other_though_no_re
 
 
 def test_inner_products_are_the_mutual_information_of_the_formula() -> None:
-    """With as many singular vectors as codes nothing is cut off; each has a sign, which the products of one code lose."""
+    """With as many singular vectors as codes nothing is cut off; products do not tell the vectors' signs."""
     store = random_store(60, vocabulary_size=N_CODES, seed=2)
     has = np.zeros((60, N_CODES))
     has[np.repeat(np.arange(60), store.n_tokens), store.token] = 1
