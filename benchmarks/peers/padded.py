@@ -150,7 +150,7 @@ class HazardHead(nn.Module):
 
     def __init__(self, width: int, n_intervals: int, dropout: float) -> None:
         super().__init__()
-        self.score = nn.Linear(width, 1)
+        self.score = nn.Linear(width, 1, bias=False)
         self.norm = nn.LayerNorm(3 * width)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(3 * width, 2, bias=False)

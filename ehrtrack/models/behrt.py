@@ -27,7 +27,8 @@ from ehrtrack.models.settings import Size as Size
 class Recency(nn.Module):
     """How long before the end of the record: a linear map of ``exp(-days / scale)``, from an hour to ten years.
 
-    It is smooth in time, where classes of time would each learn a vector of their own, and 0 for static facts.
+    It is smooth in time, where classes of time would each learn a vector of their own, and 0 for static facts. Vectors
+    of the scales are averaged: all tokens share them, and the sum of twelve would drown the codes within a few steps.
     """
 
     SCALES_DAYS = tuple(np.geomspace(1 / 24, 3652.5, 12).tolist())
@@ -39,7 +40,8 @@ class Recency(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width, len(self.SCALES_DAYS)))
 
     def forward(self, days_to_end: Tensor) -> Tensor:
-        return F.linear(torch.exp(-days_to_end[..., None] * self.per_day), self.weight)  # (T, D)
+        decay = torch.exp(-days_to_end.clamp(min=0)[..., None] * self.per_day)  # (T, scales)
+        return F.linear(decay / len(self.SCALES_DAYS), self.weight)  # (T, D)
 
 
 class Embeddings(nn.Module):

@@ -104,7 +104,7 @@ class HazardHead(nn.Module):
         n_intervals = len(baseline)
         terms = torch.stack([torch.ones(n_intervals), torch.linspace(-1, 1, n_intervals)])
         self.register_buffer("terms", terms[: min(n_intervals, 2), :, None], persistent=False)  # one interval: no drift
-        self.score = nn.Linear(width, 1)
+        self.score = nn.Linear(width, 1, bias=False)  # a softmax has no use for one
         self.norm = nn.LayerNorm(3 * width)
         self.dropout = Dropout(self.DROPOUT)
         self.out = nn.Linear(3 * width, len(self.terms) * baseline[0].numel(), bias=False)

@@ -75,7 +75,7 @@ def test_targets_are_the_hidden_tokens_and_nothing_else_changes(big: Batch, mask
     is_target = torch.zeros(len(big.token), dtype=torch.bool)
     is_target[masked.target_positions] = True
     assert torch.equal(big.token[~is_target], masked.token[~is_target])
-    for name in ("age", "segment", "position", "gap"):
+    for name in ("age", "segment", "position", "gap", "days_to_end"):
         assert getattr(masked, name) is getattr(big, name)
 
 
@@ -178,7 +178,9 @@ def test_shuffled_codes_leave_nothing_to_learn_below_the_unigram_loss(records: R
     token = np.random.default_rng(0).permutation(records.store.token)
     shuffled = replace(records, store=replace(records.store, token=token))
     best = train(shuffled, tmp_path, epochs=6).best
-    assert best["val/mlm_loss"] > best["val/unigram_loss"] - 0.03
+    # A fifth of the targets is shown as some code, which is the right one every second time: that can be learned.
+    unigram = best["val/unigram_loss"]
+    assert best["val/mlm_loss"] > 0.8 * unigram + 0.2 * (np.log(2) + unigram / 2) - 0.03
 
 
 def test_mask_probability_is_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
