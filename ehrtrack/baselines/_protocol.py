@@ -233,6 +233,8 @@ def matrix(features: pl.DataFrame, names: Sequence[str], *, allows_missing: bool
             f"{len(missing)} of {len(names)} features of the model are missing (first: {missing[0]!r}); "
             "make the features with the vocabulary of the training run"
         )
+    if not names:
+        return np.zeros((len(features), 0))  # polars forgets how many rows no columns have
     x = np.asarray(features.select(names).cast(pl.Float64).to_numpy(writable=True), dtype=np.float64)
     is_bad = np.isinf(x) if allows_missing else ~np.isfinite(x)
     bad = np.flatnonzero(is_bad.any(axis=0))

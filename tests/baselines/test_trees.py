@@ -58,6 +58,20 @@ def test_a_splits_column_that_is_not_used_need_not_be_there() -> None:
         model.risk(train.features.drop("a"), 365.0)
 
 
+def test_trees_that_ask_for_the_interval_alone_predict_the_same_curve_for_everybody() -> None:
+    """With few subjects the validation loss may keep no other tree."""
+    train, grid = subjects(300, 1), TimeGrid((0.0, 50.0, 150.0, 365.0))
+    x, y = gradient_boosting.person_periods(train, COLUMNS, grid)
+    x[:, :5] = 0
+    library = HistGradientBoostingClassifier(max_iter=5, early_stopping=False).fit(x, y)
+    model = gradient_boosting._from_library(library, 5, COLUMNS, grid)
+    assert model.columns == ()
+    hazard = model.hazard(train.features)
+    assert hazard.shape == (300, 3)
+    assert (hazard == hazard[0]).all()
+    assert len(set(hazard[0])) == 3
+
+
 def test_a_subject_is_a_row_for_each_interval_it_was_seen_through() -> None:
     grid = TimeGrid((0.0, 10.0, 20.0, 30.0))
     days = np.array([5.0, 15.0, 15.0, 30.0, 5.0])
