@@ -161,7 +161,7 @@ def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
     if isinstance(module, Embeddings):
-        for context in (module.age, module.segment, module.position, module.gap, module.recency):
+        for context in (module.age, module.segment, module.position, module.gap):
             nn.init.zeros_(context.weight)
 
 
