@@ -174,13 +174,21 @@ def test_codes_that_go_together_are_learned_well_below_the_unigram_loss(records:
     assert best["val/mlm_loss"] < without["val/mlm_loss"] - 0.2
 
 
-def test_shuffled_codes_leave_nothing_to_learn_below_the_unigram_loss(records: Records, tmp_path: Path) -> None:
+def test_shuffled_codes_leave_nothing_to_learn_below_the_unigram_loss(
+    records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All targets show [MASK]: where a fifth shows some code, that half of these are right can be learned."""
+
+    def hide_all(batch: Batch, probability: float, size: int, generator: torch.Generator) -> Batch:
+        masked = mask_tokens(batch, probability, size, generator)
+        assert masked.target_positions is not None
+        return replace(masked, token=masked.token.index_fill(0, masked.target_positions, MASK))
+
+    monkeypatch.setattr(mlm, "mask_tokens", hide_all)
     token = np.random.default_rng(0).permutation(records.store.token)
     shuffled = replace(records, store=replace(records.store, token=token))
     best = train(shuffled, tmp_path, epochs=6).best
-    # A fifth of the targets is shown as some code, which is the right one every second time: that can be learned.
-    unigram = best["val/unigram_loss"]
-    assert best["val/mlm_loss"] > 0.8 * unigram + 0.2 * (np.log(2) + unigram / 2) - 0.03
+    assert best["val/mlm_loss"] > best["val/unigram_loss"] - 0.03
 
 
 def test_mask_probability_is_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
