@@ -18,7 +18,7 @@ from benchmarks._ours import CLIP_NORM, LR, Training, masked, objective_loss
 from benchmarks._workload import MAX_TOKENS
 from ehrtrack.data.batch import MAX_AGE_YEARS, MAX_POSITION, N_GAPS, Batch
 from ehrtrack.data.vocabulary import PAD
-from ehrtrack.models import heads
+from ehrtrack.models import behrt, heads
 from ehrtrack.models.behrt import SIZES, Recency, Size
 
 IGNORED = -100
@@ -74,10 +74,9 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, fields: dict[str, Tensor]) -> Tensor:
-        x = self.code(fields["token"])
+        x = self.recency(self.code(fields["token"]), fields["days_to_end"])
         for name in ("age", "segment", "position", "gap"):
             x = x + getattr(self, name)(fields[name])
-        x = x + self.recency(fields["days_to_end"])
         return self.dropout(self.norm(x))  # type: ignore[no-any-return]  # (B, L, D)
 
 
@@ -118,17 +117,42 @@ class Layer(nn.Module):
         return x + self.dropout(self.fc2(self.activation(self.fc1(self.mlp_norm(x)))))  # type: ignore[no-any-return]
 
 
+class Readout(nn.Module):
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.scales_days = torch.tensor(behrt.Readout.SCALES_DAYS)
+        n_detectors = width // 3
+        n_read = n_detectors * len(self.scales_days)
+        self.norm = nn.LayerNorm(width)
+        self.detect = nn.Linear(width, n_detectors)
+        self.read_norm = nn.LayerNorm(n_read)
+        self.fc1 = nn.Linear(n_read, width)
+        self.fc2 = nn.Linear(width, width)
+        self.activation = nn.GELU()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, batch: PaddedBatch) -> Tensor:
+        days = batch.fields["days_to_end"].clamp(min=0).nan_to_num(posinf=0)
+        decay = torch.exp(-days[..., None] / self.scales_days)  # (B, L, scales)
+        signals = F.relu(self.detect(self.norm(x)))[..., None] * decay[:, :, None]  # (B, L, P, scales)
+        largest = signals.masked_fill(~batch.is_token[:, :, None, None], 0).amax(dim=1).flatten(1)
+        return self.dropout(self.fc2(self.activation(self.fc1(self.read_norm(largest)))))  # type: ignore[no-any-return]  # (B, D)
+
+
 class Encoder(nn.Module):
     def __init__(self, size: Size, vocabulary_size: int, dropout: float) -> None:
         super().__init__()
         self.embeddings = Embeddings(size.width, vocabulary_size, dropout)
         self.layers = nn.ModuleList(Layer(size, dropout) for _ in range(size.n_layers))
+        self.readout = Readout(size.width, dropout)
         self.norm = nn.LayerNorm(size.width)
 
     def forward(self, batch: PaddedBatch) -> Tensor:
         x: Tensor = self.embeddings(batch.fields)
         for layer in self.layers:
             x = layer(x, batch.is_token)
+        subject = torch.arange(len(x))
+        x = x.index_put((subject, batch.last), self.readout(x, batch), accumulate=True)
         return self.norm(x)  # type: ignore[no-any-return]  # (B, L, D)
 
 

@@ -1,8 +1,9 @@
 """BEHRT (Li et al. 2020, "BEHRT: Transformer for Electronic Health Records", Sci Rep 10:7155) on packed tokens.
 
-Three departures from the paper: layers normalise before attention and MLP (pre-norm); visits are counted back from
-the index date, so that the last visit has the same position in a short and a long history; and a token knows how long
-before the index date it was written, as what is recent or long quiet is what outcomes depend on.
+Four departures from the paper: layers normalise before attention and MLP (pre-norm); visits are counted back from the
+index date, so that the last visit has the same position in a short and a long history; a token knows how long before
+the index date it was written, as what is recent or long quiet is what outcomes depend on; and [CLS] reads, beside what
+attention brings it, what was ever written and how recently (`Readout`), which a weighted mean of tokens does not tell.
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ from torch.utils.checkpoint import checkpoint
 from ehrtrack.data.batch import MAX_AGE_YEARS, MAX_POSITION, N_GAPS, Batch
 from ehrtrack.models.attention import SelfAttention
 from ehrtrack.models.dropout import Dropout
+from ehrtrack.models.pooling import subject_max
 from ehrtrack.models.settings import SIZES as SIZES
 from ehrtrack.models.settings import ModelConfig as ModelConfig
 from ehrtrack.models.settings import Size as Size
 
 
 class Recency(nn.Module):
-    """How long before the end of the record: a linear map of ``exp(-days / scale)``, from an hour to ten years.
+    """How long before the end of the record: linear maps of ``exp(-days / scale)``, from an hour to ten years.
 
-    It is smooth in time, where classes of time would each learn a vector of their own, and 0 for static facts. Vectors
-    of the scales are averaged: all tokens share them, and the sum of twelve would drown the codes within a few steps.
+    A map is smooth in time, where classes of time would each learn a vector of their own, and 0 for static facts. One
+    scales what stands for the code, feature by feature, and one is added to it (FiLM, Perez et al. 2018, AAAI 32,
+    section 2): a sum alone says "recent" and "heart failure", and leaves it to later layers to find that only recent
+    heart failure matters. What is added is averaged over scales: all tokens share it, and the sum of twelve would
+    drown the codes within a few steps.
     """
 
     SCALES_DAYS = tuple(np.geomspace(1 / 24, 3652.5, 12).tolist())
@@ -37,15 +42,17 @@ class Recency(nn.Module):
         super().__init__()
         self.per_day: Tensor
         self.register_buffer("per_day", 1 / torch.tensor(self.SCALES_DAYS), persistent=False)
-        self.weight = nn.Parameter(torch.zeros(width, len(self.SCALES_DAYS)))
+        self.scale = nn.Parameter(torch.zeros(width, len(self.SCALES_DAYS)))
+        self.shift = nn.Parameter(torch.zeros(width, len(self.SCALES_DAYS)))
 
-    def forward(self, days_to_end: Tensor) -> Tensor:
+    def forward(self, code: Tensor, days_to_end: Tensor) -> Tensor:
+        """Vectors of codes (T, D) at their times (T,)."""
         decay = torch.exp(-days_to_end.clamp(min=0)[..., None] * self.per_day)  # (T, scales)
-        return F.linear(decay / len(self.SCALES_DAYS), self.weight)  # (T, D)
+        return code * (1 + F.linear(decay, self.scale)) + F.linear(decay / len(self.SCALES_DAYS), self.shift)
 
 
 class Embeddings(nn.Module):
-    """Sum of code, age, visit segment, position, time-gap and recency embeddings."""
+    """Sum of age, visit segment, position and time-gap embeddings and of the code's, which recency modulates."""
 
     def __init__(self, width: int, vocabulary_size: int, dropout: float) -> None:
         super().__init__()
@@ -60,12 +67,11 @@ class Embeddings(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         x = (
-            self.code(batch.token)
+            self.recency(self.code(batch.token), batch.days_to_end)
             + self.age(batch.age)
             + self.segment(batch.segment)
             + self.position(batch.position)
             + self.gap(batch.gap)
-            + self.recency(batch.days_to_end)
         )
         return self.dropout(self.norm(x))  # type: ignore[no-any-return]  # (T, D)
 
@@ -88,7 +94,44 @@ class Layer(nn.Module):
         return x + self.dropout(self.fc2(self.activation(self.fc1(self.mlp_norm(x)))))  # type: ignore[no-any-return]
 
 
-ADAPTED_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+class Readout(nn.Module):
+    """What [CLS] reads of the record: of each of P detectors, how strongly it was set off, and how recently.
+
+        r_pk = max_t relu(w_p . x_t + b_p) exp(-days_t / scale_k)
+
+    for scales of a day, a month, a year and for ever. The ratio of two of them is the time since a detector was last
+    set off, whatever came after: time since last seen is what gradient boosting is given by hand, and what recurrent
+    networks decay towards (GRU-D, Che et al. 2018, Sci Rep 8:6085, eq. 10). One hidden layer sets times against each
+    other (this before that, this soon after that). It starts as 0.
+    """
+
+    SCALES_DAYS = (1.0, 30.0, 365.25, float("inf"))
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.per_day: Tensor
+        self.register_buffer("per_day", 1 / torch.tensor(self.SCALES_DAYS), persistent=False)
+        n_detectors = width // 3
+        n_read = n_detectors * len(self.SCALES_DAYS)
+        self.norm = nn.LayerNorm(width)
+        self.detect = nn.Linear(width, n_detectors)
+        self.read_norm = nn.LayerNorm(n_read)
+        self.fc1 = nn.Linear(n_read, width)
+        self.fc2 = nn.Linear(width, width)
+        self.activation = nn.GELU()
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        """(B, D) what is added to the [CLS] states, of states (T, D)."""
+        days = batch.days_to_end.clamp(min=0).nan_to_num(posinf=0)  # static facts always hold
+        decay = torch.exp(-days[:, None] * self.per_day)  # (T, scales)
+        detected = F.relu(self.detect(self.norm(x))).float()  # (T, P)
+        signals = (detected[:, :, None] * decay[:, None]).flatten(1)  # (T, P scales)
+        largest = subject_max(signals, batch.offsets)
+        return self.dropout(self.fc2(self.activation(self.fc1(self.read_norm(largest)))))  # type: ignore[no-any-return]
+
+
+ADAPTED_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "detect")
 """Names of the linear layers that adapters wrap."""
 
 
@@ -107,6 +150,7 @@ class Behrt(nn.Module):
         self.width = size.width
         self.embeddings = Embeddings(size.width, vocabulary_size, config.dropout)
         self.layers = nn.ModuleList(Layer(size, config.dropout) for _ in range(size.n_layers))
+        self.readout = Readout(size.width, config.dropout)
         self.norm = nn.LayerNorm(size.width)
         self.recomputes = False
         self.apply(_initialise)
@@ -117,6 +161,7 @@ class Behrt(nn.Module):
         recomputes = self.recomputes and torch.is_grad_enabled()
         for layer in self.layers:
             x = checkpoint(layer, x, batch, use_reentrant=False) if recomputes else layer(x, batch)
+        x = x.index_add(0, batch.cls_positions, self.readout(x, batch).to(x.dtype))
         return self.norm(x)  # type: ignore[no-any-return]
 
 
@@ -163,6 +208,11 @@ def _initialise(module: nn.Module) -> None:
     if isinstance(module, Embeddings):
         for context in (module.age, module.segment, module.position, module.gap):
             nn.init.zeros_(context.weight)
+    if isinstance(module, Readout):
+        width = module.detect.in_features
+        nn.init.normal_(module.detect.weight, std=3 / width**0.5)  # of normalised states: each is set off by some
+        nn.init.constant_(module.detect.bias, -1.0)
+        nn.init.zeros_(module.fc2.weight)
 
 
 def encoder_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch
 from ehrtrack.models.dropout import Dropout
-from ehrtrack.models.pooling import attention_pool
+from ehrtrack.models.pooling import attention_pool, subject_max
 
 
 class TokenHead(nn.Module):
@@ -114,7 +114,7 @@ class HazardHead(nn.Module):
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
         mean = attention_pool(hidden, self.score, batch.offsets)[:, 0]  # (B, D)
-        largest = torch.segment_reduce(hidden.float(), "max", lengths=batch.offsets.diff())
+        largest = subject_max(hidden.float(), batch.offsets)
         record = torch.cat([hidden[batch.cls_positions], mean, largest], dim=1)
         effects = self.out(self.dropout(self.norm(record))).float()  # (B, terms R)
         effects = effects.reshape(len(effects), len(self.terms), 1, -1)  # (B, terms, 1, R)

@@ -228,13 +228,22 @@ def test_codes_alone_tell_tokens_apart_at_the_start() -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), [(1 / 24, 0.5), (20.0, 60.0), (300.0, 400.0), (1500.0, 3000.0)])
-def test_a_linear_map_of_recency_tells_times_apart_from_hours_to_years(one: float, other: float) -> None:
+@pytest.mark.parametrize("part", ["scale", "shift"])
+def test_recency_tells_times_apart_from_hours_to_years(part: str, one: float, other: float) -> None:
     torch.manual_seed(0)
     recency = Recency(16).requires_grad_(False)
-    recency.weight.normal_(std=12.0)
-    vectors = recency(torch.tensor([one, other, torch.inf]))
+    getattr(recency, part).normal_(std={"scale": 1.0, "shift": 12.0}[part])
+    code = torch.ones(3, 16)
+    vectors = recency(code, torch.tensor([one, other, torch.inf]))
     assert float((vectors[0] - vectors[1]).abs().max()) > 0.2
-    assert not vectors[2].any()  # a static fact is of no time
+    assert torch.equal(vectors[2], code[2])  # a static fact is of no time
+
+
+def test_recency_scales_each_code_by_itself() -> None:
+    recency = Recency(2).requires_grad_(False)
+    recency.scale.fill_(1.0)
+    seen = recency(torch.tensor([[2.0, -1.0], [0.0, 0.0]]), torch.zeros(2))  # all 12 decays are 1 today
+    assert seen.tolist() == [[26.0, -13.0], [0.0, 0.0]]
 
 
 def test_a_token_knows_when_it_was_written_and_static_facts_do_not() -> None:

@@ -1,11 +1,11 @@
-"""Attention pooling: equal to a softmax by hand for each subject, with its gradients."""
+"""Pooling: equal to a softmax and a maximum by hand for each subject, with their gradients."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from ehrtrack.models.pooling import attention_pool
+from ehrtrack.models.pooling import attention_pool, subject_max
 
 LENGTHS = [1, 7, 3]
 WIDTH = 5
@@ -47,3 +47,15 @@ def test_scores_that_are_far_apart_do_not_overflow() -> None:
     pooled = attention_pool(hidden, score, OFFSETS)
     highest = hidden[1:8][score(hidden)[1:8, 0].argmax()]
     torch.testing.assert_close(pooled[1, 0], highest)
+
+
+def test_the_maximum_is_that_of_each_subject_and_has_its_gradient() -> None:
+    states = -1 - torch.rand(11, WIDTH, generator=torch.Generator().manual_seed(0))  # all below 0: nothing is padded
+    found, expected = states.clone().requires_grad_(), states.clone().requires_grad_()
+    upstream = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
+    largest = subject_max(found, OFFSETS)
+    by_hand = torch.stack([subject.amax(0) for subject in expected.split(LENGTHS)])
+    assert torch.equal(largest, by_hand)
+    largest.backward(upstream)
+    by_hand.backward(upstream)
+    assert torch.equal(found.grad, expected.grad)
