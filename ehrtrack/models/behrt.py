@@ -64,6 +64,7 @@ class Embeddings(nn.Module):
         self.recency = Recency(width)
         self.norm = nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
+        self.apply(_initialise)
 
     def forward(self, batch: Batch) -> Tensor:
         x = (
@@ -153,7 +154,8 @@ class Behrt(nn.Module):
         self.readout = Readout(size.width, config.dropout)
         self.norm = nn.LayerNorm(size.width)
         self.recomputes = False
-        self.apply(_initialise)
+        self.layers.apply(_initialise)
+        self.readout.apply(_initialise)
 
     def forward(self, batch: Batch) -> Tensor:
         """Hidden state of each token, (T, D)."""

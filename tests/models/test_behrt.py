@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from ehrtrack.models.behrt import (
     load_encoder_weights,
 )
 from ehrtrack.models.heads import HazardHead, TokenHead
+from ehrtrack.models.recurrent import Recurrent
 
 VOCABULARY_SIZE = 40
 
@@ -220,9 +222,12 @@ def test_states_computed_before_give_the_same_predictions() -> None:
         assert torch.equal(model(replace(batch, hidden=states)), model(batch))
 
 
-def test_codes_alone_tell_tokens_apart_at_the_start() -> None:
+@pytest.mark.parametrize(
+    "make", [partial(Behrt, ModelConfig(size="tiny", dropout=0.0)), partial(Recurrent, nn.GRU, 32, dropout=0.0)]
+)
+def test_codes_alone_tell_tokens_apart_at_the_start(make: Callable[..., Behrt | Recurrent]) -> None:
     torch.manual_seed(0)
-    embed = Behrt(ModelConfig(size="tiny", dropout=0.0), VOCABULARY_SIZE).embeddings
+    embed = make(vocabulary_size=VOCABULARY_SIZE).embeddings
     batch = batch_of(8)
     assert torch.equal(embed(batch), embed.norm(embed.code(batch.token)))
 
