@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import logging
 import os
 import shlex
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,10 +141,29 @@ def _client(uri: str) -> MlflowClient:
 
     # "Creating initial MLflow database tables..." is no news to the user of a run.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    with warnings.catch_warnings(), tracking_errors("open the tracking store"):
+    with warnings.catch_warnings(), _one_at_a_time(uri), tracking_errors("open the tracking store"):
         # mlflow 3.17's own table definitions under SQLAlchemy 2.1
         warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")
         return mlflow.MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Wait for another process that opens a database file in the same folder.
+
+    MLflow 3.17 makes the tables of a new database without a lock: the second of two runs that begin at once would end
+    with "table already exists".
+    """
+    folder = _database_file(uri).parent
+    if not uri.startswith("sqlite:") or not folder.is_dir():
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _check_database(uri: str) -> None:

@@ -195,6 +195,30 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path, monkeypatch: pyte
         server.check_reachable()
 
 
+OPEN_AT_A_WORD = """
+import sys
+import mlflow.store.tracking.sqlalchemy_store
+from ehrtrack.tracking import server
+print("ready", flush=True)
+sys.stdin.readline()
+server.client().search_experiments(max_results=1)
+"""
+
+
+def test_runs_that_begin_at_once_on_a_new_database_all_open_it(tmp_path: Path) -> None:
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-c", OPEN_AT_A_WORD]
+    runs = [subprocess.Popen(command, env=environment, text=True, **pipes) for _ in range(2)]  # type: ignore[call-overload]
+    for run in runs:
+        assert run.stdout.readline() == "ready\n"
+    for run in runs:
+        run.stdin.write("\n")
+        run.stdin.flush()
+    errors = [run.communicate()[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], errors
+
+
 def test_importing_the_package_does_not_import_mlflow() -> None:
     code = "import sys, ehrtrack.tracking, ehrtrack.tracking.server; print('mlflow' in sys.modules)"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
