@@ -229,15 +229,17 @@ def tokenize(
     type=click.Choice(["cooccurrence", "skip-gram"]),
     help="which codes share records, factorised; or skip-gram over visits, after Med2Vec",
 )
-@click.option("--epochs", default=5, show_default=True, type=click.IntRange(min=1), help="of skip-gram")
+@click.option("--epochs", type=click.IntRange(min=1), help="of skip-gram  [default: 5]")
 @click.pass_context
-def embed(context: click.Context, config: Path, out: Path, width: int, method: str, epochs: int) -> None:
+def embed(context: click.Context, config: Path, out: Path, width: int, method: str, epochs: int | None) -> None:
     """Fit code embeddings on the training subjects' records: init.embeddings starts from them."""
+    if epochs is not None and method != "skip-gram":
+        raise ConfigError(f"--epochs {epochs} is of --method skip-gram; {method} has none: leave it out")
     loaded = _load(config, _overrides(context.args), objective="mlm")
     from ehrtrack.recipes.embed import embed as run_embed
     from ehrtrack.training.settings import SkipGramConfig
 
-    run_embed(loaded, out, SkipGramConfig(epochs=epochs) if method == "skip-gram" else None, width=width)
+    run_embed(loaded, out, SkipGramConfig(epochs=epochs or 5) if method == "skip-gram" else None, width=width)
 
 
 @cli.command(context_settings=PASS_THROUGH)

@@ -167,6 +167,10 @@ def test_a_word_that_is_no_override_is_refused(refused: Refused) -> None:
     assert "unexpected argument 'train.epochs=3'" in refused("finetune", "train.epochs=3")
 
 
+def test_epochs_of_embeddings_that_have_none_are_refused(refused: Refused) -> None:
+    assert "--epochs 3 is of --method skip-gram" in refused("embed", "--out", "codes", "--epochs", "3")
+
+
 @pytest.mark.parametrize("name", ["frozen", "lora", "full"])
 def test_a_strategy_that_needs_a_pretrained_base_says_so(refused: Refused, name: str) -> None:
     message = refused("finetune", "--strategy.name", name)
