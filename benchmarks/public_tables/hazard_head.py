@@ -77,7 +77,7 @@ def _minimise(model: LinearHazards, x: Tensor, outcomes: Outcomes, grid: TimeGri
         optimizer.zero_grad()
         logits = model(x)
         if setting["lambda_rank"]:
-            loss = survival_loss(logits, interval, event, days, lambda_rank=setting["lambda_rank"])[0]
+            loss = survival_loss(logits, interval, event, days, lambda_rank=setting["lambda_rank"])
         else:  # without the (B, B) pairs, which are gigabytes for the largest table
             loss = negative_log_likelihood(logits, interval, event)
         loss = (

@@ -87,7 +87,7 @@ class Survival:
             torch.from_numpy(days).float().to(logits.device),
             lambda_rank=self.config.lambda_rank,
             sigma=self.config.sigma,
-        )[0]
+        )
 
     def score(self, model: nn.Module, batch: Batch) -> Score:
         """Loss and survival curves of the subjects."""

@@ -101,8 +101,8 @@ def survival_loss(
     *,
     lambda_rank: float,
     sigma: float = 0.1,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Total = negative log-likelihood + lambda_rank x ranking loss, and the two parts for the log.
+) -> Tensor:
+    """Negative log-likelihood + lambda_rank x ranking loss.
 
     The likelihood keeps the risks calibrated and the ranking loss pulls the other way: keep lambda_rank
     small.
@@ -114,13 +114,12 @@ def survival_loss(
 
     Returns
     -------
-    (total, nll, rank), scalar tensors; at weight 0 the ranking is not computed, and 0.
+    Scalar tensor; at weight 0 the ranking is not computed.
     """
     nll = negative_log_likelihood(logits, interval, is_event)
     if not lambda_rank:
-        return nll, nll, nll.new_zeros(())
-    rank = ranking_loss(logits, interval, is_event, follow_up_days, sigma=sigma)
-    return nll + lambda_rank * rank, nll, rank
+        return nll
+    return nll + lambda_rank * ranking_loss(logits, interval, is_event, follow_up_days, sigma=sigma)
 
 
 def _at_least_f32(logits: Tensor) -> Tensor:
