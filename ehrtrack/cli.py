@@ -230,8 +230,11 @@ def tokenize(
     help="which codes share records, factorised; or skip-gram over visits, after Med2Vec",
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="of skip-gram  [default: 5]")
+@click.option("--groups", default=0, type=click.IntRange(min=0), help="of like codes, for data.vocabulary.groups")
 @click.pass_context
-def embed(context: click.Context, config: Path, out: Path, width: int, method: str, epochs: int | None) -> None:
+def embed(
+    context: click.Context, config: Path, out: Path, width: int, method: str, epochs: int | None, groups: int
+) -> None:
     """Fit code embeddings on the training subjects' records: init.embeddings starts from them."""
     if epochs is not None and method != "skip-gram":
         raise ConfigError(f"--epochs {epochs} is of --method skip-gram; {method} has none: leave it out")
@@ -239,7 +242,8 @@ def embed(context: click.Context, config: Path, out: Path, width: int, method: s
     from ehrtrack.recipes.embed import embed as run_embed
     from ehrtrack.training.settings import SkipGramConfig
 
-    run_embed(loaded, out, SkipGramConfig(epochs=epochs or 5) if method == "skip-gram" else None, width=width)
+    skip_gram = SkipGramConfig(epochs=epochs or 5) if method == "skip-gram" else None
+    run_embed(loaded, out, skip_gram, width=width, n_groups=groups)
 
 
 @cli.command(context_settings=PASS_THROUGH)

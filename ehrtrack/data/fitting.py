@@ -44,16 +44,44 @@ def fit_vocabulary(
     Raises
     ------
     DataError
-        If no token reaches `min_subjects`.
+        If no token reaches `min_subjects`, or `groups` cannot be read.
     """
     edges = {}
+    groups = read_groups(config.groups) if config.groups else {}
     exclude = NEVER_TOKENS + config.exclude
     if config.n_value_bins > 1:
         training = cutoffs.filter(pl.col("split") == "train")
         key = fingerprint_of("values", training, exclude)
         function = partial(_count_values, cutoffs=work.share(training, key), exclude=exclude)
         edges = value_edges(map(pl.read_parquet, work.tables(dataset, function, "values", key)), config)
-    return choose_tokens(_name_counts(dataset, cutoffs, edges, exclude, work), edges, config)
+    return choose_tokens(_name_counts(dataset, cutoffs, edges, exclude, groups, work), edges, groups, config)
+
+
+def read_groups(path: Path) -> dict[str, str]:
+    """The group of each code of a table with the columns code and group; a code that is its own group is left out.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or lacks a column, a cell is empty, or a code is in two groups.
+    """
+    need = "data.vocabulary.groups needs a parquet or CSV table with the columns code and group"
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; {need}")
+    try:
+        table = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{path} cannot be read ({error}); {need}") from error
+    missing = {"code", "group"} - set(table.columns)
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(sorted(missing))} and has {', '.join(table.columns)}; {need}")
+    table = table.select(pl.col("code", "group").cast(pl.String)).unique(maintain_order=True)
+    if table.null_count().sum_horizontal().item():
+        raise DataError(f"{path} has rows without a code or a group; take them out")
+    twice = table.filter(pl.col("code").is_duplicated())
+    if twice.height:
+        raise DataError(f"{path} puts {twice['code'][0]!r} in {' and in '.join(twice['group'][:2])}; keep one")
+    return dict(table.filter(pl.col("code") != pl.col("group")).iter_rows())
 
 
 def coverage(dataset: MedsDataset, cutoffs: pl.DataFrame, vocabulary: Vocabulary, work: ShardWork) -> pl.DataFrame:
@@ -67,7 +95,8 @@ def coverage(dataset: MedsDataset, cutoffs: pl.DataFrame, vocabulary: Vocabulary
     -------
     split, n_events, share_known, share_unk, n_unk_codes; one row a split
     """
-    return share_known(_name_counts(dataset, cutoffs, vocabulary.value_edges, vocabulary.exclude, work), vocabulary)
+    edges, exclude, groups = vocabulary.value_edges, vocabulary.exclude, vocabulary.groups
+    return share_known(_name_counts(dataset, cutoffs, edges, exclude, groups, work), vocabulary)
 
 
 def count_values(events: Histories, cutoffs: pl.DataFrame, exclude: tuple[str, ...]) -> pl.DataFrame:
@@ -84,15 +113,20 @@ def count_values(events: Histories, cutoffs: pl.DataFrame, exclude: tuple[str, .
 
 
 def count_names(
-    events: Histories, cutoffs: pl.DataFrame, edges: Mapping[str, tuple[float, ...]], exclude: tuple[str, ...]
+    events: Histories,
+    cutoffs: pl.DataFrame,
+    edges: Mapping[str, tuple[float, ...]],
+    exclude: tuple[str, ...],
+    groups: Mapping[str, str],
 ) -> pl.DataFrame:
     """How many events and subjects there are of each token's name: split, code, name, n_events, n_subjects.
 
-    Two codes can share a name, as `LAB//Q1` and the first bin of `LAB`; its subjects are then in the first row.
+    Codes can share a name, as those of a group, or `LAB//Q1` and the first bin of `LAB`; its subjects are then in the
+    first row.
     """
     slot, is_token = slots(events, edges, exclude)
     is_counted = is_known(events, cutoffs) & is_token
-    codes, names = slot_names(events.codes, edges)
+    codes, names = slot_names(events.codes, edges, groups)
     n_names, n_subjects_here = max(len(names), 1), len(events.subjects)
     pair = (events.spread(np.arange(n_subjects_here) * n_names) + slot)[is_counted]
     pair, n_of_pair = distinct(pair, n_subjects_here * n_names)
@@ -148,7 +182,7 @@ def value_edges(counts: Iterable[pl.DataFrame], config: VocabularyConfig) -> Edg
     return {code: inner for code, inner in sorted(edges.items()) if inner}
 
 
-def choose_tokens(counts: pl.DataFrame, edges: Edges, config: VocabularyConfig) -> Vocabulary:
+def choose_tokens(counts: pl.DataFrame, edges: Edges, groups: dict[str, str], config: VocabularyConfig) -> Vocabulary:
     """The vocabulary out of the counts of the training split: those of `count_names`, added up."""
     table = (
         counts.filter(pl.col("split") == "train")
@@ -168,6 +202,7 @@ def choose_tokens(counts: pl.DataFrame, edges: Edges, config: VocabularyConfig) 
         value_edges=edges,
         counts=(0,) * len(SPECIAL_TOKENS) + tuple(table["n_events"].to_list()),
         exclude=NEVER_TOKENS + config.exclude,
+        groups=groups,
     )
 
 
@@ -256,10 +291,15 @@ def _quantile(values: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], sh
 
 
 def _name_counts(
-    dataset: MedsDataset, cutoffs: pl.DataFrame, edges: Edges, exclude: tuple[str, ...], work: ShardWork
+    dataset: MedsDataset,
+    cutoffs: pl.DataFrame,
+    edges: Edges,
+    exclude: tuple[str, ...],
+    groups: dict[str, str],
+    work: ShardWork,
 ) -> pl.DataFrame:
-    key = fingerprint_of("names", cutoffs, edges, exclude)
-    function = partial(_count_names, cutoffs=work.share(cutoffs, key), edges=edges, exclude=exclude)
+    key = fingerprint_of("names", cutoffs, edges, exclude, groups)
+    function = partial(_count_names, cutoffs=work.share(cutoffs, key), edges=edges, exclude=exclude, groups=groups)
     return add_counts(map(pl.read_parquet, work.tables(dataset, function, "names", key)))
 
 
@@ -267,5 +307,7 @@ def _count_values(shard: Path, *, cutoffs: Path, exclude: tuple[str, ...]) -> pl
     return count_values(read_shard(shard), pl.read_ipc(cutoffs), exclude)
 
 
-def _count_names(shard: Path, *, cutoffs: Path, edges: Edges, exclude: tuple[str, ...]) -> pl.DataFrame:
-    return count_names(read_shard(shard), pl.read_ipc(cutoffs), edges, exclude)
+def _count_names(
+    shard: Path, *, cutoffs: Path, edges: Edges, exclude: tuple[str, ...], groups: dict[str, str]
+) -> pl.DataFrame:
+    return count_names(read_shard(shard), pl.read_ipc(cutoffs), edges, exclude, groups)

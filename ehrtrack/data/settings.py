@@ -89,13 +89,16 @@ class VocabularyConfig(Section):
 
     A token needs `min_subjects` training subjects, else it is [UNK]. A code with at least `min_values`
     numeric values is cut into up to `n_value_bins` by their training quantiles. Codes that match a pattern
-    of `exclude` at their start are left out altogether.
+    of `exclude` at their start are left out altogether. `groups` is a table (parquet or CSV) with the columns
+    `code` and `group`: codes of a group, such as those that different hospitals write for one thing, become one token.
+    `ehrtrack embed --groups` finds some; phecodes, CCS or ATC classes are others.
     """
 
     min_subjects: int = Field(default=5, ge=1)
     n_value_bins: int = Field(default=5, ge=1)
     min_values: int = Field(default=100, ge=1)
     exclude: Patterns = ()
+    groups: Path | None = None
 
 
 class FirstCodeIndex(Section):

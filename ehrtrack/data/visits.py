@@ -113,7 +113,7 @@ def visit_tokens(events: Histories, cutoffs: pl.DataFrame, vocabulary: Vocabular
     is_token &= known
     subject = events.spread(np.cumsum(is_there) - 1)[is_token]  # (E,) of the events that become tokens
     visit, start, of_subject = _visits(events, is_token, subject, config)  # (E,) rising with subject and time; (X,)
-    _, names = slot_names(events.codes, vocabulary.value_edges)
+    _, names = slot_names(events.codes, vocabulary.value_edges, vocabulary.groups)
     index_of_slot = np.array([vocabulary.known.get(name, UNK) for name in names], dtype=np.int64)
     pair, _ = distinct(visit * len(vocabulary) + index_of_slot[slot[is_token]], len(start) * len(vocabulary))
     visit, token = np.divmod(pair, len(vocabulary))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -30,13 +30,14 @@ class Vocabulary:
 
     `value_edges` maps a code to the inner edges of its value bins: value v has token `CODE//Qk` with k one
     more than the number of edges that are <= v. `counts` are the training events of each token, 0 for the
-    specials.
+    specials. `groups` maps codes that mean the same to the one name that their tokens have (`slot_names`).
     """
 
     tokens: tuple[str, ...]
     value_edges: dict[str, tuple[float, ...]]
     counts: tuple[int, ...] = ()
     exclude: tuple[str, ...] = ()
+    groups: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -54,7 +55,8 @@ class Vocabulary:
     @property
     def fingerprint(self) -> str:
         """16 hex characters over all that decides which token an event becomes."""
-        return fingerprint_of("vocabulary", self.tokens, self.value_edges, self.exclude)
+        groups = (self.groups,) if self.groups else ()  # vocabularies of before there were any keep theirs
+        return fingerprint_of("vocabulary", self.tokens, self.value_edges, self.exclude, *groups)
 
     def to_json(self) -> str:
         fields = {
@@ -62,6 +64,7 @@ class Vocabulary:
             "value_edges": self.value_edges,
             "counts": self.counts,
             "exclude": self.exclude,
+            "groups": self.groups,
         }
         return json.dumps(fields, ensure_ascii=False, sort_keys=True)
 
@@ -75,6 +78,7 @@ class Vocabulary:
                 value_edges={code: tuple(edges) for code, edges in fields["value_edges"].items()},
                 counts=tuple(fields["counts"]),
                 exclude=tuple(fields["exclude"]),
+                groups=dict(fields.get("groups", {})),
             )
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
@@ -125,11 +129,18 @@ def is_kept(events: Histories, exclude: tuple[str, ...]) -> Mask:
     return (~excluded)[events.code]
 
 
-def slot_names(codes: Sequence[str], value_edges: Mapping[str, tuple[float, ...]]) -> tuple[list[str], list[str]]:
-    """The code and the token's name of each slot: `CODE`, and where its values are cut `CODE//Q1`, `CODE//Q2`, ..."""
+def slot_names(
+    codes: Sequence[str], value_edges: Mapping[str, tuple[float, ...]], groups: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """The code and the token's name of each slot: `CODE`, and where its values are cut `CODE//Q1`, `CODE//Q2`, ...
+
+    What is in a group has the group's name instead: a token by its own name, else with its code, whose bins stay bins:
+    where `A` is in group `B`, `A//Q1` becomes `B//Q1`.
+    """
     pairs = []
     for code in codes:
         pairs.append((code, code))
         if edges := value_edges.get(code):
             pairs += [(code, f"{code}//Q{k + 1}") for k in range(len(edges) + 1)]
-    return [code for code, _ in pairs], [name for _, name in pairs]
+    grouped = [groups.get(name) or groups.get(code, code) + name.removeprefix(code) for code, name in pairs]
+    return [code for code, _ in pairs], grouped

@@ -5,25 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 from torch import nn
 
 from ehrtrack.config import RunConfig
+from ehrtrack.data.vocabulary import SPECIAL_TOKENS
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import SIZES
 from ehrtrack.models.code_embeddings import CodeEmbeddings, beside, coding_systems
 from ehrtrack.recipes._prepare import Records, prepare_records, seed_everything
+from ehrtrack.training.code_groups import group_codes
 from ehrtrack.training.cooccurrence import fit_cooccurrence
 from ehrtrack.training.settings import SkipGramConfig
 from ehrtrack.training.skip_gram import fit_skip_gram
 
+GROUPS = "groups.parquet"
 
-def embed(config: RunConfig, out: Path, skip_gram: SkipGramConfig | None = None, *, width: int = 0) -> None:
+
+def embed(
+    config: RunConfig, out: Path, skip_gram: SkipGramConfig | None = None, *, width: int = 0, n_groups: int = 0
+) -> None:
     """Fit code embeddings on the whole records of the training subjects, and write them to a folder.
 
     Parameters
     ----------
     skip_gram : settings of skip-gram over visits, after Med2Vec; without them, which codes share records is factorised
     width : D; 0 takes that of `model.size`
+    n_groups : write groups.parquet beside them, a table for `data.vocabulary.groups`, which puts codes that records use
+        alike into this many groups; 0 writes none
 
     Raises
     ------
@@ -45,6 +55,7 @@ def embed(config: RunConfig, out: Path, skip_gram: SkipGramConfig | None = None,
     else:
         vectors = fit_skip_gram(records.store, config=skip_gram, **fitted)
     vectors = beside(vectors, systems)
+    groups = group_codes(vectors, n_groups, seed=config.runtime.seed) if n_groups else None
     facts = {
         **records.fingerprints(),
         "split": config.data.split.model_dump(mode="json"),
@@ -56,6 +67,11 @@ def embed(config: RunConfig, out: Path, skip_gram: SkipGramConfig | None = None,
     print(
         f"{len(vectors):,} tokens, {vectors.shape[1]} wide, of {len(records.rows['train']):,} training subjects: {out}"
     )
+    if groups is not None:
+        tokens = np.array(records.vocabulary.tokens)
+        is_code = np.arange(len(tokens)) >= len(SPECIAL_TOKENS)
+        pl.DataFrame({"code": tokens[is_code], "group": tokens[groups][is_code]}).write_parquet(out / GROUPS)
+        print(f"{n_groups:,} groups of codes: --data.vocabulary.groups {out / GROUPS}")
 
 
 def read_embeddings(config: RunConfig, records: Records) -> CodeEmbeddings | None:

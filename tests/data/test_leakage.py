@@ -85,7 +85,7 @@ def vocabulary_of(events: pl.DataFrame) -> Vocabulary:
     config = VocabularyConfig(min_subjects=1, min_values=10, n_value_bins=3)
     shard, training = histories_of(events), CUTOFFS.with_columns(split=pl.lit("train"))
     edges = value_edges([count_values(shard, training, NEVER_TOKENS)], config)
-    return choose_tokens(count_names(shard, training, edges, NEVER_TOKENS), edges, config)
+    return choose_tokens(count_names(shard, training, edges, NEVER_TOKENS, {}), edges, {}, config)
 
 
 def tokens_of(events: pl.DataFrame, unit, vocabulary: Vocabulary | None = None) -> dict[str, list[float]]:

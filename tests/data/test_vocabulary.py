@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
 
 from ehrtrack.data import fitting
-from ehrtrack.data.fitting import add_counts, choose_tokens, count_names, count_values, share_known, value_edges
+from ehrtrack.data.fitting import (
+    add_counts,
+    choose_tokens,
+    count_names,
+    count_values,
+    read_groups,
+    share_known,
+    value_edges,
+)
 from ehrtrack.data.histories import Histories, histories_of
 from ehrtrack.data.settings import VocabularyConfig
 from ehrtrack.data.vocabulary import MASK, NEVER_TOKENS, PAD, SPECIAL_TOKENS, UNK, Vocabulary, slot_names, slots
@@ -22,13 +32,15 @@ def all_training(*shards: Histories) -> pl.DataFrame:
     return pl.DataFrame({"subject_id": subjects}).with_columns(cutoff=pl.datetime(2100, 1, 1), split=pl.lit("train"))
 
 
-def fit_shards(*shards: Histories, **config) -> Vocabulary:
+def fit_shards(*shards: Histories, named: dict[str, str] | None = None, **config) -> Vocabulary:
     settings = VocabularyConfig(**{"min_subjects": 1, "min_values": 1, **config})
     exclude, cutoffs = NEVER_TOKENS + settings.exclude, all_training(*shards)
     edges = {}
     if settings.n_value_bins > 1:
         edges = value_edges((count_values(events, cutoffs, exclude) for events in shards), settings)
-    return choose_tokens(add_counts(count_names(events, cutoffs, edges, exclude) for events in shards), edges, settings)
+    groups = named or {}
+    counts = add_counts(count_names(events, cutoffs, edges, exclude, groups) for events in shards)
+    return choose_tokens(counts, edges, groups, settings)
 
 
 def fit(frame, rows, **config) -> Vocabulary:
@@ -43,7 +55,7 @@ def token_names(frame, rows, vocabulary: Vocabulary) -> list[str]:
     """Tokens of the events that are not excluded, sorted by subject and code."""
     events = histories_of(frame(rows).sort("subject_id", "time", "code", maintain_order=True))
     slot, is_kept = slots(events, vocabulary.value_edges, vocabulary.exclude)
-    _, names = slot_names(events.codes, vocabulary.value_edges)
+    _, names = slot_names(events.codes, vocabulary.value_edges, vocabulary.groups)
     return [vocabulary.tokens[vocabulary.known.get(names[place], UNK)] for place in slot[is_kept]]
 
 
@@ -192,7 +204,7 @@ def test_coverage_tells_known_from_unknown_for_each_split(frame):
     events = histories_of(frame(rows))
     cutoffs = all_training(events).filter(pl.col("subject_id") < 3)
     cutoffs = cutoffs.with_columns(split=pl.Series(["train", "test"]))
-    counts = add_counts([count_names(events, cutoffs, vocabulary.value_edges, vocabulary.exclude)])
+    counts = add_counts([count_names(events, cutoffs, vocabulary.value_edges, vocabulary.exclude, {})])
     assert share_known(counts, vocabulary).rows() == [
         ("train", 2, 1.0, 0.0, 0),
         ("test", 4, 0.25, 0.75, 2),
@@ -218,3 +230,58 @@ def test_text_that_is_no_vocabulary_is_refused(text):
 def test_vocabulary_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="cannot read the vocabulary"):
         Vocabulary.load(tmp_path / "vocabulary.json")
+
+
+def test_codes_of_a_group_become_its_token_and_count_a_subject_once(frame):
+    rows = [(1, DAY, "I10"), (1, DAY, "401.9"), (2, DAY, "401.9"), (3, DAY, "J45")]
+    vocabulary = fit(frame, rows, named={"401.9": "HYPERTENSION", "I10": "HYPERTENSION"}, min_subjects=2)
+    assert vocabulary.tokens == (*SPECIAL_TOKENS, "HYPERTENSION")
+    assert vocabulary.counts[-1] == 3
+    assert token_names(frame, rows, vocabulary) == ["HYPERTENSION"] * 3 + ["[UNK]"]
+    with pytest.raises(DataError, match="min_subjects = 3"):
+        fit(frame, rows, named={"401.9": "HYPERTENSION", "I10": "HYPERTENSION"}, min_subjects=3)
+
+
+def test_bins_of_codes_of_a_group_are_cut_by_each_code_and_share_names(frame):
+    rows = values("MG_DL", [90, 100, 180, 200]) + values("MMOL_L", [5.0, 5.5, 10.0, 11.0])
+    vocabulary = fit(frame, rows, named={"MG_DL": "GLUCOSE", "MMOL_L": "GLUCOSE"}, n_value_bins=2)
+    assert set(vocabulary.value_edges) == {"MG_DL", "MMOL_L"}
+    assert set(vocabulary.tokens[len(SPECIAL_TOKENS) :]) == {"GLUCOSE//Q1", "GLUCOSE//Q2"}
+    assert vocabulary.counts[-2:] == (4, 4)
+
+
+def test_a_bin_can_be_in_a_group_of_its_own(frame):
+    rows = values("LAB", [1, 2, 3, 4])
+    vocabulary = fit(frame, rows, named={"LAB//Q2": "HIGH"}, n_value_bins=2)
+    assert set(vocabulary.tokens[len(SPECIAL_TOKENS) :]) == {"LAB//Q1", "HIGH"}
+
+
+def test_groups_are_part_of_the_vocabulary_and_come_back(frame):
+    rows = [(1, DAY, "A"), (2, DAY, "B")]
+    plain, grouped = fit(frame, rows, min_subjects=1), fit(frame, rows, named={"B": "A"}, min_subjects=1)
+    assert plain.fingerprint != grouped.fingerprint
+    assert Vocabulary.from_json(grouped.to_json()) == grouped
+    of_before = {name: value for name, value in json.loads(plain.to_json()).items() if name != "groups"}
+    assert Vocabulary.from_json(json.dumps(of_before)).fingerprint == plain.fingerprint
+
+
+def test_a_table_of_groups_is_read(tmp_path):
+    (tmp_path / "groups.csv").write_text("code,group\n401.9,I10\nI10,I10\n250,E11\n250,E11\n")
+    assert read_groups(tmp_path / "groups.csv") == {"401.9": "I10", "250": "E11"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("code,class\nA,B\n", "lacks group and has code, class"),
+        ("code,group\nA,\n", "rows without a code or a group"),
+        ("code,group\nA,B\nA,C\n", "puts 'A' in B and in C"),
+        (None, "there is no file"),
+    ],
+)
+def test_a_table_of_groups_that_cannot_be_used_says_why(tmp_path, text, message):
+    file = tmp_path / "groups.csv"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_groups(file)

@@ -9,12 +9,13 @@ import torch
 from simulated import Population, study, write_dataset
 
 from ehrtrack.config import RunConfig, override, to_toml
+from ehrtrack.data.fitting import read_groups
 from ehrtrack.data.splits import assign_splits
-from ehrtrack.errors import ConfigError
+from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.behrt import Behrt
 from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.recipes._prepare import prepare_records
-from ehrtrack.recipes.embed import embed, read_embeddings, start_from_embeddings
+from ehrtrack.recipes.embed import GROUPS, embed, read_embeddings, start_from_embeddings
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.training.settings import SkipGramConfig
 
@@ -41,6 +42,26 @@ def test_codes_of_one_disease_lie_near_each_other(config: RunConfig) -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     first, same, other = (vectors[index[f"DISEASE//{d}//{k}"]] for d, k in ((0, 0), (0, 1), (1, 0)))
     assert first @ same > first @ other + 0.3
+
+
+def test_groups_put_the_codes_of_a_disease_into_one_token(config: RunConfig, tmp_path: Path) -> None:
+    """The population writes each disease by two codes."""
+    embed(config, tmp_path / "codes", n_groups=6)
+    table = pl.read_parquet(tmp_path / "codes" / GROUPS)
+    group = dict(table.iter_rows())
+    diseases = {code.rsplit("//", 1)[0] for code in group if code.startswith("DISEASE")}
+    together = [group[f"{disease}//0"] == group[f"{disease}//1"] for disease in diseases]
+    assert sum(together) >= len(diseases) - 1
+    grouped = override(config, {"data.vocabulary.groups": str(tmp_path / "codes" / GROUPS), "init.embeddings": ""})
+    vocabulary = prepare_records(grouped).vocabulary
+    assert set(vocabulary.known) == set(group.values())
+    assert len(vocabulary.known) == 6
+
+
+def test_more_groups_than_codes_are_refused(config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1000 groups of"):
+        embed(config, tmp_path / "codes", n_groups=1000)
+    assert not (tmp_path / "codes").exists()
 
 
 def test_records_of_test_subjects_change_nothing(
@@ -102,6 +123,7 @@ def test_the_command_writes_a_folder_that_can_be_read(config: RunConfig, tmp_pat
     (tmp_path / "pretrain.toml").write_text(to_toml(config))
     words = ["embed", "--config", str(tmp_path / "pretrain.toml"), "--out", str(tmp_path / "codes")]
     with pytest.raises(SystemExit) as stopped:
-        main([*words, "--width", "12", "--epochs", "1"])
+        main([*words, "--width", "12", "--groups", "4"])
     assert stopped.value.code == 0
     assert CodeEmbeddings.read(tmp_path / "codes").width == 12
+    assert len(set(read_groups(tmp_path / "codes" / GROUPS).values())) <= 4
