@@ -180,6 +180,8 @@ class EhrModel(nn.Module):
         self.encoder = encoder
         self.head = head
         self.is_bf16 = False
+        if not getattr(head, "reads_cls", True):
+            encoder.readout.requires_grad_(False)  # no loss reaches it: it stays at its start, and is not said to learn
 
     def forward(self, batch: Batch) -> Tensor:
         """What the head returns, in float32: hazard logits (B, K), or token logits (M, V)."""

@@ -14,7 +14,14 @@ from ehrtrack.models.pooling import attention_pool, subject_max
 
 
 class TokenHead(nn.Module):
-    """Logits over the vocabulary at the masked positions only, with BERT's transform and tied weights."""
+    """Logits over the vocabulary at the masked positions only, with BERT's transform and tied weights.
+
+    Attributes
+    ----------
+    reads_cls : whether [CLS] is among the states that it reads; other heads need not say that it is
+    """
+
+    reads_cls = False
 
     def __init__(self, width: int, vocabulary_size: int) -> None:
         super().__init__()
@@ -72,6 +79,7 @@ class PartHeads(nn.Module):
     def __init__(self, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.heads = nn.ModuleDict(heads)
+        self.reads_cls = any(getattr(head, "reads_cls", True) for head in heads.values())
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
         return self.heads[batch.part](hidden, batch, code_embedding)  # type: ignore[no-any-return]

@@ -11,7 +11,8 @@ from simulated import random_store
 from torch import nn
 
 from ehrtrack.data.batch import Batch, collate
-from ehrtrack.models.behrt import Behrt, ModelConfig, Readout
+from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig, Readout
+from ehrtrack.models.heads import HazardHead, PartHeads, TokenHead
 
 VOCABULARY_SIZE = 40
 YEAR = 365.25
@@ -76,3 +77,13 @@ def test_states_in_bfloat16_are_decayed_in_full_precision() -> None:
     readout.detect = readout.detect.to(torch.bfloat16)
     read = readout(x, batch)
     assert float(read[0, 2] - read[1, 2]) == pytest.approx(np.exp(-1000 / YEAR) - np.exp(-1010 / YEAR), rel=1e-4)
+
+
+def test_the_readout_learns_where_something_reads_cls_and_is_not_said_to_where_nothing_does() -> None:
+    def is_learning(head: nn.Module) -> set[bool]:
+        encoder = Behrt(ModelConfig(size="tiny"), VOCABULARY_SIZE)
+        return {p.requires_grad for p in EhrModel(encoder, head).encoder.readout.parameters()}
+
+    tokens, risks = TokenHead(32, VOCABULARY_SIZE), HazardHead(32, torch.zeros(5))
+    assert is_learning(tokens) == is_learning(PartHeads({"a": tokens})) == {False}
+    assert is_learning(risks) == is_learning(PartHeads({"a": tokens, "b": risks})) == {True}
