@@ -242,7 +242,8 @@ def embed(
     from ehrtrack.recipes.embed import embed as run_embed
     from ehrtrack.training.settings import SkipGramConfig
 
-    skip_gram = SkipGramConfig(epochs=epochs or 5) if method == "skip-gram" else None
+    given = {} if epochs is None else {"epochs": epochs}
+    skip_gram = SkipGramConfig(**given) if method == "skip-gram" else None
     run_embed(loaded, out, skip_gram, width=width, n_groups=groups)
 
 

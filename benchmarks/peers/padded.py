@@ -117,23 +117,12 @@ class Layer(nn.Module):
         return x + self.dropout(self.fc2(self.activation(self.fc1(self.mlp_norm(x)))))  # type: ignore[no-any-return]
 
 
-class Readout(nn.Module):
-    def __init__(self, width: int, dropout: float) -> None:
-        super().__init__()
-        self.scales_days = torch.tensor(behrt.Readout.SCALES_DAYS)
-        n_detectors = width // 3
-        n_read = n_detectors * len(self.scales_days)
-        self.norm = nn.LayerNorm(width)
-        self.detect = nn.Linear(width, n_detectors)
-        self.read_norm = nn.LayerNorm(n_read)
-        self.fc1 = nn.Linear(n_read, width)
-        self.fc2 = nn.Linear(width, width)
-        self.activation = nn.GELU()
-        self.dropout = nn.Dropout(dropout)
+class Readout(behrt.Readout):
+    """The packed model's layers, read over padded rows."""
 
-    def forward(self, x: Tensor, batch: PaddedBatch) -> Tensor:
+    def forward(self, x: Tensor, batch: PaddedBatch) -> Tensor:  # type: ignore[override]
         days = batch.fields["days_to_end"].clamp(min=0).nan_to_num(posinf=0)
-        decay = torch.exp(-days[..., None] / self.scales_days)  # (B, L, scales)
+        decay = torch.exp(-days[..., None] * self.per_day)  # (B, L, scales)
         signals = F.relu(self.detect(self.norm(x)))[..., None] * decay[:, :, None]  # (B, L, P, scales)
         largest = signals.masked_fill(~batch.is_token[:, :, None, None], 0).amax(dim=1).flatten(1)
         return self.dropout(self.fc2(self.activation(self.fc1(self.read_norm(largest)))))  # type: ignore[no-any-return]  # (B, D)

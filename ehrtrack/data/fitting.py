@@ -70,7 +70,7 @@ def read_groups(path: Path) -> dict[str, str]:
         raise DataError(f"there is no file {path}; {need}")
     try:
         table = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{path} cannot be read ({error}); {need}") from error
     missing = {"code", "group"} - set(table.columns)
     if missing:
