@@ -163,7 +163,7 @@ class HazardHead(nn.Module):
 
     def __init__(self, width: int, n_intervals: int, dropout: float) -> None:
         super().__init__()
-        self.score = nn.Linear(width, 1, bias=False)
+        self.query = nn.Parameter(0.02 * torch.randn(width))
         self.norm = nn.LayerNorm(3 * width)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(3 * width, 2, bias=False)
@@ -171,7 +171,7 @@ class HazardHead(nn.Module):
 
     def forward(self, hidden: Tensor, batch: PaddedBatch, code_embedding: Tensor) -> Tensor:
         is_padding = ~batch.is_token[:, :, None]
-        weights = self.score(hidden).masked_fill(is_padding, -torch.inf).softmax(1)  # (B, L, 1)
+        weights = (hidden @ self.query)[:, :, None].masked_fill(is_padding, -torch.inf).softmax(1)  # (B, L, 1)
         mean, largest = (weights * hidden).sum(1), hidden.masked_fill(is_padding, -torch.inf).amax(1)
         cls = hidden[torch.arange(len(hidden)), batch.last]
         effects = self.out(self.dropout(self.norm(torch.cat([cls, mean, largest], dim=1))))  # (B, 2)

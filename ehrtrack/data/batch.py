@@ -110,6 +110,11 @@ class Batch:
         """(B + 1,) int64: subject i has the tokens `offsets[i]:offsets[i + 1]`."""
         return torch.tensor((0, *self.lengths), device=self.token.device).cumsum(0)
 
+    @cached_property
+    def subject(self) -> Tensor:
+        """(T,) int64: which of the B subjects each token is of."""
+        return torch.arange(len(self.lengths), device=self.token.device).repeat_interleave(self.offsets.diff())
+
     @property
     def cls_positions(self) -> Tensor:
         """(B,) place of each subject's [CLS] token in the row."""

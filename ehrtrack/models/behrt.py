@@ -128,7 +128,7 @@ class Readout(nn.Module):
         decay = torch.exp(-days[:, None] * self.per_day)  # (T, scales)
         detected = F.relu(self.detect(self.norm(x))).float()  # (T, P)
         signals = (detected[:, :, None] * decay[:, None]).flatten(1)  # (T, P scales)
-        largest = subject_max(signals, batch.offsets)
+        largest = subject_max(signals, batch.subject, len(batch.lengths))
         return self.dropout(self.fc2(self.activation(self.fc1(self.read_norm(largest)))))  # type: ignore[no-any-return]
 
 

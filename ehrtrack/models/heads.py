@@ -112,17 +112,16 @@ class HazardHead(nn.Module):
         n_intervals = len(baseline)
         terms = torch.stack([torch.ones(n_intervals), torch.linspace(-1, 1, n_intervals)])
         self.register_buffer("terms", terms[: min(n_intervals, 2), :, None], persistent=False)  # one interval: no drift
-        self.score = nn.Linear(width, 1, bias=False)  # a softmax has no use for one
+        self.query = nn.Parameter(0.02 * torch.randn(width))
         self.norm = nn.LayerNorm(3 * width)
         self.dropout = Dropout(self.DROPOUT)
         self.out = nn.Linear(3 * width, len(self.terms) * baseline[0].numel(), bias=False)
         self.baseline = nn.Parameter(baseline.clone())
-        nn.init.normal_(self.score.weight, std=0.02)
         nn.init.normal_(self.out.weight, std=0.001)
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
-        mean = attention_pool(hidden, self.score, batch.offsets)[:, 0]  # (B, D)
-        largest = subject_max(hidden.float(), batch.offsets)
+        mean = attention_pool(hidden, self.query, batch.subject, batch.offsets)  # (B, D)
+        largest = subject_max(hidden.float(), batch.subject, len(mean))
         record = torch.cat([hidden[batch.cls_positions], mean, largest], dim=1)
         effects = self.out(self.dropout(self.norm(record))).float()  # (B, terms R)
         effects = effects.reshape(len(effects), len(self.terms), 1, -1)  # (B, terms, 1, R)

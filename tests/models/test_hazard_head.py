@@ -51,13 +51,13 @@ def test_one_interval_has_no_drift(batch: Batch) -> None:
     head = head_of(torch.tensor([-2.0]))
     assert head.out.weight.shape == (1, 3 * WIDTH)
     head(states(batch), batch, torch.zeros(0)).sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters() if p is not head.score.bias)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
 
 
 def test_a_code_among_many_is_kept_by_the_largest_value(batch: Batch) -> None:
     """One state that stands out, at any place, changes the subject's risk, and nobody else's."""
     hidden, head = states(batch), head_of(torch.zeros(3))
-    torch.nn.init.zeros_(head.score.weight)
+    torch.nn.init.zeros_(head.query)
     before = head(hidden, batch, torch.zeros(0))
     first = int(batch.offsets[1])
     hidden[first] += 5.0
