@@ -138,11 +138,11 @@ class Encoder(nn.Module):
 
     def forward(self, batch: PaddedBatch) -> Tensor:
         x: Tensor = self.embeddings(batch.fields)
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x, batch.is_token)
         subject = torch.arange(len(x))
         x = x.index_put((subject, batch.last), self.readout(x, batch), accumulate=True)
-        return self.norm(x)  # type: ignore[no-any-return]  # (B, L, D)
+        return self.norm(self.layers[-1](x, batch.is_token))  # type: ignore[no-any-return]  # (B, L, D)
 
 
 class TokenHead(nn.Module):

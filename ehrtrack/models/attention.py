@@ -26,53 +26,68 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+    def forward(self, x: Tensor, batch: Batch, places: Tensor | None = None) -> Tensor:
         """Attend within each subject of a batch.
 
         Parameters
         ----------
         x : (T, D) packed tokens
+        places : (R,) int64, rising: the tokens that attend, to all of their subject's; None is all T
+
+        Returns
+        -------
+        (R, D)
         """
+        attending = x if places is None else x[places]
         q, k, v = (
-            projection(x).unflatten(1, (self.n_heads, -1))  # (T, heads, D / heads)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projection(tokens).unflatten(1, (self.n_heads, -1))  # (R or T, heads, D / heads)
+            for projection, tokens in ((self.q_proj, attending), (self.k_proj, x), (self.v_proj, x))
         )
-        return self.out_proj(packed_attention(q, k, v, batch).flatten(1))  # type: ignore[no-any-return]
+        return self.out_proj(packed_attention(q, k, v, batch, places).flatten(1))  # type: ignore[no-any-return]
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch, places: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention within each subject of a packed row: no token sees another subject's.
 
     Two ways to the same numbers: one kernel for ragged rows where there is one (CUDA, 16 bits), else a loop.
 
     Parameters
     ----------
-    q, k, v : (T, heads, D / heads)
+    q : (R, heads, D / heads) of the tokens at `places`
+    k, v : (T, heads, D / heads)
 
     Returns
     -------
-    (T, heads, D / heads)
+    (R, heads, D / heads)
     """
+    if places is None:
+        n_queries = batch.lengths
+    else:
+        n_queries = tuple(torch.bincount(batch.subject[places], minlength=len(batch.lengths)).tolist())
     attend = attend_varlen if q.device.type == "cuda" and q.dtype == torch.bfloat16 else attend_in_loop
-    return attend(q, k, v, batch)
+    return attend(q, k, v, n_queries, batch.lengths)
 
 
-def attend_in_loop(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+def attend_in_loop(q: Tensor, k: Tensor, v: Tensor, n_queries: tuple[int, ...], n_keys: tuple[int, ...]) -> Tensor:
     """Subject by subject, in float32: the CPU's kernel for bfloat16 is 7 times slower in the backward pass.
 
     `torch.split` gives views whose backward writes each gradient once; slicing in a loop would make it quadratic.
     The fused kernels take four axes; with three, the CPU falls back to a slower path.
     """
-    sizes = list(batch.lengths)
     with torch.autocast(q.device.type, enabled=False):
-        heads_first = (x.float().transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, T, D / heads)
-        parts = zip(*(torch.split_with_sizes(x, sizes, dim=2) for x in heads_first), strict=True)
+        split = (
+            torch.split_with_sizes(x.float().transpose(0, 1)[None], list(sizes), dim=2)  # (1, heads, n, D / heads)
+            for x, sizes in ((q, n_queries), (k, n_keys), (v, n_keys))
+        )
+        parts = zip(*split, strict=True)
         return torch.cat([F.scaled_dot_product_attention(*part) for part in parts], dim=2)[0].transpose(0, 1)
 
 
-def attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+def attend_varlen(q: Tensor, k: Tensor, v: Tensor, n_queries: tuple[int, ...], n_keys: tuple[int, ...]) -> Tensor:
     """One flash kernel over all subjects; CUDA, 16 bits."""
     from torch.nn.attention.varlen import varlen_attn  # brings in torch's compiler: seconds
 
-    offsets, longest = batch.offsets.to(torch.int32), max(batch.lengths)
-    return cast(Tensor, varlen_attn(q, k, v, offsets, offsets, longest, longest))
+    first_query, first_key = (
+        torch.tensor((0, *n), device=q.device).cumsum(0).to(torch.int32) for n in (n_queries, n_keys)
+    )
+    return cast(Tensor, varlen_attn(q, k, v, first_query, first_key, max(n_queries), max(n_keys)))

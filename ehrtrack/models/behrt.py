@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ehrtrack.data.batch import MAX_AGE_YEARS, MAX_POSITION, N_GAPS, Batch
 from ehrtrack.models.attention import SelfAttention
 from ehrtrack.models.dropout import Dropout
+from ehrtrack.models.heads import Head
 from ehrtrack.models.pooling import subject_max
 from ehrtrack.models.settings import SIZES as SIZES
 from ehrtrack.models.settings import ModelConfig as ModelConfig
@@ -78,7 +79,11 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm transformer layer."""
+    """Pre-norm transformer layer.
+
+    Called with `places`, it computes the states of these tokens alone, which attend to all: for the last layer, of
+    which a head reads few.
+    """
 
     def __init__(self, size: Size, dropout: float) -> None:
         super().__init__()
@@ -90,13 +95,14 @@ class Layer(nn.Module):
         self.activation = nn.GELU()
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), batch))
+    def forward(self, x: Tensor, batch: Batch, places: Tensor | None = None) -> Tensor:
+        attended = self.attention(self.attention_norm(x), batch, places)  # (R, D)
+        x = (x if places is None else x[places]) + self.dropout(attended)
         return x + self.dropout(self.fc2(self.activation(self.fc1(self.mlp_norm(x)))))  # type: ignore[no-any-return]
 
 
 class Readout(nn.Module):
-    """What [CLS] reads of the record: of each of P detectors, how strongly it was set off, and how recently.
+    """What [CLS] reads of the record: of each of D detectors, how strongly it was set off, and how recently.
 
         r_pk = max_t relu(w_p . x_t + b_p) exp(-days_t / scale_k)
 
@@ -112,10 +118,9 @@ class Readout(nn.Module):
         super().__init__()
         self.per_day: Tensor
         self.register_buffer("per_day", 1 / torch.tensor(self.SCALES_DAYS), persistent=False)
-        n_detectors = width // 3
-        n_read = n_detectors * len(self.SCALES_DAYS)
+        n_read = width * len(self.SCALES_DAYS)
         self.norm = nn.LayerNorm(width)
-        self.detect = nn.Linear(width, n_detectors)
+        self.detect = nn.Linear(width, width)
         self.read_norm = nn.LayerNorm(n_read)
         self.fc1 = nn.Linear(n_read, width)
         self.fc2 = nn.Linear(width, width)
@@ -126,8 +131,8 @@ class Readout(nn.Module):
         """(B, D) what is added to the [CLS] states, of states (T, D)."""
         days = batch.days_to_end.clamp(min=0).nan_to_num(posinf=0)  # static facts always hold
         decay = torch.exp(-days[:, None] * self.per_day)  # (T, scales)
-        detected = F.relu(self.detect(self.norm(x))).float()  # (T, P)
-        signals = (detected[:, :, None] * decay[:, None]).flatten(1)  # (T, P scales)
+        detected = F.relu(self.detect(self.norm(x))).float()  # (T, D)
+        signals = (detected[:, :, None] * decay[:, None]).flatten(1)  # (T, D scales)
         largest = subject_max(signals, batch.subject, len(batch.lengths))
         return self.dropout(self.fc2(self.activation(self.fc1(self.read_norm(largest)))))  # type: ignore[no-any-return]
 
@@ -157,14 +162,18 @@ class Behrt(nn.Module):
         self.layers.apply(_initialise)
         self.readout.apply(_initialise)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Hidden state of each token, (T, D)."""
+    def forward(self, batch: Batch, places: Tensor | None = None) -> Tensor:
+        """Hidden states of the tokens at `places` (R,), which rise; of all T without: (R, D)."""
         x: Tensor = self.embeddings(batch)
-        recomputes = self.recomputes and torch.is_grad_enabled()
-        for layer in self.layers:
-            x = checkpoint(layer, x, batch, use_reentrant=False) if recomputes else layer(x, batch)
+        for layer in self.layers[:-1]:
+            x = self._through(layer, x, batch)
         x = x.index_add(0, batch.cls_positions, self.readout(x, batch).to(x.dtype))
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.norm(self._through(self.layers[-1], x, batch, places))  # type: ignore[no-any-return]
+
+    def _through(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        if self.recomputes and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+        return layer(*inputs)  # type: ignore[no-any-return]
 
 
 class EhrModel(nn.Module):
@@ -175,18 +184,20 @@ class EhrModel(nn.Module):
     is_bf16 : multiply matrices in bfloat16; weights, norms, softmax and losses stay in float32
     """
 
-    def __init__(self, encoder: Behrt, head: nn.Module) -> None:
+    def __init__(self, encoder: Behrt, head: Head) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.is_bf16 = False
-        if not getattr(head, "reads_cls", True):
-            encoder.readout.requires_grad_(False)  # no loss reaches it: it stays at its start, and is not said to learn
 
     def forward(self, batch: Batch) -> Tensor:
         """What the head returns, in float32: hazard logits (B, K), or token logits (M, V)."""
         with self._precision():
-            hidden = self.encoder(batch) if batch.hidden is None else batch.hidden  # (T, D)
+            places = self.head.places(batch)
+            if batch.hidden is None:
+                hidden = self.encoder(batch, places)
+            else:
+                hidden = batch.hidden if places is None else batch.hidden[places]
             return self.head(hidden, batch, self.encoder.embeddings.code.weight).float()  # type: ignore[no-any-return]
 
     def hidden(self, batch: Batch) -> Tensor:

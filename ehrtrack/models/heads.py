@@ -13,15 +13,16 @@ from ehrtrack.models.dropout import Dropout
 from ehrtrack.models.pooling import attention_pool, subject_max
 
 
-class TokenHead(nn.Module):
-    """Logits over the vocabulary at the masked positions only, with BERT's transform and tied weights.
+class Head(nn.Module):
+    """A head is called with the states (R, D) at the places that it reads, the batch, and the embeddings of codes."""
 
-    Attributes
-    ----------
-    reads_cls : whether [CLS] is among the states that it reads; other heads need not say that it is
-    """
+    def places(self, batch: Batch) -> Tensor | None:
+        """(R,) int64, rising: which of the row's T tokens it reads; None is all of them."""
+        return None
 
-    reads_cls = False
+
+class TokenHead(Head):
+    """Logits over the vocabulary at the masked positions only, with BERT's transform and tied weights."""
 
     def __init__(self, width: int, vocabulary_size: int) -> None:
         super().__init__()
@@ -30,12 +31,15 @@ class TokenHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
-        assert batch.target_positions is not None, "a batch for pretraining has masked positions"
-        x = self.norm(F.gelu(self.transform(hidden[batch.target_positions])))  # (M, D)
+        x = self.norm(F.gelu(self.transform(hidden)))  # (M, D)
         return F.linear(x, code_embedding, self.bias)  # (M, V)
 
+    def places(self, batch: Batch) -> Tensor:
+        assert batch.target_positions is not None, "a batch for pretraining has masked positions"
+        return batch.target_positions
 
-class CodeHead(nn.Module):
+
+class CodeHead(Head):
     """K numbers a code, from the [CLS] states of a batch and the encoder's own embeddings of the codes.
 
     Each of the K has its own view of the state, and is its inner product with the code's embedding beside a bias, as in
@@ -55,13 +59,16 @@ class CodeHead(nn.Module):
         self.bias = nn.Parameter(baseline.clone())
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
-        views = self.transform(hidden[batch.cls_positions]).unflatten(1, (len(self.bias), -1))  # (B, K, D)
+        views = self.transform(hidden).unflatten(1, (len(self.bias), -1))  # (B, K, D)
         x = self.norm(F.gelu(views)).to(hidden.dtype)
         # The bias is added in full precision: half of it would cost a rare code's rate its second digit.
         return F.linear(x, code_embedding[self.codes]).float() + self.bias  # (B, K, C)
 
+    def places(self, batch: Batch) -> Tensor:
+        return batch.cls_positions
 
-class ProjectionHead(nn.Module):
+
+class ProjectionHead(Head):
     """The [CLS] states of a batch in the space in which views are compared (Chen et al. 2020, SimCLR, section 2)."""
 
     def __init__(self, width: int, projection: int) -> None:
@@ -70,22 +77,29 @@ class ProjectionHead(nn.Module):
         self.out = nn.Linear(width, projection, bias=False)
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
-        return self.out(F.gelu(self.hidden(hidden[batch.cls_positions])))  # type: ignore[no-any-return]  # (B, E)
+        return self.out(F.gelu(self.hidden(hidden)))  # type: ignore[no-any-return]  # (B, E)
+
+    def places(self, batch: Batch) -> Tensor:
+        return batch.cls_positions
 
 
-class PartHeads(nn.Module):
+class PartHeads(Head):
     """Several heads on one encoder; the batch says which of them reads it."""
 
-    def __init__(self, heads: Mapping[str, nn.Module]) -> None:
+    def __init__(self, heads: Mapping[str, Head]) -> None:
         super().__init__()
         self.heads = nn.ModuleDict(heads)
-        self.reads_cls = any(getattr(head, "reads_cls", True) for head in heads.values())
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
         return self.heads[batch.part](hidden, batch, code_embedding)  # type: ignore[no-any-return]
 
+    def places(self, batch: Batch) -> Tensor | None:
+        head = self.heads[batch.part]
+        assert isinstance(head, Head)
+        return head.places(batch)
 
-class HazardHead(nn.Module):
+
+class HazardHead(Head):
     """Hazard logits of K intervals, from a subject's whole record, whose effects change along a line in time.
 
         logit_k(x) = baseline_k + a(x) + b(x) t_k,    t_k from -1 in the first interval to 1 in the last

@@ -22,8 +22,8 @@ class Size(NamedTuple):
 
 SIZES = {
     "tiny": Size(width=32, n_layers=2, n_heads=2, mlp_width=64),  # tests
-    "small": Size(width=96, n_layers=4, n_heads=4, mlp_width=384),  # about 0.5 M parameters
-    "medium": Size(width=192, n_layers=6, n_heads=6, mlp_width=768),  # 2 to 3 M
+    "small": Size(width=96, n_layers=4, n_heads=4, mlp_width=384),  # about 0.7 M parameters
+    "medium": Size(width=192, n_layers=6, n_heads=6, mlp_width=768),  # about 3 M
     "large": Size(width=384, n_layers=6, n_heads=6, mlp_width=1536),  # 10 to 20 M, by vocabulary
 }
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Batches, Outcomes
+from ehrtrack.models.heads import Head
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Objective(Protocol):
 
     selection: Selection
 
-    def make_head(self, width: int) -> nn.Module:
+    def make_head(self, width: int) -> Head:
         """A fresh head for an encoder of width D."""
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:

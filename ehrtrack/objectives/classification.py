@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError, DataError
-from ehrtrack.models.heads import HazardHead
+from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.classification import Config as Config
 from ehrtrack.objectives.survival import Predictions, baseline_survival, predict, score_survival
@@ -60,7 +60,7 @@ class Classification:
             )
         self.threshold = config.threshold or self.prevalence
 
-    def make_head(self, width: int) -> nn.Module:
+    def make_head(self, width: int) -> Head:
         return HazardHead(width, torch.tensor([self.prevalence]).logit())
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError, DataError
-from ehrtrack.models.heads import HazardHead
+from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.competing_risks import Config as Config
 from ehrtrack.objectives.survival import Predictions, score_survival
@@ -45,7 +45,7 @@ class CompetingRisks:
         self.grid = grid
         self.n_causes = int(_causes(training).max())
 
-    def make_head(self, width: int) -> nn.Module:
+    def make_head(self, width: int) -> Head:
         """K x R logits in one row, which start at the population's incidence."""
         interval = self.grid.interval_of(self.training.follow_up_days, self.training.is_event)
         start = marginal_logits(

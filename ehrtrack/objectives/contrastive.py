@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ehrtrack.data.batch import Batch
 from ehrtrack.data.excerpts import excerpts, visits_of
 from ehrtrack.errors import DataError
-from ehrtrack.models.heads import ProjectionHead
+from ehrtrack.models.heads import Head, ProjectionHead
 from ehrtrack.objectives._cuts import loss_without_targets
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.contrastive import Config as Config
@@ -33,7 +33,7 @@ class Contrastive:
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def make_head(self, width: int) -> nn.Module:
+    def make_head(self, width: int) -> Head:
         return ProjectionHead(width, self.config.projection)
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:

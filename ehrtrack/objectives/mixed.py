@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ehrtrack import plugins
 from ehrtrack.data.batch import Batch
-from ehrtrack.models.heads import PartHeads
+from ehrtrack.models.heads import Head, PartHeads
 from ehrtrack.objectives._protocol import BatchLoss, PretrainingObjective, Selection, TrainingFacts
 from ehrtrack.objectives._settings.mixed import Config as Config
 
@@ -46,7 +46,7 @@ class Mixed:
         self.parts = parts
         self.trivial = {loss: trivial for part in parts.values() for loss, trivial in part.trivial.items()}
 
-    def make_head(self, width: int) -> nn.Module:
+    def make_head(self, width: int) -> Head:
         return PartHeads({name: part.make_head(width) for name, part in self.parts.items()})
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:

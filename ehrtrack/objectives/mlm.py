@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch
 from ehrtrack.data.vocabulary import MASK, SPECIAL_TOKENS
-from ehrtrack.models.heads import TokenHead
+from ehrtrack.models.heads import Head, TokenHead
 from ehrtrack.objectives._cooccurrence import CoOccurrence
 from ehrtrack.objectives._cuts import sampled
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
@@ -40,7 +40,7 @@ class MaskedTokens:
         if facts.records is not None:
             self.cooccurrence = CoOccurrence(sampled(facts.records, config.name), self.unigram_log_probability)
 
-    def make_head(self, width: int) -> nn.Module:
+    def make_head(self, width: int) -> Head:
         return TokenHead(width, self.vocabulary_size)
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:

@@ -19,7 +19,7 @@ from ehrtrack.data.batch import Batch
 from ehrtrack.data.excerpts import ranges
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS
 from ehrtrack.errors import DataError
-from ehrtrack.models.heads import CodeHead
+from ehrtrack.models.heads import CodeHead, Head
 from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sampled
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.next_visit import Config as Config
@@ -78,7 +78,7 @@ class NextVisit:
         self.codes = torch.arange(len(SPECIAL_TOKENS), vocabulary_size)
         self.rates = rates
 
-    def make_head(self, width: int) -> nn.Module:
+    def make_head(self, width: int) -> Head:
         return CodeHead(width, self.codes, self.rates.overall.logit()[None])
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:

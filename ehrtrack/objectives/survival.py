@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError
-from ehrtrack.models.heads import HazardHead
+from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.survival import Config as Config
 from ehrtrack.survival.curves import interpolate_survival, survival_curve
@@ -65,7 +65,7 @@ class Survival:
         self.training = training
         self.grid = grid
 
-    def make_head(self, width: int) -> nn.Module:
+    def make_head(self, width: int) -> Head:
         return HazardHead(width, _baseline_logits(self.training, self.grid))
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:

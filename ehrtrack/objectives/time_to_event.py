@@ -20,7 +20,7 @@ from ehrtrack.data.batch import Batch
 from ehrtrack.data.excerpts import ranges
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS
 from ehrtrack.errors import DataError
-from ehrtrack.models.heads import CodeHead
+from ehrtrack.models.heads import CodeHead, Head
 from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sampled
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.time_to_event import Config as Config
@@ -85,7 +85,7 @@ class TimeToEvent:
         self.axis = axis
         self.log_rate = log_rate  # (K, C)
 
-    def make_head(self, width: int) -> nn.Module:
+    def make_head(self, width: int) -> Head:
         return CodeHead(width, self.axis.codes, self.log_rate)
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:

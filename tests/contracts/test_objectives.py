@@ -15,7 +15,6 @@ from simulated import random_store
 from ehrtrack import plugins
 from ehrtrack.data.batch import Batches, Outcomes
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
-from ehrtrack.models.heads import TokenHead
 from ehrtrack.objectives._protocol import Objective, TrainingFacts
 from ehrtrack.section import Choice
 from ehrtrack.training.loop import evaluate
@@ -62,14 +61,6 @@ def test_config_is_a_choice_that_carries_the_modules_name(module: ModuleType) ->
     assert config.name == module.__name__.rsplit(".", 1)[-1].replace("_", "-")
 
 
-def learning(model: EhrModel) -> list[tuple[str, torch.nn.Parameter]]:
-    """All parameters; of masked tokens alone, which do not read [CLS], without those that it alone has."""
-    still = {name for name, p in model.named_parameters() if not p.requires_grad}
-    of_cls = {name for name, _ in model.named_parameters() if name.startswith("encoder.readout.")}
-    assert still == (of_cls if isinstance(model.head, TokenHead) else set())
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-
-
 def test_the_loss_is_one_finite_number_whose_gradient_reaches_encoder_and_head(
     objective: Objective, model: EhrModel
 ) -> None:
@@ -77,7 +68,7 @@ def test_the_loss_is_one_finite_number_whose_gradient_reaches_encoder_and_head(
     assert loss.total.shape == ()
     assert math.isfinite(loss.mean)
     loss.total.backward()  # type: ignore[no-untyped-call]
-    assert [name for name, p in learning(model) if p.grad is None] == []
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_the_same_batch_gives_the_same_loss(objective: Objective, model: EhrModel) -> None:
@@ -107,7 +98,7 @@ def test_a_batch_in_which_there_is_nothing_to_predict_has_a_loss_that_changes_no
     loss.total.backward()  # type: ignore[no-untyped-call]
     assert loss.weight >= 1
     assert math.isfinite(loss.mean)
-    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for _, p in learning(model))
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
 def test_a_pretraining_objective_names_the_trivial_loss_that_is_reported_beside_its_own(

@@ -11,15 +11,14 @@ from simulated import random_store
 from torch import nn
 
 from ehrtrack.data.batch import Batch, collate
-from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig, Readout
-from ehrtrack.models.heads import HazardHead, PartHeads, TokenHead
+from ehrtrack.models.behrt import Behrt, ModelConfig, Readout
 
 VOCABULARY_SIZE = 40
 YEAR = 365.25
 
 
 def readout_of_the_first_feature() -> Readout:
-    """One detector, and a hidden layer that passes on what was read."""
+    """The first detector alone sees something, and the hidden layer passes on what was read."""
     readout = Readout(width=4, dropout=0.0).requires_grad_(False)
     readout.norm = readout.read_norm = readout.fc1 = readout.fc2 = readout.activation = nn.Identity()  # type: ignore[assignment]
     nn.init.zeros_(readout.detect.weight)
@@ -52,10 +51,11 @@ def test_the_readout_is_the_largest_of_each_detector_decayed_by_its_age() -> Non
     recent, old = np.exp(-30 / YEAR), 2 * np.exp(-400 / YEAR)
     assert recent > old
     expected = [[np.exp(-30), np.exp(-1), recent, 2.0], [3.0, 3.0, 3.0, 3.0]]
-    np.testing.assert_allclose(readout_of_the_first_feature()(x, batch), expected, rtol=1e-5)
+    np.testing.assert_allclose(readout_of_the_first_feature()(x, batch)[:, :4], expected, rtol=1e-5)
 
 
-def test_the_readout_changes_the_state_of_cls_alone_and_starts_as_nothing() -> None:
+def test_the_readout_starts_as_nothing_and_then_reaches_every_token_of_its_subject_through_cls() -> None:
+    """Masked tokens, which read no [CLS] themselves, so train it."""
     torch.manual_seed(0)
     encoder = Behrt(ModelConfig(size="tiny", dropout=0.0), VOCABULARY_SIZE).eval()
     batch = collate(random_store(4, VOCABULARY_SIZE), np.arange(4), max_tokens=24)
@@ -64,8 +64,7 @@ def test_the_readout_changes_the_state_of_cls_alone_and_starts_as_nothing() -> N
         encoder.readout.detect.weight.mul_(2)
         assert torch.equal(encoder(batch), start)
         encoder.readout.fc2.weight.normal_()
-        changed = (encoder(batch) != start).any(dim=1)
-    assert changed.nonzero().flatten().tolist() == batch.cls_positions.tolist()
+        assert (encoder(batch) != start).any(dim=1).all()
 
 
 def test_states_in_bfloat16_are_decayed_in_full_precision() -> None:
@@ -77,13 +76,3 @@ def test_states_in_bfloat16_are_decayed_in_full_precision() -> None:
     readout.detect = readout.detect.to(torch.bfloat16)
     read = readout(x, batch)
     assert float(read[0, 2] - read[1, 2]) == pytest.approx(np.exp(-1000 / YEAR) - np.exp(-1010 / YEAR), rel=1e-4)
-
-
-def test_the_readout_learns_where_something_reads_cls_and_is_not_said_to_where_nothing_does() -> None:
-    def is_learning(head: nn.Module) -> set[bool]:
-        encoder = Behrt(ModelConfig(size="tiny"), VOCABULARY_SIZE)
-        return {p.requires_grad for p in EhrModel(encoder, head).encoder.readout.parameters()}
-
-    tokens, risks = TokenHead(32, VOCABULARY_SIZE), HazardHead(32, torch.zeros(5))
-    assert is_learning(tokens) == is_learning(PartHeads({"a": tokens})) == {False}
-    assert is_learning(risks) == is_learning(PartHeads({"a": tokens, "b": risks})) == {True}

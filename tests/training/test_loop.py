@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ehrtrack.data.batch import Batch, Batches
 from ehrtrack.errors import ConfigError, TrainingError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
-from ehrtrack.models.heads import HazardHead
+from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._protocol import BatchLoss, Objective, Selection
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.training.checkpoint import load_tensors
@@ -53,7 +53,7 @@ class Scripted:
         self.broken = broken
         self.n_steps = 0
 
-    def make_head(self, width: int) -> nn.Module:
+    def make_head(self, width: int) -> Head:
         return HazardHead(width, torch.zeros(3))
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
