@@ -19,7 +19,7 @@ from benchmarks._workload import MAX_TOKENS
 from ehrtrack.data.batch import MAX_AGE_YEARS, MAX_POSITION, N_GAPS, Batch
 from ehrtrack.data.vocabulary import PAD
 from ehrtrack.models import behrt, heads
-from ehrtrack.models.behrt import SIZES, Recency, Size
+from ehrtrack.models.behrt import SIZES, ModelConfig, Recency, Size
 
 IGNORED = -100
 
@@ -121,9 +121,8 @@ class Readout(behrt.Readout):
     """The packed model's layers, read over padded rows."""
 
     def forward(self, x: Tensor, batch: PaddedBatch) -> Tensor:  # type: ignore[override]
-        days = batch.fields["days_to_end"].clamp(min=0).nan_to_num(posinf=0)
-        decay = torch.exp(-days[..., None] * self.per_day)  # (B, L, scales)
-        signals = F.relu(self.detect(self.norm(x)))[..., None] * decay[:, :, None]  # (B, L, P, scales)
+        weights = self.weights(batch.fields["days_to_end"])  # (B, L, S)
+        signals = F.relu(self.detect(self.norm(x)))[:, :, None] * weights[..., None]  # (B, L, S, D)
         largest = signals.masked_fill(~batch.is_token[:, :, None, None], 0).amax(dim=1).flatten(1)
         return self.dropout(self.fc2(self.activation(self.fc1(self.read_norm(largest)))))  # type: ignore[no-any-return]  # (B, D)
 
@@ -133,7 +132,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.embeddings = Embeddings(size.width, vocabulary_size, dropout)
         self.layers = nn.ModuleList(Layer(size, dropout) for _ in range(size.n_layers))
-        self.readout = Readout(size.width, dropout)
+        self.readout = Readout(size.width, ModelConfig().readout_days, dropout)
         self.norm = nn.LayerNorm(size.width)
 
     def forward(self, batch: PaddedBatch) -> Tensor:

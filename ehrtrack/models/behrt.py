@@ -102,23 +102,26 @@ class Layer(nn.Module):
 
 
 class Readout(nn.Module):
-    """What [CLS] reads of the record: of each of D detectors, how strongly it was set off, and how recently.
+    """What [CLS] reads of the record: how strongly, how recently and how long ago each of D detectors was set off.
 
-        r_pk = max_t relu(w_p . x_t + b_p) exp(-days_t / scale_k)
+        r_p   = max_t relu(w_p . x_t + b_p)
+        r_pk  = max_t relu(w_p . x_t + b_p) exp(-days_t / scale_k)
+        r'_pk = max_t relu(w_p . x_t + b_p) (1 - exp(-days_t / scale_k))
 
-    for scales of a day, a month, a year and for ever. The ratio of two of them is the time since a detector was last
-    set off, whatever came after: time since last seen is what gradient boosting is given by hand, and what recurrent
-    networks decay towards (GRU-D, Che et al. 2018, Sci Rep 8:6085, eq. 10). One hidden layer sets times against each
-    other (this before that, this soon after that). It starts as 0.
+    Ratios of these are the times since a detector was last and first set off, whatever came in between: what gradient
+    boosting is given by hand, and what recurrent networks decay towards (GRU-D, Che et al. 2018, Sci Rep 8:6085,
+    eq. 10). One hidden layer sets times against each other (this before that, this soon after that). It starts as 0.
+
+    Parameters
+    ----------
+    scales_days : of times; those of the data, which may be hours or years
     """
 
-    SCALES_DAYS = (1.0, 30.0, 365.25, float("inf"))
-
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, scales_days: tuple[float, ...], dropout: float) -> None:
         super().__init__()
         self.per_day: Tensor
-        self.register_buffer("per_day", 1 / torch.tensor(self.SCALES_DAYS), persistent=False)
-        n_read = width * len(self.SCALES_DAYS)
+        self.register_buffer("per_day", 1 / torch.tensor(scales_days), persistent=False)
+        n_read = width * (1 + 2 * len(scales_days))
         self.norm = nn.LayerNorm(width)
         self.detect = nn.Linear(width, width)
         self.read_norm = nn.LayerNorm(n_read)
@@ -129,12 +132,16 @@ class Readout(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         """(B, D) what is added to the [CLS] states, of states (T, D)."""
-        days = batch.days_to_end.clamp(min=0).nan_to_num(posinf=0)  # static facts always hold
-        decay = torch.exp(-days[:, None] * self.per_day)  # (T, scales)
         detected = F.relu(self.detect(self.norm(x))).float()  # (T, D)
-        signals = (detected[:, :, None] * decay[:, None]).flatten(1)  # (T, D scales)
-        largest = subject_max(signals, batch.subject, len(batch.lengths))
+        weights = self.weights(batch.days_to_end)  # (T, S)
+        largest = subject_max(detected, batch.subject, len(batch.lengths), weights)  # (B, S D)
         return self.dropout(self.fc2(self.activation(self.fc1(self.read_norm(largest)))))  # type: ignore[no-any-return]
+
+    def weights(self, days_to_end: Tensor) -> Tensor:
+        """(..., S) 1, the decays and what is decayed, at times (...,); static facts are always recent."""
+        days = days_to_end.clamp(min=0).nan_to_num(posinf=0)
+        decay = torch.exp(-days[..., None] * self.per_day)
+        return torch.cat([torch.ones_like(days)[..., None], decay, 1 - decay], dim=-1)
 
 
 ADAPTED_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "detect")
@@ -156,7 +163,7 @@ class Behrt(nn.Module):
         self.width = size.width
         self.embeddings = Embeddings(size.width, vocabulary_size, config.dropout)
         self.layers = nn.ModuleList(Layer(size, config.dropout) for _ in range(size.n_layers))
-        self.readout = Readout(size.width, config.dropout)
+        self.readout = Readout(size.width, config.readout_days, config.dropout)
         self.norm = nn.LayerNorm(size.width)
         self.recomputes = False
         self.layers.apply(_initialise)

@@ -5,6 +5,7 @@ Both take `subject`, (T,) int64: which of the B subjects each token is of (`Batc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -32,9 +33,19 @@ def attention_pool(hidden: Tensor, query: Tensor, subject: Tensor, offsets: Tens
     return F.embedding_bag(place, hidden.float(), offsets[:-1], mode="sum", per_sample_weights=weights)
 
 
-def subject_max(values: Tensor, subject: Tensor, n_subjects: int) -> Tensor:
-    """(B, D) the largest of each subject's (T, D) values; every subject has some."""
-    largest: Tensor = _SubjectMax.apply(values, subject, n_subjects)  # type: ignore[no-untyped-call]
+def subject_max(values: Tensor, subject: Tensor, n_subjects: int, weights: Tensor | None = None) -> Tensor:
+    """The largest of each subject's values, or of its values times each of several weights; every subject has some.
+
+    Parameters
+    ----------
+    values : (T, D)
+    weights : (T, S)
+
+    Returns
+    -------
+    (B, D), or (B, S D) with weights
+    """
+    largest: Tensor = _SubjectMax.apply(values, subject, n_subjects, weights)  # type: ignore[no-untyped-call]
     return largest
 
 
@@ -42,22 +53,35 @@ class _SubjectMax(torch.autograd.Function):
     """Largest value of each subject and column; all that are as large as it have its gradient.
 
     ``torch.segment_reduce`` takes 7 times as long without a gradient, which is most of what a head does with cached
-    states, and scatter_reduce's own gradient twice as long.
+    states, and scatter_reduce's own gradient twice as long. Values are weighted again in the backward pass: S times
+    as large as the states, they would be a sixth of what a small encoder keeps for it.
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, subject: Tensor, n_subjects: int) -> Tensor:
+    def forward(ctx: Any, values: Tensor, subject: Tensor, n_subjects: int, weights: Tensor | None) -> Tensor:
         place = subject[:, None].expand_as(values)
         start = values.new_zeros(n_subjects, values.shape[1])
-        largest = start.scatter_reduce_(0, place, values, "amax", include_self=False)
-        ctx.save_for_backward(values, largest, subject)
-        return largest
+        parts = [start.scatter_reduce(0, place, part, "amax", include_self=False) for part in _parts(values, weights)]
+        ctx.save_for_backward(values, subject, weights, *parts)
+        return torch.cat(parts, dim=1)
 
     @staticmethod
-    def backward(ctx: Any, d_largest: Tensor) -> tuple[Tensor, None, None]:
-        values, largest, subject = ctx.saved_tensors
+    def backward(ctx: Any, d_largest: Tensor) -> tuple[Tensor, None, None, None]:
+        values, subject, weights, *largest = ctx.saved_tensors
         place = subject[:, None].expand_as(values)
-        return torch.where(values == largest.gather(0, place), d_largest.gather(0, place), 0), None, None
+        d_values = torch.zeros_like(values)
+        d_parts = torch.split(d_largest, values.shape[1], dim=1)
+        for number, (part, most, d_part) in enumerate(zip(_parts(values, weights), largest, d_parts, strict=True)):
+            d_here = torch.where(part == most.gather(0, place), d_part.gather(0, place), 0)
+            d_values += d_here if weights is None else d_here * weights[:, number, None]
+        return d_values, None, None, None
+
+
+def _parts(values: Tensor, weights: Tensor | None) -> Iterator[Tensor]:
+    if weights is None:
+        yield values
+    else:
+        yield from (values * weight[:, None] for weight in weights.T)
 
 
 class _SubjectSoftmax(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import Field, field_validator
 
@@ -35,10 +35,13 @@ class ModelConfig(Section):
     ----------
     size : a name in `SIZES`
     dropout : of embeddings and of each layer's two outputs; attention weights have none
+    readout_days : scales on which [CLS] reads how long ago things were written (`behrt.Readout`). A day, a month and a
+        year suit the records of years; where a record is two days of intensive care, take hours
     """
 
     size: str = "small"
     dropout: float = Field(0.1, ge=0, lt=1)
+    readout_days: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0, 30.0, 365.25), min_length=1)
 
     @field_validator("size")
     @classmethod

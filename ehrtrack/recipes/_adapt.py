@@ -23,6 +23,9 @@ from ehrtrack.recipes.embed import start_from_embeddings
 from ehrtrack.tracking.queries import download, resolve_run, search_runs
 from ehrtrack.training.ranks import Ranks
 
+ENCODER_SHAPE = ("size", "readout_days")
+"""Settings of the model that a pretrained encoder brings along."""
+
 
 @dataclass(frozen=True)
 class Adaptation:
@@ -85,15 +88,16 @@ def _download_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
     reference = resolve_run(latest_pretrain(config.study) if config.init.run == "latest" else config.init.run)
     with tempfile.TemporaryDirectory() as folder:
         base = read_model_folder(download(reference.run_id, reference.artifact_path, Path(folder)))
-    size = base.config.model.size
-    if "size" in config.model.model_fields_set and config.model.size != size:
-        raise ConfigError(
-            f"init.run {config.init.run} holds a {size} encoder and model.size is {config.model.size}: "
-            f"leave model.size out, or name a pretrain run of that size"
-        )
+    shape = {name: getattr(base.config.model, name) for name in ENCODER_SHAPE}
+    for name, value in shape.items():
+        if name in config.model.model_fields_set and getattr(config.model, name) != value:
+            raise ConfigError(
+                f"init.run {config.init.run} holds an encoder with model.{name}={value} and model.{name} is "
+                f"{getattr(config.model, name)}: leave model.{name} out, or name a pretrain run that has it"
+            )
     return base, config.model_copy(
         update={
-            "model": config.model.model_copy(update={"size": size}),
+            "model": config.model.model_copy(update=shape),
             "init": config.init.model_copy(update={"run": reference.run_id}),
         }
     )

@@ -19,7 +19,7 @@ YEAR = 365.25
 
 def readout_of_the_first_feature() -> Readout:
     """The first detector alone sees something, and the hidden layer passes on what was read."""
-    readout = Readout(width=4, dropout=0.0).requires_grad_(False)
+    readout = Readout(4, (1.0, 30.0, YEAR), 0.0).requires_grad_(False)
     readout.norm = readout.read_norm = readout.fc1 = readout.fc2 = readout.activation = nn.Identity()  # type: ignore[assignment]
     nn.init.zeros_(readout.detect.weight)
     nn.init.zeros_(readout.detect.bias)
@@ -44,14 +44,15 @@ def packed_at(days_to_end: Sequence[Sequence[float]]) -> Batch:
     )
 
 
-def test_the_readout_is_the_largest_of_each_detector_decayed_by_its_age() -> None:
+def test_the_readout_is_the_largest_of_each_detector_decayed_and_grown_by_its_age() -> None:
     batch = packed_at([[400.0, 30.0], [torch.inf]])  # two tokens and [CLS]; a static fact and [CLS]
     x = torch.zeros(5, 4)
     x[:, 0] = torch.tensor([2.0, 1.0, -5.0, 3.0, 0.0])
     recent, old = np.exp(-30 / YEAR), 2 * np.exp(-400 / YEAR)
     assert recent > old
-    expected = [[np.exp(-30), np.exp(-1), recent, 2.0], [3.0, 3.0, 3.0, 3.0]]
-    np.testing.assert_allclose(readout_of_the_first_feature()(x, batch)[:, :4], expected, rtol=1e-5)
+    first = [2 * (1 - np.exp(-400 / scale)) for scale in (1.0, 30.0, YEAR)]
+    expected = [[2.0, np.exp(-30), np.exp(-1), recent, *first], [3.0, 3.0, 3.0, 3.0, 0.0, 0.0, 0.0]]
+    np.testing.assert_allclose(readout_of_the_first_feature()(x, batch)[:, ::4], expected, rtol=1e-5)
 
 
 def test_the_readout_starts_as_nothing_and_then_reaches_every_token_of_its_subject_through_cls() -> None:
@@ -75,4 +76,4 @@ def test_states_in_bfloat16_are_decayed_in_full_precision() -> None:
     readout = readout_of_the_first_feature()
     readout.detect = readout.detect.to(torch.bfloat16)
     read = readout(x, batch)
-    assert float(read[0, 2] - read[1, 2]) == pytest.approx(np.exp(-1000 / YEAR) - np.exp(-1010 / YEAR), rel=1e-4)
+    assert float(read[0, 12] - read[1, 12]) == pytest.approx(np.exp(-1000 / YEAR) - np.exp(-1010 / YEAR), rel=1e-4)

@@ -70,7 +70,7 @@ def test_frozen_trains_less_than_lora_and_lora_less_than_full(size: str) -> None
 def test_lora_adds_rank_times_in_plus_out_to_each_linear_layer() -> None:
     model = apply("lora", base(), rank=3)
     d, f, n_layers = SIZES["tiny"].width, SIZES["tiny"].mlp_width, SIZES["tiny"].n_layers
-    readout = (d + d) + (4 * d + d) + (d + d)  # a detector for each feature, read at four scales
+    readout = (d + d) + (7 * d + d) + (d + d)  # a detector for each feature, read in seven ways
     expected = 3 * (n_layers * (4 * (d + d) + 2 * (d + f)) + readout)
     table = {row["part"]: row["total"] for row in parameter_table(model).iter_rows(named=True)}
     assert table["adapter"] == expected
