@@ -68,20 +68,24 @@ class _SubjectMax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_largest: Tensor) -> tuple[Tensor, None, None, None]:
         values, subject, weights, *largest = ctx.saved_tensors
-        place = subject[:, None].expand_as(values)
-        d_values = torch.zeros_like(values)
         d_parts = torch.split(d_largest, values.shape[1], dim=1)
+        d_values, spread = torch.zeros_like(values), torch.empty_like(values)
+        is_less = torch.empty_like(values, dtype=torch.bool)
         for number, (part, most, d_part) in enumerate(zip(_parts(values, weights), largest, d_parts, strict=True)):
-            d_here = torch.where(part == most.gather(0, place), d_part.gather(0, place), 0)
-            d_values += d_here if weights is None else d_here * weights[:, number, None]
+            torch.lt(part, torch.index_select(most, 0, subject, out=spread), out=is_less)
+            torch.index_select(d_part, 0, subject, out=spread).masked_fill_(is_less, 0)
+            d_values.addcmul_(spread, weights[:, number, None]) if weights is not None else d_values.add_(spread)
         return d_values, None, None, None
 
 
 def _parts(values: Tensor, weights: Tensor | None) -> Iterator[Tensor]:
+    """The values, or their products with each weight; all in the same memory, as new pages cost more than products."""
     if weights is None:
         yield values
-    else:
-        yield from (values * weight[:, None] for weight in weights.T)
+        return
+    product = torch.empty_like(values)
+    for weight in weights.T:
+        yield torch.mul(values, weight[:, None], out=product)
 
 
 class _SubjectSoftmax(torch.autograd.Function):
