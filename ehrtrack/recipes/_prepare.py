@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from ehrtrack.data.splits import SPLITS
 from ehrtrack.data.store import TokenStore, build_store, record_cutoffs, tokenise_slice
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.models.code_embeddings import FACTS_FILE, CodeEmbeddings
 
 Rows = npt.NDArray[np.int64]
 
@@ -131,7 +133,7 @@ def tokenise_cohort(config: RunConfig, part: ShardSlice) -> TokenStore | None:
 def _tokenise_slice(
     config: RunConfig, dataset: MedsDataset, cutoffs: pl.DataFrame, work: ShardWork
 ) -> TokenStore | None:
-    vocabulary = fit_vocabulary(dataset, cutoffs, config.data.vocabulary, work)
+    vocabulary = _fit_vocabulary(config.data, dataset, cutoffs, work)
     _check_coverage(coverage(dataset, cutoffs, vocabulary, work))
     return tokenise_slice(dataset, cutoffs, vocabulary, config.data.visits, config.runtime.cache / STORES, work)
 
@@ -151,7 +153,7 @@ def _tokenise(
     work: ShardWork,
 ) -> Records:
     if vocabulary is None:
-        vocabulary = fit_vocabulary(dataset, cutoffs, config.data.vocabulary, work)
+        vocabulary = _fit_vocabulary(config.data, dataset, cutoffs, work)
     covered = coverage(dataset, cutoffs, vocabulary, work)
     _check_coverage(covered)
     store = build_store(dataset, cutoffs, vocabulary, config.data.visits, config.runtime.cache / STORES, work)
@@ -164,6 +166,13 @@ def _tokenise(
         flush=True,
     )
     return Records(dataset, vocabulary, store, rows, covered)
+
+
+def _fit_vocabulary(config: DataConfig, dataset: MedsDataset, cutoffs: pl.DataFrame, work: ShardWork) -> Vocabulary:
+    groups = config.vocabulary.groups
+    if groups and (groups.parent / FACTS_FILE).is_file():  # found in records, by `ehrtrack embed`
+        check_unseen(CodeEmbeddings.read(groups.parent).facts, f"the groups of codes in {groups}", config, dataset)
+    return fit_vocabulary(dataset, cutoffs, config.vocabulary, work)
 
 
 def _check_coverage(covered: pl.DataFrame) -> None:
@@ -187,6 +196,22 @@ def check_same_reading(config: DataConfig, base: DataConfig, *, is_same_data: bo
         raise ConfigError(
             f"the base model was pretrained on this dataset with data.split {base.split!r}, this run says "
             f"{config.split!r}: test subjects would have been seen in pretraining; use the same split"
+        )
+
+
+def check_unseen(facts: Mapping[str, object], what: str, config: DataConfig, dataset: MedsDataset) -> None:
+    """Refuse what was fitted on this dataset with another split, and so on this run's test subjects.
+
+    Parameters
+    ----------
+    facts : what it was fitted on: the fingerprint of the ``data``, and their ``split``
+    what : in the words of the message
+    """
+    split = config.split.model_dump(mode="json")
+    if facts.get("data") == dataset.fingerprint() and facts.get("split") != split:
+        raise ConfigError(
+            f"{what} were fitted on this dataset with data.split {facts.get('split')}, this run says {split}: they "
+            "have seen test subjects; use the same split"
         )
 
 

@@ -11,10 +11,9 @@ from torch import nn
 
 from ehrtrack.config import RunConfig
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS
-from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import SIZES
 from ehrtrack.models.code_embeddings import CodeEmbeddings, beside, coding_systems
-from ehrtrack.recipes._prepare import Records, prepare_records, seed_everything
+from ehrtrack.recipes._prepare import Records, check_unseen, prepare_records, seed_everything
 from ehrtrack.training.code_groups import group_codes
 from ehrtrack.training.cooccurrence import fit_cooccurrence
 from ehrtrack.training.settings import SkipGramConfig
@@ -87,12 +86,7 @@ def read_embeddings(config: RunConfig, records: Records) -> CodeEmbeddings | Non
     if not config.init.embeddings:
         return None
     embeddings = CodeEmbeddings.read(Path(config.init.embeddings))
-    split = config.data.split.model_dump(mode="json")
-    if embeddings.facts.get("data") == records.dataset.fingerprint() and embeddings.facts.get("split") != split:
-        raise ConfigError(
-            f"the code embeddings in {config.init.embeddings} were fitted on this dataset with data.split "
-            f"{embeddings.facts.get('split')}, this run says {split}: they have seen test subjects; use the same split"
-        )
+    check_unseen(embeddings.facts, f"the code embeddings in {config.init.embeddings}", config.data, records.dataset)
     return embeddings
 
 

@@ -112,6 +112,14 @@ def test_embeddings_that_saw_test_subjects_are_refused(config: RunConfig) -> Non
         read_embeddings(other, prepare_records(other))
 
 
+def test_groups_that_saw_test_subjects_are_refused(config: RunConfig, tmp_path: Path) -> None:
+    embed(config, tmp_path / "codes", n_groups=4)
+    grouped = override(config, {"data.vocabulary.groups": tmp_path / "codes" / GROUPS})
+    assert len(prepare_records(grouped).vocabulary) < len(prepare_records(config).vocabulary)
+    with pytest.raises(ConfigError, match=r"the groups of codes in .* have seen test subjects"):
+        prepare_records(override(grouped, {"data.split.seed": 7}))
+
+
 def test_a_pretrained_encoder_takes_no_other_embeddings(config: RunConfig) -> None:
     with pytest.raises(ConfigError, match="a pretrained encoder has embeddings of its own"):
         finetune(override(config, {"init.run": "0" * 32}))
