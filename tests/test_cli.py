@@ -122,7 +122,7 @@ def test_a_label_file_without_a_needed_column_is_named(refused: Refused, folder:
 
 def test_a_missing_label_file_is_named(refused: Refused, folder: Path, data: Path) -> None:
     labels_file(folder, data).unlink()
-    assert "the labels file labels.csv does not exist" in refused("baseline")
+    assert "the file labels.csv does not exist; cohort.labels needs" in refused("baseline")
 
 
 def test_a_subject_twice_in_the_labels_is_named(refused: Refused, folder: Path, data: Path) -> None:

@@ -15,6 +15,7 @@ import polars as pl
 from pydantic import BaseModel
 
 from ehrtrack.errors import DataError
+from ehrtrack.files import sha256_of
 
 BIRTH = "MEDS_BIRTH"
 DEATH = "MEDS_DEATH"
@@ -49,7 +50,7 @@ class MedsDataset:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return fingerprint_of("meds", [_file_sha256(shard) for shard in self.shards])
+        return fingerprint_of("meds", [sha256_of(shard) for shard in self.shards])
 
     def code_descriptions(self) -> dict[str, str]:
         """What the codes mean, for those that `metadata/codes.parquet` describes."""
@@ -198,8 +199,3 @@ def _wrong_type(name: str, dtype: pl.DataType) -> str | None:
     if name == "numeric_value" and not (dtype.is_numeric() or isinstance(dtype, pl.Null)):
         return "a number"
     return None
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,6 +19,7 @@ from ehrtrack.data.histories import Histories, Ints, distinct, read_shard, run_s
 from ehrtrack.data.settings import VocabularyConfig
 from ehrtrack.data.shards import ShardWork
 from ehrtrack.data.splits import SPLITS
+from ehrtrack.data.tables import read_table
 from ehrtrack.data.visits import is_known
 from ehrtrack.data.vocabulary import NEVER_TOKENS, SPECIAL_TOKENS, Vocabulary, is_kept, slot_names, slots
 from ehrtrack.errors import DataError
@@ -65,16 +66,7 @@ def read_groups(path: Path) -> dict[str, str]:
     DataError
         If the file is missing or lacks a column, a cell is empty, or a code is in two groups.
     """
-    need = "data.vocabulary.groups needs a parquet or CSV table with the columns code and group"
-    if not path.is_file():
-        raise DataError(f"there is no file {path}; {need}")
-    try:
-        table = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{path} cannot be read ({error}); {need}") from error
-    missing = {"code", "group"} - set(table.columns)
-    if missing:
-        raise DataError(f"{path} lacks {', '.join(sorted(missing))} and has {', '.join(table.columns)}; {need}")
+    table = read_table(path, ("code", "group"), "data.vocabulary.groups")
     table = table.select(pl.col("code", "group").cast(pl.String)).unique(maintain_order=True)
     if table.null_count().sum_horizontal().item():
         raise DataError(f"{path} has rows without a code or a group; take them out")

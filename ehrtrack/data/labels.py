@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrtrack.data.events import MedsDataset
+from ehrtrack.data.tables import read_table
 from ehrtrack.errors import DataError
 
 COLUMNS = ("subject_id", "prediction_time", "follow_up_days", "is_event")
@@ -38,7 +39,7 @@ def read_labels(path: Path, dataset: MedsDataset, *, needs_outcome: bool = True)
     """
     path = Path(path)
     columns = COLUMNS if needs_outcome else COLUMNS[:2]
-    table = _read(path, columns)
+    table = read_table(path, columns, "cohort.labels")
     times = _read_times(table["prediction_time"], path)
     result = pl.DataFrame({"subject_id": _read_subjects(table["subject_id"], dataset), "index_date": times})
     if needs_outcome:
@@ -55,23 +56,6 @@ def read_labels(path: Path, dataset: MedsDataset, *, needs_outcome: bool = True)
             f"{first}, {(twice['subject_id'] == first).sum()} times); keep one prediction time a subject"
         )
     return result
-
-
-def _read(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
-    if not path.is_file():
-        raise DataError(f"the labels file {path} does not exist; set cohort.labels to a parquet or CSV file")
-    try:
-        is_parquet = path.suffix == ".parquet"
-        table = pl.read_parquet(path) if is_parquet else pl.read_csv(path, infer_schema=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"the labels file {path} cannot be read ({error}); give parquet or CSV") from error
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise DataError(
-            f"{path} lacks {', '.join(missing)} (it has {', '.join(table.columns)}); "
-            f"labels need the columns {', '.join(columns)}"
-        )
-    return table.select(*columns, *([CAUSE] if CAUSE in table.columns else []))
 
 
 def _read_times(column: pl.Series, path: Path) -> pl.Series:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from ehrtrack.config import RunConfig, parse_config
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import CheckpointError
+from ehrtrack.files import sha256_of
 from ehrtrack.models.behrt import Behrt, EhrModel, encoder_weights
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.objectives.competing_risks import AnyCause
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.journal import without_secrets
-from ehrtrack.training._state_files import file_digest
 from ehrtrack.training.checkpoint import load_tensors, save_tensors, weights_fingerprint
 
 WEIGHTS = "model.safetensors"
@@ -108,7 +108,7 @@ def write_model_folder(
     replace(vocabulary, counts=()).save(folder / VOCABULARY)
     (folder / CONFIG).write_text(without_secrets(json.dumps(config.to_json(), indent=2)))
     (folder / FINGERPRINTS).write_text(json.dumps(fingerprints, indent=2))
-    lines = [f"{file_digest(file)}  {file.name}\n" for file in sorted(folder.iterdir()) if file.name != CHECKSUMS]
+    lines = [f"{sha256_of(file)}  {file.name}\n" for file in sorted(folder.iterdir()) if file.name != CHECKSUMS]
     (folder / CHECKSUMS).write_text("".join(lines))
 
 
@@ -154,7 +154,7 @@ def _check_files(folder: Path) -> None:
         file = folder / PurePosixPath(name).name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing; fetch the model again")
-        if file_digest(file) != digest:
+        if sha256_of(file) != digest:
             raise CheckpointError(
                 f"{file} is damaged: its SHA-256 is not the one it was written with; fetch the model again"
             )

@@ -16,6 +16,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from ehrtrack.errors import TrackingError
+from ehrtrack.files import sha256_of
 from ehrtrack.tracking import names
 from ehrtrack.tracking.failures import CallRefused, ServerUnavailable
 from ehrtrack.tracking.journal import (
@@ -25,7 +26,6 @@ from ehrtrack.tracking.journal import (
     Record,
     read_log,
     read_progress,
-    sha256_of,
     without_secrets,
     write_progress,
 )

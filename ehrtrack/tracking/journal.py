@@ -15,7 +15,6 @@ was cut off or changed is passed over and named, and the others are read as ever
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ehrtrack.errors import TrackingError
+from ehrtrack.files import sha256_of
 
 LOG = "journal.log"
 ARTIFACTS = "artifacts"
@@ -250,12 +250,6 @@ def hold(folder: Path) -> int:
         os.close(descriptor)
         raise JournalBusy(f"{folder} is being written or sent by another process, which sends it itself") from None
     return descriptor
-
-
-def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def without_secrets(text: str) -> str:

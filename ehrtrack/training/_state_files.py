@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ehrtrack.errors import CheckpointError
+from ehrtrack.files import sha256_of
 from ehrtrack.training.checkpoint import load_tensors
 
 STATE_FILE = "state.safetensors"
@@ -72,10 +73,10 @@ def write_state(folder: Path, tensors: dict[str, Tensor], step: int, facts: Mapp
     record = {
         "step": step,
         "n_bytes": state.stat().st_size,
-        "sha256": file_digest(state),
+        "sha256": sha256_of(state),
         "tensors": _described(state),
         "facts": facts,
-        "beside": {file.name: file_digest(file) for file in sorted(folder.iterdir()) if file != state},
+        "beside": {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file != state},
     }
     text = json.dumps({"record": record, "sha256": _record_digest(record)})
     if len(text) > MAX_FACTS_BYTES:
@@ -158,7 +159,7 @@ def read_state(folder: Path, step: int) -> tuple[dict[str, Tensor], dict[str, An
         if n_bytes != record.n_bytes:
             raise CheckpointError(f"{state} has {n_bytes:,} bytes, and was written with {record.n_bytes:,}")
         _check_header_size(state, n_bytes)
-        if file_digest(state) != record.sha256:
+        if sha256_of(state) != record.sha256:
             raise CheckpointError(f"{state} is damaged: its SHA-256 is not the one it was written with")
         if _described(state) != record.tensors:
             raise CheckpointError(f"{state} holds tensors of other names, shapes or types than {FACTS_FILE} says")
@@ -171,7 +172,7 @@ def read_state(folder: Path, step: int) -> tuple[dict[str, Tensor], dict[str, An
 
 def _check_beside(file: Path, digest: str) -> None:
     _regular_file_size(file, MAX_STATE_BYTES)
-    if file_digest(file) != digest:
+    if sha256_of(file) != digest:
         raise CheckpointError(f"{file} is damaged, or of another state: its SHA-256 is not the one it was written with")
 
 
@@ -226,12 +227,6 @@ def _bytes_of(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def _record_digest(record: Any) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

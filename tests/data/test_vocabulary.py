@@ -273,10 +273,10 @@ def test_a_table_of_groups_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("code,class\nA,B\n", "lacks group and has code, class"),
+        ("code,class\nA,B\n", "lacks group .it has code, class."),
         ("code,group\nA,\n", "rows without a code or a group"),
         ("code,group\nA,B\nA,C\n", "puts 'A' in B and in C"),
-        (None, "there is no file"),
+        (None, "does not exist"),
     ],
 )
 def test_a_table_of_groups_that_cannot_be_used_says_why(tmp_path, text, message):

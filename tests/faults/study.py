@@ -9,9 +9,9 @@ from typing import Any
 
 from simulated import Population, study_values, write_dataset
 
+from ehrtrack.files import sha256_of
 from ehrtrack.study_file import to_toml
 from ehrtrack.tracking import names, queries
-from ehrtrack.tracking.journal import sha256_of
 from ehrtrack.tracking.opening import fetch_checksums
 from ehrtrack.tracking.server import client
 

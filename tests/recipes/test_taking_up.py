@@ -9,11 +9,12 @@ import torch
 from simulated import study
 
 from ehrtrack.errors import CheckpointError, ConfigError, DataError
+from ehrtrack.files import sha256_of
 from ehrtrack.recipes._run import Resumption
 from ehrtrack.recipes.resume import _fetch_snapshot, resume
 from ehrtrack.tracking import names, queries
 from ehrtrack.tracking.drain import Drain
-from ehrtrack.tracking.journal import Journal, read_log, sha256_of
+from ehrtrack.tracking.journal import Journal, read_log
 from ehrtrack.tracking.run import tracked_run
 from ehrtrack.tracking.server import client
 from ehrtrack.tracking.stale import take_up
