@@ -3,7 +3,8 @@
 Four departures from the paper: layers normalise before attention and MLP (pre-norm); visits are counted back from the
 index date, so that the last visit has the same position in a short and a long history; a token knows how long before
 the index date it was written, as what is recent or long quiet is what outcomes depend on; and [CLS] reads, beside what
-attention brings it, what was ever written and how recently (`Readout`), which a weighted mean of tokens does not tell.
+attention brings it, what was ever written, how recently and how long ago (`Readout`), which a weighted mean of tokens
+does not tell.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import nn
 from ehrtrack import plugins
 from ehrtrack.config import RunConfig
 from ehrtrack.errors import ConfigError
-from ehrtrack.models.behrt import Behrt, EhrModel, load_encoder_weights
+from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig, load_encoder_weights
 from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
 from ehrtrack.recipes._prepare import CohortRecords
@@ -88,19 +88,30 @@ def _download_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
     reference = resolve_run(latest_pretrain(config.study) if config.init.run == "latest" else config.init.run)
     with tempfile.TemporaryDirectory() as folder:
         base = read_model_folder(download(reference.run_id, reference.artifact_path, Path(folder)))
-    shape = {name: getattr(base.config.model, name) for name in ENCODER_SHAPE}
-    for name, value in shape.items():
-        if name in config.model.model_fields_set and getattr(config.model, name) != value:
-            raise ConfigError(
-                f"init.run {config.init.run} holds an encoder with model.{name}={value} and model.{name} is "
-                f"{getattr(config.model, name)}: leave model.{name} out, or name a pretrain run that has it"
-            )
     return base, config.model_copy(
         update={
-            "model": config.model.model_copy(update=shape),
+            "model": with_shape_of(base.config.model, config.model, config.init.run),
             "init": config.init.model_copy(update={"run": reference.run_id}),
         }
     )
+
+
+def with_shape_of(base: ModelConfig, asked: ModelConfig, run: str) -> ModelConfig:
+    """The settings of a model that starts from a pretrained one: those asked for, and the encoder's shape.
+
+    Raises
+    ------
+    ConfigError
+        If another shape was asked for.
+    """
+    shape = {name: getattr(base, name) for name in ENCODER_SHAPE}
+    for name, value in shape.items():
+        if name in asked.model_fields_set and getattr(asked, name) != value:
+            raise ConfigError(
+                f"init.run {run} holds an encoder with model.{name}={value} and model.{name} is "
+                f"{getattr(asked, name)}: leave model.{name} out, or name a pretrain run that has it"
+            )
+    return asked.model_copy(update=shape)
 
 
 def latest_pretrain(study: str) -> str:
