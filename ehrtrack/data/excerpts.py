@@ -35,7 +35,7 @@ def visits_of(batch: Batch) -> Visits:
     begins = segment > 0
     begins[1:] &= segment[1:] != segment[:-1]
     start = begins.nonzero().squeeze(1)
-    subject = torch.searchsorted(batch.offsets, start, right=True) - 1
+    subject = batch.subject[start]
     count = torch.bincount(subject, minlength=len(batch.lengths))
     following = torch.cat([start[1:], start.new_tensor([len(segment)])])
     stop = torch.minimum(following, batch.cls_positions[subject])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -60,34 +61,29 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch, places: Tens
     -------
     (R, heads, D / heads)
     """
-    if places is None:
-        n_queries = batch.lengths
-    else:
-        n_queries = tuple(torch.bincount(batch.subject[places], minlength=len(batch.lengths)).tolist())
+    n_queries = None if places is None else torch.bincount(batch.subject[places], minlength=len(batch.lengths))  # (B,)
     attend = attend_varlen if q.device.type == "cuda" and q.dtype == torch.bfloat16 else attend_in_loop
-    return attend(q, k, v, n_queries, batch.lengths)
+    return attend(q, k, v, batch, n_queries)
 
 
-def attend_in_loop(q: Tensor, k: Tensor, v: Tensor, n_queries: tuple[int, ...], n_keys: tuple[int, ...]) -> Tensor:
+def attend_in_loop(q: Tensor, k: Tensor, v: Tensor, batch: Batch, n_queries: Tensor | None) -> Tensor:
     """Subject by subject, in float32: the CPU's kernel for bfloat16 is 7 times slower in the backward pass.
 
     `torch.split` gives views whose backward writes each gradient once; slicing in a loop would make it quadratic.
     The fused kernels take four axes; with three, the CPU falls back to a slower path.
     """
+    n_keys = list(batch.lengths)
+    sizes = (n_keys if n_queries is None else n_queries.tolist(), n_keys, n_keys)
     with torch.autocast(q.device.type, enabled=False):
-        split = (
-            torch.split_with_sizes(x.float().transpose(0, 1)[None], list(sizes), dim=2)  # (1, heads, n, D / heads)
-            for x, sizes in ((q, n_queries), (k, n_keys), (v, n_keys))
-        )
-        parts = zip(*split, strict=True)
+        heads_first = (x.float().transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, R or T, D / heads)
+        parts = zip(*map(partial(torch.split_with_sizes, dim=2), heads_first, sizes), strict=True)
         return torch.cat([F.scaled_dot_product_attention(*part) for part in parts], dim=2)[0].transpose(0, 1)
 
 
-def attend_varlen(q: Tensor, k: Tensor, v: Tensor, n_queries: tuple[int, ...], n_keys: tuple[int, ...]) -> Tensor:
+def attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch, n_queries: Tensor | None) -> Tensor:
     """One flash kernel over all subjects; CUDA, 16 bits."""
     from torch.nn.attention.varlen import varlen_attn  # brings in torch's compiler: seconds
 
-    first_query, first_key = (
-        torch.tensor((0, *n), device=q.device).cumsum(0).to(torch.int32) for n in (n_queries, n_keys)
-    )
-    return cast(Tensor, varlen_attn(q, k, v, first_query, first_key, max(n_queries), max(n_keys)))
+    keys, longest = batch.offsets.to(torch.int32), max(batch.lengths)
+    queries = keys if n_queries is None else F.pad(n_queries.cumsum(0), (1, 0)).to(torch.int32)
+    return cast(Tensor, varlen_attn(q, k, v, queries, keys, longest, longest))

@@ -74,7 +74,7 @@ class _SubjectMax(torch.autograd.Function):
         for number, (part, most, d_part) in enumerate(zip(_parts(values, weights), largest, d_parts, strict=True)):
             torch.lt(part, torch.index_select(most, 0, subject, out=spread), out=is_less)
             torch.index_select(d_part, 0, subject, out=spread).masked_fill_(is_less, 0)
-            d_values.addcmul_(spread, weights[:, number, None]) if weights is not None else d_values.add_(spread)
+            d_values += spread if weights is None else spread.mul_(weights[:, number, None])
         return d_values, None, None, None
 
 

@@ -50,7 +50,7 @@ class MeanPool(nn.Module):
         """(T, D): the same state for each token of a subject."""
         lengths = batch.offsets.diff()
         mean = torch.segment_reduce(self.embeddings(batch), "mean", lengths=lengths)  # (B, D)
-        return self.norm(torch.relu(self.hidden(mean))).repeat_interleave(lengths, 0)  # type: ignore[no-any-return]
+        return self.norm(torch.relu(self.hidden(mean)))[batch.subject]  # type: ignore[no-any-return]
 
 
 class SequenceModel(nn.Module):

@@ -208,7 +208,7 @@ def check_unseen(facts: Mapping[str, object], what: str, config: DataConfig, dat
     what : in the words of the message
     """
     split = config.split.model_dump(mode="json")
-    if facts.get("data") == dataset.fingerprint() and facts.get("split") != split:
+    if facts.get("split") != split and facts.get("data") == dataset.fingerprint():  # which reads all shards
         raise ConfigError(
             f"{what} were fitted on this dataset with data.split {facts.get('split')}, this run says {split}: they "
             "have seen test subjects; use the same split"

@@ -56,7 +56,7 @@ def test_the_readout_is_the_largest_of_each_detector_decayed_and_grown_by_its_ag
 
 
 def test_the_readout_starts_as_nothing_and_then_reaches_every_token_of_its_subject_through_cls() -> None:
-    """Masked tokens, which read no [CLS] themselves, so train it."""
+    """So do masked tokens train it, whose head does not read [CLS]."""
     torch.manual_seed(0)
     encoder = Behrt(ModelConfig(size="tiny", dropout=0.0), VOCABULARY_SIZE).eval()
     batch = collate(random_store(4, VOCABULARY_SIZE), np.arange(4), max_tokens=24)
