@@ -43,8 +43,8 @@ from ehrtrack.training.memory import CPU_BATCH_TOKENS, find_batch_tokens
 from ehrtrack.training.ranks import Ranks, join_ranks
 
 ENCODERS: Mapping[str, Callable[[int, int, float], Recurrent | MeanPool]] = {
-    "gru": lambda width, n_codes, dropout: Recurrent(nn.GRU, width, n_codes, dropout),
-    "lstm": lambda width, n_codes, dropout: Recurrent(nn.LSTM, width, n_codes, dropout),
+    "gru": lambda width, n_codes, dropout: Recurrent(nn.GRUCell, width, n_codes, dropout),
+    "lstm": lambda width, n_codes, dropout: Recurrent(nn.LSTMCell, width, n_codes, dropout),
     "mean-pool": MeanPool,
 }
 

@@ -237,7 +237,7 @@ def test_states_computed_before_give_the_same_predictions() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [partial(Behrt, ModelConfig(size="tiny", dropout=0.0)), partial(Recurrent, nn.GRU, 32, dropout=0.0)]
+    "make", [partial(Behrt, ModelConfig(size="tiny", dropout=0.0)), partial(Recurrent, nn.GRUCell, 32, dropout=0.0)]
 )
 def test_codes_alone_tell_tokens_apart_at_the_start(make: Callable[..., Behrt | Recurrent]) -> None:
     torch.manual_seed(0)
