@@ -47,7 +47,7 @@ def test_the_maximum_is_that_of_each_subject_and_has_its_gradient() -> None:
     states = -1 - torch.rand(11, WIDTH, generator=torch.Generator().manual_seed(0))  # all below 0: nothing is padded
     found, expected = states.clone().requires_grad_(), states.clone().requires_grad_()
     upstream = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
-    largest = subject_max(found, SUBJECT, 3)
+    largest = subject_max(found, OFFSETS)
     by_hand = torch.stack([subject.amax(0) for subject in expected.split(LENGTHS)])
     assert torch.equal(largest, by_hand)
     largest.backward(upstream)
@@ -60,7 +60,7 @@ def test_the_maximum_of_weighted_values_is_that_of_their_products_with_the_gradi
     states, weights = torch.randn(11, WIDTH, generator=generator), torch.rand(11, 3, generator=generator)
     found, expected = states.clone().requires_grad_(), states.clone().requires_grad_()
     upstream = torch.randn(3, 3 * WIDTH, generator=generator)
-    largest = subject_max(found, SUBJECT, 3, weights)
+    largest = subject_max(found, OFFSETS, weights)
     by_hand = torch.cat([(expected * weight[:, None]).unsqueeze(0) for weight in weights.T]).split(LENGTHS, dim=1)
     by_hand = torch.stack([subject.amax(1).flatten() for subject in by_hand])
     assert torch.equal(largest, by_hand)
