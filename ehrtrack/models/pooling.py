@@ -71,7 +71,7 @@ class _SubjectMax(torch.autograd.Function):
     def backward(ctx: Any, d_largest: Tensor) -> tuple[Tensor, None, None]:
         weights, *found_at = ctx.saved_tensors
         d_values = d_largest.new_zeros(ctx.shape)
-        for number, (at, d_part) in enumerate(zip(found_at, d_largest.split(ctx.shape[1], dim=1), strict=True)):
+        for number, (at, d_part) in enumerate(zip(found_at, torch.split(d_largest, ctx.shape[1], dim=1), strict=True)):
             d_values.scatter_add_(0, at, d_part if weights is None else d_part * weights[:, number][at])
         return d_values, None, None
 
