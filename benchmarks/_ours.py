@@ -6,6 +6,7 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from benchmarks._workload import HORIZON_DAYS, LENGTH_SPREAD, MAX_TOKENS, MEDIAN_TOKENS
 from ehrtrack import plugins
-from ehrtrack.data.batch import Batch, Batches, Outcomes, collate, collate_features
+from ehrtrack.data.batch import Batch, Batches, Outcomes, collate
 from ehrtrack.data.features import FeatureStore
 from ehrtrack.data.store import TokenStore
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
@@ -76,7 +77,7 @@ class CachedTraining(Training):
 
     def __init__(self, model: EhrModel, objective: Objective, store: TokenStore, outcomes: Outcomes) -> None:
         super().__init__(model, objective)
-        self._outcomes = outcomes
+        self._store, self._outcomes = store, outcomes
         batch = batch_of(store, range(len(store)))
         with torch.no_grad():
             hidden = model.hidden(batch).numpy()
@@ -84,7 +85,9 @@ class CachedTraining(Training):
 
     def batch(self, rows: Iterable[int]) -> Batch:
         """Subjects as the states of their tokens."""
-        return collate_features(self._features, np.array(list(rows), dtype=np.int64), outcomes=self._outcomes)
+        numbers = np.array(list(rows), dtype=np.int64)
+        hidden = torch.from_numpy(self._features.hidden_of(numbers))
+        return replace(batch_of(self._store, numbers, outcomes=self._outcomes), hidden=hidden)
 
 
 def mlm_training(size: str, vocabulary_size: int, *, precision: str = "f32", dropout: float = 0.1) -> Training:

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,23 @@ class Outcomes:
         return Outcomes(self.follow_up_days[rows], self.is_event[rows], cause)
 
 
+class Seen(NamedTuple):
+    """Each code of each subject once, as it was last written: U of them, subject after subject. [CLS] is none.
+
+    Attributes
+    ----------
+    subject : (U,) int64, which of the B subjects
+    token : (U,) int64, vocabulary indices
+    n_times : (U,) int64, how often the batch holds it for this subject
+    days_to_end : (U,) float32, of its last place
+    """
+
+    subject: Tensor
+    token: Tensor
+    n_times: Tensor
+    days_to_end: Tensor
+
+
 @dataclass(frozen=True)
 class Batch:
     """Packed tokens of B subjects. Each subject's tokens end with a [CLS] token that stands at the cutoff.
@@ -78,8 +95,7 @@ class Batch:
         [CLS] stands; inf for static facts, which are of no time
     outcomes : labels of the B subjects, or None; they stay on the CPU in full precision
     target_positions, targets : (M,) int64, places in the row that are to be predicted and their tokens, or None
-    hidden : (T, D) float32, the encoder's states where they were computed before; the six rows of tokens are then
-        empty
+    hidden : (T, D) float32, the encoder's states where they were computed before
     is_first : (T,) bool, whether the subject's whole record holds the token here for the first time; False for [CLS]
     part : which of several heads is to read the states, "" where there is one
     """
@@ -114,6 +130,15 @@ class Batch:
     def subject(self) -> Tensor:
         """(T,) int64: which of the B subjects each token is of."""
         return torch.arange(len(self.lengths), device=self.token.device).repeat_interleave(self.offsets.diff())
+
+    @cached_property
+    def seen(self) -> Seen:
+        """Each code of each subject once, as it was last written."""
+        place = torch.nonzero(self.token != CLS).squeeze(1)
+        code_of_subject = self.subject[place] << 32 | self.token[place]
+        _, group, n_times = torch.unique(code_of_subject, return_inverse=True, return_counts=True)
+        last = torch.zeros_like(n_times).scatter_reduce(0, group, place, "amax")
+        return Seen(self.subject[last], self.token[last], n_times, self.days_to_end[last])
 
     @property
     def cls_positions(self) -> Tensor:
@@ -190,26 +215,6 @@ def collate(
         days_to_end=with_cls(days_to_end.astype(np.float32), 0),
         outcomes=None if outcomes is None else outcomes[rows],
         is_first=with_cls(_is_first(store, rows, source, subject), 0),
-    )
-
-
-def collate_features(
-    features: FeatureStore, rows: npt.NDArray[np.int64], *, outcomes: Outcomes | None = None, seed: int = 0
-) -> Batch:
-    """Pack the encoder's states of some subjects, computed before, into one row."""
-    nothing = torch.empty(0, dtype=torch.int64)
-    return Batch(
-        rows=torch.from_numpy(np.ascontiguousarray(rows)),
-        lengths=tuple(features.lengths[rows].tolist()),
-        seed=seed,
-        token=nothing,
-        age=nothing,
-        segment=nothing,
-        position=nothing,
-        gap=nothing,
-        days_to_end=torch.empty(0),
-        outcomes=None if outcomes is None else outcomes[rows],
-        hidden=torch.from_numpy(features.hidden_of(rows)),
     )
 
 
@@ -335,9 +340,7 @@ class Batches:
         rows = self._plan[number]
         rng = np.random.default_rng((self.shuffle_seed or 0, number))
         seed = int(rng.integers(2**63))
-        if self.features is not None:
-            return collate_features(self.features, rows, outcomes=self.outcomes, seed=seed)
-        return collate(
+        batch = collate(
             self.store,
             rows,
             max_tokens=self.longest,
@@ -345,6 +348,9 @@ class Batches:
             window_rng=rng if self.has_random_windows else None,
             seed=seed,
         )
+        if self.features is None:
+            return batch
+        return replace(batch, hidden=torch.from_numpy(self.features.hidden_of(rows)))
 
 
 def _fill(rows: npt.NDArray[np.int64], n_tokens: npt.NDArray[np.int64], budget: int) -> list[npt.NDArray[np.int64]]:

@@ -80,20 +80,17 @@ def _highest_of_visit(row: Ints, days: Floats, value_bin: Floats, first: Ints) -
 
 def _codes(vocabulary: Vocabulary) -> tuple[list[str], Ints, Floats]:
     """The codes; (V,) the number of each token's code, -1 for specials; (V,) its bin, NaN for a code without bins."""
+    bins = vocabulary.bins
     code_of_token = np.full(len(vocabulary), -1, dtype=np.int64)
-    bin_of_token = np.full(len(vocabulary), np.nan)
-    name_of_bin = {
-        f"{code}//Q{k}": (code, k) for code, edges in vocabulary.value_edges.items() for k in range(1, len(edges) + 2)
-    }
     number: dict[str, int] = {}
     for index in range(len(SPECIAL_TOKENS), len(vocabulary)):
-        token = vocabulary.tokens[index]
-        if token in name_of_bin:
-            code, bin_of_token[index] = name_of_bin[token]
-        else:  # a code with bins that also comes without a value is two columns
-            code = f"{token} (no value)" if token in vocabulary.value_edges else token
+        code = token = vocabulary.tokens[index]
+        if bins.code[index] >= 0:
+            code = bins.names[bins.code[index]]
+        elif token in vocabulary.value_edges:  # a code with bins that also comes without a value is two columns
+            code = f"{token} (no value)"
         code_of_token[index] = number.setdefault(code, len(number))
-    return list(number), code_of_token, bin_of_token
+    return list(number), code_of_token, np.where(bins.code >= 0, bins.number, np.nan)
 
 
 def _days_to_cutoff(store: TokenStore, row: Ints) -> Floats:

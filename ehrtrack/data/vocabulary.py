@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,30 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[MASK]")
 
 NEVER_TOKENS = (f"{BIRTH}$", f"{DEATH}$", "OBSERVATION_PERIOD//")
 """Birth is carried by age, death is an outcome, and observation periods are the source's book-keeping."""
+
+
+class Bins(NamedTuple):
+    """The tokens that are bins of values.
+
+    Attributes
+    ----------
+    names : the C codes that have some
+    code : (V,) which of them a token is a bin of, -1 for none
+    number : (V,) its number, 1 for the lowest values, 0 for no bin
+    n_bins : (C,) how many a code has
+    """
+
+    names: tuple[str, ...]
+    code: npt.NDArray[np.int64]
+    number: npt.NDArray[np.int64]
+    n_bins: npt.NDArray[np.int64]
+
+    @property
+    def level(self) -> npt.NDArray[np.float32]:
+        """(V,) from -1 in a code's lowest bin to 1 in its highest, 0 for no bin."""
+        n_bins = self.n_bins[self.code] if len(self.n_bins) else np.ones(len(self.code), dtype=np.int64)
+        level = (2 * self.number - 1 - n_bins) / np.maximum(n_bins - 1, 1)
+        return np.where(self.code >= 0, level, 0).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -57,6 +82,21 @@ class Vocabulary:
         """16 hex characters over all that decides which token an event becomes."""
         groups = (self.groups,) if self.groups else ()  # vocabularies of before there were any keep theirs
         return fingerprint_of("vocabulary", self.tokens, self.value_edges, self.exclude, *groups)
+
+    @cached_property
+    def bins(self) -> Bins:
+        """Which code's values each token is a bin of, and which."""
+        code_of_name = {
+            f"{code}//Q{k}": (code, k) for code, edges in self.value_edges.items() for k in range(1, len(edges) + 2)
+        }
+        number: dict[str, int] = {}
+        code, bin_number = np.full(len(self), -1, dtype=np.int64), np.zeros(len(self), dtype=np.int64)
+        for token, name in enumerate(self.tokens):
+            if name in code_of_name:
+                of_code, bin_number[token] = code_of_name[name]
+                code[token] = number.setdefault(of_code, len(number))
+        n_bins = np.array([len(self.value_edges[of_code]) + 1 for of_code in number], dtype=np.int64)
+        return Bins(tuple(number), code, bin_number, n_bins)
 
     def to_json(self) -> str:
         fields = {
