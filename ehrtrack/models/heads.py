@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch
+from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.dropout import Dropout
 from ehrtrack.models.pooling import attention_pool, subject_max
 
@@ -116,11 +117,12 @@ class HazardHead(Head):
     Parameters
     ----------
     baseline : (K,) logits, or (K, R) where there are R causes; the logits are then (B, K R), causes side by side
+    codes : a regression on single codes, fitted before, which is added to a; the head then learns what it leaves
     """
 
     DROPOUT = 0.3
 
-    def __init__(self, width: int, baseline: Tensor) -> None:
+    def __init__(self, width: int, baseline: Tensor, codes: CodeEffects | None = None) -> None:
         super().__init__()
         self.terms: Tensor
         n_intervals = len(baseline)
@@ -131,6 +133,7 @@ class HazardHead(Head):
         self.dropout = Dropout(self.DROPOUT)
         self.out = nn.Linear(3 * width, len(self.terms) * baseline[0].numel(), bias=False)
         self.baseline = nn.Parameter(baseline.clone())
+        self.codes = codes
         nn.init.normal_(self.out.weight, std=0.001)
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
@@ -140,4 +143,6 @@ class HazardHead(Head):
         effects = self.out(self.dropout(self.norm(record))).float()  # (B, terms R)
         effects = effects.reshape(len(effects), len(self.terms), 1, -1)  # (B, terms, 1, R)
         drifting: Tensor = (effects * self.terms).sum(dim=1)  # (B, K, R)
+        if self.codes is not None:
+            drifting = drifting + self.codes(batch)[:, None]
         return drifting.flatten(1) + self.baseline.flatten()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Batches, Outcomes
+from ehrtrack.models.code_effects import Levels
 from ehrtrack.models.heads import Head
 
 
@@ -23,13 +24,15 @@ class TrainingFacts:
     token_counts : (V,) how often each vocabulary index occurs
     outcomes : time-to-event labels, or None in pretraining
     horizon_days : end of the time axis of the outcome, or None in pretraining
-    records : whole records of the training subjects in pretraining, from which rates are counted
+    records : the training subjects' records, whole ones in pretraining, for what is counted of or fitted to them
+    levels : of the tokens' values
     """
 
     token_counts: npt.NDArray[np.int64]
     outcomes: Outcomes | None = None
     horizon_days: float | None = None
     records: Batches | None = None
+    levels: Levels | None = None
 
 
 @dataclass(frozen=True)

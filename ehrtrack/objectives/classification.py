@@ -21,7 +21,9 @@ from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
+from ehrtrack.objectives._code_effects import codes_of
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.classification import Config as Config
 from ehrtrack.objectives.survival import Predictions, baseline_survival, predict, score_survival
@@ -59,14 +61,19 @@ class Classification:
                 "classification needs both classes; change cohort.horizon_days or the outcome"
             )
         self.threshold = config.threshold or self.prevalence
+        self.codes: CodeEffects | None = None
 
     def make_head(self, width: int) -> Head:
-        return HazardHead(width, torch.tensor([self.prevalence]).logit())
+        return HazardHead(width, torch.tensor([self.prevalence]).logit(), self.codes)
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         assert batch.outcomes is not None, "a batch for classification has outcomes"
         total = self._loss(model(batch).squeeze(1), batch.outcomes).sum()
         return BatchLoss(total, len(batch.lengths), total.item() / len(batch.lengths))
+
+    def mean_loss(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
+        """Of logits (B, 1)."""
+        return self._loss(logits.squeeze(1), outcomes).mean()
 
     def _loss(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
         weights = torch.from_numpy(self.censoring.weights(outcomes)).float().to(logits.device)
@@ -167,4 +174,7 @@ def build(config: Config, facts: TrainingFacts) -> Classification:
     """The objective for these training subjects."""
     if facts.outcomes is None or facts.horizon_days is None:
         raise ConfigError("objective classification needs a [cohort] with an outcome; pretraining uses another")
-    return Classification(config, facts.outcomes, facts.horizon_days)
+    objective = Classification(config, facts.outcomes, facts.horizon_days)
+    start = torch.tensor([objective.prevalence]).logit()
+    objective.codes = codes_of(config.lasso, facts, start, objective.mean_loss)
+    return objective

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
+from ehrtrack.objectives._code_effects import codes_of
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.competing_risks import Config as Config
 from ehrtrack.objectives.survival import Predictions, score_survival
@@ -44,14 +46,19 @@ class CompetingRisks:
         self.training = training
         self.grid = grid
         self.n_causes = int(_causes(training).max())
+        self.codes: CodeEffects | None = None
 
     def make_head(self, width: int) -> Head:
         """K x R logits in one row, which start at the population's incidence."""
+        return HazardHead(width, self.baseline_logits(), self.codes)
+
+    def baseline_logits(self) -> Tensor:
+        """(K, R) of the population's incidence."""
         interval = self.grid.interval_of(self.training.follow_up_days, self.training.is_event)
         start = marginal_logits(
             interval, _causes(self.training), n_intervals=self.grid.n_intervals, n_causes=self.n_causes
         )
-        return HazardHead(width, torch.from_numpy(start).float())
+        return torch.from_numpy(start).float()
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         assert batch.outcomes is not None, "a batch for competing risks has outcomes"
@@ -102,6 +109,10 @@ class CompetingRisks:
                 curves.append(survival.double().numpy())
                 incidences.append(incidence.double().numpy())
         return Predictions(np.concatenate(rows), np.concatenate(curves), np.concatenate(incidences))
+
+    def mean_loss(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
+        """Of logits (B, K R)."""
+        return self._losses(self._logits(logits), outcomes).mean()
 
     def _logits(self, flat: Tensor) -> Tensor:
         return flat.reshape(len(flat), self.grid.n_intervals, self.n_causes)  # (B, K, R)
@@ -157,4 +168,6 @@ def build(config: Config, facts: TrainingFacts) -> CompetingRisks:
         horizon_days=facts.horizon_days,
         n_intervals=config.n_intervals,
     )
-    return CompetingRisks(facts.outcomes, grid)
+    objective = CompetingRisks(facts.outcomes, grid)
+    objective.codes = codes_of(config.lasso, facts, objective.baseline_logits(), objective.mean_loss)
+    return objective

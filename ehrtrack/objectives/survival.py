@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError
+from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
+from ehrtrack.objectives._code_effects import codes_of
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.survival import Config as Config
 from ehrtrack.survival.curves import interpolate_survival, survival_curve
-from ehrtrack.survival.losses import survival_loss
+from ehrtrack.survival.losses import negative_log_likelihood, survival_loss
 from ehrtrack.survival.metrics import c_index, evaluation_times, integrated_brier_score
 from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
 
@@ -59,14 +61,19 @@ class Score(NamedTuple):
 class Survival:
     """Hazards on a grid that was fitted to the training subjects."""
 
-    def __init__(self, config: Config, training: Outcomes, grid: TimeGrid) -> None:
+    def __init__(self, config: Config, training: Outcomes, grid: TimeGrid, codes: CodeEffects | None) -> None:
         self.config = config
         self.selection = Selection(f"val/{config.select_by}", is_higher_better=config.select_by == "c_index")
         self.training = training
         self.grid = grid
+        self.codes = codes
 
     def make_head(self, width: int) -> Head:
-        return HazardHead(width, _baseline_logits(self.training, self.grid))
+        return HazardHead(width, self.baseline_logits(), self.codes)
+
+    def baseline_logits(self) -> Tensor:
+        """(K,) logits of the hazards of `baseline_survival`."""
+        return _baseline_logits(self.training, self.grid)
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         """Loss of the subjects of all ranks at once: their pairs are ranked as in one large batch."""
@@ -132,7 +139,13 @@ def build(config: Config, facts: TrainingFacts) -> Survival:
         horizon_days=facts.horizon_days,
         n_intervals=config.n_intervals,
     )
-    return Survival(config, facts.outcomes, grid)
+
+    def loss(logits: Tensor, outcomes: Outcomes) -> Tensor:
+        interval = grid.interval_of(outcomes.follow_up_days, outcomes.is_event)
+        return negative_log_likelihood(logits, torch.from_numpy(interval), torch.from_numpy(outcomes.is_event))
+
+    codes = codes_of(config.lasso, facts, _baseline_logits(facts.outcomes, grid), loss)
+    return Survival(config, facts.outcomes, grid, codes)
 
 
 def predict(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:

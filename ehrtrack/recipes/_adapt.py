@@ -14,11 +14,12 @@ from ehrtrack import plugins
 from ehrtrack.config import RunConfig
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig, load_encoder_weights
+from ehrtrack.models.code_effects import Levels
 from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
 from ehrtrack.recipes._prepare import CohortRecords
 from ehrtrack.recipes._sanity import Weights, encoder_matrices
-from ehrtrack.recipes._train import set_up
+from ehrtrack.recipes._train import Feed, set_up
 from ehrtrack.recipes.embed import start_from_embeddings
 from ehrtrack.tracking.queries import download, resolve_run, search_runs
 from ehrtrack.training.ranks import Ranks
@@ -49,7 +50,13 @@ class Adaptation:
 def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, ranks: Ranks) -> Adaptation:
     """Put an encoder, new or pretrained, the objective's head and the strategy together."""
     strategy = plugins.load("strategies", config.strategy.name)
-    facts = TrainingFacts(records.token_counts(), records.outcomes[records.rows["train"]], records.cohort.horizon_days)
+    facts = TrainingFacts(
+        records.token_counts(),
+        records.outcomes[records.rows["train"]],
+        records.cohort.horizon_days,
+        records=Feed(config, records, config.data.max_tokens).split("train"),
+        levels=Levels.of(records.vocabulary),
+    )
     objective = plugins.load("objectives", config.objective.name).build(config.objective, facts)
     encoder = Behrt(config.model, len(records.vocabulary))
     plain = EhrModel(encoder, objective.make_head(encoder.width))

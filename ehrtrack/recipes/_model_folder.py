@@ -16,6 +16,7 @@ from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import CheckpointError
 from ehrtrack.files import sha256_of
 from ehrtrack.models.behrt import Behrt, EhrModel, encoder_weights
+from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.objectives.competing_risks import AnyCause
 from ehrtrack.survival.time_grid import TimeGrid
@@ -77,10 +78,11 @@ class ModelFolder:
                 f"the weights do not fit the time grid beside: hazards of shape {shape}, {n_intervals} intervals"
             )
         encoder = Behrt(self.config.model, len(self.vocabulary))
-        model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(shape)))
         try:
+            codes = CodeEffects.from_weights(self.weights, "head.codes.")
+            model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(shape), codes))
             model.load_state_dict(self.weights)
-        except RuntimeError as error:
+        except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(f"the weights do not fit the configuration beside them: {error}") from error
         return (AnyCause(model, shape[1]) if has_causes else model).eval()
 

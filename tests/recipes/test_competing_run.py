@@ -23,7 +23,7 @@ def test_a_run_reports_each_cause_and_its_model_scores_subjects_anew(local_store
     config = study(
         *(dataset.path, local_store / "cache"),
         cohort={"labels": str(local_store / "labels.parquet")},
-        objective={"name": "competing-risks", "n_intervals": 6},
+        objective={"name": "competing-risks", "n_intervals": 6, "lasso": 0.3},
         strategy={"name": "scratch"},
         train={"epochs": 1, "batch_tokens": 512},
         runtime={"log_raw_subjects": True},

@@ -16,6 +16,7 @@ from ehrtrack.data.batch import collate
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import CheckpointError
 from ehrtrack.models.behrt import Behrt, EhrModel
+from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.recipes._model_folder import read_model_folder, write_model_folder
 from ehrtrack.survival.time_grid import TimeGrid
@@ -26,11 +27,16 @@ VOCABULARY = Vocabulary(SPECIAL_TOKENS + tuple(f"CODE//{k}" for k in range(V - 4
 GRID = TimeGrid((0.0, 10.0, 365.0))
 
 
-def write(folder: Path, **changes: Any) -> EhrModel:
+def effects_of_codes() -> CodeEffects:
+    levels = Levels.of(VOCABULARY)
+    return CodeEffects(levels, torch.randn(CodeEffects.n_columns(levels), 1), torch.randn(1))
+
+
+def write(folder: Path, codes: CodeEffects | None = None, **changes: Any) -> EhrModel:
     torch.manual_seed(0)
     config = study(folder / "meds", folder / "cache", strategy={"name": "lora", "rank": 3})
     encoder = Behrt(config.model, V)
-    model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(GRID.n_intervals))).eval()
+    model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(GRID.n_intervals), codes)).eval()
     arguments: dict[str, Any] = {
         "config": config, "vocabulary": VOCABULARY, "fingerprints": {"data": "d"}, "model": model, "grid": GRID,
     }  # fmt: skip
@@ -38,8 +44,9 @@ def write(folder: Path, **changes: Any) -> EhrModel:
     return model
 
 
-def test_a_model_comes_back_with_the_same_predictions(tmp_path: Path) -> None:
-    model = write(tmp_path)
+@pytest.mark.parametrize("has_effects", [False, True])
+def test_a_model_comes_back_with_the_same_predictions(tmp_path: Path, has_effects: bool) -> None:
+    model = write(tmp_path, effects_of_codes() if has_effects else None)
     folder = read_model_folder(tmp_path / "model")
     assert folder.vocabulary == replace(VOCABULARY, counts=())  # a model tells no counts of a few subjects
     assert folder.grid == GRID
@@ -108,6 +115,15 @@ def test_a_missing_tensor_is_refused(tmp_path: Path) -> None:
     save_tensors(file, tensors)
     with pytest.raises(CheckpointError, match=r"encoder\.norm\.weight"):
         read_model_folder(tmp_path / "model").survival_model()
+
+
+@pytest.mark.parametrize("name", ["effect", "code"])
+def test_effects_of_codes_that_do_not_fit_are_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path, effects_of_codes())
+    folder = read_model_folder(tmp_path / "model")
+    weights = folder.weights | {f"head.codes.{name}": folder.weights[f"head.codes.{name}"][:-1].contiguous()}
+    with pytest.raises(CheckpointError, match="effects of shape"):
+        replace(folder, weights=weights).survival_model()
 
 
 def test_a_pretrained_model_predicts_no_survival(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from ehrtrack import plugins
 from ehrtrack.data.batch import Batch, collate
 from ehrtrack.models.behrt import ADAPTED_LAYERS, SIZES, Behrt, EhrModel, ModelConfig
+from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.section import Choice
 from ehrtrack.strategies import lora
@@ -132,6 +133,24 @@ def test_a_stock_peft_loads_the_adapter_on_the_base_and_predicts_the_same(tmp_pa
         expected, found, plain = model(batch()), fresh(batch()), base().eval()(batch())
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     assert (expected - plain).abs().max() > 0.01
+
+
+def test_effects_of_codes_are_kept_with_the_adapter_and_do_not_learn(tmp_path: Path) -> None:
+    levels = Levels(torch.full((1000,), -1), torch.zeros(1000))
+    nothing = torch.zeros(CodeEffects.n_columns(levels), 1)
+
+    def base_with(effect: torch.Tensor) -> EhrModel:
+        model = base()
+        assert isinstance(model.head, HazardHead)
+        model.head.codes = CodeEffects(levels, effect, torch.zeros(1))
+        return model.eval()
+
+    model = shake(apply("lora", base_with(torch.ones_like(nothing)), rank=4))
+    lora.save_adapter(model, tmp_path)
+    fresh = peft.PeftModel.from_pretrained(base_with(nothing), str(tmp_path)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(fresh(batch()), model(batch()), atol=1e-5, rtol=0)
+        assert (model(batch()) - apply("lora", base_with(nothing), rank=4)(batch())).abs().min() > 1
 
 
 def test_merging_folds_a_strong_adapter_in_to_1e_5() -> None:

@@ -15,7 +15,10 @@ class Config(Choice):
     Attributes
     ----------
     n_intervals : intervals of the time grid, at most; its edges are quantiles of training event times of any cause
+    lasso : strength of the penalty of a regression on single codes and values that the head starts from, and whose
+        rest the network learns (`models.code_effects`). 0 leaves it out; .25 did well for 400 to 6,000 subjects
     """
 
     name: Literal["competing-risks"] = "competing-risks"
     n_intervals: int = Field(20, ge=1)
+    lasso: float = Field(0.0, ge=0)

@@ -20,6 +20,8 @@ class Config(Choice):
     n_intervals : intervals of the time grid, at most; its edges are quantiles of training event times
     select_by : validation measure by which an epoch is kept: the integrated Brier score, ibs, or c_index. With few
         validation events the C-index is mostly noise and may keep a first epoch whose risks are all alike
+    lasso : strength of the penalty of a regression on single codes and values that the head starts from, and whose
+        rest the network learns (`models.code_effects`). 0 leaves it out; .25 did well for 400 to 6,000 subjects
     """
 
     name: Literal["survival"] = "survival"
@@ -27,3 +29,4 @@ class Config(Choice):
     sigma: float = Field(0.1, gt=0)
     n_intervals: int = Field(20, ge=1)
     select_by: Literal["ibs", "c_index"] = "ibs"
+    lasso: float = Field(0.0, ge=0)

@@ -1,0 +1,166 @@
+"""What single codes and values add to a log-hazard: the wide part of a wide and deep model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ehrtrack.data.batch import Batch
+from ehrtrack.data.vocabulary import CLS, Vocabulary
+
+
+class Levels(NamedTuple):
+    """How high each token's values are, where a code's values are cut into bins.
+
+    Attributes
+    ----------
+    code : (V,) int64, which of C codes with bins a token is of, -1 for none
+    level : (V,) float32, from -1 in its lowest bin to 1 in its highest
+    """
+
+    code: Tensor
+    level: Tensor
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary) -> Levels:
+        """The levels of a vocabulary's bins."""
+        return cls(torch.from_numpy(vocabulary.bins.code), torch.from_numpy(vocabulary.bins.level))
+
+
+class Entries(NamedTuple):
+    """The columns of B subjects that are not 0: E triples.
+
+    Attributes
+    ----------
+    subject : (E,) int64
+    column : (E,) int64
+    value : (E,) float32
+    """
+
+    subject: Tensor
+    column: Tensor
+    value: Tensor
+
+
+class CodeEffects(nn.Module):
+    """A regression on single codes and values, fitted before the network is, which learns what it leaves.
+
+        intercept + r . (age, log of visits, of days with visits and of days since)
+        + sum over tokens c that a subject has    u_c . (1, log n_c, exp(-days_c / s_1), ..., exp(-days_c / s_S))
+        + sum over codes v whose values are cut   w_v . (last, mean, lowest and highest level)
+
+    with n_c how often the record holds c, and days_c how long before its end it does last. A network needs many
+    subjects to find what such a regression starts from (Cheng et al. 2016, "Wide & Deep Learning for Recommender
+    Systems", arXiv:1606.07792, section 3). `objectives._code_effects` fits it; no gradient reaches it.
+
+    Parameters
+    ----------
+    effect : (P, R) of the P columns on R outputs; r, u token after token, w code after code
+    intercept : (R,)
+
+    Raises
+    ------
+    ValueError
+        If the effects are not as many as tokens and codes ask for.
+    """
+
+    SCALES_DAYS = (1.0, 30.0, 365.25)
+    N_OF_RECORD = 4
+    N_OF_TOKEN = 2 + len(SCALES_DAYS)
+    N_OF_LEVEL = 4
+
+    def __init__(self, levels: Levels, effect: Tensor, intercept: Tensor) -> None:
+        super().__init__()
+        if len(effect) != self.n_columns(levels) or effect.shape[1:] != intercept.shape:
+            raise ValueError(f"effects of shape {tuple(effect.shape)}, and {self.n_columns(levels)} columns")
+        self.per_day: Tensor
+        self.code: Tensor
+        self.level: Tensor
+        self.effect: Tensor
+        self.intercept: Tensor
+        self.register_buffer("per_day", 1 / torch.tensor(self.SCALES_DAYS), persistent=False)
+        self.register_buffer("code", levels.code)
+        self.register_buffer("level", levels.level)
+        self.register_buffer("effect", effect)
+        self.register_buffer("intercept", intercept)
+
+    @classmethod
+    def n_columns(cls, levels: Levels) -> int:
+        """P."""
+        n_codes = int(levels.code.max()) + 1 if len(levels.code) else 0
+        return cls.N_OF_RECORD + len(levels.code) * cls.N_OF_TOKEN + n_codes * cls.N_OF_LEVEL
+
+    @classmethod
+    def from_weights(cls, weights: Mapping[str, Tensor], prefix: str) -> CodeEffects | None:
+        """Those among a model's tensors, or None where it has none.
+
+        Raises
+        ------
+        KeyError, ValueError
+            If some of them are missing, or do not fit each other.
+        """
+        if f"{prefix}effect" not in weights:
+            return None
+        code, level, effect, intercept = (weights[prefix + name] for name in ("code", "level", "effect", "intercept"))
+        return cls(Levels(code, level), effect, intercept)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(B, R)"""
+        entries = self.entries(batch)
+        each = entries.value[:, None] * self.effect[entries.column]  # (E, R)
+        return each.new_zeros(len(batch.lengths), each.shape[1]).index_add(0, entries.subject, each) + self.intercept
+
+    def entries(self, batch: Batch) -> Entries:
+        """The columns of a batch's subjects."""
+        seen = batch.seen
+        days = seen.days_to_end.clamp(min=0).nan_to_num(posinf=0)  # static facts are always recent
+        decays = torch.exp(-days[:, None] * self.per_day)
+        of_token = torch.cat([torch.ones_like(days)[:, None], seen.n_times.log()[:, None], decays], dim=1)
+        subject, code, of_level = self._levels(batch)
+        everybody = torch.arange(len(batch.lengths), device=batch.token.device)
+        parts = (
+            _entries(everybody, torch.zeros_like(everybody), _of_record(batch), start=0),
+            _entries(seen.subject, seen.token, of_token, start=self.N_OF_RECORD),
+            _entries(subject, code, of_level, start=self.N_OF_RECORD + len(self.code) * self.N_OF_TOKEN),
+        )
+        return Entries(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _levels(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Each code with values of each subject once: (U,) its subject, (U,) its number, (U, 4) its levels."""
+        place = torch.nonzero(self.code[batch.token] >= 0).squeeze(1)
+        level = self.level[batch.token[place]]
+        code_of_subject = batch.subject[place] << 32 | self.code[batch.token[place]]
+        each, group, n_values = torch.unique(code_of_subject, return_inverse=True, return_counts=True)
+        nothing = level.new_zeros(len(each))
+        last = torch.zeros_like(n_values).scatter_reduce(0, group, place, "amax")
+        summary = (
+            self.level[batch.token[last]],
+            nothing.index_add(0, group, level) / n_values,
+            nothing.scatter_reduce(0, group, level, "amin", include_self=False),
+            nothing.scatter_reduce(0, group, level, "amax", include_self=False),
+        )
+        return each >> 32, each & 0xFFFFFFFF, torch.stack(summary, dim=1)
+
+
+def _of_record(batch: Batch) -> Tensor:
+    """(B, 4) age at the end in years, and log(1 + x) of the visits, of the days from first to last, and since then."""
+    n_subjects = len(batch.lengths)
+    dated = torch.nonzero(batch.days_to_end.isfinite() & (batch.token != CLS)).squeeze(1)
+    subject, days = batch.subject[dated], batch.days_to_end[dated].clamp(min=0)
+    visits = torch.unique(subject << 32 | batch.position[dated]) >> 32
+    nothing = days.new_zeros(n_subjects)
+    first = nothing.scatter_reduce(0, subject, days, "amax", include_self=False)
+    last = nothing.scatter_reduce(0, subject, days, "amin", include_self=False)
+    n_visits = torch.bincount(visits, minlength=n_subjects)
+    counts = torch.stack([n_visits.to(days.dtype), first - last, last], dim=1).log1p()
+    return torch.cat([batch.age[batch.cls_positions, None].to(days.dtype), counts], dim=1)
+
+
+def _entries(subject: Tensor, number: Tensor, values: Tensor, *, start: int) -> Entries:
+    """Of values (U, N): the N columns of the thing with that number."""
+    n_values = values.shape[1]
+    column = start + number[:, None] * n_values + torch.arange(n_values, device=number.device)
+    return Entries(subject.repeat_interleave(n_values), column.flatten(), values.flatten())
