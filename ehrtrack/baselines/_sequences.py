@@ -81,7 +81,7 @@ class FittedSequenceModel:
         if not len(features):
             return np.zeros((0, len(days)))
         device = next(self.network.parameters()).device
-        predicted = survival.predict(self.network, _batches(features, CPU_BATCH_TOKENS), device)
+        predicted = survival.predict(self.network, histories_in_batches(features, CPU_BATCH_TOKENS), device)
         return interpolate_survival(predicted.survival, self.grid, days)
 
     def risk(self, features: TokenHistories, horizon_days: float) -> FloatArray:
@@ -201,14 +201,14 @@ def _train(
             code = network.encoder.embeddings.code
             embeddings(setting["width"]).initialise(code, train.features.vocabulary)
             code.requires_grad_(setting["trains_embeddings"])
-        in_order = _labelled_batches(train, config.batch_tokens or train.features.max_tokens)
+        in_order = labelled_batches(train, config.batch_tokens or train.features.max_tokens)
         budget = config.batch_tokens or find_batch_tokens(network, objective, in_order, ranks.device)
         with tempfile.TemporaryDirectory() as folder:
             result = train_model(
                 network,
                 objective,
-                training=lambda epoch: _labelled_batches(train, budget, shuffle_seed=config.seed * 100_003 + epoch),
-                validation=_labelled_batches(validation, budget),
+                training=lambda epoch: labelled_batches(train, budget, shuffle_seed=config.seed * 100_003 + epoch),
+                validation=labelled_batches(validation, budget),
                 config=TrainConfig(
                     epochs=config.epochs,
                     patience=config.patience,
@@ -236,15 +236,16 @@ def _network(shape: Mapping[str, str | int], head: nn.Module, *, dropout: float)
     return SequenceModel(encoder, head)
 
 
-def _batches(histories: TokenHistories, batch_tokens: int) -> Batches:
+def histories_in_batches(histories: TokenHistories, batch_tokens: int) -> Batches:
+    """Batches of the histories in their order."""
     return Batches(histories.store, histories.rows, max(batch_tokens, histories.max_tokens), histories.max_tokens)
 
 
-def _labelled_batches(
-    subjects: Labelled[TokenHistories], batch_tokens: int, shuffle_seed: int | None = None
-) -> Batches:
+def labelled_batches(subjects: Labelled[TokenHistories], batch_tokens: int, shuffle_seed: int | None = None) -> Batches:
     """Batches with outcomes, which lie row for row beside the store."""
     histories = subjects.features
     days, is_event = np.ones(len(histories.store)), np.zeros(len(histories.store), dtype=bool)
     days[histories.rows], is_event[histories.rows] = subjects.follow_up_days, subjects.is_event
-    return replace(_batches(histories, batch_tokens), outcomes=Outcomes(days, is_event), shuffle_seed=shuffle_seed)
+    return replace(
+        histories_in_batches(histories, batch_tokens), outcomes=Outcomes(days, is_event), shuffle_seed=shuffle_seed
+    )

@@ -1,0 +1,23 @@
+"""Settings of `ehrtrack.baselines.lasso`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ehrtrack.baselines._settings._shared import TunedChoice
+
+
+class Config(TunedChoice):
+    """Settings of the lasso regression.
+
+    Attributes
+    ----------
+    strengths : of the penalty, in units of ``sqrt(log P / N)``; `n_candidates` of them are tried
+    n_intervals : of the time grid, at most
+    """
+
+    name: Literal["lasso"] = "lasso"
+    strengths: tuple[float, ...] = (0.25, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
+    n_intervals: int = Field(20, ge=1)
