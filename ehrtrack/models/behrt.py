@@ -135,7 +135,7 @@ class Readout(nn.Module):
         """(B, D) what is added to the [CLS] states, of states (T, D)."""
         detected = F.relu(self.detect(self.norm(x))).float()  # (T, D)
         weights = self.weights(batch.days_to_end)  # (T, S)
-        largest = subject_max(detected, batch.offsets, weights)  # (B, S D)
+        largest = subject_max(detected, batch.subject, batch.offsets, weights)  # (B, S D)
         return self.dropout(self.fc2(self.activation(self.fc1(self.read_norm(largest)))))  # type: ignore[no-any-return]
 
     def weights(self, days_to_end: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ class HazardHead(Head):
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
         mean = attention_pool(hidden, self.query, batch.subject, batch.offsets)  # (B, D)
-        largest = subject_max(hidden.float(), batch.offsets)
+        largest = subject_max(hidden.float(), batch.subject, batch.offsets)
         record = torch.cat([hidden[batch.cls_positions], mean, largest], dim=1)
         effects = self.out(self.dropout(self.norm(record))).float()  # (B, terms R)
         effects = effects.reshape(len(effects), len(self.terms), 1, -1)  # (B, terms, 1, R)
