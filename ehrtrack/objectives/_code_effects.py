@@ -58,7 +58,7 @@ def fit_code_effects(
     mean, mean_square = np.asarray(table.mean(axis=0)), np.asarray((table**2).mean(axis=0))
     spread = np.sqrt(np.maximum(mean_square - mean**2, 0)) + LEAST_SPREAD
     penalty = strength * math.sqrt(math.log(max(len(used), 2)) / max(table.shape[0], 1))
-    effect, intercept = _minimise(table / spread, baseline, lambda logits: loss(logits, outcomes), penalty)
+    effect, intercept = _minimise((table / spread).tocsr(), baseline, lambda logits: loss(logits, outcomes), penalty)
     nothing[used] = torch.from_numpy(effect / spread[:, None]).float()
     return CodeEffects(levels, nothing, torch.from_numpy(intercept).float())
 
@@ -86,6 +86,7 @@ def _read(reader: CodeEffects, records: Batches) -> tuple[csr_array, Outcomes]:
     shape = (sum(map(len, rows)), len(reader.effect))
     assert records.outcomes is not None, "records to fit effects to have outcomes"
     table = csr_array((value.astype(np.float64), (subject, column)), shape=shape)
+    table.eliminate_zeros()  # the logarithm of one
     return table, records.outcomes[np.concatenate(rows)]
 
 
