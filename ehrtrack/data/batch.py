@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,23 +56,6 @@ class Outcomes:
     def __getitem__(self, rows: npt.NDArray[np.int64]) -> Outcomes:
         cause = None if self.cause is None else self.cause[rows]
         return Outcomes(self.follow_up_days[rows], self.is_event[rows], cause)
-
-
-class Seen(NamedTuple):
-    """Each code of each subject once, as it was last written: U of them, subject after subject. [CLS] is none.
-
-    Attributes
-    ----------
-    subject : (U,) int64, which of the B subjects
-    token : (U,) int64, vocabulary indices
-    n_times : (U,) int64, how often the batch holds it for this subject
-    days_to_end : (U,) float32, of its last place
-    """
-
-    subject: Tensor
-    token: Tensor
-    n_times: Tensor
-    days_to_end: Tensor
 
 
 @dataclass(frozen=True)
@@ -130,15 +113,6 @@ class Batch:
     def subject(self) -> Tensor:
         """(T,) int64: which of the B subjects each token is of."""
         return torch.arange(len(self.lengths), device=self.token.device).repeat_interleave(self.offsets.diff())
-
-    @cached_property
-    def seen(self) -> Seen:
-        """Each code of each subject once, as it was last written."""
-        place = torch.nonzero(self.token != CLS).squeeze(1)
-        code_of_subject = self.subject[place] << 32 | self.token[place]
-        _, group, n_times = torch.unique(code_of_subject, return_inverse=True, return_counts=True)
-        last = torch.zeros_like(n_times).scatter_reduce(0, group, place, "amax")
-        return Seen(self.subject[last], self.token[last], n_times, self.days_to_end[last])
 
     @property
     def cls_positions(self) -> Tensor:

@@ -30,6 +30,31 @@ class Levels(NamedTuple):
         return cls(torch.from_numpy(vocabulary.bins.code), torch.from_numpy(vocabulary.bins.level))
 
 
+class Groups(NamedTuple):
+    """Places of a batch by their subject and a number each, such as that of the code: U groups, subject after subject.
+
+    Attributes
+    ----------
+    place : (N,) int64, those that have a number
+    group : (N,) int64, which group each is of
+    last : (U,) int64, the last place of each group
+    n_places : (U,) int64
+    """
+
+    place: Tensor
+    group: Tensor
+    last: Tensor
+    n_places: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, number: Tensor) -> Groups:
+        """By numbers (T,), -1 for none."""
+        place = torch.nonzero(number >= 0).squeeze(1)
+        key = batch.subject[place] << 32 | number[place]
+        _, group, n_places = torch.unique(key, return_inverse=True, return_counts=True)
+        return cls(place, group, torch.zeros_like(n_places).scatter_reduce(0, group, place, "amax"), n_places)
+
+
 class Entries(NamedTuple):
     """The columns of B subjects that are not 0: E triples.
 
@@ -115,47 +140,49 @@ class CodeEffects(nn.Module):
 
     def entries(self, batch: Batch) -> Entries:
         """The columns of a batch's subjects."""
-        seen = batch.seen
-        days = seen.days_to_end.clamp(min=0).nan_to_num(posinf=0)  # static facts are always recent
-        decays = torch.exp(-days[:, None] * self.per_day)
-        of_token = torch.cat([torch.ones_like(days)[:, None], seen.n_times.log()[:, None], decays], dim=1)
-        subject, code, of_level = self._levels(batch)
         everybody = torch.arange(len(batch.lengths), device=batch.token.device)
+        token, of_token = self._of_tokens(batch)
+        code, of_level = self._of_levels(batch)
+        first_token = self.N_OF_RECORD
+        first_code = first_token + len(self.code) * self.N_OF_TOKEN
         parts = (
             _entries(everybody, torch.zeros_like(everybody), _of_record(batch), start=0),
-            _entries(seen.subject, seen.token, of_token, start=self.N_OF_RECORD),
-            _entries(subject, code, of_level, start=self.N_OF_RECORD + len(self.code) * self.N_OF_TOKEN),
+            _entries(batch.subject[token], batch.token[token], of_token, start=first_token),
+            _entries(batch.subject[code], self.code[batch.token[code]], of_level, start=first_code),
         )
         return Entries(*map(torch.cat, zip(*parts, strict=True)))
 
-    def _levels(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Each code with values of each subject once: (U,) its subject, (U,) its number, (U, 4) its levels."""
-        place = torch.nonzero(self.code[batch.token] >= 0).squeeze(1)
-        level = self.level[batch.token[place]]
-        code_of_subject = batch.subject[place] << 32 | self.code[batch.token[place]]
-        each, group, n_values = torch.unique(code_of_subject, return_inverse=True, return_counts=True)
-        nothing = level.new_zeros(len(each))
-        last = torch.zeros_like(n_values).scatter_reduce(0, group, place, "amax")
-        summary = (
-            self.level[batch.token[last]],
-            nothing.index_add(0, group, level) / n_values,
-            nothing.scatter_reduce(0, group, level, "amin", include_self=False),
-            nothing.scatter_reduce(0, group, level, "amax", include_self=False),
+    def _of_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Each token of each subject once: (U,) where it is last, (U, 2 + S) its columns."""
+        groups = Groups.of(batch, torch.where(batch.token == CLS, -1, batch.token))
+        days = batch.days_to_end[groups.last].clamp(min=0).nan_to_num(posinf=0)  # static facts are always recent
+        columns = torch.stack([torch.ones_like(days), groups.n_places.log()], dim=1)
+        return groups.last, torch.cat([columns, torch.exp(-days[:, None] * self.per_day)], dim=1)
+
+    def _of_levels(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Each code with values of each subject once: (U,) where it is last, (U, 4) its levels."""
+        groups = Groups.of(batch, self.code[batch.token])
+        level = self.level[batch.token[groups.place]]
+        nothing = level.new_zeros(len(groups.last))
+        columns = (
+            self.level[batch.token[groups.last]],
+            nothing.index_add(0, groups.group, level) / groups.n_places,
+            nothing.scatter_reduce(0, groups.group, level, "amin", include_self=False),
+            nothing.scatter_reduce(0, groups.group, level, "amax", include_self=False),
         )
-        return each >> 32, each & 0xFFFFFFFF, torch.stack(summary, dim=1)
+        return groups.last, torch.stack(columns, dim=1)
 
 
 def _of_record(batch: Batch) -> Tensor:
     """(B, 4) age at the end in years, and log(1 + x) of the visits, of the days from first to last, and since then."""
-    n_subjects = len(batch.lengths)
-    dated = torch.nonzero(batch.days_to_end.isfinite() & (batch.token != CLS)).squeeze(1)
-    subject, days = batch.subject[dated], batch.days_to_end[dated].clamp(min=0)
-    visits = torch.unique(subject << 32 | batch.position[dated]) >> 32
-    nothing = days.new_zeros(n_subjects)
+    is_dated = batch.days_to_end.isfinite() & (batch.token != CLS)
+    visits = Groups.of(batch, torch.where(is_dated, batch.position, -1))
+    subject, days = batch.subject[visits.place], batch.days_to_end[visits.place].clamp(min=0)
+    nothing = days.new_zeros(len(batch.lengths))
     first = nothing.scatter_reduce(0, subject, days, "amax", include_self=False)
     last = nothing.scatter_reduce(0, subject, days, "amin", include_self=False)
-    n_visits = torch.bincount(visits, minlength=n_subjects)
-    counts = torch.stack([n_visits.to(days.dtype), first - last, last], dim=1).log1p()
+    n_visits = torch.bincount(batch.subject[visits.last], minlength=len(batch.lengths)).to(days.dtype)
+    counts = torch.stack([n_visits, first - last, last], dim=1).log1p()
     return torch.cat([batch.age[batch.cls_positions, None].to(days.dtype), counts], dim=1)
 
 

@@ -9,7 +9,7 @@ from simulated import random_store
 
 from ehrtrack.data.batch import Batch, collate
 from ehrtrack.data.vocabulary import CLS, SPECIAL_TOKENS, Vocabulary
-from ehrtrack.models.code_effects import CodeEffects, Levels
+from ehrtrack.models.code_effects import CodeEffects, Groups, Levels
 from ehrtrack.models.heads import HazardHead
 
 V = 12  # few, so that codes come again
@@ -41,8 +41,9 @@ def test_a_code_of_a_subject_is_seen_once_with_its_count_and_its_last_time() -> 
             is_code = tokens == code
             expected.append((subject, code, int(is_code.sum()), float(days[is_code][-1])))
     assert max(n_times for _, _, n_times, _ in expected) > 1
-    found = zip(*(column.tolist() for column in batch.seen), strict=True)
-    assert list(found) == expected
+    groups = Groups.of(batch, torch.where(batch.token == CLS, -1, batch.token))
+    columns = (batch.subject[groups.last], batch.token[groups.last], groups.n_places, batch.days_to_end[groups.last])
+    assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
 
 
 def by_hand(effects: CodeEffects, batch: Batch, subject: int) -> np.ndarray:
