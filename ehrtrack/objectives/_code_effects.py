@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from ehrtrack.data.batch import Batches, Outcomes
-from ehrtrack.models.code_effects import CodeEffects, Entries, Levels
+from ehrtrack.models.code_effects import CodeEffects, Entries
 from ehrtrack.objectives._protocol import TrainingFacts
 
 Floats = npt.NDArray[np.float64]
@@ -26,68 +27,62 @@ STEPS = {"maxiter": 1000, "maxcor": 20, "ftol": 1e-9}
 MOST_STARTS, LEAST_GAIN = 20, 1e-5
 
 
-def fit_code_effects(
-    records: Batches,
-    levels: Levels,
-    baseline: Tensor,
-    loss: Callable[[Tensor, Outcomes], Tensor],
-    *,
-    strength: float,
-) -> CodeEffects:
+class Hazards(Protocol):
+    """What an objective tells of the hazards that effects are added to."""
+
+    def baseline_logits(self) -> Tensor:
+        """(K,) or (K, R) of the population."""
+
+    def likelihood(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
+        """Mean loss of logits (N, K R)."""
+
+
+def fit_code_effects(strength: float, facts: TrainingFacts, hazards: Hazards) -> CodeEffects | None:
     """Effects u and an intercept that minimise the mean loss of the training subjects and a lasso penalty:
 
         loss(baseline + intercept + X u) + lambda sum_p sd_p |u_p|,    lambda = strength sqrt(log P / N)
 
     with X (N, P) the columns that some subject has, and sd their standard deviations. What chance alone gives the
     largest of P slopes falls with N as lambda does (Bickel, Ritov and Tsybakov 2009, Annals of Statistics 37(4),
-    theorem 7.1), so that one strength suits few subjects and many. By L-BFGS-B, u being the difference of two parts
-    that are not negative.
+    theorem 7.1), so that like strengths suit few subjects and many. By L-BFGS-B, u being the difference of two parts
+    that are not negative. None where no strength is asked for.
 
     Parameters
     ----------
-    records : of the training subjects, with their outcomes
-    baseline : (K,) or (K, R) logits of the population
-    loss : mean loss of logits (N, K R)
+    facts : with the training subjects' records and their outcomes, and the levels of values
     """
+    if not strength:
+        return None
+    assert facts.records is not None, "effects are fitted to records"
+    assert facts.levels is not None, "effects are of the levels of values"
+    baseline = hazards.baseline_logits()
     n_outputs = baseline[0].numel()
-    nothing = torch.zeros(CodeEffects.n_columns(levels), n_outputs)
-    reader = CodeEffects(levels, nothing, torch.zeros(n_outputs))
-    table, outcomes = _read(reader, records)
+    nothing = torch.zeros(CodeEffects.n_columns(facts.levels), n_outputs)
+    table, outcomes = _read(CodeEffects(facts.levels, nothing, torch.zeros(n_outputs)), facts.records)
     used = np.flatnonzero(np.diff(table.tocsc().indptr))
     table = table[:, used]
     mean, mean_square = np.asarray(table.mean(axis=0)), np.asarray((table**2).mean(axis=0))
     spread = np.sqrt(np.maximum(mean_square - mean**2, 0)) + LEAST_SPREAD
     penalty = strength * math.sqrt(math.log(max(len(used), 2)) / max(table.shape[0], 1))
-    effect, intercept = _minimise((table / spread).tocsr(), baseline, lambda logits: loss(logits, outcomes), penalty)
+    standardised = (table / spread).tocsr()
+    effect, intercept = _minimise(standardised, baseline, lambda x: hazards.likelihood(x, outcomes), penalty)
     nothing[used] = torch.from_numpy(effect / spread[:, None]).float()
-    return CodeEffects(levels, nothing, torch.from_numpy(intercept).float())
-
-
-def codes_of(
-    strength: float, facts: TrainingFacts, baseline: Tensor, loss: Callable[[Tensor, Outcomes], Tensor]
-) -> CodeEffects | None:
-    """`fit_code_effects` to the training subjects, or None where no strength is asked for."""
-    if not strength:
-        return None
-    assert facts.records is not None, "effects are fitted to records"
-    assert facts.levels is not None, "effects are of the levels of values"
-    return fit_code_effects(facts.records, facts.levels, baseline, loss, strength=strength)
+    return CodeEffects(facts.levels, nothing, torch.from_numpy(intercept).float())
 
 
 def _read(reader: CodeEffects, records: Batches) -> tuple[csr_array, Outcomes]:
-    """The table (N, P) of the records' columns, and the outcomes of its rows."""
+    """The table (N, P) of the records' columns, in their order, and their outcomes."""
     parts: list[Entries] = []
-    rows: list[npt.NDArray[np.int64]] = []
+    n_read = 0
     for batch in records:
         entries = reader.entries(batch)
-        parts.append(entries._replace(subject=entries.subject + sum(map(len, rows))))
-        rows.append(batch.rows.numpy())
+        parts.append(entries._replace(subject=entries.subject + n_read))
+        n_read += len(batch.lengths)
     subject, column, value = (torch.cat(arrays).numpy() for arrays in zip(*parts, strict=True))
-    shape = (sum(map(len, rows)), len(reader.effect))
     assert records.outcomes is not None, "records to fit effects to have outcomes"
-    table = csr_array((value.astype(np.float64), (subject, column)), shape=shape)
+    table = csr_array((value.astype(np.float64), (subject, column)), shape=(n_read, len(reader.effect)))
     table.eliminate_zeros()  # the logarithm of one
-    return table, records.outcomes[np.concatenate(rows)]
+    return table, records.outcomes[records.rows]
 
 
 def _minimise(

@@ -23,7 +23,7 @@ from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
-from ehrtrack.objectives._code_effects import codes_of
+from ehrtrack.objectives._code_effects import fit_code_effects
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.classification import Config as Config
 from ehrtrack.objectives.survival import Predictions, baseline_survival, predict, score_survival
@@ -64,15 +64,19 @@ class Classification:
         self.codes: CodeEffects | None = None
 
     def make_head(self, width: int) -> Head:
-        return HazardHead(width, torch.tensor([self.prevalence]).logit(), self.codes)
+        return HazardHead(width, self.baseline_logits(), self.codes)
+
+    def baseline_logits(self) -> Tensor:
+        """(1,) of the prevalence."""
+        return torch.tensor([self.prevalence]).logit()
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         assert batch.outcomes is not None, "a batch for classification has outcomes"
         total = self._loss(model(batch).squeeze(1), batch.outcomes).sum()
         return BatchLoss(total, len(batch.lengths), total.item() / len(batch.lengths))
 
-    def mean_loss(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
-        """Of logits (B, 1)."""
+    def likelihood(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
+        """Mean loss of logits (B, 1)."""
         return self._loss(logits.squeeze(1), outcomes).mean()
 
     def _loss(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
@@ -175,6 +179,5 @@ def build(config: Config, facts: TrainingFacts) -> Classification:
     if facts.outcomes is None or facts.horizon_days is None:
         raise ConfigError("objective classification needs a [cohort] with an outcome; pretraining uses another")
     objective = Classification(config, facts.outcomes, facts.horizon_days)
-    start = torch.tensor([objective.prevalence]).logit()
-    objective.codes = codes_of(config.lasso, facts, start, objective.mean_loss)
+    objective.codes = fit_code_effects(config.lasso, facts, objective)
     return objective

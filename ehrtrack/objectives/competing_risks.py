@@ -18,7 +18,7 @@ from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
-from ehrtrack.objectives._code_effects import codes_of
+from ehrtrack.objectives._code_effects import fit_code_effects
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.competing_risks import Config as Config
 from ehrtrack.objectives.survival import Predictions, score_survival
@@ -110,8 +110,8 @@ class CompetingRisks:
                 incidences.append(incidence.double().numpy())
         return Predictions(np.concatenate(rows), np.concatenate(curves), np.concatenate(incidences))
 
-    def mean_loss(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
-        """Of logits (B, K R)."""
+    def likelihood(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
+        """Mean negative log-likelihood of logits (B, K R)."""
         return self._losses(self._logits(logits), outcomes).mean()
 
     def _logits(self, flat: Tensor) -> Tensor:
@@ -169,5 +169,5 @@ def build(config: Config, facts: TrainingFacts) -> CompetingRisks:
         n_intervals=config.n_intervals,
     )
     objective = CompetingRisks(facts.outcomes, grid)
-    objective.codes = codes_of(config.lasso, facts, objective.baseline_logits(), objective.mean_loss)
+    objective.codes = fit_code_effects(config.lasso, facts, objective)
     return objective

@@ -20,7 +20,7 @@ from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
-from ehrtrack.objectives._code_effects import codes_of
+from ehrtrack.objectives._code_effects import fit_code_effects
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.survival import Config as Config
 from ehrtrack.survival.curves import interpolate_survival, survival_curve
@@ -61,19 +61,30 @@ class Score(NamedTuple):
 class Survival:
     """Hazards on a grid that was fitted to the training subjects."""
 
-    def __init__(self, config: Config, training: Outcomes, grid: TimeGrid, codes: CodeEffects | None) -> None:
+    def __init__(self, config: Config, training: Outcomes, grid: TimeGrid) -> None:
         self.config = config
         self.selection = Selection(f"val/{config.select_by}", is_higher_better=config.select_by == "c_index")
         self.training = training
         self.grid = grid
-        self.codes = codes
+        self.codes: CodeEffects | None = None
 
     def make_head(self, width: int) -> Head:
         return HazardHead(width, self.baseline_logits(), self.codes)
 
     def baseline_logits(self) -> Tensor:
-        """(K,) logits of the hazards of `baseline_survival`."""
-        return _baseline_logits(self.training, self.grid)
+        """(K,) logits of the hazards of `baseline_survival`.
+
+        A head that starts here predicts the population's curve, and learns only how subjects differ from it. The grid
+        holds an event in each interval, so no hazard is 0; one of 1 (nobody outlives the last event) has no logit.
+        """
+        curve = baseline_survival(self.training, self.grid)
+        hazard = np.minimum(1 - curve[1:] / curve[:-1], 0.99)
+        return torch.from_numpy(np.log(hazard / (1 - hazard))).float()
+
+    def likelihood(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
+        """Mean negative log-likelihood of logits (B, K): the loss without its ranking part."""
+        interval = self.grid.interval_of(outcomes.follow_up_days, outcomes.is_event)
+        return negative_log_likelihood(logits, torch.from_numpy(interval), torch.from_numpy(outcomes.is_event))
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         """Loss of the subjects of all ranks at once: their pairs are ranked as in one large batch."""
@@ -139,13 +150,9 @@ def build(config: Config, facts: TrainingFacts) -> Survival:
         horizon_days=facts.horizon_days,
         n_intervals=config.n_intervals,
     )
-
-    def loss(logits: Tensor, outcomes: Outcomes) -> Tensor:
-        interval = grid.interval_of(outcomes.follow_up_days, outcomes.is_event)
-        return negative_log_likelihood(logits, torch.from_numpy(interval), torch.from_numpy(outcomes.is_event))
-
-    codes = codes_of(config.lasso, facts, _baseline_logits(facts.outcomes, grid), loss)
-    return Survival(config, facts.outcomes, grid, codes)
+    objective = Survival(config, facts.outcomes, grid)
+    objective.codes = fit_code_effects(config.lasso, facts, objective)
+    return objective
 
 
 def predict(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
@@ -184,14 +191,3 @@ def baseline_survival(training: Outcomes, grid: TimeGrid) -> npt.NDArray[np.floa
     n_steps = np.searchsorted(event_days, grid.edges_days, side="right")  # of the curve, at or before each edge
     curve: npt.NDArray[np.float64] = np.concatenate([[1.0], survival])[n_steps]
     return curve
-
-
-def _baseline_logits(training: Outcomes, grid: TimeGrid) -> Tensor:
-    """(K,) logits of the hazards of `baseline_survival`.
-
-    A head that starts here predicts the population's curve, and learns only how subjects differ from it. The grid
-    holds an event in each interval, so no hazard is 0; one of 1 (nobody outlives the last event) has no logit.
-    """
-    curve = baseline_survival(training, grid)
-    hazard = np.minimum(1 - curve[1:] / curve[:-1], 0.99)
-    return torch.from_numpy(np.log(hazard / (1 - hazard))).float()

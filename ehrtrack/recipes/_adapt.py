@@ -19,7 +19,7 @@ from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
 from ehrtrack.recipes._prepare import CohortRecords
 from ehrtrack.recipes._sanity import Weights, encoder_matrices
-from ehrtrack.recipes._train import Feed, set_up
+from ehrtrack.recipes._train import known_feed, set_up
 from ehrtrack.recipes.embed import start_from_embeddings
 from ehrtrack.tracking.queries import download, resolve_run, search_runs
 from ehrtrack.training.ranks import Ranks
@@ -54,7 +54,7 @@ def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, r
         records.token_counts(),
         records.outcomes[records.rows["train"]],
         records.cohort.horizon_days,
-        records=Feed(config, records, config.data.max_tokens).split("train"),
+        records=known_feed(config, records).split("train"),
         levels=Levels.of(records.vocabulary),
     )
     objective = plugins.load("objectives", config.objective.name).build(config.objective, facts)

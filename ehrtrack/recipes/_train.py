@@ -62,11 +62,18 @@ def set_up(model: EhrModel, config: RunConfig, ranks: Ranks) -> EhrModel:
     return model.to(ranks.device)
 
 
+def known_feed(config: RunConfig, records: Records) -> Feed:
+    """The run's batches before a model is there to find a budget with: as configured, else the longest record's."""
+    budget = config.train.batch_tokens
+    return Feed(config, records, config.data.max_tokens if budget == "auto" else budget)
+
+
 def feed(config: RunConfig, records: Records, model: nn.Module, objective: Objective, ranks: Ranks) -> Feed:
     """The run's batches, with a budget of tokens that suits the device where the configuration leaves it open."""
+    known = known_feed(config, records)
     if config.train.batch_tokens != "auto":
-        return Feed(config, records, config.train.batch_tokens)
-    probe = Feed(config, records, config.data.max_tokens).epoch(1)
+        return known
+    probe = known.epoch(1)
     return Feed(config, records, ranks.from_main(lambda: find_batch_tokens(model, objective, probe, ranks.device)))
 
 

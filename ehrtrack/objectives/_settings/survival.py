@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from ehrtrack.section import Choice
+from ehrtrack.objectives._settings._shared import HazardSettings
 
 
-class Config(Choice):
+class Config(HazardSettings):
     """Settings of the survival objective.
 
     Attributes
@@ -20,9 +20,6 @@ class Config(Choice):
     n_intervals : intervals of the time grid, at most; its edges are quantiles of training event times
     select_by : validation measure by which an epoch is kept: the integrated Brier score, ibs, or c_index. With few
         validation events the C-index is mostly noise and may keep a first epoch whose risks are all alike
-    lasso : strength of the penalty of a regression on single codes and values that the head starts from, and whose
-        rest the network learns (`models.code_effects`). 0 leaves it out; of .15 to .5, .15 was best for 6,400
-        subjects and .3 for 400
     """
 
     name: Literal["survival"] = "survival"
@@ -30,4 +27,3 @@ class Config(Choice):
     sigma: float = Field(0.1, gt=0)
     n_intervals: int = Field(20, ge=1)
     select_by: Literal["ibs", "c_index"] = "ibs"
-    lasso: float = Field(0.0, ge=0)
