@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ehrtrack.baselines._protocol import (
-    FloatArray,
     Labelled,
     Setting,
     TokenHistories,
-    check_events,
     seen_within,
     tune,
 )
 from ehrtrack.baselines._settings._shared import SequenceSettings as Settings
-from ehrtrack.data.batch import Batches, Outcomes
-from ehrtrack.errors import CheckpointError, DataError
+from ehrtrack.baselines._tokens import BROKEN_JSON, TokenModel, labelled_batches, read_fields, survival_objective
+from ehrtrack.errors import CheckpointError
 from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.models.recurrent import MeanPool, Recurrent, SequenceModel
 from ehrtrack.objectives import survival
-from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.runlog import MemoryRunLogger
-from ehrtrack.survival.curves import interpolate_survival
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.training.loop import TrainConfig
 from ehrtrack.training.loop import fit as train_model
-from ehrtrack.training.memory import CPU_BATCH_TOKENS, find_batch_tokens
+from ehrtrack.training.memory import find_batch_tokens
 from ehrtrack.training.ranks import Ranks, join_ranks
 
 ENCODERS: Mapping[str, Callable[[int, int, float], Recurrent | MeanPool]] = {
@@ -50,13 +41,12 @@ ENCODERS: Mapping[str, Callable[[int, int, float], Recurrent | MeanPool]] = {
 
 
 @dataclass(frozen=True)
-class FittedSequenceModel:
+class FittedSequenceModel(TokenModel):
     """A trained sequence model.
 
     Attributes
     ----------
     shape : name, width and n_codes, from which the module is made again
-    facts : what `describe` says beside the size
     """
 
     network: SequenceModel
@@ -64,29 +54,10 @@ class FittedSequenceModel:
     grid: TimeGrid
     facts: dict[str, float | int | str]
 
-    def survival(self, features: TokenHistories, times: npt.ArrayLike) -> FloatArray:
-        """(B, M) S(t | x), by straight lines between the edges of the grid, and constant after the last.
-
-        Raises
-        ------
-        DataError
-            If the histories have another vocabulary's number of tokens.
-        """
-        if len(features.vocabulary) != self.shape["n_codes"]:
-            raise DataError(
-                f"histories in a vocabulary of {len(features.vocabulary)} tokens, and the model knows "
-                f"{self.shape['n_codes']}; make them with the vocabulary of the training run"
-            )
-        days = np.minimum(np.atleast_1d(np.asarray(times, dtype=np.float64)), self.grid.horizon_days)
-        if not len(features):
-            return np.zeros((0, len(days)))
-        device = next(self.network.parameters()).device
-        predicted = survival.predict(self.network, histories_in_batches(features, CPU_BATCH_TOKENS), device)
-        return interpolate_survival(predicted.survival, self.grid, days)
-
-    def risk(self, features: TokenHistories, horizon_days: float) -> FloatArray:
-        """(B,) probability of an event up to the horizon."""
-        return 1 - self.survival(features, [horizon_days])[:, 0]
+    @property
+    def n_codes(self) -> int:
+        """V, tokens of the vocabulary."""
+        return int(self.shape["n_codes"])
 
     def describe(self) -> dict[str, float | int | str]:
         """Facts to log."""
@@ -94,11 +65,8 @@ class FittedSequenceModel:
         return {"n_features": self.shape["n_codes"], "n_parameters": n_parameters, **self.facts}
 
     def to_json(self) -> str:
-        """The model as JSON text; weights are safetensors in base 64."""
-        weights = {name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        encoded = base64.b64encode(safetensors.torch.save(weights)).decode()
-        fields = {"shape": self.shape, "grid": self.grid.to_json(), "facts": self.facts, "weights": encoded}
-        return json.dumps(fields)
+        """The model as JSON text."""
+        return json.dumps({"shape": self.shape, **self.fields()})
 
 
 def from_json(text: str) -> FittedSequenceModel:
@@ -110,14 +78,12 @@ def from_json(text: str) -> FittedSequenceModel:
         If the text is not such a model.
     """
     try:
-        fields = json.loads(text)
-        grid = TimeGrid.from_json(fields["grid"])
-        weights = safetensors.torch.load(base64.b64decode(fields["weights"]))
+        fields, grid, weights = read_fields(text)
         _check_shape(fields["shape"], grid, weights)
         head = HazardHead(int(fields["shape"]["width"]), torch.zeros(grid.n_intervals))
         network = _network(fields["shape"], head, dropout=0.0)
         network.load_state_dict(weights)
-    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except BROKEN_JSON as error:
         raise CheckpointError(
             f"{text[:60]!r} is not a sequence model ({error!r}); give what FittedSequenceModel.to_json wrote"
         ) from error
@@ -152,17 +118,10 @@ def fit_sequences(
     TrainingError
         If a loss is not finite.
     """
-    check_events(train)
-    ranks = join_ranks(train.features.device)
-    objective = survival.build(
-        survival.Config(lambda_rank=config.lambda_rank, n_intervals=config.n_intervals),
-        TrainingFacts(
-            token_counts=np.zeros(len(train.features.vocabulary), dtype=np.int64),  # of no use to this objective
-            outcomes=Outcomes(train.follow_up_days, train.is_event),
-            horizon_days=float(train.follow_up_days.max()),
-        ),
+    objective = survival_objective(
+        survival.Config(lambda_rank=config.lambda_rank, n_intervals=config.n_intervals), train
     )
-
+    ranks = join_ranks(train.features.device)
     stopping = seen_within(validation, objective.grid.horizon_days)
 
     def fit_one(setting: Setting) -> FittedSequenceModel:
@@ -234,18 +193,3 @@ def _check_shape(shape: Mapping[str, str | int], grid: TimeGrid, weights: Mappin
 def _network(shape: Mapping[str, str | int], head: nn.Module, *, dropout: float) -> SequenceModel:
     encoder = ENCODERS[str(shape["name"])](int(shape["width"]), int(shape["n_codes"]), dropout)
     return SequenceModel(encoder, head)
-
-
-def histories_in_batches(histories: TokenHistories, batch_tokens: int) -> Batches:
-    """Batches of the histories in their order."""
-    return Batches(histories.store, histories.rows, max(batch_tokens, histories.max_tokens), histories.max_tokens)
-
-
-def labelled_batches(subjects: Labelled[TokenHistories], batch_tokens: int, shuffle_seed: int | None = None) -> Batches:
-    """Batches with outcomes, which lie row for row beside the store."""
-    histories = subjects.features
-    days, is_event = np.ones(len(histories.store)), np.zeros(len(histories.store), dtype=bool)
-    days[histories.rows], is_event[histories.rows] = subjects.follow_up_days, subjects.is_event
-    return replace(
-        histories_in_batches(histories, batch_tokens), outcomes=Outcomes(days, is_event), shuffle_seed=shuffle_seed
-    )

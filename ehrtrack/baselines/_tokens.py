@@ -1,0 +1,118 @@
+"""What baselines that read tokens share: batches of histories, the survival objective, prediction, and JSON."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ehrtrack.baselines._protocol import FloatArray, Labelled, TokenHistories, check_events
+from ehrtrack.data.batch import Batches, Outcomes
+from ehrtrack.errors import DataError
+from ehrtrack.models.code_effects import Levels
+from ehrtrack.objectives import survival
+from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.survival.curves import interpolate_survival
+from ehrtrack.survival.time_grid import TimeGrid
+from ehrtrack.training.memory import CPU_BATCH_TOKENS
+
+BROKEN_JSON = (ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+"""What reading a model's JSON raises where the text is none."""
+
+
+class TokenModel:
+    """A model of token histories with hazards on a time grid.
+
+    Attributes
+    ----------
+    network : from a batch to hazard logits (B, K)
+    facts : what `describe` says of the fit
+    """
+
+    network: nn.Module
+    grid: TimeGrid
+    facts: dict[str, float | int | str]
+
+    @property
+    def n_codes(self) -> int:
+        """V, tokens of the vocabulary."""
+        raise NotImplementedError
+
+    def survival(self, features: TokenHistories, times: npt.ArrayLike) -> FloatArray:
+        """(B, M) S(t | x), by straight lines between the edges of the grid, and constant after the last.
+
+        Raises
+        ------
+        DataError
+            If the histories have another vocabulary's number of tokens.
+        """
+        if len(features.vocabulary) != self.n_codes:
+            raise DataError(
+                f"histories in a vocabulary of {len(features.vocabulary)} tokens, and the model knows {self.n_codes}; "
+                "make them with the vocabulary of the training run"
+            )
+        days = np.minimum(np.atleast_1d(np.asarray(times, dtype=np.float64)), self.grid.horizon_days)
+        if not len(features):
+            return np.zeros((0, len(days)))
+        device = next(iter(self.network.state_dict().values())).device
+        predicted = survival.predict(self.network, histories_in_batches(features, CPU_BATCH_TOKENS), device)
+        return interpolate_survival(predicted.survival, self.grid, days)
+
+    def risk(self, features: TokenHistories, horizon_days: float) -> FloatArray:
+        """(B,) probability of an event up to the horizon."""
+        return 1 - self.survival(features, [horizon_days])[:, 0]
+
+    def fields(self) -> dict[str, Any]:
+        """What JSON keeps of every such model, to be read by `read_fields`; weights are safetensors in base 64."""
+        weights = {name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        encoded = base64.b64encode(safetensors.torch.save(weights)).decode()
+        return {"grid": self.grid.to_json(), "facts": self.facts, "weights": encoded}
+
+
+def read_fields(text: str) -> tuple[dict[str, Any], TimeGrid, dict[str, Tensor]]:
+    """The fields of a model's JSON, and its grid and weights. Raises one of `BROKEN_JSON` where the text is none."""
+    fields = json.loads(text)
+    return fields, TimeGrid.from_json(fields["grid"]), safetensors.torch.load(base64.b64decode(fields["weights"]))
+
+
+def survival_objective(config: survival.Config, train: Labelled[TokenHistories]) -> survival.Survival:
+    """The survival objective for training subjects, up to the longest follow-up.
+
+    Raises
+    ------
+    DataError
+        If there is no training event.
+    """
+    check_events(train)
+    vocabulary = train.features.vocabulary
+    return survival.build(
+        config,
+        TrainingFacts(
+            token_counts=np.zeros(len(vocabulary), dtype=np.int64),  # of no use to this objective
+            outcomes=Outcomes(train.follow_up_days, train.is_event),
+            horizon_days=float(train.follow_up_days.max()),
+            records=labelled_batches(train, CPU_BATCH_TOKENS),
+            levels=Levels.of(vocabulary),
+        ),
+    )
+
+
+def histories_in_batches(histories: TokenHistories, batch_tokens: int) -> Batches:
+    """Batches of the histories in their order."""
+    return Batches(histories.store, histories.rows, max(batch_tokens, histories.max_tokens), histories.max_tokens)
+
+
+def labelled_batches(subjects: Labelled[TokenHistories], batch_tokens: int, shuffle_seed: int | None = None) -> Batches:
+    """Batches with outcomes, which lie row for row beside the store."""
+    histories = subjects.features
+    days, is_event = np.ones(len(histories.store)), np.zeros(len(histories.store), dtype=bool)
+    days[histories.rows], is_event[histories.rows] = subjects.follow_up_days, subjects.is_event
+    batches = histories_in_batches(histories, batch_tokens)
+    return replace(batches, outcomes=Outcomes(days, is_event), shuffle_seed=shuffle_seed)
