@@ -87,7 +87,7 @@ def _codes(vocabulary: Vocabulary) -> tuple[list[str], Ints, Floats]:
         code = token = vocabulary.tokens[index]
         if bins.code[index] >= 0:
             code = bins.names[bins.code[index]]
-        elif token in vocabulary.value_edges:  # a code with bins that also comes without a value is two columns
+        elif token in bins.names:  # a code with bins that also comes without a value is two columns
             code = f"{token} (no value)"
         code_of_token[index] = number.setdefault(code, len(number))
     return list(number), code_of_token, np.where(bins.code >= 0, bins.number, np.nan)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
@@ -84,19 +85,33 @@ class Vocabulary:
         return fingerprint_of("vocabulary", self.tokens, self.value_edges, self.exclude, *groups)
 
     @cached_property
+    def code_of_token(self) -> tuple[str, ...]:
+        """The code that each token is of, with or without a value; itself for a special, and for a group the group."""
+        of_name = {name: code for code, name, _ in self._bin_names()}
+        return tuple(of_name.get(token, token) for token in self.tokens)
+
+    @cached_property
     def bins(self) -> Bins:
-        """Which code's values each token is a bin of, and which."""
-        code_of_name = {
-            f"{code}//Q{k}": (code, k) for code, edges in self.value_edges.items() for k in range(1, len(edges) + 2)
-        }
+        """Which code's values each token is a bin of, and which; the codes of a group are one, with its name."""
+        bin_of_name = {name: (code, k) for code, name, k in self._bin_names()}
         number: dict[str, int] = {}
         code, bin_number = np.full(len(self), -1, dtype=np.int64), np.zeros(len(self), dtype=np.int64)
         for token, name in enumerate(self.tokens):
-            if name in code_of_name:
-                of_code, bin_number[token] = code_of_name[name]
+            if name in bin_of_name:
+                of_code, bin_number[token] = bin_of_name[name]
                 code[token] = number.setdefault(of_code, len(number))
-        n_bins = np.array([len(self.value_edges[of_code]) + 1 for of_code in number], dtype=np.int64)
-        return Bins(tuple(number), code, bin_number, n_bins)
+        most: Counter[str] = Counter()
+        for of_code, k in bin_of_name.values():
+            most[of_code] = max(most[of_code], k)
+        return Bins(tuple(number), code, bin_number, np.array([most[of_code] for of_code in number], dtype=np.int64))
+
+    def _bin_names(self) -> Iterator[tuple[str, str, int]]:
+        """The code or group, the token's name and the number of each bin. One with a group of its own is none."""
+        for code, edges in self.value_edges.items():
+            name = self.groups.get(code, code)
+            for k in range(1, len(edges) + 2):
+                if f"{code}//Q{k}" not in self.groups:
+                    yield name, f"{name}//Q{k}", k
 
     def to_json(self) -> str:
         fields = {

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from torch import nn
 
 from ehrtrack.config import RunConfig
-from ehrtrack.data.vocabulary import SPECIAL_TOKENS
+from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.models.behrt import SIZES
 from ehrtrack.models.code_embeddings import CodeEmbeddings, beside, coding_systems
 from ehrtrack.recipes._prepare import Records, check_unseen, prepare_records, seed_everything
@@ -54,7 +55,7 @@ def embed(
     else:
         vectors = fit_skip_gram(records.store, config=skip_gram, **fitted)
     vectors = beside(vectors, systems)
-    groups = group_codes(vectors, n_groups, seed=config.runtime.seed) if n_groups else None
+    groups = _groups(records.vocabulary, vectors, n_groups, seed=config.runtime.seed) if n_groups else None
     facts = {
         **records.fingerprints(),
         "split": config.data.split.model_dump(mode="json"),
@@ -67,10 +68,13 @@ def embed(
         f"{len(vectors):,} tokens, {vectors.shape[1]} wide, of {len(records.rows['train']):,} training subjects: {out}"
     )
     if groups is not None:
-        tokens = np.array(records.vocabulary.tokens)
-        is_code = np.arange(len(tokens)) >= len(SPECIAL_TOKENS)
-        pl.DataFrame({"code": tokens[is_code], "group": tokens[groups][is_code]}).write_parquet(out / GROUPS)
+        pl.DataFrame({"code": list(groups), "group": list(groups.values())}).write_parquet(out / GROUPS)
         print(f"{n_groups:,} groups of codes: --data.vocabulary.groups {out / GROUPS}")
+
+
+def _groups(vocabulary: Vocabulary, vectors: npt.NDArray[np.float32], n_groups: int, *, seed: int) -> dict[str, str]:
+    known = slice(len(SPECIAL_TOKENS), None)
+    return group_codes(vocabulary.code_of_token[known], vocabulary.counts[known], vectors[known], n_groups, seed=seed)
 
 
 def read_embeddings(config: RunConfig, records: Records) -> CodeEmbeddings | None:

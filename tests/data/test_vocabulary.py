@@ -285,3 +285,15 @@ def test_a_table_of_groups_that_cannot_be_used_says_why(tmp_path, text, message)
         file.write_text(text)
     with pytest.raises(DataError, match=message):
         read_groups(file)
+
+
+def test_bins_of_grouped_codes_are_levels_of_their_group() -> None:
+    edges = {"LAB//A": (1.0, 2.0), "LAB//B": (10.0,), "LAB//C": (5.0,)}
+    tokens = (*SPECIAL_TOKENS, "LAB//B//Q3", "LAB//B//Q1", "LAB//B", "LAB//C//Q2", "odd")
+    groups = {"LAB//A": "LAB//B", "LAB//B": "LAB//B", "LAB//C//Q1": "odd"}
+    vocabulary = Vocabulary(tokens, edges, groups=groups)
+    assert vocabulary.bins.names == ("LAB//B", "LAB//C")
+    assert vocabulary.bins.code[4:].tolist() == [0, 0, -1, 1, -1]
+    assert vocabulary.bins.n_bins.tolist() == [3, 2]  # A has three, and B two
+    np.testing.assert_allclose(vocabulary.bins.level[4:], [1, -1, 0, 1, 0])
+    assert vocabulary.code_of_token[4:] == ("LAB//B", "LAB//B", "LAB//B", "LAB//C", "odd")
