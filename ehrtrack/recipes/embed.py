@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 from torch import nn
 
 from ehrtrack.config import RunConfig
-from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.models.behrt import SIZES
 from ehrtrack.models.code_embeddings import CodeEmbeddings, beside, coding_systems
 from ehrtrack.recipes._prepare import Records, check_unseen, prepare_records, seed_everything
@@ -55,7 +52,7 @@ def embed(
     else:
         vectors = fit_skip_gram(records.store, config=skip_gram, **fitted)
     vectors = beside(vectors, systems)
-    groups = _groups(records.vocabulary, vectors, n_groups, seed=config.runtime.seed) if n_groups else None
+    groups = group_codes(records.vocabulary, vectors, n_groups, seed=config.runtime.seed) if n_groups else None
     facts = {
         **records.fingerprints(),
         "split": config.data.split.model_dump(mode="json"),
@@ -70,11 +67,6 @@ def embed(
     if groups is not None:
         pl.DataFrame({"code": list(groups), "group": list(groups.values())}).write_parquet(out / GROUPS)
         print(f"{n_groups:,} groups of codes: --data.vocabulary.groups {out / GROUPS}")
-
-
-def _groups(vocabulary: Vocabulary, vectors: npt.NDArray[np.float32], n_groups: int, *, seed: int) -> dict[str, str]:
-    known = slice(len(SPECIAL_TOKENS), None)
-    return group_codes(vocabulary.code_of_token[known], vocabulary.counts[known], vectors[known], n_groups, seed=seed)
 
 
 def read_embeddings(config: RunConfig, records: Records) -> CodeEmbeddings | None:
