@@ -13,7 +13,7 @@ from ehrtrack.config import RunConfig
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS
 from ehrtrack.models.behrt import SIZES
 from ehrtrack.models.code_embeddings import CodeEmbeddings, beside, coding_systems
-from ehrtrack.recipes._prepare import Records, check_unseen, prepare_records, seed_everything
+from ehrtrack.recipes._prepare import Records, check_unseen, prepare_records, settle
 from ehrtrack.training.code_groups import group_codes
 from ehrtrack.training.cooccurrence import fit_cooccurrence
 from ehrtrack.training.settings import SkipGramConfig
@@ -39,7 +39,7 @@ def embed(
     EhrtrackError
         If the data cannot be used, or no two codes occur together.
     """
-    seed_everything(config.runtime)
+    config = settle(config)
     records = prepare_records(config)
     width = width or SIZES[config.model.size].width
     systems = coding_systems(records.vocabulary, at_most=width // 12)
