@@ -6,8 +6,7 @@ FROM python:3.11-slim
 # Without git the run's code version comes from the build; runs carry it as the tag ehrtrack.git_commit.
 ARG GIT_COMMIT=unknown
 ENV EHRTRACK_GIT_COMMIT=$GIT_COMMIT \
-    PYTHONUNBUFFERED=1 \
-    OMP_WAIT_POLICY=PASSIVE
+    PYTHONUNBUFFERED=1
 
 WORKDIR /app
 COPY requirements.lock ./

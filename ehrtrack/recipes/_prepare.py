@@ -23,6 +23,7 @@ from ehrtrack.data.store import TokenStore, build_store, record_cutoffs, tokenis
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.code_embeddings import FACTS_FILE, CodeEmbeddings
+from ehrtrack.training.threads import free_threads
 
 Rows = npt.NDArray[np.int64]
 
@@ -216,9 +217,19 @@ def check_unseen(facts: Mapping[str, object], what: str, config: DataConfig, dat
 
 
 def seed_everything(runtime: RuntimeConfig) -> None:
-    """Set all seeds, and the threads."""
+    """Set all seeds."""
     random.seed(runtime.seed)
     np.random.seed(runtime.seed)  # for libraries that draw from numpy's global generator
     torch.manual_seed(runtime.seed)
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
+
+
+def settle(config: RunConfig) -> RunConfig:
+    """Set all seeds and the threads; returns the configuration to go on with, which says how many threads.
+
+    That number is logged with the run, so that it is resumed with the same one: another number adds up in another
+    order, which shows in the last digits.
+    """
+    seed_everything(config.runtime)
+    n_threads = config.runtime.threads or free_threads()
+    torch.set_num_threads(n_threads)
+    return config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": n_threads})})

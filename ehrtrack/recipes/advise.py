@@ -16,7 +16,7 @@ from ehrtrack.data.batch import Batches
 from ehrtrack.errors import ConfigError
 from ehrtrack.recipes._adapt import adapt
 from ehrtrack.recipes._advice_measure import Cost, measure
-from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort, seed_everything
+from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort, settle
 from ehrtrack.strategies._protocol import parameter_table
 from ehrtrack.training.ranks import join_ranks
 
@@ -161,7 +161,7 @@ def advise(config: RunConfig, *, price: float | None = None, seconds: float = 3.
             f"advice is for fine-tuning to an outcome, and objective.name is {config.objective.name}; "
             "give the study's finetune.toml"
         )
-    seed_everything(config.runtime)
+    config = settle(config)
     records = prepare_cohort(config)
     rows = records.rows["train"]
     rule = rule_for(len(rows))

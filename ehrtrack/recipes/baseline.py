@@ -15,7 +15,7 @@ from ehrtrack.objectives.survival import Predictions
 from ehrtrack.recipes._evaluate import Evaluation, attained, log_cohort, log_evaluation
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._oracle import truth_beside
-from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort, seed_everything
+from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort, settle
 from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes._sanity import conclude, judge_risks
 from ehrtrack.recipes.embed import read_embeddings
@@ -33,7 +33,7 @@ def baseline(config: RunConfig) -> Run:
     EhrtrackError
         If the configuration, the data or the tracking server cannot be used.
     """
-    seed_everything(config.runtime)
+    config = settle(config)
     records = prepare_cohort(config)
     training = records.outcomes[records.rows["train"]]
     grid = fit_time_grid(

@@ -24,7 +24,7 @@ from ehrtrack.models.behrt import ModelConfig
 from ehrtrack.objectives.survival import Predictions
 from ehrtrack.recipes._adapt import Adaptation, adapt, read_base
 from ehrtrack.recipes._model_folder import ModelFolder
-from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, seed_everything
+from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, seed_everything, settle
 from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes._sanity import conclude
 from ehrtrack.recipes._train import feed, with_features
@@ -91,7 +91,7 @@ def canary(config: RunConfig) -> Run:
         After the run is written: if a canary failed.
     """
     ranks = join_ranks(config.runtime.device)
-    seed_everything(config.runtime)
+    config = settle(config)
     base, config = read_base(config)
     if config.cohort is None:
         raise ConfigError("canaries need a [cohort]: they are twins of a fine-tuning run")

@@ -11,7 +11,7 @@ from torch import nn
 from ehrtrack.config import RunConfig
 from ehrtrack.models.behrt import SIZES
 from ehrtrack.models.code_embeddings import CodeEmbeddings, beside, coding_systems
-from ehrtrack.recipes._prepare import Records, check_unseen, prepare_records, seed_everything
+from ehrtrack.recipes._prepare import Records, check_unseen, prepare_records, settle
 from ehrtrack.training.code_groups import group_codes
 from ehrtrack.training.cooccurrence import fit_cooccurrence
 from ehrtrack.training.settings import SkipGramConfig
@@ -37,7 +37,7 @@ def embed(
     EhrtrackError
         If the data cannot be used, or no two codes occur together.
     """
-    seed_everything(config.runtime)
+    config = settle(config)
     records = prepare_records(config)
     width = width or SIZES[config.model.size].width
     systems = coding_systems(records.vocabulary, at_most=width // 12)

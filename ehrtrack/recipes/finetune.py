@@ -15,7 +15,7 @@ from ehrtrack.recipes._causes import log_causes
 from ehrtrack.recipes._evaluate import Evaluation, attained, log_cohort, log_evaluation
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._oracle import truth_beside
-from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, seed_everything
+from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, settle
 from ehrtrack.recipes._run import MODEL_FOLDER, Resumption, Run, describe, open_run
 from ehrtrack.recipes._sanity import (
     conclude,
@@ -55,7 +55,7 @@ def finetune(
         If the configuration, the data or the tracking server cannot be used, or the loss is not finite.
     """
     ranks = join_ranks(config.runtime.device)
-    seed_everything(config.runtime)
+    config = settle(config)
     base, config = ranks.from_main(partial(read_base, config))
     records = ranks.main_first(lambda: prepare_cohort(config, None if base is None else base.vocabulary))
     if base is not None:

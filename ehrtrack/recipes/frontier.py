@@ -9,6 +9,7 @@ from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError
 from ehrtrack.frontier import Point, conclusion, frontier_table, to_markdown
 from ehrtrack.recipes._adapt import latest_pretrain
+from ehrtrack.recipes._prepare import settle
 from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes.compare import read_test_predictions, run_row
 from ehrtrack.recipes.finetune import finetune
@@ -33,6 +34,7 @@ def frontier(config: RunConfig) -> Run:
     """
     if join_ranks(config.runtime.device).count > 1:
         raise ConfigError("a frontier is one process; its values are fitted one after another")
+    config = settle(config)
     if config.init.run == "latest":  # another pretraining may finish between two values
         config = override(config, {"init.run": latest_pretrain(config.study)})
     parameter, values = config.frontier.parameter, config.frontier.values

@@ -12,7 +12,7 @@ from ehrtrack.data.batch import Batches
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.recipes._model_folder import write_model_folder
-from ehrtrack.recipes._prepare import Records, prepare_records, seed_everything
+from ehrtrack.recipes._prepare import Records, prepare_records, settle
 from ehrtrack.recipes._run import Resumption, Run, describe, open_run
 from ehrtrack.recipes._sanity import conclude, encoder_matrices, judge_encoder, judge_training, learning_matrices
 from ehrtrack.recipes._train import feed, set_up, train
@@ -39,7 +39,7 @@ def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> Run:
         If the configuration, the data or the tracking server cannot be used.
     """
     ranks = join_ranks(config.runtime.device)
-    seed_everything(config.runtime)
+    config = settle(config)
     records = ranks.main_first(lambda: prepare_records(config))
     objective = plugins.load("objectives", config.objective.name).build(
         config.objective, TrainingFacts(records.token_counts(), records=_training_records(config, records))

@@ -7,6 +7,7 @@ import optuna
 from ehrtrack.config import RunConfig, override, to_toml
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError
+from ehrtrack.recipes._prepare import settle
 from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.search import (
@@ -44,7 +45,8 @@ def sweep(config: RunConfig) -> Run:
     )
     study = open_study(config.search, name=_study_name(config), storage=storage, seed=config.runtime.seed)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with open_run(config, kind="sweep", sections=SECTIONS, name="sweep") as run:
+    settled = settle(config)  # here, so that trials do not each look for free cores
+    with open_run(settled, kind="sweep", sections=SECTIONS, name="sweep") as run:
         print(f"{n_done(study)} of {config.search.n_trials} trials are done", flush=True)
 
         def run_trial(trial: optuna.Trial) -> float:
@@ -58,7 +60,7 @@ def sweep(config: RunConfig) -> Run:
 
             try:
                 child = finetune(
-                    override(config, overrides),
+                    override(settled, overrides),
                     on_epoch=prune,
                     is_trial=True,
                     parent_run_id=run.logger.run_id,
@@ -69,14 +71,14 @@ def sweep(config: RunConfig) -> Run:
             return child.metrics["best/c_index"]
 
         run_trials(study, run_trial, n_trials=config.search.n_trials)
-        best = override(config, best_overrides(study))
+        best = best_overrides(study)
         run.logger.log_table(trials_table(study), "trials.csv")
-        run.logger.log_text(to_toml(best), "best.toml")
+        run.logger.log_text(to_toml(override(config, best)), "best.toml")  # for any machine: without this one's threads
         print(
-            f"\nbest of {len(study.trials)} trials: {best_overrides(study)}; fitting it for the record",
+            f"\nbest of {len(study.trials)} trials: {best}; fitting it for the record",
             flush=True,
         )
-        final = finetune(best, parent_run_id=run.logger.run_id)
+        final = finetune(override(settled, best), parent_run_id=run.logger.run_id)
         n_pruned = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in study.trials)
         run.logger.set_description(
             describe(
@@ -86,7 +88,7 @@ def sweep(config: RunConfig) -> Run:
                     "best validation C-index": f"{study.best_value:.4f}",
                     "best run": final.run_id,
                 }
-                | {name: str(value) for name, value in best_overrides(study).items()},
+                | {name: str(value) for name, value in best.items()},
             )
         )
         return run.finished(run.log_best(study.best_value))

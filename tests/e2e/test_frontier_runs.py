@@ -41,6 +41,7 @@ def test_each_value_is_a_run_of_its_own_and_a_line_of_the_table(
     assert table["difference"][0] is None
     expected = runs[0.5].metrics["test/c_index"] - runs[0.0].metrics["test/c_index"]
     assert table["difference"][1] == pytest.approx(expected, abs=1e-9)
+    assert frontier.params["runtime.threads"] == "1"  # the number it took, for all of its values
     with study.at_work():
         assert {"frontier.md", "plots/frontier.png"} <= set(list_artifacts(frontier.run_id))
 

@@ -99,6 +99,11 @@ def test_a_database_and_a_server_hold_the_same_run(study: Study, server_study: S
         assert [a for a in list_artifacts(remote.run_id) if not a.startswith("serving/")] == artifacts
 
 
+@pytest.mark.parametrize("kind", ["pretrain", "finetune", "baseline"])
+def test_a_run_that_was_told_no_number_of_threads_logs_the_one_it_took(study: Study, kind: str) -> None:
+    assert one(study, kind).params["runtime.threads"] == "1"  # which is what these tests give torch
+
+
 def test_a_finetune_run_has_every_artifact(study: Study) -> None:
     run = one(study, "finetune")
     with study.at_work():

@@ -101,6 +101,7 @@ def test_canaries_of_a_sound_run_pass_and_are_tagged(data: Path, local_store: Pa
     assert record.metrics["canary/permuted_c_index_lower"] < record.metrics["canary/permuted_c_index_upper"]
     assert "#### Sanity: " in record.tags["mlflow.note.content"]
     assert (record.kind, record.params["canary.epochs"]) == ("canary", "1")
+    assert record.params["runtime.threads"] == "1"  # the number it took
     assert not list((local_store / "cache").glob("canary-*"))  # records of subjects do not stay behind
 
 
