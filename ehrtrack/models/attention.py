@@ -70,14 +70,16 @@ def attend_in_loop(q: Tensor, k: Tensor, v: Tensor, batch: Batch, n_queries: Ten
     """Subject by subject, in float32: the CPU's kernel for bfloat16 is 7 times slower in the backward pass.
 
     `torch.split` gives views whose backward writes each gradient once; slicing in a loop would make it quadratic.
-    The fused kernels take four axes; with three, the CPU falls back to a slower path.
+    The fused kernels take four axes; with three, the CPU falls back to a slower path. They keep the tokens' order in
+    memory, so that parts are cut and joined along it: whole rows are copied, both ways.
     """
     n_keys = list(batch.lengths)
     sizes = (n_keys if n_queries is None else n_queries.tolist(), n_keys, n_keys)
     with torch.autocast(q.device.type, enabled=False):
-        heads_first = (x.float().transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, R or T, D / heads)
-        parts = zip(*map(partial(torch.split_with_sizes, dim=2), heads_first, sizes), strict=True)
-        return torch.cat([F.scaled_dot_product_attention(*part) for part in parts], dim=2)[0].transpose(0, 1)
+        rows = (x.float()[None] for x in (q, k, v))  # (1, R or T, heads, D / heads)
+        parts = zip(*map(partial(torch.split_with_sizes, dim=1), rows, sizes), strict=True)
+        attended = [F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in part)) for part in parts]
+        return torch.cat([x.transpose(1, 2) for x in attended], dim=1)[0]
 
 
 def attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch, n_queries: Tensor | None) -> Tensor:
