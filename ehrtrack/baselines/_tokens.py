@@ -17,6 +17,7 @@ from ehrtrack.baselines._protocol import FloatArray, Labelled, TokenHistories, c
 from ehrtrack.data.batch import Batches, Outcomes
 from ehrtrack.errors import DataError
 from ehrtrack.models.code_effects import Levels
+from ehrtrack.models.settings import READOUT_DAYS
 from ehrtrack.objectives import survival
 from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.survival.curves import interpolate_survival
@@ -82,7 +83,9 @@ def read_fields(text: str) -> tuple[dict[str, Any], TimeGrid, dict[str, Tensor]]
     return fields, TimeGrid.from_json(fields["grid"]), safetensors.torch.load(base64.b64decode(fields["weights"]))
 
 
-def survival_objective(config: survival.Config, train: Labelled[TokenHistories]) -> survival.Survival:
+def survival_objective(
+    config: survival.Config, train: Labelled[TokenHistories], scales_days: tuple[float, ...] = READOUT_DAYS
+) -> survival.Survival:
     """The survival objective for training subjects, up to the longest follow-up.
 
     Raises
@@ -100,6 +103,7 @@ def survival_objective(config: survival.Config, train: Labelled[TokenHistories])
             horizon_days=float(train.follow_up_days.max()),
             records=labelled_batches(train, CPU_BATCH_TOKENS),
             levels=Levels.of(vocabulary),
+            scales_days=scales_days,
         ),
     )
 

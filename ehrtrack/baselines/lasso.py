@@ -90,7 +90,7 @@ def fit(config: Config, train: Labelled[TokenHistories], validation: Labelled[To
 
     def fit_one(setting: Setting) -> LassoModel:
         config_of_one = survival.Config(lasso=setting["strength"], n_intervals=config.n_intervals)
-        objective = survival_objective(config_of_one, train)
+        objective = survival_objective(config_of_one, train, scales_days=config.scales_days)
         assert objective.codes is not None
         return LassoModel(Regression(objective.codes, objective.baseline_logits()).eval(), objective.grid, {})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,7 +75,8 @@ class CodeEffects(nn.Module):
 
         intercept + r . (age, log of visits, of days with visits and of days since)
         + sum over tokens c that a subject has    u_c . (1, log n_c, exp(-days_c / s_1), ..., exp(-days_c / s_S))
-        + sum over codes v whose values are cut   w_v . (last, mean, lowest and highest level)
+        + sum over codes v whose values are cut   w_v . (first, last, lowest, highest, mean and spread of the levels,
+                                                         and their means with weights exp(-days / s_1), ...)
 
     with n_c how often the record holds c, and days_c how long before its end it does last. A network needs many
     subjects to find what such a regression starts from (Cheng et al. 2016, "Wide & Deep Learning for Recommender
@@ -83,40 +84,48 @@ class CodeEffects(nn.Module):
 
     Parameters
     ----------
+    scales_days : (S,) of times, as those of `behrt.Readout`
     effect : (P, R) of the P columns on R outputs; r, u token after token, w code after code
     intercept : (R,)
 
     Raises
     ------
     ValueError
-        If the effects are not as many as tokens and codes ask for.
+        If the effects are not as many as tokens, codes and scales ask for.
     """
 
-    SCALES_DAYS = (1.0, 30.0, 365.25)
     N_OF_RECORD = 4
-    N_OF_TOKEN = 2 + len(SCALES_DAYS)
-    N_OF_LEVEL = 4
+    N_OF_TOKEN = 2  # and the scales, as below
+    N_OF_LEVEL = 6
 
-    def __init__(self, levels: Levels, effect: Tensor, intercept: Tensor) -> None:
+    def __init__(self, levels: Levels, scales_days: Tensor, effect: Tensor, intercept: Tensor) -> None:
         super().__init__()
-        if len(effect) != self.n_columns(levels) or effect.shape[1:] != intercept.shape:
-            raise ValueError(f"effects of shape {tuple(effect.shape)}, and {self.n_columns(levels)} columns")
-        self.per_day: Tensor
+        n_columns = self.n_columns(levels, len(scales_days))
+        if len(effect) != n_columns or effect.shape[1:] != intercept.shape:
+            raise ValueError(f"effects of shape {tuple(effect.shape)}, and {n_columns} columns")
+        self.scales_days: Tensor
         self.code: Tensor
         self.level: Tensor
         self.effect: Tensor
         self.intercept: Tensor
-        self.register_buffer("per_day", 1 / torch.tensor(self.SCALES_DAYS), persistent=False)
+        self.register_buffer("scales_days", scales_days)
         self.register_buffer("code", levels.code)
         self.register_buffer("level", levels.level)
         self.register_buffer("effect", effect)
         self.register_buffer("intercept", intercept)
 
     @classmethod
-    def n_columns(cls, levels: Levels) -> int:
+    def nothing(cls, levels: Levels, scales_days: Sequence[float], n_outputs: int) -> CodeEffects:
+        """Effects of 0, to read columns with."""
+        effect = torch.zeros(cls.n_columns(levels, len(scales_days)), n_outputs)
+        return cls(levels, torch.tensor(scales_days), effect, torch.zeros(n_outputs))
+
+    @classmethod
+    def n_columns(cls, levels: Levels, n_scales: int) -> int:
         """P."""
         n_codes = int(levels.code.max()) + 1 if len(levels.code) else 0
-        return cls.N_OF_RECORD + len(levels.code) * cls.N_OF_TOKEN + n_codes * cls.N_OF_LEVEL
+        n_of_tokens = len(levels.code) * (cls.N_OF_TOKEN + n_scales)
+        return cls.N_OF_RECORD + n_of_tokens + n_codes * (cls.N_OF_LEVEL + n_scales)
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor], prefix: str) -> CodeEffects | None:
@@ -129,8 +138,13 @@ class CodeEffects(nn.Module):
         """
         if f"{prefix}effect" not in weights:
             return None
-        code, level, effect, intercept = (weights[prefix + name] for name in ("code", "level", "effect", "intercept"))
-        return cls(Levels(code, level), effect, intercept)
+        names = ("code", "level", "scales_days", "effect", "intercept")
+        code, level, *others = (weights[prefix + name] for name in names)
+        return cls(Levels(code, level), *others)
+
+    def with_effects(self, effect: Tensor, intercept: Tensor) -> CodeEffects:
+        """Other effects of the same columns."""
+        return CodeEffects(Levels(self.code, self.level), self.scales_days, effect, intercept)
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, R)"""
@@ -144,7 +158,7 @@ class CodeEffects(nn.Module):
         token, of_token = self._of_tokens(batch)
         code, of_level = self._of_levels(batch)
         first_token = self.N_OF_RECORD
-        first_code = first_token + len(self.code) * self.N_OF_TOKEN
+        first_code = first_token + len(self.code) * of_token.shape[1]
         parts = (
             _entries(everybody, torch.zeros_like(everybody), _of_record(batch), start=0),
             _entries(batch.subject[token], batch.token[token], of_token, start=first_token),
@@ -155,22 +169,40 @@ class CodeEffects(nn.Module):
     def _of_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Each token of each subject once: (U,) where it is last, (U, 2 + S) its columns."""
         groups = Groups.of(batch, torch.where(batch.token == CLS, -1, batch.token))
-        days = batch.days_to_end[groups.last].clamp(min=0).nan_to_num(posinf=0)  # static facts are always recent
+        days = _days(batch, groups.last)
         columns = torch.stack([torch.ones_like(days), groups.n_places.log()], dim=1)
-        return groups.last, torch.cat([columns, torch.exp(-days[:, None] * self.per_day)], dim=1)
+        return groups.last, torch.cat([columns, torch.exp(-days[:, None] / self.scales_days)], dim=1)
 
     def _of_levels(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Each code with values of each subject once: (U,) where it is last, (U, 4) its levels."""
+        """Each code with values of each subject once: (U,) where it is last, (U, 6 + S) its levels."""
         groups = Groups.of(batch, self.code[batch.token])
         level = self.level[batch.token[groups.place]]
         nothing = level.new_zeros(len(groups.last))
+        first = torch.zeros_like(groups.last).scatter_reduce(0, groups.group, groups.place, "amin", include_self=False)
+        mean = nothing.index_add(0, groups.group, level) / groups.n_places
+        mean_square = nothing.index_add(0, groups.group, level**2) / groups.n_places
         columns = (
+            self.level[batch.token[first]],
             self.level[batch.token[groups.last]],
-            nothing.index_add(0, groups.group, level) / groups.n_places,
             nothing.scatter_reduce(0, groups.group, level, "amin", include_self=False),
             nothing.scatter_reduce(0, groups.group, level, "amax", include_self=False),
+            mean,
+            (mean_square - mean**2).clamp(min=0).sqrt(),
         )
-        return groups.last, torch.stack(columns, dim=1)
+        days = _days(batch, groups.place)
+        latest = nothing.scatter_reduce(0, groups.group, days, "amin", include_self=False)
+        # Counted from the latest, whose weight is 1: all weights of what was long ago would be 0.
+        weight = torch.exp((latest[groups.group] - days)[:, None] / self.scales_days)  # (N, S)
+        total, weights = (
+            nothing.new_zeros(len(nothing), len(self.scales_days)).index_add(0, groups.group, x)
+            for x in (weight * level[:, None], weight)
+        )
+        return groups.last, torch.cat([torch.stack(columns, dim=1), total / weights], dim=1)
+
+
+def _days(batch: Batch, place: Tensor) -> Tensor:
+    """From places to the end of their records; static facts are always recent."""
+    return batch.days_to_end[place].clamp(min=0).nan_to_num(posinf=0)
 
 
 def _of_record(batch: Batch) -> Tensor:

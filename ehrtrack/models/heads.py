@@ -50,20 +50,25 @@ class CodeHead(Head):
     ----------
     codes : (C,) which of the V tokens
     baseline : (K, C) where it begins
+    effects : a regression of each of the C on single codes and values, fitted before, which is added to its K numbers;
+        the head then learns what it leaves
     """
 
-    def __init__(self, width: int, codes: Tensor, baseline: Tensor) -> None:
+    def __init__(self, width: int, codes: Tensor, baseline: Tensor, effects: CodeEffects | None = None) -> None:
         super().__init__()
-        self.codes = codes
+        self.codes: Tensor
+        self.register_buffer("codes", codes, persistent=False)
         self.transform = nn.Linear(width, len(baseline) * width)
         self.norm = nn.LayerNorm(width)
         self.bias = nn.Parameter(baseline.clone())
+        self.effects = effects
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
         views = self.transform(hidden).unflatten(1, (len(self.bias), -1))  # (B, K, D)
         x = self.norm(F.gelu(views)).to(hidden.dtype)
         # The bias is added in full precision: half of it would cost a rare code's rate its second digit.
-        return F.linear(x, code_embedding[self.codes]).float() + self.bias  # (B, K, C)
+        numbers = F.linear(x, code_embedding[self.codes]).float() + self.bias  # (B, K, C)
+        return numbers if self.effects is None else numbers + self.effects(batch)[:, None]
 
     def places(self, batch: Batch) -> Tensor:
         return batch.cls_positions

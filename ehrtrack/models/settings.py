@@ -28,6 +28,10 @@ SIZES = {
 }
 
 
+READOUT_DAYS = (1.0, 30.0, 365.25)
+"""Scales of times that suit the records of years."""
+
+
 class ModelConfig(Section):
     """Settings of the encoder.
 
@@ -41,7 +45,7 @@ class ModelConfig(Section):
 
     size: str = "small"
     dropout: float = Field(0.1, ge=0, lt=1)
-    readout_days: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0, 30.0, 365.25), min_length=1)
+    readout_days: tuple[Annotated[float, Field(gt=0)], ...] = Field(READOUT_DAYS, min_length=1)
 
     @field_validator("size")
     @classmethod

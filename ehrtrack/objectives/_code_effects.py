@@ -1,30 +1,47 @@
-"""The lasso regression on single codes and values that a hazard head may start from (`models.code_effects`)."""
+"""Lasso regressions on single codes and values (`models.code_effects`): of an outcome, and of the onsets of codes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.optimize import Bounds, minimize
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, hstack
 from torch import Tensor
+from tqdm import tqdm
 
-from ehrtrack.data.batch import Batches, Outcomes
+from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.models.code_effects import CodeEffects, Entries
 from ehrtrack.objectives._protocol import TrainingFacts
 
 Floats = npt.NDArray[np.float64]
+Loss = Callable[[Floats], tuple[float, Floats]]
+"""From what is added to the baseline of each subject and output (N, R): the mean loss, and its slopes (N, R)."""
 
 LEAST_SPREAD = 0.01
 """Added to each column's standard deviation: what one subject in ten thousand has is not to weigh a hundred times."""
 
 
-STEPS = {"maxiter": 1000, "maxcor": 20, "ftol": 1e-9}
-MOST_STARTS, LEAST_GAIN = 20, 1e-5
+class Effort(NamedTuple):
+    """How near to the least loss a fit is to come, in the words of `scipy.optimize.minimize`."""
+
+    n_steps: int
+    tolerance: float
+    n_starts: int
+
+
+OF_OUTCOMES = Effort(n_steps=1000, tolerance=1e-9, n_starts=20)
+OF_ONSETS = Effort(n_steps=60, tolerance=1e-6, n_starts=1)
+"""There are hundreds of onsets and many records; sixty steps take a second and a half each, and say as much."""
+
+LEAST_GAIN = 1e-5
+
+MOST_LOG_HAZARD = 30.0
+"""Beyond what data say, where a search tries too long a step."""
 
 
 class Hazards(Protocol):
@@ -44,72 +61,124 @@ def fit_code_effects(strength: float, facts: TrainingFacts, hazards: Hazards) ->
 
     with X (N, P) the columns that some subject has, and sd their standard deviations. What chance alone gives the
     largest of P slopes falls with N as lambda does (Bickel, Ritov and Tsybakov 2009, Annals of Statistics 37(4),
-    theorem 7.1), so that like strengths suit few subjects and many. By L-BFGS-B, u being the difference of two parts
-    that are not negative. None where no strength is asked for.
+    theorem 7.1), so that like strengths suit few subjects and many. None where no strength is asked for.
+
+    Where pretraining learned what single codes and values say of the onsets of others, W (P, C), u is W v and what
+    departs from it, both with the penalty: an outcome that follows what some of these onsets follow takes few v, where
+    it would take many u. What was learned of many unlabelled records so serves few labels.
 
     Parameters
     ----------
-    facts : with the training subjects' records and their outcomes, and the levels of values
+    facts : with the training subjects' records and their outcomes, the levels of values, and W (`onsets`)
     """
     if not strength:
         return None
     assert facts.records is not None, "effects are fitted to records"
-    assert facts.levels is not None, "effects are of the levels of values"
+    assert facts.records.outcomes is not None, "records to fit effects to have outcomes"
     baseline = hazards.baseline_logits()
     n_outputs = baseline[0].numel()
-    nothing = torch.zeros(CodeEffects.n_columns(facts.levels), n_outputs)
-    table, outcomes = _read(CodeEffects(facts.levels, nothing, torch.zeros(n_outputs)), facts.records)
-    used = np.flatnonzero(np.diff(table.tocsc().indptr))
-    table = table[:, used]
-    mean, mean_square = np.asarray(table.mean(axis=0)), np.asarray((table**2).mean(axis=0))
-    spread = np.sqrt(np.maximum(mean_square - mean**2, 0)) + LEAST_SPREAD
-    penalty = strength * math.sqrt(math.log(max(len(used), 2)) / max(table.shape[0], 1))
-    standardised = (table / spread).tocsr()
-    effect, intercept = _minimise(standardised, baseline, lambda x: hazards.likelihood(x, outcomes), penalty)
-    nothing[used] = torch.from_numpy(effect / spread[:, None]).float()
-    return CodeEffects(facts.levels, nothing, torch.from_numpy(intercept).float())
+    reader = _reader(facts, n_outputs)
+    table = read_table(reader, facts.records)
+    outcomes = facts.records.outcomes[facts.records.rows]
+
+    def loss(shift: Floats) -> tuple[float, Floats]:
+        of_subject = torch.from_numpy(shift).requires_grad_()
+        logits = of_subject[:, None] + baseline.double().reshape(1, -1, n_outputs)  # (N, K, R)
+        mean = hazards.likelihood(logits.flatten(1), outcomes)
+        (slope,) = torch.autograd.grad(mean, of_subject)
+        return mean.item(), slope.numpy()
+
+    onsets = np.zeros((table.shape[1], 0)) if facts.onsets is None else facts.onsets.effect.double().numpy()
+    both = csr_array(hstack([table, csr_array(table @ onsets)]))
+    effect, intercept = _fit(both, loss, np.full(n_outputs, strength), OF_OUTCOMES)
+    own, of_onsets = np.split(effect, [table.shape[1]])
+    return reader.with_effects(torch.from_numpy(own + onsets @ of_onsets).float(), torch.from_numpy(intercept).float())
 
 
-def _read(reader: CodeEffects, records: Batches) -> tuple[csr_array, Outcomes]:
-    """The table (N, P) of the records' columns, in their order, and their outcomes."""
+def fit_onset_effects(
+    strength: float, facts: TrainingFacts, histories: Iterable[Batch], expected: Floats, came: Floats
+) -> CodeEffects:
+    """Effects of what a history holds on the log-hazards of C onsets after it, each a regression by itself:
+
+        mean of exp(x) expected - came x,    x = intercept + X u,    and a penalty as in `fit_code_effects`
+
+    which is the negative log-likelihood of hazards that are proportional to the baseline (Holford 1980, Biometrics
+    36:299-305). The penalty of an onset is times the square root of the share that have it, as chance's slopes are.
+
+    Parameters
+    ----------
+    histories : of N subjects together
+    expected : (N, C) what the baseline hazards add up to while at risk
+    came : (N, C) 1 where it came while at risk
+    """
+    reader = _reader(facts, came.shape[1])
+    table = read_table(reader, histories)
+    fitted = []
+    for number in tqdm(range(came.shape[1]), desc="onsets", leave=False, delay=3, disable=None):
+        h, d = expected[:, [number]], came[:, [number]]
+
+        def loss(shift: Floats, h: Floats = h, d: Floats = d) -> tuple[float, Floats]:
+            hazard = np.exp(np.minimum(shift, MOST_LOG_HAZARD)) * h
+            return float((hazard - d * shift).sum()) / len(d), (hazard - d) / len(d)
+
+        fitted.append(_fit(table, loss, strength * np.sqrt(d.mean(axis=0)), OF_ONSETS))
+    effects, intercepts = (np.concatenate(parts, axis=-1) for parts in zip(*fitted, strict=True))
+    return reader.with_effects(torch.from_numpy(effects).float(), torch.from_numpy(intercepts).float())
+
+
+def _reader(facts: TrainingFacts, n_outputs: int) -> CodeEffects:
+    assert facts.levels is not None, "effects are of the levels of values"
+    return CodeEffects.nothing(facts.levels, facts.scales_days, n_outputs)
+
+
+def read_table(reader: CodeEffects, batches: Iterable[Batch]) -> csr_array:
+    """(N, P) the columns of all subjects of the batches, in their order."""
     parts: list[Entries] = []
     n_read = 0
-    for batch in records:
+    for batch in batches:
         entries = reader.entries(batch)
         parts.append(entries._replace(subject=entries.subject + n_read))
         n_read += len(batch.lengths)
     subject, column, value = (torch.cat(arrays).numpy() for arrays in zip(*parts, strict=True))
-    assert records.outcomes is not None, "records to fit effects to have outcomes"
     table = csr_array((value.astype(np.float64), (subject, column)), shape=(n_read, len(reader.effect)))
     table.eliminate_zeros()  # the logarithm of one
-    return table, records.outcomes[records.rows]
+    return table
 
 
-def _minimise(
-    table: csr_array, baseline: Tensor, loss: Callable[[Tensor], Tensor], penalty: float
-) -> tuple[Floats, Floats]:
-    """(P, R) and (R,) effects of standardised columns, and intercept."""
-    n_outputs = baseline[0].numel()
+def _fit(table: csr_array, loss: Loss, strengths: Floats, effort: Effort) -> tuple[Floats, Floats]:
+    """(P, R) effects and (R,) intercepts of the least loss and penalty; 0 of columns that nobody has."""
+    used = np.flatnonzero(np.diff(table.tocsc().indptr))
+    mean, mean_square = np.asarray(table.mean(axis=0)), np.asarray((table**2).mean(axis=0))
+    spread = np.sqrt(np.maximum(mean_square - mean**2, 0))[used] + LEAST_SPREAD
+    penalties = strengths * math.sqrt(math.log(max(len(used), 2)) / max(table.shape[0], 1))
+    found, intercept = _minimise((table[:, used] / spread).tocsr(), loss, penalties, effort)
+    effect = np.zeros((table.shape[1], len(strengths)))
+    effect[used] = found / spread[:, None]
+    return effect, intercept
+
+
+def _minimise(table: csr_array, loss: Loss, penalties: Floats, effort: Effort) -> tuple[Floats, Floats]:
+    """(P, R) and (R,) effects of standardised columns, and intercepts. By L-BFGS-B, an effect being the difference of
+    two parts that are not negative."""
+    n_outputs = len(penalties)
     n_effects = table.shape[1] * n_outputs
+    penalty = np.tile(penalties, table.shape[1])  # effects lie output beside output
     transposed = table.T.tocsr()
 
     def value_and_slope(x: Floats) -> tuple[float, Floats]:
         up, down, intercept = np.split(x, [n_effects, 2 * n_effects])
-        of_subject = table @ (up - down).reshape(-1, n_outputs) + intercept  # (N, R)
-        shift = torch.from_numpy(of_subject).requires_grad_()
-        logits = shift[:, None] + baseline.double().reshape(1, -1, n_outputs)  # (N, K, R)
-        mean = loss(logits.flatten(1))
-        (slope,) = torch.autograd.grad(mean, shift)
-        of_effect = (transposed @ slope.numpy()).ravel()
-        gradient = np.concatenate([of_effect + penalty, penalty - of_effect, slope.sum(dim=0).numpy()])
-        return mean.item() + penalty * float(up.sum() + down.sum()), gradient
+        mean, slope = loss(table @ (up - down).reshape(-1, n_outputs) + intercept)
+        of_effect = (transposed @ slope).ravel()
+        gradient = np.concatenate([of_effect + penalty, penalty - of_effect, slope.sum(axis=0)])
+        return mean + float(penalty @ (up + down)), gradient
 
     lowest = np.concatenate([np.zeros(2 * n_effects), np.full(n_outputs, -np.inf)])
     bounds, at, before = Bounds(lowest, np.inf), np.zeros(2 * n_effects + n_outputs), np.inf
-    for _ in range(MOST_STARTS):  # a single short step ends the method, and one of ten starts some way from the least
-        found = minimize(value_and_slope, at, jac=True, method="L-BFGS-B", bounds=bounds, options=STEPS)
+    options = {"maxiter": effort.n_steps, "maxcor": 20, "ftol": effort.tolerance}
+    for _ in range(effort.n_starts):  # a single short step ends the method, and one of ten starts far from the least
+        found = minimize(value_and_slope, at, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         at, now = found.x, float(found.fun)
-        if before - now < LEAST_GAIN * now:
+        if before - now < LEAST_GAIN * abs(now):
             break
         before = now
     up, down, intercept = np.split(at, [n_effects, 2 * n_effects])

@@ -66,9 +66,9 @@ def loss_without_targets(model: nn.Module, batch: Batch) -> BatchLoss:
     return BatchLoss(model(batch).sum() * 0, 1, 0.0)
 
 
-def sampled(records: Batches | None, name: str) -> Iterator[Batch]:
-    """Training records for counting rates: at most `N_SAMPLED` subjects, drawn at random."""
+def sampled(records: Batches | None, name: str, at_most: int = N_SAMPLED) -> Iterator[Batch]:
+    """Training records for counting rates: of so many subjects at most, drawn at random."""
     if records is None:
         raise DataError(f"objective {name} counts rates in the records of the training subjects, and was given none")
-    rows = np.random.default_rng(0).permutation(records.rows)[:N_SAMPLED]
+    rows = np.random.default_rng(0).permutation(records.rows)[:at_most]
     return iter(replace(records, rows=rows))

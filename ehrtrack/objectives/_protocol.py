@@ -11,8 +11,9 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Batches, Outcomes
-from ehrtrack.models.code_effects import Levels
+from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.heads import Head
+from ehrtrack.models.settings import READOUT_DAYS
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class TrainingFacts:
     horizon_days : end of the time axis of the outcome, or None in pretraining
     records : the training subjects' records, whole ones in pretraining, for what is counted of or fitted to them
     levels : of the tokens' values
+    scales_days : of times, those on which the encoder reads the record (`model.readout_days`)
+    onsets : what single codes and values say of the onsets of codes, where the base was pretrained to foretell them
     """
 
     token_counts: npt.NDArray[np.int64]
@@ -33,6 +36,8 @@ class TrainingFacts:
     horizon_days: float | None = None
     records: Batches | None = None
     levels: Levels | None = None
+    scales_days: tuple[float, ...] = READOUT_DAYS
+    onsets: CodeEffects | None = None
 
 
 @dataclass(frozen=True)

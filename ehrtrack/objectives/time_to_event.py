@@ -20,10 +20,15 @@ from ehrtrack.data.batch import Batch
 from ehrtrack.data.excerpts import ranges
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS
 from ehrtrack.errors import DataError
+from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import CodeHead, Head
+from ehrtrack.objectives._code_effects import fit_onset_effects
 from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sampled
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.time_to_event import Config as Config
+
+MOST_TARGETS = 50_000_000
+"""Subjects times codes that regressions are fitted to, at most: 800 MB of what came and what was to be expected."""
 
 
 class Onsets(NamedTuple):
@@ -74,19 +79,21 @@ class Axis:
 class TimeToEvent:
     """Negative log-likelihood of the onsets of all codes, summed over codes and averaged over cuts.
 
-    Beside it that of the marginal predictor: each code's rate in each piece among the training subjects.
+    Beside it that of the marginal predictor: each code's rate in each piece among the training subjects; and, where
+    the head starts from one, that of the regression on single codes by itself.
     """
 
     selection = Selection("val/loss", is_higher_better=False)
     trivial = {"val/onset_loss": "val/marginal_loss"}  # noqa: RUF012
 
-    def __init__(self, config: Config, axis: Axis, log_rate: Tensor) -> None:
+    def __init__(self, config: Config, axis: Axis, log_rate: Tensor, effects: CodeEffects | None = None) -> None:
         self.config = config
         self.axis = axis
         self.log_rate = log_rate  # (K, C)
+        self.effects = effects
 
     def make_head(self, width: int) -> Head:
-        return CodeHead(width, self.axis.codes, self.log_rate)
+        return CodeHead(width, self.axis.codes, self.log_rate, self.effects)
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         cuts = draw_cuts(batch, self.config.n_cuts, batch.generator())
@@ -100,14 +107,16 @@ class TimeToEvent:
         """Sums over cuts."""
         cuts = draw_cuts(batch, self.config.n_cuts, batch.generator())
         if cuts is None:
-            return {"cuts": 0.0, "loss": 0.0, "marginal": 0.0, "events": 0.0}
+            return dict.fromkeys(("cuts", "loss", "marginal", "regression", "events"), 0.0)
         onsets = onsets_after(batch, cuts, self.axis)
         events, exposure = self.axis.events(onsets), self.axis.exposure(onsets)
         marginal = self.log_rate.to(events.device).expand_as(events)
+        shift = 0 if self.effects is None else self.effects.to(events.device)(cuts.history)[:, None]
         return {
             "cuts": float(len(cuts)),
             "loss": float(negative_log_likelihood(model(cuts.history), events, exposure)),
             "marginal": float(negative_log_likelihood(marginal, events, exposure)),
+            "regression": float(negative_log_likelihood(marginal + shift, events, exposure)),
             "events": float(events.sum()),
         }
 
@@ -117,18 +126,21 @@ class TimeToEvent:
         if not total["cuts"]:
             raise DataError("no validation subject has two visits within data.max_tokens: nothing comes after a cut")
         loss = total["loss"] / total["cuts"]
+        of_regression = {} if self.effects is None else {"val/regression_loss": total["regression"] / total["cuts"]}
         return {
             "val/loss": loss,
             "val/onset_loss": loss,
             "val/marginal_loss": total["marginal"] / total["cuts"],
             "val/onsets_per_cut": total["events"] / total["cuts"],
+            **of_regression,
         }
 
 
 def build(config: Config, facts: TrainingFacts) -> TimeToEvent:
     """The objective for these training subjects."""
     axis = fit_axis(config, facts)
-    return TimeToEvent(config, axis, _log_rates(config, facts, axis))
+    log_rate = _log_rates(config, facts, axis)
+    return TimeToEvent(config, axis, log_rate, _effects(config, facts, axis, log_rate))
 
 
 def negative_log_likelihood(log_hazard: Tensor, events: Tensor, exposure: Tensor) -> Tensor:
@@ -184,6 +196,22 @@ def fit_axis(config: Config, facts: TrainingFacts) -> Axis:
     inner = np.quantile(np.concatenate(days), np.arange(1, config.n_pieces) / config.n_pieces)
     edges = np.concatenate([[0.0], np.unique(inner[inner > 0])]).astype(np.float32)
     return _axis(every.codes[torch.from_numpy(np.sort(frequent))], vocabulary_size, torch.from_numpy(edges))
+
+
+def _effects(config: Config, facts: TrainingFacts, axis: Axis, log_rate: Tensor) -> CodeEffects | None:
+    """The regression of each onset on what the record holds at one cut of each subject."""
+    if not config.lasso:
+        return None
+    histories, expected, came = [], [], []
+    for batch in sampled(facts.records, config.name, at_most=MOST_TARGETS // len(axis.codes)):
+        cuts = draw_cuts(batch, 1, batch.generator())
+        if cuts is not None:
+            onsets = onsets_after(batch, cuts, axis)
+            histories.append(cuts.history)
+            expected.append((axis.exposure(onsets) * log_rate.exp()).sum(dim=1))
+            came.append((onsets.is_event & onsets.is_at_risk).float())
+    arrays = (torch.cat(parts).double().numpy() for parts in (expected, came))
+    return fit_onset_effects(config.lasso, facts, histories, *arrays)
 
 
 def _axis(codes: Tensor, vocabulary_size: int, edges_days: Tensor) -> Axis:

@@ -56,6 +56,8 @@ def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, r
         records.cohort.horizon_days,
         records=known_feed(config, records).split("train"),
         levels=Levels.of(records.vocabulary),
+        scales_days=config.model.readout_days,
+        onsets=None if base is None else base.onset_effects(),
     )
     objective = plugins.load("objectives", config.objective.name).build(config.objective, facts)
     encoder = Behrt(config.model, len(records.vocabulary))

@@ -61,6 +61,20 @@ class ModelFolder:
         prefix = "encoder."
         return {k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)}
 
+    def onset_effects(self) -> CodeEffects | None:
+        """What single codes and values say of the onsets of codes, where pretraining fitted that.
+
+        Raises
+        ------
+        CheckpointError
+            If its tensors do not fit each other.
+        """
+        prefixes = [name.removesuffix("effect") for name in self.weights if name.endswith(".effects.effect")]
+        try:
+            return CodeEffects.from_weights(self.weights, prefixes[0]) if prefixes else None
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"the effects on onsets do not fit each other: {error}") from error
+
     def survival_model(self) -> nn.Module:
         """The fine-tuned model, ready to predict: hazard logits (B, K), of any cause where it knows several.
 

@@ -10,6 +10,7 @@ from ehrtrack import plots, plugins
 from ehrtrack.config import RunConfig
 from ehrtrack.data.batch import Batches
 from ehrtrack.models.behrt import Behrt, EhrModel
+from ehrtrack.models.code_effects import Levels
 from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._prepare import Records, prepare_records, settle
@@ -41,9 +42,13 @@ def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> Run:
     ranks = join_ranks(config.runtime.device)
     config = settle(config)
     records = ranks.main_first(lambda: prepare_records(config))
-    objective = plugins.load("objectives", config.objective.name).build(
-        config.objective, TrainingFacts(records.token_counts(), records=_training_records(config, records))
+    facts = TrainingFacts(
+        records.token_counts(),
+        records=_training_records(config, records),
+        levels=Levels.of(records.vocabulary),
+        scales_days=config.model.readout_days,
     )
+    objective = plugins.load("objectives", config.objective.name).build(config.objective, facts)
     encoder = Behrt(config.model, len(records.vocabulary))
     start_from_embeddings(config, records, encoder.embeddings.code)
     plain = EhrModel(encoder, objective.make_head(encoder.width))

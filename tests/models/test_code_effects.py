@@ -13,6 +13,7 @@ from ehrtrack.models.code_effects import CodeEffects, Groups, Levels
 from ehrtrack.models.heads import HazardHead
 
 V = 12  # few, so that codes come again
+SCALES = torch.tensor([1.0, 30.0, 365.25])
 
 
 def batch_of(n_subjects: int) -> Batch:
@@ -28,7 +29,8 @@ def levels_of_two_codes() -> Levels:
 
 def random_effects(levels: Levels, n_outputs: int) -> CodeEffects:
     torch.manual_seed(0)
-    return CodeEffects(levels, torch.randn(CodeEffects.n_columns(levels), n_outputs), torch.randn(n_outputs))
+    effect = torch.randn(CodeEffects.n_columns(levels, len(SCALES)), n_outputs)
+    return CodeEffects(levels, SCALES, effect, torch.randn(n_outputs))
 
 
 def test_a_code_of_a_subject_is_seen_once_with_its_count_and_its_last_time() -> None:
@@ -51,7 +53,7 @@ def by_hand(effects: CodeEffects, batch: Batch, subject: int) -> np.ndarray:
     span = slice(sum(batch.lengths[:subject]), sum(batch.lengths[: subject + 1]) - 1)  # without [CLS]
     tokens, days, visits = batch.token[span].tolist(), batch.days_to_end[span].double().numpy(), batch.position[span]
     effect = effects.effect.double().numpy()
-    of_record, of_token, of_level = np.split(effect, np.cumsum([4, V * CodeEffects.N_OF_TOKEN]))
+    of_record, of_token, of_level = np.split(effect, np.cumsum([4, V * (2 + len(SCALES))]))
     dated = days[np.isfinite(days)]
     first, last = (dated.max(), dated.min()) if len(dated) else (0, 0)
     n_visits = len(set(visits[np.isfinite(days)].tolist()))
@@ -59,13 +61,17 @@ def by_hand(effects: CodeEffects, batch: Batch, subject: int) -> np.ndarray:
     total = effects.intercept.double().numpy() + np.array([age, *np.log1p([n_visits, first - last, last])]) @ of_record
     for token in set(tokens):
         since = min(day for day, other in zip(days, tokens, strict=True) if other == token)
-        decays = [1.0 if since == np.inf else np.exp(-since / scale) for scale in CodeEffects.SCALES_DAYS]
+        decays = [1.0 if since == np.inf else np.exp(-since / scale) for scale in SCALES.tolist()]
         total += np.array([1.0, np.log(tokens.count(token)), *decays]) @ of_token.reshape(V, -1, 2)[token]
     code, level = effects.code.tolist(), effects.level.double().tolist()
     for number in set(code) - {-1}:
         if levels := [level[token] for token in tokens if code[token] == number]:
-            summary = np.array([levels[-1], np.mean(levels), min(levels), max(levels)])
-            total += summary @ of_level.reshape(-1, 4, 2)[number]
+            since = np.array(
+                [0 if day == np.inf else day for day, t in zip(days, tokens, strict=True) if code[t] == number]
+            )
+            lately = [np.average(levels, weights=np.exp(-since / scale)) for scale in SCALES.double().tolist()]
+            summary = [levels[0], levels[-1], min(levels), max(levels), np.mean(levels), np.std(levels), *lately]
+            total += np.array(summary) @ of_level.reshape(-1, 6 + len(SCALES), 2)[number]
     return total
 
 
@@ -75,6 +81,14 @@ def test_effects_are_of_the_record_its_codes_their_counts_and_last_times_and_lev
     effects, batch = random_effects(levels, 2), batch_of(12)
     expected = [by_hand(effects, batch, subject) for subject in range(12)]
     np.testing.assert_allclose(effects(batch), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_means_of_values_that_are_long_past_are_numbers() -> None:
+    levels = levels_of_two_codes()
+    effects = CodeEffects(levels, torch.tensor([0.01]), torch.ones(CodeEffects.n_columns(levels, 1), 1), torch.zeros(1))
+    batch = batch_of(12)
+    assert float(batch.days_to_end.nan_to_num(posinf=0).max()) > 100  # whose weights are exp(-10,000)
+    assert effects(batch).isfinite().all()
 
 
 def test_a_head_adds_them_to_all_hazards_of_a_subject_and_no_gradient_reaches_them() -> None:
@@ -98,7 +112,10 @@ def test_they_come_back_from_a_models_tensors() -> None:
     assert CodeEffects.from_weights({}, "head.codes.") is None
 
 
-@pytest.mark.parametrize(("broken", "error"), [("effect", ValueError), ("intercept", ValueError), ("level", KeyError)])
+@pytest.mark.parametrize(
+    ("broken", "error"),
+    [("effect", ValueError), ("intercept", ValueError), ("scales_days", ValueError), ("level", KeyError)],
+)
 def test_tensors_that_do_not_fit_each_other_are_refused(broken: str, error: type[Exception]) -> None:
     weights = dict(random_effects(levels_of_two_codes(), 2).state_dict())
     if broken == "level":

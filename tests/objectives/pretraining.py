@@ -15,6 +15,7 @@ from ehrtrack import plugins
 from ehrtrack.data.batch import Batches
 from ehrtrack.data.store import TokenStore
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
+from ehrtrack.models.code_effects import Levels
 from ehrtrack.objectives._protocol import PretrainingObjective, TrainingFacts
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.training.loop import TrainConfig, fit
@@ -45,7 +46,8 @@ def objective_for(store: TokenStore, name: str, **settings: Any) -> PretrainingO
     """An objective fitted to the training subjects."""
     module = plugins.load("objectives", name)
     counts = np.bincount(store.token, minlength=V)
-    facts = TrainingFacts(counts, records=Batches(store, TRAIN, 4096, 64))
+    levels = Levels(torch.full((V,), -1), torch.zeros(V))
+    facts = TrainingFacts(counts, records=Batches(store, TRAIN, 4096, 64), levels=levels)
     built: PretrainingObjective = module.build(module.Config(**settings), facts)
     return built
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pretraining import dealt_out, diseases, objective_for, train
+from pretraining import V, dealt_out, diseases, objective_for, train
 from scipy.stats import expon
 from simulated import History, Visit, store_of
 from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, collate
+from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives._cuts import draw_cuts
 from ehrtrack.objectives.time_to_event import (
     Axis,
@@ -115,6 +116,32 @@ def test_the_trivial_predictor_has_the_rates_of_the_training_subjects() -> None:
 def test_it_beats_the_marginal_rates_where_codes_tell_each_other(tmp_path: Path) -> None:
     best = train("time-to-event", diseases(), tmp_path, epochs=5, n_pieces=3)
     assert best["val/onset_loss"] < 0.93 * best["val/marginal_loss"]
+
+
+def test_a_head_starts_from_the_regression_of_each_onset_and_says_what_that_reaches_alone(tmp_path: Path) -> None:
+    objective = objective_for(diseases(), "time-to-event", n_pieces=3, lasso=0.1)
+    assert isinstance(objective, TimeToEvent)
+    assert objective.effects is not None
+    batch = collate(diseases(), np.arange(300, 400), max_tokens=64)
+    torch.manual_seed(0)
+    encoder = Behrt(ModelConfig(size="tiny"), V)
+    model = EhrModel(encoder, objective.make_head(encoder.width)).eval()
+    with torch.no_grad():
+        expected = objective.effects(batch)[:, None] + objective.log_rate
+        torch.testing.assert_close(model(batch), expected, rtol=0, atol=0.5)
+        metrics = objective.metrics([objective.score(model, batch)])
+    assert metrics["val/regression_loss"] < 0.8 * metrics["val/marginal_loss"]  # a code of a disease tells the others
+    assert metrics["val/onset_loss"] == pytest.approx(metrics["val/regression_loss"], rel=0.02)
+    assert not any("effects" in name for name, _ in model.named_parameters())
+    best = train("time-to-event", diseases(), tmp_path, epochs=3, n_pieces=3, lasso=0.1)
+    assert best["val/onset_loss"] < best["val/regression_loss"]
+
+
+def test_without_a_regression_none_is_scored() -> None:
+    objective = objective_for(diseases(), "time-to-event", n_pieces=3)
+    batch = collate(diseases(), np.arange(300, 400), max_tokens=64)
+    metrics = objective.metrics([objective.score(Marginal(objective.log_rate), batch)])  # type: ignore[attr-defined]
+    assert "val/regression_loss" not in metrics
 
 
 def test_it_does_not_beat_the_marginal_rates_where_codes_were_dealt_out(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ GRID = TimeGrid((0.0, 10.0, 365.0))
 
 def effects_of_codes() -> CodeEffects:
     levels = Levels.of(VOCABULARY)
-    return CodeEffects(levels, torch.randn(CodeEffects.n_columns(levels), 1), torch.randn(1))
+    return CodeEffects(levels, torch.tensor([7.0]), torch.randn(CodeEffects.n_columns(levels, 1), 1), torch.randn(1))
 
 
 def write(folder: Path, codes: CodeEffects | None = None, **changes: Any) -> EhrModel:
@@ -124,6 +124,20 @@ def test_effects_of_codes_that_do_not_fit_are_refused(tmp_path: Path, name: str)
     weights = folder.weights | {f"head.codes.{name}": folder.weights[f"head.codes.{name}"][:-1].contiguous()}
     with pytest.raises(CheckpointError, match="effects of shape"):
         replace(folder, weights=weights).survival_model()
+
+
+@pytest.mark.parametrize("prefix", ["head.effects.", "head.heads.time-to-event.effects."])
+def test_what_pretraining_fitted_of_onsets_comes_back(tmp_path: Path, prefix: str) -> None:
+    write(tmp_path)
+    folder = read_model_folder(tmp_path / "model")
+    assert folder.onset_effects() is None
+    effects = effects_of_codes()
+    weights = folder.weights | {prefix + name: tensor for name, tensor in effects.state_dict().items()}
+    again = replace(folder, weights=weights).onset_effects()
+    assert again is not None
+    assert torch.equal(again.effect, effects.effect)
+    with pytest.raises(CheckpointError, match="the effects on onsets do not fit each other"):
+        replace(folder, weights=weights | {f"{prefix}effect": effects.effect[:-1]}).onset_effects()
 
 
 def test_a_pretrained_model_predicts_no_survival(tmp_path: Path) -> None:

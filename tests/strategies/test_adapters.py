@@ -137,12 +137,12 @@ def test_a_stock_peft_loads_the_adapter_on_the_base_and_predicts_the_same(tmp_pa
 
 def test_effects_of_codes_are_kept_with_the_adapter_and_do_not_learn(tmp_path: Path) -> None:
     levels = Levels(torch.full((1000,), -1), torch.zeros(1000))
-    nothing = torch.zeros(CodeEffects.n_columns(levels), 1)
+    nothing = torch.zeros(CodeEffects.n_columns(levels, 1), 1)
 
     def base_with(effect: torch.Tensor) -> EhrModel:
         model = base()
         assert isinstance(model.head, HazardHead)
-        model.head.codes = CodeEffects(levels, effect, torch.zeros(1))
+        model.head.codes = CodeEffects(levels, torch.ones(1), effect, torch.zeros(1))
         return model.eval()
 
     model = shake(apply("lora", base_with(torch.ones_like(nothing)), rank=4))

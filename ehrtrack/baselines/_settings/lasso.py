@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from ehrtrack.baselines._settings._shared import TunedChoice
+from ehrtrack.models.settings import READOUT_DAYS
 
 
 class Config(TunedChoice):
@@ -15,9 +16,11 @@ class Config(TunedChoice):
     Attributes
     ----------
     strengths : of the penalty, in units of ``sqrt(log P / N)``; `n_candidates` of them are tried
+    scales_days : of times: a day, a month and a year; where a record is two days of intensive care, take hours
     n_intervals : of the time grid, at most
     """
 
     name: Literal["lasso"] = "lasso"
     strengths: tuple[float, ...] = (0.25, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
+    scales_days: tuple[Annotated[float, Field(gt=0)], ...] = Field(READOUT_DAYS, min_length=1)
     n_intervals: int = Field(20, ge=1)
