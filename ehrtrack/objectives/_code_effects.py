@@ -36,7 +36,7 @@ class Effort(NamedTuple):
 
 OF_OUTCOMES = Effort(n_steps=1000, tolerance=1e-9, n_starts=20)
 OF_ONSETS = Effort(n_steps=60, tolerance=1e-6, n_starts=1)
-"""There are hundreds of onsets and many records; sixty steps take a second and a half each, and say as much."""
+"""There are hundreds of onsets and many records; sixty steps take seconds each, and say as much."""
 
 LEAST_GAIN = 1e-5
 
@@ -107,7 +107,7 @@ def fit_onset_effects(
 
     Parameters
     ----------
-    histories : of N subjects together
+    histories : N of them together; several of a subject are counted as if they were of several
     expected : (N, C) what the baseline hazards add up to while at risk
     came : (N, C) 1 where it came while at risk
     """

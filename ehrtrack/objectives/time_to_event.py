@@ -28,7 +28,7 @@ from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.time_to_event import Config as Config
 
 MOST_TARGETS = 50_000_000
-"""Subjects times codes that regressions are fitted to, at most: 800 MB of what came and what was to be expected."""
+"""Cuts times codes that regressions are fitted to, at most: 800 MB of what came and what was to be expected."""
 
 
 class Onsets(NamedTuple):
@@ -199,12 +199,12 @@ def fit_axis(config: Config, facts: TrainingFacts) -> Axis:
 
 
 def _effects(config: Config, facts: TrainingFacts, axis: Axis, log_rate: Tensor) -> CodeEffects | None:
-    """The regression of each onset on what the record holds at one cut of each subject."""
+    """The regression of each onset on what the record holds at the cuts."""
     if not config.lasso:
         return None
     histories, expected, came = [], [], []
-    for batch in sampled(facts.records, config.name, at_most=MOST_TARGETS // len(axis.codes)):
-        cuts = draw_cuts(batch, 1, batch.generator())
+    for batch in sampled(facts.records, config.name, at_most=MOST_TARGETS // (len(axis.codes) * config.n_cuts)):
+        cuts = draw_cuts(batch, config.n_cuts, batch.generator())
         if cuts is not None:
             onsets = onsets_after(batch, cuts, axis)
             histories.append(cuts.history)
