@@ -1,7 +1,8 @@
 """A lasso regression of the hazard in discrete time on single codes, when they were last written, and their values.
 
 It is what a hazard head starts from where ``objective.lasso`` is set (`models.code_effects`), by itself: whether a
-sequence model adds to it shows against this one.
+sequence model from scratch adds to it shows against this one, with the same scales of times. A model with a pretrained
+base may start from more: what that says of the onsets of codes.
 """
 
 from __future__ import annotations

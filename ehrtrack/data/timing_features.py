@@ -83,11 +83,12 @@ def _codes(vocabulary: Vocabulary) -> tuple[list[str], Ints, Floats]:
     bins = vocabulary.bins
     code_of_token = np.full(len(vocabulary), -1, dtype=np.int64)
     number: dict[str, int] = {}
+    has_bins = set(bins.names)
     for index in range(len(SPECIAL_TOKENS), len(vocabulary)):
         code = token = vocabulary.tokens[index]
         if bins.code[index] >= 0:
             code = bins.names[bins.code[index]]
-        elif token in bins.names:  # a code with bins that also comes without a value is two columns
+        elif token in has_bins:  # a code with bins that also comes without a value is two columns
             code = f"{token} (no value)"
         code_of_token[index] = number.setdefault(code, len(number))
     return list(number), code_of_token, np.where(bins.code >= 0, bins.number, np.nan)

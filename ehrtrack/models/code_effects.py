@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch
 from ehrtrack.data.vocabulary import CLS, Vocabulary
@@ -101,7 +102,8 @@ class CodeEffects(nn.Module):
     def __init__(self, levels: Levels, scales_days: Tensor, effect: Tensor, intercept: Tensor) -> None:
         super().__init__()
         n_columns = self.n_columns(levels, len(scales_days))
-        if len(effect) != n_columns or effect.shape[1:] != intercept.shape:
+        is_right = intercept.dim() == 1 and effect.shape == (n_columns, len(intercept))
+        if not is_right or levels.code.shape != levels.level.shape:
             raise ValueError(f"effects of shape {tuple(effect.shape)}, and {n_columns} columns")
         self.scales_days: Tensor
         self.code: Tensor
@@ -148,9 +150,14 @@ class CodeEffects(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, R)"""
-        entries = self.entries(batch)
-        each = entries.value[:, None] * self.effect[entries.column]  # (E, R)
-        return each.new_zeros(len(batch.lengths), each.shape[1]).index_add(0, entries.subject, each) + self.intercept
+        subject, column, value = self.entries(batch)
+        order = subject.argsort(stable=True)
+        n_entries = torch.bincount(subject, minlength=len(batch.lengths))
+        # A bag of embeddings is a weighted sum of rows, without the (E, R) products.
+        total = F.embedding_bag(
+            column[order], self.effect, n_entries.cumsum(0) - n_entries, mode="sum", per_sample_weights=value[order]
+        )
+        return total + self.intercept
 
     def entries(self, batch: Batch) -> Entries:
         """The columns of a batch's subjects."""

@@ -40,7 +40,8 @@ class ModelConfig(Section):
     size : a name in `SIZES`
     dropout : of embeddings and of each layer's two outputs; attention weights have none
     readout_days : scales on which [CLS] reads how long ago things were written (`behrt.Readout`). A day, a month and a
-        year suit the records of years; where a record is two days of intensive care, take hours
+        year suit the records of years; where a record is two days of intensive care, take hours. A regression that a
+        head starts from (`objective.lasso`) reads the same scales
     """
 
     size: str = "small"

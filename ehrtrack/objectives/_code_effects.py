@@ -63,9 +63,10 @@ def fit_code_effects(strength: float, facts: TrainingFacts, hazards: Hazards) ->
     largest of P slopes falls with N as lambda does (Bickel, Ritov and Tsybakov 2009, Annals of Statistics 37(4),
     theorem 7.1), so that like strengths suit few subjects and many. None where no strength is asked for.
 
-    Where pretraining learned what single codes and values say of the onsets of others, W (P, C), u is W v and what
-    departs from it, both with the penalty: an outcome that follows what some of these onsets follow takes few v, where
-    it would take many u. What was learned of many unlabelled records so serves few labels.
+    Where pretraining learned what single codes and values say of the onsets of codes, W (P, C), u is w + W v, and the
+    penalty is that of the P + C columns (X, X W): an outcome that follows what some of these onsets follow takes few v
+    where it would take many w. What was learned of many unlabelled records so serves few labels. Where these are the
+    same subjects, their onsets were learned of too, and X W fits them better than others.
 
     Parameters
     ----------
@@ -89,7 +90,7 @@ def fit_code_effects(strength: float, facts: TrainingFacts, hazards: Hazards) ->
         return mean.item(), slope.numpy()
 
     onsets = np.zeros((table.shape[1], 0)) if facts.onsets is None else facts.onsets.effect.double().numpy()
-    both = csr_array(hstack([table, csr_array(table @ onsets)]))
+    both = _Standardised.of(csr_array(hstack([table, csr_array(table @ onsets)])))
     effect, intercept = _fit(both, loss, np.full(n_outputs, strength), OF_OUTCOMES)
     own, of_onsets = np.split(effect, [table.shape[1]])
     return reader.with_effects(torch.from_numpy(own + onsets @ of_onsets).float(), torch.from_numpy(intercept).float())
@@ -103,7 +104,8 @@ def fit_onset_effects(
         mean of exp(x) expected - came x,    x = intercept + X u,    and a penalty as in `fit_code_effects`
 
     which is the negative log-likelihood of hazards that are proportional to the baseline (Holford 1980, Biometrics
-    36:299-305). The penalty of an onset is times the square root of the share that have it, as chance's slopes are.
+    36:299-305). The penalty of an onset is times the square root of the share that have it, as chance's slopes are. One
+    that never came has no effects.
 
     Parameters
     ----------
@@ -112,18 +114,19 @@ def fit_onset_effects(
     came : (N, C) 1 where it came while at risk
     """
     reader = _reader(facts, came.shape[1])
-    table = read_table(reader, histories)
-    fitted = []
-    for number in tqdm(range(came.shape[1]), desc="onsets", leave=False, delay=3, disable=None):
+    table = _Standardised.of(read_table(reader, histories))
+    effects = np.zeros((table.n_columns, came.shape[1]), dtype=np.float32)
+    intercepts = np.zeros(came.shape[1], dtype=np.float32)
+    for number in tqdm(np.flatnonzero(came.any(axis=0)), desc="onsets", leave=False, delay=3, disable=None):
         h, d = expected[:, [number]], came[:, [number]]
 
         def loss(shift: Floats, h: Floats = h, d: Floats = d) -> tuple[float, Floats]:
             hazard = np.exp(np.minimum(shift, MOST_LOG_HAZARD)) * h
             return float((hazard - d * shift).sum()) / len(d), (hazard - d) / len(d)
 
-        fitted.append(_fit(table, loss, strength * np.sqrt(d.mean(axis=0)), OF_ONSETS))
-    effects, intercepts = (np.concatenate(parts, axis=-1) for parts in zip(*fitted, strict=True))
-    return reader.with_effects(torch.from_numpy(effects).float(), torch.from_numpy(intercepts).float())
+        effect, intercept = _fit(table, loss, strength * np.sqrt(d.mean(axis=0)), OF_ONSETS)
+        effects[:, number], intercepts[number] = effect[:, 0], intercept[0]
+    return reader.with_effects(torch.from_numpy(effects), torch.from_numpy(intercepts))
 
 
 def _reader(facts: TrainingFacts, n_outputs: int) -> CodeEffects:
@@ -145,37 +148,59 @@ def read_table(reader: CodeEffects, batches: Iterable[Batch]) -> csr_array:
     return table
 
 
-def _fit(table: csr_array, loss: Loss, strengths: Floats, effort: Effort) -> tuple[Floats, Floats]:
+class _Standardised(NamedTuple):
+    """A table made ready to be fitted to, once for all outputs.
+
+    Attributes
+    ----------
+    rows, columns : the columns that some subject has over their spread, and the same transposed
+    used, spread : which of the P columns these are, and their spread
+    n_columns : P
+    """
+
+    rows: csr_array
+    columns: csr_array
+    used: npt.NDArray[np.int64]
+    spread: Floats
+    n_columns: int
+
+    @classmethod
+    def of(cls, table: csr_array) -> _Standardised:
+        used = np.flatnonzero(np.diff(table.tocsc().indptr))
+        mean, mean_square = np.asarray(table.mean(axis=0)), np.asarray((table**2).mean(axis=0))
+        spread = np.sqrt(np.maximum(mean_square - mean**2, 0))[used] + LEAST_SPREAD
+        rows = (table[:, used] / spread).tocsr()
+        return cls(rows, rows.T.tocsr(), used, spread, table.shape[1])
+
+
+def _fit(table: _Standardised, loss: Loss, strengths: Floats, effort: Effort) -> tuple[Floats, Floats]:
     """(P, R) effects and (R,) intercepts of the least loss and penalty; 0 of columns that nobody has."""
-    used = np.flatnonzero(np.diff(table.tocsc().indptr))
-    mean, mean_square = np.asarray(table.mean(axis=0)), np.asarray((table**2).mean(axis=0))
-    spread = np.sqrt(np.maximum(mean_square - mean**2, 0))[used] + LEAST_SPREAD
-    penalties = strengths * math.sqrt(math.log(max(len(used), 2)) / max(table.shape[0], 1))
-    found, intercept = _minimise((table[:, used] / spread).tocsr(), loss, penalties, effort)
-    effect = np.zeros((table.shape[1], len(strengths)))
-    effect[used] = found / spread[:, None]
+    n_rows, n_used = table.rows.shape
+    penalties = strengths * math.sqrt(math.log(max(n_used, 2)) / max(n_rows, 1))
+    found, intercept = _minimise(table, loss, penalties, effort)
+    effect = np.zeros((table.n_columns, len(strengths)))
+    effect[table.used] = found / table.spread[:, None]
     return effect, intercept
 
 
-def _minimise(table: csr_array, loss: Loss, penalties: Floats, effort: Effort) -> tuple[Floats, Floats]:
-    """(P, R) and (R,) effects of standardised columns, and intercepts. By L-BFGS-B, an effect being the difference of
-    two parts that are not negative."""
+def _minimise(table: _Standardised, loss: Loss, penalties: Floats, effort: Effort) -> tuple[Floats, Floats]:
+    """Effects of the standardised columns, and intercepts. By L-BFGS-B, an effect being the difference of two parts
+    that are not negative."""
     n_outputs = len(penalties)
-    n_effects = table.shape[1] * n_outputs
-    penalty = np.tile(penalties, table.shape[1])  # effects lie output beside output
-    transposed = table.T.tocsr()
+    n_effects = table.rows.shape[1] * n_outputs
+    penalty = np.tile(penalties, table.rows.shape[1])  # effects lie output beside output
 
     def value_and_slope(x: Floats) -> tuple[float, Floats]:
         up, down, intercept = np.split(x, [n_effects, 2 * n_effects])
-        mean, slope = loss(table @ (up - down).reshape(-1, n_outputs) + intercept)
-        of_effect = (transposed @ slope).ravel()
+        mean, slope = loss(table.rows @ (up - down).reshape(-1, n_outputs) + intercept)
+        of_effect = (table.columns @ slope).ravel()
         gradient = np.concatenate([of_effect + penalty, penalty - of_effect, slope.sum(axis=0)])
         return mean + float(penalty @ (up + down)), gradient
 
     lowest = np.concatenate([np.zeros(2 * n_effects), np.full(n_outputs, -np.inf)])
     bounds, at, before = Bounds(lowest, np.inf), np.zeros(2 * n_effects + n_outputs), np.inf
     options = {"maxiter": effort.n_steps, "maxcor": 20, "ftol": effort.tolerance}
-    for _ in range(effort.n_starts):  # a single short step ends the method, and one of ten starts far from the least
+    for _ in range(effort.n_starts):  # a single short step ends the method, and one of ten ends far from the least
         found = minimize(value_and_slope, at, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         at, now = found.x, float(found.fun)
         if before - now < LEAST_GAIN * abs(now):

@@ -27,8 +27,9 @@ from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sam
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.time_to_event import Config as Config
 
-MOST_TARGETS = 50_000_000
-"""Cuts times codes that regressions are fitted to, at most: 800 MB of what came and what was to be expected."""
+MOST_TARGETS, MOST_CUTS = 50_000_000, 200_000
+"""Cuts times codes, and cuts, that regressions are fitted to, at most: 800 MB of what came and what was to be expected,
+and some 2 GB of columns where a record has 150 different codes."""
 
 
 class Onsets(NamedTuple):
@@ -107,18 +108,24 @@ class TimeToEvent:
         """Sums over cuts."""
         cuts = draw_cuts(batch, self.config.n_cuts, batch.generator())
         if cuts is None:
-            return dict.fromkeys(("cuts", "loss", "marginal", "regression", "events"), 0.0)
+            names = ("cuts", "loss", "marginal", "events") + (("regression",) if self.effects else ())
+            return dict.fromkeys(names, 0.0)
         onsets = onsets_after(batch, cuts, self.axis)
         events, exposure = self.axis.events(onsets), self.axis.exposure(onsets)
         marginal = self.log_rate.to(events.device).expand_as(events)
-        shift = 0 if self.effects is None else self.effects.to(events.device)(cuts.history)[:, None]
         return {
             "cuts": float(len(cuts)),
             "loss": float(negative_log_likelihood(model(cuts.history), events, exposure)),
             "marginal": float(negative_log_likelihood(marginal, events, exposure)),
-            "regression": float(negative_log_likelihood(marginal + shift, events, exposure)),
             "events": float(events.sum()),
+            **self._of_regression(cuts.history, marginal, events, exposure),
         }
+
+    def _of_regression(self, history: Batch, marginal: Tensor, events: Tensor, exposure: Tensor) -> dict[str, float]:
+        if self.effects is None:
+            return {}
+        log_hazard = marginal + self.effects.to(events.device)(history)[:, None]
+        return {"regression": float(negative_log_likelihood(log_hazard, events, exposure))}
 
     def metrics(self, scores: Sequence[dict[str, float]]) -> dict[str, float]:
         """Losses in nats a cut, and how many of the codes come after a cut."""
@@ -203,7 +210,8 @@ def _effects(config: Config, facts: TrainingFacts, axis: Axis, log_rate: Tensor)
     if not config.lasso:
         return None
     histories, expected, came = [], [], []
-    for batch in sampled(facts.records, config.name, at_most=MOST_TARGETS // (len(axis.codes) * config.n_cuts)):
+    n_cuts = min(MOST_TARGETS // len(axis.codes), MOST_CUTS)
+    for batch in sampled(facts.records, config.name, at_most=n_cuts // config.n_cuts):
         cuts = draw_cuts(batch, config.n_cuts, batch.generator())
         if cuts is not None:
             onsets = onsets_after(batch, cuts, axis)

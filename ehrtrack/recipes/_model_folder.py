@@ -70,10 +70,20 @@ class ModelFolder:
             If its tensors do not fit each other.
         """
         prefixes = [name.removesuffix("effect") for name in self.weights if name.endswith(".effects.effect")]
+        if not prefixes:
+            return None
         try:
-            return CodeEffects.from_weights(self.weights, prefixes[0]) if prefixes else None
-        except (KeyError, ValueError) as error:
+            effects = CodeEffects.from_weights(self.weights, prefixes[0])
+        except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"the effects on onsets do not fit each other: {error}") from error
+        assert effects is not None
+        found = len(effects.code), len(effects.scales_days)
+        if found != (len(self.vocabulary), len(self.config.model.readout_days)):
+            raise CheckpointError(
+                f"the effects on onsets are of {found[0]} tokens and {found[1]} scales of times, and the model has "
+                f"{len(self.vocabulary)} and {len(self.config.model.readout_days)}; they are of two runs"
+            )
+        return effects
 
     def survival_model(self) -> nn.Module:
         """The fine-tuned model, ready to predict: hazard logits (B, K), of any cause where it knows several.
@@ -96,7 +106,7 @@ class ModelFolder:
             codes = CodeEffects.from_weights(self.weights, "head.codes.")
             model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(shape), codes))
             model.load_state_dict(self.weights)
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"the weights do not fit the configuration beside them: {error}") from error
         return (AnyCause(model, shape[1]) if has_causes else model).eval()
 

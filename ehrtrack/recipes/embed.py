@@ -9,6 +9,7 @@ import polars as pl
 from torch import nn
 
 from ehrtrack.config import RunConfig
+from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import SIZES
 from ehrtrack.models.code_embeddings import CodeEmbeddings, beside, coding_systems
 from ehrtrack.recipes._prepare import Records, check_unseen, prepare_records, settle
@@ -37,6 +38,11 @@ def embed(
     EhrtrackError
         If the data cannot be used, or no two codes occur together.
     """
+    if n_groups and config.data.vocabulary.groups:
+        raise ConfigError(
+            f"data.vocabulary.groups={config.data.vocabulary.groups} and --groups {n_groups}: groups are found among "
+            "codes; leave data.vocabulary.groups out, or ask for no groups"
+        )
     config = settle(config)
     records = prepare_records(config)
     width = width or SIZES[config.model.size].width

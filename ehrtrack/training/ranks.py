@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import nn
 
 from ehrtrack.errors import ConfigError, EhrtrackError
@@ -109,7 +109,9 @@ def join_ranks(device: str = "auto") -> Ranks:
     if not there_is.get(kind, False):
         found = ", ".join(name for name, is_there in there_is.items() if is_there)
         raise ConfigError(f"runtime.device is {device} and torch {torch.__version__} sees no such device; use: {found}")
-    accelerator = Accelerator(cpu=kind == "cpu", step_scheduler_with_optimizer=False)
+    # Buffers never change after the start, and a regression's effects are large.
+    settings = DistributedDataParallelKwargs(broadcast_buffers=False)
+    accelerator = Accelerator(cpu=kind == "cpu", step_scheduler_with_optimizer=False, kwargs_handlers=[settings])
     if ":" in device and accelerator.num_processes == 1:
         return Ranks(accelerator, torch.device(device))
     return Ranks(accelerator, accelerator.device)

@@ -18,8 +18,8 @@ STATES: tuple[State, ...] = ("ok", "warn", "fail")
 
 LEAST_GAIN = 0.02
 """Share by which a pretraining loss is under a trivial predictor's. Seeds of the same training differ by some .5 %."""
-PAIRS = ("val/mlm_loss", "val/cooccurrence_loss")
-"""A loss, and that of counting pairs on the same targets."""
+COUNTING = {"val/mlm_loss": "val/cooccurrence_loss", "val/onset_loss": "val/regression_loss"}
+"""Losses, and what counting pairs of codes, or a regression on single codes, comes to on the same targets."""
 RISEN, FAR_RISEN = 0.02, 0.10
 """Share by which the validation loss of the kept weights may lie over the lowest of all epochs. Within 2 % epochs
 differ by chance; 10 % over it, weights were kept for their order of risks and their risks are no longer right."""
@@ -71,7 +71,8 @@ def to_tags(verdicts: Sequence[Verdict]) -> dict[str, str]:
 def learned_codes(metrics: Mapping[str, float], trivial: Mapping[str, str]) -> Verdict:
     """Whether pretraining knows more than predictors that only count.
 
-    Fail if it is not under the trivial predictor; warn if not under the one that counts pairs, where there is one.
+    Fail if it is not under the trivial predictor; warn if not under the one that counts, where there is one: pairs of
+    codes, or what single codes say of an onset, from which the network starts.
 
     Parameters
     ----------
@@ -84,11 +85,11 @@ def learned_codes(metrics: Mapping[str, float], trivial: Mapping[str, str]) -> V
         gain = 1 - metrics[loss] / metrics[other]
         states.append("ok" if gain > LEAST_GAIN else "fail")
         parts.append(f"{_words(loss)} {metrics[loss]:.3f} is {_under(gain)} the {_words(other)} {metrics[other]:.3f}")
-    loss, counting = PAIRS
-    if counting in metrics:
-        gain = 1 - metrics[loss] / metrics[counting]
-        states.append("ok" if gain > 0 else "warn")
-        parts.append(f"{_under(gain)} the {_words(counting)} {metrics[counting]:.3f}")
+    for loss, counting in COUNTING.items():
+        if counting in metrics:
+            gain = 1 - metrics[loss] / metrics[counting]
+            states.append("ok" if gain > 0 else "warn")
+            parts.append(f"{_under(gain)} the {_words(counting)} {metrics[counting]:.3f}")
     return Verdict("learned", worst(states), f"{', '.join(parts)} (at least {LEAST_GAIN:.0%} under trivial losses)")
 
 

@@ -175,3 +175,9 @@ def test_without_a_code_that_tells_it_an_onset_has_the_populations_hazard() -> N
     effects = onset_of(came, np.full((N, 1), 0.5), strength=50.0)
     assert int(effects.effect.count_nonzero()) == 0
     assert float(effects.intercept[0]) == pytest.approx(np.log(0.1 / 0.5), abs=1e-3)
+
+
+def test_an_onset_that_never_came_has_no_effects() -> None:
+    effects = onset_of(np.zeros((N, 1)), np.full((N, 1), 0.5), strength=0.1)
+    assert int(effects.effect.count_nonzero()) == 0
+    assert int(effects.intercept.count_nonzero()) == 0

@@ -64,6 +64,12 @@ def test_more_groups_than_codes_are_refused(config: RunConfig, tmp_path: Path) -
     assert not (tmp_path / "codes").exists()
 
 
+def test_groups_of_groups_are_refused(config: RunConfig, tmp_path: Path) -> None:
+    grouped = override(config, {"data.vocabulary.groups": tmp_path / GROUPS})
+    with pytest.raises(ConfigError, match="groups are found among codes; leave"):
+        embed(grouped, tmp_path / "codes", n_groups=4)
+
+
 def test_records_of_test_subjects_change_nothing(
     config: RunConfig, settings: SkipGramConfig | None, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from simulated import random_store, study
 
+from ehrtrack.config import override
 from ehrtrack.data.batch import collate
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import CheckpointError
@@ -130,6 +131,7 @@ def test_effects_of_codes_that_do_not_fit_are_refused(tmp_path: Path, name: str)
 def test_what_pretraining_fitted_of_onsets_comes_back(tmp_path: Path, prefix: str) -> None:
     write(tmp_path)
     folder = read_model_folder(tmp_path / "model")
+    folder = replace(folder, config=override(folder.config, {"model.readout_days": [7.0]}))
     assert folder.onset_effects() is None
     effects = effects_of_codes()
     weights = folder.weights | {prefix + name: tensor for name, tensor in effects.state_dict().items()}
@@ -138,6 +140,8 @@ def test_what_pretraining_fitted_of_onsets_comes_back(tmp_path: Path, prefix: st
     assert torch.equal(again.effect, effects.effect)
     with pytest.raises(CheckpointError, match="the effects on onsets do not fit each other"):
         replace(folder, weights=weights | {f"{prefix}effect": effects.effect[:-1]}).onset_effects()
+    with pytest.raises(CheckpointError, match=r"of 30 tokens and 1 scales of times, and the model has 29 and 1"):
+        replace(folder, weights=weights, vocabulary=replace(VOCABULARY, tokens=VOCABULARY.tokens[:-1])).onset_effects()
 
 
 def test_a_pretrained_model_predicts_no_survival(tmp_path: Path) -> None:

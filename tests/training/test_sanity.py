@@ -32,6 +32,14 @@ def test_pretraining_has_learned_if_it_beats_what_counting_knows(
     assert ("cooccurrence loss" in found.reason) == (pairs is not None)
 
 
+@pytest.mark.parametrize(("loss", "state"), [(137.0, "ok"), (139.0, "warn")])
+def test_a_network_that_starts_from_a_regression_has_to_add_to_it(loss: float, state: State) -> None:
+    metrics = {"val/onset_loss": loss, "val/marginal_loss": 144.0, "val/regression_loss": 138.7}
+    found = sanity.learned_codes(metrics, {"val/onset_loss": "val/marginal_loss"})
+    assert found.state == state
+    assert "the regression loss 138.700" in found.reason
+
+
 def test_of_several_losses_the_one_that_learned_nothing_decides() -> None:
     metrics = {"val/mlm_loss": 3.0, "val/unigram_loss": 4.0, "val/onset_loss": 1.0, "val/rate_loss": 1.0}
     assert sanity.learned_codes(metrics, TRIVIAL | {"val/onset_loss": "val/rate_loss"}).state == "fail"

@@ -18,8 +18,8 @@ class Config(Choice):
     n_pieces : pieces of the time axis, at most; their edges are quantiles of the times to first occurrences
     n_cuts : cuts of a subject's record at each pass
     lasso : strength of the penalty of a regression of each onset on single codes and values that the head starts from,
-        and whose rest the network learns (`models.code_effects`). Fine-tuning with a lasso then starts from what it
-        says of the onsets. 0 leaves it out; .1 suited 60,000 records
+        and whose rest the network learns (`models.code_effects`); seconds for each of `n_codes`. Fine-tuning with a
+        lasso then starts from what it says of the onsets. 0 leaves it out; .1 suited 58,000 records and 190 codes
     """
 
     name: Literal["time-to-event"] = "time-to-event"
