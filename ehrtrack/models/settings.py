@@ -28,8 +28,11 @@ SIZES = {
 }
 
 
+ScalesDays = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+"""Scales of times, in days."""
+
 READOUT_DAYS = (1.0, 30.0, 365.25)
-"""Scales of times that suit the records of years."""
+"""Those that suit the records of years."""
 
 
 class ModelConfig(Section):
@@ -46,7 +49,7 @@ class ModelConfig(Section):
 
     size: str = "small"
     dropout: float = Field(0.1, ge=0, lt=1)
-    readout_days: tuple[Annotated[float, Field(gt=0)], ...] = Field(READOUT_DAYS, min_length=1)
+    readout_days: ScalesDays = READOUT_DAYS
 
     @field_validator("size")
     @classmethod

@@ -78,7 +78,7 @@ def fit_code_effects(strength: float, facts: TrainingFacts, hazards: Hazards) ->
     assert facts.records.outcomes is not None, "records to fit effects to have outcomes"
     baseline = hazards.baseline_logits()
     n_outputs = baseline[0].numel()
-    reader = _reader(facts, n_outputs)
+    reader = _reader(facts)
     table = read_table(reader, facts.records)
     outcomes = facts.records.outcomes[facts.records.rows]
 
@@ -113,7 +113,7 @@ def fit_onset_effects(
     expected : (N, C) what the baseline hazards add up to while at risk
     came : (N, C) 1 where it came while at risk
     """
-    reader = _reader(facts, came.shape[1])
+    reader = _reader(facts)
     table = _Standardised.of(read_table(reader, histories))
     effects = np.zeros((table.n_columns, came.shape[1]), dtype=np.float32)
     intercepts = np.zeros(came.shape[1], dtype=np.float32)
@@ -129,9 +129,10 @@ def fit_onset_effects(
     return reader.with_effects(torch.from_numpy(effects), torch.from_numpy(intercepts))
 
 
-def _reader(facts: TrainingFacts, n_outputs: int) -> CodeEffects:
+def _reader(facts: TrainingFacts) -> CodeEffects:
+    """The columns, with effects on nothing."""
     assert facts.levels is not None, "effects are of the levels of values"
-    return CodeEffects.nothing(facts.levels, facts.scales_days, n_outputs)
+    return CodeEffects.nothing(facts.levels, facts.scales_days, n_outputs=0)
 
 
 def read_table(reader: CodeEffects, batches: Iterable[Batch]) -> csr_array:

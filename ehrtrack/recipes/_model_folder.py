@@ -67,7 +67,7 @@ class ModelFolder:
         Raises
         ------
         CheckpointError
-            If its tensors do not fit each other.
+            If its tensors do not fit each other, or the vocabulary and the scales of times beside them.
         """
         prefixes = [name.removesuffix("effect") for name in self.weights if name.endswith(".effects.effect")]
         if not prefixes:

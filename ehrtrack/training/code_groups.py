@@ -49,14 +49,15 @@ def _directions(code: npt.NDArray[np.int64], level: Floats, vectors: Floats) -> 
 
     A token without a value, of level NaN, is in all of its code's.
     """
-    steps = np.unique(level[~np.isnan(level)])
+    has_level = ~np.isnan(level)
+    steps = np.unique(level[has_level])
     n_codes, width = int(code.max()) + 1, vectors.shape[1]
     parts = []
     for step in steps if len(steps) else [0.0]:
-        distance = np.where(np.isnan(level), 0, np.abs(level - step))
+        distance = np.abs(level - step)
         nearest = np.full(n_codes, np.inf)
-        np.minimum.at(nearest, code[~np.isnan(level)], distance[~np.isnan(level)])
-        is_here = np.isnan(level) | (distance <= nearest[code])
+        np.minimum.at(nearest, code[has_level], distance[has_level])
+        is_here = ~has_level | (distance <= nearest[code])
         total = np.zeros((n_codes, width))
         np.add.at(total, code[is_here], vectors[is_here])
         parts.append(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12))

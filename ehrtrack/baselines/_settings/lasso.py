@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from ehrtrack.baselines._settings._shared import TunedChoice
-from ehrtrack.models.settings import READOUT_DAYS
+from ehrtrack.models.settings import READOUT_DAYS, ScalesDays
 
 
 class Config(TunedChoice):
@@ -22,5 +22,5 @@ class Config(TunedChoice):
 
     name: Literal["lasso"] = "lasso"
     strengths: tuple[float, ...] = (0.25, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
-    scales_days: tuple[Annotated[float, Field(gt=0)], ...] = Field(READOUT_DAYS, min_length=1)
+    scales_days: ScalesDays = READOUT_DAYS
     n_intervals: int = Field(20, ge=1)
