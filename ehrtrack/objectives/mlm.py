@@ -53,12 +53,14 @@ class MaskedTokens:
         """Sums over the targets. A batch's masks are the same at every call, so that epochs can be compared."""
         masked = self._masked(batch)
         assert masked.targets is not None
-        logits, targets = model(masked).cpu(), masked.targets.cpu()
+        logits, targets = model(masked), masked.targets  # (M, V) stay where they are: they are large
+        loss, n_correct = F.cross_entropy(logits, targets, reduction="sum"), (logits.argmax(1) == targets).sum()
+        targets = targets.cpu()
         by_pairs = {} if self.cooccurrence is None else {"cooccurrence_loss": self.cooccurrence.loss(masked, targets)}
         return by_pairs | {
             "targets": len(targets),
-            "correct": int((logits.argmax(1) == targets).sum()),
-            "loss": float(F.cross_entropy(logits, targets, reduction="sum")),
+            "correct": int(n_correct),
+            "loss": float(loss),
             "unigram_loss": -float(self.unigram_log_probability[targets].sum()),
         }
 
