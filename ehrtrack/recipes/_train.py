@@ -21,7 +21,7 @@ from ehrtrack.recipes._run import OpenRun
 from ehrtrack.training.checkpoint import weights_fingerprint
 from ehrtrack.training.loop import FitResult, fit
 from ehrtrack.training.memory import find_batch_tokens
-from ehrtrack.training.ranks import Ranks
+from ehrtrack.training.ranks import Ranks, multiplies_in_bf16
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ class Feed:
 
 def set_up(model: EhrModel, config: RunConfig, ranks: Ranks) -> EhrModel:
     """The model on its device, with the precision and the use of memory that the configuration says."""
-    precision = config.runtime.precision
-    model.is_bf16 = precision == "bf16" or (precision == "auto" and ranks.device.type == "cuda")
+    model.is_bf16 = multiplies_in_bf16(config.runtime.precision, ranks.device)
     model.encoder.recomputes = config.train.recompute
     return model.to(ranks.device)
 

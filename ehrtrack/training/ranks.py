@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -94,6 +94,26 @@ class Ranks:
         """The same on every rank, rank 0 first, so that the others find its files."""
         with self.accelerator.main_process_first():
             return make()
+
+
+def multiplies_in_bf16(precision: Literal["auto", "f32", "bf16"], device: torch.device) -> bool:
+    """Whether matrices are multiplied in bfloat16 there: `auto` does where the GPU has units for it.
+
+    Raises
+    ------
+    ConfigError
+        If bf16 is asked for and the GPU has none (before compute capability 8.0, such as T4 and V100), where each
+        product would be emulated and attention has no kernel.
+    """
+    if device.type != "cuda":
+        return precision == "bf16"
+    major, minor = torch.cuda.get_device_capability(device)
+    if precision == "bf16" and major < 8:
+        raise ConfigError(
+            f"runtime.precision is bf16, which {torch.cuda.get_device_name(device)} (compute capability "
+            f"{major}.{minor}) has no units for; 8.0 is needed: set runtime.precision=f32"
+        )
+    return precision != "f32" and major >= 8
 
 
 def join_ranks(device: str = "auto") -> Ranks:
