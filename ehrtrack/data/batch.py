@@ -301,14 +301,21 @@ class Batches:
         """Subjects whose record is longer than what is kept of it."""
         return int((self.store.n_tokens[self.rows] + 1 > self.longest).sum())
 
+    @property
+    def n_tokens(self) -> int:
+        """Of all batches and ranks."""
+        return int(self._n_tokens(self.rows).sum())
+
+    def _n_tokens(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.minimum(self.store.n_tokens[rows] + 1, self.longest)
+
     @cached_property
     def _plan(self) -> list[npt.NDArray[np.int64]]:
         """Rows of each batch, for all ranks."""
         rows = self.rows
         if self.shuffle_seed is not None:
             rows = np.random.default_rng(self.shuffle_seed).permutation(rows)
-        n_tokens = np.minimum(self.store.n_tokens[rows] + 1, self.longest)
-        return _equal_shares(_fill(rows, n_tokens, self.batch_tokens), self.n_ranks)
+        return _equal_shares(_fill(rows, self._n_tokens(rows), self.batch_tokens), self.n_ranks)
 
     def _collate(self, number: int) -> Batch:
         rows = self._plan[number]

@@ -72,8 +72,11 @@ def feed(config: RunConfig, records: Records, model: nn.Module, objective: Objec
     known = known_feed(config, records)
     if config.train.batch_tokens != "auto":
         return known
-    probe = known.epoch(1)
-    return Feed(config, records, ranks.from_main(lambda: find_batch_tokens(model, objective, probe, ranks.device)))
+    probe, per_step = known.epoch(1), ranks.count * config.train.accumulate
+    budget = ranks.from_main(
+        lambda: find_batch_tokens(model, objective, probe, ranks.device, batches_per_step=per_step)
+    )
+    return Feed(config, records, budget)
 
 
 def with_features(batches: Feed, model: EhrModel, ranks: Ranks) -> Feed:

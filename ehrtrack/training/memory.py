@@ -21,26 +21,39 @@ CPU_BATCH_TOKENS = 4096
 CUDA_BATCH_TOKENS = (4096, 65_536)
 """The smallest and the largest batch that is tried on a GPU."""
 
+CUDA_STEPS = 200
+"""Steps that an epoch keeps on a GPU, before its batches become larger than the smallest."""
+
 CUDA_SHARE = 0.4
 """Share of the GPU's memory below which twice the tokens are tried."""
 
 
-def find_batch_tokens(model: nn.Module, objective: Objective, batches: Batches, device: torch.device) -> int:
+def find_batch_tokens(
+    model: nn.Module, objective: Objective, batches: Batches, device: torch.device, *, batches_per_step: int = 1
+) -> int:
     """The token budget of a batch for this model on this device.
 
-    On a GPU real training batches of doubling size are tried until one takes more than `CUDA_SHARE` of the memory.
+    On a GPU real training batches of doubling size are tried until one takes more than `CUDA_SHARE` of the memory, or
+    an epoch would have fewer than `CUDA_STEPS` steps: a GPU is faster with larger batches than few subjects can learn
+    from.
+
+    Parameters
+    ----------
+    batches : of an epoch, of any budget
+    batches_per_step : over all ranks, and those whose gradients are accumulated
     """
     if device.type != "cuda":
         return max(CPU_BATCH_TOKENS, batches.max_tokens)
     total = torch.cuda.get_device_properties(device).total_memory
-    budget, most = max(CUDA_BATCH_TOKENS[0], batches.max_tokens), CUDA_BATCH_TOKENS[1]
+    budget = max(CUDA_BATCH_TOKENS[0], batches.max_tokens)
+    most = min(CUDA_BATCH_TOKENS[1], batches.n_tokens // (CUDA_STEPS * batches_per_step))
     while budget * 2 <= most:
         torch.cuda.reset_peak_memory_stats(device)
         batch = next(iter(replace(batches, batch_tokens=budget))).to(device)
         objective.loss(model, batch).total.backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
-        if batch.n_tokens < budget / 2 or torch.cuda.max_memory_allocated(device) > CUDA_SHARE * total:
-            break  # that was everybody, or twice as much might not fit
+        if torch.cuda.max_memory_allocated(device) > CUDA_SHARE * total:
+            break  # twice as much might not fit
         budget *= 2
     torch.cuda.empty_cache()
     return budget
