@@ -52,10 +52,13 @@ def describe_machine() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit, with ``-dirty`` where files differ from it (results of measurements aside)."""
-    commit = _git("rev-parse", "--short=12", "HEAD")
+    """The commit, with ``-dirty`` where files differ from it (results of measurements aside).
+
+    Where there is no git folder, EHRTRACK_GIT_COMMIT names it, as for runs.
+    """
+    commit = _git("rev-parse", "--short=12", "HEAD") or os.environ.get("EHRTRACK_GIT_COMMIT", "unknown")[:12]
     changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
-    return f"{commit or 'unknown'}{'-dirty' if changes else ''}"
+    return f"{commit}{'-dirty' if changes else ''}"
 
 
 def _git(*words: str) -> str:

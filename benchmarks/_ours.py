@@ -34,8 +34,9 @@ MEAN_TOKENS = MEDIAN_TOKENS * np.exp(LENGTH_SPREAD**2 / 2)
 class Training:
     """A model that is being trained by the library's own loop, a step at a time."""
 
-    def __init__(self, model: Any, objective: Objective, *, precision: str = "f32") -> None:
-        self.model = model
+    def __init__(self, model: Any, objective: Objective, *, precision: str = "f32", device: str = "cpu") -> None:
+        ranks = join_ranks(device)
+        self.model = model.to(ranks.device)
         self.objective = objective
         folder = Path(tempfile.mkdtemp(prefix="ehrtrack-benchmark-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -43,7 +44,7 @@ class Training:
             model,
             objective,
             config=loop.TrainConfig(lr=LR, clip_norm=CLIP_NORM, epochs=1_000_000),
-            ranks=join_ranks("cpu"),
+            ranks=ranks,
             folder=folder,
             snapshot_seconds=float("inf"),
         )
@@ -90,10 +91,13 @@ class CachedTraining(Training):
         return replace(batch_of(self._store, numbers, outcomes=self._outcomes), hidden=hidden)
 
 
-def mlm_training(size: str, vocabulary_size: int, *, precision: str = "f32", dropout: float = 0.1) -> Training:
+def mlm_training(
+    size: str, vocabulary_size: int, *, precision: str = "f32", dropout: float = 0.1, device: str = "cpu"
+) -> Training:
     """Masked-token pretraining of an encoder of a size."""
     objective = mlm.build(mlm.Config(), TrainingFacts(np.ones(vocabulary_size, dtype=np.int64)))
-    return Training(_model(size, vocabulary_size, objective, dropout), objective, precision=precision)
+    model = _model(size, vocabulary_size, objective, dropout)
+    return Training(model, objective, precision=precision, device=device)
 
 
 def survival_training(

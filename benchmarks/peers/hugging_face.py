@@ -44,10 +44,13 @@ def inputs(batch: PaddedBatch) -> dict[str, Tensor]:
 class HuggingFaceTraining:
     """BertForMaskedLM with fused AdamW; in bf16 under autocast."""
 
-    def __init__(self, size: str, vocabulary_size: int, *, precision: str, attention_dropout: float) -> None:
+    def __init__(
+        self, size: str, vocabulary_size: int, *, precision: str, attention_dropout: float, device: str = "cpu"
+    ) -> None:
         shape = SIZES[size]
         torch.manual_seed(0)
         self.precision = precision
+        self.device = device
         self.model = BertForMaskedLM(
             BertConfig(
                 vocab_size=vocabulary_size,
@@ -61,12 +64,12 @@ class HuggingFaceTraining:
                 attention_probs_dropout_prob=attention_dropout,
                 attn_implementation="sdpa",  # type: ignore[call-arg]  # taken by the base class
             )
-        )
+        ).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, fused=True)
         self.model.train()
 
     def loss(self, batch: PaddedBatch) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             return self.model(**inputs(batch)).loss  # type: ignore[no-any-return]
 
     def step(self, batch: PaddedBatch) -> float:

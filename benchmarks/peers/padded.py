@@ -42,6 +42,13 @@ class PaddedBatch:
     last: Tensor
     n_real_tokens: int
 
+    def to(self, device: str) -> PaddedBatch:
+        """The batch on a device."""
+        fields = {name: field.to(device) for name, field in self.fields.items()}
+        return PaddedBatch(
+            fields, self.is_token.to(device), self.targets.to(device), self.last.to(device), self.n_real_tokens
+        )
+
 
 def pad(batch: Batch, length: int = MAX_TOKENS) -> PaddedBatch:
     """A packed batch as padded rows."""
