@@ -56,6 +56,7 @@ def find_batch_tokens(
             break  # twice as much might not fit
         budget *= 2
     torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)  # what is logged is training's
     return budget
 
 
