@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from typing import cast
 
 import torch
@@ -10,6 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch
+from ehrtrack.models.short_attention import attend_short
+
+SHORT = 256
+"""Tokens of a record up to which `attend_short` is as fast as the kernel with one thread, and faster with two."""
+
+Way = Callable[[Tensor, Tensor, Tensor, Sequence[int], Sequence[int]], Tensor]
 
 
 class SelfAttention(nn.Module):
@@ -69,17 +77,42 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch, places: Tens
 def attend_in_loop(q: Tensor, k: Tensor, v: Tensor, batch: Batch, n_queries: Tensor | None) -> Tensor:
     """Subject by subject, in float32: the CPU's kernel for bfloat16 is 7 times slower in the backward pass.
 
+    On a CPU, subjects with few tokens go another way, in runs as they lie in the row.
+    """
+    queries = batch.lengths if n_queries is None else tuple(n_queries.tolist())
+    runs = list(_runs(queries, batch.lengths, SHORT if q.device.type == "cpu" else 0))
+    with torch.autocast(q.device.type, enabled=False):
+        rows = (q.float(), k.float(), v.float())
+        if len(runs) == 1:
+            attend, *counts = runs[0]
+            return attend(*rows, *counts)
+        n_keys = [sum(keys) for _, _, keys in runs]
+        sizes = ([sum(queries) for _, queries, _ in runs], n_keys, n_keys)
+        parts = zip(*map(torch.split_with_sizes, rows, sizes), strict=True)
+        return torch.cat([attend(*part, *counts) for part, (attend, *counts) in zip(parts, runs, strict=True)])
+
+
+def _runs(
+    queries: Sequence[int], keys: Sequence[int], short: int
+) -> Iterator[tuple[Way, tuple[int, ...], tuple[int, ...]]]:
+    """Subjects in a row that attend in the same way: the way, and how many queries and keys each has."""
+    for is_short, run in groupby(zip(queries, keys, strict=True), lambda counts: counts[1] <= short):
+        of_run = tuple(run)
+        yield attend_short if is_short else attend_by_kernel, tuple(n for n, _ in of_run), tuple(n for _, n in of_run)
+
+
+def attend_by_kernel(q: Tensor, k: Tensor, v: Tensor, n_queries: Sequence[int], n_keys: Sequence[int]) -> Tensor:
+    """One fused kernel a subject, with the parameters of `attend_short`.
+
     `torch.split` gives views whose backward writes each gradient once; slicing in a loop would make it quadratic.
     The fused kernels take four axes; with three, the CPU falls back to a slower path. They keep the tokens' order in
     memory, so that parts are cut and joined along it: whole rows are copied, both ways.
     """
-    n_keys = list(batch.lengths)
-    sizes = (n_keys if n_queries is None else n_queries.tolist(), n_keys, n_keys)
-    with torch.autocast(q.device.type, enabled=False):
-        rows = (x.float()[None] for x in (q, k, v))  # (1, R or T, heads, D / heads)
-        parts = zip(*map(partial(torch.split_with_sizes, dim=1), rows, sizes), strict=True)
-        attended = [F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in part)) for part in parts]
-        return torch.cat([x.transpose(1, 2) for x in attended], dim=1)[0]
+    sizes = (list(n_queries), list(n_keys), list(n_keys))
+    rows = (x[None] for x in (q, k, v))  # (1, R or T, heads, D / heads)
+    parts = zip(*map(partial(torch.split_with_sizes, dim=1), rows, sizes), strict=True)
+    attended = [F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in part)) for part in parts]
+    return torch.cat([x.transpose(1, 2) for x in attended], dim=1)[0]
 
 
 def attend_varlen(q: Tensor, k: Tensor, v: Tensor, batch: Batch, n_queries: Tensor | None) -> Tensor:
