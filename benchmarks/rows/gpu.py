@@ -42,8 +42,7 @@ def measure(name: str, budget: Budget) -> Measured:
         size, vocabulary_size, precision="bf16", attention_dropout=0.0, device="cuda"
     )
     # The peer is given its batches masked and padded, ours masks in the step.
-    twin = _ours.mlm_training(size, vocabulary_size)
-    bucketed = [padded.pad(_ours.masked(twin, batch, seed=0), max(batch.lengths)) for batch in buckets]
+    bucketed = [padded.pad(_ours.masked(ours, batch, seed=0), max(batch.lengths)) for batch in buckets]
 
     def our_round() -> float:
         n_tokens = sum(ours.step(batch) for batch in packed)
