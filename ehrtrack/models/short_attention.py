@@ -38,7 +38,8 @@ class _ShortAttention(torch.autograd.Function):
         P = softmax(Q K^T),  O = P V
         dV = P^T dO,  dS = softmax'(dO V^T),  dQ = dS K,  dK = dS^T Q
 
-    One function for all subjects: autograd's own record of a loop takes as long as the small products in it.
+    One function for all subjects: autograd's own record of a loop takes as long as the small products in it. softmax'
+    is the kernel that autograd calls itself.
     """
 
     @staticmethod
