@@ -218,10 +218,11 @@ def _described(path: Path) -> dict[str, str]:
 
 def _same_bytes(a: Tensor, b: Tensor) -> bool:
     """Whether two contiguous tensors are the same, NaN and -0 included."""
-    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(_bytes_of(a), _bytes_of(b))
+    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(bytes_of(a), bytes_of(b))
 
 
-def _bytes_of(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def bytes_of(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The bytes of a tensor on the CPU, in the same memory where it is contiguous."""
     return tensor.flatten().view(torch.uint8).numpy()
 
 

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ehrtrack.errors import CheckpointError
 from ehrtrack.training._state_files import (
+    bytes_of,
     link_or_copy,
     list_states,
     put_in_place,
@@ -188,9 +190,18 @@ class CheckpointWriter:
             self._on_written(target)
 
     def _copy(self, tensors: dict[str, Tensor]) -> None:
+        """Copy into the buffers; between tensors of a CPU by numpy.
+
+        torch would share out the copy over OpenMP threads, which stay with this thread. With more of them than cores
+        OpenMP no longer lets any wait awake, whatever GOMP_SPINCOUNT says, and each of a step's parallel regions pays
+        for it: after the first snapshot training on two threads of two cores ran at half its speed.
+        """
         self._buffers = {name: _buffer_for(tensor, self._buffers.get(name)) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
-            self._buffers[name].copy_(tensor, non_blocking=tensor.is_cuda)
+            if tensor.is_cpu:
+                np.copyto(bytes_of(self._buffers[name]), bytes_of(tensor.contiguous()))
+            else:
+                self._buffers[name].copy_(tensor, non_blocking=tensor.is_cuda)
         # The copies stand in the GPU's stream behind the step that was just taken, and this waits for them alone.
         for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
             torch.cuda.current_stream(device).record_event().synchronize()
