@@ -304,9 +304,10 @@ class Batches:
     @property
     def n_tokens(self) -> int:
         """Of all batches and ranks."""
-        return int(self._n_tokens(self.rows).sum())
+        return int(self.lengths_of(self.rows).sum())
 
-    def _n_tokens(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def lengths_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Tokens that these rows of the store have in a batch, [CLS] included."""
         return np.minimum(self.store.n_tokens[rows] + 1, self.longest)
 
     @cached_property
@@ -315,7 +316,7 @@ class Batches:
         rows = self.rows
         if self.shuffle_seed is not None:
             rows = np.random.default_rng(self.shuffle_seed).permutation(rows)
-        return _equal_shares(_fill(rows, self._n_tokens(rows), self.batch_tokens), self.n_ranks)
+        return _equal_shares(_fill(rows, self.lengths_of(rows), self.batch_tokens), self.n_ranks)
 
     def _collate(self, number: int) -> Batch:
         rows = self._plan[number]

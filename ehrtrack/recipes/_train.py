@@ -89,8 +89,8 @@ def with_features(batches: Feed, model: EhrModel, ranks: Ranks) -> Feed:
         "features", store.fingerprint, weights_fingerprint(encoder_weights(model)), longest, model.is_bf16
     )
     folder = batches.config.runtime.cache / "features" / fingerprint
-    lengths = np.minimum(store.n_tokens + 1, longest)
     every = Batches(store, np.arange(len(store)), batches.batch_tokens, longest)
+    lengths = every.lengths_of(every.rows)
     states = _states(model, every, ranks.device)
     features = ranks.main_first(lambda: build_features(folder, lengths, model.encoder.width, states))
     return replace(batches, features=features)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,8 @@ N, V = 60, 30
 STORE = random_store(N, V)
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
+
+OnEpoch = Callable[[int, dict[str, float]], None]
 
 
 def on_gpu() -> Ranks:
@@ -116,19 +118,18 @@ def survival_objective() -> survival.Survival:
     return survival.build(survival.Config(n_intervals=5), facts)
 
 
-def trained(model: nn.Module, folder: Path, **settings: typing.Any) -> tuple[FitResult, MemoryRunLogger]:
-    config, logger = TrainConfig(**{"epochs": 3, "lr": 1e-2, "batch_tokens": 120} | settings), MemoryRunLogger()
-    result = fit(
+def trained(model: nn.Module, folder: Path, *, epochs: int, on_epoch: OnEpoch | None = None) -> FitResult:
+    return fit(
         model,
         survival_objective(),
         training=lambda epoch: batches(120, seed=epoch),
         validation=batches(120),
-        config=config,
+        config=TrainConfig(epochs=epochs, lr=1e-2, batch_tokens=120),
         ranks=on_gpu(),
         folder=folder,
-        logger=logger,
+        logger=MemoryRunLogger(),
+        on_epoch=on_epoch,
     )
-    return result, logger
 
 
 @pytest.mark.parametrize("name", plugins.names("strategies"))
@@ -137,7 +138,7 @@ def test_each_strategy_trains_what_it_says_and_nothing_else(name: str, tmp_path:
     base = model_of(survival_objective(), device=CPU, is_bf16=True)
     model = module.apply(base, module.Config()).to(CUDA)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    result, _ = trained(model, tmp_path)
+    result = trained(model, tmp_path, epochs=3)
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {n for n, p in model.named_parameters() if p.requires_grad}
     assert result.history[-1]["train/loss"] < result.history[0]["train/loss"]
@@ -158,18 +159,10 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(is_bf16: bool, tmp_path
         if epoch == 2:
             raise CutOff
 
-    settings: dict[str, typing.Any] = {
-        "training": lambda epoch: batches(120, seed=epoch),
-        "validation": batches(120),
-        "config": TrainConfig(epochs=4, lr=1e-2, batch_tokens=120),
-        "ranks": on_gpu(),
-        "folder": tmp_path / "cut",
-        "logger": MemoryRunLogger(),
-    }
     with pytest.raises(CutOff):
-        fit(cut, survival_objective(), on_epoch=end_in_epoch_2, **settings)
+        trained(cut, tmp_path / "cut", epochs=4, on_epoch=end_in_epoch_2)
     again = model_of(survival_objective(), device=CUDA, is_bf16=is_bf16)
-    fit(again, survival_objective(), **settings)
+    trained(again, tmp_path / "cut", epochs=4)
     expected, found = (torch.cat([p.detach().flatten() for p in model.parameters()]) for model in (whole, again))
     assert float((found - expected).norm() / expected.norm()) < (0.05 if is_bf16 else 0.005)
 
