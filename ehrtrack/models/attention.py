@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch
+from ehrtrack.models.linear import Linear
 from ehrtrack.models.short_attention import attend_short
 
 SHORT = 256
@@ -30,10 +31,10 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, n_heads: int) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(self, x: Tensor, batch: Batch, places: Tensor | None = None) -> Tensor:
         """Attend within each subject of a batch.

@@ -22,6 +22,7 @@ from ehrtrack.data.batch import MAX_AGE_YEARS, MAX_POSITION, N_GAPS, Batch
 from ehrtrack.models.attention import SelfAttention
 from ehrtrack.models.dropout import Dropout
 from ehrtrack.models.heads import Head
+from ehrtrack.models.linear import Linear
 from ehrtrack.models.pooling import subject_max
 from ehrtrack.models.settings import SIZES as SIZES
 from ehrtrack.models.settings import ModelConfig as ModelConfig
@@ -91,8 +92,8 @@ class Layer(nn.Module):
         self.attention_norm = nn.LayerNorm(size.width)
         self.attention = SelfAttention(size.width, size.n_heads)
         self.mlp_norm = nn.LayerNorm(size.width)
-        self.fc1 = nn.Linear(size.width, size.mlp_width)
-        self.fc2 = nn.Linear(size.mlp_width, size.width)
+        self.fc1 = Linear(size.width, size.mlp_width)
+        self.fc2 = Linear(size.mlp_width, size.width)
         self.activation = nn.GELU()
         self.dropout = Dropout(dropout)
 
@@ -124,7 +125,7 @@ class Readout(nn.Module):
         self.register_buffer("per_day", 1 / torch.tensor(scales_days), persistent=False)
         n_read = width * (1 + 2 * len(scales_days))
         self.norm = nn.LayerNorm(width)
-        self.detect = nn.Linear(width, width)
+        self.detect = Linear(width, width)
         self.read_norm = nn.LayerNorm(n_read)
         self.fc1 = nn.Linear(n_read, width)
         self.fc2 = nn.Linear(width, width)
