@@ -57,14 +57,24 @@ def test_blocks_of_tokens_go_through_onednn(monkeypatch: pytest.MonkeyPatch) -> 
     assert asked == [(2 * BLOCK, "bf16"), (77, "none")]
 
 
-def test_a_frozen_weight_has_no_gradient_and_lets_one_through() -> None:
+def test_a_frozen_weight_has_no_gradient_and_lets_one_through(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = _layer(192, 192)
     layer.requires_grad_(False)
     x = torch.randn(BLOCK + 3, 192, requires_grad=True)
-    layer(x).sum().backward()
+    y = layer(x)
+    multiplied: list[torch.Size] = []
+    mm = torch.mm
+
+    def counted(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
+        multiplied.append(a.shape)
+        return mm(a, b, out=out)
+
+    monkeypatch.setattr(torch, "mm", counted)
+    y.sum().backward()
     assert layer.weight.grad is None
     assert layer.bias.grad is None
     torch.testing.assert_close(x.grad, layer.weight.sum(0).expand_as(x))
+    assert (192, BLOCK) not in multiplied  # what the weight's gradient would cost
 
 
 @pytest.mark.parametrize("before", ["none", "ieee"])
@@ -81,29 +91,33 @@ def test_the_setting_is_put_back_also_after_an_error(before: str) -> None:
 
 
 def test_a_processor_that_rounds_to_bfloat16_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for one with matrix units (AMX), where oneDNN takes the leave that it is given."""
-    mm = torch.mm
+    """Stand-ins for one without and one with matrix units (AMX), where oneDNN takes the leave that it is given."""
+
+    def exact(a: Tensor, b: Tensor) -> Tensor:
+        return (a.double() @ b.double()).float()
 
     def rounding(a: Tensor, b: Tensor) -> Tensor:
         is_allowed = torch.backends.mkldnn.matmul.fp32_precision == "bf16"
-        return mm(a.bfloat16(), b.bfloat16()).float() if is_allowed else mm(a, b)
+        return (a.bfloat16() @ b.bfloat16()).float() if is_allowed else exact(a, b)
 
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    assert linear.gains(192, 192) == _is_exact_here()
+    monkeypatch.setattr(torch, "mm", exact)
+    assert linear.gains(192, 192)
+    assert not linear.gains(96, 384)  # narrow
     linear.gains.cache_clear()
     monkeypatch.setattr(torch, "mm", rounding)
     assert not linear.gains(192, 192)
 
 
-def _is_exact_here() -> bool:
-    x = torch.full((BLOCK, 192), 1 + 2**-12)
-    with linear.by_onednn():
-        return torch.equal(torch.mm(x, torch.eye(192)), x)
+def test_a_processor_without_avx512_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not linear.gains(192, 192)
 
 
 def test_in_bfloat16_it_is_torchs_own() -> None:
     layer, x = _layer(192, 192), torch.randn(BLOCK, 192)
+    assert layer(x).dtype == torch.float32  # and this shape has been looked at
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
         assert layer(x).dtype == torch.bfloat16
