@@ -64,32 +64,40 @@ def gains(in_features: int, out_features: int) -> bool:
 
 
 class _Linear(torch.autograd.Function):
-    """y = x W^T + b;  dx = dy W,  dW = dy^T x,  db = the sum of dy; of the first n tokens by oneDNN."""
+    """y = x W^T + b;  dx = dy W,  dW = dy^T x,  db = the sum of dy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.n = n = len(x) - len(x) % BLOCK
-        y = x.new_empty(len(x), len(weight))
-        with by_onednn():
-            torch.addmm(bias, x[:n], weight.t(), out=y[:n])
-        torch.addmm(bias, x[n:], weight.t(), out=y[n:])
-        return y
+        return _product(x, weight.t()).add_(bias)  # addmm fills y with the bias first, and reads it again: slower
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        n = ctx.n
-        dx = dw = db = None
-        if ctx.needs_input_grad[0]:
-            dx = torch.empty_like(x)
-            with by_onednn():
-                torch.mm(dy[:n], weight, out=dx[:n])
-            torch.mm(dy[n:], weight, out=dx[n:])
-        if ctx.needs_input_grad[1]:
-            with by_onednn():
-                dw = torch.mm(dy[:n].t(), x[:n])
-            dw.addmm_(dy[n:].t(), x[n:])
-        if ctx.needs_input_grad[2]:
-            db = dy.sum(0)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        dw = _product_of_transposed(dy, x) if needs_weight else None
+        db = dy.sum(0) if needs_bias else None
+        dx = _product(dy, weight) if needs_x else None  # the last: it is read next, and still in the cache
         return dx, dw, db
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """A B of tokens (T, n) and a matrix (n, m), of as many tokens as make whole blocks by oneDNN."""
+    n = _in_blocks(a)
+    product = a.new_empty(len(a), b.shape[1])
+    with by_onednn():
+        torch.mm(a[:n], b, out=product[:n])
+    torch.mm(a[n:], b, out=product[n:])
+    return product
+
+
+def _product_of_transposed(a: Tensor, b: Tensor) -> Tensor:
+    """A^T B of tokens (T, n) and (T, m), likewise."""
+    n = _in_blocks(a)
+    with by_onednn():
+        product = torch.mm(a[:n].t(), b[:n])
+    return product.addmm_(a[n:].t(), b[n:])
+
+
+def _in_blocks(tokens: Tensor) -> int:
+    return len(tokens) - len(tokens) % BLOCK
