@@ -48,8 +48,7 @@ class _ShortAttention(torch.autograd.Function):
         attended = torch.empty_like(q)
         weights = []
         for q_i, k_i, v_i, out in _by_subject((q, n_queries), (k, n_keys), (v, n_keys), (attended, n_queries)):
-            p = torch.bmm(q_i, k_i.transpose(1, 2))  # (heads, R_i, T_i)
-            torch.softmax(p, dim=-1, out=p)
+            p = torch.softmax(torch.bmm(q_i, k_i.transpose(1, 2)), dim=-1)  # (heads, R_i, T_i)
             out.copy_(torch.bmm(p, v_i))
             weights.append(p)
         ctx.save_for_backward(q, k, v, *weights)
@@ -66,9 +65,9 @@ class _ShortAttention(torch.autograd.Function):
             (dq, n_queries), (dk, n_keys), (dv, n_keys),
         )  # fmt: skip
         for p, (q_i, k_i, v_i, d_out, dq_i, dk_i, dv_i) in zip(weights, by_subject, strict=True):
-            dv_i.copy_(torch.bmm(p.transpose(1, 2), d_out))
             ds = torch.bmm(d_out, v_i.transpose(1, 2))
             torch._softmax_backward_data(ds, p, -1, p.dtype, grad_input=ds)
+            dv_i.copy_(torch.bmm(p.transpose(1, 2), d_out))
             dq_i.copy_(torch.bmm(ds, k_i))
             dk_i.copy_(torch.bmm(ds.transpose(1, 2), q_i))
         return dq.mul_(q.shape[-1] ** -0.5), dk, dv, None, None
