@@ -99,8 +99,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch, places: Tensor | None = None) -> Tensor:
         attended = self.attention(self.attention_norm(x), batch, places)  # (R, D)
-        x = (x if places is None else x[places]) + self.dropout(attended)
-        return x + self.dropout(self.fc2(self.activation(self.fc1(self.mlp_norm(x)))))  # type: ignore[no-any-return]
+        x = self.dropout(attended, onto=x if places is None else x[places])
+        return self.dropout(self.fc2(self.activation(self.fc1(self.mlp_norm(x)))), onto=x)  # type: ignore[no-any-return]
 
 
 class Readout(nn.Module):

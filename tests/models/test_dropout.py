@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from ehrtrack.models.dropout import Dropout
@@ -39,6 +40,20 @@ def test_the_seed_decides() -> None:
     torch.manual_seed(3)
     assert torch.equal(Dropout(0.2)(ONES), first)
     assert not torch.equal(Dropout(0.2)(ONES), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_left_is_added_to_what_it_goes_onto(dtype: torch.dtype) -> None:
+    x, residual = ONES.to(dtype).requires_grad_(), torch.full_like(ONES, 3.0).requires_grad_()
+    for layer in (Dropout(0.25), Dropout(0.25).eval()):
+        torch.manual_seed(0)
+        left = layer(x.float())
+        torch.manual_seed(0)
+        total = layer(x, onto=residual)
+        torch.testing.assert_close(total, residual + left, rtol=0, atol=1e-6)
+        gradients = torch.autograd.grad(total.sum(), [x, residual])
+        torch.testing.assert_close(gradients[0].float(), left, rtol=4e-3, atol=0)  # in bfloat16 its scale is rounded
+        assert torch.equal(gradients[1], ONES)
 
 
 def test_nothing_is_dropped_at_evaluation_or_at_zero() -> None:
