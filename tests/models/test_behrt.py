@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from simulated import random_store
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch, collate
 from ehrtrack.errors import ConfigError
@@ -173,6 +175,26 @@ def test_states_at_some_places_are_those_of_all_states_there_with_their_gradient
     torch.testing.assert_close(found, model.encoder(batch)[places])
     found.square().sum().backward()
     torch.testing.assert_close({name: p.grad for name, p in model.encoder.named_parameters()}, expected)
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_a_layer_adds_attention_and_then_an_mlp_to_its_input(is_training: bool) -> None:
+    model, batch = make_model().train(is_training), batch_of(4)  # its probability of dropout is 0
+    layer: Any = model.encoder.layers[0]
+    x = torch.randn(batch.n_tokens, model.encoder.width)
+    attended = x + layer.attention(layer.attention_norm(x), batch)
+    expected = attended + layer.fc2(F.gelu(layer.fc1(layer.mlp_norm(attended))))
+    torch.testing.assert_close(layer(x, batch), expected)
+    torch.testing.assert_close(layer(x, batch, batch.cls_positions), expected[batch.cls_positions])
+
+
+def test_dropout_in_a_layer_leaves_its_input_in_place() -> None:
+    model, batch = make_model().train(), batch_of(4)
+    layer: Any = model.encoder.layers[0]
+    layer.dropout.p = 0.999  # 255 of 256 of what attention and MLP bring are dropped
+    x = torch.randn(batch.n_tokens, model.encoder.width)
+    torch.manual_seed(0)
+    assert (layer(x, batch) == x).float().mean() > 0.98
 
 
 def test_the_loop_over_subjects_trains_like_padded_attention_over_20_steps(monkeypatch: pytest.MonkeyPatch) -> None:
