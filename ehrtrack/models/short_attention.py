@@ -48,6 +48,7 @@ class _ShortAttention(torch.autograd.Function):
         attended = torch.empty_like(q)
         weights = []
         for q_i, k_i, v_i, out in _by_subject((q, n_queries), (k, n_keys), (v, n_keys), (attended, n_queries)):
+            # Not in place: scores lie in memory that was just freed, and is in the cache; what is kept is not.
             p = torch.softmax(torch.bmm(q_i, k_i.transpose(1, 2)), dim=-1)  # (heads, R_i, T_i)
             out.copy_(torch.bmm(p, v_i))
             weights.append(p)
@@ -66,7 +67,7 @@ class _ShortAttention(torch.autograd.Function):
         )  # fmt: skip
         for p, (q_i, k_i, v_i, d_out, dq_i, dk_i, dv_i) in zip(weights, by_subject, strict=True):
             ds = torch.bmm(d_out, v_i.transpose(1, 2))
-            torch._softmax_backward_data(ds, p, -1, p.dtype, grad_input=ds)
+            torch._softmax_backward_data(ds, p, -1, p.dtype, grad_input=ds)  # reads p in order: before products do
             dv_i.copy_(torch.bmm(p.transpose(1, 2), d_out))
             dq_i.copy_(torch.bmm(ds, k_i))
             dk_i.copy_(torch.bmm(ds.transpose(1, 2), q_i))
