@@ -8,7 +8,7 @@ that the weights are kept for the backward pass, so long records stay with the k
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,8 +38,9 @@ class _ShortAttention(torch.autograd.Function):
         P = softmax(Q K^T),  O = P V
         dV = P^T dO,  dS = softmax'(dO V^T),  dQ = dS K,  dK = dS^T Q
 
-    One function for all subjects: autograd's own record of a loop takes as long as the small products in it. softmax'
-    is the kernel that autograd calls itself.
+    One function for all subjects: autograd's own record of a loop takes as long as the small products in it. For the
+    same reason views are cut before the loop: a second thread falls asleep while statements go by. softmax' is the
+    kernel that autograd calls itself.
     """
 
     @staticmethod
@@ -47,9 +48,12 @@ class _ShortAttention(torch.autograd.Function):
         q = q * q.shape[-1] ** -0.5
         attended = torch.empty_like(q)
         weights = []
-        for q_i, k_i, v_i, out in _by_subject((q, n_queries), (k, n_keys), (v, n_keys), (attended, n_queries)):
+        by_subject = zip(
+            _rows(q, n_queries), _columns(k, n_keys), _rows(v, n_keys), _rows(attended, n_queries), strict=True
+        )
+        for q_i, k_i, v_i, out in by_subject:
             # Not in place: scores lie in memory that was just freed, and is in the cache; what is kept is not.
-            p = torch.softmax(torch.bmm(q_i, k_i.transpose(1, 2)), dim=-1)  # (heads, R_i, T_i)
+            p = torch.softmax(torch.bmm(q_i, k_i), -1)  # (heads, R_i, T_i)
             out.copy_(torch.bmm(p, v_i))
             weights.append(p)
         ctx.save_for_backward(q, k, v, *weights)
@@ -61,19 +65,24 @@ class _ShortAttention(torch.autograd.Function):
         q, k, v, *weights = ctx.saved_tensors
         n_queries, n_keys = ctx.counts
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-        by_subject = _by_subject(
-            (q, n_queries), (k, n_keys), (v, n_keys), (d_attended, n_queries),
-            (dq, n_queries), (dk, n_keys), (dv, n_keys),
+        by_subject = zip(
+            weights, _rows(q, n_queries), _rows(k, n_keys), _columns(v, n_keys), _rows(d_attended, n_queries),
+            _rows(dq, n_queries), _rows(dk, n_keys), _rows(dv, n_keys), strict=True,
         )  # fmt: skip
-        for p, (q_i, k_i, v_i, d_out, dq_i, dk_i, dv_i) in zip(weights, by_subject, strict=True):
-            ds = torch.bmm(d_out, v_i.transpose(1, 2))
+        for p, q_i, k_i, v_i, d_out, dq_i, dk_i, dv_i in by_subject:
+            ds = torch.bmm(d_out, v_i)
             torch._softmax_backward_data(ds, p, -1, p.dtype, grad_input=ds)  # reads p in order: before products do
-            dv_i.copy_(torch.bmm(p.transpose(1, 2), d_out))
+            dv_i.copy_(torch.bmm(p.mT, d_out))
             dq_i.copy_(torch.bmm(ds, k_i))
-            dk_i.copy_(torch.bmm(ds.transpose(1, 2), q_i))
+            dk_i.copy_(torch.bmm(ds.mT, q_i))
         return dq.mul_(q.shape[-1] ** -0.5), dk, dv, None, None
 
 
-def _by_subject(*rows: tuple[Tensor, Sequence[int]]) -> Iterator[tuple[Tensor, ...]]:
-    """Views (heads, R_i or T_i, D / heads) of packed rows, subject by subject."""
-    return zip(*(torch.split_with_sizes(x.transpose(0, 1), list(counts), dim=1) for x, counts in rows), strict=True)
+def _rows(x: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:
+    """Views (heads, n_i, D / heads) of packed rows, subject by subject."""
+    return x.transpose(0, 1).split_with_sizes(counts, 1)
+
+
+def _columns(x: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:
+    """The same, transposed: (heads, D / heads, n_i)."""
+    return x.permute(1, 2, 0).split_with_sizes(counts, 2)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ehrtrack.models import linear
-from ehrtrack.models.linear import BLOCK, Linear
+from ehrtrack.models.linear import BLOCK, FEWEST, Linear
 
-ROWS = [BLOCK - 1, BLOCK, 2 * BLOCK + 77]
+ROWS = [FEWEST - 1, FEWEST, FEWEST + BLOCK + 7]
 SHAPES = [(192, 192), (192, 768), (768, 192), (96, 384)]
 
 
@@ -54,14 +54,14 @@ def test_blocks_of_tokens_go_through_onednn(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert linear.gains(192, 768)  # and this shape has been looked at
     monkeypatch.setattr(torch, "mm", counted)
-    _layer(192, 768)(torch.randn(2 * BLOCK + 77, 192))
-    assert asked == [(2 * BLOCK, "bf16"), (77, "none")]
+    _layer(192, 768)(torch.randn(FEWEST + BLOCK + 7, 192))
+    assert asked == [(FEWEST + BLOCK, "bf16"), (7, "none")]
 
 
 def test_a_frozen_weight_has_no_gradient_and_lets_one_through(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = _layer(192, 192)
     layer.requires_grad_(False)
-    x = torch.randn(BLOCK + 3, 192, requires_grad=True)
+    x = torch.randn(FEWEST + 3, 192, requires_grad=True)
     y = layer(x)
     multiplied: list[torch.Size] = []
     mm = torch.mm
@@ -75,7 +75,7 @@ def test_a_frozen_weight_has_no_gradient_and_lets_one_through(monkeypatch: pytes
     assert layer.weight.grad is None
     assert layer.bias.grad is None
     torch.testing.assert_close(x.grad, layer.weight.sum(0).expand_as(x))
-    assert (192, BLOCK) not in multiplied  # what the weight's gradient would cost
+    assert (192, FEWEST) not in multiplied  # what the weight's gradient would cost
 
 
 @pytest.mark.parametrize("before", ["none", "ieee"])
@@ -117,7 +117,7 @@ def test_a_processor_without_avx512_is_not_asked(monkeypatch: pytest.MonkeyPatch
 
 
 def test_in_bfloat16_it_is_torchs_own() -> None:
-    layer, x = _layer(192, 192), torch.randn(BLOCK, 192)
+    layer, x = _layer(192, 192), torch.randn(FEWEST, 192)
     assert layer(x).dtype == torch.float32  # and this shape has been looked at
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
