@@ -7,8 +7,8 @@ The leave is given to these products alone: the small ones of attention are slow
 that no processor rounds in secret.
 
 oneDNN compiles a kernel for each shape (.5 to 1 ms), and no two batches have the same number of tokens. So it is given
-whole blocks of 32, of which batches of a budget soon have every number, and MKL the few tokens that are left. With
-fewer features than `NARROWEST` nothing is gained.
+whole blocks of 32, of which batches of a budget soon have every number, and MKL the few tokens that are left. Fewer
+tokens than `FEWEST` are not worth a kernel, and with fewer features than `NARROWEST` nothing is gained.
 
 Every statement between two products costs 10 to 30 us, as these push the interpreter's own memory out of the caches: so
 a pass cuts its rows once, and asks oneDNN in one place.
