@@ -114,8 +114,6 @@ class rounds:  # noqa: N801  # used like `range`
 
 def set_threads(n_threads: int) -> None:
     """Threads of torch, and of the BLAS that numpy uses."""
-    import threadpoolctl  # type: ignore[import-untyped]
-    import torch
+    from ehrtrack.training.threads import use_threads
 
-    torch.set_num_threads(n_threads)
-    threadpoolctl.threadpool_limits(n_threads)
+    use_threads(n_threads)

@@ -71,8 +71,8 @@ class RuntimeConfig(Section):
     device : auto, cpu, cuda, cuda:1, mps
     precision : of matrix products: f32, bf16, or auto, which is bf16 on a GPU that has units for it (compute
         capability 8.0, such as A10, L4, A100, H100) and f32 elsewhere
-    threads : CPU threads of torch; 0 takes the cores that other processes leave, or torch's default where
-        OMP_NUM_THREADS is set. A run logs the number that it took
+    threads : CPU threads of torch and of numpy's BLAS; 0 takes the cores that other processes leave, or torch's
+        default where OMP_NUM_THREADS is set. A run logs the number that it took
     cache : folder for tokenised cohorts and checkpoints
     snapshot_minutes : longest time between two snapshots of a training; there is one after each epoch anyway
     upload_snapshots : send the last two snapshots to the tracking server, so that another machine can go on

@@ -8,9 +8,10 @@ that the weights are kept for the backward pass, so long records stay with the k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,13 +49,14 @@ class _ShortAttention(torch.autograd.Function):
         q = q * q.shape[-1] ** -0.5
         attended = torch.empty_like(q)
         weights = []
+        multiply = _multiplication()
         by_subject = zip(
             _rows(q, n_queries), _columns(k, n_keys), _rows(v, n_keys), _rows(attended, n_queries), strict=True
         )
         for q_i, k_i, v_i, out in by_subject:
             # Not in place: scores lie in memory that was just freed, and is in the cache; what is kept is not.
             p = torch.softmax(torch.bmm(q_i, k_i), -1)  # (heads, R_i, T_i)
-            out.copy_(torch.bmm(p, v_i))
+            multiply(p, v_i, out)
             weights.append(p)
         ctx.save_for_backward(q, k, v, *weights)
         ctx.counts = n_queries, n_keys
@@ -64,6 +66,7 @@ class _ShortAttention(torch.autograd.Function):
     def backward(ctx: Any, d_attended: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, *weights = ctx.saved_tensors
         n_queries, n_keys = ctx.counts
+        multiply = _multiplication()
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         by_subject = zip(
             weights, _rows(q, n_queries), _rows(k, n_keys), _columns(v, n_keys), _rows(d_attended, n_queries),
@@ -72,10 +75,28 @@ class _ShortAttention(torch.autograd.Function):
         for p, q_i, k_i, v_i, d_out, dq_i, dk_i, dv_i in by_subject:
             ds = torch.bmm(d_out, v_i)
             torch._softmax_backward_data(ds, p, -1, p.dtype, grad_input=ds)  # reads p in order: before products do
-            dv_i.copy_(torch.bmm(p.mT, d_out))
-            dq_i.copy_(torch.bmm(ds, k_i))
-            dk_i.copy_(torch.bmm(ds.mT, q_i))
+            multiply(p.mT, d_out, dv_i)
+            multiply(ds, k_i, dq_i)
+            multiply(ds.mT, q_i, dk_i)
         return dq.mul_(q.shape[-1] ** -0.5), dk, dv, None, None
+
+
+def _multiplication() -> Callable[[Tensor, Tensor, Tensor], object]:
+    """How to put products (heads, n, D / heads) of each head's matrices to where its subject's rows are.
+
+    These lie apart, one head beside the other. So torch makes the products elsewhere and copies them, where numpy's
+    BLAS writes them in place; but torch shares heads out among threads. 6 heads of 131 tokens and 32 features: torch
+    85 us with one thread and 52 with two, numpy 62.
+    """
+    return _by_numpy if torch.get_num_threads() == 1 else _by_torch
+
+
+def _by_numpy(a: Tensor, b: Tensor, out: Tensor) -> None:
+    np.matmul(a.numpy(), b.numpy(), out=out.numpy())
+
+
+def _by_torch(a: Tensor, b: Tensor, out: Tensor) -> None:
+    out.copy_(torch.bmm(a, b))
 
 
 def _rows(x: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:

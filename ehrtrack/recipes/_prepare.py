@@ -23,7 +23,7 @@ from ehrtrack.data.store import TokenStore, build_store, record_cutoffs, tokenis
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.code_embeddings import FACTS_FILE, CodeEmbeddings
-from ehrtrack.training.threads import free_threads
+from ehrtrack.training.threads import free_threads, use_threads
 
 Rows = npt.NDArray[np.int64]
 
@@ -231,5 +231,5 @@ def settle(config: RunConfig) -> RunConfig:
     """
     seed_everything(config.runtime)
     n_threads = config.runtime.threads or free_threads()
-    torch.set_num_threads(n_threads)
+    use_threads(n_threads)
     return config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": n_threads})})

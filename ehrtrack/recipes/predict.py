@@ -25,6 +25,7 @@ from ehrtrack.plugins import load
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.queries import download, resolve_run
+from ehrtrack.training.threads import use_threads
 
 BATCH_TOKENS = 4096
 MOST_UNKNOWN = 0.5
@@ -172,11 +173,11 @@ def _predict_shard(model_folder: Path, data: Path, times: pl.DataFrame, shard: P
     held = times.join(subjects, on="subject_id", how="semi", maintain_order="left")
     # The order in which threads add up shows in the last digits; one thread has one order.
     n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    use_threads(1)
     try:
         scored, store_tokens = _predictor_in(model_folder).score(MedsDataset(data, (shard,)), held)
     finally:
-        torch.set_num_threads(n_threads)
+        use_threads(n_threads)
     return _ShardPredictions(
         scored.with_columns(row=held["row"]), len(store_tokens), int(np.count_nonzero(store_tokens == UNK))
     )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import psutil
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from ehrtrack.data.batch import Batch
 
@@ -44,6 +45,15 @@ def free_threads() -> int:
     _chosen_of.clear()
     _chosen_of[chosen] = n_threads
     return chosen
+
+
+def use_threads(n_threads: int) -> None:
+    """Threads of torch, and of the BLAS that numpy uses: attention asks it where torch has one thread.
+
+    Left to itself it starts a thread for each core, for products of records of some 180 tokens and more.
+    """
+    torch.set_num_threads(n_threads)
+    threadpool_limits(n_threads, user_api="blas")
 
 
 @contextmanager

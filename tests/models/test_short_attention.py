@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,15 @@ from torch import Tensor
 
 from ehrtrack.models import attention
 from ehrtrack.models.short_attention import attend_short
+
+
+@pytest.fixture(params=[1, 2], ids=["one-thread", "two-threads"], autouse=True)
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With one thread numpy multiplies, with more torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
 
 
 def rows(*n_tokens: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:

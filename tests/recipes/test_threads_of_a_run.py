@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from simulated import Population, study, write_dataset
 
 from ehrtrack.config import RunConfig, load_config
@@ -20,9 +19,9 @@ from ehrtrack.tracking.queries import RunRecord, download, search_runs
 
 @pytest.fixture
 def numbers_set(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of threads that torch was told, in order; in place of telling it, as cores may be busy here."""
+    """The numbers of threads that were asked for, in order; in place of taking them, as cores may be busy here."""
     told: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(_prepare, "use_threads", told.append)
     return told
 
 

@@ -15,10 +15,11 @@ import psutil
 import pytest
 import torch
 from simulated import random_store
+from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
 from ehrtrack.data.batch import collate
 from ehrtrack.training import threads
-from ehrtrack.training.threads import free_threads, threads_for
+from ehrtrack.training.threads import free_threads, threads_for, use_threads
 
 TOKENS = collate(random_store(2, 40, 0), np.arange(2), max_tokens=24)
 STATES = replace(TOKENS, hidden=torch.zeros(TOKENS.n_tokens, 4))
@@ -110,6 +111,19 @@ def test_threads_left_to_others_are_told(
     patch_machine(monkeypatch, *shares, n_threads=n_threads)
     free_threads()
     assert capsys.readouterr().out == told
+
+
+def blas_threads() -> set[int]:
+    """Of the libraries that numpy and scipy multiply matrices with."""
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+@pytest.mark.skipif(not blas_threads(), reason="numpy's BLAS takes no number of threads (Accelerate)")
+def test_torch_and_numpys_blas_use_the_same_number_of_threads() -> None:
+    with threadpool_limits(2, user_api="blas"):  # puts back what there was
+        assert blas_threads() == {2}
+        use_threads(1)
+        assert (torch.get_num_threads(), blas_threads()) == (1, {1})
 
 
 @pytest.mark.parametrize(
