@@ -50,7 +50,7 @@ def free_threads() -> int:
 def use_threads(n_threads: int) -> None:
     """Threads of torch, and of the BLAS that numpy uses: attention asks it where torch has one thread.
 
-    Left to itself it starts a thread for each core, for products of records of some 180 tokens and more.
+    Left to itself it starts a thread for each core, for products of longer records.
     """
     torch.set_num_threads(n_threads)
     threadpool_limits(n_threads, user_api="blas")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,17 @@ def test_two_workers_write_the_bytes_of_one(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     one = written(folder, "local", 1, tmp_path / "one.parquet")
     assert written(folder, engine, 2, tmp_path / "two.parquet") == one
+
+
+def test_each_shard_is_scored_with_one_thread_and_the_others_are_given_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(import_module("ehrtrack.recipes.predict"), "use_threads", told.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with open_engine() as engine:
+        predict_shards(folder / "model", open_dataset(folder / "meds"), times(1, 2, 3), engine)
+    assert told == [1, 2] * 3
 
 
 def test_shard_by_shard_is_the_same_as_all_at_once_in_the_order_asked_for(folder: Path) -> None:
