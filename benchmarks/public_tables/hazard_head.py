@@ -69,7 +69,7 @@ def fit_hazards(
 
 
 def _minimise(model: LinearHazards, x: Tensor, outcomes: Outcomes, grid: TimeGrid, setting: Mapping[str, Any]) -> None:
-    interval = torch.from_numpy(grid.interval_of(outcomes.follow_up_days, outcomes.is_event))
+    survived = torch.from_numpy(grid.survived(outcomes.follow_up_days, outcomes.is_event))
     event, days = torch.from_numpy(outcomes.is_event), torch.from_numpy(outcomes.follow_up_days)
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
 
@@ -77,9 +77,9 @@ def _minimise(model: LinearHazards, x: Tensor, outcomes: Outcomes, grid: TimeGri
         optimizer.zero_grad()
         logits = model(x)
         if setting["lambda_rank"]:
-            loss = survival_loss(logits, interval, event, days, lambda_rank=setting["lambda_rank"])
+            loss = survival_loss(logits, survived, event, days, lambda_rank=setting["lambda_rank"])
         else:  # without the (B, B) pairs, which are gigabytes for the largest table
-            loss = negative_log_likelihood(logits, interval, event)
+            loss = negative_log_likelihood(logits, survived, event)
         loss = (
             loss + setting["penalty"] * model.shared.square().sum() + setting["own_penalty"] * model.own.square().sum()
         )

@@ -2,17 +2,18 @@
 
     logit h_k(x) = F(x, k),      S(t_k | x) = prod_{j <= k} (1 - h_j(x))
 
-A subject is a row for each interval of the time grid that it entered and was seen through, with the number of the
-interval as a column, and the event as the label (person-periods: Singer & Willett 1993, J Educ Stat 18:155-195; as a
-landmark for other models: Craig et al. 2021, arXiv:2104.12002). F is scikit-learn's histogram gradient boosting,
-which reads missing values as they are. Trees are added until the validation subjects' loss no longer falls.
+A subject is a row for each interval of the time grid that it entered, with the number of the interval as a column, the
+event as the label (person-periods: Singer & Willett 1993, J Educ Stat 18:155-195; as a landmark for other models: Craig
+et al. 2021, arXiv:2104.12002), and the share of the interval that it was seen through as the weight. F is
+scikit-learn's histogram gradient boosting, which reads missing values as they are. Trees are added until the validation
+subjects' loss no longer falls.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -134,12 +135,19 @@ def fit(config: Settings, train: Tabular, validation: Tabular) -> BoostingModel:
     """
     check_events(train)
     columns, grid = columns_and_grid(config, train)
-    periods, label = person_periods(train, columns, grid)
-    validation_periods, validation_label = person_periods(seen_within(validation, grid.horizon_days), columns, grid)
+    of_train = person_periods(train, columns, grid)
+    of_validation = person_periods(seen_within(validation, grid.horizon_days), columns, grid)
 
     def fit_one(setting: Setting) -> BoostingModel:
         library = _library_model(config, setting)
-        library.fit(periods, label, X_val=validation_periods, y_val=validation_label)
+        library.fit(
+            of_train.x,
+            of_train.is_event,
+            of_train.weight,
+            X_val=of_validation.x,
+            y_val=of_validation.is_event,
+            sample_weight_val=of_validation.weight,
+        )
         n_trees = int(np.argmax(library.validation_score_))  # the score before the first tree is the first
         return _from_library(library, n_trees, columns, grid)
 
@@ -162,17 +170,30 @@ def fit(config: Settings, train: Tabular, validation: Tabular) -> BoostingModel:
     return best.model
 
 
-def person_periods(subjects: Tabular, columns: list[str], grid: TimeGrid) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-    """(R, D + 1) features and number of the interval, and (R,) whether the event fell in it.
+class PersonPeriods(NamedTuple):
+    """Rows of subjects and intervals.
 
-    Intervals that a subject survived, and the one in which its event fell; none of the interval it was censored in.
+    Attributes
+    ----------
+    x : (R, D + 1) features and number of the interval
+    is_event : (R,) whether the event fell in it
+    weight : (R,) share of the interval that the subject was seen through; 1 with the event
     """
+
+    x: FloatArray
+    is_event: npt.NDArray[np.bool_]
+    weight: FloatArray
+
+
+def person_periods(subjects: Tabular, columns: list[str], grid: TimeGrid) -> PersonPeriods:
+    """Intervals that a subject survived, and the one in which its event fell, or it was censored after some part."""
     x = matrix(subjects.features, columns, allows_missing=True)
-    interval = grid.interval_of(subjects.follow_up_days, subjects.is_event)  # (B,)
-    n_rows = interval + subjects.is_event
+    survived = grid.survived(subjects.follow_up_days, subjects.is_event)  # (B,)
+    n_rows = np.ceil(survived).astype(np.int64) + subjects.is_event
     row = np.repeat(np.arange(len(x)), n_rows)
     k = np.arange(n_rows.sum()) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)
-    return np.column_stack([x[row], k]), subjects.is_event[row] & (k == interval[row])
+    is_event = subjects.is_event[row] & (k == survived[row])
+    return PersonPeriods(np.column_stack([x[row], k]), is_event, np.clip(survived[row] - k, 0, 1) + is_event)
 
 
 def _library_model(config: Settings, setting: Setting) -> HistGradientBoostingClassifier:

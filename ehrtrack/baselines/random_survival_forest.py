@@ -112,16 +112,17 @@ def fit(config: Config, train: Tabular, validation: Tabular) -> ForestModel:
     """
     check_events(train)
     columns, grid = columns_and_grid(config, train)
-    x, y = _on_grid(train, columns, grid)
+    x, y, weight = _on_grid(train, columns, grid)
+    drawn_by = None if (weight == 1).all() else weight  # bootstrap samples drawn by weights of 1 are other samples
 
     def fit_one(setting: Setting) -> ForestModel:
         library = RandomSurvivalForest(
             n_estimators=config.n_trees,
-            max_samples=min(config.max_rows, len(x)),
+            max_samples=min(config.max_rows, round(weight.sum())),
             random_state=config.seed,
             **setting,
         )
-        return from_library(library.fit(x, y), columns, grid)
+        return from_library(library.fit(x, y, drawn_by), columns, grid)
 
     space = {"min_samples_leaf": config.min_rows, "max_features": config.feature_shares}
     best = tune(config, space, fit_one, validation)
@@ -139,16 +140,21 @@ def fit(config: Config, train: Tabular, validation: Tabular) -> ForestModel:
 
 def _on_grid(
     subjects: Tabular, columns: list[str], grid: TimeGrid
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.void]]:
-    """Features and (event, time) with the number of the interval, from 1, as the time.
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.void], FloatArray]:
+    """Features, (event, time) with the number of the interval, from 1, as the time, and the weight of each row.
 
-    A censored subject's time is the last interval that it was seen through. One that was not seen through the first
-    tells nothing, and is left out.
+    A censored subject's time is the last interval that it was seen through. One that was seen through the share f of
+    the next is two rows: with the weight f it was seen through that as well, and with 1 - f it was not. A row that was
+    not seen through the first interval tells nothing, and is left out.
     """
-    time = grid.interval_of(subjects.follow_up_days, subjects.is_event) + subjects.is_event
-    seen = time > 0
-    x = matrix(subjects.features, columns)[seen].astype(np.float32)
-    return x, Surv.from_arrays(subjects.is_event[seen], time[seen].astype(np.float64))
+    survived = grid.survived(subjects.follow_up_days, subjects.is_event)
+    whole = np.floor(survived)
+    share = survived - whole
+    row = np.tile(np.arange(len(survived)), 2)
+    time, weight = np.concatenate([whole + subjects.is_event, whole + 1]), np.concatenate([1 - share, share])
+    seen = (time > 0) & (weight > 0)
+    x = matrix(subjects.features, columns)[row[seen]].astype(np.float32)
+    return x, Surv.from_arrays(subjects.is_event[row[seen]], time[seen]), weight[seen]
 
 
 def from_library(library: RandomSurvivalForest, columns: list[str], grid: TimeGrid) -> ForestModel:

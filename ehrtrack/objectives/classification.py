@@ -52,7 +52,7 @@ class Classification:
 
     def __init__(self, config: Config, training: Outcomes, horizon_days: float) -> None:
         self.training = training
-        self.grid = TimeGrid((0.0, horizon_days))
+        self.grid = TimeGrid((0.0, horizon_days)).timed_by(training.follow_up_days, training.is_event)
         self.censoring = Censoring(training, horizon_days)
         self.prevalence = float(1 - baseline_survival(training, self.grid)[-1])
         if not 0 < self.prevalence < 1:

@@ -22,7 +22,13 @@ from ehrtrack.objectives._code_effects import fit_code_effects
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.competing_risks import Config as Config
 from ehrtrack.objectives.survival import Predictions, score_survival
-from ehrtrack.survival.competing_risks import cause_c_index, cause_likelihood, cumulative_incidence, marginal_logits
+from ehrtrack.survival.competing_risks import (
+    EventWeights,
+    cause_c_index,
+    cause_likelihood,
+    cumulative_incidence,
+    marginal_logits,
+)
 from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
 
 Floats = npt.NDArray[np.float64]
@@ -45,6 +51,7 @@ class CompetingRisks:
     def __init__(self, training: Outcomes, grid: TimeGrid) -> None:
         self.training = training
         self.grid = grid
+        self.weights = EventWeights.of(grid, training.follow_up_days, _causes(training))
         self.n_causes = int(_causes(training).max())
         self.codes: CodeEffects | None = None
 
@@ -53,10 +60,14 @@ class CompetingRisks:
         return HazardHead(width, self.baseline_logits(), self.codes)
 
     def baseline_logits(self) -> Tensor:
-        """(K, R) of the population's incidence."""
-        interval = self.grid.interval_of(self.training.follow_up_days, self.training.is_event)
+        """(K, R) of the population's incidence, which is where the likelihood is greatest."""
+        days, cause = self.training.follow_up_days, _causes(self.training)
         start = marginal_logits(
-            interval, _causes(self.training), n_intervals=self.grid.n_intervals, n_causes=self.n_causes
+            self.grid.survived(days, cause > 0),
+            cause,
+            n_intervals=self.grid.n_intervals,
+            n_causes=self.n_causes,
+            weight=self.weights.weigh(days, cause),
         )
         return torch.from_numpy(start).float()
 
@@ -118,9 +129,14 @@ class CompetingRisks:
         return flat.reshape(len(flat), self.grid.n_intervals, self.n_causes)  # (B, K, R)
 
     def _losses(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
-        interval = self.grid.interval_of(outcomes.follow_up_days, outcomes.is_event)
-        cause = torch.from_numpy(_causes(outcomes)).to(logits.device)
-        return cause_likelihood(logits, torch.from_numpy(interval).to(logits.device), cause)  # (B,)
+        days, cause = outcomes.follow_up_days, _causes(outcomes)
+        survived, weight = self.grid.survived(days, cause > 0), self.weights.weigh(days, cause)
+        return cause_likelihood(  # (B,)
+            logits,
+            torch.from_numpy(survived).float().to(logits.device),
+            torch.from_numpy(cause).to(logits.device),
+            torch.from_numpy(weight).float().to(logits.device),
+        )
 
 
 class AnyCause(nn.Module):

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from sksurv.nonparametric import kaplan_meier_estimator
 from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Outcomes
@@ -24,6 +23,7 @@ from ehrtrack.objectives._code_effects import fit_code_effects
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.survival import Config as Config
 from ehrtrack.survival.curves import interpolate_survival, survival_curve
+from ehrtrack.survival.kaplan_meier import KaplanMeier
 from ehrtrack.survival.losses import negative_log_likelihood, survival_loss
 from ehrtrack.survival.metrics import c_index, evaluation_times, integrated_brier_score
 from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
@@ -75,16 +75,17 @@ class Survival:
         """(K,) logits of the hazards of `baseline_survival`.
 
         A head that starts here predicts the population's curve, and learns only how subjects differ from it. The grid
-        holds an event in each interval, so no hazard is 0; one of 1 (nobody outlives the last event) has no logit.
+        holds an event in each interval, so no hazard is 0; one of 1 (nobody outlives the last event) has no logit, and
+        is taken for .999. Likelihood is greatest at these hazards, so that training does not move the population.
         """
         curve = baseline_survival(self.training, self.grid)
-        hazard = np.minimum(1 - curve[1:] / curve[:-1], 0.99)
+        hazard = np.minimum(1 - curve[1:] / curve[:-1], 0.999)
         return torch.from_numpy(np.log(hazard / (1 - hazard))).float()
 
     def likelihood(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
         """Mean negative log-likelihood of logits (B, K): the loss without its ranking part."""
-        interval = self.grid.interval_of(outcomes.follow_up_days, outcomes.is_event)
-        return negative_log_likelihood(logits, torch.from_numpy(interval), torch.from_numpy(outcomes.is_event))
+        survived = self.grid.survived(outcomes.follow_up_days, outcomes.is_event)
+        return negative_log_likelihood(logits, torch.from_numpy(survived), torch.from_numpy(outcomes.is_event))
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         """Loss of the subjects of all ranks at once: their pairs are ranked as in one large batch."""
@@ -100,7 +101,7 @@ class Survival:
         days, event = outcomes.follow_up_days, outcomes.is_event
         return survival_loss(
             logits,
-            torch.from_numpy(self.grid.interval_of(days, event)).to(logits.device),
+            torch.from_numpy(self.grid.survived(days, event)).float().to(logits.device),
             torch.from_numpy(event).to(logits.device),
             torch.from_numpy(days).float().to(logits.device),
             lambda_rank=self.config.lambda_rank,
@@ -187,7 +188,4 @@ def score_survival(
 
 def baseline_survival(training: Outcomes, grid: TimeGrid) -> npt.NDArray[np.float64]:
     """(K + 1,) Kaplan-Meier curve of the training subjects at the grid's edges: a model without inputs."""
-    event_days, survival = kaplan_meier_estimator(training.is_event, training.follow_up_days)
-    n_steps = np.searchsorted(event_days, grid.edges_days, side="right")  # of the curve, at or before each edge
-    curve: npt.NDArray[np.float64] = np.concatenate([[1.0], survival])[n_steps]
-    return curve
+    return KaplanMeier.of(training.follow_up_days, training.is_event).at(grid.edges_days)

@@ -98,6 +98,7 @@ def log_evaluation(
     these subjects are too few for is left out; ``evaluation/left_out.csv`` names it with the reason.
     """
     training = records.outcomes[records.rows["train"]]
+    grid = grid.timed_by(training.follow_up_days, training.is_event)
     evaluations = {}
     for split, predictions in (("best", validation), ("test", test)):
         outcomes = records.outcomes[predictions.rows]
@@ -161,7 +162,8 @@ def _log_report(logger: RunLogger, report: Report, *, horizon_days: float) -> No
 def evaluate_survival(
     survival: npt.NDArray[np.float64], grid: TimeGrid, training: Outcomes, outcomes: Outcomes, *, seed: int
 ) -> Evaluation:
-    """Scores of survival curves (N, K + 1) on the grid, beside those of the population's curve."""
+    """Scores of survival curves (N, K + 1) on the grid, beside those of the population's curve, which is its clock."""
+    grid = grid.timed_by(training.follow_up_days, training.is_event)
     scores = score_survival(survival, grid, training, outcomes)
     population = baseline_survival(training, grid)
     trivial = score_survival(np.tile(population, (len(survival), 1)), grid, training, outcomes)

@@ -18,6 +18,7 @@ from sksurv.nonparametric import CensoringDistributionEstimator
 from sksurv.util import Surv
 
 from ehrtrack.errors import DataError
+from ehrtrack.survival.kaplan_meier import KaplanMeier
 from ehrtrack.survival.metrics import BoolArray, FloatArray, checked_predictions
 
 MIN_EVENTS = 10
@@ -34,12 +35,10 @@ def censored_after_events(follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike
 def risk_without_interval(days: FloatArray, is_event: BoolArray, horizon_days: float) -> float:
     """1 - Kaplan-Meier survival at the horizon; where follow-up ends before it, the last estimate is carried on.
 
-    As `calibration.observed_risk`, in three lines of numpy: scikit-survival takes 10 ms for 5,000 subjects, of which a
-    decision curve needs 50; this takes 0.3 ms.
+    As `calibration.observed_risk`: scikit-survival takes 10 ms for 5,000 subjects, of which a decision curve needs 50;
+    this takes 0.3 ms.
     """
-    event_days, n_events = np.unique(days[is_event & (days <= horizon_days)], return_counts=True)
-    n_at_risk = days.size - np.searchsorted(np.sort(days), event_days, side="left")
-    return 1 - float(np.prod(1 - n_events / n_at_risk))
+    return 1 - float(KaplanMeier.of(days, is_event).at(horizon_days))
 
 
 @dataclass(frozen=True)

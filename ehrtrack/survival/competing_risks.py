@@ -13,6 +13,8 @@ Narasimhan 2019, PeerJ 7:e6257). With one cause it is the model of `losses`. Cau
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -20,7 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ehrtrack.survival.bootstrap import Interval, c_index_interval
+from ehrtrack.survival.censoring import censored_after_events
+from ehrtrack.survival.kaplan_meier import KaplanMeier
 from ehrtrack.survival.metrics import c_index
+from ehrtrack.survival.time_grid import TimeGrid
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -32,21 +37,64 @@ def log_hazards(logits: Tensor) -> Tensor:
     return F.log_softmax(F.pad(logits, (1, 0)), dim=2)
 
 
-def cause_likelihood(logits: Tensor, interval: Tensor, cause: Tensor) -> Tensor:
-    """(B,) negative log-likelihood of each subject; the censored count for the intervals they are known to have passed.
+@dataclass(frozen=True)
+class EventWeights:
+    """What an event counts for within its interval: more, the more subjects had been censored before it.
+
+    Of the causes in an interval, one that comes late in it is seen less often than it came, where subjects are censored
+    within the interval. With G(t) the Kaplan-Meier estimate of being followed to t, an event at t stands for 1 / G(t),
+    as in Aalen and Johansen's estimate, whose steps are 1 / (N G(t)). Weights are these over their mean in the
+    interval, so that all events of an interval together count as they are, and without censoring each counts for one.
+
+    Attributes
+    ----------
+    followed : the estimate of not being censored, of the training subjects
+    mean : (K,) mean of 1 / G over the training events of each interval
+    """
+
+    grid: TimeGrid
+    followed: KaplanMeier
+    mean: FloatArray
+
+    @classmethod
+    def of(cls, grid: TimeGrid, follow_up_days: FloatArray, cause: IntArray) -> EventWeights:
+        """Weights on the grid that was fitted to these training subjects."""
+        event = cause > 0
+        followed = KaplanMeier.of(censored_after_events(follow_up_days, event), ~event)
+        days, interval = follow_up_days[event], grid.interval_of(follow_up_days, event)[event]
+        n_events = np.bincount(interval, minlength=grid.n_intervals)
+        total = np.bincount(interval, 1 / followed.at(days), grid.n_intervals)
+        mean = np.divide(total, n_events, out=np.ones_like(total), where=n_events > 0)
+        return cls(grid, followed, mean)
+
+    def weigh(self, follow_up_days: FloatArray, cause: IntArray) -> FloatArray:
+        """(B,) weights of events; 1 for the censored, where it is not used."""
+        event = cause > 0
+        days, interval = follow_up_days[event], self.grid.interval_of(follow_up_days, event)[event]
+        least = self.followed.survival[self.followed.survival > 0].min()  # an event after all training follow-up
+        weights = np.ones(len(event))
+        weights[event] = 1 / np.maximum(self.followed.at(days), least) / self.mean[interval]
+        return weights
+
+
+def cause_likelihood(logits: Tensor, survived: Tensor, cause: Tensor, weight: Tensor | None = None) -> Tensor:
+    """(B,) negative log-likelihood of each subject; the censored count for what they are known to have passed.
 
     Parameters
     ----------
     logits : (B, K, R)
-    interval : (B,) int64 from `TimeGrid.interval_of` with ``cause > 0`` as the event
+    survived : (B,) from `TimeGrid.survived` with ``cause > 0`` as the event
     cause : (B,) int64, 0 for the censored
+    weight : (B,) of the events, from `EventWeights`; None where each counts for one
     """
     log_h = log_hazards(logits)
     n_intervals = logits.shape[1]
-    passed = torch.arange(n_intervals, device=logits.device) < interval[:, None]  # (B, K)
-    free = torch.where(passed, log_h[:, :, 0], 0.0).sum(dim=1)
-    at_event = log_h[torch.arange(len(logits)), interval.clamp(max=n_intervals - 1), cause]
-    return -(free + torch.where(cause > 0, at_event, 0.0))
+    position = torch.arange(n_intervals, device=logits.device)
+    passed = (survived[:, None] - position).clamp(0, 1).to(log_h.dtype)  # (B, K)
+    free = (passed * log_h[:, :, 0]).sum(dim=1)
+    at_event = log_h[torch.arange(len(logits)), survived.long().clamp(max=n_intervals - 1), cause]
+    weighted = at_event if weight is None else at_event * weight
+    return -(free + torch.where(cause > 0, weighted, 0.0))
 
 
 def cumulative_incidence(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,20 +105,32 @@ def cumulative_incidence(logits: Tensor) -> tuple[Tensor, Tensor]:
     return survival, F.pad(parts.cumsum(dim=1), (0, 0, 1, 0)).transpose(1, 2)
 
 
-def marginal_logits(interval: IntArray, cause: IntArray, *, n_intervals: int, n_causes: int) -> FloatArray:
-    """(K, R) logits of a model without inputs: the maximum of the likelihood, h_rk = d_rk / n_k.
+def marginal_logits(
+    survived: npt.NDArray[np.int64] | FloatArray,
+    cause: IntArray,
+    *,
+    n_intervals: int,
+    n_causes: int,
+    weight: FloatArray | None = None,
+) -> FloatArray:
+    """(K, R) logits of a model without inputs: the maximum of the likelihood, h_rk = d_rk / (d_k + n_k).
 
-    With every event day a grid edge its incidence is Aalen and Johansen's. A cause without an event in an interval has
-    a hazard of 0, which has no logit: it is given a thousandth of an event.
+    Here d_rk are weighted events and n_k is how many passed the interval, with the shares of it that the censored were
+    seen through. Its incidence is Aalen and Johansen's at the edges, on the clock and with the weights of the same
+    subjects. A cause without an event in an interval has a hazard of 0, which has no logit: it is given a thousandth of
+    an event. Where nobody passes, one of .999 in all stands for 1.
 
     Parameters
     ----------
-    interval, cause : (B,) as in `cause_likelihood`, of the training subjects
+    survived, cause, weight : (B,) as in `cause_likelihood`, of the training subjects
     """
+    of_events = np.ones(len(cause)) if weight is None else weight
     events = np.zeros((n_intervals, n_causes))
-    np.add.at(events, (interval[cause > 0], cause[cause > 0] - 1), 1.0)
-    n_passed = np.array([(interval > k).sum() for k in range(n_intervals)])  # free of all through the interval
-    logits: FloatArray = np.log(np.maximum(events, 1e-3)) - np.log(np.maximum(n_passed, 0.5))[:, None]
+    is_event = cause > 0
+    np.add.at(events, (survived[is_event].astype(np.int64), cause[is_event] - 1), of_events[is_event])
+    n_passed = np.array([np.clip(survived - k, 0, 1).sum() for k in range(n_intervals)])
+    least = np.maximum(events.sum(axis=1), 1.0) / 999
+    logits: FloatArray = np.log(np.maximum(events, 1e-3)) - np.log(np.maximum(n_passed, least))[:, None]
     return logits
 
 

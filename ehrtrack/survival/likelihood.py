@@ -23,19 +23,21 @@ def log_likelihood(
 ) -> FloatArray:
     """(B,) log-probability that the curves of B subjects gave to what came, on the intervals of the grid.
 
-    An event in interval k has S_k - S_(k+1); a censored subject the S of the last edge that it is known to have
-    outlived. With hazards h it is the likelihood of `losses.negative_log_likelihood`.
+    An event in interval k has S_k - S_(k+1); a subject censored in it, having been seen through the share f of it, has
+    S_k (S_(k+1) / S_k)^f. With hazards h it is the likelihood of `losses.negative_log_likelihood`.
 
     Parameters
     ----------
     survival : (B, K + 1) S at the edges of the grid
     """
-    interval = grid.interval_of(follow_up_days, is_event)
+    survived = grid.survived(follow_up_days, is_event)
+    interval = survived.astype(np.int64)
     rows = np.arange(len(survival))
-    outlived = survival[rows, interval]
-    left = np.where(is_event, survival[rows, np.minimum(interval + 1, grid.n_intervals)], 0.0)
-    probability: FloatArray = np.log(np.maximum(outlived - left, LEAST_PROBABILITY))
-    return probability
+    before, after = survival[rows, interval], survival[rows, np.minimum(interval + 1, grid.n_intervals)]
+    stayed = np.divide(after, before, out=np.ones_like(before), where=before > 0)  # 1 - h
+    probability = np.where(is_event, before - after, before * stayed ** (survived - interval))
+    log_probability: FloatArray = np.log(np.maximum(probability, LEAST_PROBABILITY))
+    return log_probability
 
 
 def likelihood_gain(

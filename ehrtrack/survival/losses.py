@@ -6,11 +6,12 @@ Throughout, logits are (B, K) hazard logits for B subjects and K intervals, and
     S_ik = prod_{j <= k} (1 - h_ij)      survival through the end of interval k
     F_ik = 1 - S_ik                      cumulative incidence by the end of interval k
 
-`interval` is `TimeGrid.interval_of(follow_up_days, is_event)`: how many intervals the subject is known to
-have survived. Its censoring rule is part of the likelihood: a subject censored inside interval k survived
-the intervals before k and says nothing of k itself; censored exactly at the end of k, it survived k too;
-followed to the horizon, all K. Counting half-seen intervals as survived would bias the hazard down, and
-dropping the subject would bias it up.
+`survived` is `TimeGrid.survived(follow_up_days, is_event)`: how many intervals the subject is known to have
+survived. Its censoring rule is part of the likelihood: a subject censored inside interval k survived the
+intervals before k and the share f of k that it was seen through, and so adds f log(1 - h_ik); censored
+exactly at the end of k, it survived k too; followed to the horizon, all K. Counting half-seen intervals as
+survived would bias the hazard down. Leaving them out biases it up: of those who enter an interval then only
+those count who had the event or outlived it, and where nobody is followed to its end the optimum is 1.
 """
 
 from __future__ import annotations
@@ -20,19 +21,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def negative_log_likelihood(logits: Tensor, interval: Tensor, is_event: Tensor) -> Tensor:
+def negative_log_likelihood(logits: Tensor, survived: Tensor, is_event: Tensor) -> Tensor:
     """Mean over subjects of the negative log-likelihood of discrete-time survival.
 
-        l_i = d_i log h_{i,k_i} + sum_{j < k_i} log(1 - h_ij)
+        l_i = d_i log h_{i,k_i} + sum_{j < k_i} log(1 - h_ij) + f_i log(1 - h_{i,k_i})
 
-    with d_i = is_event and k_i = interval: a Bernoulli likelihood over the intervals in which subject i was
-    at risk (Tutz & Schmid 2016, Modeling Discrete Time-to-Event Data, eq. 3.17; Gensheimer & Narasimhan
-    2019, PeerJ 7:e6257).
+    with d_i = is_event and k_i + f_i = survived: a Bernoulli likelihood over the intervals in which subject i
+    was at risk (Tutz & Schmid 2016, Modeling Discrete Time-to-Event Data, eq. 3.17; Gensheimer & Narasimhan
+    2019, PeerJ 7:e6257), and of that in which it was censored the share f_i, as where hazards are constant
+    within an interval (Kvamme & Borgan 2021, Lifetime Data Analysis 27:710-36). Without inputs the hazards
+    that minimise it are those of the Kaplan-Meier curve at the edges.
 
     Parameters
     ----------
     logits : (B, K) float
-    interval : (B,) int64 from `TimeGrid.interval_of`, 0 .. K - 1 for events, 0 .. K for censored subjects
+    survived : (B,) from `TimeGrid.survived`, 0 .. K - 1 for events, 0 .. K for censored subjects
     is_event : (B,) bool
 
     Returns
@@ -42,17 +45,15 @@ def negative_log_likelihood(logits: Tensor, interval: Tensor, is_event: Tensor) 
     logits = _at_least_f32(logits)
     event = is_event.bool()
     position = torch.arange(logits.shape[1], device=logits.device)  # (K,)
-    failed = (position == interval[:, None]) & event[:, None]  # (B, K)
-    at_risk = (position < interval[:, None]) | failed  # (B, K)
+    failed = ((position == survived[:, None]) & event[:, None]).to(logits.dtype)  # (B, K)
+    at_risk = (survived[:, None] - position).clamp(0, 1).to(logits.dtype) + failed  # (B, K)
     # From the logits: exact where log(sigmoid(x)) would be -inf.
-    total = F.binary_cross_entropy_with_logits(
-        logits, failed.to(logits.dtype), weight=at_risk.to(logits.dtype), reduction="sum"
-    )
+    total = F.binary_cross_entropy_with_logits(logits, failed, weight=at_risk, reduction="sum")
     return total / len(logits)
 
 
 def ranking_loss(
-    logits: Tensor, interval: Tensor, is_event: Tensor, follow_up_days: Tensor, *, sigma: float = 0.1
+    logits: Tensor, survived: Tensor, is_event: Tensor, follow_up_days: Tensor, *, sigma: float = 0.1
 ) -> Tensor:
     """Penalty on pairs in which the subject that failed first had the lower predicted incidence (DeepHit).
 
@@ -60,14 +61,14 @@ def ranking_loss(
 
     A holds the pairs in which i has the event at t_i and j is known to be event-free then: t_i < t_j, or
     t_i = t_j with j censored (the tie rule of `metrics.c_index`). F(t_i) is read at the end of the interval
-    of t_i. This is L_2 of Lee et al. 2018 (DeepHit, AAAI; eta(x, y) = exp(-(x - y) / sigma), one cause), as
-    a mean over A and not a sum, so that its weight does not depend on the batch size. With A empty the loss
-    is 0 and its gradient 0.
+    of t_i; how far into an interval j was followed is in t_j alone. This is L_2 of Lee et al. 2018 (DeepHit,
+    AAAI; eta(x, y) = exp(-(x - y) / sigma), one cause), as a mean over A and not a sum, so that its weight
+    does not depend on the batch size. With A empty the loss is 0 and its gradient 0.
 
     Parameters
     ----------
     logits : (B, K) float
-    interval : (B,) int64 from `TimeGrid.interval_of`
+    survived : (B,) from `TimeGrid.survived`
     is_event : (B,) bool
     follow_up_days : (B,) float, days
     sigma : scale of the incidence difference; below about 0.02 the exponential can overflow in 32 bits
@@ -80,7 +81,7 @@ def ranking_loss(
     event = is_event.bool()
     incidence = -torch.expm1(F.logsigmoid(-logits).cumsum(dim=1))  # (B, K): F_ik
     # Only rows of subjects with the event are read, and theirs is an interval below K.
-    event_interval = interval.clamp(max=logits.shape[1] - 1)
+    event_interval = survived.long().clamp(max=logits.shape[1] - 1)
     incidence_of_j_at_i = incidence[:, event_interval].T  # (B, B): [i, j] = F_j(t_i)
     incidence_of_i_at_i = incidence_of_j_at_i.diagonal()[:, None]  # (B, 1): F_i(t_i)
 
@@ -95,7 +96,7 @@ def ranking_loss(
 
 def survival_loss(
     logits: Tensor,
-    interval: Tensor,
+    survived: Tensor,
     is_event: Tensor,
     follow_up_days: Tensor,
     *,
@@ -109,17 +110,17 @@ def survival_loss(
 
     Parameters
     ----------
-    logits, interval, is_event, follow_up_days, sigma : as in `negative_log_likelihood` and `ranking_loss`
+    logits, survived, is_event, follow_up_days, sigma : as in `negative_log_likelihood` and `ranking_loss`
     lambda_rank : weight of the ranking loss, >= 0
 
     Returns
     -------
     Scalar tensor; at weight 0 the ranking is not computed.
     """
-    nll = negative_log_likelihood(logits, interval, is_event)
+    nll = negative_log_likelihood(logits, survived, is_event)
     if not lambda_rank:
         return nll
-    return nll + lambda_rank * ranking_loss(logits, interval, is_event, follow_up_days, sigma=sigma)
+    return nll + lambda_rank * ranking_loss(logits, survived, is_event, follow_up_days, sigma=sigma)
 
 
 def _at_least_f32(logits: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ class Recalibration:
 def fit_recalibration(
     method: Method, survival: npt.ArrayLike, grid: TimeGrid, follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike
 ) -> Recalibration:
-    """Fit on the VALIDATION subjects: each interval that a subject was at risk in is one observation.
+    """Fit on the VALIDATION subjects: each interval that a subject was at risk in is one observation, with the share of
+    it that the subject was seen through as its weight.
 
     Platt's scaling is logit h' = a + b logit h by maximum likelihood (Platt 1999), isotonic regression the rising step
     function with the least squared error (Zadrozny & Elkan 2002). By scikit-learn.
@@ -68,13 +69,13 @@ def fit_recalibration(
         raise DataError(
             f"{event.sum()} events among {event.size} validation subjects; recalibration needs at least {MIN_EVENTS}"
         )
-    hazard, failed = at_risk_intervals(survival, grid, follow_up_days, event)
+    hazard, failed, weight = at_risk_intervals(survival, grid, follow_up_days, event)
     if method == "platt":
         model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                model.fit(_logit(hazard)[:, None], failed)
+                model.fit(_logit(hazard)[:, None], failed, sample_weight=weight)
         except (LinAlgWarning, ConvergenceWarning) as warning:
             raise DataError(
                 f"Platt scaling of {event.size} validation subjects has no solution ({str(warning).split('.')[0]}): "
@@ -86,25 +87,26 @@ def fit_recalibration(
                 "fewer events, and recalibration would turn the order of risks round"
             )
     else:
-        model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(hazard, failed)
+        model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(hazard, failed, sample_weight=weight)
     return Recalibration(method, model)
 
 
 def at_risk_intervals(
     survival: npt.ArrayLike, grid: TimeGrid, follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike
-) -> tuple[FloatArray, BoolArray]:
-    """Predicted hazard of each interval a subject was at risk in, and whether the event came in it.
+) -> tuple[FloatArray, BoolArray, FloatArray]:
+    """Predicted hazard of each interval a subject was at risk in, whether the event came in it, and its weight.
 
-    As in the likelihood (`TimeGrid.interval_of`): an event in interval k gives intervals 0 .. k, the last of them with
-    the event; a subject censored in k gives 0 .. k - 1.
+    As in the likelihood (`TimeGrid.survived`): an event in interval k gives intervals 0 .. k, the last of them with
+    the event; a subject censored in k gives 0 .. k - 1, and k with the share of it that the subject was seen through.
     """
     hazard = _hazards(survival)
     event = np.asarray(is_event, dtype=bool)
-    last = grid.interval_of(follow_up_days, event)[:, None]
+    survived = grid.survived(follow_up_days, event)[:, None]
     interval = np.arange(grid.n_intervals)
-    at_risk = (interval < last) | ((interval == last) & event[:, None])
-    failed = (interval == last) & event[:, None]
-    return hazard[at_risk], failed[at_risk]
+    failed = (interval == survived) & event[:, None]
+    weight = np.clip(survived - interval, 0, 1) + failed
+    at_risk = weight > 0
+    return hazard[at_risk], failed[at_risk], weight[at_risk]
 
 
 def _hazards(survival: npt.ArrayLike) -> FloatArray:

@@ -28,7 +28,7 @@ def subjects(n: int, seed: int, *, share_missing: float = 0.0) -> Tabular:
 def test_the_trees_kept_are_those_of_scikit_learn() -> None:
     train = subjects(300, 1, share_missing=0.2)
     grid = TimeGrid((0.0, 50.0, 150.0, 365.0))
-    x, y = gradient_boosting.person_periods(train, COLUMNS, grid)
+    x, y, _ = gradient_boosting.person_periods(train, COLUMNS, grid)
     library = HistGradientBoostingClassifier(max_iter=30, max_leaf_nodes=6, early_stopping=False).fit(x, y)
     model = gradient_boosting._from_library(library, 30, COLUMNS, grid)
     others = subjects(100, 2, share_missing=0.2).features
@@ -39,7 +39,7 @@ def test_the_trees_kept_are_those_of_scikit_learn() -> None:
 
 def test_the_first_trees_are_those_of_that_stage() -> None:
     train, grid = subjects(300, 1), TimeGrid((0.0, 100.0, 365.0))
-    x, y = gradient_boosting.person_periods(train, COLUMNS, grid)
+    x, y, _ = gradient_boosting.person_periods(train, COLUMNS, grid)
     library = HistGradientBoostingClassifier(max_iter=20, early_stopping=False).fit(x, y)
     stage = list(library.staged_predict_proba(np.column_stack([train.features.to_numpy(), np.zeros(300)])))[6]
     model = gradient_boosting._from_library(library, 7, COLUMNS, grid)
@@ -61,7 +61,7 @@ def test_a_splits_column_that_is_not_used_need_not_be_there() -> None:
 def test_trees_that_ask_for_the_interval_alone_predict_the_same_curve_for_everybody() -> None:
     """With few subjects the validation loss may keep no other tree."""
     train, grid = subjects(300, 1), TimeGrid((0.0, 50.0, 150.0, 365.0))
-    x, y = gradient_boosting.person_periods(train, COLUMNS, grid)
+    x, y, _ = gradient_boosting.person_periods(train, COLUMNS, grid)
     x[:, :5] = 0
     library = HistGradientBoostingClassifier(max_iter=5, early_stopping=False).fit(x, y)
     model = gradient_boosting._from_library(library, 5, COLUMNS, grid)
@@ -72,20 +72,33 @@ def test_trees_that_ask_for_the_interval_alone_predict_the_same_curve_for_everyb
     assert len(set(hazard[0])) == 3
 
 
-def test_a_subject_is_a_row_for_each_interval_it_was_seen_through() -> None:
+def test_a_subject_is_a_row_for_each_interval_it_was_seen_through_and_in_part_for_that_of_its_censoring() -> None:
     grid = TimeGrid((0.0, 10.0, 20.0, 30.0))
-    days = np.array([5.0, 15.0, 15.0, 30.0, 5.0])
-    is_event = np.array([True, True, False, False, False])  # the last was not seen through any interval
+    days = np.array([5.0, 15.0, 17.5, 30.0, 2.5])
+    is_event = np.array([True, True, False, False, False])
     rows = Tabular(pl.DataFrame({"a": [1.0, 2.0, 3.0, 4.0, 5.0]}), days, is_event)
-    x, y = gradient_boosting.person_periods(rows, ["a"], grid)
-    assert x.tolist() == [[1, 0], [2, 0], [2, 1], [3, 0], [4, 0], [4, 1], [4, 2]]
-    assert y.tolist() == [True, False, True, False, False, False, False]
+    x, y, weight = gradient_boosting.person_periods(rows, ["a"], grid)
+    assert x.tolist() == [[1, 0], [2, 0], [2, 1], [3, 0], [3, 1], [4, 0], [4, 1], [4, 2], [5, 0]]
+    assert y.tolist() == [True, False, True, False, False, False, False, False, False]
+    assert weight.tolist() == [1, 1, 1, 1, 0.75, 1, 1, 1, 0.25]
+
+
+def test_the_forest_sees_a_censored_subject_in_two_parts() -> None:
+    """Seen through the second interval with 3 / 4, and not with 1 / 4; of the last subject only the former is told."""
+    grid = TimeGrid((0.0, 10.0, 20.0, 30.0))
+    days, is_event = np.array([15.0, 17.5, 30.0, 2.5]), np.array([True, False, False, False])
+    rows = Tabular(pl.DataFrame({"a": [1.0, 2.0, 3.0, 4.0]}), days, is_event)
+    x, y, weight = random_survival_forest._on_grid(rows, ["a"], grid)
+    found = zip(x[:, 0].tolist(), y["event"].tolist(), y["time"].tolist(), weight.tolist(), strict=True)
+    assert sorted(found) == [
+        (1, True, 2, 1), (2, False, 1, 0.25), (2, False, 2, 0.75), (3, False, 3, 1), (4, False, 1, 0.25),
+    ]  # fmt: skip
 
 
 def test_the_forest_kept_is_that_of_scikit_survival() -> None:
     train, grid = subjects(300, 1), TimeGrid((0.0, 50.0, 150.0, 250.0, 365.0))
-    x, y = random_survival_forest._on_grid(train, COLUMNS, grid)
-    library = RandomSurvivalForest(10, min_samples_leaf=8, random_state=0).fit(x, y)
+    x, y, weight = random_survival_forest._on_grid(train, COLUMNS, grid)
+    library = RandomSurvivalForest(10, min_samples_leaf=8, random_state=0).fit(x, y, weight)
     model = random_survival_forest.from_library(library, COLUMNS, grid)
     others = subjects(100, 2).features
     expected = library.predict_survival_function(others.to_numpy(), return_array=True)

@@ -290,17 +290,18 @@ def test_net_benefit_equals_vickers_formula_with_lifelines_kaplan_meier() -> Non
 
 
 def test_platt_scaling_maximises_the_likelihood_of_the_intervals_at_risk() -> None:
-    """Where its two slopes are 0: those of sum y log p + (1 - y) log(1 - p) for logit p = a + b logit h."""
+    """Where its two slopes are 0: those of sum w (y log p + (1 - y) log(1 - p)) for logit p = a + b logit h."""
     risk, _, days, event = follow_up_of(9)
     survival = np.exp(-0.02 * np.outer(1 + 3 * risk, GRID.edges_days))
-    hazard, failed = at_risk_intervals(survival, GRID, days, event)
+    hazard, failed, weight = at_risk_intervals(survival, GRID, days, event)
     recalibrated = fit_recalibration("platt", survival, GRID, days, event).apply(survival)
-    seen, _ = at_risk_intervals(recalibrated, GRID, days, event)
+    seen, _, _ = at_risk_intervals(recalibrated, GRID, days, event)
     logit, logit_seen = (np.log(h / (1 - h)) for h in (hazard, seen))
     slope, intercept = np.polyfit(logit, logit_seen, 1)
     np.testing.assert_allclose(logit_seen, intercept + slope * logit, atol=1e-9)
-    assert (failed - seen).mean() == pytest.approx(0, abs=1e-6)
-    assert ((failed - seen) * logit).mean() == pytest.approx(0, abs=1e-6)
+    assert (weight < 1).any()
+    assert (weight * (failed - seen)).mean() == pytest.approx(0, abs=1e-6)
+    assert (weight * (failed - seen) * logit).mean() == pytest.approx(0, abs=1e-6)
 
 
 def test_conformal_level_equals_the_search_over_all_levels() -> None:

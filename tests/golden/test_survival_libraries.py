@@ -125,23 +125,25 @@ def test_bootstrap_equals_scikit_survival_on_each_resample() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_likelihood_equals_sklearn_log_loss_on_person_periods(seed: int) -> None:
-    """Discrete-time survival is logistic regression on subject-intervals at risk (Tutz & Schmid 2016)."""
+    """Discrete-time survival is logistic regression on subject-intervals at risk (Tutz & Schmid 2016), each with the
+    share of its days as the weight."""
     grid = TimeGrid((0.0, 2.0, 5.0, 9.0, 12.0))
     _, days, event = tied_subjects(seed)
     event &= days <= grid.horizon_days
     logits = np.random.default_rng(seed).normal(size=(60, 4))
     upper = grid.edges_days[1:]
-    failed, hazards = [], []
+    failed, hazards, weights = [], [], []
     for i in range(60):
         for k in range(4):
             is_event_here = bool(event[i]) and grid.edges_days[k] < days[i] <= upper[k]
-            is_survived = days[i] > upper[k] or (days[i] == upper[k] and not event[i])
-            if is_survived or is_event_here:
-                failed.append(is_event_here)
-                hazards.append(1 / (1 + np.exp(-logits[i, k])))
-    reference = log_loss(failed, hazards, normalize=False, labels=[False, True]) / 60
+            seen = np.clip((days[i] - grid.edges_days[k]) / (upper[k] - grid.edges_days[k]), 0, 1)
+            failed.append(is_event_here)
+            hazards.append(1 / (1 + np.exp(-logits[i, k])))
+            weights.append(1.0 if is_event_here else 0.0 if event[i] and seen < 1 else seen)
+    assert any(0 < weight < 1 for weight in weights)
+    reference = log_loss(failed, hazards, normalize=False, labels=[False, True], sample_weight=weights) / 60
     ours = negative_log_likelihood(
-        torch.from_numpy(logits), torch.from_numpy(grid.interval_of(days, event)), torch.from_numpy(event)
+        torch.from_numpy(logits), torch.from_numpy(grid.survived(days, event)), torch.from_numpy(event)
     )
     assert ours.item() == pytest.approx(reference, abs=1e-9)
 

@@ -124,10 +124,10 @@ def test_the_loss_is_likelihood_plus_weighted_ranking(lambda_rank: float) -> Non
     model = model_for(objective).eval()
     batch = collate(random_store(12, 40), np.arange(12), max_tokens=30, outcomes=outcomes)
     logits, event = model(batch), torch.from_numpy(outcomes.is_event)
-    interval = torch.from_numpy(objective.grid.interval_of(outcomes.follow_up_days, outcomes.is_event))
+    survived = torch.from_numpy(objective.grid.survived(outcomes.follow_up_days, outcomes.is_event)).float()
     days = torch.from_numpy(outcomes.follow_up_days).float()
-    likelihood = negative_log_likelihood(logits, interval, event)
-    ranking = ranking_loss(logits, interval, event, days, sigma=0.2)
+    likelihood = negative_log_likelihood(logits, survived, event)
+    ranking = ranking_loss(logits, survived, event, days, sigma=0.2)
     assert ranking > 0
     loss = objective.loss(model, batch)
     torch.testing.assert_close(loss.total / loss.weight, likelihood + lambda_rank * ranking)

@@ -19,16 +19,17 @@ def test_it_is_the_likelihood_of_the_training_loss() -> None:
     logits = torch.from_numpy(rng.normal(size=(200, 3)))
     days, event = rng.choice([3.0, 10.0, 15.0, 20.0, 29.0, 30.0], 200), rng.random(200) < 0.5
     found = log_likelihood(survival_curve(logits).numpy(), GRID, days, event)
-    interval = torch.from_numpy(GRID.interval_of(days, event))
+    survived = torch.from_numpy(GRID.survived(days, event))
     assert -found.mean() == pytest.approx(
-        negative_log_likelihood(logits, interval, torch.from_numpy(event)).item(), abs=1e-12
+        negative_log_likelihood(logits, survived, torch.from_numpy(event)).item(), abs=1e-12
     )
 
 
 def test_by_hand_with_an_event_a_censored_subject_and_one_that_was_ruled_out() -> None:
     curves = np.array([[1, 0.9, 0.6, 0.5], [1, 0.9, 0.6, 0.5], [1, 1, 1, 0.5]])
     found = log_likelihood(curves, GRID, np.array([15.0, 15.0, 5.0]), np.array([True, False, True]))
-    np.testing.assert_allclose(np.exp(found), [0.3, 0.9, LEAST_PROBABILITY])
+    half_of_the_second = 0.9 * (0.6 / 0.9) ** 0.5
+    np.testing.assert_allclose(np.exp(found), [0.3, half_of_the_second, LEAST_PROBABILITY])
 
 
 def test_the_gain_is_positive_for_the_true_risk_zero_for_kaplan_meier_and_negative_for_the_reverse() -> None:
