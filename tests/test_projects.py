@@ -94,7 +94,7 @@ def test_every_recipe_of_a_study_takes_a_step(
     cohort = config_of(study, "finetune").cohort
     assert cohort is not None
     if cohort.labels is not None:
-        people = [("cohort.labels", str(labels))]
+        people = [("cohort.labels", str(labels)), ("cohort.horizon_days", "365")]  # for as long as they are followed
     else:
         people = [
             ("cohort.index.rule", "first_code"),

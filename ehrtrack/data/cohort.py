@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrtrack.data.events import MedsDataset, fingerprint_of, life_spans
+from ehrtrack.data.horizon import check_horizon, longest_horizon
 from ehrtrack.data.index_rules import birthday, check_births, index_dates
 from ehrtrack.data.labels import CAUSE, read_labels
 from ehrtrack.data.outcomes import add_follow_up, add_outcome, clip_to_horizon, midnight
@@ -28,6 +29,8 @@ class Cohort:
     attrition: pl.DataFrame
     """step str, n_subjects i64 (remaining), n_dropped i64."""
     fingerprint: str
+    is_horizon_cut: bool = False
+    """No horizon was given, and the longest follow-up is longer than what enough training subjects reach."""
 
     @property
     def cutoffs(self) -> pl.DataFrame:
@@ -41,26 +44,32 @@ def build_cohort(dataset: MedsDataset, config: CohortConfig, split: SplitConfig)
     Raises
     ------
     DataError
-        If nobody is left (naming the step that lost the last), all are censored, or a split lacks subjects or
-        events; if the labels cannot be read; if an age is needed and a birth is missing.
+        If nobody is left (naming the step that lost the last), all are censored, a split lacks subjects or
+        events, or too few are followed to the horizon; if the labels cannot be read; if an age is needed and a birth
+        is missing.
     """
     if config.labels is not None:
         subjects, attrition = _from_labels(dataset, config.labels, config)
-        horizon_days = config.horizon_days or float(subjects["follow_up_days"].to_numpy().max())
+        longest_days = float(subjects["follow_up_days"].to_numpy().max())
+        horizon_days = config.horizon_days or _default_horizon(subjects, config.min_followed_share, split)
+        is_cut = config.horizon_days is None and horizon_days < longest_days
         subjects = clip_to_horizon(subjects, horizon_days)
     else:
         subjects, attrition, horizon_days = _from_rules(dataset, config)
+        is_cut = False
     columns = ["subject_id", "index_date", "follow_up_days", "is_event"]
     subjects = subjects.sort("subject_id").select(*columns, *([CAUSE] if CAUSE in subjects.columns else []))
     subjects = subjects.with_columns(assign_splits(subjects["subject_id"], split))
     _check_events(subjects)
-    # The labels' path is left out: the table holds what the file says, wherever it lies.
-    rules = config.model_dump(mode="json", exclude={"labels"})
+    check_horizon(subjects.filter(pl.col("split") == "train"), horizon_days, config.min_followed_share)
+    # Of the labels the table holds what the file says, wherever it lies; of the share, what it cut.
+    rules = config.model_dump(mode="json", exclude={"labels", "min_followed_share"})
     return Cohort(
         subjects=subjects,
         horizon_days=horizon_days,
         attrition=attrition,
         fingerprint=fingerprint_of("cohort", dataset.fingerprint(), rules, split, subjects),
+        is_horizon_cut=is_cut,
     )
 
 
@@ -146,6 +155,21 @@ def _from_labels(dataset: MedsDataset, path: Path, config: CohortConfig) -> tupl
     flow.keep("follow-up after the prediction time", pl.col("follow_up_days") > 0)
     _move_to_landmark(flow, config.landmark_days)
     return flow.subjects, flow.table()
+
+
+def _default_horizon(subjects: pl.DataFrame, min_share: float, split: SplitConfig) -> float:
+    """The longest follow-up that enough training subjects reach; says so where that is not the longest of all."""
+    days, is_training = subjects["follow_up_days"].to_numpy(), assign_splits(subjects["subject_id"], split) == "train"
+    training = days[is_training.to_numpy()]
+    longest = float(days.max())
+    horizon_days = longest_horizon(training, min_share) if len(training) else longest
+    if horizon_days < longest:
+        print(
+            f"cohort: the horizon is {horizon_days:g} days, as fewer than {min_share:.1%} of the training subjects are "
+            f"followed for longer (the longest follow-up is {longest:g} days); set cohort.horizon_days to choose it",
+            flush=True,
+        )
+    return horizon_days
 
 
 def _move_to_landmark(flow: _Attrition, landmark_days: float) -> None:

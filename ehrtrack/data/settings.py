@@ -151,7 +151,9 @@ class CohortConfig(Section):
     """Either `labels`, a file of subjects, times and outcomes, or `index` + `outcome` + `horizon_days`.
 
     Ages are completed years at the index date, both bounds included. Follow-up ends for everybody at the
-    start (00:00) of `end_of_study`. With labels, `horizon_days` defaults to the longest follow-up.
+    start (00:00) of `end_of_study`. With labels, `horizon_days` defaults to the longest follow-up that
+    `min_followed_share` of the training subjects reach. A horizon that is given, and that fewer reach, is refused:
+    nothing would tell of risks up to it. 0 takes any.
     `landmark_days` moves everybody's index date that far on, to a landmark (van Houwelingen 2007, "Dynamic Prediction
     by Landmarking in Event History Analysis", Scand J Stat 34): what came by then is known, and those whose follow-up
     has ended by then are left out. Who is eligible is judged at the index date, not at the landmark.
@@ -166,6 +168,7 @@ class CohortConfig(Section):
     max_age_years: int | None = Field(default=None, ge=0)
     end_of_study: Date | None = None
     landmark_days: float = Field(default=0, ge=0)
+    min_followed_share: float = Field(default=0.01, ge=0, lt=1)
     exclude_prior_outcome: bool = True
 
     def model_post_init(self, _context: object) -> None:

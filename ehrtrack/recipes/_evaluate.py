@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import polars as pl
 
 from ehrtrack import plots
 from ehrtrack.data.batch import Outcomes
-from ehrtrack.data.cohort import summarise_cohort
+from ehrtrack.data.cohort import Cohort, summarise_cohort
 from ehrtrack.objectives.survival import Predictions, baseline_survival, score_survival
 from ehrtrack.privacy import hide_in_attrition, hide_in_groups, hide_in_summary
 from ehrtrack.recipes._groups import subject_groups
@@ -38,6 +39,7 @@ class Evaluation:
     likelihood_gain : mean log-likelihood over that curve's, in nats a subject
     calibration_slope, ici : at the horizon, of the test subjects; None where they are too few
     oracle : what can be attained, of the test subjects of a simulated cohort
+    left_out : measure of the test subjects that has no value -> why
     """
 
     c_index: Interval
@@ -47,6 +49,7 @@ class Evaluation:
     calibration_slope: Interval | None = None
     ici: float | None = None
     oracle: Oracle | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_metrics(self, split: str) -> dict[str, float]:
         """Metrics named ``split/...``."""
@@ -67,6 +70,19 @@ def attained(evaluation: Evaluation) -> dict[str, str]:
     share = oracle.attained
     shares = f"{share.estimate:.0%} [{share.lower:.0%}, {share.upper:.0%}]"
     return {"of the attainable (95 % interval)": f"{shares}; C-index of the oracle {oracle.c_index}"}
+
+
+def not_measured(evaluation: Evaluation) -> dict[str, str]:
+    """What a run's description says of measures without a value; nothing where there are none."""
+    if not evaluation.left_out:
+        return {}
+    return {"without a value (reasons in evaluation/left_out.csv)": ", ".join(evaluation.left_out)}
+
+
+def horizon(cohort: Cohort) -> dict[str, str]:
+    """What a run's description says of the horizon."""
+    cut = ", the longest that enough training subjects are followed to; some are followed for longer"
+    return {"horizon": f"{cohort.horizon_days:g} days{cut if cohort.is_horizon_cut else ''}"}
 
 
 def log_cohort(logger: RunLogger, records: CohortRecords) -> None:
@@ -132,6 +148,7 @@ def log_evaluation(
         evaluations["test"],
         calibration_slope=None if None in slope else Interval(*[value for value in slope if value is not None]),
         ici=report.metrics.get("ici"),
+        left_out=report.left_out,
     )
     return evaluations
 

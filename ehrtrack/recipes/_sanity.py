@@ -56,11 +56,13 @@ def judge_training(result: FitResult) -> Verdict:
 
 
 def judge_risks(evaluations: dict[str, Evaluation]) -> list[Verdict]:
-    """Whether risks are better than Kaplan-Meier's on validation subjects, and calibrated on test subjects."""
+    """Whether risks are better than Kaplan-Meier's on validation subjects, and calibrated on test subjects, and whether
+    these are enough for every measure."""
     test = evaluations["test"]
     return [
         sanity.learned_risk(evaluations["best"].likelihood_gain),
         sanity.calibrated(test.calibration_slope, test.ici),
+        sanity.measured(test.left_out),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from ehrtrack import plugins
 from ehrtrack.baselines._protocol import Features, Labelled, TokenHistories
 from ehrtrack.config import RunConfig
 from ehrtrack.objectives.survival import Predictions
-from ehrtrack.recipes._evaluate import Evaluation, attained, log_cohort, log_evaluation
+from ehrtrack.recipes._evaluate import Evaluation, attained, horizon, log_cohort, log_evaluation, not_measured
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._oracle import truth_beside
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort, settle
@@ -93,7 +94,7 @@ def baseline(config: RunConfig) -> Run:
                 baseline=model.to_json(),
             )
             run.log_model_folder(Path(folder))
-        conclude(run.logger, _summary(name, facts, evaluations), judge_risks(evaluations))
+        conclude(run.logger, _summary(name, records, facts, evaluations), judge_risks(evaluations))
         return run.finished(evaluations["best"].to_metrics("best") | evaluations["test"].to_metrics("test"))
 
 
@@ -103,7 +104,7 @@ def _labelled(records: CohortRecords, features: Features, split: str) -> Labelle
     return Labelled(features[rows], outcomes.follow_up_days, outcomes.is_event)
 
 
-def _summary(name: str, facts: dict[str, object], evaluations: dict[str, Evaluation]) -> str:
+def _summary(name: str, records: CohortRecords, facts: Mapping[str, object], evaluations: dict[str, Evaluation]) -> str:
     test = evaluations["test"]
     return describe(
         f"Baseline {name}",
@@ -111,6 +112,8 @@ def _summary(name: str, facts: dict[str, object], evaluations: dict[str, Evaluat
             "test C-index (95 % interval)": str(test.c_index),
             "test integrated Brier score": f"{test.ibs:.4f} (Kaplan-Meier {test.ibs_kaplan_meier:.4f})",
             **attained(test),
+            **not_measured(test),
+            **horizon(records.cohort),
             "validation C-index": str(evaluations["best"].c_index),
             "tuning": f"{facts['n_candidates']} settings tried, the best by validation C-index kept",
         }

@@ -157,7 +157,11 @@ class Twins:
         write_twin(self.dataset, self.labels, folder, change)
         self.labels.write_parquet(folder / "labels.parquet")
         data = self.config.data.model_copy(update={"path": folder})
-        cohort = CohortConfig(labels=folder / "labels.parquet", horizon_days=self.cohort.horizon_days)
+        cohort = CohortConfig(
+            labels=folder / "labels.parquet",
+            horizon_days=self.cohort.horizon_days,
+            min_followed_share=0,  # the whole cohort is followed to it
+        )
         config = self.config.model_copy(update={"data": data, "cohort": cohort})
         return prepare_cohort(config, None if is_new or self.base is None else self.base.vocabulary)
 

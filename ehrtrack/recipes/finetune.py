@@ -12,7 +12,7 @@ from ehrtrack.config import RunConfig
 from ehrtrack.privacy import count_text
 from ehrtrack.recipes._adapt import adapt, read_base
 from ehrtrack.recipes._causes import log_causes
-from ehrtrack.recipes._evaluate import Evaluation, attained, log_cohort, log_evaluation
+from ehrtrack.recipes._evaluate import Evaluation, attained, horizon, log_cohort, log_evaluation, not_measured
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._oracle import truth_beside
 from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, settle
@@ -135,9 +135,10 @@ def _summary(config: RunConfig, records: CohortRecords, result: FitResult, evalu
             "test C-index (95 % interval)": f"{test.c_index} ({verdict})",
             "test integrated Brier score": f"{test.ibs:.4f} ({skill:+.0%} against Kaplan-Meier)",
             **attained(test),
+            **not_measured(test),
             "validation C-index": str(evaluations["best"].c_index),
             "training subjects (events)": f"{len(records.rows['train']):,} ({count_text(n_events)})",
-            "horizon": f"{records.cohort.horizon_days:g} days",
+            **horizon(records.cohort),
             "pretrained by run": config.init.run or "none",
             "best epoch": f"{result.best_epoch} of {len(result.history)} ({result.stop_reason})",
         },

@@ -116,7 +116,11 @@ def landmark_table(scored: Sequence[Landmark]) -> pl.DataFrame:
 def _scored(predictor: Predictor, config: RunConfig, days: Sequence[float]) -> Iterator[Landmark]:
     dataset = open_dataset(config.data.path)
     for landmark_days in days:
-        settings = {"cohort.landmark_days": landmark_days, "cohort.horizon_days": predictor.grid.horizon_days}
+        settings = {
+            "cohort.landmark_days": landmark_days,
+            "cohort.horizon_days": predictor.grid.horizon_days,
+            "cohort.min_followed_share": 0,  # the model was fitted with the follow-up from the index date on
+        }
         moved = override(config, settings)
         assert moved.cohort is not None  # a model that predicts survival was fitted on a cohort
         cohort = build_cohort(dataset, moved.cohort, config.data.split)

@@ -32,6 +32,8 @@ LEAST_CHANGE = 1e-4
 lr 1e-4 on weights of scale .02 changes them by 5e-3."""
 SLOPE_LIMITS = (0.8, 1.25)
 """Calibration slopes that are read as right; outside, risks are a quarter too extreme or too timid on the log scale."""
+OF_GROUPS = "subgroup "
+"""Begins the names of measures of some of the test subjects (`survival.evaluation`)."""
 ICI_LIMIT = 0.05
 """Mean difference between predicted and observed risk: five in a hundred."""
 
@@ -188,6 +190,25 @@ def calibrated(slope: Interval | None, ici: float | None) -> Verdict:
         return Verdict("calibrated", "warn", "too few events on test subjects to tell")
     state: State = "ok" if all(is_within) else "warn" if any(is_within) else "fail"
     return Verdict("calibrated", state, ", ".join(parts))
+
+
+def measured(left_out: Mapping[str, str]) -> Verdict:
+    """Whether the test subjects are enough, and followed for long enough, for every measure.
+
+    Warn where a measure of all test subjects has no value; groups may be too small. Reasons, in which small numbers of
+    subjects are, are not repeated.
+
+    Parameters
+    ----------
+    left_out : measure -> why it has no value; those of a group begin with `OF_GROUPS`
+    """
+    of_all = [name for name in left_out if not name.startswith(OF_GROUPS)]
+    n_groups = len(left_out) - len(of_all)
+    groups = f"; {n_groups} groups are too small for a C-index" if n_groups else ""
+    if not of_all:
+        return Verdict("measured", "ok", f"every measure of all test subjects has a value{groups}")
+    few = "too few events, or too few followed for long enough (evaluation/left_out.csv)"
+    return Verdict("measured", "warn", f"no value of {', '.join(of_all)}: {few}{groups}")
 
 
 def _words(metric: str) -> str:

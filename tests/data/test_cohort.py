@@ -21,7 +21,13 @@ def follow(make_dataset, monkeypatch) -> Callable[..., Followed]:
     monkeypatch.setattr(cohort_module, "_check_events", lambda _subjects: None)
 
     def run(rows, **config) -> Followed:
-        settings = {"index": FIRST_A, "outcome": {"codes": ["X"]}, "horizon_days": 1000, **config}
+        settings = {
+            "index": FIRST_A,
+            "outcome": {"codes": ["X"]},
+            "horizon_days": 1000,
+            "min_followed_share": 0,
+            **config,
+        }
         cohort = build_cohort(make_dataset(rows), CohortConfig.model_validate(settings), SplitConfig())
         return {
             subject: (index_date.isoformat(sep=" ").removesuffix(" 00:00:00"), follow_up, is_event)

@@ -11,6 +11,7 @@ from ehrtrack.data import cohort as cohort_module
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.labels import read_labels
 from ehrtrack.data.settings import CohortConfig, SplitConfig
+from ehrtrack.data.splits import assign_splits
 from ehrtrack.errors import DataError
 
 HEADER = "subject_id,prediction_time,follow_up_days,is_event\n"
@@ -155,3 +156,28 @@ def test_labels_at_a_landmark(label):
         (2, datetime(2020, 1, 31), 60.0, True),
     ]
     assert cohort.attrition.row(-1) == ("follow-up after the landmark", 2, 1)
+
+
+def test_without_a_horizon_it_is_the_longest_follow_up_that_enough_training_subjects_reach(
+    make_dataset, tmp_path, capsys
+):
+    """400 subjects enter over a thousand days: the last of 280 in training is not what the horizon is named for."""
+    subjects = range(1, 401)
+    rows = [row for i in subjects for row in [(i, "1970-01-01", "MEDS_BIRTH"), (i, "2019-06-01", "A")]]
+    lines = "".join(f"{i},2020-01-01,{2.5 * i:.2f},{int(i % 3 == 0)}\n" for i in subjects)
+    (tmp_path / "labels.csv").write_text(HEADER + lines)
+    labels, dataset = CohortConfig(labels=tmp_path / "labels.csv"), make_dataset(rows)
+    cohort = build_cohort(dataset, labels, SplitConfig())
+    of_training = assign_splits(pl.Series(subjects), SplitConfig()) == "train"
+    days = [2.5 * i for i, is_training in zip(subjects, of_training, strict=True) if is_training]
+    third_longest = sorted(days)[-3]  # 1 % of some 280, rounded up
+    assert 200 < len(days) <= 300
+    assert cohort.horizon_days == third_longest // 1
+    assert cohort.is_horizon_cut
+    assert cohort.subjects["follow_up_days"].max() == cohort.horizon_days
+    assert not cohort.subjects.filter(pl.col("subject_id") > third_longest / 2.5)["is_event"].any()
+    assert f"the horizon is {cohort.horizon_days:g} days, as fewer than 1.0%" in capsys.readouterr().out
+    whole = build_cohort(dataset, labels.model_copy(update={"min_followed_share": 0}), SplitConfig())
+    assert (whole.horizon_days, whole.is_horizon_cut) == (1000, False)
+    with pytest.raises(DataError, match=rf"is 999, and .* that would do is {cohort.horizon_days:g} days"):
+        build_cohort(dataset, labels.model_copy(update={"horizon_days": 999.0}), SplitConfig())

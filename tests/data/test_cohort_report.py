@@ -123,6 +123,26 @@ def test_all_censored_is_refused(make_dataset):
         build_cohort(make_dataset(population()), config(horizon_days=29), SplitConfig())
 
 
+def test_a_horizon_that_nobody_is_followed_to_is_refused_with_the_longest_that_would_do(make_dataset):
+    dataset = make_dataset(
+        [row for subject in range(1, 61) for row in story(subject, outcome=None if subject % 2 else "2020-01-31")]
+    )
+    assert build_cohort(dataset, config(horizon_days=366), SplitConfig()).horizon_days == 366  # of 2020
+    with pytest.raises(DataError, match=r"is 367, and none of the \d+ training subjects .* that would do is 366 days"):
+        build_cohort(dataset, config(horizon_days=367), SplitConfig())
+    assert build_cohort(dataset, config(horizon_days=367, min_followed_share=0), SplitConfig()).horizon_days == 367
+
+
+def test_the_share_that_has_to_be_followed_can_be_set_and_is_no_part_of_the_fingerprint(make_dataset):
+    dataset = make_dataset(population())
+    of_none = build_cohort(dataset, config(min_followed_share=0), SplitConfig())
+    assert of_none.fingerprint == build_cohort(dataset, config(), SplitConfig()).fingerprint
+    followed = of_none.subjects.filter(pl.col("split") == "train")["follow_up_days"].eq(100).mean()
+    assert build_cohort(dataset, config(min_followed_share=followed), SplitConfig()).horizon_days == 100
+    with pytest.raises(DataError, match=r"is 100, and fewer than \d+\.\d% of the .* that would do is 30 days"):
+        build_cohort(dataset, config(min_followed_share=followed + 0.01), SplitConfig())
+
+
 def test_split_without_events_is_named(make_dataset):
     split = assign_splits(pl.Series(range(1, 61)), SplitConfig())
     rows = [

@@ -159,6 +159,7 @@ def test_index_event_is_known_and_the_outcome_is_not(make_dataset):
             "index": {"rule": "first_code", "codes": ["INDEX"]},
             "outcome": {"codes": ["OUTCOME"]},
             "horizon_days": 9,
+            "min_followed_share": 0,
         }
     )
     cohort = build_cohort(dataset, config, SplitConfig(train=0.4, validation=0.3))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -7,9 +9,10 @@ from simulated import HORIZON_DAYS, Population, study, write_dataset
 
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.objectives.survival import Predictions
-from ehrtrack.recipes._evaluate import log_evaluation
+from ehrtrack.recipes._evaluate import Evaluation, horizon, log_evaluation, not_measured
 from ehrtrack.recipes._groups import subject_groups
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort
+from ehrtrack.recipes._sanity import judge_risks
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.survival.evaluation import EvaluationConfig
 from ehrtrack.survival.time_grid import TimeGrid
@@ -43,8 +46,14 @@ def predictions(records: CohortRecords, rows: np.ndarray) -> Predictions:
 
 
 def logged(records: CohortRecords, test_rows: np.ndarray, config: EvaluationConfig) -> MemoryRunLogger:
+    return evaluated(records, test_rows, config)[0]
+
+
+def evaluated(
+    records: CohortRecords, test_rows: np.ndarray, config: EvaluationConfig
+) -> tuple[MemoryRunLogger, dict[str, Evaluation]]:
     logger = MemoryRunLogger()
-    log_evaluation(
+    evaluations = log_evaluation(
         logger,
         records,
         GRID,
@@ -53,7 +62,7 @@ def logged(records: CohortRecords, test_rows: np.ndarray, config: EvaluationConf
         seed=0,
         config=config,
     )
-    return logger
+    return logger, evaluations
 
 
 def test_a_run_logs_every_measure_table_and_figure(records: CohortRecords) -> None:
@@ -70,7 +79,7 @@ def test_a_test_set_with_few_events_finishes_and_names_what_was_left_out(
     rows = records.rows["test"]
     event = np.flatnonzero(records.outcomes.is_event[rows])
     few = rows[np.sort(np.concatenate([event[:8], np.flatnonzero(~records.outcomes.is_event[rows])]))]
-    logger = logged(records, few, EvaluationConfig(n_resamples=50))
+    logger, evaluations = evaluated(records, few, EvaluationConfig(n_resamples=50))
     assert "test/c_index" in logger.metrics
     assert "test/calibration_slope" not in logger.metrics
     left_out: pl.DataFrame = logger.artifacts["evaluation/left_out.csv"]
@@ -78,6 +87,18 @@ def test_a_test_set_with_few_events_finishes_and_names_what_was_left_out(
     assert reason.startswith("8 events by day 365")
     assert "left out of the evaluation" in capsys.readouterr().out
     assert "plots/decision_curve.png" not in logger.artifacts
+    assert list(evaluations["test"].left_out) == left_out["measure"].to_list()
+    (said,) = not_measured(evaluations["test"]).values()
+    assert "calibration_slope" in said
+    measured = next(verdict for verdict in judge_risks(evaluations) if verdict.check == "measured")
+    assert measured.state == "warn"
+    assert "calibration_slope" in measured.reason
+
+
+def test_a_horizon_that_was_cut_is_said_in_the_runs_description(records: CohortRecords) -> None:
+    assert horizon(records.cohort) == {"horizon": "365 days"}
+    (said,) = horizon(replace(records.cohort, is_horizon_cut=True)).values()
+    assert said.startswith("365 days, the longest that enough training subjects are followed to")
 
 
 def test_options_turn_recalibration_and_bounds_off(records: CohortRecords) -> None:

@@ -120,6 +120,18 @@ def test_calibration_is_judged_by_slope_and_ici(slope: Interval | None, ici: flo
     assert sanity.calibrated(slope, ici).state == state
 
 
+def test_measures_without_a_value_are_named_and_groups_may_be_too_small() -> None:
+    assert sanity.measured({}).state == "ok"
+    groups = {"subgroup race: other": "3 events", "subgroup sex: F": "4 events"}
+    of_groups = sanity.measured(groups)
+    assert of_groups.state == "ok"
+    assert of_groups.reason.endswith("2 groups are too small for a C-index")
+    found = sanity.measured({"uno_c": "8 events by day 365", "ici at 365 days": "8 events"} | groups)
+    assert (found.check, found.state) == ("measured", "warn")
+    assert found.reason.startswith("no value of uno_c, ici at 365 days: too few")
+    assert "8 events" not in found.reason  # of so few subjects nothing is said on the server
+
+
 def test_the_worst_check_is_the_runs_verdict_in_tags_and_description() -> None:
     verdicts = [Verdict("learned", "ok", "a"), Verdict("overfit", "fail", "b"), Verdict("moved", "warn", "c")]
     assert sanity.to_tags(verdicts) == {
