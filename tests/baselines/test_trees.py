@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 import polars as pl
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sksurv.ensemble import RandomSurvivalForest
+from sksurv.nonparametric import kaplan_meier_estimator
 from sksurv.util import Surv
 
 from ehrtrack.baselines import gradient_boosting, random_survival_forest
@@ -134,6 +137,22 @@ def test_an_event_past_the_grid_is_a_censoring_at_its_end() -> None:
     seen = seen_within(rows, 100.0)
     assert seen.follow_up_days.tolist() == [50.0, 100.0, 100.0]
     assert seen.is_event.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("module", [gradient_boosting, random_survival_forest])
+def test_with_staggered_entry_the_mean_risk_is_kaplan_meiers(module: ModuleType) -> None:
+    """Features mean nothing. Without the share of the interval of censoring, risks are .1 too high and more."""
+    rng = np.random.default_rng(0)
+    came, censored = rng.exponential(900, 1000), rng.uniform(1, 1095, 1000)
+    features = pl.DataFrame(rng.normal(size=(1000, 3)), schema=["a", "b", "c"])
+    everybody = Tabular(features, np.minimum(came, censored), came <= censored)
+    everybody = seen_within(everybody, float(np.sort(everybody.follow_up_days)[-10]))
+    config = {"n_candidates": 1, "n_intervals": 4, "n_trees": 50, "min_rows": (50,)}
+    settings = {name: value for name, value in config.items() if name in module.Config.model_fields}
+    model = module.fit(module.Config(**settings), everybody, everybody)
+    _, curve = kaplan_meier_estimator(everybody.is_event, everybody.follow_up_days)
+    risk = model.risk(features, model.grid.horizon_days)
+    assert risk.mean() == pytest.approx(1 - curve[-1], abs=0.02)
 
 
 def test_candidates_begin_with_the_defaults_and_never_repeat() -> None:

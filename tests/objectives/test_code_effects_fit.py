@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,21 @@ def test_no_small_change_of_an_effect_lowers_the_penalised_loss(strength: float)
     assert float(slope.abs().max()) < 1.02 * weight  # those at 0 gain less than the penalty takes
     not_zero = effect != 0
     torch.testing.assert_close(slope[not_zero], -weight * effect[not_zero].sign(), rtol=0, atol=0.02 * weight)
+
+
+@pytest.mark.parametrize("module", [survival, competing_risks, classification])
+def test_where_no_code_is_let_in_the_intercept_does_not_move_the_population(module: Any) -> None:
+    """The baseline is where the likelihood is greatest, with staggered entry and half of the subjects censored too."""
+    plain = facts()
+    assert plain.outcomes is not None
+    rng, came = np.random.default_rng(1), plain.outcomes.follow_up_days
+    end = np.minimum(rng.uniform(1, 800, N), 365)
+    is_event = plain.outcomes.is_event & (came <= end)
+    outcomes = Outcomes(np.minimum(came, end), is_event, np.where(is_event, plain.outcomes.cause, 0))
+    records = replace(plain.records, outcomes=outcomes)  # type: ignore[type-var]
+    codes = module.build(module.Config(lasso=100.0), replace(plain, outcomes=outcomes, records=records)).codes
+    assert not codes.effect.any()
+    np.testing.assert_allclose(codes.intercept.numpy(), 0, atol=2e-3)
 
 
 def test_without_a_strength_the_head_has_none_and_with_one_it_predicts_with_them_from_the_start() -> None:

@@ -10,6 +10,7 @@ import torch
 from pretraining import V, dealt_out, diseases, objective_for, train
 from scipy.stats import expon
 from simulated import History, Visit, store_of
+from sksurv.nonparametric import nelson_aalen_estimator
 from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, collate
@@ -83,6 +84,29 @@ def test_a_hazard_that_is_the_same_in_all_pieces_is_that_of_one() -> None:
         rate = torch.tensor([-3.0, -4.0, -5.0]).expand(1, len(edges), 3)
         losses.append(float(negative_log_likelihood(rate, axis.events(onsets), axis.exposure(onsets))))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_likelihood_is_greatest_at_nelson_and_aalens_hazard_however_records_end(seed: int) -> None:
+    """Hazards that differ from piece to piece, and records that end at random within them."""
+    rng, edges = np.random.default_rng(seed), np.array([0.0, 30.0, 90.0, 200.0])
+    n, rates = 20_000, rng.uniform(0.0005, 0.004, 4)
+    at_edges = np.concatenate([[0.0], np.cumsum(rates[:-1] * np.diff(edges))])
+    came = np.interp(rng.exponential(size=n), [*at_edges, at_edges[-1] + 10], [*edges, 200 + 10 / rates[-1]])
+    ends = rng.exponential(rng.uniform(50, 300), n)
+    days, is_event = np.minimum(came, ends).astype(np.float32), came <= ends
+    axis = axis_of([4], edges.tolist())
+    onsets = Onsets(
+        torch.from_numpy(days)[:, None], torch.from_numpy(is_event)[:, None], torch.ones(n, 1, dtype=torch.bool)
+    )
+    events, exposure = (x.double() for x in (axis.events(onsets), axis.exposure(onsets)))
+    log_rate = (events.sum(dim=0) / exposure.sum(dim=0)).log().requires_grad_()  # (K, 1)
+    negative_log_likelihood(log_rate.expand(n, -1, -1), events, exposure).backward()  # type: ignore[no-untyped-call]
+    assert log_rate.grad is not None
+    assert log_rate.grad.abs().max() < 1e-6  # events over days at risk is where the likelihood is flat
+    times, reference = nelson_aalen_estimator(is_event, days)
+    cumulative = np.cumsum(log_rate.detach()[:-1, 0].exp().numpy() * np.diff(edges))
+    np.testing.assert_allclose(cumulative, reference[np.searchsorted(times, edges[1:], side="right") - 1], atol=0.005)
 
 
 class Marginal(nn.Module):
