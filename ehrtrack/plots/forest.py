@@ -90,7 +90,7 @@ def subgroup_forest(table: pl.DataFrame, gaps: pl.DataFrame) -> Figure:
         for row in table.filter(pl.col("attribute") == attribute).iter_rows(named=True):
             y -= 1
             ticks.append(y)
-            labels.append(row["group"])
+            labels.append(row["group"].replace("$", r"\$"))  # names out of the data are no formulas
             _group_line(ax, y, row)
     ax.set_yticks(ticks, labels)
     ax.set_ylim(-0.7, n_lines)
@@ -115,6 +115,7 @@ def _attribute_title(ax: Axes, y: float, attribute: str, gap: pl.DataFrame) -> N
     if gap.height:
         row = gap.row(0, named=True)
         title += f": gap {row['gap']:.3f} [{row['lower']:.3f}, {row['upper']:.3f}], {row['highest']} − {row['lowest']}"
+        title = title.replace("$", r"\$")
     ax.annotate(title, (0.0, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, weight="bold", color=INK)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -41,11 +41,25 @@ def _by_code(store: TokenStore, vocabulary: Vocabulary, rows: Rows, prefix: str)
     for row in rows:
         tokens = store.token[store.offsets[row] : store.offsets[row + 1]]
         wanted = tokens[is_wanted[tokens]]
-        found.append(names[wanted[0]] if wanted.size else NOT_RECORDED)
-    values = pl.Series(found, dtype=pl.String)
-    common = [name for name in values.value_counts(sort=True).to_series() if name != NOT_RECORDED][:MAX_CODED_GROUPS]
-    kept = pl.select(pl.when(values.is_in([*common, NOT_RECORDED])).then(values).otherwise(pl.lit(OTHER))).to_series()
-    return kept.cast(pl.Enum([*sorted(common), OTHER, NOT_RECORDED]))
+        found.append(names[wanted[0]] if wanted.size else None)
+    values = pl.Series(found, dtype=pl.String).replace("", None)  # a bare prefix names no group
+    common = values.drop_nulls().value_counts(sort=True).to_series()[:MAX_CODED_GROUPS].to_list()
+    other, not_recorded = (_apart_from(common, label) for label in (OTHER, NOT_RECORDED))
+    kept = pl.select(
+        pl.when(values.is_null())
+        .then(pl.lit(not_recorded))
+        .when(values.is_in(common))
+        .then(values)
+        .otherwise(pl.lit(other))
+    ).to_series()
+    return kept.cast(pl.Enum([*sorted(common), other, not_recorded]))
+
+
+def _apart_from(names: Collection[str], label: str) -> str:
+    """The label, in as many brackets as it takes to be no name of a group that the data have themselves."""
+    while label in names:
+        label = f"({label})"
+    return label
 
 
 def _bands(years: npt.NDArray[np.float32], edges: Sequence[int]) -> pl.Series:

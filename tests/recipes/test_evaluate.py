@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -117,6 +118,38 @@ def test_groups_are_those_of_the_records(records: CohortRecords) -> None:
     assert ((groups["age_years"] == "40–54").to_numpy() == is_middle).all()
     assert groups["age_years"].unique().sort().to_list()[0] == "18–39"
     assert set(groups["history_years"]) <= {"under 1", "1–2", "3–4"}  # visits lie within 900 days of the index date
+
+
+RACES = ("other", "not recorded", "(other)", "a$b$c", "white", "black", "r7", "r8", "")
+"""Names that a hospital may give, ever rarer: those of the groups that are made here, and what looks like a formula."""
+
+
+def write_races(file: Path) -> dict[int, str]:
+    """Give the subjects of a shard a race each; the last of `RACES` is a bare prefix. Returns them by subject."""
+    events = pl.read_parquet(file)
+    subjects = events["subject_id"].unique(maintain_order=True)
+    weight = np.arange(len(RACES), 0, -1.0)
+    drawn = np.random.default_rng(0).choice(RACES, subjects.len(), p=weight / weight.sum())
+    static = pl.DataFrame({"subject_id": subjects, "code": [f"RACE//{name}" for name in drawn]})
+    every = pl.concat([events, static.with_columns(time=pl.lit(None, pl.Datetime("us"))).select(events.columns)])
+    every.sort("subject_id", "time", nulls_last=False, maintain_order=True).write_parquet(file)
+    return dict(zip(subjects.to_list(), drawn.tolist(), strict=True))
+
+
+def test_groups_that_the_data_call_other_or_not_recorded_are_groups_like_others(tmp_path: Path) -> None:
+    race = write_races(write_dataset(tmp_path / "data", Population(n_subjects=900)).path / "data" / "0.parquet")
+    records = prepare_cohort(study(tmp_path / "data", tmp_path / "cache"))
+    rows = records.rows["test"]
+    recorded = pl.Series([race[subject] for subject in records.store.subject_ids[rows].tolist()])
+    group = subject_groups(records, rows)["race"]
+    common = RACES[:6]
+    assert group.dtype.categories.to_list() == [*sorted(common), "((other))", "(not recorded)"]  # type: ignore[attr-defined]
+    expected = recorded.replace({"r7": "((other))", "r8": "((other))", "": "(not recorded)"})
+    assert group.cast(pl.String).to_list() == expected.to_list()
+    logger = logged(records, rows, EvaluationConfig(n_resamples=20))
+    logger.artifacts["plots/subgroups.png"].savefig(tmp_path / "subgroups.png")
+    table: pl.DataFrame = logger.artifacts["evaluation/subgroups.csv"]
+    assert set(common) <= set(table.filter(pl.col("attribute") == "race")["group"])
 
 
 def test_outcomes_of_the_test_subjects_alone_decide_their_metrics(records: CohortRecords) -> None:
