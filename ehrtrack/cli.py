@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         cli(args=arguments, prog_name="ehrtrack")
     except EhrtrackError as error:
-        click.echo(f"ehrtrack: {error}", err=True)
+        click.echo("\n".join([f"ehrtrack: {error}", *getattr(error, "__notes__", [])]), err=True)
         sys.exit(2)
 
 

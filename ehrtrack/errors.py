@@ -15,6 +15,13 @@ class DataError(EhrtrackError):
     """Data that cannot be used: missing file or column, unreadable dates, empty cohort, no events in a split."""
 
 
+class NotMeasurable(DataError):
+    """A measure without a value on these subjects: too few of them, too few events, or risks that do not vary.
+
+    An evaluation leaves the measure out with this reason, and reports the rest; every other error ends it.
+    """
+
+
 class CheckpointError(EhrtrackError):
     """Weights that are missing, damaged, or do not fit the model, vocabulary or time grid at hand."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from ehrtrack.data.settings import CohortConfig, SplitConfig
 from ehrtrack.data.splits import SPLITS, assign_splits
 from ehrtrack.data.visits import DAYS_PER_YEAR, days_after, days_between
 from ehrtrack.errors import DataError
+
+SAFE_EVENTS = 3.0
+"""Events expected in a split that has one in 19 of 20 draws: of a Poisson number with this mean, exp(-3) are 0."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,7 @@ def _keep_eligible(flow: _Attrition, config: CohortConfig) -> None:
 
 def _check_events(subjects: pl.DataFrame) -> None:
     """Every split must teach or judge something: it needs subjects, and events among them."""
-    n_events = subjects["is_event"].sum()
+    n_events = int(subjects["is_event"].sum())
     if n_events == 0:
         raise DataError(
             f"all {subjects.height} subjects of the cohort are censored, and a survival model needs events; "
@@ -206,7 +210,9 @@ def _check_events(subjects: pl.DataFrame) -> None:
     for split in SPLITS:
         part = subjects.filter(pl.col("split") == split)
         if not part["is_event"].any():
+            n_safe = math.ceil(SAFE_EVENTS * subjects.height / n_events)
             raise DataError(
                 f"the {split} split has no events ({part.height} subjects; {n_events} events among all "
-                f"{subjects.height} subjects); change split.seed or the split's shares, or widen the cohort"
+                f"{subjects.height} subjects). Needed is at least 1 in each split, which splits of {n_safe} subjects "
+                "have in 19 of 20 draws at this rate; change split.seed or the split's shares, or widen the cohort"
             )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch, Outcomes
-from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
@@ -111,6 +111,18 @@ class Classification:
             **{f"val/{name}": value for name, value in survival.items()},
         }
 
+    def rehearse(self, outcomes: Outcomes) -> None:
+        """Score the prevalence for everybody, as `Survival.rehearse` does the population's curve.
+
+        Raises
+        ------
+        NotMeasurable
+            If they have no C-index or no integrated Brier score, or only one class is known.
+        """
+        risk = np.full(len(outcomes.is_event), self.prevalence)
+        score_survival(np.stack([np.ones_like(risk), 1 - risk], axis=1), self.grid, self.training, outcomes)
+        self.score_classes(risk, outcomes)
+
     def predict(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
         """One interval's survival curves, with dropout off."""
         return predict(model, batches, device)
@@ -120,14 +132,14 @@ class Classification:
 
         Raises
         ------
-        DataError
+        NotMeasurable
             If only one class is known among the subjects.
         """
         weights = self.censoring.weights(outcomes)
         is_known = weights > 0
         weights, truth, risk = weights[is_known], outcomes.is_event[is_known], risk[is_known]
         if len(np.unique(truth)) < 2:
-            raise DataError(
+            raise NotMeasurable(
                 f"of {len(is_known)} subjects {truth.sum()} have the outcome by {self.grid.horizon_days:g} days and "
                 f"{(~truth).sum()} are known not to; both are needed. Change cohort.horizon_days or the split"
             )

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Outcomes
-from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.competing_risks import Config as Config
-from ehrtrack.objectives.survival import Predictions, score_survival
+from ehrtrack.objectives.survival import Predictions, baseline_survival, score_survival
 from ehrtrack.survival.competing_risks import (
     EventWeights,
     cause_c_index,
@@ -102,12 +102,34 @@ class CompetingRisks:
         }
 
     def score_causes(self, incidence: Floats, outcomes: Outcomes) -> dict[str, float]:
-        """``c_index_cause_r`` of each cause r, from incidence (N, R, K + 1)."""
+        """``c_index_cause_r`` of each cause r, from incidence (N, R, K + 1).
+
+        Raises
+        ------
+        NotMeasurable
+            If a cause has no comparable pair.
+        """
         days, cause = outcomes.follow_up_days, _causes(outcomes)
-        return {
-            f"c_index_cause_{r}": cause_c_index(incidence[:, r - 1, -1], days, cause, of=r)
-            for r in range(1, self.n_causes + 1)
-        }
+        found = {}
+        for r in range(1, self.n_causes + 1):
+            try:
+                found[f"c_index_cause_{r}"] = cause_c_index(incidence[:, r - 1, -1], days, cause, of=r)
+            except NotMeasurable as reason:
+                raise NotMeasurable(f"cause {r}: {reason}") from reason
+        return found
+
+    def rehearse(self, outcomes: Outcomes) -> None:
+        """Score curves that are everybody's, as `Survival.rehearse` does.
+
+        Raises
+        ------
+        NotMeasurable
+            If they have no C-index or no integrated Brier score, of any cause or of one.
+        """
+        n_subjects = len(outcomes.is_event)
+        population = baseline_survival(self.training, self.grid)
+        score_survival(np.tile(population, (n_subjects, 1)), self.grid, self.training, outcomes)
+        self.score_causes(np.zeros((n_subjects, self.n_causes, 1)), outcomes)
 
     def predict(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
         """Survival free of all causes and the incidence of each, with dropout off."""

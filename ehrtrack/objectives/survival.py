@@ -126,6 +126,17 @@ class Survival:
         metrics = score_survival(curves, self.grid, self.training, outcomes)
         return {"val/loss": loss} | {f"val/{name}": value for name, value in metrics.items()}
 
+    def rehearse(self, outcomes: Outcomes) -> None:
+        """Score the population's curve for everybody: fails as every epoch would, where these subjects are too few.
+
+        Raises
+        ------
+        NotMeasurable
+            If they have no C-index or no integrated Brier score.
+        """
+        population = baseline_survival(self.training, self.grid)
+        score_survival(np.tile(population, (len(outcomes.is_event), 1)), self.grid, self.training, outcomes)
+
     def predict(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
         """Survival curves with dropout off."""
         return predict(model, batches, device)
@@ -178,12 +189,24 @@ def score_survival(
     outcomes : of the N subjects
     """
     days, event = outcomes.follow_up_days, outcomes.is_event
-    times = evaluation_times(training.follow_up_days, training.is_event, days)
-    at_times = interpolate_survival(survival, grid, times)
     return {
         "c_index": c_index(1 - survival[:, -1], days, event),
-        "ibs": integrated_brier_score(training.follow_up_days, training.is_event, days, event, at_times, times),
+        "ibs": survival_ibs(survival, grid, training, outcomes),
     }
+
+
+def survival_ibs(survival: npt.NDArray[np.float64], grid: TimeGrid, training: Outcomes, outcomes: Outcomes) -> float:
+    """Integrated Brier score of survival curves (N, K + 1); the rest as in `score_survival`.
+
+    Raises
+    ------
+    NotMeasurable
+        If there is no range of days to evaluate, or no event.
+    """
+    days, event = outcomes.follow_up_days, outcomes.is_event
+    times = evaluation_times(training.follow_up_days, training.is_event, days)
+    at_times = interpolate_survival(survival, grid, times)
+    return integrated_brier_score(training.follow_up_days, training.is_event, days, event, at_times, times)
 
 
 def baseline_survival(training: Outcomes, grid: TimeGrid) -> npt.NDArray[np.float64]:

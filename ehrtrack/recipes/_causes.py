@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import polars as pl
 
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.objectives.survival import Predictions
 from ehrtrack.runlog import RunLogger
-from ehrtrack.survival.bootstrap import Interval
-from ehrtrack.survival.competing_risks import aalen_johansen, cause_c_index_interval
+from ehrtrack.survival.competing_risks import aalen_johansen, cause_c_index, cause_c_index_interval
+from ehrtrack.survival.evaluation import Report
 
 
 def log_causes(
@@ -18,21 +20,30 @@ def log_causes(
 
     Returns
     -------
-    cause, c_index, lower, upper, predicted (mean cumulative incidence at the horizon), observed (Aalen-Johansen)
+    cause, c_index, lower, upper, predicted (mean cumulative incidence at the horizon), observed (Aalen-Johansen),
+    left_out (why there is no C-index or no interval)
     """
-    rows = []
+    rows, report = [], Report()
     if test.incidence is not None and outcomes.cause is not None:
         days, cause = outcomes.follow_up_days, outcomes.cause
         for number in range(1, test.incidence.shape[1] + 1):
             incidence = test.incidence[:, number - 1, -1]
-            c = cause_c_index_interval(incidence, days, cause, of=number, seed=seed)
+            name = f"c_index_cause_{number}"
+            of_cause = (incidence, days, cause)
+            c = report.measure(name, partial(cause_c_index, *of_cause, of=number))
+            interval = report.measure(name, partial(cause_c_index_interval, *of_cause, of=number, seed=seed))
+            bounds = (None, None) if interval is None else (interval.lower, interval.upper)
             observed = aalen_johansen(days, cause, of=number, by_day=horizon_days)
-            rows.append((number, c.estimate, c.lower, c.upper, float(incidence.mean()), observed))
-    names = ["cause", "c_index", "lower", "upper", "predicted", "observed"]
-    table = pl.DataFrame(rows, schema=dict(zip(names, [pl.Int64] + [pl.Float64] * 5, strict=True)), orient="row")
+            rows.append((number, c, *bounds, float(incidence.mean()), observed, report.left_out.get(name)))
+    names = ["cause", "c_index", "lower", "upper", "predicted", "observed", "left_out"]
+    types = [pl.Int64] + [pl.Float64] * 5 + [pl.String]
+    table = pl.DataFrame(rows, schema=dict(zip(names, types, strict=True)), orient="row")
     if rows:
         logger.log_table(table, "evaluation/causes.csv")
         for row in table.iter_rows(named=True):
-            c = Interval(row["c_index"], row["lower"], row["upper"])
-            logger.log_metrics(c.to_metrics(f"test/c_index_cause_{row['cause']}"), step=0)
+            values = {"": row["c_index"], "_lower": row["lower"], "_upper": row["upper"]}
+            found = {f"test/c_index_cause_{row['cause']}{bound}": v for bound, v in values.items() if v is not None}
+            logger.log_metrics(found, step=0)
+        if report.left_out:
+            print(f"left out, with reasons in evaluation/causes.csv: {', '.join(report.left_out)}", flush=True)
     return table

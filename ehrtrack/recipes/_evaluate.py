@@ -13,7 +13,7 @@ import polars as pl
 from ehrtrack import plots
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.data.cohort import Cohort, summarise_cohort
-from ehrtrack.objectives.survival import Predictions, baseline_survival, score_survival
+from ehrtrack.objectives.survival import Predictions, baseline_survival, survival_ibs
 from ehrtrack.privacy import hide_in_attrition, hide_in_groups, hide_in_summary
 from ehrtrack.recipes._groups import subject_groups
 from ehrtrack.recipes._oracle import Oracle, score_oracle
@@ -24,42 +24,72 @@ from ehrtrack.survival.calibration import calibration_table
 from ehrtrack.survival.censoring import FollowUp
 from ehrtrack.survival.evaluation import EvaluationConfig, Report, Split, evaluate
 from ehrtrack.survival.likelihood import likelihood_gain
+from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.time_grid import TimeGrid
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one split.
+    """Scores of one split; None is a measure without a value on these subjects.
 
     Attributes
     ----------
-    c_index : at the horizon, with its bootstrap interval over subjects
+    c_index : at the horizon
+    c_index_interval : the same with its bootstrap interval over subjects, which needs more events
     ibs : integrated Brier score
     ibs_kaplan_meier : that of the training subjects' survival curve, the same for everybody
     likelihood_gain : mean log-likelihood over that curve's, in nats a subject
-    calibration_slope, ici : at the horizon, of the test subjects; None where they are too few
+    left_out : measure -> why it has no value; of the test subjects every measure there is
+    calibration_slope, ici : at the horizon, of the test subjects
     oracle : what can be attained, of the test subjects of a simulated cohort
-    left_out : measure of the test subjects that has no value -> why
     """
 
-    c_index: Interval
-    ibs: float
-    ibs_kaplan_meier: float
+    c_index: float | None
+    c_index_interval: Interval | None
+    ibs: float | None
+    ibs_kaplan_meier: float | None
     likelihood_gain: Interval
+    left_out: Mapping[str, str] = field(default_factory=dict)
     calibration_slope: Interval | None = None
     ici: float | None = None
     oracle: Oracle | None = None
-    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_metrics(self, split: str) -> dict[str, float]:
-        """Metrics named ``split/...``."""
-        return self.c_index.to_metrics(f"{split}/c_index") | {
-            f"{split}/ibs": self.ibs,
-            f"{split}/ibs_kaplan_meier": self.ibs_kaplan_meier,
-            f"{split}/ibs_skill": 1 - self.ibs / self.ibs_kaplan_meier,
-            f"{split}/log_likelihood_gain": self.likelihood_gain.estimate,
-            **({} if self.oracle is None else self.oracle.to_metrics()),
+        """Metrics named ``split/...``, without those that have no value."""
+        interval = self.c_index_interval
+        values = {
+            "c_index": self.c_index,
+            **({} if interval is None else interval.to_metrics("c_index")),
+            "ibs": self.ibs,
+            "ibs_kaplan_meier": self.ibs_kaplan_meier,
+            "ibs_skill": self.ibs_skill,
+            "log_likelihood_gain": self.likelihood_gain.estimate,
         }
+        found = {f"{split}/{name}": value for name, value in values.items() if value is not None}
+        return found if self.oracle is None else found | self.oracle.to_metrics()
+
+    @property
+    def ibs_skill(self) -> float | None:
+        """Share by which the integrated Brier score is below that of the training subjects' curve."""
+        if self.ibs is None or not self.ibs_kaplan_meier:
+            return None
+        return 1 - self.ibs / self.ibs_kaplan_meier
+
+    @property
+    def c_index_text(self) -> str:
+        """The C-index with its interval, or why it has none."""
+        if self.c_index is None:
+            return f"none ({self.left_out['c_index']})"
+        if self.c_index_interval is None:
+            return f"{self.c_index:.3f} (no interval: {self.left_out['c_index_interval']})"
+        return str(self.c_index_interval)
+
+    @property
+    def ibs_text(self) -> str:
+        """The integrated Brier score beside Kaplan-Meier's, or why it has none."""
+        if self.ibs is None or self.ibs_kaplan_meier is None:
+            return f"none ({self.left_out['ibs']})"
+        return f"{self.ibs:.4f} (Kaplan-Meier {self.ibs_kaplan_meier:.4f})"
 
 
 def attained(evaluation: Evaluation) -> dict[str, str]:
@@ -95,6 +125,14 @@ def log_cohort(logger: RunLogger, records: CohortRecords) -> None:
     logger.log_figure(plots.attrition_flow(attrition, summary), "plots/attrition.png")
 
 
+def log_predictions(
+    logger: RunLogger, records: CohortRecords, grid: TimeGrid, *, validation: Predictions, test: Predictions
+) -> None:
+    """Log what the model says of each validation and test subject: beside the model, before anything is measured."""
+    for split, predictions in (("validation", validation), ("test", test)):
+        logger.log_table(_prediction_table(records, predictions, grid), f"predictions/{split}.parquet")
+
+
 def log_evaluation(
     logger: RunLogger,
     records: CohortRecords,
@@ -106,7 +144,7 @@ def log_evaluation(
     truth: Path | None = None,
     config: EvaluationConfig | None = None,
 ) -> dict[str, Evaluation]:
-    """Score validation and test subjects, and log metrics, predictions, tables and plots.
+    """Score validation and test subjects, and log metrics, tables and plots.
 
     Where `truth` has the true risks of a simulated cohort, the oracle is scored on the same test subjects.
 
@@ -117,20 +155,25 @@ def log_evaluation(
     grid = grid.timed_by(training.follow_up_days, training.is_event)
     evaluations = {}
     for split, predictions in (("best", validation), ("test", test)):
-        outcomes = records.outcomes[predictions.rows]
-        evaluations[split] = evaluate_survival(predictions.survival, grid, training, outcomes, seed=seed)
-        name = "validation" if split == "best" else split
-        logger.log_table(_prediction_table(records, predictions, grid), f"predictions/{name}.parquet")
-    outcomes = records.outcomes[test.rows]
+        of_split = records.outcomes[predictions.rows]
+        evaluations[split] = evaluate_survival(predictions.survival, grid, training, of_split, seed=seed)
+    outcomes, beside = records.outcomes[test.rows], Report()
     if truth is not None:
-        oracle = score_oracle(truth, records, test.rows, test.risk, outcomes, seed=seed)
+        path = truth
+        oracle = beside.measure(
+            "oracle", lambda: score_oracle(path, records, test.rows, test.risk, outcomes, seed=seed)
+        )
         evaluations["test"] = replace(evaluations["test"], oracle=oracle)
     logger.log_metrics({k: v for split, e in evaluations.items() for k, v in e.to_metrics(split).items()}, step=0)
-    calibration = calibration_table(
-        test.risk, outcomes.follow_up_days, outcomes.is_event, horizon_days=grid.horizon_days
+    calibration = beside.measure(
+        "calibration by groups",
+        lambda: calibration_table(
+            test.risk, outcomes.follow_up_days, outcomes.is_event, horizon_days=grid.horizon_days
+        ),
     )
-    logger.log_table(calibration, "calibration/test.csv")
-    logger.log_figure(plots.calibration_plot(calibration, horizon_days=grid.horizon_days), "plots/calibration.png")
+    if calibration is not None:
+        logger.log_table(calibration, "calibration/test.csv")
+        logger.log_figure(plots.calibration_plot(calibration, horizon_days=grid.horizon_days), "plots/calibration.png")
     logger.log_figure(
         plots.kaplan_meier_by_risk(test.risk, outcomes.follow_up_days, outcomes.is_event),
         "plots/kaplan_meier_by_risk.png",
@@ -142,13 +185,17 @@ def log_evaluation(
         config or EvaluationConfig(),
         seed=seed,
     )
+    of_test = {**evaluations["test"].left_out, **report.left_out, **beside.left_out}
+    for split, evaluation in evaluations.items():
+        report.left_out |= {f"{split}/{name}": reason for name, reason in evaluation.left_out.items()}
+    report.left_out |= beside.left_out
     _log_report(logger, report, horizon_days=grid.horizon_days)
     slope = [report.metrics.get(f"calibration_slope{bound}") for bound in ("", "_lower", "_upper")]
     evaluations["test"] = replace(
         evaluations["test"],
         calibration_slope=None if None in slope else Interval(*[value for value in slope if value is not None]),
         ici=report.metrics.get("ici"),
-        left_out=report.left_out,
+        left_out=of_test,
     )
     return evaluations
 
@@ -181,13 +228,18 @@ def evaluate_survival(
 ) -> Evaluation:
     """Scores of survival curves (N, K + 1) on the grid, beside those of the population's curve, which is its clock."""
     grid = grid.timed_by(training.follow_up_days, training.is_event)
-    scores = score_survival(survival, grid, training, outcomes)
     population = baseline_survival(training, grid)
-    trivial = score_survival(np.tile(population, (len(survival), 1)), grid, training, outcomes)
-    days, event = outcomes.follow_up_days, outcomes.is_event
-    interval = c_index_interval(1 - survival[:, -1], days, event, seed=seed)
-    gain = likelihood_gain(survival, population, grid, days, event)
-    return Evaluation(interval, scores["ibs"], trivial["ibs"], gain)
+    trivial = np.tile(population, (len(survival), 1))
+    risk, days, event = 1 - survival[:, -1], outcomes.follow_up_days, outcomes.is_event
+    report = Report()
+    return Evaluation(
+        report.measure("c_index", lambda: c_index(risk, days, event)),
+        report.measure("c_index_interval", lambda: c_index_interval(risk, days, event, seed=seed)),
+        report.measure("ibs", lambda: survival_ibs(survival, grid, training, outcomes)),
+        report.measure("ibs_kaplan_meier", lambda: survival_ibs(trivial, grid, training, outcomes)),
+        likelihood_gain(survival, population, grid, days, event),
+        report.left_out,
+    )
 
 
 def _prediction_table(records: CohortRecords, predictions: Predictions, grid: TimeGrid) -> pl.DataFrame:

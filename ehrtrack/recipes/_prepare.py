@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from ehrtrack.data.shards import ShardSlice, ShardWork, open_work
 from ehrtrack.data.splits import SPLITS
 from ehrtrack.data.store import TokenStore, build_store, record_cutoffs, tokenise_slice
 from ehrtrack.data.vocabulary import Vocabulary
-from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.code_embeddings import FACTS_FILE, CodeEmbeddings
 from ehrtrack.training.threads import free_threads, use_threads
 
@@ -143,7 +143,14 @@ def _cohort(config: RunConfig) -> tuple[MedsDataset, Cohort]:
     if config.cohort is None:
         raise ConfigError("this recipe needs a [cohort] table: an index date and an outcome, or a file of labels")
     dataset = open_dataset(config.data.path)
-    return dataset, build_cohort(dataset, config.cohort, config.data.split)
+    cohort = build_cohort(dataset, config.cohort, config.data.split)
+    dropped = cohort.attrition.filter(pl.col("n_dropped") > 0)
+    if dropped.height:
+        steps = ", ".join(f"{n:,} not: {step}" for step, n in dropped.select("step", "n_dropped").iter_rows())
+        print(
+            f"of {cohort.attrition['n_subjects'][0]:,} {cohort.attrition['step'][0]} are left out {steps}", flush=True
+        )
+    return dataset, cohort
 
 
 def _tokenise(
@@ -221,6 +228,29 @@ def seed_everything(runtime: RuntimeConfig) -> None:
     random.seed(runtime.seed)
     np.random.seed(runtime.seed)  # for libraries that draw from numpy's global generator
     torch.manual_seed(runtime.seed)
+
+
+def check_validation(records: CohortRecords, score: Callable[[Outcomes], object]) -> None:
+    """Make sure before training that there is something to choose by: what has no value now has none after an epoch.
+
+    Parameters
+    ----------
+    score : of the outcomes of the validation subjects, whatever the predictions are
+
+    Raises
+    ------
+    DataError
+        If these subjects are too few for it.
+    """
+    outcomes = records.outcomes[records.rows["validation"]]
+    try:
+        score(outcomes)
+    except NotMeasurable as reason:
+        raise DataError(
+            f"the validation split is too small to choose a model by ({len(outcomes.is_event)} subjects, "
+            f"{int(outcomes.is_event.sum())} events), so nothing was trained. {reason}; change data.split.seed or "
+            "data.split.validation, or widen the cohort"
+        ) from reason
 
 
 def settle(config: RunConfig) -> RunConfig:

@@ -152,9 +152,24 @@ class OpenRun:
         self.logger.log_metrics({f"parameters/{name}": total[name] for name in ("total", "trainable")}, step=0)
 
     def log_training(self, result: FitResult) -> None:
-        """Log the curves and the cost of training."""
+        """Log which epoch was kept, and the cost of training."""
         self.logger.log_metrics({"best/epoch": float(result.best_epoch), "cost/train_seconds": result.seconds}, step=0)
+
+    def log_loss(self, result: FitResult) -> None:
+        """Log the curves of training and validation loss."""
         self.logger.log_figure(plots.loss_curves(result.history, best_epoch=result.best_epoch), "plots/loss.png")
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Around what comes after the model is logged: an error there says that the model is kept."""
+        try:
+            yield
+        except Exception as error:
+            error.add_note(
+                f"What failed came after training: the model of run {self.logger.run_id} is kept among its artifacts, "
+                "and so are the predictions that it made"
+            )
+            raise
 
     def log_best(self, c_index: float) -> dict[str, float]:
         """Log the validation C-index that a trial or a sweep is judged by; returns it by its name."""

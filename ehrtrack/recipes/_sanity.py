@@ -56,13 +56,17 @@ def judge_training(result: FitResult) -> Verdict:
 
 
 def judge_risks(evaluations: dict[str, Evaluation]) -> list[Verdict]:
-    """Whether risks are better than Kaplan-Meier's on validation subjects, and calibrated on test subjects, and whether
-    these are enough for every measure."""
+    """Whether risks are better than Kaplan-Meier's on validation subjects, and calibrated on test subjects.
+
+    Whether the test subjects are enough for every measure, and for any judgement at all, are verdicts of their own.
+    """
     test = evaluations["test"]
+    reasons = [test.left_out[measure] for measure in ("c_index", "c_index_interval") if measure in test.left_out]
     return [
         sanity.learned_risk(evaluations["best"].likelihood_gain),
         sanity.calibrated(test.calibration_slope, test.ici),
         sanity.measured(test.left_out),
+        *(sanity.unjudged(reason) for reason in reasons[:1]),
     ]
 
 

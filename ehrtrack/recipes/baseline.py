@@ -13,13 +13,22 @@ from ehrtrack import plugins
 from ehrtrack.baselines._protocol import Features, Labelled, TokenHistories
 from ehrtrack.config import RunConfig
 from ehrtrack.objectives.survival import Predictions
-from ehrtrack.recipes._evaluate import Evaluation, attained, horizon, log_cohort, log_evaluation, not_measured
+from ehrtrack.recipes._evaluate import (
+    Evaluation,
+    attained,
+    horizon,
+    log_cohort,
+    log_evaluation,
+    log_predictions,
+    not_measured,
+)
 from ehrtrack.recipes._model_folder import write_model_folder
-from ehrtrack.recipes._oracle import truth_beside
-from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort, settle
+from ehrtrack.recipes._oracle import checked_truth
+from ehrtrack.recipes._prepare import CohortRecords, check_validation, prepare_cohort, settle
 from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes._sanity import conclude, judge_risks
 from ehrtrack.recipes.embed import read_embeddings
+from ehrtrack.survival.metrics import require_comparable_pair
 from ehrtrack.survival.time_grid import fit_time_grid
 
 SECTIONS = ("study", "data", "cohort", "baseline", "init", "runtime")
@@ -36,6 +45,8 @@ def baseline(config: RunConfig) -> Run:
     """
     config = settle(config)
     records = prepare_cohort(config)
+    truth = checked_truth(config.cohort, records)
+    check_validation(records, lambda outcomes: require_comparable_pair(outcomes.follow_up_days, outcomes.is_event))
     training = records.outcomes[records.rows["train"]]
     grid = fit_time_grid(
         training.follow_up_days,
@@ -75,15 +86,6 @@ def baseline(config: RunConfig) -> Run:
             rows = records.rows[split]
             return Predictions(rows, np.asarray(model.survival(features[rows], grid.edges_days)))
 
-        evaluations = log_evaluation(
-            run.logger,
-            records,
-            grid,
-            validation=predictions("validation"),
-            test=predictions("test"),
-            seed=config.runtime.seed,
-            truth=truth_beside(config.cohort),
-        )
         with tempfile.TemporaryDirectory() as folder:
             write_model_folder(
                 Path(folder),
@@ -94,8 +96,20 @@ def baseline(config: RunConfig) -> Run:
                 baseline=model.to_json(),
             )
             run.log_model_folder(Path(folder))
-        conclude(run.logger, _summary(name, records, facts, evaluations), judge_risks(evaluations))
-        return run.finished(evaluations["best"].to_metrics("best") | evaluations["test"].to_metrics("test"))
+        validation, test = predictions("validation"), predictions("test")
+        log_predictions(run.logger, records, grid, validation=validation, test=test)
+        with run.judging():
+            evaluations = log_evaluation(
+                run.logger,
+                records,
+                grid,
+                validation=validation,
+                test=test,
+                seed=config.runtime.seed,
+                truth=truth,
+            )
+            conclude(run.logger, _summary(name, records, facts, evaluations), judge_risks(evaluations))
+            return run.finished(evaluations["best"].to_metrics("best") | evaluations["test"].to_metrics("test"))
 
 
 def _labelled(records: CohortRecords, features: Features, split: str) -> Labelled[Features]:
@@ -109,12 +123,12 @@ def _summary(name: str, records: CohortRecords, facts: Mapping[str, object], eva
     return describe(
         f"Baseline {name}",
         {
-            "test C-index (95 % interval)": str(test.c_index),
-            "test integrated Brier score": f"{test.ibs:.4f} (Kaplan-Meier {test.ibs_kaplan_meier:.4f})",
+            "test C-index (95 % interval)": test.c_index_text,
+            "test integrated Brier score": test.ibs_text,
             **attained(test),
             **not_measured(test),
             **horizon(records.cohort),
-            "validation C-index": str(evaluations["best"].c_index),
+            "validation C-index": evaluations["best"].c_index_text,
             "tuning": f"{facts['n_candidates']} settings tried, the best by validation C-index kept",
         }
         | {key: str(value) for key, value in facts.items() if key != "n_candidates"},

@@ -19,12 +19,19 @@ from ehrtrack.data.cohort import Cohort, build_cohort
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.settings import CohortConfig
 from ehrtrack.data.twins import Change, leak_edges, planted_leak, scrambled_future, unchanged, write_twin
-from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.behrt import ModelConfig
 from ehrtrack.objectives.survival import Predictions
 from ehrtrack.recipes._adapt import Adaptation, adapt, read_base
 from ehrtrack.recipes._model_folder import ModelFolder
-from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, seed_everything, settle
+from ehrtrack.recipes._prepare import (
+    CohortRecords,
+    check_same_reading,
+    check_validation,
+    prepare_cohort,
+    seed_everything,
+    settle,
+)
 from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes._sanity import conclude
 from ehrtrack.recipes._train import feed, with_features
@@ -172,6 +179,8 @@ class Twins:
             config, base = _quick_learner(config), None
         seed_everything(config.runtime)
         adapted = adapt(config, records, base, ranks)
+        check_validation(records, adapted.objective.rehearse)
+        _check_test(records)
         batches = feed(config, records, adapted.model, adapted.objective, ranks)
         if adapted.strategy.keeps_encoder(config.strategy):
             batches = with_features(batches, adapted.plain, ranks)
@@ -243,6 +252,18 @@ def _judge_future(twin: Twin, other: CohortRecords) -> Verdict:
     is_same = other.vocabulary == twin.records.vocabulary
     risk = twin.predict(twin.records).risk
     return canaries.future(risk, twin.predict(other).risk if is_same else None, n_changed=n_changed)
+
+
+def _check_test(records: CohortRecords) -> None:
+    """Make sure before training that the verdicts of canaries, which are intervals, will have one."""
+    outcomes = records.outcomes[records.rows["test"]]
+    try:
+        c_index_interval(np.zeros(len(outcomes.is_event)), outcomes.follow_up_days, outcomes.is_event)
+    except NotMeasurable as reason:
+        raise DataError(
+            f"canaries are judged on the {len(outcomes.is_event)} test subjects, who have {outcomes.is_event.sum()} "
+            f"events: {reason}; raise canary.n_subjects, or change data.split"
+        ) from reason
 
 
 def _summary(config: RunConfig, records: CohortRecords, c_index: Interval) -> str:

@@ -12,11 +12,19 @@ from ehrtrack.config import RunConfig
 from ehrtrack.privacy import count_text
 from ehrtrack.recipes._adapt import adapt, read_base
 from ehrtrack.recipes._causes import log_causes
-from ehrtrack.recipes._evaluate import Evaluation, attained, horizon, log_cohort, log_evaluation, not_measured
+from ehrtrack.recipes._evaluate import (
+    Evaluation,
+    attained,
+    horizon,
+    log_cohort,
+    log_evaluation,
+    log_predictions,
+    not_measured,
+)
 from ehrtrack.recipes._model_folder import write_model_folder
-from ehrtrack.recipes._oracle import truth_beside
-from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, prepare_cohort, settle
-from ehrtrack.recipes._run import MODEL_FOLDER, Resumption, Run, describe, open_run
+from ehrtrack.recipes._oracle import checked_truth
+from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, check_validation, prepare_cohort, settle
+from ehrtrack.recipes._run import MODEL_FOLDER, OpenRun, Resumption, Run, describe, open_run
 from ehrtrack.recipes._sanity import (
     conclude,
     judge_encoder,
@@ -61,8 +69,10 @@ def finetune(
     if base is not None:
         is_same_data = base.fingerprints["data"] == records.dataset.fingerprint()
         check_same_reading(config.data, base.config.data, is_same_data=is_same_data)
+    truth = checked_truth(config.cohort, records)
     adapted = adapt(config, records, base, ranks)
     strategy, objective, model = adapted.strategy, adapted.objective, adapted.model
+    check_validation(records, objective.rehearse)
     batches = feed(config, records, model, objective, ranks)
 
     name = f"{config.strategy.name} {config.model.size}"
@@ -84,21 +94,9 @@ def finetune(
         if strategy.keeps_encoder(config.strategy):
             batches = with_features(batches, adapted.plain, ranks)
         result = train(run, model, objective, batches, ranks, on_epoch)
-        run.logger.log_figure(plots.metric_curves(result.history, best_epoch=result.best_epoch), "plots/metrics.png")
         if is_trial:
+            _log_curves(run, result)
             return run.finished(run.log_best(result.best["val/c_index"]))
-        validation, test = (objective.predict(model, batches.split(s), ranks.device) for s in ("validation", "test"))
-        evaluations = log_evaluation(
-            run.logger,
-            records,
-            objective.grid,
-            validation=validation,
-            test=test,
-            seed=config.runtime.seed,
-            truth=truth_beside(config.cohort),
-        )
-        of_test = records.outcomes[test.rows]
-        log_causes(run.logger, test, of_test, horizon_days=objective.grid.horizon_days, seed=config.runtime.seed)
         merged = strategy.merge(model)
         with tempfile.TemporaryDirectory() as folder:
             write_model_folder(
@@ -114,32 +112,56 @@ def finetune(
             base_uri = f"runs:/{config.init.run}/{MODEL_FOLDER}" if config.init.run else ""
             strategy.save_adapter(model, Path(folder), base=base_uri)
             run.log_adapter_folder(Path(folder))
-        verdicts = [
-            *judge_risks(evaluations),
-            judge_training(result),
-            *judge_encoder(adapted.start, merged.cpu(), learning_matrices(model), is_pretrained=base is not None),
-        ]
-        conclude(run.logger, _summary(config, records, result, evaluations), verdicts)
-        return run.finished(evaluations["best"].to_metrics("best") | evaluations["test"].to_metrics("test"))
+        validation, test = (objective.predict(model, batches.split(s), ranks.device) for s in ("validation", "test"))
+        log_predictions(run.logger, records, objective.grid, validation=validation, test=test)
+        with run.judging():
+            _log_curves(run, result)
+            evaluations = log_evaluation(
+                run.logger,
+                records,
+                objective.grid,
+                validation=validation,
+                test=test,
+                seed=config.runtime.seed,
+                truth=truth,
+            )
+            of_test = records.outcomes[test.rows]
+            log_causes(run.logger, test, of_test, horizon_days=objective.grid.horizon_days, seed=config.runtime.seed)
+            verdicts = [
+                *judge_risks(evaluations),
+                judge_training(result),
+                *judge_encoder(adapted.start, merged.cpu(), learning_matrices(model), is_pretrained=base is not None),
+            ]
+            conclude(run.logger, _summary(config, records, result, evaluations), verdicts)
+            return run.finished(evaluations["best"].to_metrics("best") | evaluations["test"].to_metrics("test"))
+
+
+def _log_curves(run: OpenRun, result: FitResult) -> None:
+    run.log_loss(result)
+    run.logger.log_figure(plots.metric_curves(result.history, best_epoch=result.best_epoch), "plots/metrics.png")
 
 
 def _summary(config: RunConfig, records: CohortRecords, result: FitResult, evaluations: dict[str, Evaluation]) -> str:
     test = evaluations["test"]
-    lower = test.c_index.lower
-    verdict = "better than chance" if lower > 0.5 else "**not shown to be better than chance**"
-    skill = 1 - test.ibs / test.ibs_kaplan_meier
+    skill = "" if test.ibs_skill is None else f", {test.ibs_skill:+.0%} against it"
     n_events = int(records.outcomes.is_event[records.rows["train"]].sum())
     return describe(
         f"{config.strategy.name} fine-tuning of a {config.model.size} encoder",
         {
-            "test C-index (95 % interval)": f"{test.c_index} ({verdict})",
-            "test integrated Brier score": f"{test.ibs:.4f} ({skill:+.0%} against Kaplan-Meier)",
+            "test C-index (95 % interval)": f"{test.c_index_text} ({_against_chance(test)})",
+            "test integrated Brier score": f"{test.ibs_text}{skill}",
             **attained(test),
             **not_measured(test),
-            "validation C-index": str(evaluations["best"].c_index),
+            "validation C-index": evaluations["best"].c_index_text,
             "training subjects (events)": f"{len(records.rows['train']):,} ({count_text(n_events)})",
             **horizon(records.cohort),
             "pretrained by run": config.init.run or "none",
             "best epoch": f"{result.best_epoch} of {len(result.history)} ({result.stop_reason})",
         },
     )
+
+
+def _against_chance(test: Evaluation) -> str:
+    if test.c_index_interval is None:
+        return "**not enough events to judge**"
+    return "better than chance" if test.c_index_interval.lower > 0.5 else "**not shown to be better than chance**"

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from ehrtrack import plots
-from ehrtrack.compare import interval_text
+from ehrtrack.compare import interval_text, number_text
 from ehrtrack.config import RunConfig, override
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import open_dataset
@@ -21,10 +21,12 @@ from ehrtrack.recipes._evaluate import Evaluation, evaluate_survival
 from ehrtrack.recipes._prepare import outcomes_of
 from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes.predict import Predictor, load_predictor
+from ehrtrack.survival.evaluation import Report
 from ehrtrack.survival.landmarks import AtLandmark, pooled_c_index
 from ehrtrack.tracking.queries import download, resolve_run
 
 SECTIONS = ("study", "data", "cohort", "runtime")
+LANDMARK_MEASURES = ("c_index", "c_index_lower", "c_index_upper", "ibs", "ibs_kaplan_meier")
 
 
 @dataclass(frozen=True)
@@ -73,18 +75,22 @@ def landmarks(model: str, days: Sequence[float]) -> Run:
     with open_run(config, kind="landmarks", sections=SECTIONS, name="landmarks") as run:
         run.logger.set_tags({"model_run": reference.run_id})
         scored = list(_scored(predictor, config, sorted(set(days))))
-        pooled = pooled_c_index([at.subjects for at in scored], seed=config.runtime.seed)
+        report = Report()
+        pooled = report.measure(
+            "landmark_c_index", lambda: pooled_c_index([at.subjects for at in scored], seed=config.runtime.seed)
+        )
         table = landmark_table(scored)
         of_all = pl.concat([at.predictions.with_columns(landmark_days=at.days) for at in scored])
         run.logger.log_table(table, "landmarks.csv")
         run.logger.log_table(of_all, "predictions/landmarks.parquet")
         run.logger.log_figure(plots.landmark_plot(table, pooled), "plots/landmarks.png")
-        metrics = pooled.to_metrics("test/landmark_c_index")
+        metrics = {} if pooled is None else pooled.to_metrics("test/landmark_c_index")
         run.logger.log_metrics(metrics, step=0)
         text = _to_markdown(table)
-        facts = {"model of run": reference.run_id, "C-index over all landmarks (95 % interval)": str(pooled)}
+        of_all_text = str(pooled or f"none ({report.left_out['landmark_c_index']})")
+        facts = {"model of run": reference.run_id, "C-index over all landmarks (95 % interval)": of_all_text}
         run.logger.set_description(describe("Landmarks", facts) + f"\n{text}")
-        print(f"\n{text}\nC-index over all landmarks: {pooled}\n", flush=True)
+        print(f"\n{text}\nC-index over all landmarks: {of_all_text}\n", flush=True)
         return run.finished(metrics)
 
 
@@ -94,23 +100,24 @@ def landmark_table(scored: Sequence[Landmark]) -> pl.DataFrame:
     Returns
     -------
     landmark_days, n_subjects, n_events (text; few are hidden), c_index with its interval, ibs, ibs_kaplan_meier (of the
-    training subjects who are followed beyond the landmark)
+    training subjects who are followed beyond the landmark), left_out (measures without a value, and why)
     """
     table = pl.DataFrame(
-        [
-            {
-                "landmark_days": at.days,
-                "n_subjects": at.predictions.height,
-                "n_events": int(at.predictions["is_event"].sum()),
-                **at.evaluation.c_index.to_metrics("c_index"),
-                "ibs": at.evaluation.ibs,
-                "ibs_kaplan_meier": at.evaluation.ibs_kaplan_meier,
-            }
-            for at in scored
-        ]
+        [_landmark_line(at) for at in scored], schema_overrides=dict.fromkeys(LANDMARK_MEASURES, pl.Float64)
     )
     counts = ("n_subjects", "n_events")
     return table.with_columns(pl.Series(name, hide_small(table[name].to_list()), dtype=pl.String) for name in counts)
+
+
+def _landmark_line(at: Landmark) -> dict[str, object]:
+    metrics = at.evaluation.to_metrics("test")
+    return {
+        "landmark_days": at.days,
+        "n_subjects": at.predictions.height,
+        "n_events": int(at.predictions["is_event"].sum()),
+        **{name: metrics.get(f"test/{name}") for name in LANDMARK_MEASURES},
+        "left_out": "; ".join(f"{name}: {why}" for name, why in at.evaluation.left_out.items()),
+    }
 
 
 def _scored(predictor: Predictor, config: RunConfig, days: Sequence[float]) -> Iterator[Landmark]:
@@ -132,7 +139,8 @@ def _scored(predictor: Predictor, config: RunConfig, days: Sequence[float]) -> I
         )
         outcomes = test.select("subject_id", "follow_up_days", "is_event")
         print(
-            f"landmark {landmark_days:g} days: {test.height:,} test subjects, C-index {evaluation.c_index}", flush=True
+            f"landmark {landmark_days:g} days: {test.height:,} test subjects, C-index {evaluation.c_index_text}",
+            flush=True,
         )
         yield Landmark(landmark_days, outcomes.with_columns(predicted["risk"]), evaluation)
 
@@ -143,5 +151,6 @@ def _to_markdown(table: pl.DataFrame) -> str:
     for row in table.iter_rows(named=True):
         counts = f"{row['landmark_days']:g} | {row['n_subjects']} | {row['n_events']}"
         c_index = interval_text(row, "c_index", "c_index_lower", "c_index_upper", ".3f")
-        lines.append(f"{counts} | {c_index} | {row['ibs']:.4f} | {row['ibs_kaplan_meier']:.4f}")
+        brier = f"{number_text(row['ibs'], '.4f')} | {number_text(row['ibs_kaplan_meier'], '.4f')}"
+        lines.append(f"{counts} | {c_index} | {brier}")
     return "".join(f"| {line} |\n" for line in lines)

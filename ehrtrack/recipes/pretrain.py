@@ -72,17 +72,19 @@ def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> Run:
                 model=model,
             )
             run.log_model_folder(Path(folder))
-        run.logger.log_figure(
-            plots.losses_beside_trivial(result.history, objective.trivial, best_epoch=result.best_epoch),
-            f"plots/{config.objective.name}.png",
-        )
-        verdicts = [
-            learned_codes(result.best, objective.trivial),
-            judge_training(result),
-            *judge_encoder(start, model.cpu(), learning_matrices(model), is_pretrained=False),
-        ]
-        conclude(run.logger, _summary(config, records, result, objective.trivial), verdicts)
-        return run.finished(result.best)
+        with run.judging():
+            run.log_loss(result)
+            run.logger.log_figure(
+                plots.losses_beside_trivial(result.history, objective.trivial, best_epoch=result.best_epoch),
+                f"plots/{config.objective.name}.png",
+            )
+            verdicts = [
+                learned_codes(result.best, objective.trivial),
+                judge_training(result),
+                *judge_encoder(start, model.cpu(), learning_matrices(model), is_pretrained=False),
+            ]
+            conclude(run.logger, _summary(config, records, result, objective.trivial), verdicts)
+            return run.finished(result.best)
 
 
 def _training_records(config: RunConfig, records: Records) -> Batches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ehrtrack.errors import DataError
+from ehrtrack.errors import NotMeasurable
 from ehrtrack.survival.bootstrap import N_RESAMPLES, Interval, percentile_interval, resampled_c_index
 from ehrtrack.survival.metrics import c_index
 
@@ -17,11 +17,11 @@ def share_of_attainable(c_index: float, oracle_c_index: float) -> float:
 
     Raises
     ------
-    DataError
+    NotMeasurable
         If the oracle itself is not better than chance, so that there is nothing to attain.
     """
     if not oracle_c_index > CHANCE:
-        raise DataError(
+        raise NotMeasurable(
             f"the oracle's C-index is {oracle_c_index:.3f} on these subjects, no better than chance: there is nothing "
             "to attain; simulate a world with signal above 0, or score more subjects"
         )

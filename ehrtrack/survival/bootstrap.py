@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ehrtrack.errors import DataError
+from ehrtrack.errors import NotMeasurable
 from ehrtrack.survival.calibration_curve import slope_regression
 from ehrtrack.survival.censoring import FollowUp
 from ehrtrack.survival.concordance import Counts, RankedSubjects
@@ -62,7 +62,7 @@ def c_index_interval(
 
     Raises
     ------
-    DataError
+    NotMeasurable
         If there is no comparable pair, or too few events for an interval.
     """
     scores, days, event = checked_predictions(risk, follow_up_days, is_event)
@@ -156,7 +156,7 @@ def slope_interval(
     slopes = np.full(n_resamples, np.nan)
     for rows, counts in drawn_counts(follow_up.days.size, n_resamples=n_resamples, seed=seed):
         for number, row in enumerate(counts, start=rows.start):
-            with suppress(DataError):  # a resample that cannot be fitted has no slope; percentile_interval counts them
+            with suppress(NotMeasurable):  # a resample without a fit has no slope; percentile_interval counts them
                 slopes[number] = regression.fit(row.astype(np.float64), start=fitted.beta).beta[0]
     return percentile_interval(float(fitted.beta[0]), slopes, level)
 
@@ -211,14 +211,14 @@ def percentile_interval(estimate: float, resampled: FloatArray, level: float = L
 
     Raises
     ------
-    DataError
+    NotMeasurable
         If more than `MAX_UNDEFINED_SHARE` of them have no value.
     """
     defined = resampled[np.isfinite(resampled)]
     if defined.size < (1 - MAX_UNDEFINED_SHARE) * resampled.size:
-        raise DataError(
+        raise NotMeasurable(
             f"{resampled.size - defined.size} of {resampled.size} resamples have no value: "
-            "too few events for an interval; use a larger split"
+            "too few events for an interval, which needs about 4; use a larger split"
         )
     tail = (1 - level) / 2
     lower, upper = np.quantile(defined, [tail, 1 - tail])

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import polars as pl
 from sksurv.nonparametric import kaplan_meier_estimator
 
-from ehrtrack.errors import DataError
+from ehrtrack.errors import DataError, NotMeasurable
 from ehrtrack.survival.metrics import BoolArray, FloatArray, checked_predictions
 
 MIN_GROUP_SUBJECTS = 2
@@ -80,7 +80,7 @@ def calibration_table(
     """
     scores, days, event = checked_predictions(risk, follow_up_days, is_event)
     if scores.size < MIN_GROUP_SUBJECTS:
-        raise DataError(f"{scores.size} subjects; a calibration table needs at least {MIN_GROUP_SUBJECTS}")
+        raise NotMeasurable(f"{scores.size} subjects; a calibration table needs at least {MIN_GROUP_SUBJECTS}")
     if scores.min() < 0 or scores.max() > 1:
         raise DataError(
             f"risks from {scores.min():g} to {scores.max():g}; calibration needs probabilities of "

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 from scipy.stats import chi2
 
-from ehrtrack.errors import DataError
+from ehrtrack.errors import NotMeasurable
 from ehrtrack.survival.censoring import MIN_EVENTS, FollowUp, risk_without_interval
 from ehrtrack.survival.curves import interpolate_survival
 from ehrtrack.survival.metrics import FloatArray
@@ -42,7 +42,7 @@ def calibration_slope(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days:
 
     Raises
     ------
-    DataError
+    NotMeasurable
         If events are too few, or the risks do not vary.
     """
     return float(slope_regression(risk, follow_up, horizon_days=horizon_days).fit().beta[0])
@@ -97,7 +97,7 @@ def calibration_curve(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days:
 
     Raises
     ------
-    DataError
+    NotMeasurable
         If events are too few, or the risks do not vary.
     """
     follow_up.require_both(horizon_days)
@@ -132,7 +132,7 @@ def observed_to_expected(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_da
     follow_up.require_both(horizon_days, least=1)
     expected = float(np.mean(np.asarray(risk, dtype=np.float64)))
     if expected <= 0:
-        raise DataError("every predicted risk is 0: observed over expected has no value")
+        raise NotMeasurable("every predicted risk is 0: observed over expected has no value")
     return risk_without_interval(follow_up.days, follow_up.is_event, horizon_days) / expected
 
 
@@ -157,13 +157,13 @@ def d_calibration(
 
     Raises
     ------
-    DataError
+    NotMeasurable
         If there are fewer than 5 subjects a bin, or too few events.
     """
     n = follow_up.days.size
     is_event = follow_up.has_event_by(grid.horizon_days)
     if n < 5 * n_bins or is_event.sum() < MIN_EVENTS:
-        raise DataError(
+        raise NotMeasurable(
             f"{n} subjects with {is_event.sum()} events for D-calibration in {n_bins} bins; needed are {5 * n_bins} "
             f"subjects and {MIN_EVENTS} events: use a larger split"
         )

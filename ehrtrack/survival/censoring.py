@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sksurv.nonparametric import CensoringDistributionEstimator
 from sksurv.util import Surv
 
-from ehrtrack.errors import DataError
+from ehrtrack.errors import DataError, NotMeasurable
 from ehrtrack.survival.kaplan_meier import KaplanMeier
 from ehrtrack.survival.metrics import BoolArray, FloatArray, checked_predictions
 
@@ -134,11 +134,11 @@ class FollowUp:
         return weights
 
     def require_both(self, horizon_days: float, *, least: int = MIN_EVENTS) -> None:
-        """Raise DataError unless enough subjects have the event by the horizon, and enough outlive it."""
+        """Raise NotMeasurable unless enough subjects have the event by the horizon, and enough outlive it."""
         n_events = int(self.has_event_by(horizon_days).sum())
         n_beyond = int(self.outlives(horizon_days).sum())
         if min(n_events, n_beyond) < least or not (self.train_days > horizon_days).any():
-            raise DataError(
+            raise NotMeasurable(
                 f"{n_events} events by day {horizon_days:g} and {n_beyond} subjects followed beyond it (of "
                 f"{self.days.size}; in training {int((self.train_days > horizon_days).sum())} beyond it); "
                 f"needed are {least} of each, and one in training: use a larger split or a shorter horizon"

@@ -147,7 +147,7 @@ def cause_c_index(incidence: npt.ArrayLike, follow_up_days: FloatArray, cause: I
 
     Raises
     ------
-    DataError
+    NotMeasurable
         If there is no comparable pair.
     """
     return c_index(incidence, _days_without_end(follow_up_days, cause, of), cause == of)

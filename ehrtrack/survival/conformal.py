@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ehrtrack.errors import DataError
+from ehrtrack.errors import NotMeasurable
 from ehrtrack.survival.calibration_curve import own_survival
 from ehrtrack.survival.censoring import FollowUp
 from ehrtrack.survival.metrics import FloatArray
@@ -58,12 +58,12 @@ def fit_lower_bounds(
 
     Raises
     ------
-    DataError
+    NotMeasurable
         If the coverage is not a share, or there are too few subjects for it.
     """
     n = follow_up.days.size
     if not 0 < coverage < 1 or (1 - coverage) * (n + 1) < 1:
-        raise DataError(
+        raise NotMeasurable(
             f"bounds for a share of {coverage:g} from {n} validation subjects; needed are a share between 0 and 1 "
             f"and at least {1 / max(1 - coverage, 1e-9) - 1:.0f} subjects"
         )

@@ -8,7 +8,7 @@ import polars as pl
 from sklearn.metrics import precision_recall_curve, roc_curve
 from sksurv.metrics import concordance_index_ipcw, cumulative_dynamic_auc
 
-from ehrtrack.errors import DataError
+from ehrtrack.errors import NotMeasurable
 from ehrtrack.survival.censoring import FollowUp
 from ehrtrack.survival.curves import interpolate_survival
 from ehrtrack.survival.metrics import BoolArray, FloatArray, require_comparable_pair
@@ -32,7 +32,7 @@ def uno_c(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days: float) -> f
 
     Raises
     ------
-    DataError
+    NotMeasurable
         If no pair is comparable up to the horizon.
     """
     event = follow_up.has_event_by(horizon_days)
@@ -58,7 +58,7 @@ def antolini_c(survival: npt.ArrayLike, grid: TimeGrid, follow_up: FollowUp) -> 
 
     Raises
     ------
-    DataError
+    NotMeasurable
         If no pair is comparable up to the horizon.
     """
     curves = np.asarray(survival, dtype=np.float64)
@@ -101,7 +101,7 @@ def dynamic_auc(risk: npt.ArrayLike, follow_up: FollowUp, times: npt.ArrayLike) 
 
     Raises
     ------
-    DataError
+    NotMeasurable
         If at some day nobody had the event, or nobody outlives it.
     """
     at = np.atleast_1d(np.asarray(times, dtype=np.float64))
@@ -116,7 +116,7 @@ def times_with_events(times: npt.ArrayLike, follow_up: FollowUp, *, least: int =
 
     Raises
     ------
-    DataError
+    NotMeasurable
         If fewer than two are left.
     """
     at = np.asarray(times, dtype=np.float64)
@@ -125,7 +125,7 @@ def times_with_events(times: npt.ArrayLike, follow_up: FollowUp, *, least: int =
     n_beyond = follow_up.days.size - np.searchsorted(np.sort(follow_up.days), at, side="right")
     kept: FloatArray = at[(n_events >= least) & (n_beyond >= least)]
     if kept.size < 2:
-        raise DataError(
+        raise NotMeasurable(
             f"{kept.size} of {at.size} evaluation times have {least} events before and {least} subjects after them; "
             "needed are 2 such times: use a larger split"
         )

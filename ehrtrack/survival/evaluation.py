@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import polars as pl
 from pydantic import Field
 
-from ehrtrack.errors import DataError
+from ehrtrack.errors import NotMeasurable
 from ehrtrack.section import Section
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, Interval, auc_interval, slope_interval, uno_c_interval
 from ehrtrack.survival.brier import brier_at
@@ -40,6 +40,7 @@ from ehrtrack.survival.subgroups import score_subgroups
 from ehrtrack.survival.time_grid import TimeGrid
 
 Found = Mapping[str, float | Interval | pl.DataFrame]
+Value = TypeVar("Value")
 MIN_EVENTS_BY_DAY = 5
 """Days with fewer events up to them, or fewer subjects past them, have no place in the AUC by day."""
 CALIBRATION_SHARES = (0.25, 0.5, 1.0)
@@ -100,14 +101,17 @@ class Report:
     tables: dict[str, pl.DataFrame] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
+    def measure(self, name: str, compute: Callable[[], Value]) -> Value | None:
+        """What `compute` gives; None where it has no value on these subjects, which is left out with its reason."""
+        try:
+            return compute()
+        except NotMeasurable as reason:
+            self.left_out[name] = str(reason)
+            return None
+
     def include(self, measure: str, compute: Callable[[], Found]) -> None:
         """Add what `compute` gives: numbers and intervals to the metrics, tables to the tables."""
-        try:
-            found = compute()
-        except DataError as error:
-            self.left_out[measure] = str(error)
-            return
-        for name, value in found.items():
+        for name, value in (self.measure(measure, compute) or {}).items():
             if isinstance(value, pl.DataFrame):
                 self.tables[name] = value
             elif isinstance(value, Interval):
@@ -261,10 +265,11 @@ def _subgroups(
 def _recalibrated(report: Report, test: Split, validation: Split, method: Literal["platt", "isotonic"]) -> None:
     """The measures that recalibration is to better, under names of their own: ``recalibrated_...``."""
     days, event = validation.follow_up.recorded_days, validation.follow_up.is_event
-    try:
-        fitted = fit_recalibration(method, validation.survival, validation.grid, days, event)
-    except DataError as error:
-        report.left_out[f"recalibrated ({method})"] = str(error)
+    fitted = report.measure(
+        f"recalibrated ({method})",
+        lambda: fit_recalibration(method, validation.survival, validation.grid, days, event),
+    )
+    if fitted is None:
         return
     after = replace(test, survival=fitted.apply(test.survival))
     horizon, again = test.horizon_days, Report()

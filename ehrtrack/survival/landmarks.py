@@ -39,7 +39,7 @@ def pooled_c_index(landmarks: Sequence[AtLandmark], *, n_resamples: int = N_RESA
 
     Raises
     ------
-    DataError
+    NotMeasurable
         If a landmark has no comparable pair.
     """
     drawn, ranked = np.unique(np.concatenate([at.subject for at in landmarks])), []

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from sksurv.metrics import integrated_brier_score as sksurv_integrated_brier_score
 from sksurv.util import Surv
 
-from ehrtrack.errors import DataError
+from ehrtrack.errors import DataError, NotMeasurable
 from ehrtrack.survival.concordance import RankedSubjects
 
 FloatArray = npt.NDArray[np.float64]
@@ -30,8 +30,10 @@ def c_index(risk: npt.ArrayLike, follow_up_days: npt.ArrayLike, is_event: npt.Ar
 
     Raises
     ------
+    NotMeasurable
+        If no pair is comparable.
     DataError
-        If no pair is comparable, or a value is not finite.
+        If a value is not finite.
     """
     scores, days, event = checked_predictions(risk, follow_up_days, is_event)
     require_comparable_pair(days, event)
@@ -71,10 +73,10 @@ def _finite(name: str, values: npt.ArrayLike) -> FloatArray:
 
 
 def require_comparable_pair(days: FloatArray, event: BoolArray) -> None:
-    """Raise DataError unless some subject outlives some event."""
+    """Raise NotMeasurable unless some subject outlives some event."""
     first_event = days[event].min(initial=np.inf)
     if not (np.any(days > first_event) or np.any(~event & (days == first_event))):
-        raise DataError(
+        raise NotMeasurable(
             f"no comparable pair among {days.size} subjects with {int(event.sum())} events; "
             "a C-index needs one subject with the event and another followed for longer: use a larger split"
         )
@@ -107,7 +109,7 @@ def evaluation_times(
 
     Raises
     ------
-    DataError
+    NotMeasurable
         If no such range is left.
     """
     train_days = np.asarray(train_follow_up_days, dtype=np.float64)
@@ -123,7 +125,7 @@ def evaluation_times(
     low = max(low, float(days.min()))
     times = np.linspace(low, high, n_times)
     if low >= high or np.any(np.diff(times) <= 0):
-        raise DataError(
+        raise NotMeasurable(
             f"no range to evaluate survival in: training follow-up lies in {train_days.min():g} to "
             f"{train_days.max():g} days (10th to 90th percentile {np.percentile(train_days, 10):g} to "
             f"{np.percentile(train_days, 90):g}), evaluated follow-up in {days.min():g} to {days.max():g}; "
@@ -158,6 +160,8 @@ def integrated_brier_score(
     ------
     DataError
         If shapes disagree, or `times` are not increasing and inside the follow-up of both sets.
+    NotMeasurable
+        If no event is seen.
     """
     train_days = _finite("training follow_up_days", train_follow_up_days)
     train_event = np.asarray(train_is_event).astype(bool)
@@ -176,6 +180,11 @@ def integrated_brier_score(
             "take them from evaluation_times"
         )
     is_past_training = days > train_end
+    if not (event & ~is_past_training).any():
+        raise NotMeasurable(
+            f"no event within the training follow-up of {train_end:g} days among {days.size} subjects; a Brier score "
+            "needs one: use a larger split"
+        )
     score = sksurv_integrated_brier_score(
         Surv.from_arrays(train_event, train_days),
         Surv.from_arrays(event & ~is_past_training, np.minimum(days, train_end)),

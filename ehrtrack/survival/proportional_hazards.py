@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ehrtrack.errors import DataError
+from ehrtrack.errors import NotMeasurable
 from ehrtrack.survival.metrics import BoolArray, FloatArray
 
 MAX_STEPS = 50
@@ -71,7 +71,7 @@ class ProportionalHazards:
 
         Raises
         ------
-        DataError
+        NotMeasurable
             If there is no maximum: a column is constant, or separates the events from the rest.
         """
         n_columns = self._x.shape[1]
@@ -97,7 +97,7 @@ class ProportionalHazards:
             beta = beta + step
             if np.abs(step).max() < TOLERANCE:
                 return self._with_baseline(beta, weight)
-        raise DataError(
+        raise NotMeasurable(
             f"a regression of {self._event.size} events among {len(self._x)} subjects on the predicted risk has no "
             "solution: the risks do not vary, or they separate the events from the rest; use a larger split"
         )

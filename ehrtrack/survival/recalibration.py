@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from ehrtrack.errors import DataError
+from ehrtrack.errors import NotMeasurable
 from ehrtrack.survival.censoring import MIN_EVENTS
 from ehrtrack.survival.metrics import BoolArray, FloatArray
 from ehrtrack.survival.time_grid import TimeGrid
@@ -61,12 +61,12 @@ def fit_recalibration(
 
     Raises
     ------
-    DataError
+    NotMeasurable
         If there are too few events.
     """
     event = np.asarray(is_event, dtype=bool)
     if event.sum() < MIN_EVENTS:
-        raise DataError(
+        raise NotMeasurable(
             f"{event.sum()} events among {event.size} validation subjects; recalibration needs at least {MIN_EVENTS}"
         )
     hazard, failed, weight = at_risk_intervals(survival, grid, follow_up_days, event)
@@ -77,12 +77,12 @@ def fit_recalibration(
                 warnings.simplefilter("error")
                 model.fit(_logit(hazard)[:, None], failed, sample_weight=weight)
         except (LinAlgWarning, ConvergenceWarning) as warning:
-            raise DataError(
+            raise NotMeasurable(
                 f"Platt scaling of {event.size} validation subjects has no solution ({str(warning).split('.')[0]}): "
                 "the predicted hazards do not vary, or they separate the events from the rest; use a larger split"
             ) from warning
         if model.coef_[0, 0] <= 0:
-            raise DataError(
+            raise NotMeasurable(
                 f"Platt scaling has slope {model.coef_[0, 0]:.2g}: validation subjects of higher predicted hazard have "
                 "fewer events, and recalibration would turn the order of risks round"
             )

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ehrtrack.errors import DataError
+from ehrtrack.errors import NotMeasurable
 from ehrtrack.survival.bootstrap import percentile_interval, resampled_c_index
 from ehrtrack.survival.calibration_curve import observed_to_expected
 from ehrtrack.survival.censoring import FollowUp
@@ -84,7 +84,7 @@ def score_subgroups(
             row: dict[str, object] = {"attribute": attribute, "group": name, "n_subjects": int(members.sum())}
             try:
                 row |= _score(scores[members], follow_up.of_members(members), horizon_days, resampled, name, draw)
-            except DataError as error:
+            except NotMeasurable as error:
                 row["left_out"] = str(error)
             rows.append(row | {"n_events": int(follow_up.has_event_by(horizon_days)[members].sum())})
         if len(resampled) > 1:
@@ -102,7 +102,7 @@ def _score(
 ) -> dict[str, object]:
     n_events = int(group.has_event_by(horizon_days).sum())
     if n_events < MIN_GROUP_EVENTS:
-        raise DataError(f"{n_events} events, fewer than {MIN_GROUP_EVENTS}")
+        raise NotMeasurable(f"{n_events} events, fewer than {MIN_GROUP_EVENTS}")
     c_indices = resampled_c_index(scores, group.days, group.is_event, **draw)
     c_of_group = percentile_interval(c_index(scores, group.days, group.is_event), c_indices)
     resampled[name] = c_of_group.estimate, c_indices

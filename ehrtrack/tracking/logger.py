@@ -123,6 +123,8 @@ class TrackedRun:
 
     def set_description(self, markdown: str) -> None:
         """Set the readable summary on the run's page; a long one is kept whole in ``description.md``."""
+        if self.privacy:
+            markdown = self.privacy.text(markdown)  # a measure's reason to be left out counts subjects and events
         if len(markdown) > MAX_TAG_CHARACTERS:
             self.log_text(markdown, "description.md")
             markdown = self._cut(markdown, MAX_TAG_CHARACTERS, what="the description", whole="description.md")

@@ -159,7 +159,7 @@ def _code_tags() -> dict[str, str]:
 
 def _end_aloud(run: TrackedRun, error: BaseException, stops: tuple[type[Exception], ...]) -> None:
     """End a run after an exception; a server that fails now must not hide that exception."""
-    message = f"{type(error).__name__}: {error}"
+    message = ". ".join([*getattr(error, "__notes__", []), f"{type(error).__name__}: {error}"])
     message = (run.privacy.message(message) if run.privacy else message)[:MAX_ERROR_CHARACTERS]
     try:
         if isinstance(error, stops):

@@ -211,6 +211,16 @@ def measured(left_out: Mapping[str, str]) -> Verdict:
     return Verdict("measured", "warn", f"no value of {', '.join(of_all)}: {few}{groups}")
 
 
+def unjudged(reason: str) -> Verdict:
+    """That test subjects are too few to say whether the model is any good.
+
+    Parameters
+    ----------
+    reason : why the C-index, or its interval, has no value
+    """
+    return Verdict("judged", "warn", f"not enough events to judge: {reason}")
+
+
 def _words(metric: str) -> str:
     return metric.rsplit("/", 1)[-1].replace("_", " ")
 

@@ -12,6 +12,7 @@ import torch
 from simulated import Population, study, study_values, write_dataset
 
 from ehrtrack.config import RuntimeConfig, parse_config
+from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.splits import assign_splits
 from ehrtrack.data.vocabulary import CLS, MASK, PAD
 from ehrtrack.errors import ConfigError, DataError
@@ -105,3 +106,16 @@ def test_one_seed_sets_every_generator() -> None:
 
     assert draw(5) == draw(5)
     assert not set(draw(5)) & set(draw(6))
+
+
+def test_subjects_who_are_left_out_of_the_cohort_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = write_dataset(tmp_path / "meds", Population(n_subjects=240))
+    config = study(dataset.path, tmp_path / "cache")
+    assert config.cohort is not None
+    subjects = build_cohort(dataset, config.cohort, config.data.split).subjects
+    labels = subjects.select("subject_id", "follow_up_days", "is_event", prediction_time="index_date")
+    days = pl.when(pl.int_range(pl.len()) < 3).then(0.0).otherwise("follow_up_days")
+    labels.with_columns(follow_up_days=days).write_parquet(tmp_path / "labels.parquet")
+    prepare_cohort(study(dataset.path, tmp_path / "cache", cohort={"labels": str(tmp_path / "labels.parquet")}))
+    told = f"of {labels.height} subjects in the labels are left out 3 not: follow-up after the prediction time"
+    assert told in capsys.readouterr().out
