@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import polars as pl
@@ -17,6 +18,7 @@ import polars as pl
 from ehrtrack.errors import DataError
 from ehrtrack.privacy import KEY_FILE, KEY_VARIABLE, RAW
 from ehrtrack.survival.bootstrap import Interval, paired_difference
+from ehrtrack.survival.evaluation import Report
 
 REFERENCE_MODEL = "cox"
 ORACLE = "oracle"
@@ -42,6 +44,7 @@ class RunRow:
         subjects, with its interval
     oracle_c_index, oracle_lower, oracle_upper : of the true risk on the same test subjects
     cohort_fingerprint : runs compare only where this is equal
+    horizon_days : that the risks are of, as text; empty where the run did not log it
     subject_key : fingerprint of the key under which subjects' predictions are logged; "raw" for their own ids
     """
 
@@ -60,6 +63,7 @@ class RunRow:
     test_lower: float | None = None
     test_upper: float | None = None
     test_ibs: float | None = None
+    horizon_days: str = ""
     subject_key: str = RAW
     attainable: float | None = None
     attainable_lower: float | None = None
@@ -72,6 +76,11 @@ class RunRow:
     def label(self) -> str:
         """A short name for figures: model, strategy and size."""
         return " · ".join(part for part in (self.model, self.strategy, self.size) if part)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether its test subjects were enough for an interval of the C-index."""
+        return _is_known(self.test_lower) and _is_known(self.test_upper)
 
 
 SCHEMA: dict[str, type[pl.DataType]] = {
@@ -110,10 +119,12 @@ def group_by_cohort(rows: Sequence[RunRow]) -> dict[str, list[RunRow]]:
 def best_by_validation(rows: Sequence[RunRow]) -> RunRow:
     """The run with the highest validation C-index; of equals, the one with fewer trainable parameters.
 
+    Runs that could not be judged on their test subjects are none to choose.
+
     Raises
     ------
     DataError
-        If no run has a validation C-index, or the runs are of several cohorts.
+        If no run has a validation C-index or none could be judged, or the runs are of several cohorts.
     """
     _require_one_cohort(rows)
     scored = [row for row in rows if _is_known(row.val_c_index)]
@@ -122,7 +133,34 @@ def best_by_validation(rows: Sequence[RunRow]) -> RunRow:
             f"none of {len(rows)} runs has a validation C-index; "
             "needed is at least one finished fine-tuning or baseline run"
         )
-    return min(scored, key=_validation_order)
+    best = min((row for row in scored if row.is_judged), key=_validation_order, default=None)
+    if best is None:
+        raise DataError(
+            f"none of {len(scored)} runs could be judged: too few test events; widen the cohort or the split"
+        )
+    return best
+
+
+def reference_run(
+    rows: Sequence[RunRow], predictions: Mapping[str, pl.DataFrame], *, reference: str = REFERENCE_MODEL
+) -> RunRow | None:
+    """The run that others are compared with, of several the best by validation; None if none has predictions."""
+    candidates = [row for row in rows if row.model == reference and row.run_id in predictions]
+    return min(candidates, key=_validation_order, default=None)
+
+
+def unpaired(base: RunRow, rows: Sequence[RunRow], predictions: Mapping[str, pl.DataFrame]) -> dict[str, str]:
+    """Runs whose predictions cannot be paired with those of the run `base`: run id -> why, and how to mend it."""
+    found = {}
+    for row in rows:
+        if row.run_id == base.run_id or row.run_id not in predictions:
+            continue
+        try:
+            _require_one_key([base, row])
+            _pairs(row.run_id, base.run_id, predictions)
+        except DataError as reason:
+            found[row.run_id] = str(reason)
+    return found
 
 
 def differences(
@@ -144,7 +182,8 @@ def differences(
 
     Returns
     -------
-    By run id, without the reference run itself. Empty if there is no reference run with predictions.
+    By run id, without the reference run itself, and without runs whose subjects have too few events for an interval.
+    Empty if there is no reference run with predictions.
 
     Raises
     ------
@@ -152,11 +191,8 @@ def differences(
         If two runs predict for different subjects, call them by hashes of different keys, or disagree on an outcome.
     """
     _require_one_cohort(rows)
-    candidates = [row for row in rows if row.model == reference and row.run_id in predictions]
-    if not candidates:
-        return {}
-    base = min(candidates, key=_validation_order).run_id
-    return differences_to(base, rows, predictions, n_resamples=n_resamples, seed=seed)
+    base = reference_run(rows, predictions, reference=reference)
+    return {} if base is None else differences_to(base.run_id, rows, predictions, n_resamples=n_resamples, seed=seed)
 
 
 def differences_to(
@@ -170,11 +206,10 @@ def differences_to(
     """As `differences`, to the run with id `base`, which is one of `rows` and has predictions."""
     _require_one_cohort(rows)
     _require_one_key([row for row in rows if row.run_id in predictions])
-    return {
-        row.run_id: _paired(row.run_id, base, predictions, n_resamples=n_resamples, seed=seed)
-        for row in rows
-        if row.run_id != base and row.run_id in predictions
-    }
+    others = [row.run_id for row in rows if row.run_id != base and row.run_id in predictions]
+    paired = partial(_paired, base=base, predictions=predictions, n_resamples=n_resamples, seed=seed)
+    found = {run_id: Report().measure(run_id, partial(paired, run_id)) for run_id in others}
+    return {run_id: difference for run_id, difference in found.items() if difference is not None}
 
 
 def verdict_of(difference: Interval) -> Verdict:
@@ -331,11 +366,12 @@ def _require_one_key(rows: Sequence[RunRow]) -> None:
         )
 
 
-def _paired(
-    run_id: str, base: str, predictions: Mapping[str, pl.DataFrame], *, n_resamples: int, seed: int
-) -> Interval:
+def _pairs(run_id: str, base: str, predictions: Mapping[str, pl.DataFrame]) -> tuple[str, pl.DataFrame]:
+    """The column of follow-up, and the outcome with the risks of both runs (risk, other_risk), a row a subject."""
     # A study that names a calendar date logs ranks of days, which order subjects alike (`privacy.Privacy`).
     days = "follow_up_rank" if "follow_up_rank" in predictions[base].columns else "follow_up_days"
+    if days not in predictions[run_id].columns:
+        raise DataError(f"run {run_id} logged no {days}, which run {base} did; make one of them again")
     columns = ["subject_id", days, "is_event", "risk"]
     mine, theirs = (predictions[name].select(columns).sort("subject_id") for name in (run_id, base))
     if not mine["subject_id"].equals(theirs["subject_id"]):
@@ -349,13 +385,13 @@ def _paired(
         raise DataError(
             f"runs {run_id} and {base} disagree on the outcome of some subjects; they are not of one cohort"
         )
-    pairs = mine.with_columns(other_risk=theirs["risk"])
+    return days, mine.with_columns(other_risk=theirs["risk"])
+
+
+def _paired(
+    run_id: str, base: str, predictions: Mapping[str, pl.DataFrame], *, n_resamples: int, seed: int
+) -> Interval:
+    days, pairs = _pairs(run_id, base, predictions)
     pairs = pairs.sort(days, "is_event", "risk", "other_risk")  # resamples must not depend on what subjects are called
-    return paired_difference(
-        pairs["risk"].to_numpy(),
-        pairs["other_risk"].to_numpy(),
-        pairs[days].to_numpy(),
-        pairs["is_event"].to_numpy(),
-        n_resamples=n_resamples,
-        seed=seed,
-    )
+    columns = (pairs[name].to_numpy() for name in ("risk", "other_risk", days, "is_event"))
+    return paired_difference(*columns, n_resamples=n_resamples, seed=seed)

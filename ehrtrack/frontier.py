@@ -74,7 +74,6 @@ def conclusion(table: pl.DataFrame, parameter: str) -> str:
     first = table.row(0, named=True)
     better = table.filter(pl.col("verdict") == "better")
     worse = table.filter(pl.col("verdict") == "worse")
-    highest_ibs = table.sort("ibs", nulls_last=False).row(-1, named=True)
     said = (
         f"C-index higher than at {parameter} = {first['value']}, by an interval that excludes 0, at: "
         f"{', '.join(better['value'])}."
@@ -83,6 +82,9 @@ def conclusion(table: pl.DataFrame, parameter: str) -> str:
     )
     if worse.height:
         said += f" It is lower at: {', '.join(worse['value'])}."
+    if first["ibs"] is None:
+        return f"{said} The integrated Brier score has no value at {first['value']}."
+    highest_ibs = table.sort("ibs", nulls_last=False).row(-1, named=True)
     return (
         f"{said} The integrated Brier score is {first['ibs']:.4f} at {first['value']} and at most "
         f"{highest_ibs['ibs']:.4f}, at {highest_ibs['value']}."

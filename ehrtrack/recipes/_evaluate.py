@@ -26,6 +26,7 @@ from ehrtrack.survival.evaluation import EvaluationConfig, Report, Split, evalua
 from ehrtrack.survival.likelihood import likelihood_gain
 from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.time_grid import TimeGrid
+from ehrtrack.tracking.names import HORIZON
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def horizon(cohort: Cohort) -> dict[str, str]:
 
 
 def log_cohort(logger: RunLogger, records: CohortRecords) -> None:
-    """Log who is in the study: attrition, events and follow-up by split, and what the vocabulary covers."""
+    """Log who is in the study: attrition, events and follow-up by split, the horizon, and the vocabulary's coverage."""
+    logger.set_tags({HORIZON: f"{records.cohort.horizon_days:g}"})
     summary = hide_in_summary(summarise_cohort(records.cohort))
     attrition = hide_in_attrition(records.cohort.attrition)
     logger.log_table(attrition, "cohort/attrition.csv")

@@ -26,6 +26,7 @@ from ehrtrack.training.snapshots import latest_folder
 
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
+RUN_CONFIG = "run_config.json"
 RESUMABLE_KINDS = ("pretrain", "finetune")
 HEADLINES = (
     "val/mlm_loss",
@@ -248,7 +249,7 @@ def open_run(
             ranks.from_main(lambda: logger.run_id)
         print(f"{kind} run {logger.run_id}  {logger.url}", flush=True)
         if not resume:
-            logger.log_json(config.to_json(), "run_config.json")
+            logger.log_json(config.to_json(), RUN_CONFIG)
         logger.is_resumable = kind in RESUMABLE_KINDS
         if resume:
             logger.start_at_slot(resume.slot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,21 +14,27 @@ from ehrtrack import plots
 from ehrtrack.compare import (
     RunRow,
     benchmark_table,
-    best_by_validation,
     differences,
     group_by_cohort,
+    reference_run,
     to_markdown,
+    unpaired,
 )
 from ehrtrack.config import RunConfig
 from ehrtrack.errors import DataError
 from ehrtrack.privacy import RAW
-from ehrtrack.recipes._run import MODEL_FOLDER, Run, open_run
-from ehrtrack.tracking.names import SUBJECT_KEY
-from ehrtrack.tracking.queries import RunRecord, download, get_run, search_runs
-from ehrtrack.tracking.registry import ModelVersion, champion, log_and_register_model, set_champion
+from ehrtrack.recipes._champion import own_cohort, propose
+from ehrtrack.recipes._run import Run, open_run
+from ehrtrack.tracking.names import COHORT, HORIZON, SUBJECT_KEY
+from ehrtrack.tracking.queries import MissingArtifact, RunRecord, download, get_run, search_runs
+from ehrtrack.tracking.registry import ModelVersion, champion
 from ehrtrack.tracking.server import ui_command
 
 SECTIONS = ("study", "registry")
+TEST_PREDICTIONS = "predictions/test.parquet"
+_TO_MEND = (
+    "send what the machine of that run still keeps (`ehrtrack sync` there), or make the run again and delete this one"
+)
 
 
 @dataclass(frozen=True)
@@ -37,55 +44,139 @@ class Comparison:
     Attributes
     ----------
     run : the run that holds the tables
-    markdown : the benchmark table of the cohort that was run last
-    champion : the registered model that is best by validation there
+    markdown : the benchmark table of the cohort of the configuration; of the latest run's, where no run is of it
+    champion : the version that the alias points at now, or None
+    proposed : the version that is best by validation in the cohort of the configuration, or None
+    left_out : run id -> why it is in no table, and how to mend it
     """
 
     run: Run
     markdown: str
-    champion: ModelVersion
+    champion: ModelVersion | None
+    proposed: ModelVersion | None
+    left_out: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The runs of one cohort that can be compared, and their table."""
+
+    rows: list[RunRow]
+    table: pl.DataFrame
+
+    @property
+    def title(self) -> str:
+        """The cohort's fingerprint and the horizon."""
+        horizons = sorted({row.horizon_days for row in self.rows if row.horizon_days}, key=float)
+        days = f" (horizon {', '.join(horizons)} days)" if horizons else ""
+        return f"cohort {self.rows[0].cohort_fingerprint}{days}"
 
 
 def compare(config: RunConfig) -> Comparison:
-    """Compare the finished fine-tuning and baseline runs of a study, and register the best by validation.
+    """Compare the finished fine-tuning and baseline runs of a study, and propose the best by validation as champion.
 
-    Each cohort has a table of its own. The champion is of the cohort whose run is the latest.
+    Each cohort has a table of its own. The best run of the configuration's cohort is registered. It becomes champion
+    where there is none, or one of the same cohort that a comparison chose; see `registry.why_champion_stays`.
+
+    A run that cannot be compared is left out of the tables, with the reason.
 
     Raises
     ------
     DataError
-        If the study has no finished run.
+        If the study has no finished run that can be compared.
     """
     records = search_runs(config.study, kinds=["finetune", "baseline"])
-    rows = [run_row(record) for record in records]
-    if not rows:
+    if not records:
         raise DataError(
             f"study {config.study!r} has no finished finetune or baseline run on this tracking server; "
             "run `ehrtrack finetune` and `ehrtrack baseline` first, or set MLFLOW_TRACKING_URI to where they were run"
         )
-    latest = rows[-1].cohort_fingerprint
-    best = None
     with open_run(config, kind="compare", sections=SECTIONS, name="compare") as run:
-        texts = {}
-        for cohort, group in group_by_cohort(rows).items():
-            table = benchmark_table(group, differences(group, read_test_predictions(group)))
-            texts[cohort] = to_markdown(table)
-            run.logger.log_table(table, f"benchmark/{cohort}.csv")
+        benchmarks, left_out = _benchmarks(records)
+        if not benchmarks:
+            raise DataError(
+                f"none of {len(records)} runs of study {config.study!r} can be compared. {_listed(left_out)}"
+            )
+        texts = {cohort: to_markdown(benchmark.table) for cohort, benchmark in benchmarks.items()}
+        for cohort, benchmark in benchmarks.items():
+            run.logger.log_table(benchmark.table, f"benchmark/{cohort}.csv")
             run.logger.log_text(texts[cohort], f"benchmark/{cohort}.md")
-            run.logger.log_figure(_forest(table), f"benchmark/{cohort}.png")
-            if cohort == latest:
-                best = best_by_validation(group)
-        assert best is not None
-        version = _register(best, config.registry.model or config.study)
-        run.logger.set_tags({"ehrtrack.champion": version.uri})
-        run.logger.set_description(_summary(texts, latest, best, version))
-        for cohort, text in texts.items():
-            print(f"\ncohort {cohort}\n\n{text}", flush=True)
-        print(
-            f"champion  models:/{version.name}@champion  (version {version.version}, {best.label})\n",
-            flush=True,
-        )
-        return Comparison(run.finished({}), texts[latest], version)
+            if benchmark.table["test_lower"].drop_nulls().len():
+                run.logger.log_figure(_forest(benchmark.table), f"benchmark/{cohort}.png")
+            print(f"\n{benchmark.title}\n\n{texts[cohort]}", flush=True)
+        if left_out:
+            columns = {"run_id": list(left_out), "reason": list(left_out.values())}
+            run.logger.log_table(pl.DataFrame(columns), "benchmark/left_out.csv")
+            print(f"{_listed(left_out)}\n", flush=True)
+        latest = _latest_first(records, benchmarks)
+        own = own_cohort(config, latest)
+        decision = propose(config.registry.model or config.study, [] if own is None else benchmarks[own].rows)
+        run.logger.set_tags(decision.to_tags())
+        print(f"{decision.text}\n", flush=True)
+        shown = own or next(iter(latest))
+        run.logger.set_description(_summary(texts, shown, benchmarks[shown].title, decision.text, left_out))
+        return Comparison(run.finished({}), texts[shown], decision.champion, decision.proposed, left_out)
+
+
+def _benchmarks(records: Sequence[RunRecord]) -> tuple[dict[str, Benchmark], dict[str, str]]:
+    """A table for each cohort; and of the runs that are in none, why, by run id."""
+    rows, left_out = [], {}
+    for record in records:
+        try:
+            rows.append(run_row(record))
+        except DataError as reason:
+            left_out[record.run_id] = str(reason)
+    benchmarks = {}
+    for cohort, group in group_by_cohort(rows).items():
+        predictions, missing = read_test_predictions(group)
+        left_out |= missing | strangers(group, predictions)
+        kept = [row for row in group if row.run_id not in left_out]
+        if not kept:
+            continue
+        paired = {row.run_id: predictions[row.run_id] for row in kept}
+        found, base = differences(kept, paired), reference_run(kept, paired)
+        benchmarks[cohort] = Benchmark(kept, benchmark_table(kept, found))
+        without = [row.run_id for row in kept if base is not None and row.run_id not in (*found, base.run_id)]
+        if without:
+            print(f"too few events for an interval of the difference: {', '.join(without)}", flush=True)
+    return benchmarks, left_out
+
+
+def strangers(rows: Sequence[RunRow], predictions: Mapping[str, pl.DataFrame]) -> dict[str, str]:
+    """Runs that cannot be paired with most others of their cohort: run id -> why, and how to mend it.
+
+    The others are those who agree on the subjects, what they are called and what came of them; of two such parties of
+    one size, that of the reference. Without a reference there are no pairs, and no strangers.
+    """
+    reference = reference_run(rows, predictions)
+    if reference is None:
+        return {}
+    parties: dict[object, list[RunRow]] = {}
+    for row in rows:
+        if row.run_id in predictions:
+            parties.setdefault(_subjects_of(row, predictions[row.run_id]), []).append(row)
+    most = max(parties.values(), key=lambda party: (len(party), reference in party))
+    return unpaired(most[0], rows, predictions)
+
+
+def _subjects_of(row: RunRow, table: pl.DataFrame) -> tuple[object, ...]:
+    """Equal for runs that have the same subjects and outcomes, in whatever order."""
+    outcomes = table.select(sorted({"subject_id", "follow_up_days", "follow_up_rank", "is_event"} & set(table.columns)))
+    return row.subject_key, *outcomes.columns, table.height, outcomes.hash_rows().sum()
+
+
+def _latest_first(records: Sequence[RunRecord], benchmarks: Mapping[str, Benchmark]) -> dict[str, str]:
+    """Cohort -> the id of its latest run, the cohort that was run last first."""
+    cohort_of = {row.run_id: cohort for cohort, benchmark in benchmarks.items() for row in benchmark.rows}
+    found: dict[str, str] = {}
+    for record in reversed(records):  # which are by time
+        if record.run_id in cohort_of:
+            found.setdefault(cohort_of[record.run_id], record.run_id)
+    return found
+
+
+def _listed(left_out: Mapping[str, str]) -> str:
+    return "\n".join(["Left out:", *(f"- run {run_id}: {reason}" for run_id, reason in left_out.items())])
 
 
 def describe_champion(name: str) -> str:
@@ -104,6 +195,11 @@ def describe_champion(name: str) -> str:
         )
         if key in metrics
     ]
+    scores += [
+        f"{label:<24}{record.tags[tag]}"
+        for label, tag in (("cohort", COHORT), ("horizon (days)", HORIZON))
+        if tag in record.tags
+    ]
     page = ui_command(record.experiment_id, run_id=record.run_id)
     return "\n".join(
         [
@@ -116,16 +212,27 @@ def describe_champion(name: str) -> str:
 
 
 def run_row(record: RunRecord) -> RunRow:
-    """A finished fine-tuning or baseline run, as a comparison sees it."""
+    """A finished fine-tuning or baseline run, as a comparison sees it.
+
+    Raises
+    ------
+    DataError
+        If the run did not log what it is of.
+    """
     metrics, params = record.metrics, record.params
     is_baseline = record.kind == "baseline"
+    needed = ["baseline.name"] if is_baseline else ["strategy.name", "model.size"]
+    missing = [f"param cfg.{name}" for name in needed if name not in params]
+    missing += [] if COHORT in record.tags else [f"tag {COHORT}"]
+    if missing:
+        raise DataError(f"it has no {' and no '.join(missing)}; {_TO_MEND}")
     return RunRow(
         run_id=record.run_id,
         kind=record.kind,
         model=params["baseline.name"] if is_baseline else "behrt",
         strategy="" if is_baseline else _strategy(params),
         size="" if is_baseline else params["model.size"],
-        cohort_fingerprint=record.tags["fingerprint.cohort"],
+        cohort_fingerprint=record.tags[COHORT],
         n_parameters=_whole(metrics.get("parameters/total")),
         n_trainable=_whole(metrics.get("parameters/trainable")),
         checkpoint_mb=metrics.get("cost/checkpoint_mb"),
@@ -135,6 +242,7 @@ def run_row(record: RunRecord) -> RunRow:
         test_lower=metrics.get("test/c_index_lower"),
         test_upper=metrics.get("test/c_index_upper"),
         test_ibs=metrics.get("test/ibs"),
+        horizon_days=record.tags.get(HORIZON, params.get("cohort.horizon_days", "")),
         subject_key=record.tags.get(SUBJECT_KEY, RAW),  # runs from before there were keys have the subjects' own ids
         attainable=metrics.get("test/attainable"),
         attainable_lower=metrics.get("test/attainable_lower"),
@@ -155,13 +263,29 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def read_test_predictions(rows: list[RunRow]) -> dict[str, pl.DataFrame]:
-    """Test predictions by run id, for paired differences."""
+def read_test_predictions(rows: Sequence[RunRow]) -> tuple[dict[str, pl.DataFrame], dict[str, str]]:
+    """Test predictions by run id, for paired differences; and of the runs that have none to be read, why, by run id."""
+    predictions, left_out = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        return {
-            row.run_id: pl.read_parquet(download(row.run_id, "predictions/test.parquet", Path(folder) / row.run_id))
-            for row in rows
-        }
+        for row in rows:
+            try:
+                file = download(row.run_id, TEST_PREDICTIONS, Path(folder) / row.run_id)
+                predictions[row.run_id] = _read_predictions(file)
+            except (MissingArtifact, DataError) as reason:
+                left_out[row.run_id] = f"{reason}; {_TO_MEND}"
+    return predictions, left_out
+
+
+def _read_predictions(file: Path) -> pl.DataFrame:
+    try:
+        table = pl.read_parquet(file)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{TEST_PREDICTIONS} is damaged ({error})") from error
+    days = {"follow_up_days", "follow_up_rank"} & set(table.columns)
+    missing = [name for name in ("subject_id", "is_event", "risk") if name not in table.columns]
+    if missing or not days:
+        raise DataError(f"{TEST_PREDICTIONS} lacks {', '.join(missing) or 'the follow-up'}")
+    return table
 
 
 def _forest(table: pl.DataFrame) -> Figure:
@@ -180,24 +304,10 @@ def _forest(table: pl.DataFrame) -> Figure:
     )
 
 
-def _register(best: RunRow, name: str) -> ModelVersion:
-    with tempfile.TemporaryDirectory() as folder:
-        version = log_and_register_model(
-            best.run_id,
-            download(best.run_id, MODEL_FOLDER, Path(folder)),
-            name,
-            description=f"{best.label}: validation C-index {best.val_c_index:.4f}, test {best.test_c_index:.4f}",
-            tags={"fingerprint.cohort": best.cohort_fingerprint},
-        )
-    set_champion(name, version.version)
-    return version
-
-
-def _summary(texts: dict[str, str], latest: str, best: RunRow, version: ModelVersion) -> str:
+def _summary(texts: Mapping[str, str], shown: str, title: str, champion: str, left_out: Mapping[str, str]) -> str:
     others = len(texts) - 1
     more = f"\n\n{others} more cohort{'s' * (others > 1)}: see the artifacts under `benchmark/`." if others else ""
     return (
-        f"### Benchmark of cohort {latest}\n\n{texts[latest]}\n"
-        f"Champion (best by validation): `models:/{version.name}@champion`, {best.label}. "
-        f"The verdict is that of a paired bootstrap interval of the difference on the same test subjects.{more}"
+        f"### Benchmark of {title}\n\n{texts[shown]}\n{champion}\n\nThe verdict is that of a paired bootstrap interval "
+        f"of the difference on the same test subjects.{more}" + (f"\n\n{_listed(left_out)}" if left_out else "")
     )

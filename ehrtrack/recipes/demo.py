@@ -48,11 +48,10 @@ def demo() -> Run:
         sweep(_load("sweep", *SHORT_SWEEP, ("init.run", base.run_id)))
         _title("Benchmark")
         comparison = compare(_load("compare"))
-        run.logger.set_description(
-            f"### Demo\n\n{comparison.markdown}\n\nChampion: `models:/{comparison.champion.name}@champion`"
-        )
+        name = "none" if comparison.champion is None else f"models:/{comparison.champion.name}@champion"
+        run.logger.set_description(f"### Demo\n\n{comparison.markdown}\n\nChampion: `{name}`")
         page = ui_command(experiment_named(pretraining.study))
-        print(f"champion  models:/{comparison.champion.name}@champion")
+        print(f"champion  {name}")
         print(f"look      {page}")
         print(f"took      {time.monotonic() - started:.0f} s", flush=True)
         return run.finished({})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ehrtrack import plots
-from ehrtrack.compare import differences_to
+from ehrtrack.compare import differences_to, unpaired
 from ehrtrack.config import RunConfig, override, parse_value
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError
@@ -71,7 +71,14 @@ def _finished(study: str, key: str, parameter: str) -> dict[Scalar, RunRecord]:
 
 def _points(found: dict[Scalar, RunRecord]) -> list[Point]:
     rows = [run_row(record) for record in found.values()]
-    against_first = differences_to(rows[0].run_id, rows, read_test_predictions(rows))
+    predictions, left_out = read_test_predictions(rows)
+    first = rows[0]
+    if first.run_id in predictions:
+        left_out |= unpaired(first, rows, predictions)
+    paired = {run_id: table for run_id, table in predictions.items() if run_id not in left_out}
+    against_first = differences_to(first.run_id, rows, paired) if first.run_id in paired else {}
+    for run_id, reason in left_out.items():
+        print(f"run {run_id} is left out of the differences: {reason}", flush=True)
     return [
         Point(value, record.run_id, record.metrics, against_first.get(record.run_id)) for value, record in found.items()
     ]

@@ -19,6 +19,10 @@ from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
+class MissingArtifact(TrackingError):
+    """The server was reached, and the run has no such file."""
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """A run as the server knows it.
@@ -153,8 +157,10 @@ def download(run_id: str, path: str, destination: Path) -> Path:
 
     Raises
     ------
+    MissingArtifact
+        If there is no such artifact; the message lists those there are.
     TrackingError
-        If there is no such artifact (the message lists those there are), or a path would escape.
+        If a path would escape, or the server does not answer.
     """
     wanted = names.checked_artifact_path(path)
     parent, _, _ = wanted.rpartition("/")
@@ -163,7 +169,7 @@ def download(run_id: str, path: str, destination: Path) -> Path:
         files = [wanted]
         if wanted not in siblings:
             there = ", ".join(sorted(siblings)) or "none"
-            raise TrackingError(f"run {run_id} has no artifact {wanted!r}; there: {there}")
+            raise MissingArtifact(f"run {run_id} has no artifact {wanted!r}; there: {there}")
         if siblings[wanted]:
             files = list(_files_under(run_id, wanted))
     with tracking_errors(f"download {wanted!r} of run {run_id}"):

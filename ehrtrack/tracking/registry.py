@@ -104,6 +104,62 @@ def set_champion(name: str, version: str) -> None:
         client().set_registered_model_alias(name, CHAMPION, version)
 
 
+def move_champion(version: ModelVersion) -> None:
+    """Make a version the champion, and note on the model that it was not set by hand."""
+    with tracking_errors(f"note the champion of model {version.name!r}"):
+        client().set_registered_model_tag(version.name, names.SET_CHAMPION, version.version)
+    set_champion(version.name, version.version)
+
+
+def present_champion(name: str) -> ModelVersion | None:
+    """As `champion`; None where no version is, or there is no such model."""
+    with tracking_errors(f"look up model {name!r}"):
+        aliases = [model.aliases for model in client().search_registered_models(f"name = '{name}'")]
+    return champion(name) if aliases and CHAMPION in aliases[0] else None
+
+
+def why_champion_stays(proposed: ModelVersion, present: ModelVersion | None) -> str | None:
+    """Why the alias is not to be moved to the proposed version, and what would allow it; None if it may be.
+
+    It may where nobody pinned the model or its champion, and there is no champion, or it is one that `move_champion`
+    made, of the same cohort.
+    """
+    name = proposed.name
+    by_hand = f"MlflowClient().set_registered_model_alias({name!r}, {CHAMPION!r}, {proposed.version!r})"
+    with tracking_errors(f"look up model {name!r}"):
+        tags = client().get_registered_model(name).tags
+    if _is_pinned(tags) or (present is not None and _is_pinned(present.tags)):
+        return f"it is pinned by the tag {names.PINNED}; delete the tag and compare again, or {by_hand}"
+    if present is None or present.version == proposed.version:
+        return None
+    if tags.get(names.SET_CHAMPION) != present.version:
+        return (
+            "its alias was set by hand, or before comparisons noted what they set; delete the alias and compare again, "
+            f"or {by_hand}"
+        )
+    if cohort_of(present) != cohort_of(proposed):
+        return (
+            f"it is of another cohort than the proposed version, and their scores do not compare; {by_hand}, or give "
+            "each cohort a registry.model of its own"
+        )
+    return None
+
+
+def _is_pinned(tags: Mapping[str, str]) -> bool:
+    return tags.get(names.PINNED, "false").lower() != "false"
+
+
+def cohort_of(version: ModelVersion) -> str:
+    """Fingerprint of the cohort of the version's run; what was noted on the version, if the run is gone."""
+    noted = version.tags.get(names.COHORT, "unknown")
+    try:
+        return str(client().get_run(version.run_id).data.tags.get(names.COHORT, noted))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise TrackingError(f"could not read run {version.run_id}, of {version.uri}: {error}") from error
+        return noted
+
+
 def champion(name: str) -> ModelVersion:
     """The version that ``models:/NAME@champion`` points at."""
     return find_version(f"models:/{name}@{CHAMPION}")

@@ -1,0 +1,149 @@
+"""Who is to be champion: of which cohort, which run, and whether the alias may be moved to it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ehrtrack.compare import RunRow, best_by_validation
+from ehrtrack.config import RunConfig
+from ehrtrack.data.settings import CohortConfig, SplitConfig
+from ehrtrack.errors import DataError
+from ehrtrack.recipes._run import MODEL_FOLDER, RUN_CONFIG
+from ehrtrack.tracking.names import COHORT, HORIZON
+from ehrtrack.tracking.queries import MissingArtifact, download
+from ehrtrack.tracking.registry import (
+    ModelVersion,
+    cohort_of,
+    log_and_register_model,
+    move_champion,
+    present_champion,
+    why_champion_stays,
+)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a comparison found, proposed and did.
+
+    Attributes
+    ----------
+    before : the champion that it found
+    proposed : the version that is best by validation, or None where no run can be proposed
+    champion : the champion that it left
+    text : the same in words, with the reason
+    """
+
+    before: ModelVersion | None
+    proposed: ModelVersion | None
+    champion: ModelVersion | None
+    text: str
+
+    def to_tags(self) -> dict[str, str]:
+        """For the comparison's run."""
+        versions = {"champion_before": self.before, "proposed": self.proposed, "champion": self.champion}
+        return {f"ehrtrack.{name}": version.uri for name, version in versions.items() if version is not None}
+
+
+def own_cohort(config: RunConfig, latest: Mapping[str, str]) -> str | None:
+    """The fingerprint of the cohort that a configuration describes, by what the runs were told; no data are read.
+
+    Of several such cohorts, as after another import of the data, that of the latest run. A configuration without a
+    [cohort] is of the cohort that was run last.
+
+    Parameters
+    ----------
+    latest : fingerprint -> the id of the latest run, latest first
+    """
+    if config.cohort is None:
+        return next(iter(latest))
+    for cohort, run_id in latest.items():
+        if _was_told(config, run_id):
+            return cohort
+    return None
+
+
+def propose(name: str, rows: Sequence[RunRow]) -> Decision:
+    """Register the best of the rows by validation as a version of model `name`, and make it champion where that is due.
+
+    Parameters
+    ----------
+    rows : runs of the cohort that the configuration describes; empty where none is of it
+    """
+    before = present_champion(name)
+    was = f"champion of {name} was " + ("none" if before is None else f"{before.uri} ({_of(before)})")
+    found = _registered_best(name, rows)
+    if isinstance(found, str):
+        return Decision(before, None, before, f"{was}\nproposed none: {found}\nchampion stays as it was")
+    best, version = found
+    lines = f"{was}\nproposed {version.uri} ({best.label}, validation C-index {best.val_c_index:.4f}, {_of(version)})"
+    stays = why_champion_stays(version, before)
+    if stays is not None:
+        return Decision(before, version, before, f"{lines}\nchampion stays: {stays}")
+    if before is not None and before.version == version.version:
+        return Decision(before, version, before, f"{lines}\nchampion is that version already")
+    move_champion(version)
+    return Decision(
+        before, version, version, f"{lines}\nchampion is models:/{name}@champion, version {version.version}"
+    )
+
+
+def _registered_best(name: str, rows: Sequence[RunRow]) -> tuple[RunRow, ModelVersion] | str:
+    """The best run that has a model, with its version; else why there is none."""
+    left, without = list(rows), []
+    if not left:
+        return "no run that can be compared is of the cohort that this configuration describes"
+    while left:
+        try:
+            best = best_by_validation(left)
+        except DataError as reason:
+            return str(reason)
+        try:
+            return best, _register(best, name)
+        except MissingArtifact as reason:
+            print(f"run {best.run_id} cannot be champion: {reason}", flush=True)
+            without.append(best.run_id)
+            left.remove(best)
+    return f"no model is among the artifacts of {', '.join(without)}"
+
+
+def _register(best: RunRow, name: str) -> ModelVersion:
+    with tempfile.TemporaryDirectory() as folder:
+        return log_and_register_model(
+            best.run_id,
+            download(best.run_id, MODEL_FOLDER, Path(folder)),
+            name,
+            description=f"{best.label}: validation C-index {best.val_c_index:.4f}, test {best.test_c_index:.4f}",
+            tags={COHORT: best.cohort_fingerprint} | ({HORIZON: best.horizon_days} if best.horizon_days else {}),
+        )
+
+
+def _of(version: ModelVersion) -> str:
+    """What a version is of, in words."""
+    horizon = version.tags.get(HORIZON)
+    days = "" if horizon is None else f", horizon {horizon} days"
+    return f"run {version.run_id[:8]}, cohort {cohort_of(version)}{days}"
+
+
+def _was_told(config: RunConfig, run_id: str) -> bool:
+    """Whether a run was told the configuration's cohort and split; labels may lie elsewhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            told = json.loads(download(run_id, RUN_CONFIG, Path(folder)).read_text())
+        except MissingArtifact as reason:
+            print(f"which cohort run {run_id} is of cannot be told: {reason}", flush=True)
+            return False
+    return told.get("cohort") is not None and _settings(told["cohort"], told["data"]["split"]) == _settings(
+        config.to_json()["cohort"], config.to_json()["data"]["split"]
+    )
+
+
+def _settings(cohort: Mapping[str, Any], split: Mapping[str, Any]) -> tuple[object, ...]:
+    """Both with defaults filled in, as a run from before a setting was there has no value of it."""
+    read = CohortConfig.model_validate(cohort)
+    labels = read.labels and read.labels.name
+    return read.model_copy(update={"labels": None}), labels, SplitConfig.model_validate(split)
