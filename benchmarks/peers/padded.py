@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from benchmarks._ours import CLIP_NORM, LR, Training, masked, objective_loss
 from benchmarks._workload import MAX_TOKENS
-from ehrtrack.data.batch import MAX_AGE_YEARS, MAX_POSITION, N_GAPS, Batch
+from ehrtrack.data.batch import MAX_POSITION, N_GAPS, Batch
+from ehrtrack.data.visits import MAX_AGE_YEARS
 from ehrtrack.data.vocabulary import PAD
 from ehrtrack.models import behrt, heads
 from ehrtrack.models.behrt import SIZES, ModelConfig, Recency, Size

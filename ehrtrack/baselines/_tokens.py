@@ -110,7 +110,7 @@ def survival_objective(
 
 def histories_in_batches(histories: TokenHistories, batch_tokens: int) -> Batches:
     """Batches of the histories in their order."""
-    return Batches(histories.store, histories.rows, max(batch_tokens, histories.max_tokens), histories.max_tokens)
+    return Batches(histories.store, histories.rows, batch_tokens, histories.max_tokens)
 
 
 def labelled_batches(subjects: Labelled[TokenHistories], batch_tokens: int, shuffle_seed: int | None = None) -> Batches:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ehrtrack.data.features import FeatureStore
 from ehrtrack.data.store import TokenStore
+from ehrtrack.data.visits import MAX_AGE_YEARS
 from ehrtrack.data.vocabulary import CLS
 from ehrtrack.errors import DataError
 
@@ -34,7 +35,6 @@ GAP_EDGES_DAYS = (1 / 24, 0.25, 1, 2, 7, 14, 30, 60, 90, 180, 365, 730, 1825)
 """Edges between the classes of a time gap: under an hour, under six hours, ... five years and more."""
 
 N_GAPS = len(GAP_EDGES_DAYS) + 2
-MAX_AGE_YEARS = 120
 MAX_POSITION = 1023
 
 
@@ -257,8 +257,8 @@ class Batches:
     Attributes
     ----------
     rows : (N,) rows of `store`
-    batch_tokens : tokens a batch may have
-    max_tokens : tokens a subject may have, [CLS] included; never more than `batch_tokens`
+    batch_tokens : tokens a batch may have; a record that is longer by itself is a batch of its own, whole
+    max_tokens : tokens a subject may have, [CLS] included; no budget changes it, as it is a property of the model
     shuffle_seed : None keeps the order of `rows`
     has_random_windows : take a random window of long records (pretraining) instead of the most recent tokens
     features : the encoder's states of the same subjects, where they were computed before
@@ -292,14 +292,14 @@ class Batches:
         return zip(numbers, _one_ahead([partial(self._collate, number) for number in numbers]), strict=True)
 
     @property
-    def longest(self) -> int:
-        """Tokens that a subject may have, [CLS] included."""
-        return min(self.max_tokens, self.batch_tokens)
-
-    @property
     def n_truncated(self) -> int:
         """Subjects whose record is longer than what is kept of it."""
-        return int((self.store.n_tokens[self.rows] + 1 > self.longest).sum())
+        return int((self.store.n_tokens[self.rows] + 1 > self.max_tokens).sum())
+
+    @property
+    def n_over_budget(self) -> int:
+        """Subjects whose record makes a batch of its own that is larger than the budget."""
+        return int((self.lengths_of(self.rows) > self.batch_tokens).sum())
 
     @property
     def n_tokens(self) -> int:
@@ -308,7 +308,7 @@ class Batches:
 
     def lengths_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Tokens that these rows of the store have in a batch, [CLS] included."""
-        return np.minimum(self.store.n_tokens[rows] + 1, self.longest)
+        return np.minimum(self.store.n_tokens[rows] + 1, self.max_tokens)
 
     @cached_property
     def _plan(self) -> list[npt.NDArray[np.int64]]:
@@ -325,7 +325,7 @@ class Batches:
         batch = collate(
             self.store,
             rows,
-            max_tokens=self.longest,
+            max_tokens=self.max_tokens,
             outcomes=self.outcomes,
             window_rng=rng if self.has_random_windows else None,
             seed=seed,
@@ -336,12 +336,13 @@ class Batches:
 
 
 def _fill(rows: npt.NDArray[np.int64], n_tokens: npt.NDArray[np.int64], budget: int) -> list[npt.NDArray[np.int64]]:
-    """Cut subjects, in their order, into batches of at most `budget` tokens."""
+    """Cut subjects, in their order, into batches of at most `budget` tokens, or of one subject that has more."""
     end = np.cumsum(n_tokens)
     cuts = [0]
     while cuts[-1] < len(rows):
         used = end[cuts[-1] - 1] if cuts[-1] else 0
-        cuts.append(int(np.searchsorted(end, used + budget, side="right")))
+        full = int(np.searchsorted(end, used + budget, side="right"))
+        cuts.append(max(full, cuts[-1] + 1))
     return [rows[a:b] for a, b in pairwise(cuts)]
 
 

@@ -25,6 +25,8 @@ from ehrtrack.data.settings import VisitConfig
 from ehrtrack.data.vocabulary import UNK, Vocabulary, slot_names, slots
 
 DAYS_PER_YEAR = 365.25
+MAX_AGE_YEARS = 120
+"""The highest age that a model reads; who is older at an index date is taken for an error in the data."""
 MICROSECONDS_PER_DAY = 86_400_000_000
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ehrtrack.data.batch import MAX_AGE_YEARS, MAX_POSITION, N_GAPS, Batch
+from ehrtrack.data.batch import MAX_POSITION, N_GAPS, Batch
+from ehrtrack.data.visits import MAX_AGE_YEARS
 from ehrtrack.models.attention import SelfAttention
 from ehrtrack.models.dropout import Dropout
 from ehrtrack.models.heads import Head

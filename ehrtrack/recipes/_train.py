@@ -84,7 +84,7 @@ def with_features(batches: Feed, model: EhrModel, ranks: Ranks) -> Feed:
 
     They depend on the tokens, the encoder's weights, the longest record and the precision, and are kept by these.
     """
-    store, longest = batches.records.store, batches.split("train").longest
+    store, longest = batches.records.store, batches.config.data.max_tokens
     fingerprint = fingerprint_of(
         "features", store.fingerprint, weights_fingerprint(encoder_weights(model)), longest, model.is_bf16
     )
@@ -115,10 +115,7 @@ def train(
 ) -> FitResult:
     """Fit the model, and log how."""
     config, n_truncated = run.config, batches.split("train").n_truncated
-    longest = batches.split("train").longest
-    if n_truncated:
-        n_subjects = len(batches.records.rows["train"])
-        print(f"{n_truncated:,} of {n_subjects:,} training records are longer than {longest} tokens and are cut")
+    _tell_lengths(batches.split("train"))
     run.logger.log_metrics(
         {"train/batch_tokens": float(batches.batch_tokens), "data/truncated_subjects": float(n_truncated)}, step=0
     )
@@ -137,3 +134,16 @@ def train(
     )
     run.log_training(result)
     return result
+
+
+def _tell_lengths(training: Batches) -> None:
+    """Say which records are cut, and which take more memory at once than the budget."""
+    n_subjects = f"{len(training.rows):,} training records are longer than"
+    if training.n_truncated:
+        print(f"{training.n_truncated:,} of {n_subjects} data.max_tokens = {training.max_tokens} and are cut")
+    if training.n_over_budget:
+        print(
+            f"{training.n_over_budget:,} of {n_subjects} the budget of {training.batch_tokens} tokens: each is a batch "
+            "of its own, for how long a record is read does not depend on train.batch_tokens. Where memory is short, "
+            "lower data.max_tokens in a new run"
+        )

@@ -92,7 +92,7 @@ def _training_records(config: RunConfig, records: Records) -> Batches:
     return Batches(
         records.store,
         records.rows["train"],
-        max(CPU_BATCH_TOKENS, config.data.max_tokens),
+        CPU_BATCH_TOKENS,
         config.data.max_tokens,
         has_random_windows=True,
     )

@@ -70,11 +70,18 @@ def out_of_memory_is_told(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        if len(batch.lengths) == 1:  # no budget makes it smaller
+            found = f"one subject with {batch.n_tokens:,} tokens"
+            remedy = "Set train.recompute=true, or start a new run with a smaller data.max_tokens"
+        else:
+            found = f"{len(batch.lengths)} subjects with {batch.n_tokens:,} tokens, the longest {max(batch.lengths):,}"
+            remedy = (
+                f"Set train.batch_tokens (now {batch_tokens}) to {batch.n_tokens // 2:,} and train.accumulate to twice "
+                "what it is, or train.recompute=true"
+            )
         raise TrainingError(
-            f"out of memory {where}: {len(batch.lengths)} subjects with {batch.n_tokens:,} tokens, the longest "
-            f"{max(batch.lengths):,}. Set train.batch_tokens (now {batch_tokens}) to {batch.n_tokens // 2:,} and "
-            "train.accumulate to twice what it is, or train.recompute=true; the last snapshot is in "
-            f"{folder}, and `ehrtrack resume` goes on from it"
+            f"out of memory {where}: {found}. {remedy}; the last snapshot is in {folder}, and `ehrtrack resume` goes "
+            "on from it"
         ) from error
 
 

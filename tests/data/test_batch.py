@@ -150,7 +150,7 @@ def test_batches_keep_the_budget_and_each_rank_has_as_many_of_its_own(
     assert len({len(batches) for batches in drawn}) == 1
     assert all(len(share) == len(batches) for share, batches in zip(shares, drawn, strict=True))
     every = [batch for batches in drawn for batch in batches]
-    assert max(batch.n_tokens for batch in every) <= batch_tokens
+    assert all(batch.n_tokens <= batch_tokens or len(batch.lengths) == 1 for batch in every)
     assert max(max(batch.lengths) for batch in every) <= max_tokens
     assert sorted(row for batch in every for row in batch.rows.tolist()) == list(range(50))
 
@@ -183,8 +183,30 @@ def test_records_that_are_cut_are_counted() -> None:
     batches = Batches(store, np.arange(3), 100, 7)
     assert batches.n_truncated == 0
     assert replace(batches, max_tokens=6).n_truncated == 1
-    assert replace(batches, batch_tokens=6).n_truncated == 1  # no batch may be larger than its budget
-    assert next(iter(replace(batches, batch_tokens=5))).token.tolist() == [10, 11, 6, 7, CLS]
+    assert replace(batches, batch_tokens=6).n_truncated == 0  # a budget is no property of the model
+
+
+def test_a_record_that_is_longer_than_the_budget_is_whole_and_a_batch_of_its_own() -> None:
+    batches = Batches(store_of([SHORT, LONG, EMPTY]), np.arange(3), 5, 7)
+    assert batches.n_over_budget == 1
+    assert [batch.token.tolist() for batch in batches] == [[8, CLS], [10, 11, 4, 5, 6, 7, CLS], [CLS]]
+
+
+@given(batch_tokens=st.integers(1, 200), max_tokens=st.integers(4, 40), shuffle_seed=st.none() | st.integers(0, 5))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_what_is_read_of_a_record_does_not_depend_on_the_budget(
+    batch_tokens: int, max_tokens: int, shuffle_seed: int | None
+) -> None:
+    def read(budget: int) -> dict[int, list[int]]:
+        store = random_store(30, VOCABULARY_SIZE, longest=20)
+        batches = Batches(store, np.arange(30), budget, max_tokens, shuffle_seed=shuffle_seed)
+        return {
+            row: tokens.tolist()
+            for batch in batches
+            for row, tokens in zip(batch.rows.tolist(), batch.token.split(batch.lengths), strict=True)
+        }
+
+    assert read(batch_tokens) == read(100_000)
 
 
 @pytest.fixture(scope="module")

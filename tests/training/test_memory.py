@@ -33,6 +33,17 @@ def test_the_batch_and_the_settings_are_named(error: Exception, tmp_path: Path) 
     assert f"{tmp_path}, and `ehrtrack resume` goes on from it" in message
 
 
+def test_of_a_batch_of_one_subject_no_smaller_budget_is_said_to_help(tmp_path: Path) -> None:
+    alone = collate(random_store(6, 30), np.arange(1, 2), max_tokens=20)
+    with (
+        pytest.raises(
+            TrainingError, match=r"one subject with \d+ tokens\. Set train\.recompute=true, or start a new run"
+        ),
+        out_of_memory_is_told(alone, "", batch_tokens=8, folder=tmp_path),
+    ):
+        raise MemoryError
+
+
 def test_other_errors_pass() -> None:
     with (
         pytest.raises(RuntimeError, match="shape mismatch"),
