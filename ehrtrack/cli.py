@@ -325,13 +325,12 @@ def best(name: str) -> None:
 @click.option("--engine", default="local", show_default=True, help="what works on the shards: local or ray")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="shards at the same time")
 def predict(model: str, data: Path, labels: Path, out: Path, engine: str, workers: int) -> None:
-    """Score subjects with a registered model."""
+    """Score subjects with a registered model; those it was not trained for get no risk and a reason."""
     from ehrtrack.recipes.predict import predict as run_predict
     from ehrtrack.tracking.server import check_reachable
 
     check_reachable()
-    scored = run_predict(model, data, labels, out, engine=engine, n_workers=workers)
-    click.echo(f"{scored.height:,} subjects scored -> {out}")
+    run_predict(model, data, labels, out, engine=engine, n_workers=workers)
 
 
 @cli.command()

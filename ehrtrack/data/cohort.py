@@ -8,14 +8,15 @@ from pathlib import Path
 
 import polars as pl
 
+from ehrtrack.data.eligibility import Rule, living_rules, outcome_rule, study_rules
 from ehrtrack.data.events import MedsDataset, fingerprint_of, life_spans
 from ehrtrack.data.horizon import check_horizon, longest_horizon
-from ehrtrack.data.index_rules import birthday, check_births, index_dates
+from ehrtrack.data.index_rules import check_births, index_dates
 from ehrtrack.data.labels import CAUSE, read_labels
 from ehrtrack.data.outcomes import add_follow_up, add_outcome, clip_to_horizon, midnight
 from ehrtrack.data.settings import CohortConfig, SplitConfig
 from ehrtrack.data.splits import SPLITS, assign_splits
-from ehrtrack.data.visits import DAYS_PER_YEAR, days_after, days_between
+from ehrtrack.data.visits import DAYS_PER_YEAR, days_after
 from ehrtrack.errors import DataError
 
 SAFE_EVENTS = 3.0
@@ -109,6 +110,11 @@ class _Attrition:
         self.rows.append((step, self.subjects.height, before - self.subjects.height))
         self._check_left(step, before)
 
+    def keep_by(self, *rules: Rule) -> None:
+        """Keep the subjects that pass each rule."""
+        for rule in rules:
+            self.keep(rule.step, rule.holds)
+
     def table(self) -> pl.DataFrame:
         schema = {"step": pl.String, "n_subjects": pl.Int64, "n_dropped": pl.Int64}
         return pl.DataFrame(self.rows, schema=schema, orient="row")
@@ -131,14 +137,13 @@ def _from_rules(dataset: MedsDataset, config: CohortConfig) -> tuple[pl.DataFram
     flow = _Attrition("subjects in the dataset", spans.join(dates, on="subject_id", how="left"))
     index = pl.col("index_date")
     flow.keep("has an index date", index.is_not_null())
-    flow.keep("has an event at or before the index date", pl.col("first_time") <= index)
-    flow.keep("alive at the index date", (pl.col("death") > index).fill_null(True))
+    flow.keep_by(*living_rules("index_date", "index date"))
     is_in_study = (index < midnight(config.end_of_study)).fill_null(True)
     flow.keep("under observation at the index date", (pl.col("last_time") >= index) & is_in_study)
     _keep_eligible(flow, config)
     flow.subjects = add_outcome(flow.subjects, dataset.scan(), config.outcome)
     if config.exclude_prior_outcome:
-        flow.keep("no outcome at or before the index date", ~pl.col("has_prior_outcome"))
+        flow.keep_by(outcome_rule("index date"))
     until_days = config.landmark_days + config.horizon_days
     flow.subjects = add_follow_up(flow.subjects, horizon_days=until_days, end_of_study=config.end_of_study)
     flow.keep("follow-up after the index date", pl.col("follow_up_days") > 0)
@@ -151,10 +156,8 @@ def _from_labels(dataset: MedsDataset, path: Path, config: CohortConfig) -> tupl
     spans = life_spans(dataset.scan()).with_columns(is_in_dataset=pl.lit(True)).collect(engine="streaming")
     labels = read_labels(path, dataset).join(spans, on="subject_id", how="left")
     flow = _Attrition("subjects in the labels", labels)
-    index = pl.col("index_date")
     flow.keep("in the dataset", pl.col("is_in_dataset"))
-    flow.keep("has an event at or before the prediction time", pl.col("first_time") <= index)
-    flow.keep("alive at the prediction time", (pl.col("death") > index).fill_null(True))
+    flow.keep_by(*living_rules("index_date", "prediction time"))
     _keep_eligible(flow, config)
     flow.keep("follow-up after the prediction time", pl.col("follow_up_days") > 0)
     _move_to_landmark(flow, config.landmark_days)
@@ -187,16 +190,10 @@ def _move_to_landmark(flow: _Attrition, landmark_days: float) -> None:
 
 
 def _keep_eligible(flow: _Attrition, config: CohortConfig) -> None:
-    index_day = pl.col("index_date").dt.truncate("1d")
-    if config.min_history_days is not None:
-        history_days = days_between("first_time", "index_date")
-        flow.keep("history of at least min_history_days", history_days >= config.min_history_days)
-    if config.min_age_years is not None:
-        check_births(flow.subjects, "cohort.min_age_years")
-        flow.keep("age of at least min_age_years", birthday(config.min_age_years) <= index_day)
-    if config.max_age_years is not None:
-        check_births(flow.subjects, "cohort.max_age_years")
-        flow.keep("age of at most max_age_years", birthday(config.max_age_years + 1) > index_day)
+    for rule in study_rules(config):
+        if rule.needs_birth:
+            check_births(flow.subjects, rule.needs_birth)
+        flow.keep_by(rule)
 
 
 def _check_events(subjects: pl.DataFrame) -> None:

@@ -76,6 +76,17 @@ def read_groups(path: Path) -> dict[str, str]:
     return dict(table.filter(pl.col("code") != pl.col("group")).iter_rows())
 
 
+def count_tokens(dataset: MedsDataset, cutoffs: pl.DataFrame, vocabulary: Vocabulary, work: ShardWork) -> pl.DataFrame:
+    """The sums of `count_names` over the shards, by the names that the vocabulary gives.
+
+    Parameters
+    ----------
+    cutoffs : columns subject_id, cutoff, split
+    """
+    edges, exclude, groups = vocabulary.value_edges, vocabulary.exclude, vocabulary.groups
+    return _name_counts(dataset, cutoffs, edges, exclude, groups, work)
+
+
 def coverage(dataset: MedsDataset, cutoffs: pl.DataFrame, vocabulary: Vocabulary, work: ShardWork) -> pl.DataFrame:
     """How much of each split's events the vocabulary knows.
 
@@ -87,8 +98,7 @@ def coverage(dataset: MedsDataset, cutoffs: pl.DataFrame, vocabulary: Vocabulary
     -------
     split, n_events, share_known, share_unk, n_unk_codes; one row a split
     """
-    edges, exclude, groups = vocabulary.value_edges, vocabulary.exclude, vocabulary.groups
-    return share_known(_name_counts(dataset, cutoffs, edges, exclude, groups, work), vocabulary)
+    return share_known(count_tokens(dataset, cutoffs, vocabulary, work), vocabulary)
 
 
 def count_values(events: Histories, cutoffs: pl.DataFrame, exclude: tuple[str, ...]) -> pl.DataFrame:

@@ -13,6 +13,8 @@ from ehrtrack.errors import DataError
 COLUMNS = ("subject_id", "prediction_time", "follow_up_days", "is_event")
 CAUSE = "cause"
 """An optional column: which of several causes ended the follow-up, from 1; 0 for the censored."""
+ANY_CAUSE = "any"
+"""In predictions, which have a column `cause` where there are several: what a risk of any of them is called."""
 TIME_FORMATS = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f")
 TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
@@ -35,11 +37,13 @@ def read_labels(path: Path, dataset: MedsDataset, *, needs_outcome: bool = True)
     Raises
     ------
     DataError
-        If the file or a column is missing, a value cannot be read, or a subject appears twice.
+        If the file or a column is missing, there is no row, a value cannot be read, or a subject appears twice.
     """
     path = Path(path)
     columns = COLUMNS if needs_outcome else COLUMNS[:2]
     table = read_table(path, columns, "cohort.labels")
+    if table.is_empty():
+        raise DataError(f"the labels are empty: {path} has no row; give one a subject, with {', '.join(columns)}")
     times = _read_times(table["prediction_time"], path)
     result = pl.DataFrame({"subject_id": _read_subjects(table["subject_id"], dataset), "index_date": times})
     if needs_outcome:
@@ -56,6 +60,13 @@ def read_labels(path: Path, dataset: MedsDataset, *, needs_outcome: bool = True)
             f"{first}, {(twice['subject_id'] == first).sum()} times); keep one prediction time a subject"
         )
     return result
+
+
+def of_any_cause(predictions: pl.DataFrame) -> pl.DataFrame:
+    """One row a subject: of predictions that tell causes apart, the risk of any of them."""
+    if CAUSE not in predictions.columns:
+        return predictions
+    return predictions.filter(pl.col(CAUSE) == ANY_CAUSE)
 
 
 def _read_times(column: pl.Series, path: Path) -> pl.Series:

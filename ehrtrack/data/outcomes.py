@@ -23,7 +23,7 @@ def add_outcome(subjects: pl.DataFrame, events: pl.LazyFrame, outcome: OutcomeCo
         .agg(outcome_time=time.filter(time > index).min(), has_prior_outcome=(time <= index).any())
         .collect(engine="streaming")
     )
-    return subjects.join(outcomes, on="subject_id", how="left").with_columns(
+    return subjects.join(outcomes, on="subject_id", how="left", maintain_order="left").with_columns(
         pl.col("has_prior_outcome").fill_null(False)
     )
 

@@ -133,15 +133,7 @@ class CompetingRisks:
 
     def predict(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
         """Survival free of all causes and the incidence of each, with dropout off."""
-        model.eval()
-        rows, curves, incidences = [], [], []
-        with torch.no_grad():
-            for batch in batches:
-                survival, incidence = cumulative_incidence(self._logits(model(batch.to(device)).cpu()))
-                rows.append(batch.rows.numpy())
-                curves.append(survival.double().numpy())
-                incidences.append(incidence.double().numpy())
-        return Predictions(np.concatenate(rows), np.concatenate(curves), np.concatenate(incidences))
+        return predict(model, batches, device, n_causes=self.n_causes)
 
     def likelihood(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
         """Mean negative log-likelihood of logits (B, K R)."""
@@ -161,20 +153,18 @@ class CompetingRisks:
         )
 
 
-class AnyCause(nn.Module):
-    """A model of R causes as one of any of them: hazard logits (B, K) for `objectives.survival.predict`.
-
-    With p_r = exp(l_r) / (1 + sum_j exp(l_j)), the odds of leaving an interval by any cause are sum_j exp(l_j).
-    """
-
-    def __init__(self, model: nn.Module, n_causes: int) -> None:
-        super().__init__()
-        self.model = model
-        self.n_causes = n_causes
-
-    def forward(self, batch: Batch) -> Tensor:
-        logits: Tensor = self.model(batch)  # (B, K R)
-        return logits.reshape(len(logits), -1, self.n_causes).logsumexp(dim=2)
+def predict(model: nn.Module, batches: Iterable[Batch], device: torch.device, *, n_causes: int) -> Predictions:
+    """Survival free of all causes and the incidence of each, of a model of logits (B, K R), with dropout off."""
+    model.eval()
+    rows, curves, incidences = [], [], []
+    with torch.no_grad():
+        for batch in batches:
+            flat = model(batch.to(device)).cpu()
+            survival, incidence = cumulative_incidence(flat.reshape(len(flat), -1, n_causes))
+            rows.append(batch.rows.numpy())
+            curves.append(survival.double().numpy())
+            incidences.append(incidence.double().numpy())
+    return Predictions(np.concatenate(rows), np.concatenate(curves), np.concatenate(incidences))
 
 
 def _causes(outcomes: Outcomes) -> npt.NDArray[np.int64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ehrtrack.config import RunConfig, parse_config
+from ehrtrack.data.drift import Seen
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import CheckpointError
 from ehrtrack.files import sha256_of
 from ehrtrack.models.behrt import Behrt, EhrModel, encoder_weights
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead
-from ehrtrack.objectives.competing_risks import AnyCause
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.journal import without_secrets
 from ehrtrack.training.checkpoint import load_tensors, save_tensors, weights_fingerprint
@@ -29,6 +29,8 @@ VOCABULARY = "vocabulary.json"
 TIME_GRID = "time_grid.json"
 BASELINE = "baseline.json"
 FINGERPRINTS = "fingerprints.json"
+READING = "reading.json"
+"""How the model reads records, and what it saw of them in training; folders from before there was one lack it."""
 CHECKSUMS = "sha256sums.txt"
 """SHA-256 of the other files, as `sha256sum -c` reads it; folders from before there were any lack it."""
 
@@ -47,6 +49,8 @@ class ModelFolder:
     grid : of a survival model, else None
     baseline : the fitted baseline's JSON, else None
     fingerprints : of the data, cohort, vocabulary and base weights it was made from
+    max_tokens : tokens of a record that the model reads, [CLS] included, in training as in prediction
+    seen : codes and values of the training subjects; None where it was not kept
     """
 
     config: RunConfig
@@ -55,6 +59,15 @@ class ModelFolder:
     grid: TimeGrid | None
     baseline: str | None
     fingerprints: dict[str, str]
+    max_tokens: int
+    seen: Seen | None
+
+    @property
+    def n_causes(self) -> int:
+        """Causes of which the model tells the incidence; 1 where it knows one outcome, or any of several."""
+        baseline = self.weights.get("head.baseline")
+        is_competing = self.config.objective.name == "competing-risks"
+        return baseline.shape[1] if is_competing and baseline is not None and baseline.ndim == 2 else 1
 
     def encoder_weights(self) -> dict[str, Tensor]:
         """The encoder's tensors."""
@@ -86,7 +99,7 @@ class ModelFolder:
         return effects
 
     def survival_model(self) -> nn.Module:
-        """The fine-tuned model, ready to predict: hazard logits (B, K), of any cause where it knows several.
+        """The fine-tuned model, ready to predict: hazard logits (B, K), or of R causes (B, K R).
 
         Raises
         ------
@@ -108,7 +121,7 @@ class ModelFolder:
             model.load_state_dict(self.weights)
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"the weights do not fit the configuration beside them: {error}") from error
-        return (AnyCause(model, shape[1]) if has_causes else model).eval()
+        return model.eval()
 
 
 def write_model_folder(
@@ -120,6 +133,7 @@ def write_model_folder(
     model: nn.Module | None = None,
     grid: TimeGrid | None = None,
     baseline: str | None = None,
+    seen: Seen | None = None,
 ) -> None:
     """Write a plain model (or a fitted baseline) with all that is needed to predict from events."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,6 +148,8 @@ def write_model_folder(
     replace(vocabulary, counts=()).save(folder / VOCABULARY)
     (folder / CONFIG).write_text(without_secrets(json.dumps(config.to_json(), indent=2)))
     (folder / FINGERPRINTS).write_text(json.dumps(fingerprints, indent=2))
+    reading = {"max_tokens": config.data.max_tokens, "seen": None if seen is None else asdict(seen)}
+    (folder / READING).write_text(json.dumps(reading, indent=2))
     lines = [f"{sha256_of(file)}  {file.name}\n" for file in sorted(folder.iterdir()) if file.name != CHECKSUMS]
     (folder / CHECKSUMS).write_text("".join(lines))
 
@@ -157,6 +173,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
         raise CheckpointError(
             f"{folder}: weights for {n_codes} tokens beside a vocabulary of {len(vocabulary)}; they are of two runs"
         )
+    max_tokens, seen = _read_reading(folder, config, is_baseline=is_baseline)
     return ModelFolder(
         config=config,
         vocabulary=vocabulary,
@@ -164,7 +181,27 @@ def read_model_folder(folder: Path) -> ModelFolder:
         grid=TimeGrid.from_json(grid_file.read_text()) if grid_file.is_file() else None,
         baseline=baseline_file.read_text() if is_baseline else None,
         fingerprints=_read_json(folder / FINGERPRINTS),
+        max_tokens=max_tokens,
+        seen=seen,
     )
+
+
+def _read_reading(folder: Path, config: RunConfig, *, is_baseline: bool) -> tuple[int, Seen | None]:
+    """How many tokens of a record the model reads, and what it saw in training.
+
+    A network whose folder does not say was trained by a version that cut records to `train.batch_tokens` where that was
+    the smaller number, and so it reads them still.
+    """
+    if not (folder / READING).is_file():
+        longest, budget = config.data.max_tokens, config.train.batch_tokens
+        return (longest if is_baseline or budget == "auto" else min(longest, budget)), None
+    reading = _read_json(folder / READING)
+    max_tokens, seen = reading.get("max_tokens"), reading.get("seen")
+    if not isinstance(max_tokens, int) or max_tokens < 1:
+        raise CheckpointError(
+            f"{folder / READING} says max_tokens = {max_tokens!r}; a record has a whole number of them"
+        )
+    return max_tokens, None if seen is None else Seen.from_json(seen)
 
 
 def _check_files(folder: Path) -> None:

@@ -15,11 +15,13 @@ import torch
 from ehrtrack.config import DataConfig, RunConfig, RuntimeConfig
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.data.cohort import Cohort, build_cohort
+from ehrtrack.data.drift import Seen, events_by_token
 from ehrtrack.data.events import MedsDataset, open_dataset
-from ehrtrack.data.fitting import coverage, fit_vocabulary
+from ehrtrack.data.fitting import count_tokens, coverage, fit_vocabulary, share_known
 from ehrtrack.data.shards import ShardSlice, ShardWork, open_work
 from ehrtrack.data.splits import SPLITS
 from ehrtrack.data.store import TokenStore, build_store, record_cutoffs, tokenise_slice
+from ehrtrack.data.visits import MAX_AGE_YEARS
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.code_embeddings import FACTS_FILE, CodeEmbeddings
@@ -45,6 +47,7 @@ class Records:
     ----------
     rows : rows of the store by split
     coverage : share of events that the vocabulary knows, by split
+    seen : codes and values of the training subjects, to which those of later predictions are compared
     """
 
     dataset: MedsDataset
@@ -52,6 +55,7 @@ class Records:
     store: TokenStore
     rows: dict[str, Rows]
     coverage: pl.DataFrame
+    seen: Seen
 
     def fingerprints(self) -> dict[str, str]:
         """Of everything that these tokens were made from, by name."""
@@ -162,7 +166,8 @@ def _tokenise(
 ) -> Records:
     if vocabulary is None:
         vocabulary = _fit_vocabulary(config.data, dataset, cutoffs, work)
-    covered = coverage(dataset, cutoffs, vocabulary, work)
+    counts = count_tokens(dataset, cutoffs, vocabulary, work)
+    covered = share_known(counts, vocabulary)
     _check_coverage(covered)
     store = build_store(dataset, cutoffs, vocabulary, config.data.visits, config.runtime.cache / STORES, work)
     split = cutoffs["split"].to_numpy()
@@ -173,7 +178,16 @@ def _tokenise(
         f"vocabulary of {len(vocabulary):,}",
         flush=True,
     )
-    return Records(dataset, vocabulary, store, rows, covered)
+    of_training = events_by_token(counts.filter(pl.col("split") == "train"), vocabulary)
+    seen = Seen.of(of_training, vocabulary, store.end_gap_days)
+    n_too_old = int((store.end_age_years > MAX_AGE_YEARS).sum())
+    if n_too_old:
+        print(
+            f"{n_too_old:,} subjects are older than {MAX_AGE_YEARS} years where their records end; their ages are read "
+            f"as {MAX_AGE_YEARS}: look at their births",
+            flush=True,
+        )
+    return Records(dataset, vocabulary, store, rows, covered, seen)
 
 
 def _fit_vocabulary(config: DataConfig, dataset: MedsDataset, cutoffs: pl.DataFrame, work: ShardWork) -> Vocabulary:

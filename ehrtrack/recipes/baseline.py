@@ -94,6 +94,7 @@ def baseline(config: RunConfig) -> Run:
                 fingerprints=fingerprints,
                 grid=grid,
                 baseline=model.to_json(),
+                seen=records.seen,
             )
             run.log_model_folder(Path(folder))
         validation, test = predictions("validation"), predictions("test")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,9 @@ from ehrtrack import plots
 from ehrtrack.compare import interval_text, number_text
 from ehrtrack.config import RunConfig, override
 from ehrtrack.data.cohort import build_cohort
+from ehrtrack.data.drift import Drift
 from ehrtrack.data.events import open_dataset
+from ehrtrack.data.labels import of_any_cause
 from ehrtrack.errors import ConfigError
 from ehrtrack.privacy import hide_small
 from ehrtrack.recipes._evaluate import Evaluation, evaluate_survival
@@ -36,12 +38,14 @@ class Landmark:
     Attributes
     ----------
     days : from the index date
-    predictions : subject_id, risk, follow_up_days, is_event; days from the landmark on
+    predictions : subject_id, risk (of any cause), follow_up_days, is_event; days from the landmark on
+    drift : of codes and values against the model's training
     """
 
     days: float
     predictions: pl.DataFrame
     evaluation: Evaluation
+    drift: Drift
 
     @property
     def subjects(self) -> AtLandmark:
@@ -89,6 +93,9 @@ def landmarks(model: str, days: Sequence[float]) -> Run:
         text = _to_markdown(table)
         of_all_text = str(pooled or f"none ({report.left_out['landmark_c_index']})")
         facts = {"model of run": reference.run_id, "C-index over all landmarks (95 % interval)": of_all_text}
+        facts |= {
+            f"drift at {at.days:g} days": "; ".join(at.drift.to_lines()) for at in scored if at.drift.is_over_limit
+        }
         run.logger.set_description(describe("Landmarks", facts) + f"\n{text}")
         print(f"\n{text}\nC-index over all landmarks: {of_all_text}\n", flush=True)
         return run.finished(metrics)
@@ -132,7 +139,12 @@ def _scored(predictor: Predictor, config: RunConfig, days: Sequence[float]) -> I
         assert moved.cohort is not None  # a model that predicts survival was fitted on a cohort
         cohort = build_cohort(dataset, moved.cohort, config.data.split)
         training, test = (cohort.subjects.filter(pl.col("split") == split) for split in ("train", "test"))
-        predicted = predictor.predict_dataset(dataset, test.select("subject_id", prediction_time="index_date"))
+        # who is eligible is judged at the index date, as it was for the cohort
+        at_landmark = replace(predictor, folder=replace(predictor.folder, config=moved))
+        scored = at_landmark.score_dataset(dataset, test.select("subject_id", prediction_time="index_date"))
+        predicted = of_any_cause(scored.table)
+        is_scored = predicted["risk"].is_not_null()
+        test, predicted = test.filter(is_scored), predicted.filter(is_scored)
         survival = np.array(predicted["survival"].to_list())
         evaluation = evaluate_survival(
             survival, predictor.grid, outcomes_of(training), outcomes_of(test), seed=config.runtime.seed
@@ -142,7 +154,8 @@ def _scored(predictor: Predictor, config: RunConfig, days: Sequence[float]) -> I
             f"landmark {landmark_days:g} days: {test.height:,} test subjects, C-index {evaluation.c_index_text}",
             flush=True,
         )
-        yield Landmark(landmark_days, outcomes.with_columns(predicted["risk"]), evaluation)
+        print("\n".join(f"  {line}" for line in scored.to_lines()), flush=True)
+        yield Landmark(landmark_days, outcomes.with_columns(predicted["risk"]), evaluation, scored.drift)
 
 
 def _to_markdown(table: pl.DataFrame) -> str:

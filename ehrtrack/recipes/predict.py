@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,22 +15,56 @@ import torch
 
 from ehrtrack.baselines._protocol import TokenHistories
 from ehrtrack.data.batch import Batches
+from ehrtrack.data.drift import Drift, events_by_token, silent_days_limit
+from ehrtrack.data.eligibility import NOT_IN_DATASET, REASON, silence_reason, with_reasons
 from ehrtrack.data.engines import Engine, open_engine
 from ehrtrack.data.events import MedsDataset, open_dataset
-from ehrtrack.data.labels import read_labels
+from ehrtrack.data.fitting import count_names
+from ehrtrack.data.histories import holding_shards, read_shard
+from ehrtrack.data.labels import of_any_cause, read_labels
 from ehrtrack.data.store import TokenStore, build_store
-from ehrtrack.data.vocabulary import UNK
 from ehrtrack.errors import CheckpointError, DataError
+from ehrtrack.objectives.competing_risks import predict as predict_causes
+from ehrtrack.objectives.survival import Predictions
 from ehrtrack.objectives.survival import predict as predict_survival
 from ehrtrack.plugins import load
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
+from ehrtrack.recipes._prediction_table import with_predictions
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.queries import download, resolve_run
 from ehrtrack.training.threads import use_threads
 
 BATCH_TOKENS = 4096
 MOST_UNKNOWN = 0.5
-"""Share of tokens that a model may not know of the subjects that it is asked to score."""
+"""Share of events that a model may not know of the subjects that it is asked to score."""
+
+DRIFT_METADATA = "ehrtrack.drift"
+"""The entry of the parquet file's metadata with the counts of `Drift`, as JSON."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Subjects that were asked for, and how their records compare with those of training.
+
+    Attributes
+    ----------
+    table : as of `Predictor.predict_dataset`
+    drift : of the records that were scored
+    """
+
+    table: pl.DataFrame
+    drift: Drift
+
+    def to_lines(self) -> list[str]:
+        """How many were scored, why others were not, and what is new in their records."""
+        asked = of_any_cause(self.table)
+        left_out = asked.filter(pl.col("risk").is_null())
+        lines = [f"{asked.height - left_out.height:,} of {asked.height:,} subjects scored"]
+        if not left_out.is_empty():
+            counts = left_out[REASON].value_counts(sort=True).sort("count", REASON, descending=[True, False])
+            reasons = "; ".join(f"{reason}: {count:,}" for reason, count in counts.iter_rows())
+            lines.append(f"no risk for {left_out.height:,}, outside what the model was trained for: {reasons}")
+        return lines + self.drift.to_lines()
 
 
 @dataclass(frozen=True)
@@ -45,18 +80,23 @@ class Predictor:
     folder: ModelFolder
     grid: TimeGrid
 
-    def predict_events(self, events: pl.DataFrame, prediction_times: pl.DataFrame) -> pl.DataFrame:
+    def predict_events(
+        self, events: pl.DataFrame, prediction_times: pl.DataFrame, *, tells_causes: bool = False
+    ) -> pl.DataFrame:
         """Risk and survival of subjects from a frame of MEDS events.
 
         Parameters
         ----------
         events : subject_id, time, code and, if there are any, numeric_value, visit_id
         prediction_times : subject_id, prediction_time, a subject once; later events are not used
+        tells_causes : False for one row a subject, of any cause, which is what code that was registered with a model
+            before there were several relies on
         """
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "data").mkdir()
             events.write_parquet(Path(folder) / "data" / "0.parquet")
-            return self.predict_dataset(open_dataset(Path(folder)), prediction_times)
+            table = self.predict_dataset(open_dataset(Path(folder)), prediction_times)
+        return table if tells_causes else of_any_cause(table)
 
     def predict_dataset(self, dataset: MedsDataset, prediction_times: pl.DataFrame) -> pl.DataFrame:
         """Risk and survival of subjects of a dataset.
@@ -64,42 +104,104 @@ class Predictor:
         Returns
         -------
         subject_id, prediction_time, risk (1 - S at the horizon), survival (list of K + 1), survival_days (the same
-        for every row: the edges of the time grid), in the order of `prediction_times`.
+        for every row: the edges of the time grid) and reason, in the order of `prediction_times`. A subject that
+        training would have left out has no risk, and the reason. A model that tells causes apart gives a row for each
+        and a column cause (`with_predictions`).
         """
-        scored, tokens = self.score(dataset, prediction_times)
-        _check_unknown(int(np.count_nonzero(tokens == UNK)), len(tokens))
-        return scored
+        return self.score_dataset(dataset, prediction_times).table
 
-    def score(self, dataset: MedsDataset, prediction_times: pl.DataFrame) -> tuple[pl.DataFrame, npt.NDArray[np.int32]]:
-        """As `predict_dataset`, with the tokens that were scored, and no check of how many the model knows."""
-        cutoffs = prediction_times.select("subject_id", cutoff="prediction_time")
-        data = self.folder.config.data
-        with tempfile.TemporaryDirectory() as cache:
-            store = build_store(dataset, cutoffs, self.folder.vocabulary, data.visits, Path(cache))
-            tokens = np.array(store.token)
-            survival = self._survival(store)
-        return prediction_times.select("subject_id", "prediction_time").with_columns(
-            risk=pl.Series(1 - survival[:, -1], dtype=pl.Float64),
-            survival=pl.Series(survival.tolist(), dtype=pl.List(pl.Float64)),
-            survival_days=pl.lit(list(self.grid.edges_days)),
-        ), tokens
+    def score_dataset(self, dataset: MedsDataset, prediction_times: pl.DataFrame) -> Scored:
+        """As `predict_dataset`, with the drift of the records."""
+        table, n_events = self.score(dataset, prediction_times)
+        return self.scored(table, n_events)
 
-    def _survival(self, store: TokenStore) -> npt.NDArray[np.float64]:
-        """(N, K + 1) survival at the edges of the grid."""
-        config = self.folder.config
-        if not len(store):
-            return np.zeros((0, len(self.grid.edges_days)))
+    def scored(self, table: pl.DataFrame, n_events: npt.NDArray[np.int64]) -> Scored:
+        """The table with its drift, if the model knows most of the events.
+
+        Raises
+        ------
+        DataError
+            If it does not.
+        """
+        drift = Drift.between(n_events, self.folder.vocabulary, self.folder.seen)
+        if drift.share_unknown > MOST_UNKNOWN:
+            raise DataError(
+                f"the model does not know {drift.share_unknown:.0%} of these subjects' events: they were coded "
+                "otherwise than the data it was trained on; map the codes first, or train on this data"
+            )
+        return Scored(table, drift)
+
+    def score(self, dataset: MedsDataset, times: pl.DataFrame) -> tuple[pl.DataFrame, npt.NDArray[np.int64]]:
+        """As `predict_dataset`, with the events (V,) by token that were read, and no check of how many it knows.
+
+        Further columns of `times` are kept.
+        """
+        cohort = self.folder.config.cohort
+        assert cohort is not None  # looked at when the folder was read
+        asked = with_reasons(dataset, times, cohort)
+        rows = np.flatnonzero(asked[REASON].is_null().to_numpy())
+        if not len(rows):
+            return self.table(asked, rows, None), np.zeros(len(self.folder.vocabulary), dtype=np.int64)
+        cutoffs = asked[rows].select("subject_id", cutoff="prediction_time")
+        limit_days = silent_days_limit(self.folder.seen)
+        with tempfile.TemporaryDirectory() as cache, holding_shards():
+            visits = self.folder.config.data.visits
+            store = build_store(dataset, cutoffs, self.folder.vocabulary, visits, Path(cache))
+            is_silent = store.end_gap_days > limit_days
+            kept = np.flatnonzero(~is_silent)
+            predictions = self._predict(store, kept) if len(kept) else None
+            n_events = self._count_events(dataset, cutoffs[kept])
+        asked = _with_reason(asked, rows[is_silent], silence_reason(limit_days))
+        return self.table(asked, rows[kept], predictions), n_events
+
+    def table(self, asked: pl.DataFrame, rows: npt.NDArray[np.int64], predictions: Predictions | None) -> pl.DataFrame:
+        """The N rows asked for with the predictions of some of them, which lie at `rows`; null for the others."""
+        n_edges, n_causes = len(self.grid.edges_days), self.folder.n_causes
+        survival = np.full((asked.height, n_edges), np.nan)
+        incidence = np.full((asked.height, n_causes, n_edges), np.nan) if n_causes > 1 else None
+        if predictions is not None:
+            survival[rows] = predictions.survival
+            if incidence is not None:
+                incidence[rows] = predictions.incidence
+        table = with_predictions(asked, Predictions(np.arange(asked.height), survival, incidence))
+        curves = [name for name in ("risk", "survival", "incidence") if name in table.columns]
+        table = table.with_columns(pl.when(pl.col(REASON).is_null()).then(pl.col(name)) for name in curves)
+        first = [name for name in table.columns if name != REASON]
+        return table.select(*first, pl.lit(list(self.grid.edges_days)).alias("survival_days"), REASON)
+
+    def _predict(self, store: TokenStore, rows: npt.NDArray[np.int64]) -> Predictions:
+        """Of some rows of a store, in their order."""
+        config, longest = self.folder.config, self.folder.max_tokens
         if self.folder.baseline is not None:
             module = load("baselines", config.baseline.name)
-            histories = TokenHistories(store, self.folder.vocabulary, np.arange(len(store)), config.data.max_tokens)
-            survival: npt.NDArray[np.float64] = module.from_json(self.folder.baseline).survival(
-                module.read(histories), self.grid.edges_days
+            histories = TokenHistories(store, self.folder.vocabulary, rows, longest)
+            model = module.from_json(self.folder.baseline)
+            return Predictions(rows, np.asarray(model.survival(module.read(histories), self.grid.edges_days)))
+        batches, cpu = Batches(store, rows, BATCH_TOKENS, longest), torch.device("cpu")
+        network, n_causes = self.folder.survival_model(), self.folder.n_causes
+        if n_causes > 1:
+            return predict_causes(network, batches, cpu, n_causes=n_causes)
+        return predict_survival(network, batches, cpu)
+
+    def _count_events(self, dataset: MedsDataset, cutoffs: pl.DataFrame) -> npt.NDArray[np.int64]:
+        """(V,) events of each token that are known of the subjects at their cutoffs."""
+        vocabulary = self.folder.vocabulary
+        n_events = np.zeros(len(vocabulary), dtype=np.int64)
+        one_split = cutoffs.with_columns(split=pl.lit("test"))
+        for shard in dataset.shards if cutoffs.height else ():
+            names = count_names(
+                read_shard(shard), one_split, vocabulary.value_edges, vocabulary.exclude, vocabulary.groups
             )
-            return survival
-        batches = Batches(
-            store, np.arange(len(store)), max(BATCH_TOKENS, config.data.max_tokens), config.data.max_tokens
-        )
-        return predict_survival(self.folder.survival_model(), batches, torch.device("cpu")).survival
+            n_events += events_by_token(names, vocabulary)
+        return n_events
+
+
+def _with_reason(asked: pl.DataFrame, rows: npt.NDArray[np.int64], reason: str) -> pl.DataFrame:
+    """The asked subjects with a reason put at some rows."""
+    reasons = asked[REASON].to_list()
+    for row in rows:
+        reasons[row] = reason
+    return asked.with_columns(pl.Series(REASON, reasons, dtype=pl.String))
 
 
 def load_predictor(folder: Path) -> Predictor:
@@ -111,7 +213,7 @@ def load_predictor(folder: Path) -> Predictor:
         If a file is missing or damaged, or the model predicts no survival.
     """
     model = read_model_folder(Path(folder))
-    if model.grid is None:
+    if model.grid is None or model.config.cohort is None:
         raise CheckpointError(f"the model in {folder} was pretrained only: it has no outcome; name a finetune run")
     return Predictor(model, model.grid)
 
@@ -121,7 +223,9 @@ def predict(
 ) -> pl.DataFrame:
     """Score the subjects of a file of prediction times, and write the table.
 
-    Subjects are scored shard by shard, so that any engine and any number of workers write the same bytes.
+    Subjects are scored shard by shard, so that any engine and any number of workers write the same bytes. The closing
+    lines count who has no risk and why, and the drift of codes and values against training, which the file's metadata
+    keep too.
 
     Parameters
     ----------
@@ -142,30 +246,37 @@ def predict(
     ):
         reference = resolve_run(model)
         model_folder = download(reference.run_id, reference.artifact_path, Path(folder)).resolve()
-        scored = predict_shards(model_folder, dataset, times, opened)
+        scored = score_shards(model_folder, dataset, times, opened)
     aside = out.with_suffix(".part")
-    scored.write_parquet(aside)
+    scored.table.write_parquet(aside, metadata={DRIFT_METADATA: scored.drift.to_json()})
     aside.replace(out)
-    return scored
+    print("\n".join([*scored.to_lines(), f"-> {out}"]), flush=True)
+    return scored.table
 
 
 def predict_shards(model_folder: Path, dataset: MedsDataset, times: pl.DataFrame, engine: Engine) -> pl.DataFrame:
     """As `Predictor.predict_dataset`, with each shard's subjects scored by a worker that reads the model itself."""
-    load_predictor(model_folder)  # a folder that cannot be used is told before any work
+    return score_shards(model_folder, dataset, times, engine).table
+
+
+def score_shards(model_folder: Path, dataset: MedsDataset, times: pl.DataFrame, engine: Engine) -> Scored:
+    """As `predict_shards`, with the drift of the records."""
+    predictor = load_predictor(model_folder)  # a folder that cannot be used is told before any work
     numbered = times.select("subject_id", "prediction_time").with_row_index("row")
     function = partial(_predict_shard, model_folder, dataset.path.resolve(), numbered)
     parts = engine.map(function, [shard.resolve() for shard in dataset.shards], "predictions")
-    _check_unknown(sum(part.n_unknown for part in parts), sum(part.n_tokens for part in parts))
-    scored = pl.concat([part.scored for part in parts]).sort("row")
-    _check_each_once(numbered, scored)
-    return scored.drop("row")
+    held = [part.table for part in parts]
+    _check_once(held)
+    absent = numbered.join(pl.concat(held), on="row", how="anti").with_columns(pl.lit(NOT_IN_DATASET).alias(REASON))
+    nowhere = predictor.table(absent, np.zeros(0, dtype=np.int64), None)
+    table = pl.concat([*held, nowhere]).sort("row", maintain_order=True).drop("row")
+    return predictor.scored(table, np.sum([part.n_events for part in parts], axis=0))
 
 
 @dataclass(frozen=True)
 class _ShardPredictions:
-    scored: pl.DataFrame  # row, and the columns of `Predictor.predict_dataset`
-    n_tokens: int
-    n_unknown: int
+    table: pl.DataFrame  # row, and the columns of `Predictor.predict_dataset`
+    n_events: npt.NDArray[np.int64]  # (V,) by token
 
 
 def _predict_shard(model_folder: Path, data: Path, times: pl.DataFrame, shard: Path) -> _ShardPredictions:
@@ -175,12 +286,9 @@ def _predict_shard(model_folder: Path, data: Path, times: pl.DataFrame, shard: P
     n_threads = torch.get_num_threads()
     use_threads(1)
     try:
-        scored, store_tokens = _predictor_in(model_folder).score(MedsDataset(data, (shard,)), held)
+        return _ShardPredictions(*_predictor_in(model_folder).score(MedsDataset(data, (shard,)), held))
     finally:
         use_threads(n_threads)
-    return _ShardPredictions(
-        scored.with_columns(row=held["row"]), len(store_tokens), int(np.count_nonzero(store_tokens == UNK))
-    )
 
 
 @lru_cache(maxsize=1)
@@ -189,25 +297,12 @@ def _predictor_in(model_folder: Path) -> Predictor:
     return load_predictor(model_folder)
 
 
-def _check_each_once(times: pl.DataFrame, scored: pl.DataFrame) -> None:
-    absent = times.join(scored, on="row", how="anti")
-    if not absent.is_empty():
-        raise DataError(
-            f"{absent.height} of {times.height} subjects are not in the dataset (first: subject "
-            f"{absent['subject_id'][0]}); leave them out of the prediction times, or look at --data"
-        )
-    twice = scored.filter(pl.col("row").is_duplicated())
+def _check_once(parts: Sequence[pl.DataFrame]) -> None:
+    """A subject lies in one shard."""
+    rows = pl.concat([of_any_cause(part).select("row", "subject_id") for part in parts])
+    twice = rows.filter(pl.col("row").is_duplicated())
     if not twice.is_empty():
         raise DataError(
             f"subject {twice['subject_id'][0]} is in more than one shard; a MEDS dataset keeps all events of a "
             "subject in one: import the data again"
-        )
-
-
-def _check_unknown(n_unknown: int, n_tokens: int) -> None:
-    share = n_unknown / n_tokens if n_tokens else 1.0
-    if share > MOST_UNKNOWN:
-        raise DataError(
-            f"the model does not know {share:.0%} of these subjects' tokens: they were coded otherwise than the "
-            "data it was trained on; map the codes first, or train on this data"
         )

@@ -64,6 +64,7 @@ def test_attrition_of_labels(label):
         ("in the dataset", 6, 1),
         ("has an event at or before the prediction time", 4, 2),
         ("alive at the prediction time", 3, 1),
+        ("age of at most 120 years at the prediction time", 3, 0),
         ("follow-up after the prediction time", 2, 1),
     ]
 

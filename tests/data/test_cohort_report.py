@@ -54,6 +54,7 @@ def test_attrition_counts_who_is_left_and_who_is_lost_at_every_step(make_dataset
         ("has an index date", 65, 2),
         ("has an event at or before the index date", 65, 0),
         ("alive at the index date", 64, 1),
+        ("age of at most 120 years at the index date", 64, 0),
         ("under observation at the index date", 64, 0),
         ("history of at least min_history_days", 64, 0),
         ("age of at least min_age_years", 63, 1),
@@ -61,6 +62,18 @@ def test_attrition_counts_who_is_left_and_who_is_lost_at_every_step(make_dataset
         ("no outcome at or before the index date", 61, 1),
         ("follow-up after the index date", 60, 1),
     ]
+
+
+def test_who_is_older_than_120_years_is_left_out_and_counted(make_dataset):
+    births = {201: "1899-01-01", 202: "1899-01-02", 203: "1850-01-01"}  # 121 on the index date, 120, and 170
+    rows = [
+        row if row[2] != "MEDS_BIRTH" else (subject, births[subject], "MEDS_BIRTH")
+        for subject in births
+        for row in story(subject)
+    ]
+    cohort = build_cohort(make_dataset([*population(), *rows]), config(), SplitConfig())
+    assert set(births) & set(cohort.subjects["subject_id"]) == {202}
+    assert ("age of at most 120 years at the index date", 61, 2) in cohort.attrition.rows()
 
 
 def test_subjects_carry_their_hashed_split_and_are_sorted(make_dataset):

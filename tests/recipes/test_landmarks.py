@@ -15,7 +15,7 @@ from ehrtrack.errors import ConfigError
 from ehrtrack.recipes import landmarks as landmarks_module
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.landmarks import landmarks
-from ehrtrack.recipes.predict import Predictor
+from ehrtrack.recipes.predict import Predictor, Scored
 from ehrtrack.tracking.queries import download, get_run
 
 
@@ -32,13 +32,13 @@ def test_a_model_is_scored_at_each_landmark_on_those_still_followed(
     config: RunConfig, target_site: Path, local_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    predict = landmarks_module.Predictor.predict_dataset
+    score = landmarks_module.Predictor.score_dataset
 
-    def recorded(self: Predictor, dataset: MedsDataset, times: pl.DataFrame) -> pl.DataFrame:
+    def recorded(self: Predictor, dataset: MedsDataset, times: pl.DataFrame) -> Scored:
         asked.append(times)
-        return predict(self, dataset, times)
+        return score(self, dataset, times)
 
-    monkeypatch.setattr(landmarks_module.Predictor, "predict_dataset", recorded)
+    monkeypatch.setattr(landmarks_module.Predictor, "score_dataset", recorded)
     of_model = get_run(baseline(config).run_id)
     run = landmarks(of_model.run_id, [365, 0, 0])
     both = asked[0].join(asked[1], on="subject_id", suffix="_later")

@@ -64,11 +64,13 @@ def test_it_is_safetensors_and_json_alone(tmp_path: Path) -> None:
     files = {file.name for file in (tmp_path / "model").iterdir()}
     assert files == {
         "model.safetensors", "run_config.json", "vocabulary.json", "time_grid.json", "fingerprints.json",
-        "sha256sums.txt",
+        "reading.json", "sha256sums.txt",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "run_config.json", "vocabulary.json", "fingerprints.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "run_config.json", "vocabulary.json", "fingerprints.json", "reading.json"]
+)
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     write(tmp_path)
     (tmp_path / "model" / name).unlink()
@@ -77,13 +79,23 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "run_config.json", "vocabulary.json", "fingerprints.json", "time_grid.json"]
+    "name",
+    ["model.safetensors", "run_config.json", "vocabulary.json", "fingerprints.json", "time_grid.json", "reading.json"],
 )
 def test_a_file_cut_short_is_refused(tmp_path: Path, name: str) -> None:
     write(tmp_path)
     file = tmp_path / "model" / name
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(CheckpointError):
+        read_model_folder(tmp_path / "model")
+
+
+@pytest.mark.parametrize("text", ['{"max_tokens": "many"}', '{"seen": null}', '{"max_tokens": 8, "seen": {}}'])
+def test_a_folder_that_does_not_say_how_it_reads_is_refused(tmp_path: Path, text: str) -> None:
+    write(tmp_path)
+    (tmp_path / "model" / "sha256sums.txt").unlink()
+    (tmp_path / "model" / "reading.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"says max_tokens|what the model saw in training"):
         read_model_folder(tmp_path / "model")
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from simulated import Population, study, write_dataset
 
+from ehrtrack.config import override
 from ehrtrack.data.engines import open_engine
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.errors import CheckpointError, DataError
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(3):
         part = events.filter(pl.col("subject_id") % 3 == number)
         part.write_parquet(folder / "meds" / "data" / f"{number}.parquet")
-    config = study(folder / "meds", folder / "cache")
+    config = override(study(folder / "meds", folder / "cache"), {"cohort.exclude_prior_outcome": False})
     vocabulary = prepare_records(config).vocabulary
     torch.manual_seed(0)
     encoder = Behrt(config.model, len(vocabulary))
@@ -86,12 +87,13 @@ def test_shard_by_shard_is_the_same_as_all_at_once_in_the_order_asked_for(folder
     np.testing.assert_allclose(scored["risk"], at_once["risk"], atol=1e-6, rtol=0)
 
 
-def test_subjects_that_no_shard_holds_are_counted_and_named(folder: Path) -> None:
-    with (
-        open_engine() as engine,
-        pytest.raises(DataError, match=r"2 of 3 subjects are not in the dataset .*subject 91"),
-    ):
-        predict_shards(folder / "model", open_dataset(folder / "meds"), times(91, 1, 92), engine)
+def test_subjects_that_no_shard_holds_keep_their_row_and_get_the_reason(folder: Path) -> None:
+    with open_engine() as engine:
+        scored = predict_shards(folder / "model", open_dataset(folder / "meds"), times(91, 1, 92), engine)
+    assert scored["subject_id"].to_list() == [91, 1, 92]
+    assert scored["reason"].to_list() == ["not in the dataset", None, "not in the dataset"]
+    assert scored["risk"].is_null().to_list() == [True, False, True]
+    assert scored["survival"].is_null().to_list() == [True, False, True]
 
 
 def test_a_subject_in_two_shards_is_refused(folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from simulated import Population, study, study_values, write_dataset
 
-from ehrtrack.config import RuntimeConfig, parse_config
+from ehrtrack.config import RuntimeConfig, override, parse_config
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.splits import assign_splits
 from ehrtrack.data.vocabulary import CLS, MASK, PAD
@@ -44,6 +44,30 @@ def test_the_vocabulary_is_fitted_on_what_training_subjects_had_before_the_index
     records, cohort = prepare_records(make(folder)), prepare_cohort(make(folder))
     assert {"OUTCOME", "CONTACT"} <= set(records.vocabulary.tokens)
     assert not {"OUTCOME", "CONTACT"} & set(cohort.vocabulary.tokens)
+
+
+def test_what_training_subjects_had_before_the_index_is_kept_in_shares(folder: Path) -> None:
+    seen = prepare_cohort(make(folder)).seen
+    assert (seen.share_unknown, seen.bin_shares, seen.silent_years) == (0, {}, 0)  # no values; the index is an event
+    rare = prepare_cohort(override(make(folder), {"data.vocabulary.min_subjects": 35}))
+    of_training = rare.coverage.filter(pl.col("split") == "train")
+    assert rare.seen.share_unknown == pytest.approx(of_training["share_unk"].item(), abs=1e-4)
+    assert rare.seen.share_unknown > 0.05
+
+
+def test_ages_over_120_years_in_pretraining_are_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "meds" / "data").mkdir(parents=True)
+    events = pl.read_parquet(folder / "meds" / "data" / "0.parquet")
+    too_early = (pl.col("subject_id") <= 3) & (pl.col("code") == "MEDS_BIRTH")
+    events.with_columns(
+        pl.when(too_early).then(pl.col("time").dt.offset_by("-120y")).otherwise("time").alias("time")
+    ).sort("subject_id", "time", nulls_last=False, maintain_order=True).write_parquet(
+        tmp_path / "meds" / "data" / "0.parquet"
+    )
+    prepare_records(make(tmp_path))
+    assert "3 subjects are older than 120 years where their records end" in capsys.readouterr().out
 
 
 def test_token_counts_are_those_of_training_subjects(folder: Path) -> None:

@@ -1,0 +1,43 @@
+"""Predictions as rows: one a subject, or where causes are told apart one a subject and cause."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ehrtrack.data.labels import ANY_CAUSE, CAUSE
+from ehrtrack.objectives.survival import Predictions
+
+CURVE = pl.List(pl.Float64)
+
+
+def with_predictions(subjects: pl.DataFrame, predictions: Predictions) -> pl.DataFrame:
+    """The N rows of subjects with what a model says of them, row for row.
+
+    Returns
+    -------
+    With one outcome: risk (1 - S at the horizon) and survival (list of K + 1, S at the edges of the time grid).
+
+    With R causes: 1 + R rows a subject, told apart by cause: `ANY_CAUSE` in the first and then 1 to R, as text.
+    risk is the cumulative incidence at the horizon, of any cause 1 - S; incidence (list of K + 1) is its curve, and
+    survival, free of all causes, stands in the first row alone.
+    """
+    survival = pl.Series(predictions.survival.tolist(), dtype=CURVE)
+    if predictions.incidence is None:
+        return subjects.with_columns(risk=pl.Series(predictions.risk, dtype=pl.Float64), survival=survival)
+    numbered = subjects.with_row_index("__row")
+    parts = [_of_cause(numbered, ANY_CAUSE, 1 - predictions.survival).with_columns(survival=survival)]
+    for number in range(1, predictions.incidence.shape[1] + 1):
+        parts.append(_of_cause(numbered, str(number), predictions.incidence[:, number - 1]))
+    return pl.concat(parts, how="diagonal").sort("__row", maintain_order=True).drop("__row")
+
+
+def _of_cause(subjects: pl.DataFrame, cause: str, incidence: npt.NDArray[np.float64]) -> pl.DataFrame:
+    """The rows of one cause; incidence is (N, K + 1)."""
+    return subjects.with_columns(
+        pl.lit(cause).alias(CAUSE),
+        risk=pl.Series(incidence[:, -1], dtype=pl.Float64),
+        incidence=pl.Series(incidence.tolist(), dtype=CURVE),
+        survival=pl.lit(None, dtype=CURVE),
+    )
