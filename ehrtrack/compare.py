@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import polars as pl
 
+from ehrtrack.data.labels import of_any_cause
 from ehrtrack.errors import DataError
 from ehrtrack.privacy import KEY_FILE, KEY_VARIABLE, RAW
 from ehrtrack.survival.bootstrap import Interval, paired_difference
@@ -45,6 +46,8 @@ class RunRow:
     oracle_c_index, oracle_lower, oracle_upper : of the true risk on the same test subjects
     cohort_fingerprint : runs compare only where this is equal
     horizon_days : that the risks are of, as text; empty where the run did not log it
+    causes : by number, the test C-index of each cause with its bounds, of a run that tells causes apart; all other
+        scores are of any cause then
     subject_key : fingerprint of the key under which subjects' predictions are logged; "raw" for their own ids
     """
 
@@ -71,6 +74,7 @@ class RunRow:
     oracle_c_index: float | None = None
     oracle_lower: float | None = None
     oracle_upper: float | None = None
+    causes: Mapping[int, tuple[float, float | None, float | None]] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -268,11 +272,16 @@ def _oracle_lines(rows: Sequence[RunRow]) -> list[dict[str, Any]]:
     ][:1]
 
 
-def to_markdown(table: pl.DataFrame, *, reference: str = REFERENCE_MODEL) -> str:
+def to_markdown(table: pl.DataFrame, *, reference: str = REFERENCE_MODEL, has_causes: bool = False) -> str:
     """The table of `benchmark_table` as aligned Markdown, readable in a terminal as it is.
 
     Columns in which every run lacks the fact are left out.
+
+    Parameters
+    ----------
+    has_causes : the outcome is the first of several causes, so that a C-index is said to be of any cause
     """
+    c_index = "C-index of any cause" if has_causes else "C-index"
     columns: list[tuple[str, bool, Callable[[dict[str, Any]], str]]] = [
         ("model", False, lambda row: row["model"] or ""),
         ("strategy", False, lambda row: row["strategy"] or ""),
@@ -281,9 +290,9 @@ def to_markdown(table: pl.DataFrame, *, reference: str = REFERENCE_MODEL) -> str
         ("trainable", True, lambda row: number_text(row["n_trainable"], ",d")),
         ("MB", True, lambda row: number_text(row["checkpoint_mb"], ".2f")),
         ("seconds", True, lambda row: number_text(row["seconds"], ",.1f")),
-        ("val C-index", True, lambda row: number_text(row["val_c_index"], ".3f")),
+        (f"val {c_index}", True, lambda row: number_text(row["val_c_index"], ".3f")),
         (
-            "test C-index (95 % interval)",
+            f"test {c_index} (95 % interval)",
             False,
             lambda row: interval_text(row, "test_c_index", "test_lower", "test_upper", ".3f"),
         ),
@@ -303,10 +312,10 @@ def to_markdown(table: pl.DataFrame, *, reference: str = REFERENCE_MODEL) -> str
     ]
     rows = list(table.iter_rows(named=True))
     cells = [(title, is_right, [text(row) for row in rows]) for title, is_right, text in columns]
-    return _aligned([(title, is_right, texts) for title, is_right, texts in cells if any(texts)])
+    return aligned([(title, is_right, texts) for title, is_right, texts in cells if any(texts)])
 
 
-def _aligned(columns: list[tuple[str, bool, list[str]]]) -> str:
+def aligned(columns: list[tuple[str, bool, list[str]]]) -> str:
     """Markdown with every column as wide as its widest cell; numbers to the right."""
     padded = []
     for title, is_right, texts in columns:
@@ -373,7 +382,7 @@ def _pairs(run_id: str, base: str, predictions: Mapping[str, pl.DataFrame]) -> t
     if days not in predictions[run_id].columns:
         raise DataError(f"run {run_id} logged no {days}, which run {base} did; make one of them again")
     columns = ["subject_id", days, "is_event", "risk"]
-    mine, theirs = (predictions[name].select(columns).sort("subject_id") for name in (run_id, base))
+    mine, theirs = (of_any_cause(predictions[name]).select(columns).sort("subject_id") for name in (run_id, base))
     if not mine["subject_id"].equals(theirs["subject_id"]):
         unshared = set(mine["subject_id"]) ^ set(theirs["subject_id"])
         raise DataError(

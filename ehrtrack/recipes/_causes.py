@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import polars as pl
 
+from ehrtrack.compare import RunRow, aligned, interval_text
 from ehrtrack.data.batch import Outcomes
+from ehrtrack.data.labels import ANY_CAUSE, CAUSE
 from ehrtrack.objectives.survival import Predictions
 from ehrtrack.runlog import RunLogger
 from ehrtrack.survival.competing_risks import aalen_johansen, cause_c_index, cause_c_index_interval
@@ -47,3 +50,47 @@ def log_causes(
         if report.left_out:
             print(f"left out, with reasons in evaluation/causes.csv: {', '.join(report.left_out)}", flush=True)
     return table
+
+
+def causes_text(causes: pl.DataFrame) -> dict[str, str]:
+    """What a run's description says of each cause, from the table of `log_causes`."""
+    return {
+        f"test C-index of cause {row['cause']} (95 % interval)": (
+            f"{interval_text(row, 'c_index', 'lower', 'upper', '.3f')}; mean incidence {row['predicted']:.3f}, "
+            f"observed {row['observed']:.3f}"
+        )
+        for row in causes.iter_rows(named=True)
+    }
+
+
+def cause_table(rows: Iterable[RunRow]) -> pl.DataFrame:
+    """The test C-index of any cause and of each, of the runs that tell causes apart.
+
+    Returns
+    -------
+    model, strategy, size, cause (`ANY_CAUSE`, then the numbers), c_index, lower, upper, run_id; in the rows' order
+    """
+    lines = []
+    for row in rows:
+        scores = [(str(number), *row.causes[number]) for number in sorted(row.causes)]
+        any_cause = (ANY_CAUSE, row.test_c_index, row.test_lower, row.test_upper)
+        for score in [any_cause, *scores] if scores else ():
+            lines.append((row.model, row.strategy, row.size, *score, row.run_id))
+    names = ("model", "strategy", "size", CAUSE, "c_index", "lower", "upper", "run_id")
+    types = [pl.String] * 4 + [pl.Float64] * 3 + [pl.String]
+    return pl.DataFrame(lines, schema=dict(zip(names, types, strict=True)), orient="row")
+
+
+def causes_to_markdown(table: pl.DataFrame) -> str:
+    """The table of `cause_table` as aligned Markdown, to stand below the scores of any cause."""
+    rows = list(table.iter_rows(named=True))
+    columns = [
+        ("model", [row["model"] for row in rows]),
+        ("strategy", [row["strategy"] for row in rows]),
+        ("size", [row["size"] for row in rows]),
+        ("cause", ["any cause" if row[CAUSE] == ANY_CAUSE else row[CAUSE] for row in rows]),
+        ("test C-index (95 % interval)", [interval_text(row, "c_index", "lower", "upper", ".3f") for row in rows]),
+        ("run", [row["run_id"][:8] for row in rows]),
+    ]
+    text = aligned([(title, False, texts) for title, texts in columns])
+    return f"The scores above are of any cause. The C-index of each cause, by its cumulative incidence:\n\n{text}"

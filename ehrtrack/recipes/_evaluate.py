@@ -13,10 +13,12 @@ import polars as pl
 from ehrtrack import plots
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.data.cohort import Cohort, summarise_cohort
+from ehrtrack.data.labels import ANY_CAUSE, CAUSE
 from ehrtrack.objectives.survival import Predictions, baseline_survival, survival_ibs
 from ehrtrack.privacy import hide_in_attrition, hide_in_groups, hide_in_summary
 from ehrtrack.recipes._groups import subject_groups
 from ehrtrack.recipes._oracle import Oracle, score_oracle
+from ehrtrack.recipes._prediction_table import with_predictions
 from ehrtrack.recipes._prepare import CohortRecords
 from ehrtrack.runlog import RunLogger
 from ehrtrack.survival.bootstrap import Interval, c_index_interval
@@ -127,12 +129,10 @@ def log_cohort(logger: RunLogger, records: CohortRecords) -> None:
     logger.log_figure(plots.attrition_flow(attrition, summary), "plots/attrition.png")
 
 
-def log_predictions(
-    logger: RunLogger, records: CohortRecords, grid: TimeGrid, *, validation: Predictions, test: Predictions
-) -> None:
+def log_predictions(logger: RunLogger, records: CohortRecords, *, validation: Predictions, test: Predictions) -> None:
     """Log what the model says of each validation and test subject: beside the model, before anything is measured."""
     for split, predictions in (("validation", validation), ("test", test)):
-        logger.log_table(_prediction_table(records, predictions, grid), f"predictions/{split}.parquet")
+        logger.log_table(_prediction_table(records, predictions), f"predictions/{split}.parquet")
 
 
 def log_evaluation(
@@ -244,8 +244,14 @@ def evaluate_survival(
     )
 
 
-def _prediction_table(records: CohortRecords, predictions: Predictions, grid: TimeGrid) -> pl.DataFrame:
-    subjects = records.cohort.subjects[predictions.rows]
-    return subjects.select(
-        "subject_id", prediction_time="index_date", follow_up_days="follow_up_days", is_event="is_event"
-    ).with_columns(risk=pl.Series(predictions.risk), survival=pl.Series(predictions.survival.tolist()))
+def _prediction_table(records: CohortRecords, predictions: Predictions) -> pl.DataFrame:
+    """Subjects with outcome and prediction; of a cohort whose labels tell causes apart, which cause each risk is of.
+
+    observed_cause is the label's cause, 0 for the censored.
+    """
+    subjects = records.cohort.subjects[predictions.rows].rename({"index_date": "prediction_time"})
+    columns = ["subject_id", "prediction_time", "follow_up_days", "is_event"]
+    if CAUSE not in subjects.columns:
+        return with_predictions(subjects.select(columns), predictions)
+    table = with_predictions(subjects.select(*columns, observed_cause=CAUSE), predictions)
+    return table if CAUSE in table.columns else table.with_columns(pl.lit(ANY_CAUSE).alias(CAUSE))

@@ -98,7 +98,7 @@ def baseline(config: RunConfig) -> Run:
             )
             run.log_model_folder(Path(folder))
         validation, test = predictions("validation"), predictions("test")
-        log_predictions(run.logger, records, grid, validation=validation, test=test)
+        log_predictions(run.logger, records, validation=validation, test=test)
         with run.judging():
             evaluations = log_evaluation(
                 run.logger,

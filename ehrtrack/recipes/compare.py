@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ehrtrack.compare import (
 from ehrtrack.config import RunConfig
 from ehrtrack.errors import DataError
 from ehrtrack.privacy import RAW
+from ehrtrack.recipes._causes import cause_table, causes_to_markdown
 from ehrtrack.recipes._champion import own_cohort, propose
 from ehrtrack.recipes._run import Run, open_run
 from ehrtrack.tracking.names import COHORT, HORIZON, SUBJECT_KEY
@@ -35,6 +37,7 @@ TEST_PREDICTIONS = "predictions/test.parquet"
 _TO_MEND = (
     "send what the machine of that run still keeps (`ehrtrack sync` there), or make the run again and delete this one"
 )
+_CAUSE_METRIC = re.compile(r"test/c_index_cause_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,14 @@ def compare(config: RunConfig) -> Comparison:
             raise DataError(
                 f"none of {len(records)} runs of study {config.study!r} can be compared. {_listed(left_out)}"
             )
-        texts = {cohort: to_markdown(benchmark.table) for cohort, benchmark in benchmarks.items()}
+        texts = {}
         for cohort, benchmark in benchmarks.items():
+            by_id = {row.run_id: row for row in benchmark.rows}
+            of_causes = cause_table(by_id[run_id] for run_id in benchmark.table["run_id"] if run_id)
+            texts[cohort] = to_markdown(benchmark.table, has_causes=not of_causes.is_empty())
+            if not of_causes.is_empty():
+                texts[cohort] += f"\n{causes_to_markdown(of_causes)}"
+                run.logger.log_table(of_causes, f"benchmark/{cohort}_causes.csv")
             run.logger.log_table(benchmark.table, f"benchmark/{cohort}.csv")
             run.logger.log_text(texts[cohort], f"benchmark/{cohort}.md")
             if benchmark.table["test_lower"].drop_nulls().len():
@@ -250,7 +259,18 @@ def run_row(record: RunRecord) -> RunRow:
         oracle_c_index=metrics.get("test/oracle_c_index"),
         oracle_lower=metrics.get("test/oracle_c_index_lower"),
         oracle_upper=metrics.get("test/oracle_c_index_upper"),
+        causes=_causes(metrics),
     )
+
+
+def _causes(metrics: dict[str, float]) -> dict[int, tuple[float, float | None, float | None]]:
+    """The test C-index of each cause with its bounds, by number."""
+    numbers = [int(found[1]) for name in metrics if (found := _CAUSE_METRIC.fullmatch(name))]
+    names = {number: f"test/c_index_cause_{number}" for number in numbers}
+    return {
+        number: (metrics[name], metrics.get(f"{name}_lower"), metrics.get(f"{name}_upper"))
+        for number, name in names.items()
+    }
 
 
 def _strategy(params: dict[str, str]) -> str:

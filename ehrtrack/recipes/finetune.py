@@ -7,11 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import polars as pl
+
 from ehrtrack import plots
 from ehrtrack.config import RunConfig
 from ehrtrack.privacy import count_text
 from ehrtrack.recipes._adapt import adapt, read_base
-from ehrtrack.recipes._causes import log_causes
+from ehrtrack.recipes._causes import causes_text, log_causes
 from ehrtrack.recipes._evaluate import (
     Evaluation,
     attained,
@@ -106,6 +108,7 @@ def finetune(
                 fingerprints=fingerprints,
                 model=merged,
                 grid=objective.grid,
+                seen=records.seen,
             )
             run.log_model_folder(Path(folder))
         with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +116,7 @@ def finetune(
             strategy.save_adapter(model, Path(folder), base=base_uri)
             run.log_adapter_folder(Path(folder))
         validation, test = (objective.predict(model, batches.split(s), ranks.device) for s in ("validation", "test"))
-        log_predictions(run.logger, records, objective.grid, validation=validation, test=test)
+        log_predictions(run.logger, records, validation=validation, test=test)
         with run.judging():
             _log_curves(run, result)
             evaluations = log_evaluation(
@@ -126,13 +129,15 @@ def finetune(
                 truth=truth,
             )
             of_test = records.outcomes[test.rows]
-            log_causes(run.logger, test, of_test, horizon_days=objective.grid.horizon_days, seed=config.runtime.seed)
+            causes = log_causes(
+                run.logger, test, of_test, horizon_days=objective.grid.horizon_days, seed=config.runtime.seed
+            )
             verdicts = [
                 *judge_risks(evaluations),
                 judge_training(result),
                 *judge_encoder(adapted.start, merged.cpu(), learning_matrices(model), is_pretrained=base is not None),
             ]
-            conclude(run.logger, _summary(config, records, result, evaluations), verdicts)
+            conclude(run.logger, _summary(config, records, result, evaluations, causes), verdicts)
             return run.finished(evaluations["best"].to_metrics("best") | evaluations["test"].to_metrics("test"))
 
 
@@ -141,18 +146,26 @@ def _log_curves(run: OpenRun, result: FitResult) -> None:
     run.logger.log_figure(plots.metric_curves(result.history, best_epoch=result.best_epoch), "plots/metrics.png")
 
 
-def _summary(config: RunConfig, records: CohortRecords, result: FitResult, evaluations: dict[str, Evaluation]) -> str:
+def _summary(
+    config: RunConfig,
+    records: CohortRecords,
+    result: FitResult,
+    evaluations: dict[str, Evaluation],
+    causes: pl.DataFrame,
+) -> str:
+    of_what = "" if causes.is_empty() else " of any cause"
     test = evaluations["test"]
     skill = "" if test.ibs_skill is None else f", {test.ibs_skill:+.0%} against it"
     n_events = int(records.outcomes.is_event[records.rows["train"]].sum())
     return describe(
         f"{config.strategy.name} fine-tuning of a {config.model.size} encoder",
         {
-            "test C-index (95 % interval)": f"{test.c_index_text} ({_against_chance(test)})",
+            f"test C-index{of_what} (95 % interval)": f"{test.c_index_text} ({_against_chance(test)})",
             "test integrated Brier score": f"{test.ibs_text}{skill}",
+            **causes_text(causes),
             **attained(test),
             **not_measured(test),
-            "validation C-index": evaluations["best"].c_index_text,
+            f"validation C-index{of_what}": evaluations["best"].c_index_text,
             "training subjects (events)": f"{len(records.rows['train']):,} ({count_text(n_events)})",
             **horizon(records.cohort),
             "pretrained by run": config.init.run or "none",

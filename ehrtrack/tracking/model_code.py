@@ -10,6 +10,8 @@ import mlflow.models
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel
 
+ANSWER = ("subject_id", "prediction_time", "cause", "risk", "reason")
+
 
 class SurvivalModel(PythonModel):
     """Risk of the outcome within the horizon, from events of any number of subjects."""
@@ -21,7 +23,7 @@ class SurvivalModel(PythonModel):
         self.predictor = predict.load_predictor(Path(context.artifacts["model"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Score each (subject_id, prediction_time) of the input.
+        """Score the subjects of the input, each at one prediction time.
 
         Parameters
         ----------
@@ -31,7 +33,8 @@ class SurvivalModel(PythonModel):
 
         Returns
         -------
-        One row a subject and prediction time: subject_id, prediction_time, risk.
+        One row a subject: subject_id, prediction_time, risk, reason. Whom the model was not trained for has no risk,
+        and the reason. A model that tells causes apart gives several rows with a column cause: any, 1, 2, ...
         """
         import polars as pl
 
@@ -47,8 +50,11 @@ class SurvivalModel(PythonModel):
             .unique(maintain_order=True)
         )
         events = events.sort("subject_id", "time", nulls_last=False, maintain_order=True)
-        scored = self.predictor.predict_events(events, times)
-        table: pd.DataFrame = scored.select("subject_id", "prediction_time", "risk").to_pandas()
+        scored = self.predictor.predict_events(events, times, tells_causes=True)
+        columns = [name for name in ANSWER if name in scored.columns]
+        table: pd.DataFrame = scored.select(columns).to_pandas()
+        if table["risk"].isna().any():  # as null in JSON, which knows no NaN
+            table["risk"] = table["risk"].astype(object).where(table["risk"].notna(), None)
         return table
 
 

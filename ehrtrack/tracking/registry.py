@@ -38,7 +38,9 @@ _SIGNATURE = ModelSignature(
         [
             ColSpec(DataType.long, "subject_id"),
             ColSpec(DataType.datetime, "prediction_time"),
-            ColSpec(DataType.double, "risk"),
+            ColSpec(DataType.string, "cause", required=False),  # of a model that tells causes apart
+            ColSpec(DataType.double, "risk", required=False),  # none where there is a reason
+            ColSpec(DataType.string, "reason", required=False),
         ]
     ),
 )

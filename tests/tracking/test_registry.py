@@ -26,7 +26,9 @@ class CountingPredictor:
     def __init__(self, folder: Path) -> None:
         self.scale = json.loads((folder / "config.json").read_text())["scale"]
 
-    def predict_events(self, events: pl.DataFrame, prediction_times: pl.DataFrame) -> pl.DataFrame:
+    def predict_events(
+        self, events: pl.DataFrame, prediction_times: pl.DataFrame, *, tells_causes: bool
+    ) -> pl.DataFrame:
         assert events.columns == ["subject_id", "time", "code", "numeric_value"]
         known = prediction_times.join(events, on="subject_id").filter(
             pl.col("time").is_null() | (pl.col("time") <= pl.col("prediction_time"))
