@@ -29,6 +29,9 @@ from ehrtrack.training.threads import threads_for
 
 BEST = "best.safetensors"
 SNAPSHOTS = "snapshots"
+DECAYED = ("weight", "weight_ih", "weight_hh", "scale", "shift")
+"""Last words of the names of true weight matrices: of linear maps, adapters and embeddings, of recurrent cells, and of
+`behrt.Recency`. Norms have weights too, of one dimension."""
 
 
 @dataclass
@@ -269,11 +272,19 @@ def memory_mb(device: torch.device) -> float:
     return float(psutil.Process().memory_info().rss) / 1e6
 
 
+def is_decayed(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay pulls a parameter towards 0: the matrices of `DECAYED` alone.
+
+    Not every parameter with two dimensions is a matrix. A head begins at the population's hazards, in a number for each
+    code or each cause and interval; pulled towards 0, a logit goes towards a risk of one half.
+    """
+    return parameter.dim() >= 2 and name.rsplit(".", 1)[-1] in DECAYED
+
+
 def _decay_groups(trainable: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay on matrices; none on biases and norms."""
-    matrices = [p for p in trainable.values() if p.dim() >= 2]
-    vectors = [p for p in trainable.values() if p.dim() < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    decayed = [p for name, p in trainable.items() if is_decayed(name, p)]
+    spared = [p for name, p in trainable.items() if not is_decayed(name, p)]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
 def _placed(key: str, value: Tensor | None, parameter: Tensor) -> Any:
