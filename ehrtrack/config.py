@@ -28,8 +28,14 @@ from ehrtrack.training.settings import CanaryConfig, TrainConfig
 Override = tuple[str, str]
 """A dotted path and its value as typed, such as ``("strategy.rank", "8")``."""
 
+MAX_SHOWN = 200
+"""Characters, or bits, of a value in a message."""
+
 PLUGIN_SECTIONS = {"objective": "objectives", "strategy": "strategies", "baseline": "baselines"}
 """Sections whose `name` chooses a module, and with it the settings there are."""
+
+MAX_PROCESSES = 1024
+"""Threads, or workers. OpenMP ends the process without a word where it cannot start as many as it is told to."""
 
 
 class DataConfig(Section):
@@ -81,15 +87,15 @@ class RuntimeConfig(Section):
     log_raw_subjects : log predictions under the subjects' own ids and with their dates, instead of keyed hashes
     """
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     device: str = "auto"
     precision: Literal["auto", "f32", "bf16"] = "auto"
-    threads: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, le=MAX_PROCESSES)
     cache: Path = Path(".ehrtrack")
     snapshot_minutes: float = Field(10, gt=0)
     upload_snapshots: bool = True
     engine: str = "local"
-    workers: int = Field(1, ge=1)
+    workers: int = Field(1, ge=1, le=MAX_PROCESSES)
     log_raw_subjects: bool = False
 
 
@@ -208,7 +214,15 @@ def _explain(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) ->
         return f"unknown config key {dotted!r}{plugins.nearest(path[-1], known)}{there_are}"
     if problem["type"] == "missing":
         return f"config key {dotted!r} is missing and has no default"
-    return f"config key {dotted!r} is {problem['input']!r}: {problem['msg']}"
+    return f"config key {dotted!r} is {_shown(problem['input'])}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _shown(value: Any) -> str:
+    """A value as a message says it. Python refuses to write out the digits of a very large number."""
+    if isinstance(value, int) and value.bit_length() > MAX_SHOWN:
+        return f"a whole number of {value.bit_length():,} bits"
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _as_written(model: type[BaseModel], location: list[str]) -> tuple[list[str], list[str]]:
@@ -262,7 +276,7 @@ def parse_value(text: str) -> Any:
     literal = {"True": "true", "False": "false"}.get(text, text)
     try:
         return tomllib.loads(f"value = {literal}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, or a number or a list that Python has no room for
         return text
 
 

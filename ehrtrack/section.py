@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+MAX_WHOLE = 2**31 - 1
+MAX_REAL = 3e38
+"""What no setting has a use for, and 32-bit numbers, C libraries and random generators overflow beyond."""
 
 
 class Section(BaseModel):
-    """A frozen table of settings that refuses keys it does not know; ``--study 2024`` is a name, not a number."""
+    """A frozen table of settings that refuses keys it does not know; ``--study 2024`` is a name, not a number.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+    Numbers are finite, and no larger than 32 bits hold, unless a setting says otherwise.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False, ser_json_inf_nan="constants"
+    )
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _numbers_are_of_a_size(cls, value: Any) -> Any:
+        for number in _numbers(value):
+            most = MAX_WHOLE if isinstance(number, int) else MAX_REAL
+            if most < abs(number) < math.inf:
+                raise ValueError(f"a number here is at most {most:g}, above or below 0")
+        return value
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    """The numbers in a value, a list or a table."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _numbers(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _numbers(inner)
 
 
 class Choice(Section):

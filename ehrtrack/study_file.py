@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ehrtrack.errors import ConfigError
+
+MAX_EXTENDED = 50
+MAX_FILE_BYTES = 2**20
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -20,9 +25,10 @@ def read_study_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str,
     Raises
     ------
     ConfigError
-        If a file is missing, no TOML, or extends itself.
+        If a file is missing, no regular file, no TOML, or extends itself or too many others.
     """
     try:
+        _check_file(path.stat(), path)
         with path.open("rb") as file:
             table = tomllib.load(file)
     except FileNotFoundError as error:
@@ -30,7 +36,7 @@ def read_study_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str,
         raise ConfigError(f"no config file {path}; in {path.parent} there is: {beside}") from error
     except OSError as error:
         raise ConfigError(f"cannot read config file {path}: {error.strerror}; give a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or a number that Python has no room for
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     base = table.pop("extends", None)
     if base is None:
@@ -39,7 +45,20 @@ def read_study_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str,
     below = path.parent / str(base)
     if below.resolve() in chain:
         raise ConfigError(f"{path} extends {base}, which extends it in turn; one of them must stand alone")
+    if len(chain) > MAX_EXTENDED:
+        raise ConfigError(
+            f"{chain[0]} extends a file that extends another, and so on over more than {MAX_EXTENDED} files; write the "
+            "settings in fewer"
+        )
     return _merge(read_study_file(below, chain), table)
+
+
+def _check_file(status: os.stat_result, path: Path) -> None:
+    """A device or a pipe may never end."""
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+        raise ConfigError(
+            f"config file {path} is no regular file of at most {MAX_FILE_BYTES:,} bytes; give a TOML file"
+        )
 
 
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

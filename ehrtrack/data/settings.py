@@ -62,6 +62,9 @@ def _check_with_polars(pattern: str) -> None:
 Patterns = Annotated[tuple[str, ...], AfterValidator(check_patterns)]
 """Regular expressions that are matched at the code's start; a plain prefix is one."""
 
+MAX_YEARS, MAX_DAYS = 1000, 365_250.0
+"""Beyond a thousand years, dates and the times between them overflow."""
+
 
 class SplitConfig(Section):
     """Shares of the subjects; what `train` and `validation` leave is the test set."""
@@ -95,7 +98,7 @@ class VocabularyConfig(Section):
     """
 
     min_subjects: int = Field(default=5, ge=1)
-    n_value_bins: int = Field(default=5, ge=1)
+    n_value_bins: int = Field(default=5, ge=1, le=1000)
     min_values: int = Field(default=100, ge=1)
     exclude: Patterns = ()
     groups: Path | None = None
@@ -115,7 +118,7 @@ class AgeIndex(Section):
     """
 
     rule: Literal["age"]
-    years: int = Field(gt=0)
+    years: int = Field(gt=0, le=MAX_YEARS)
 
 
 class DateIndex(Section):
@@ -162,13 +165,13 @@ class CohortConfig(Section):
     labels: Path | None = None
     index: Index | None = None
     outcome: OutcomeConfig | None = None
-    horizon_days: float | None = Field(default=None, gt=0)
-    min_history_days: float | None = Field(default=None, ge=0)
-    min_age_years: int | None = Field(default=None, ge=0)
-    max_age_years: int | None = Field(default=None, ge=0)
+    horizon_days: float | None = Field(default=None, gt=0, le=MAX_DAYS)
+    min_history_days: float | None = Field(default=None, ge=0, le=MAX_DAYS)
+    min_age_years: int | None = Field(default=None, ge=0, le=MAX_YEARS)
+    max_age_years: int | None = Field(default=None, ge=0, le=MAX_YEARS)
     end_of_study: Date | None = None
-    landmark_days: float = Field(default=0, ge=0)
     min_followed_share: float = Field(default=0.01, ge=0, lt=1)
+    landmark_days: float = Field(default=0, ge=0, le=MAX_DAYS)
     exclude_prior_outcome: bool = True
 
     def model_post_init(self, _context: object) -> None:

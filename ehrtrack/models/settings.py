@@ -28,7 +28,7 @@ SIZES = {
 }
 
 
-ScalesDays = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+ScalesDays = Annotated[tuple[Annotated[float, Field(ge=1e-6)], ...], Field(min_length=1)]
 """Scales of times, in days."""
 
 READOUT_DAYS = (1.0, 30.0, 365.25)

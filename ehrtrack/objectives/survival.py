@@ -28,6 +28,9 @@ from ehrtrack.survival.losses import negative_log_likelihood, survival_loss
 from ehrtrack.survival.metrics import c_index, evaluation_times, integrated_brier_score
 from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
 
+LEAST_SIGMA = 0.02
+"""Of the ranking loss: exp(1 / .02) = 5e21 is a number in 32 bits, with its sum over pairs; exp(1 / .01) is none."""
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -156,6 +159,11 @@ def build(config: Config, facts: TrainingFacts) -> Survival:
     """The objective for these training subjects."""
     if facts.outcomes is None or facts.horizon_days is None:
         raise ConfigError("objective survival needs a [cohort] with an outcome; pretraining uses objective.name=mlm")
+    if config.lambda_rank and config.sigma < LEAST_SIGMA:
+        raise ConfigError(
+            f"objective.sigma is {config.sigma:g}, and the ranking loss exp(difference of risks / sigma) overflows "
+            f"below {LEAST_SIGMA:g}; set objective.sigma to at least that, or objective.lambda_rank=0"
+        )
     grid = fit_time_grid(
         facts.outcomes.follow_up_days,
         facts.outcomes.is_event,

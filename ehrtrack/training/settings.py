@@ -18,9 +18,9 @@ class TrainConfig(Section):
     accumulate : batches whose gradients make one step
     recompute : keep only each layer's input for the backward pass and compute the rest anew: a third slower, and a
         large part of the memory less
-    patience : epochs without a better validation score after which training stops
+    patience : epochs after which training stops if none has a better validation score, or came to be kept
     warmup_share : share of training in which the learning rate rises
-    clip_norm : largest norm of the gradient of all trainable parameters together
+    clip_norm : largest norm of the gradient of all trainable parameters together; inf is no limit
     """
 
     epochs: int = Field(20, ge=1)
@@ -31,7 +31,7 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.01, ge=0)
     patience: int = Field(5, ge=1)
     warmup_share: float = Field(0.1, ge=0, lt=1)
-    clip_norm: float = Field(1.0, gt=0)
+    clip_norm: float = Field(1.0, gt=0, allow_inf_nan=True)
 
 
 class CanaryConfig(Section):

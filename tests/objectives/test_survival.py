@@ -219,3 +219,13 @@ def test_a_batch_without_outcomes_has_no_loss() -> None:
     batch: Batch = collate(random_store(3, 40), np.arange(3), max_tokens=30)
     with pytest.raises(AssertionError, match="has outcomes"):
         objective.loss(model_for(objective), batch)
+
+
+def test_a_scale_at_which_the_ranking_loss_overflows_is_refused_where_it_is_used() -> None:
+    outcomes = outcomes_of(120)
+    with pytest.raises(ConfigError, match=r"objective.sigma is 0.001.*at least that, or objective.lambda_rank=0"):
+        objective_of(outcomes, lambda_rank=0.1, sigma=0.001)
+    objective_of(outcomes, lambda_rank=0.0, sigma=0.001)
+    with pytest.raises(ConfigError, match=r"objective\.sigma"):
+        objective_of(outcomes, lambda_rank=0.1, sigma=0.0199)
+    objective_of(outcomes, lambda_rank=0.1, sigma=0.02)

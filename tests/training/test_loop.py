@@ -229,6 +229,15 @@ def test_gradients_are_clipped_to_their_norm_over_all_parameters(tmp_path: Path)
     assert norms == pytest.approx([0.01] * len(batches(1)), rel=1e-3)
 
 
+def test_gradients_are_not_clipped_where_their_norm_may_be_inf(tmp_path: Path) -> None:
+    ends = []
+    for limit in (math.inf, 1e9):
+        model = make_model()
+        run(model, Scripted([0.5]), tmp_path / str(limit), train={"epochs": 1, "clip_norm": limit})
+        ends.append(weights_of(model))
+    assert are_equal(*ends)
+
+
 def test_weight_decay_spares_biases_and_norms(tmp_path: Path) -> None:
     groups: list[Any] = []
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from ehrtrack.section import Choice
 
 N_CANDIDATES = 8
+
+Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+"""Step sizes to try."""
+Strengths = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
+"""Of penalties to try."""
+Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]
+Numbers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
 class TunedChoice(Choice):
@@ -19,7 +28,7 @@ class TunedChoice(Choice):
     """
 
     n_candidates: int = Field(N_CANDIDATES, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 class TreeSettings(TunedChoice):
@@ -42,15 +51,16 @@ class SequenceSettings(TunedChoice):
     Attributes
     ----------
     learning_rates, dropouts, widths, weight_decays : of training, embeddings and states
-    epochs : the most epochs; training stops `patience` epochs after the best validation IBS, as the transformer's does
+    epochs : the most epochs; training stops after `patience` epochs without progress, and keeps an epoch, as the
+        transformer's does (`objective.select_by`)
     batch_tokens : 0 takes what the device is best with
     lambda_rank, n_intervals : of the survival objective
     """
 
-    learning_rates: tuple[float, ...] = (2e-3, 1e-3, 5e-3)
-    dropouts: tuple[float, ...] = (0.2, 0.1, 0.4)
-    widths: tuple[int, ...] = (96, 48)
-    weight_decays: tuple[float, ...] = (0.01, 0.3)
+    learning_rates: Rates = (2e-3, 1e-3, 5e-3)
+    dropouts: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (0.2, 0.1, 0.4)
+    widths: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=1)] = (96, 48)
+    weight_decays: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (0.01, 0.3)
     epochs: int = Field(15, ge=1)
     patience: int = Field(4, ge=1)
     batch_tokens: int = Field(0, ge=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -23,7 +23,7 @@ class Config(TunedChoice):
     """
 
     name: Literal["cox"] = "cox"
-    penalties: tuple[float, ...] = ()
+    penalties: tuple[Annotated[float, Field(ge=0)], ...] = ()
     min_penalty_ratio: float = Field(0.01, gt=0, lt=1)
     l1_ratio: float = Field(0.1, gt=0, le=1)
     min_subjects: int = Field(5, ge=1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ehrtrack.baselines._settings._shared import TreeSettings
+from ehrtrack.baselines._settings._shared import Numbers, Rates, Shares, Strengths, TreeSettings
 
 
 class Settings(TreeSettings):
@@ -20,11 +20,11 @@ class Settings(TreeSettings):
     n_intervals : of the time grid, at most; rows and time of the fit grow with it
     """
 
-    learning_rates: tuple[float, ...] = (0.06, 0.03, 0.12)
-    max_leaves: tuple[int, ...] = (8, 4, 16)
-    min_rows: tuple[int, ...] = (40, 100)
-    penalties: tuple[float, ...] = (1.0, 10.0)
-    feature_shares: tuple[float, ...] = (0.3, 1.0)
+    learning_rates: Rates = (0.06, 0.03, 0.12)
+    max_leaves: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (8, 4, 16)
+    min_rows: Numbers = (40, 100)
+    penalties: Strengths = (1.0, 10.0)
+    feature_shares: Shares = (0.3, 1.0)
     max_trees: int = Field(400, ge=1)
     n_intervals: int = Field(4, ge=1)
 

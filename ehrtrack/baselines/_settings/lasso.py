@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ehrtrack.baselines._settings._shared import TunedChoice
+from ehrtrack.baselines._settings._shared import Strengths, TunedChoice
 from ehrtrack.models.settings import READOUT_DAYS, ScalesDays
 
 
@@ -21,6 +21,6 @@ class Config(TunedChoice):
     """
 
     name: Literal["lasso"] = "lasso"
-    strengths: tuple[float, ...] = (0.25, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
+    strengths: Strengths = (0.25, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
     scales_days: ScalesDays = READOUT_DAYS
     n_intervals: int = Field(20, ge=1)

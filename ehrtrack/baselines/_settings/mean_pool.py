@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from ehrtrack.baselines._settings._shared import SequenceSettings
 from ehrtrack.training.settings import SkipGramConfig
@@ -19,4 +21,4 @@ class Config(SequenceSettings):
 
     name: Literal["mean-pool"] = "mean-pool"
     skip_gram: SkipGramConfig = SkipGramConfig()
-    trains_embeddings: tuple[bool, ...] = (True, False)
+    trains_embeddings: Annotated[tuple[bool, ...], Field(min_length=1)] = (True, False)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ehrtrack.baselines._settings._shared import TreeSettings
+from ehrtrack.baselines._settings._shared import Numbers, Shares, TreeSettings
 
 
 class Config(TreeSettings):
@@ -22,7 +22,7 @@ class Config(TreeSettings):
 
     name: Literal["random-survival-forest"] = "random-survival-forest"
     n_trees: int = Field(100, ge=1)
-    min_rows: tuple[int, ...] = (15, 8, 30, 60)
-    feature_shares: tuple[float, ...] = (0.05, 0.02, 0.1)
+    min_rows: Numbers = (15, 8, 30, 60)
+    feature_shares: Shares = (0.05, 0.02, 0.1)
     max_rows: int = Field(5_000, ge=1)
     n_intervals: int = Field(10, ge=1)

@@ -19,5 +19,5 @@ class Config(Choice):
     """
 
     name: Literal["contrastive"] = "contrastive"
-    temperature: float = Field(0.1, gt=0)
-    projection: int = Field(64, ge=2)
+    temperature: float = Field(0.1, ge=1e-6)
+    projection: int = Field(64, ge=2, le=65_536)

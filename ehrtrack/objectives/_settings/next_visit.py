@@ -19,4 +19,4 @@ class Config(Choice):
     """
 
     name: Literal["next-visit"] = "next-visit"
-    n_cuts: int = Field(2, ge=1)
+    n_cuts: int = Field(2, ge=1, le=1000)

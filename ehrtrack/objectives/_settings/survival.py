@@ -16,7 +16,7 @@ class Config(HazardSettings):
     ----------
     lambda_rank : weight of the ranking loss beside the negative log-likelihood. It did not raise the C-index
         wherever it was tried (`ehrtrack frontier`) and mostly cost Brier score, so that it is off until asked for
-    sigma : scale of the ranking loss
+    sigma : scale of the ranking loss; below .02 its exponential overflows
     n_intervals : intervals of the time grid, at most; its edges are quantiles of training event times
     select_by : validation measure by which an epoch is kept: the integrated Brier score, ibs, or c_index. With few
         validation events the C-index is mostly noise and may keep a first epoch whose risks are all alike

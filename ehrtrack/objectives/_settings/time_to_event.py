@@ -24,6 +24,6 @@ class Config(Choice):
 
     name: Literal["time-to-event"] = "time-to-event"
     n_codes: int = Field(512, ge=1)
-    n_pieces: int = Field(8, ge=1)
-    n_cuts: int = Field(2, ge=1)
+    n_pieces: int = Field(8, ge=1, le=1000)
+    n_cuts: int = Field(2, ge=1, le=1000)
     lasso: float = Field(0.0, ge=0)
