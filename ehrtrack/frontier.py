@@ -26,7 +26,7 @@ MEASURES = {
     "calibration_slope_lower": "test/calibration_slope_lower",
     "calibration_slope_upper": "test/calibration_slope_upper",
     "ici": "test/ici",
-    "val_c_index": "best/c_index",
+    "val_c_index": "kept/c_index",
 }
 """Columns of the table, and the metrics of a run that they are."""
 

@@ -56,9 +56,9 @@ def texts(ax: Axes) -> list[str]:
 
 
 FIGURES = {
-    "loss": lambda: plots.loss_curves(HISTORY, best_epoch=2),
+    "loss": lambda: plots.loss_curves(HISTORY, kept_epoch=2),
     "metric": lambda: plots.metric_curves(HISTORY),
-    "beside trivial": lambda: plots.losses_beside_trivial(HISTORY, TRIVIAL, best_epoch=3),
+    "beside trivial": lambda: plots.losses_beside_trivial(HISTORY, TRIVIAL, kept_epoch=3),
     "one epoch": lambda: plots.loss_curves(HISTORY[:1]),
     "calibration": lambda: plots.calibration_plot(
         calibration_table(RISK, DAYS, EVENT, horizon_days=365, n_groups=4), horizon_days=365
@@ -86,7 +86,7 @@ def test_no_figure_is_kept_alive_by_pyplot() -> None:
 
 
 def test_curves_show_the_history_by_epoch_from_one() -> None:
-    ax = plots.loss_curves(HISTORY, best_epoch=2).axes[0]
+    ax = plots.loss_curves(HISTORY, kept_epoch=2).axes[0]
     training, validation, kept = ax.get_lines()
     np.testing.assert_allclose(training.get_xydata(), [[1, 1], [2, 0.5], [3, 1 / 3]])
     np.testing.assert_allclose(validation.get_ydata(), [1.2, 0.6, 0.4])

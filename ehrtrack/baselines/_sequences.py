@@ -103,7 +103,7 @@ def fit_sequences(
     embeddings: Callable[[int], CodeEmbeddings] | None = None,
     more_settings: Mapping[str, Sequence[Any]] | None = None,
 ) -> FittedSequenceModel:
-    """Train each candidate with early stopping by validation IBS, and keep the one with the best C-index.
+    """Train each candidate with early stopping as the transformer's, and keep the one with the best validation C-index.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def _train(
                 folder=Path(folder),
                 logger=MemoryRunLogger(),
             )
-    facts: dict[str, float | int | str] = {"best_epoch": result.best_epoch}
+    facts: dict[str, float | int | str] = {"kept_epoch": result.kept_epoch}
     return FittedSequenceModel(network.eval(), shape, objective.grid, facts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +15,9 @@ from ehrtrack.data.batch import Batch, Batches, Outcomes
 from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.heads import Head
 from ehrtrack.models.settings import READOUT_DAYS
+
+History = Sequence[Mapping[str, float]]
+"""The metrics of each epoch, in order."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,72 @@ class TrainingFacts:
 
 @dataclass(frozen=True)
 class Selection:
-    """The validation metric that early stopping and the choice of the checkpoint go by."""
+    """The validation metrics that early stopping and the choice of the checkpoint go by.
+
+    The epoch with the best `metric` is kept, or, where `among` is named, one is kept by the rule of one standard error
+    (Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3): of the epochs whose `metric` lies
+    within one standard error of the best, the one with the lowest `among`. Epochs that the C-index cannot tell apart
+    are told apart by how right their risks are. Patience counts from the best, or from the kept one where it is later.
+
+    Attributes
+    ----------
+    error : metric that is the standard error of `metric`; epochs that have none are all within it
+    among : metric of which a low value is better
+    """
 
     metric: str
     is_higher_better: bool
+    error: str = ""
+    among: str = ""
 
-    def improves(self, value: float, best: float | None) -> bool:
-        """Whether `value` is better than the best so far."""
-        if best is None:
-            return True
-        return value > best if self.is_higher_better else value < best
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those that every epoch must have."""
+        return (self.metric, self.among) if self.among else (self.metric,)
+
+    def best_epoch(self, history: History) -> int:
+        """The first epoch (from 1) with the best `metric`; 0 before there is one."""
+        return max(_numbers(history), key=lambda n: (self._gain(history, n), -n), default=0)
+
+    def kept_epoch(self, history: History) -> int:
+        """The epoch (from 1) whose weights are to be kept; 0 before there is one."""
+        best = self.best_epoch(history)
+        if not self.among or not best:
+            return best
+        least = self._gain(history, best) - history[best - 1].get(self.error, math.inf)
+        within = [n for n in _numbers(history) if self._gain(history, n) >= least]
+        return min(within, key=lambda n: (history[n - 1][self.among], -self._gain(history, n), n))
+
+    def last_progress(self, history: History) -> int:
+        """The epoch (from 1) that patience counts from; 0 before there is one.
+
+        While the kept epoch moves on, the best `metric` may be the lucky draw of an early epoch.
+        """
+        return max(self.best_epoch(history), self.kept_epoch(history))
+
+    def candidates(self, history: History) -> list[int]:
+        """The epochs of which one is, or may come to be, the kept one.
+
+        An epoch that another equals or surpasses in `metric` and in `among` is never kept, whatever comes.
+        """
+        if not self.among:
+            return [self.best_epoch(history)] if history else []
+        epochs = _numbers(history)
+        return [n for n in epochs if not any(self._makes_needless(history, m, n) for m in epochs)]
+
+    def _makes_needless(self, history: History, one: int, other: int) -> bool:
+        """Whether one epoch is at least as good as another in both metrics, and better or earlier."""
+        gains, lows = zip(*((self._gain(history, n), history[n - 1][self.among]) for n in (one, other)), strict=True)
+        is_as_good = gains[0] >= gains[1] and lows[0] <= lows[1]
+        return is_as_good and (one < other or (gains[0], lows[0]) != (gains[1], lows[1]))
+
+    def _gain(self, history: History, epoch: int) -> float:
+        value = history[epoch - 1][self.metric]
+        return value if self.is_higher_better else -value
+
+
+def _numbers(history: History) -> range:
+    return range(1, len(history) + 1)
 
 
 class BatchLoss(NamedTuple):
@@ -83,7 +143,7 @@ class Objective(Protocol):
     def metrics(self, scores: Sequence[Any]) -> dict[str, float]:
         """Validation metrics from the scores of all batches in their order, named ``val/...``.
 
-        Always ``val/loss`` and the selection metric among them.
+        Always ``val/loss`` and the metrics of the selection among them.
         """
 
 

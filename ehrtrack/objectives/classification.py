@@ -24,9 +24,17 @@ from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
-from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
+from ehrtrack.objectives._protocol import BatchLoss, TrainingFacts
 from ehrtrack.objectives._settings.classification import Config as Config
-from ehrtrack.objectives.survival import Predictions, baseline_survival, predict, score_survival
+from ehrtrack.objectives.survival import (
+    Predictions,
+    baseline_survival,
+    error_of,
+    predict,
+    score_survival,
+    selection_by,
+)
+from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, resampled_auc
 from ehrtrack.survival.time_grid import TimeGrid
 
 Floats = npt.NDArray[np.float64]
@@ -48,9 +56,8 @@ class Classification:
     prevalence : share with the outcome by the horizon, by Kaplan-Meier in the training subjects
     """
 
-    selection = Selection("val/auroc", is_higher_better=True)
-
     def __init__(self, config: Config, training: Outcomes, horizon_days: float) -> None:
+        self.selection = selection_by(config.select_by, "auroc", "brier")
         self.training = training
         self.grid = TimeGrid((0.0, horizon_days)).timed_by(training.follow_up_days, training.is_event)
         self.censoring = Censoring(training, horizon_days)
@@ -90,7 +97,8 @@ class Classification:
         return Score(model(batch).squeeze(1).cpu().double().numpy(), batch.outcomes)
 
     def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
-        """Loss beside that of the prevalence for everybody, AUROC, AUPRC, the confusion matrix, C-index and IBS.
+        """Loss beside that of the prevalence for everybody, AUROC with its standard error, AUPRC, Brier score at the
+        horizon, the confusion matrix, C-index and IBS.
 
         All are weighted for censoring, but for the four counts, which are of the subjects whose class is known, and
         Harrell's C-index.
@@ -108,6 +116,7 @@ class Classification:
             "val/loss": float(self._loss(logits, outcomes).mean()),
             "val/prevalence_loss": float(self._loss(prevalence, outcomes).mean()),
             **{f"val/{name}": value for name, value in self.score_classes(risk, outcomes).items()},
+            **error_of("val/auroc", self._resampled_auroc(risk, outcomes)),
             **{f"val/{name}": value for name, value in survival.items()},
         }
 
@@ -122,6 +131,14 @@ class Classification:
         risk = np.full(len(outcomes.is_event), self.prevalence)
         score_survival(np.stack([np.ones_like(risk), 1 - risk], axis=1), self.grid, self.training, outcomes)
         self.score_classes(risk, outcomes)
+
+    def _resampled_auroc(self, risk: Floats, outcomes: Outcomes) -> Floats:
+        """(S,) AUROC in each of S resamples. Those who are known not to have the outcome all weigh alike."""
+        weights = self.censoring.weights(outcomes)
+        is_known = weights > 0
+        return resampled_auc(
+            risk[is_known], outcomes.is_event[is_known], weights[is_known], n_resamples=FEWER_RESAMPLES, seed=0
+        )
 
     def predict(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
         """One interval's survival curves, with dropout off."""
@@ -148,6 +165,7 @@ class Classification:
         (wtn, wfp), (wfn, wtp) = confusion_matrix(truth, called, sample_weight=weights)
         return {
             "auroc": float(roc_auc_score(truth, risk, sample_weight=weights)),
+            "brier": float((weights * (risk - truth) ** 2).sum() / len(is_known)),
             "auprc": float(average_precision_score(truth, risk, sample_weight=weights)),
             "prevalence": float((wtp + wfn) / (wtp + wfn + wtn + wfp)),  # the AUPRC of risks without meaning
             "sensitivity": float(wtp / (wtp + wfn)),

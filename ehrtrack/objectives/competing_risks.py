@@ -19,15 +19,17 @@ from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
-from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
+from ehrtrack.objectives._protocol import BatchLoss, TrainingFacts
 from ehrtrack.objectives._settings.competing_risks import Config as Config
-from ehrtrack.objectives.survival import Predictions, baseline_survival, score_survival
+from ehrtrack.objectives.survival import Predictions, baseline_survival, error_of, score_survival, selection_by
+from ehrtrack.survival.bootstrap import FEWER_RESAMPLES
 from ehrtrack.survival.competing_risks import (
     EventWeights,
     cause_c_index,
     cause_likelihood,
     cumulative_incidence,
     marginal_logits,
+    resampled_cause_c_index,
 )
 from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
 
@@ -46,9 +48,8 @@ class Score(NamedTuple):
 class CompetingRisks:
     """Cause-specific hazards on a grid that was fitted to the training subjects."""
 
-    selection = Selection("val/c_index_causes", is_higher_better=True)
-
-    def __init__(self, training: Outcomes, grid: TimeGrid) -> None:
+    def __init__(self, config: Config, training: Outcomes, grid: TimeGrid) -> None:
+        self.selection = selection_by(config.select_by, "c_index_causes", "ibs")
         self.training = training
         self.grid = grid
         self.weights = EventWeights.of(grid, training.follow_up_days, _causes(training))
@@ -85,7 +86,7 @@ class CompetingRisks:
         return Score(loss, survival.double().numpy(), incidence.double().numpy(), batch.outcomes)
 
     def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
-        """Loss; C-index and IBS of any cause; the C-index of each cause, and their mean."""
+        """Loss; C-index and IBS of any cause; the C-index of each cause, and their mean with its standard error."""
         survival = np.concatenate([score.survival for score in scores])
         incidence = np.concatenate([score.incidence for score in scores])
         outcomes = Outcomes(
@@ -99,7 +100,19 @@ class CompetingRisks:
             "val/loss": sum(score.loss for score in scores) / len(survival),
             **{f"val/{name}": value for name, value in (any_cause | by_cause).items()},
             "val/c_index_causes": float(np.mean(list(by_cause.values()))),
+            **error_of("val/c_index_causes", self._resampled_mean(incidence, outcomes)),
         }
+
+    def _resampled_mean(self, incidence: Floats, outcomes: Outcomes) -> Floats:
+        """(S,) mean of the causes' C-indices in each of S resamples, NaN where a cause has none."""
+        days, cause = outcomes.follow_up_days, _causes(outcomes)
+        causes = range(1, self.n_causes + 1)
+        resampled = [
+            resampled_cause_c_index(incidence[:, r - 1, -1], days, cause, of=r, n_resamples=FEWER_RESAMPLES, seed=0)
+            for r in causes
+        ]
+        mean: Floats = np.mean(resampled, axis=0)
+        return mean
 
     def score_causes(self, incidence: Floats, outcomes: Outcomes) -> dict[str, float]:
         """``c_index_cause_r`` of each cause r, from incidence (N, R, K + 1).
@@ -196,6 +209,6 @@ def build(config: Config, facts: TrainingFacts) -> CompetingRisks:
         horizon_days=facts.horizon_days,
         n_intervals=config.n_intervals,
     )
-    objective = CompetingRisks(facts.outcomes, grid)
+    objective = CompetingRisks(config, facts.outcomes, grid)
     objective.codes = fit_code_effects(config.lasso, facts, objective)
     return objective

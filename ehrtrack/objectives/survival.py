@@ -22,6 +22,7 @@ from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
 from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.survival import Config as Config
+from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, resampled_c_index, standard_error
 from ehrtrack.survival.curves import interpolate_survival, survival_curve
 from ehrtrack.survival.kaplan_meier import KaplanMeier
 from ehrtrack.survival.losses import negative_log_likelihood, survival_loss
@@ -66,7 +67,7 @@ class Survival:
 
     def __init__(self, config: Config, training: Outcomes, grid: TimeGrid) -> None:
         self.config = config
-        self.selection = Selection(f"val/{config.select_by}", is_higher_better=config.select_by == "c_index")
+        self.selection = selection_by(config.select_by, "c_index", "ibs")
         self.training = training
         self.grid = grid
         self.codes: CodeEffects | None = None
@@ -119,7 +120,7 @@ class Survival:
         return Score(loss, survival_curve(logits).double().numpy(), batch.outcomes)
 
     def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
-        """Loss, C-index of the risk at the horizon, and integrated Brier score."""
+        """Loss, C-index of the risk at the horizon with its standard error, and integrated Brier score."""
         curves = np.concatenate([score.survival for score in scores])
         outcomes = Outcomes(
             np.concatenate([score.outcomes.follow_up_days for score in scores]),
@@ -127,7 +128,14 @@ class Survival:
         )
         loss = sum(score.loss * len(score.survival) for score in scores) / len(curves)
         metrics = score_survival(curves, self.grid, self.training, outcomes)
-        return {"val/loss": loss} | {f"val/{name}": value for name, value in metrics.items()}
+        resampled = resampled_c_index(
+            1 - curves[:, -1], outcomes.follow_up_days, outcomes.is_event, n_resamples=FEWER_RESAMPLES, seed=0
+        )
+        return {
+            "val/loss": loss,
+            **{f"val/{name}": value for name, value in metrics.items()},
+            **error_of("val/c_index", resampled),
+        }
 
     def rehearse(self, outcomes: Outcomes) -> None:
         """Score the population's curve for everybody: fails as every epoch would, where these subjects are too few.
@@ -143,6 +151,20 @@ class Survival:
     def predict(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
         """Survival curves with dropout off."""
         return predict(model, batches, device)
+
+
+def selection_by(select_by: str, discrimination: str, error: str) -> Selection:
+    """By a measure of error alone, or by one of discrimination and, within its standard error, by the other."""
+    if select_by == error:
+        return Selection(f"val/{error}", is_higher_better=False)
+    name = f"val/{discrimination}"
+    return Selection(name, is_higher_better=True, error=f"{name}_se", among=f"val/{error}")
+
+
+def error_of(metric: str, resampled: npt.NDArray[np.float64]) -> dict[str, float]:
+    """``metric_se``, the standard error of a metric from its resampled values (R,), where there is one."""
+    error = standard_error(resampled)
+    return {} if error is None else {f"{metric}_se": error}
 
 
 def _of_all_ranks(logits: Tensor, outcomes: Outcomes) -> tuple[Tensor, Outcomes]:

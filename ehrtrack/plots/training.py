@@ -15,34 +15,34 @@ History = Sequence[Mapping[str, float]]
 """One mapping of metric names to values an epoch, in order, as the training loop returns it."""
 
 
-def loss_curves(history: History, *, best_epoch: int | None = None) -> Figure:
+def loss_curves(history: History, *, kept_epoch: int | None = None) -> Figure:
     """Training and validation loss by epoch.
 
     Parameters
     ----------
     history : with ``train/loss`` and ``val/loss``
-    best_epoch : epoch (from 1) whose weights were kept; marked
+    kept_epoch : epoch (from 1) whose weights were kept; marked
     """
     figure, axes = panels(1, width=6.4, height=4.0)
     _draw_metric(axes[0], history, "train/loss", "training", BLUE)
     _draw_metric(axes[0], history, "val/loss", "validation", ORANGE)
-    _finish_epochs(axes[0], "Loss by epoch", "loss", best_epoch)
+    _finish_epochs(axes[0], "Loss by epoch", "loss", kept_epoch)
     return figure
 
 
-def losses_beside_trivial(history: History, trivial: Mapping[str, str], *, best_epoch: int | None = None) -> Figure:
+def losses_beside_trivial(history: History, trivial: Mapping[str, str], *, kept_epoch: int | None = None) -> Figure:
     """Validation losses of a pretraining objective, each beside a trivial predictor's on the same targets.
 
     Parameters
     ----------
     trivial : metric of a loss -> metric of the trivial predictor's; one panel each
-    best_epoch : epoch (from 1) whose weights were kept; marked
+    kept_epoch : epoch (from 1) whose weights were kept; marked
     """
     figure, axes = panels(len(trivial), width=max(5.0 * len(trivial), 6.4), height=4.0)
     for ax, (loss, other) in zip(axes, trivial.items(), strict=True):
         _draw_metric(ax, history, loss, "model", BLUE)
         _draw_metric(ax, history, other, _words(other), GREY, style="--")
-        _finish_epochs(ax, f"{_words(loss)}, validation", "loss (nats)", best_epoch)
+        _finish_epochs(ax, f"{_words(loss)}, validation", "loss (nats)", kept_epoch)
     return figure
 
 
@@ -51,24 +51,24 @@ def _words(metric: str) -> str:
     return metric.rsplit("/", 1)[-1].replace("_", " ")
 
 
-def metric_curves(history: History, *, best_epoch: int | None = None) -> Figure:
+def metric_curves(history: History, *, kept_epoch: int | None = None) -> Figure:
     """Validation C-index and integrated Brier score by epoch.
 
     Parameters
     ----------
     history : with ``val/c_index`` and ``val/ibs``
-    best_epoch : epoch (from 1) whose weights were kept; marked
+    kept_epoch : epoch (from 1) whose weights were kept; marked
     """
     figure, axes = panels(2, width=10.0, height=4.0)
     _draw_metric(axes[0], history, "val/c_index", "model", BLUE)
     axes[0].axhline(0.5, color=GREY, linestyle="--", linewidth=1.2, label="chance")
-    _finish_epochs(axes[0], "C-index, validation (higher is better)", "C-index", best_epoch)
+    _finish_epochs(axes[0], "C-index, validation (higher is better)", "C-index", kept_epoch)
     _draw_metric(axes[1], history, "val/ibs", "model", BLUE)
     _finish_epochs(
         axes[1],
         "Integrated Brier score, validation (lower is better)",
         "integrated Brier score",
-        best_epoch,
+        kept_epoch,
         is_legend=False,
     )
     return figure
@@ -84,12 +84,12 @@ def _draw_metric(ax: Axes, history: History, metric: str, label: str, colour: st
     ax.plot(epochs, values, style, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=label)
 
 
-def _finish_epochs(ax: Axes, title: str, quantity: str, best_epoch: int | None, *, is_legend: bool = True) -> None:
-    if best_epoch is not None:
-        ax.axvline(best_epoch, color=GREEN, linestyle=":", linewidth=1.5, label=f"kept: epoch {best_epoch}")
+def _finish_epochs(ax: Axes, title: str, quantity: str, kept_epoch: int | None, *, is_legend: bool = True) -> None:
+    if kept_epoch is not None:
+        ax.axvline(kept_epoch, color=GREEN, linestyle=":", linewidth=1.5, label=f"kept: epoch {kept_epoch}")
     ax.set_xlabel("epoch")
     ax.set_ylabel(quantity)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     dress(ax, title)
-    if is_legend or best_epoch is not None:
+    if is_legend or kept_epoch is not None:
         ax.legend(frameon=False, fontsize=9)

@@ -150,13 +150,13 @@ def log_evaluation(
 
     Where `truth` has the true risks of a simulated cohort, the oracle is scored on the same test subjects.
 
-    ``best/...`` are the validation scores of the weights that were kept, by which runs are compared. A measure that
+    ``kept/...`` are the validation scores of the weights that were kept, by which runs are compared. A measure that
     these subjects are too few for is left out; ``evaluation/left_out.csv`` names it with the reason.
     """
     training = records.outcomes[records.rows["train"]]
     grid = grid.timed_by(training.follow_up_days, training.is_event)
     evaluations = {}
-    for split, predictions in (("best", validation), ("test", test)):
+    for split, predictions in (("kept", validation), ("test", test)):
         of_split = records.outcomes[predictions.rows]
         evaluations[split] = evaluate_survival(predictions.survival, grid, training, of_split, seed=seed)
     outcomes, beside = records.outcomes[test.rows], Report()

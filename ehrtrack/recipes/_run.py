@@ -31,7 +31,7 @@ RESUMABLE_KINDS = ("pretrain", "finetune")
 HEADLINES = (
     "val/mlm_loss",
     "val/unigram_loss",
-    "best/c_index",
+    "kept/c_index",
     "test/c_index",
     "test/c_index_lower",
     "test/c_index_upper",
@@ -110,7 +110,7 @@ class OpenRun:
     ----------
     config : what it was told
     logger : where metrics and artifacts go
-    folder : local folder for the best weights so far and the last snapshots
+    folder : local folder for the weights that may be kept and the last snapshots
     sends_snapshots : whether snapshots go to the server, so that another machine can go on
     """
 
@@ -154,11 +154,11 @@ class OpenRun:
 
     def log_training(self, result: FitResult) -> None:
         """Log which epoch was kept, and the cost of training."""
-        self.logger.log_metrics({"best/epoch": float(result.best_epoch), "cost/train_seconds": result.seconds}, step=0)
+        self.logger.log_metrics({"kept/epoch": float(result.kept_epoch), "cost/train_seconds": result.seconds}, step=0)
 
     def log_loss(self, result: FitResult) -> None:
         """Log the curves of training and validation loss."""
-        self.logger.log_figure(plots.loss_curves(result.history, best_epoch=result.best_epoch), "plots/loss.png")
+        self.logger.log_figure(plots.loss_curves(result.history, kept_epoch=result.kept_epoch), "plots/loss.png")
 
     @contextmanager
     def judging(self) -> Iterator[None]:
@@ -172,11 +172,11 @@ class OpenRun:
             )
             raise
 
-    def log_best(self, c_index: float) -> dict[str, float]:
+    def log_kept(self, c_index: float) -> dict[str, float]:
         """Log the validation C-index that a trial or a sweep is judged by; returns it by its name."""
-        best = {"best/c_index": c_index}
-        self.logger.log_metrics(best, step=0)
-        return best
+        kept = {"kept/c_index": c_index}
+        self.logger.log_metrics(kept, step=0)
+        return kept
 
     def log_model_folder(self, folder: Path) -> None:
         """Log the full checkpoint with all that is needed to predict."""

@@ -52,7 +52,7 @@ def judge_encoder(start: Weights, end: EhrModel, learning: set[str], *, is_pretr
 def judge_training(result: FitResult) -> Verdict:
     """Whether the kept weights are overfitted."""
     training, validation = ([epoch[f"{part}/loss"] for epoch in result.history] for part in ("train", "val"))
-    return sanity.overfit(training, validation, result.best_epoch)
+    return sanity.overfit(training, validation, result.kept_epoch)
 
 
 def judge_risks(evaluations: dict[str, Evaluation]) -> list[Verdict]:
@@ -63,7 +63,7 @@ def judge_risks(evaluations: dict[str, Evaluation]) -> list[Verdict]:
     test = evaluations["test"]
     reasons = [test.left_out[measure] for measure in ("c_index", "c_index_interval") if measure in test.left_out]
     return [
-        sanity.learned_risk(evaluations["best"].likelihood_gain),
+        sanity.learned_risk(evaluations["kept"].likelihood_gain),
         sanity.calibrated(test.calibration_slope, test.ici),
         sanity.measured(test.left_out),
         *(sanity.unjudged(reason) for reason in reasons[:1]),

@@ -110,7 +110,7 @@ def baseline(config: RunConfig) -> Run:
                 truth=truth,
             )
             conclude(run.logger, _summary(name, records, facts, evaluations), judge_risks(evaluations))
-            return run.finished(evaluations["best"].to_metrics("best") | evaluations["test"].to_metrics("test"))
+            return run.finished(evaluations["kept"].to_metrics("kept") | evaluations["test"].to_metrics("test"))
 
 
 def _labelled(records: CohortRecords, features: Features, split: str) -> Labelled[Features]:
@@ -129,7 +129,7 @@ def _summary(name: str, records: CohortRecords, facts: Mapping[str, object], eva
             **attained(test),
             **not_measured(test),
             **horizon(records.cohort),
-            "validation C-index": evaluations["best"].c_index_text,
+            "validation C-index": evaluations["kept"].c_index_text,
             "tuning": f"{facts['n_candidates']} settings tried, the best by validation C-index kept",
         }
         | {key: str(value) for key, value in facts.items() if key != "n_candidates"},

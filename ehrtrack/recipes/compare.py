@@ -196,7 +196,7 @@ def describe_champion(name: str) -> str:
     scores = [
         f"{label:<24}{metrics[key]:.4f}"
         for label, key in (
-            ("validation C-index", "best/c_index"),
+            ("validation C-index", "kept/c_index"),
             ("test C-index", "test/c_index"),
             ("  lower (95 %)", "test/c_index_lower"),
             ("  upper (95 %)", "test/c_index_upper"),
@@ -246,7 +246,7 @@ def run_row(record: RunRecord) -> RunRow:
         n_trainable=_whole(metrics.get("parameters/trainable")),
         checkpoint_mb=metrics.get("cost/checkpoint_mb"),
         seconds=metrics.get("cost/train_seconds"),
-        val_c_index=metrics.get("best/c_index"),
+        val_c_index=metrics.get("kept/c_index"),
         test_c_index=metrics.get("test/c_index"),
         test_lower=metrics.get("test/c_index_lower"),
         test_upper=metrics.get("test/c_index_upper"),

@@ -98,7 +98,7 @@ def finetune(
         result = train(run, model, objective, batches, ranks, on_epoch)
         if is_trial:
             _log_curves(run, result)
-            return run.finished(run.log_best(result.best["val/c_index"]))
+            return run.finished(run.log_kept(result.kept["val/c_index"]))
         merged = strategy.merge(model)
         with tempfile.TemporaryDirectory() as folder:
             write_model_folder(
@@ -138,12 +138,12 @@ def finetune(
                 *judge_encoder(adapted.start, merged.cpu(), learning_matrices(model), is_pretrained=base is not None),
             ]
             conclude(run.logger, _summary(config, records, result, evaluations, causes), verdicts)
-            return run.finished(evaluations["best"].to_metrics("best") | evaluations["test"].to_metrics("test"))
+            return run.finished(evaluations["kept"].to_metrics("kept") | evaluations["test"].to_metrics("test"))
 
 
 def _log_curves(run: OpenRun, result: FitResult) -> None:
     run.log_loss(result)
-    run.logger.log_figure(plots.metric_curves(result.history, best_epoch=result.best_epoch), "plots/metrics.png")
+    run.logger.log_figure(plots.metric_curves(result.history, kept_epoch=result.kept_epoch), "plots/metrics.png")
 
 
 def _summary(
@@ -165,11 +165,11 @@ def _summary(
             **causes_text(causes),
             **attained(test),
             **not_measured(test),
-            f"validation C-index{of_what}": evaluations["best"].c_index_text,
+            f"validation C-index{of_what}": evaluations["kept"].c_index_text,
             "training subjects (events)": f"{len(records.rows['train']):,} ({count_text(n_events)})",
             **horizon(records.cohort),
             "pretrained by run": config.init.run or "none",
-            "best epoch": f"{result.best_epoch} of {len(result.history)} ({result.stop_reason})",
+            "kept epoch": f"{result.kept_epoch} of {len(result.history)} ({result.stop_reason})",
         },
     )
 

@@ -75,16 +75,16 @@ def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> Run:
         with run.judging():
             run.log_loss(result)
             run.logger.log_figure(
-                plots.losses_beside_trivial(result.history, objective.trivial, best_epoch=result.best_epoch),
+                plots.losses_beside_trivial(result.history, objective.trivial, kept_epoch=result.kept_epoch),
                 f"plots/{config.objective.name}.png",
             )
             verdicts = [
-                learned_codes(result.best, objective.trivial),
+                learned_codes(result.kept, objective.trivial),
                 judge_training(result),
                 *judge_encoder(start, model.cpu(), learning_matrices(model), is_pretrained=False),
             ]
             conclude(run.logger, _summary(config, records, result, objective.trivial), verdicts)
-            return run.finished(result.best)
+            return run.finished(result.kept)
 
 
 def _training_records(config: RunConfig, records: Records) -> Batches:
@@ -99,7 +99,7 @@ def _training_records(config: RunConfig, records: Records) -> Batches:
 
 
 def _summary(config: RunConfig, records: Records, result: FitResult, trivial: Mapping[str, str]) -> str:
-    best = result.best
+    best = result.kept
     return describe(
         f"Pretraining of a {config.model.size} encoder ({config.objective.name})",
         {
@@ -107,7 +107,7 @@ def _summary(config: RunConfig, records: Records, result: FitResult, trivial: Ma
             **{loss.removeprefix("val/"): _beside(best, loss, other) for loss, other in trivial.items()},
             "subjects (train, validation)": f"{len(records.rows['train']):,}, {len(records.rows['validation']):,}",
             "tokens, vocabulary": f"{len(records.store.token):,}, {len(records.vocabulary):,}",
-            "best epoch": f"{result.best_epoch} of {len(result.history)} ({result.stop_reason})",
+            "kept epoch": f"{result.kept_epoch} of {len(result.history)} ({result.stop_reason})",
         },
     )
 

@@ -67,8 +67,8 @@ def sweep(config: RunConfig) -> Run:
                 )
             except TrainingStopped as stop:
                 raise optuna.TrialPruned(str(stop)) from stop
-            run.logger.log_metrics({"sweep/c_index": child.metrics["best/c_index"]}, step=trial.number)
-            return child.metrics["best/c_index"]
+            run.logger.log_metrics({"sweep/c_index": child.metrics["kept/c_index"]}, step=trial.number)
+            return child.metrics["kept/c_index"]
 
         run_trials(study, run_trial, n_trials=config.search.n_trials)
         best = best_overrides(study)
@@ -91,7 +91,7 @@ def sweep(config: RunConfig) -> Run:
                 | {name: str(value) for name, value in best.items()},
             )
         )
-        return run.finished(run.log_best(study.best_value))
+        return run.finished(run.log_kept(study.best_value))
 
 
 def _study_name(config: RunConfig) -> str:

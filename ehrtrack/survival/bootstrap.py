@@ -178,6 +178,22 @@ def resampled_c_index(
     return _resampled_c_indices([scores], days, event, n_resamples=n_resamples, seed=seed)[0]
 
 
+def resampled_auc(
+    risk: npt.ArrayLike, is_event: npt.ArrayLike, event_weights: npt.ArrayLike, *, n_resamples: int, seed: int
+) -> FloatArray:
+    """(R,) share of the pairs of an event and a non-event in which the event has the higher risk, in each resample.
+
+    Parameters
+    ----------
+    is_event : (B,) bool
+    event_weights : (B,) how much the pairs of an event count; non-events all count alike
+    """
+    event = np.asarray(is_event).astype(bool)
+    ranked = RankedSubjects.of(np.asarray(risk, dtype=np.float64), np.where(event, 1.0, 2.0), event)
+    weights = np.where(event, np.asarray(event_weights, dtype=np.float64), 0.0)
+    return _resampled_shares(ranked, weights, n_resamples, seed)
+
+
 def drawn_counts(n_subjects: int, *, n_resamples: int, seed: int) -> Iterator[tuple[slice, Counts]]:
     """Blocks of resamples: which of them, and how often each subject was drawn (block, B)."""
     generator = np.random.default_rng(seed)
@@ -206,6 +222,12 @@ def _resampled_c_indices(
     return c_indices
 
 
+def standard_error(resampled: FloatArray) -> float | None:
+    """Standard deviation of resampled values (R,); None where too many have no value for it to mean anything."""
+    defined = resampled[np.isfinite(resampled)]
+    return float(defined.std(ddof=1)) if _are_enough(defined, resampled) else None
+
+
 def percentile_interval(estimate: float, resampled: FloatArray, level: float = LEVEL) -> Interval:
     """The estimate with the middle share `level` of resampled values (R,), NaN where one has no value.
 
@@ -215,7 +237,7 @@ def percentile_interval(estimate: float, resampled: FloatArray, level: float = L
         If more than `MAX_UNDEFINED_SHARE` of them have no value.
     """
     defined = resampled[np.isfinite(resampled)]
-    if defined.size < (1 - MAX_UNDEFINED_SHARE) * resampled.size:
+    if not _are_enough(defined, resampled):
         raise NotMeasurable(
             f"{resampled.size - defined.size} of {resampled.size} resamples have no value: "
             "too few events for an interval, which needs about 4; use a larger split"
@@ -223,3 +245,7 @@ def percentile_interval(estimate: float, resampled: FloatArray, level: float = L
     tail = (1 - level) / 2
     lower, upper = np.quantile(defined, [tail, 1 - tail])
     return Interval(estimate=estimate, lower=float(lower), upper=float(upper))
+
+
+def _are_enough(defined: FloatArray, resampled: FloatArray) -> bool:
+    return defined.size >= (1 - MAX_UNDEFINED_SHARE) * resampled.size

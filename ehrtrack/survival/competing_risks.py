@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ehrtrack.survival.bootstrap import Interval, c_index_interval
+from ehrtrack.survival.bootstrap import Interval, c_index_interval, resampled_c_index
 from ehrtrack.survival.censoring import censored_after_events
 from ehrtrack.survival.kaplan_meier import KaplanMeier
 from ehrtrack.survival.metrics import c_index
@@ -158,6 +158,14 @@ def cause_c_index_interval(
 ) -> Interval:
     """`cause_c_index` with its percentile interval over resampled subjects."""
     return c_index_interval(incidence, _days_without_end(follow_up_days, cause, of), cause == of, seed=seed)
+
+
+def resampled_cause_c_index(
+    incidence: npt.ArrayLike, follow_up_days: FloatArray, cause: IntArray, *, of: int, n_resamples: int, seed: int
+) -> FloatArray:
+    """(S,) `cause_c_index` in each of S resamples of subjects, NaN without a comparable pair."""
+    days = _days_without_end(follow_up_days, cause, of)
+    return resampled_c_index(incidence, days, cause == of, n_resamples=n_resamples, seed=seed)
 
 
 def aalen_johansen(follow_up_days: FloatArray, cause: IntArray, *, of: int, by_day: float) -> float:

@@ -16,15 +16,17 @@ from ehrtrack.tracking.server import client, tracking_errors
 _DESCRIPTION = """\
 Runs of the EHRTrack study **{study}**. Group or filter them by the tag `ehrtrack.kind`: pretrain, finetune,
 baseline, sweep (its trials are nested), compare (the benchmark table). Each run's page begins with a summary;
-`cfg.*` params are its resolved configuration. Compare models by `best/c_index`; read `test/c_index` once,
+`cfg.*` params are its resolved configuration. Compare models by `kept/c_index`; read `test/c_index` once,
 at the end.
 """
 
+PRIMARY_METRIC = "kept/c_index"
+_PRIMARY_TAG = "mlflow.experiment.primaryMetric.name"
 _VIEW_TAG = f"mlflow.sharedViewState.{names.VIEW}"
 _COLUMNS = (
     "attributes.`Created`",
     "attributes.`Duration`",
-    "metrics.`best/c_index`",
+    f"metrics.`{PRIMARY_METRIC}`",
     "metrics.`test/c_index`",
     "metrics.`test/ibs`",
     f"params.`{names.PARAM_PREFIX}strategy.name`",
@@ -88,9 +90,14 @@ def offer_view(experiment_id: str) -> None:
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
     }
+    view = json.dumps(state)
     with tracking_errors(f"describe experiment {experiment_id}"):
-        if _VIEW_TAG not in client().get_experiment(experiment_id).tags:
-            client().set_experiment_tag(experiment_id, _VIEW_TAG, json.dumps(state))
+        tags = client().get_experiment(experiment_id).tags
+        if tags.get(_VIEW_TAG) != view:
+            client().set_experiment_tag(experiment_id, _VIEW_TAG, view)
+        metric = tags.get(_PRIMARY_TAG, PRIMARY_METRIC)
+        if metric != names.present_name(metric):  # made when the metric had another name
+            client().set_experiment_tag(experiment_id, _PRIMARY_TAG, names.present_name(metric))
 
 
 def _create(mlflow_client: MlflowClient, study: str) -> str:
@@ -98,7 +105,7 @@ def _create(mlflow_client: MlflowClient, study: str) -> str:
         names.STUDY: study,
         "mlflow.note.content": _DESCRIPTION.format(study=study),
         "mlflow.experimentKind": "custom_model_development",  # the UI's pages for models, not for GenAI
-        "mlflow.experiment.primaryMetric.name": "best/c_index",
+        _PRIMARY_TAG: PRIMARY_METRIC,
         "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
     }
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from ehrtrack.errors import TrackingError
@@ -36,6 +37,22 @@ SNAPSHOT_SLOTS = ("resume/slot-0", "resume/slot-1")
 
 # SHA-256 of all artifacts, as `sha256sum -c` reads it; what a drain compares with before it sends a file again.
 CHECKSUMS = "sha256sums.txt"
+
+KEPT_BEFORE = "best/"
+"""Runs logged before 2026-11-29 have metrics of this prefix for what is now ``kept/``: those of the kept epoch."""
+
+
+def present_name(metric: str) -> str:
+    """The name that a metric has now."""
+    return f"kept/{metric.removeprefix(KEPT_BEFORE)}" if metric.startswith(KEPT_BEFORE) else metric
+
+
+def present_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """A run's metrics by the names that they have now; all that reads runs back goes through here."""
+    before = {name: value for name, value in metrics.items() if name.startswith(KEPT_BEFORE)}
+    return {present_name(name): value for name, value in before.items()} | {
+        name: value for name, value in metrics.items() if name not in before
+    }
 
 
 def checked_artifact_path(path: str) -> str:

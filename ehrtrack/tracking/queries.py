@@ -229,7 +229,7 @@ def _record(run: Any) -> RunRecord:
         kind=tags.get(names.KIND, ""),
         status=run.info.status,
         params={k.removeprefix(prefix): v for k, v in run.data.params.items() if k.startswith(prefix)},
-        metrics=dict(run.data.metrics),
+        metrics=names.present_metrics(run.data.metrics),
         tags=tags,
         started=_moment(run.info.start_time),
         ended=_moment(run.info.end_time) if run.info.end_time else None,

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from ehrtrack.data.batch import Batches
-from ehrtrack.objectives._protocol import Objective
+from ehrtrack.objectives._protocol import Objective, Selection
 from ehrtrack.runlog import RunLogger
 from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.settings import TrainConfig as TrainConfig
 from ehrtrack.training.snapshots import latest_snapshot
-from ehrtrack.training.steps import SNAPSHOTS, Progress, Training, set_training_mode
+from ehrtrack.training.steps import SNAPSHOTS, Training, set_training_mode
 from ehrtrack.training.stopping import sigterm_waits
 
 __all__ = [
@@ -42,19 +42,19 @@ class FitResult:
     Attributes
     ----------
     history : one table of metrics an epoch, as logged
-    best_epoch : number of the epoch (from 1) whose weights the model has now
+    kept_epoch : number of the epoch (from 1) whose weights the model has now
     stop_reason : why training ended
     """
 
     history: list[dict[str, float]]
-    best_epoch: int
+    kept_epoch: int
     seconds: float
     stop_reason: str
 
     @property
-    def best(self) -> dict[str, float]:
-        """Metrics of the best epoch."""
-        return self.history[self.best_epoch - 1]
+    def kept(self) -> dict[str, float]:
+        """Metrics of the epoch whose weights the model has."""
+        return self.history[self.kept_epoch - 1]
 
 
 def fit(
@@ -71,7 +71,7 @@ def fit(
     snapshot_seconds: float = 600,
     on_snapshot: Callable[[Path], object] | None = None,
 ) -> FitResult:
-    """Train until the last epoch or until patience ends, and leave the model with its best weights.
+    """Train until the last epoch or until patience ends, and leave the model with the weights of the kept epoch.
 
     If `folder` holds a snapshot of this training, it goes on from there. SIGTERM ends it after the step under way,
     with a snapshot, and then does what it would have done without this.
@@ -80,7 +80,7 @@ def fit(
     ----------
     model : on the device of `ranks`; parameters with ``requires_grad`` learn
     training : the batches of an epoch, by its number from 1
-    folder : keeps the trainable tensors of the best epoch so far, and the last snapshots
+    folder : keeps the trainable tensors of the epochs that may come to be kept, and the last snapshots
     on_epoch : called after each epoch with its number and metrics; may raise `TrainingStopped`
     snapshot_seconds : longest time between two snapshots; there is one after each epoch anyway
     on_snapshot : called from another thread with the folder of a snapshot that is on the disk
@@ -106,9 +106,9 @@ def fit(
             stop_reason = _train(run, training, validation, logger, on_epoch)
         finally:
             run.close()
-    run.restore_best()
+    run.restore_kept()
     progress = run.progress
-    return FitResult(progress.history, progress.best_epoch, progress.seconds, stop_reason)
+    return FitResult(progress.history, run.kept_epoch, progress.seconds, stop_reason)
 
 
 def _train(
@@ -120,24 +120,21 @@ def _train(
 ) -> str:
     config, progress = run.config, run.progress
     while progress.epoch <= config.epochs:
-        if _is_out_of_patience(progress, config):
+        if run.is_out_of_patience():
             return f"no better {run.objective.selection.metric} for {config.patience} epochs"
         epoch, started = progress.epoch, time.monotonic()
         metrics = run.train_epoch(training(epoch))
         metrics |= evaluate(run.model, run.objective, validation, run.ranks, before_batch=run.stop_if_alone)
         progress.seconds += time.monotonic() - started
         logger.log_metrics(metrics, step=epoch)
-        is_best = run.end_epoch(metrics)
+        is_kept = run.end_epoch(metrics)
         run.save_snapshot()
         if run.ranks.is_main:
-            print(_progress_line(epoch, config.epochs, metrics, is_best=is_best), flush=True)
+            _tell_missing_error(run.objective.selection, metrics, epoch)
+            print(_progress_line(epoch, config.epochs, metrics, is_kept=is_kept), flush=True)
         if on_epoch is not None:
             on_epoch(epoch, metrics)
     return "all epochs done"
-
-
-def _is_out_of_patience(progress: Progress, config: TrainConfig) -> bool:
-    return len(progress.history) - progress.best_epoch >= config.patience
 
 
 def _go_on_if_begun(run: Training) -> None:
@@ -169,8 +166,17 @@ def evaluate(
     return objective.metrics([score for _, score in every])
 
 
-def _progress_line(epoch: int, n_epochs: int, metrics: dict[str, float], *, is_best: bool) -> str:
+def _tell_missing_error(selection: Selection, metrics: dict[str, float], epoch: int) -> None:
+    if epoch == 1 and selection.error and selection.error not in metrics:
+        print(
+            f"too few validation events for a standard error of {selection.metric}: of all epochs the one with the "
+            f"lowest {selection.among} is kept",
+            flush=True,
+        )
+
+
+def _progress_line(epoch: int, n_epochs: int, metrics: dict[str, float], *, is_kept: bool) -> str:
     shown = ("train/loss", "val/loss", "val/unigram_loss", "val/mlm_accuracy", "val/c_index", "val/ibs")
     values = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
     speed = f"{metrics['train/tokens_per_second'] / 1000:.1f}k tokens/s"
-    return f"epoch {epoch:>3}/{n_epochs}  {values}  {speed}{'  *' if is_best else ''}"
+    return f"epoch {epoch:>3}/{n_epochs}  {values}  {speed}{'  *' if is_kept else ''}"

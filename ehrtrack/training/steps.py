@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ehrtrack.data.batch import Batch, Batches
-from ehrtrack.errors import TrainingError
+from ehrtrack.errors import CheckpointError, TrainingError
 from ehrtrack.objectives._protocol import Objective
 from ehrtrack.training.checkpoint import load_tensors, save_tensors
 from ehrtrack.training.memory import out_of_memory_is_told
@@ -27,7 +27,8 @@ from ehrtrack.training.snapshots import CheckpointWriter, Snapshot
 from ehrtrack.training.stopping import StopRequest
 from ehrtrack.training.threads import threads_for
 
-BEST = "best.safetensors"
+BEST_BEFORE = "best.safetensors"
+"""Where snapshots of earlier versions have the weights of the best epoch."""
 SNAPSHOTS = "snapshots"
 DECAYED = ("weight", "weight_ih", "weight_hh", "scale", "shift")
 """Last words of the names of true weight matrices: of linear maps, adapters and embeddings, of recurrent cells, and of
@@ -43,7 +44,7 @@ class Progress:
     epoch : that is being trained, from 1
     n_done, n_batches : batches of that epoch that are done, and how many it has, for each rank
     sums : of loss, weight, gradient norm, steps, tokens and seconds in that epoch
-    best_score : of `best_epoch`, None before the first
+    history : metrics of the epochs before
     """
 
     epoch: int = 1
@@ -51,8 +52,6 @@ class Progress:
     n_batches: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = 0
-    best_score: float | None = None
     seconds: float = 0.0
 
     def add(self, **values: float) -> None:
@@ -158,18 +157,36 @@ class Training:
         return norm
 
     def end_epoch(self, metrics: dict[str, float]) -> bool:
-        """Take the epoch's metrics into account; returns whether it is the best so far, and is kept."""
-        progress, selection = self.progress, self.objective.selection
-        score = metrics[selection.metric]
-        self._check_finite(f"the validation score {selection.metric}", score, where=f"after epoch {progress.epoch}")
+        """Take the epoch's metrics into account; returns whether it is the one that is kept, as things are."""
+        progress, selection, epoch = self.progress, self.objective.selection, self.progress.epoch
+        for name in selection.metrics:
+            self._check_finite(f"the validation score {name}", metrics[name], where=f"after epoch {epoch}")
         progress.history.append(metrics)
-        is_best = selection.improves(score, progress.best_score)
-        if is_best:
-            progress.best_epoch, progress.best_score = progress.epoch, score
-            if self.ranks.is_main:
-                save_tensors(self.folder / BEST, self.trainable)
-        progress.epoch, progress.n_done, progress.n_batches, progress.sums = progress.epoch + 1, 0, 0, {}
-        return is_best
+        candidates = selection.candidates(progress.history)
+        if self.ranks.is_main:
+            if epoch in candidates:
+                save_tensors(self._weights_of(epoch), self.trainable)
+            self._keep_only(candidates)
+        progress.epoch, progress.n_done, progress.n_batches, progress.sums = epoch + 1, 0, 0, {}
+        return selection.kept_epoch(progress.history) == epoch
+
+    def is_out_of_patience(self) -> bool:
+        """Whether `patience` epochs went by without progress."""
+        history = self.progress.history
+        return len(history) - self.objective.selection.last_progress(history) >= self.config.patience
+
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch (from 1) whose weights are kept, as things are; 0 before there is one."""
+        return self.objective.selection.kept_epoch(self.progress.history)
+
+    def _weights_of(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch:06d}.safetensors"
+
+    def _keep_only(self, epochs: Sequence[int]) -> None:
+        """Remove the weights of all other epochs."""
+        for file in set(self.folder.glob("epoch-*.safetensors")) - {self._weights_of(epoch) for epoch in epochs}:
+            file.unlink()
 
     def save_snapshot(self) -> None:
         """Keep all that is needed to go on from here; it is written while training goes on."""
@@ -179,8 +196,7 @@ class Training:
         for name, p in self.trainable.items():
             tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state[p].items()}
         n_before = int(sum(epoch["train/batches"] for epoch in self.progress.history))
-        best = self.folder / BEST
-        beside = [best] if self.progress.best_epoch and best.exists() else []
+        beside = [self._weights_of(epoch) for epoch in self.objective.selection.candidates(self.progress.history)]
         self.writer.save(n_before + self.progress.n_done, tensors, asdict(self.progress), beside=beside)
 
     def stop_here(self) -> None:
@@ -196,23 +212,46 @@ class Training:
             self.stop_here()
 
     def go_on(self, snapshot: Snapshot) -> None:
-        """Go on where a snapshot was taken."""
+        """Go on where a snapshot was taken.
+
+        Raises
+        ------
+        CheckpointError
+            If it lacks weights that may come to be kept.
+        """
+        facts = {name: value for name, value in snapshot.facts.items() if name not in ("best_epoch", "best_score")}
+        kept = self._kept_in(snapshot, facts["history"])
         with torch.no_grad():
             for name, p in self.trainable.items():
                 p.copy_(snapshot.tensors[f"model/{name}"])
                 state = {key: snapshot.tensors.get(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
                 if state["step"] is not None:
                     self.optimizer.state[p] = {key: _placed(key, value, p) for key, value in state.items()}
-        self.progress = Progress(**snapshot.facts)
-        best = snapshot.folder / BEST
-        if best.exists() and self.ranks.is_main:  # the best then, which may not be the best that lies there now
-            save_tensors(self.folder / BEST, load_tensors(best))
+        self.progress = Progress(**facts)
+        if self.ranks.is_main:  # the weights that were kept then, which may not be those that lie there now
+            self._keep_only([])
+            for epoch, file in kept.items():
+                save_tensors(self._weights_of(epoch), load_tensors(file))
 
-    def restore_best(self) -> None:
-        """Give the model the weights of the best epoch."""
-        best = self.ranks.from_main(lambda: load_tensors(self.folder / BEST))
+    def _kept_in(self, snapshot: Snapshot, history: list[dict[str, float]]) -> dict[int, Path]:
+        """The files of a snapshot that hold the weights of the epochs that may come to be kept."""
+        candidates = self.objective.selection.candidates(history)
+        files = {epoch: snapshot.folder / self._weights_of(epoch).name for epoch in candidates}
+        if (before := snapshot.folder / BEST_BEFORE).is_file():
+            files = {epoch: before if epoch == snapshot.facts["best_epoch"] else file for epoch, file in files.items()}
+        missing = [str(epoch) for epoch, file in files.items() if not file.is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{snapshot.folder} lacks the weights of epoch {', '.join(missing)}, which may come to be kept: it was "
+                "taken by another version of ehrtrack, which kept other epochs. Go on with that version, or start anew"
+            )
+        return files
+
+    def restore_kept(self) -> None:
+        """Give the model the weights of the epoch that is kept."""
+        kept = self.ranks.from_main(lambda: load_tensors(self._weights_of(self.kept_epoch)))
         with torch.no_grad():
-            for name, tensor in best.items():
+            for name, tensor in kept.items():
                 self.trainable[name].copy_(tensor)
 
     def close(self) -> None:
@@ -250,8 +289,8 @@ class Training:
         """Stop before weights that are no numbers are kept, or take a step that makes them so."""
         if math.isfinite(value):
             return
-        best = self.folder / BEST
-        kept = f"the weights of the best epoch are in {best}" if best.exists() else "no epoch was done"
+        epoch = self.kept_epoch
+        kept = f"the weights of epoch {epoch} are in {self._weights_of(epoch)}" if epoch else "no epoch was done"
         raise TrainingError(
             f"{what} became {value} {where or self._where()}; {kept}. "
             f"Lower train.lr (now {self.config.lr:g}) or train.clip_norm (now {self.config.clip_norm:g})"

@@ -114,9 +114,10 @@ def test_the_total_is_the_mean_times_the_weight(objective: Objective, model: Ehr
     assert loss.total.item() == pytest.approx(loss.mean * loss.weight, rel=1e-6)
 
 
-def test_validation_has_a_loss_and_the_metric_that_selects(objective: Objective, model: EhrModel) -> None:
+def test_validation_has_a_loss_and_the_metrics_that_select(objective: Objective, model: EhrModel) -> None:
     metrics = evaluate(model, objective, batches(), ALONE)
-    assert {"val/loss", objective.selection.metric} <= metrics.keys()
+    assert {"val/loss", *objective.selection.metrics} <= metrics.keys()
+    assert objective.selection.error in metrics or not objective.selection.error
     assert all(name.startswith("val/") and math.isfinite(value) for name, value in metrics.items())
 
 
@@ -129,9 +130,8 @@ def test_validation_is_the_same_twice_and_changes_nothing(objective: Objective, 
 
 
 def test_selection_prefers_the_better_score(objective: Objective) -> None:
-    low, high = 0.4, 0.6
     selection = objective.selection
-    assert selection.improves(low, None)
-    assert selection.improves(high, low) is selection.is_higher_better
-    assert selection.improves(low, high) is not selection.is_higher_better
-    assert not selection.improves(low, low)
+    low, high = ({selection.metric: value, selection.among: 0.2} for value in (0.4, 0.6))
+    assert selection.best_epoch([low, high]) == (2 if selection.is_higher_better else 1)
+    assert selection.best_epoch([high, low]) == (1 if selection.is_higher_better else 2)
+    assert selection.best_epoch([low, low]) == 1

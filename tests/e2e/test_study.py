@@ -117,7 +117,7 @@ def test_a_baseline_run_is_evaluated_like_a_finetune_run(study: Study) -> None:
     run = one(study, "baseline")
     with study.at_work():
         assert set(list_artifacts(run.run_id)) >= SURVIVAL_ARTIFACTS | {"model/baseline.json"}
-    scores = {"test/c_index", "test/c_index_lower", "test/c_index_upper", "test/ibs", "best/c_index", "best/ibs"}
+    scores = {"test/c_index", "test/c_index_lower", "test/c_index_upper", "test/ibs", "kept/c_index", "kept/ibs"}
     assert scores <= run.metrics.keys()
 
 
@@ -254,7 +254,7 @@ def test_the_champion_is_the_best_by_validation(study: Study, capsys: pytest.Cap
     with study.at_work():
         version = champion("simulated")
     runs = [one(study, "finetune"), one(study, "baseline")]
-    assert version.run_id == max(runs, key=lambda run: run.metrics["best/c_index"]).run_id
+    assert version.run_id == max(runs, key=lambda run: run.metrics["kept/c_index"]).run_id
     assert study.run("best", "simulated") == 0
     shown = capsys.readouterr().out
     assert "models:/simulated@champion" in shown

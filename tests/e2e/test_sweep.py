@@ -61,7 +61,7 @@ def test_the_best_configuration_is_a_file_that_loads_and_was_fitted_for_the_reco
     (final,) = children(study, swept, "finetune")
     assert final.status == "FINISHED"
     assert int(final.params["strategy.rank"]) == table["strategy.rank"][-1]
-    assert final.metrics["best/c_index"] == pytest.approx(table["value"][-1], abs=1e-9)
+    assert final.metrics["kept/c_index"] == pytest.approx(table["value"][-1], abs=1e-9)
     assert "test/c_index" in final.metrics
 
 

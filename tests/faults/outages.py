@@ -154,7 +154,7 @@ class Stopwatch:
         TrackedRun.log_metrics = timed  # type: ignore[method-assign]
         telling(TrackedRun, "__init__", "opening")
         telling(Training, "train_epoch", "epoch")
-        telling(Training, "restore_best", "trained")
+        telling(Training, "restore_kept", "trained")
 
 
 def timed_epochs(listener: Listener, address: Address, outage: dict[Place, str]) -> list[Clocks]:

@@ -54,6 +54,7 @@ def test_the_training_below_finishes_its_step_keeps_a_snapshot_and_can_be_resume
     (run,) = queries.search_runs("told", status=None)
     assert (run.status, run.tags[names.RESUMABLE]) == ("KILLED", "true")
     kept = {path.split("/")[-1] for path in queries.list_artifacts(run.run_id) if path.startswith("resume/")}
-    assert kept == {"best.safetensors", "facts.json", "state.safetensors"}
+    assert {"facts.json", "state.safetensors"} < kept
+    assert all(name.startswith("epoch-") for name in kept - {"facts.json", "state.safetensors"})
     assert run.run_id in {stale.record.run_id for stale in stale_runs(["finetune"])}
     client().delete_run(run.run_id)  # nobody is to go on with it

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from lifelines import KaplanMeierFitter
+from lifelines.utils import concordance_index
 from simulated import HORIZON_DAYS, Population, random_store, study, write_dataset
 
 from ehrtrack.data.batch import Batch, Batches, Outcomes, collate
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives._protocol import TrainingFacts
-from ehrtrack.objectives.survival import Config, Survival, baseline_survival, build, predict, score_survival
+from ehrtrack.objectives.survival import Config, Score, Survival, baseline_survival, build, predict, score_survival
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.survival.bootstrap import Interval, c_index_interval
@@ -49,12 +50,32 @@ def model_for(objective: Survival, seed: int = 0, vocabulary_size: int = 40) -> 
 
 def test_an_epoch_is_kept_by_the_measure_that_is_asked_for() -> None:
     outcomes = outcomes_of(120)
-    by_error = objective_of(outcomes).selection
-    by_rank = objective_of(outcomes, select_by="c_index").selection
-    assert (by_rank.metric, by_error.metric) == ("val/c_index", "val/ibs")
-    assert by_rank.improves(0.7, 0.6)
-    assert by_error.improves(0.15, 0.16)
-    assert not by_error.improves(0.16, 0.15)
+    by_error = objective_of(outcomes, select_by="ibs").selection
+    by_rank = objective_of(outcomes).selection
+    assert (by_rank.metric, by_rank.error, by_rank.among) == ("val/c_index", "val/c_index_se", "val/ibs")
+    assert (by_error.metric, by_error.error, by_error.among) == ("val/ibs", "", "")
+    assert by_rank.is_higher_better
+    assert not by_error.is_higher_better
+
+
+def scores_of(outcomes: Outcomes, objective: Survival) -> Score:
+    """Curves of subjects whose risk goes with when their follow-up ends, and some noise."""
+    noise = np.random.default_rng(1).normal(size=len(outcomes.is_event))
+    rate = np.exp(noise - np.log(outcomes.follow_up_days) / 2)[:, None]
+    survival = np.exp(-rate * np.linspace(0, 5, objective.grid.n_intervals + 1))
+    return Score(1.0, survival, outcomes)
+
+
+def test_the_standard_error_is_that_of_resampled_subjects_and_left_out_where_events_are_too_few() -> None:
+    outcomes = outcomes_of(120)
+    objective = objective_of(outcomes)
+    score = scores_of(outcomes, objective)
+    drawn = np.random.default_rng(0).integers(120, size=(200, 120))
+    risk, days, event = 1 - score.survival[:, -1], outcomes.follow_up_days, outcomes.is_event
+    expected = np.std([concordance_index(days[rows], -risk[rows], event[rows]) for rows in drawn], ddof=1)
+    assert objective.metrics([score])["val/c_index_se"] == pytest.approx(expected, rel=1e-6)
+    two = Outcomes(days, np.arange(120) == int(days.argmin()))
+    assert "val/c_index_se" not in objective.metrics([scores_of(two, objective)])
 
 
 @pytest.mark.parametrize("n_subjects", [120, 400])
@@ -147,7 +168,7 @@ def test_validation_metrics_do_not_depend_on_the_batch_size() -> None:
             evaluate(model, objective, Batches(store, np.arange(60), size, 30, outcomes=outcomes), ALONE)
             for size in (70, 2000)
         )
-    assert small.keys() == {"val/loss", "val/c_index", "val/ibs"}
+    assert small.keys() == {"val/loss", "val/c_index", "val/c_index_se", "val/ibs"}
     assert small == pytest.approx(large, abs=1e-6)
 
 

@@ -67,7 +67,7 @@ def made(
         cohort = {"fingerprint.cohort": f"cohort-{horizon}", "ehrtrack.horizon_days": horizon}
         run.set_tags(cohort | {"ehrtrack.subject_key": key} | tags)
         bounds = {"test/c_index_lower": 0.5, "test/c_index_upper": 0.7} if is_judged else {}
-        run.log_metrics({"best/c_index": val_c_index, "test/c_index": 0.6, "test/ibs": 0.1} | bounds, step=0)
+        run.log_metrics({"kept/c_index": val_c_index, "test/c_index": 0.6, "test/ibs": 0.1} | bounds, step=0)
         if "predictions" in files:
             run.log_table(predictions(1 - val_c_index) if table is None else table, "predictions/test.parquet")
         if "model" in files:

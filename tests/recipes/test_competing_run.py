@@ -39,7 +39,7 @@ def test_a_run_reports_each_cause_and_its_model_scores_subjects_anew(local_store
     )
     record = get_run(finetune(config).run_id)
     assert record.status == "FINISHED"
-    for name in ("test/c_index", "test/ibs", "val/c_index_causes", "best/c_index"):
+    for name in ("test/c_index", "test/ibs", "val/c_index_causes", "kept/c_index"):
         assert name in record.metrics
     for number in (1, 2):
         bounds = [record.metrics[f"test/c_index_cause_{number}{bound}"] for bound in ("_lower", "", "_upper")]

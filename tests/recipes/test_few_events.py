@@ -81,7 +81,7 @@ def test_two_test_events_leave_a_finished_run_with_its_model_and_no_interval(
     logged = pl.read_parquet(download(run.run_id, "predictions/test.parquet", local_store))
     assert 0 <= record.metrics["test/c_index"] <= 1
     assert record.metrics.keys() & {"test/c_index_lower", "test/calibration_slope", "test/uno_c"} == set()
-    assert {"test/ibs", "best/c_index"} <= record.metrics.keys()
+    assert {"test/ibs", "kept/c_index"} <= record.metrics.keys()
     assert (
         "too few events for an interval, which needs about 4" in left_out(record, local_store)["test/c_index_interval"]
     )

@@ -64,7 +64,7 @@ def test_a_run_on_simulated_subjects_logs_the_oracle_and_its_share(target_site: 
     assert metrics["test/attainable"] == pytest.approx(share, abs=1e-12)
     assert metrics["test/attainable_lower"] < share < metrics["test/attainable_upper"]
     assert f"{share:.0%}" in attained(evaluations["test"])["of the attainable (95 % interval)"]
-    assert "best/oracle_c_index" not in metrics
+    assert "kept/oracle_c_index" not in metrics
 
 
 def test_labels_without_a_truth_beside_them_have_no_oracle(tmp_path: Path) -> None:

@@ -53,6 +53,17 @@ def test_trials_are_found_by_their_parent(local_store: Path) -> None:
     assert [run.run_id for run in queries.search_runs("s", parent_run_id=sweep.run_id)] == trials
 
 
+def test_runs_from_before_the_kept_epoch_had_its_name_are_read_by_the_name_it_has_now(local_store: Path) -> None:
+    with tracked_run(experiment="s", name="old", kind="finetune") as old:
+        old.log_metrics({"best/c_index": 0.7, "best/epoch": 3.0, "test/c_index": 0.6}, step=0)
+    with tracked_run(experiment="s", name="new", kind="finetune") as new:
+        new.log_metrics({"best/c_index": 0.1, "kept/c_index": 0.8}, step=0)
+    found = {run.run_id: run.metrics for run in queries.search_runs("s")}
+    assert found[old.run_id] == {"kept/c_index": 0.7, "kept/epoch": 3.0, "test/c_index": 0.6}
+    assert found[new.run_id] == {"kept/c_index": 0.8}
+    assert queries.get_run(old.run_id).metrics == found[old.run_id]
+
+
 def test_all_pages_are_read(local_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [make_run("s", f"run {n}", "finetune") for n in range(5)]
     monkeypatch.setattr(experiments, "ROWS_PER_PAGE", 2)

@@ -266,7 +266,19 @@ def test_the_experiment_has_the_view_that_links_open(
         pass
     _, _, key = ui_command(run.experiment_id).url.partition("viewStateShareKey=")
     experiment = client().get_experiment(run.experiment_id)
-    assert "metrics.`best/c_index`" in json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])["selectedColumns"]
+    assert "metrics.`kept/c_index`" in json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])["selectedColumns"]
+
+
+def test_a_study_from_before_is_shown_by_the_metrics_that_there_are_now(local_store: Path) -> None:
+    primary = "mlflow.experiment.primaryMetric.name"
+    for study, metric in (("old", "best/c_index"), ("own", "test/ibs")):
+        tags = {primary: metric, "mlflow.sharedViewState.ehrtrack": '{"selectedColumns": ["metrics.`best/c_index`"]}'}
+        client().create_experiment(study, tags=tags)
+        with tracked_run(experiment=study, name="x", kind="demo") as run:
+            pass
+        shown = client().get_experiment(run.experiment_id).tags
+        assert shown[primary] == ("kept/c_index" if study == "old" else "test/ibs")  # the user's own stays
+        assert "kept/c_index" in shown["mlflow.sharedViewState.ehrtrack"]
 
 
 def test_two_workers_that_make_one_experiment_get_the_same(local_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,17 +115,62 @@ def test_patience_stops_training_and_the_best_epochs_weights_come_back(tmp_path:
 
     result = run(model, Scripted([0.6, 0.7, 0.65, 0.7, 0.64]), tmp_path, train={"patience": 3}, on_epoch=remember)
     assert len(result.history) == 5
-    assert result.best_epoch == 2
-    assert result.best["val/score"] == 0.7
+    assert result.kept_epoch == 2
+    assert result.kept["val/score"] == 0.7
     assert "no better val/score for 3 epochs" in result.stop_reason
     assert are_equal(weights_of(model), by_epoch[2])
     assert not are_equal(by_epoch[2], by_epoch[5])
 
 
+class Ruled(Scripted):
+    """An objective whose epochs are kept by one standard error; its scores are pairs of a C-index and an IBS."""
+
+    def __init__(self, pairs: Sequence[tuple[float, float]], *, error: float | None = 0.02) -> None:
+        super().__init__([])
+        self.pairs = iter(pairs)
+        self.error = error
+        self.selection = Selection("val/score", is_higher_better=True, error="val/score_se", among="val/ibs")
+
+    def metrics(self, scores: Sequence[int]) -> dict[str, float]:
+        score, ibs = next(self.pairs)
+        error = {} if self.error is None else {"val/score_se": self.error}
+        return {"val/loss": 1.0, "val/score": score, "val/ibs": ibs} | error
+
+
+def test_the_epoch_within_one_standard_error_comes_back_and_patience_counts_from_the_best(tmp_path: Path) -> None:
+    pairs = [(0.69, 0.20), (0.685, 0.14), (0.70, 0.15), (0.66, 0.13), (0.67, 0.19), (0.699, 0.16)]
+    model, by_epoch, kept = make_model(), {}, []
+
+    def remember(epoch: int, metrics: dict[str, float]) -> None:
+        by_epoch[epoch] = weights_of(model)
+        kept.append(sorted(file.name for file in tmp_path.glob("epoch-*")))
+
+    result = run(model, Ruled(pairs), tmp_path, train={"patience": 3}, on_epoch=remember)
+    assert len(result.history) == 6
+    assert (result.kept_epoch, result.kept["val/score"]) == (2, 0.685)
+    assert "no better val/score for 3 epochs" in result.stop_reason
+    assert are_equal(weights_of(model), by_epoch[2])
+    names = [[f"epoch-00000{n}.safetensors" for n in numbers] for numbers in ([1], [1, 2], [2, 3], [2, 3, 4])]
+    assert kept == [*names, names[-1], names[-1]]  # no others are on the disk
+
+
+def test_training_goes_on_while_the_kept_epoch_does(tmp_path: Path) -> None:
+    """The best C-index, of the first epoch, is luck: those after it are within its error and ever more right."""
+    pairs = [(0.70, 0.20), (0.69, 0.19), (0.69, 0.18), (0.69, 0.17), (0.60, 0.10), (0.69, 0.18), (0.69, 0.2)]
+    result = run(make_model(), Ruled(pairs), tmp_path, train={"patience": 2})
+    assert (len(result.history), result.kept_epoch) == (6, 4)
+
+
+def test_too_few_events_for_a_standard_error_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(make_model(), Ruled([(0.9, 0.2), (0.5, 0.1)], error=None), tmp_path, train={"epochs": 2})
+    assert result.kept_epoch == 2
+    assert capsys.readouterr().out.count("too few validation events for a standard error of val/score") == 1
+
+
 def test_lower_is_better_where_the_objective_says_so(tmp_path: Path) -> None:
     scores = [0.9, 0.5, 0.6, 0.4]
     result = run(make_model(), Scripted(scores, is_higher_better=False), tmp_path, train={"epochs": 4})
-    assert (result.best_epoch, result.stop_reason) == (4, "all epochs done")
+    assert (result.kept_epoch, result.stop_reason) == (4, "all epochs done")
 
 
 def test_a_loss_that_is_no_number_stops_with_its_step_and_keeps_the_last_good_weights(tmp_path: Path) -> None:
@@ -137,7 +182,7 @@ def test_a_loss_that_is_no_number_stops_with_its_step_and_keeps_the_last_good_we
     objective = Scripted([0.5, 0.6, 0.7], break_at=len(batches(1)) + 3)
     with pytest.raises(TrainingError, match=r"the training loss became nan at step 3 of epoch 2.*train\.lr"):
         run(model, objective, tmp_path, on_epoch=remember)
-    kept = load_tensors(tmp_path / "best.safetensors")
+    kept = load_tensors(tmp_path / "epoch-000001.safetensors")
     assert are_equal(kept, by_epoch[1])
 
 
@@ -153,13 +198,13 @@ def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(tmp_pa
 def test_a_validation_score_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"val/score.*nan.*epoch 2"):
         run(make_model(), Scripted([0.5, math.nan, 0.7]), tmp_path)
-    assert (tmp_path / "best.safetensors").is_file()
+    assert (tmp_path / "epoch-000001.safetensors").is_file()
 
 
 def test_a_loss_that_breaks_in_the_first_epoch_says_that_nothing_was_kept(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no epoch was done"):
         run(make_model(), Scripted([], break_at=1), tmp_path)
-    assert not (tmp_path / "best.safetensors").exists()
+    assert not list(tmp_path.glob("epoch-*"))
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(tmp_path: Path) -> None:
@@ -205,7 +250,9 @@ def test_frozen_parameters_do_not_move_and_are_not_in_the_checkpoint(tmp_path: P
     before = weights_of(model.encoder)
     run(model, Scripted([0.5, 0.6]), tmp_path, train={"epochs": 2})
     assert are_equal(before, weights_of(model.encoder))
-    assert set(load_tensors(tmp_path / "best.safetensors")) == {f"head.{n}" for n, _ in model.head.named_parameters()}
+    assert set(load_tensors(tmp_path / "epoch-000002.safetensors")) == {
+        f"head.{n}" for n, _ in model.head.named_parameters()
+    }
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:

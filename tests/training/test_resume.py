@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -31,10 +31,10 @@ class Stop(Exception):
     pass
 
 
-def objective(stop_at: int = 0) -> survival.Survival:
+def objective(stop_at: int = 0, select_by: Literal["c_index", "ibs"] = "c_index") -> survival.Survival:
     """The survival objective, which raises at its n-th batch."""
     facts = TrainingFacts(np.ones(V, dtype=np.int64), OUTCOMES, 365.0)
-    built, n_seen = survival.build(survival.Config(n_intervals=5), facts), 0
+    built, n_seen = survival.build(survival.Config(n_intervals=5, select_by=select_by), facts), 0
     loss: Callable[..., BatchLoss] = built.loss
 
     def counted(*arguments: Any) -> BatchLoss:
@@ -49,11 +49,16 @@ def objective(stop_at: int = 0) -> survival.Survival:
 
 
 def train(
-    folder: Path, *, stop_at: int = 0, snapshot_seconds: float = 1e9, **settings: Any
+    folder: Path,
+    *,
+    stop_at: int = 0,
+    snapshot_seconds: float = 1e9,
+    select_by: Literal["c_index", "ibs"] = "c_index",
+    **settings: Any,
 ) -> tuple[FitResult, dict[str, Tensor], MemoryRunLogger]:
     torch.manual_seed(7)
     encoder = Behrt(ModelConfig(size="tiny", dropout=0.2), V)
-    scores, logger = objective(stop_at), MemoryRunLogger()
+    scores, logger = objective(stop_at, select_by), MemoryRunLogger()
     model = EhrModel(encoder, scores.make_head(encoder.width))
     torch.manual_seed(int(torch.randint(1000, (), generator=torch.Generator().manual_seed(stop_at))))  # must not matter
     config = TrainConfig(**{"epochs": 4, "lr": 5e-3, "batch_tokens": 120, "patience": 2} | settings)
@@ -91,7 +96,7 @@ def test_a_run_that_was_cut_off_ends_bit_identical_to_one_that_was_not(
         train(tmp_path / "cut", stop_at=stop_at, snapshot_seconds=0, accumulate=accumulate)
     resumed, weights_then, _ = train(tmp_path / "cut", accumulate=accumulate)
     assert without_times(resumed.history) == without_times(whole.history)
-    assert (resumed.best_epoch, resumed.stop_reason) == (whole.best_epoch, whole.stop_reason)
+    assert (resumed.kept_epoch, resumed.stop_reason) == (whole.kept_epoch, whole.stop_reason)
     assert all(torch.equal(value, weights_then[name]) for name, value in weights.items())
 
 

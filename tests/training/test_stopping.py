@@ -11,7 +11,9 @@ import torch
 from test_resume import train, without_times
 
 import ehrtrack.training.loop as loop
-from ehrtrack.training.snapshots import latest_snapshot
+from ehrtrack.errors import CheckpointError
+from ehrtrack.objectives._protocol import Selection
+from ehrtrack.training.snapshots import CheckpointWriter, latest_snapshot
 from ehrtrack.training.stopping import sigterm_waits
 
 
@@ -61,14 +63,49 @@ def test_a_run_told_to_stop_in_a_step_or_a_validation_ends_bit_identical_once_re
     assert all(torch.equal(value, weights_then[name]) for name, value in weights.items())
 
 
-def test_a_snapshot_brings_back_the_best_weights_of_its_moment(tmp_path: Path) -> None:
+def test_a_snapshot_brings_back_the_kept_weights_of_its_moment(tmp_path: Path) -> None:
     train(tmp_path, epochs=2)
     snapshot = latest_snapshot(tmp_path / "snapshots")
     assert snapshot is not None
-    then = (tmp_path / "best.safetensors").read_bytes()
-    (tmp_path / "best.safetensors").unlink()
+    then = {file.name: file.read_bytes() for file in tmp_path.glob("epoch-*")}
+    assert then
+    for name in then:
+        (tmp_path / name).unlink()
+    (tmp_path / "epoch-000009.safetensors").write_bytes(b"of an epoch after it, which was lost")
     train(tmp_path, epochs=2)
-    assert (tmp_path / "best.safetensors").read_bytes() == then
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("epoch-*")} == then
+
+
+def as_before(folder: Path, best_epoch: int) -> None:
+    """Make a snapshot what an earlier version wrote: the weights of the best epoch alone, and which it is."""
+    snapshot = latest_snapshot(folder / "snapshots")
+    assert snapshot is not None
+    best = folder / "best.safetensors"
+    best.write_bytes((folder / f"epoch-{best_epoch:06d}.safetensors").read_bytes())
+    for file in folder.glob("epoch-*"):
+        file.unlink()
+    writer = CheckpointWriter(folder / "snapshots")
+    facts = snapshot.facts | {"best_epoch": best_epoch, "best_score": 0.2}
+    writer.save(snapshot.step, snapshot.tensors, facts, beside=[best])
+    writer.close()
+
+
+def test_a_snapshot_of_an_earlier_version_goes_on_where_one_measure_decides(tmp_path: Path) -> None:
+    begun, weights, _ = train(tmp_path, select_by="ibs", epochs=2)
+    as_before(tmp_path, begun.kept_epoch)
+    again, weights_then, _ = train(tmp_path, select_by="ibs", epochs=2)
+    assert (again.history, again.kept_epoch) == (begun.history, begun.kept_epoch)
+    assert all(torch.equal(value, weights_then[name]) for name, value in weights.items())
+
+
+def test_a_snapshot_of_an_earlier_version_that_lacks_weights_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, _, _ = train(tmp_path, epochs=2)
+    as_before(tmp_path, begun.kept_epoch)
+    monkeypatch.setattr(Selection, "candidates", lambda self, history: [1, 2])
+    with pytest.raises(CheckpointError, match=r"lacks the weights of epoch .*another version"):
+        train(tmp_path, epochs=2)
 
 
 def test_a_second_signal_is_not_held_back() -> None:
