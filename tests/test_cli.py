@@ -34,6 +34,8 @@ index = {{ rule = "first_code", codes = ["INDEX$"] }}
 outcome = {{ codes = ["OUTCOME$"] }}
 """
 
+LORA = ("--strategy.name", "lora")  # from scratch, the base that is named is dropped
+
 Refused = Callable[..., str]
 
 
@@ -179,11 +181,11 @@ def test_a_strategy_that_needs_a_pretrained_base_says_so(refused: Refused, name:
 
 
 def test_the_latest_pretrain_run_of_a_study_without_one_is_refused(refused: Refused) -> None:
-    assert "study 'simulated' has no finished pretrain run" in refused("finetune", "--init.run", "latest")
+    assert "study 'simulated' has no finished pretrain run" in refused("finetune", "--init.run", "latest", *LORA)
 
 
 def test_a_run_that_is_not_there_is_named(refused: Refused) -> None:
-    assert "there is no run" in refused("finetune", "--init.run", "0123456789abcdef" * 2)
+    assert "there is no run" in refused("finetune", "--init.run", "0123456789abcdef" * 2, *LORA)
 
 
 def test_a_comparison_without_runs_is_refused(refused: Refused) -> None:

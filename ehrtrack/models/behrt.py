@@ -215,6 +215,22 @@ class EhrModel(nn.Module):
         with self._precision():
             return self.encoder(batch).float()  # type: ignore[no-any-return]
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        """Refuse tensors that no part of the model takes, even where others pass over them.
+
+        peft does: an adapter whose head adds the effects of codes would predict without them.
+        """
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        *_, error_messages = others
+        there = {prefix + name for name in self.state_dict()}
+        foreign = sorted(name for name in state_dict if name.startswith(prefix) and name not in there)
+        if foreign:
+            names = ", ".join(name.removeprefix(prefix) for name in foreign[:5])
+            error_messages.append(
+                f"{len(foreign)} of the tensors have no place in this model, such as {names}: it lacks a part of the "
+                "one that they are of. Make the base of an adapter by ehrtrack.recipes.adapter_base"
+            )
+
     def _precision(self) -> AbstractContextManager[object]:
         if not self.is_bf16:
             return nullcontext()

@@ -7,6 +7,7 @@ In a notebook::
 """
 
 from ehrtrack.config import load_config
+from ehrtrack.recipes._adapter import adapter_base
 from ehrtrack.recipes._run import Run
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.compare import compare
@@ -16,4 +17,15 @@ from ehrtrack.recipes.predict import predict
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.recipes.sweep import sweep
 
-__all__ = ["Run", "baseline", "compare", "demo", "finetune", "load_config", "predict", "pretrain", "sweep"]
+__all__ = [
+    "Run",
+    "adapter_base",
+    "baseline",
+    "compare",
+    "demo",
+    "finetune",
+    "load_config",
+    "predict",
+    "pretrain",
+    "sweep",
+]

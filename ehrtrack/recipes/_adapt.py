@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,16 +13,20 @@ from torch import nn
 from ehrtrack import plugins
 from ehrtrack.config import RunConfig
 from ehrtrack.errors import ConfigError
-from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig, load_encoder_weights
+from ehrtrack.models.behrt import SIZES, Behrt, EhrModel, ModelConfig, encoder_weights, load_encoder_weights
 from ehrtrack.models.code_effects import Levels
 from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
 from ehrtrack.recipes._prepare import CohortRecords
+from ehrtrack.recipes._run import MODEL_FOLDER
 from ehrtrack.recipes._sanity import Weights, encoder_matrices
 from ehrtrack.recipes._train import known_feed, set_up
 from ehrtrack.recipes.embed import start_from_embeddings
-from ehrtrack.tracking.queries import download, resolve_run, search_runs
+from ehrtrack.strategies._protocol import Base
+from ehrtrack.tracking.queries import download, get_run, resolve_run, search_runs
+from ehrtrack.training.checkpoint import weights_fingerprint
 from ehrtrack.training.ranks import Ranks
+from ehrtrack.training.sanity import failed_checks, unlearned
 
 ENCODER_SHAPE = ("size", "readout_days")
 """Settings of the model that a pretrained encoder brings along."""
@@ -38,6 +42,7 @@ class Adaptation:
     plain : the encoder with the objective's head, before the strategy touched it
     model : what trains
     start : the encoder's matrices as they are before training
+    base : what the encoder is before training
     """
 
     strategy: ModuleType
@@ -45,6 +50,7 @@ class Adaptation:
     plain: EhrModel
     model: nn.Module
     start: Weights
+    base: Base
 
 
 def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, ranks: Ranks) -> Adaptation:
@@ -67,8 +73,14 @@ def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, r
     else:
         start_from_embeddings(config, records, encoder.embeddings.code)
     start = encoder_matrices(plain)
+    fingerprint = weights_fingerprint(encoder_weights(plain))
+    begun = (
+        Base("pretrained", f"runs:/{config.init.run}/{MODEL_FOLDER}", fingerprint)
+        if base is not None
+        else Base("random", fingerprint=fingerprint)
+    )
     model = strategy.apply(set_up(plain, config, ranks), config.strategy).to(ranks.device)
-    return Adaptation(strategy, objective, plain, model, start)
+    return Adaptation(strategy, objective, plain, model, start, begun)
 
 
 def read_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
@@ -79,8 +91,13 @@ def read_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
     ConfigError
         If there is no such run, or the strategy could not learn from this start.
     """
+    strategy = plugins.load("strategies", config.strategy.name)
+    if config.init.run and strategy.starts_anew(config.strategy):
+        print(f"strategy {config.strategy.name} starts from random weights: init.run={config.init.run} is dropped")
+        config = config.model_copy(update={"init": config.init.model_copy(update={"run": ""})})
     base, config = _download_base(config)
-    reason = plugins.load("strategies", config.strategy.name).refuse(config.strategy, is_pretrained=base is not None)
+    width = SIZES[config.model.size].width
+    reason = strategy.refuse(config.strategy, is_pretrained=base is not None, width=width)
     if reason:
         raise ConfigError(reason)
     return base, config
@@ -97,6 +114,9 @@ def _download_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
     reference = resolve_run(latest_pretrain(config.study) if config.init.run == "latest" else config.init.run)
     with tempfile.TemporaryDirectory() as folder:
         base = read_model_folder(download(reference.run_id, reference.artifact_path, Path(folder)))
+    base = replace(base, failed_checks=failed_checks(get_run(reference.run_id).tags))
+    if base.failed_checks:
+        print(f"warning: {unlearned(reference.run_id, base.failed_checks)}", flush=True)
     return base, config.model_copy(
         update={
             "model": with_shape_of(base.config.model, config.model, config.init.run),

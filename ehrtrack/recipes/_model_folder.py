@@ -51,6 +51,7 @@ class ModelFolder:
     fingerprints : of the data, cohort, vocabulary and base weights it was made from
     max_tokens : tokens of a record that the model reads, [CLS] included, in training as in prediction
     seen : codes and values of the training subjects; None where it was not kept
+    failed_checks : of the sanity of the run that made it, where it was asked for them
     """
 
     config: RunConfig
@@ -61,6 +62,7 @@ class ModelFolder:
     fingerprints: dict[str, str]
     max_tokens: int
     seen: Seen | None
+    failed_checks: tuple[str, ...] = ()
 
     @property
     def n_causes(self) -> int:

@@ -26,7 +26,7 @@ from ehrtrack.recipes._evaluate import (
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._oracle import checked_truth
 from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, check_validation, prepare_cohort, settle
-from ehrtrack.recipes._run import MODEL_FOLDER, OpenRun, Resumption, Run, describe, open_run
+from ehrtrack.recipes._run import OpenRun, Resumption, Run, describe, open_run
 from ehrtrack.recipes._sanity import (
     conclude,
     judge_encoder,
@@ -38,6 +38,7 @@ from ehrtrack.recipes._train import feed, train, with_features
 from ehrtrack.strategies._protocol import parameter_table
 from ehrtrack.training.loop import FitResult
 from ehrtrack.training.ranks import join_ranks
+from ehrtrack.training.sanity import based
 
 SECTIONS = ("study", "data", "cohort", "model", "objective", "strategy", "init", "train", "runtime")
 
@@ -112,8 +113,7 @@ def finetune(
             )
             run.log_model_folder(Path(folder))
         with tempfile.TemporaryDirectory() as folder:
-            base_uri = f"runs:/{config.init.run}/{MODEL_FOLDER}" if config.init.run else ""
-            strategy.save_adapter(model, Path(folder), base=base_uri)
+            strategy.save_adapter(model, Path(folder), base=adapted.base)
             run.log_adapter_folder(Path(folder))
         validation, test = (objective.predict(model, batches.split(s), ranks.device) for s in ("validation", "test"))
         log_predictions(run.logger, records, validation=validation, test=test)
@@ -135,6 +135,7 @@ def finetune(
             verdicts = [
                 *judge_risks(evaluations),
                 judge_training(result),
+                *([] if base is None else [based(config.init.run, base.failed_checks)]),
                 *judge_encoder(adapted.start, merged.cpu(), learning_matrices(model), is_pretrained=base is not None),
             ]
             conclude(run.logger, _summary(config, records, result, evaluations, causes), verdicts)

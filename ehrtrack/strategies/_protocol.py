@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import polars as pl
 from torch import nn
@@ -11,11 +12,32 @@ from torch import nn
 from ehrtrack.models.behrt import EhrModel
 
 
+@dataclass(frozen=True)
+class Base:
+    """The model that an adapter was trained on.
+
+    Attributes
+    ----------
+    kind : pretrained, and kept under `uri`, such as ``runs:/ID/model``; or random weights, which are kept nowhere
+    fingerprint : of the encoder's weights before the strategy touched them
+    """
+
+    kind: Literal["pretrained", "random"]
+    uri: str = ""
+    fingerprint: str = ""
+
+
+NO_BASE = Base("random")
+
+
 class Strategy(Protocol):
     """The functions a strategy module has, beside its `Config`."""
 
-    def refuse(self, config: object, *, is_pretrained: bool) -> str | None:
-        """The reason why this run could not learn or is misnamed, or None."""
+    def refuse(self, config: object, *, is_pretrained: bool, width: int) -> str | None:
+        """The reason why this run, with an encoder of width D, could not learn or is misnamed, or None."""
+
+    def starts_anew(self, config: object) -> bool:
+        """Whether a pretrained model is of no use to it, even where the configuration names one."""
 
     def apply(self, model: EhrModel, config: object) -> nn.Module:
         """Choose what trains: sets ``requires_grad``, wraps layers. Returns the model to train."""
@@ -26,8 +48,8 @@ class Strategy(Protocol):
     def merge(self, model: nn.Module) -> EhrModel:
         """A plain model that predicts the same, with nothing wrapped."""
 
-    def save_adapter(self, model: nn.Module, folder: Path, *, base: str = "") -> None:
-        """Write the adapter alone, where the strategy has one; `base` is where its base model is kept."""
+    def save_adapter(self, model: nn.Module, folder: Path, *, base: Base = NO_BASE) -> None:
+        """Write the adapter alone, where the strategy has one; it is of no use without its base."""
 
 
 def parameter_table(model: nn.Module) -> pl.DataFrame:

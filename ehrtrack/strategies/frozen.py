@@ -7,16 +7,21 @@ from pathlib import Path
 from torch import nn
 
 from ehrtrack.models.behrt import EhrModel
+from ehrtrack.strategies._protocol import NO_BASE, Base
 from ehrtrack.strategies._settings.frozen import Config as Config
 
 
-def refuse(config: Config, *, is_pretrained: bool) -> str | None:
+def refuse(config: Config, *, is_pretrained: bool, width: int) -> str | None:
     if is_pretrained:
         return None
     return (
         "strategy frozen has no pretrained encoder: its features would be random projections for ever; "
         "set init.run to a pretrain run, or use strategy.name=scratch"
     )
+
+
+def starts_anew(config: Config) -> bool:
+    return False
 
 
 def apply(model: EhrModel, config: Config) -> nn.Module:
@@ -34,5 +39,5 @@ def merge(model: nn.Module) -> EhrModel:
     return model
 
 
-def save_adapter(model: nn.Module, folder: Path, *, base: str = "") -> None:
+def save_adapter(model: nn.Module, folder: Path, *, base: Base = NO_BASE) -> None:
     """There is no adapter."""

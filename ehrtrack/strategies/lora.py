@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import cast
 
@@ -14,17 +15,28 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ehrtrack.models.behrt import ADAPTED_LAYERS, EhrModel
+from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.dropout import Dropout
+from ehrtrack.strategies._protocol import NO_BASE, Base
 from ehrtrack.strategies._settings.lora import Config as Config
 
 
-def refuse(config: Config, *, is_pretrained: bool) -> str | None:
+def refuse(config: Config, *, is_pretrained: bool, width: int) -> str | None:
+    if config.rank > width:
+        return (
+            f"strategy.rank is {config.rank} and the encoder is {width} wide: beyond its width an adapter has more "
+            f"parameters than what it adapts and can say no more; set strategy.rank to at most {width}"
+        )
     if is_pretrained or config.embeddings:
         return None
     return (
         "strategy lora has no pretrained base and its embeddings are frozen: codes would stay random vectors; "
         "set init.run to a pretrain run, or strategy.embeddings=true, or strategy.name=scratch"
     )
+
+
+def starts_anew(config: Config) -> bool:
+    return False
 
 
 def apply(model: EhrModel, config: Config) -> nn.Module:
@@ -50,15 +62,29 @@ def merge(model: nn.Module) -> EhrModel:
     return cast(EhrModel, copy.deepcopy(cast(peft.PeftModel, model)).merge_and_unload())
 
 
-def save_adapter(model: nn.Module, folder: Path, *, base: str = "") -> None:
+def save_adapter(model: nn.Module, folder: Path, *, base: Base = NO_BASE) -> None:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json``, which a stock ``peft.PeftModel`` loads.
 
-    Parameters
-    ----------
-    base : where the base model is kept, such as ``runs:/ID/model``; the adapter is of no use without it
+    The configuration's ``auto_mapping.base``, where peft allows for more than it knows, says of the base what kind it
+    is and the fingerprint of its encoder's weights, and which parts a model needs to take this adapter.
     """
     adapted = cast(peft.PeftModel, model)
-    adapted.peft_config["default"].base_model_name_or_path = base
+    adapted.peft_config["default"].base_model_name_or_path = base.uri
     # "auto" would look for the base's configuration on a model hub; trained embeddings are among modules_to_save.
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink()  # peft's empty model card; the run's page says what this is
+    config = folder / "adapter_config.json"
+    table = json.loads(config.read_text())
+    table["auto_mapping"]["base"] = {"kind": base.kind, "fingerprint": base.fingerprint, "parts": _parts(adapted)}
+    config.write_text(json.dumps(table, indent=2, sort_keys=True))
+
+
+def _parts(adapted: peft.PeftModel) -> list[str]:
+    """The encoder, the head, and what of the head not every head has."""
+    model = cast(EhrModel, adapted.get_base_model())
+    head = cast(nn.Module, model.head.modules_to_save["default"])  # type: ignore[index]
+    return [
+        "encoder",
+        "head",
+        *(f"head.{name}" for name, part in head.named_children() if isinstance(part, CodeEffects)),
+    ]

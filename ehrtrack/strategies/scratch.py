@@ -8,13 +8,15 @@ from ehrtrack.models.behrt import EhrModel
 from ehrtrack.strategies._settings.scratch import Config as Config
 from ehrtrack.strategies.full import merge, save_adapter
 
-__all__ = ["Config", "apply", "keeps_encoder", "merge", "refuse", "save_adapter"]
+__all__ = ["Config", "apply", "keeps_encoder", "merge", "refuse", "save_adapter", "starts_anew"]
 
 
-def refuse(config: Config, *, is_pretrained: bool) -> str | None:
-    if not is_pretrained:
-        return None
-    return "strategy scratch starts from random weights, but init.run is set: remove it, or say strategy.name=full"
+def refuse(config: Config, *, is_pretrained: bool, width: int) -> str | None:
+    return None
+
+
+def starts_anew(config: Config) -> bool:
+    return True
 
 
 def apply(model: EhrModel, config: Config) -> nn.Module:

@@ -70,6 +70,29 @@ def to_tags(verdicts: Sequence[Verdict]) -> dict[str, str]:
     return tags | {"sanity.verdict": worst([v.state for v in verdicts])}
 
 
+def failed_checks(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """The checks that a run failed, by its tags (`to_tags`)."""
+    named = {name.removeprefix("sanity."): state for name, state in tags.items() if name.startswith("sanity.")}
+    return tuple(sorted(check for check, state in named.items() if state == "fail" and check != "verdict"))
+
+
+def unlearned(run_id: str, checks: Sequence[str]) -> str:
+    """What is to be said where a model that failed checks of its sanity is built on."""
+    return (
+        f"the base, run {run_id}, failed its sanity checks: {', '.join(checks)} (the reasons are on its page). What is "
+        "built on it may be no better than from scratch: pretrain again, or compare with strategy.name=scratch"
+    )
+
+
+def based(run_id: str, checks: Sequence[str]) -> Verdict:
+    """Whether the model that a run starts from was sane."""
+    return (
+        Verdict("base", "warn", unlearned(run_id, checks))
+        if checks
+        else Verdict("base", "ok", f"run {run_id} was sane")
+    )
+
+
 def learned_codes(metrics: Mapping[str, float], trivial: Mapping[str, str]) -> Verdict:
     """Whether pretraining knows more than predictors that only count.
 

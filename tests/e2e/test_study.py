@@ -135,7 +135,7 @@ def test_every_run_tells_its_settings_code_machine_and_data(study: Study) -> Non
 def test_every_run_ends_with_a_verdict_of_its_sanity(study: Study) -> None:
     checks = {
         "pretrain": {"learned", "overfit", "moved", "embeddings", "verdict"},
-        "finetune": {"learned", "overfit", "moved", "embeddings", "calibrated", "measured", "verdict"},
+        "finetune": {"learned", "overfit", "moved", "embeddings", "calibrated", "measured", "base", "verdict"},
         "baseline": {"learned", "calibrated", "measured", "verdict"},
     }
     for kind, names in checks.items():

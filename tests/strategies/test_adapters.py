@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.section import Choice
 from ehrtrack.strategies import lora
-from ehrtrack.strategies._protocol import parameter_table
+from ehrtrack.strategies._protocol import Base, parameter_table
 from ehrtrack.training.checkpoint import save_tensors
 from ehrtrack.training.loop import set_training_mode
 
@@ -98,7 +100,10 @@ def test_embeddings_learn_only_if_asked(name: str) -> None:
         ("lora", {}, False, "embeddings are frozen"),
         ("lora", {"embeddings": True}, False, None),
         ("full", {}, False, "no"),
-        ("scratch", {}, True, "init.run is set"),
+        ("scratch", {}, True, None),
+        ("lora", {"rank": 32}, True, None),
+        ("lora", {"rank": 33}, True, "strategy.rank is 33 and the encoder is 32 wide.*at most 32"),
+        ("lora", {"rank": 500, "embeddings": True}, False, "strategy.rank is 500"),
         ("frozen", {}, True, None),
         ("lora", {}, True, None),
         ("full", {}, True, None),
@@ -108,8 +113,8 @@ def test_embeddings_learn_only_if_asked(name: str) -> None:
 def test_what_cannot_learn_is_refused(
     name: str, settings: dict[str, Any], is_pretrained: bool, reason: str | None
 ) -> None:
-    answer = plugins.load("strategies", name).refuse(config_of(name, **settings), is_pretrained=is_pretrained)
-    assert (answer is None) if reason is None else (answer is not None and reason in answer)
+    answer = plugins.load("strategies", name).refuse(config_of(name, **settings), is_pretrained=is_pretrained, width=32)
+    assert (answer is None) if reason is None else (answer is not None and re.search(reason, answer))
 
 
 def test_dropout_is_off_in_a_frozen_encoder_and_on_under_adapters() -> None:
@@ -135,22 +140,56 @@ def test_a_stock_peft_loads_the_adapter_on_the_base_and_predicts_the_same(tmp_pa
     assert (expected - plain).abs().max() > 0.01
 
 
+LEVELS = Levels(torch.full((1000,), -1), torch.zeros(1000))
+NOTHING = torch.zeros(CodeEffects.n_columns(LEVELS, 1), 1)
+
+
+def base_with(effect: torch.Tensor) -> EhrModel:
+    """A base whose head starts from the effects of codes, as `objective.lasso` makes it."""
+    model = base()
+    assert isinstance(model.head, HazardHead)
+    model.head.codes = CodeEffects(LEVELS, torch.ones(1), effect, torch.zeros(1))
+    return model.eval()
+
+
+def test_a_stock_peft_refuses_a_base_that_lacks_a_part_of_the_adapters_head(tmp_path: Path) -> None:
+    """It would pass over the effects of codes, and predict without them."""
+    lora.save_adapter(shake(apply("lora", base_with(NOTHING + 1), rank=4)), tmp_path)
+    with pytest.raises(RuntimeError, match=r"such as head\.codes\.code, .*it lacks a part.*adapter_base"):
+        peft.PeftModel.from_pretrained(base(), str(tmp_path))
+
+
+def test_a_stock_peft_refuses_a_base_with_a_part_that_the_adapter_lacks(tmp_path: Path) -> None:
+    lora.save_adapter(shake(apply("lora", base(), rank=4)), tmp_path)
+    with pytest.raises(KeyError, match=r"head\.codes"):
+        peft.PeftModel.from_pretrained(base_with(NOTHING + 1), str(tmp_path))
+
+
+@pytest.mark.parametrize(("lasso", "parts"), [(False, ["encoder", "head"]), (True, ["encoder", "head", "head.codes"])])
+def test_an_adapters_configuration_says_what_its_base_is(tmp_path: Path, lasso: bool, parts: list[str]) -> None:
+    made = Base("pretrained", "runs:/abc/model", "0123456789abcdef")
+    lora.save_adapter(apply("lora", base_with(NOTHING) if lasso else base(), rank=4), tmp_path, base=made)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "runs:/abc/model"
+    assert config["auto_mapping"]["base"] == {"kind": "pretrained", "fingerprint": "0123456789abcdef", "parts": parts}
+    assert peft.PeftConfig.from_pretrained(str(tmp_path)).auto_mapping["base_model_class"] == "EhrModel"
+
+
+def test_weights_that_no_part_takes_are_refused_even_where_a_part_of_them_would_do() -> None:
+    weights = base_with(NOTHING).state_dict()
+    with pytest.raises(RuntimeError, match="have no place in this model"):
+        base().load_state_dict(weights, strict=False)
+    with_less = {name: value for name, value in base().state_dict().items() if name.startswith("encoder.")}
+    assert base().load_state_dict(with_less, strict=False).unexpected_keys == []
+
+
 def test_effects_of_codes_are_kept_with_the_adapter_and_do_not_learn(tmp_path: Path) -> None:
-    levels = Levels(torch.full((1000,), -1), torch.zeros(1000))
-    nothing = torch.zeros(CodeEffects.n_columns(levels, 1), 1)
-
-    def base_with(effect: torch.Tensor) -> EhrModel:
-        model = base()
-        assert isinstance(model.head, HazardHead)
-        model.head.codes = CodeEffects(levels, torch.ones(1), effect, torch.zeros(1))
-        return model.eval()
-
-    model = shake(apply("lora", base_with(torch.ones_like(nothing)), rank=4))
+    model = shake(apply("lora", base_with(NOTHING + 1), rank=4))
     lora.save_adapter(model, tmp_path)
-    fresh = peft.PeftModel.from_pretrained(base_with(nothing), str(tmp_path)).eval()
+    fresh = peft.PeftModel.from_pretrained(base_with(NOTHING), str(tmp_path)).eval()
     with torch.no_grad():
-        torch.testing.assert_close(fresh(batch()), model(batch()), atol=1e-5, rtol=0)
-        assert (model(batch()) - apply("lora", base_with(nothing), rank=4)(batch())).abs().min() > 1
+        torch.testing.assert_close(fresh(batch()), model(batch()), atol=1e-6, rtol=0)
+        assert (model(batch()) - apply("lora", base_with(NOTHING), rank=4)(batch())).abs().min() > 1
 
 
 def test_merging_folds_a_strong_adapter_in_to_1e_5() -> None:

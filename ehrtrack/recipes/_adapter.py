@@ -1,0 +1,69 @@
+"""The model that an adapter is loaded on: `peft` itself knows neither our classes nor which base it was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ehrtrack.errors import CheckpointError
+from ehrtrack.models.behrt import Behrt, EhrModel, load_encoder_weights
+from ehrtrack.models.code_effects import CodeEffects
+from ehrtrack.models.heads import HazardHead
+from ehrtrack.recipes._model_folder import read_model_folder
+from ehrtrack.training.checkpoint import load_tensors, weights_fingerprint
+
+HEAD = "base_model.model.head."
+
+
+def adapter_base(base: Path | str, adapter: Path | str) -> EhrModel:
+    """The base of an adapter, with a head of the adapter's parts and shapes, for ``peft.PeftModel.from_pretrained``.
+
+    Parameters
+    ----------
+    base : folder ``model`` of the pretrain run that ``base_model_name_or_path`` of the adapter's configuration names
+    adapter : folder ``adapter`` of a finetune run with strategy lora
+
+    Raises
+    ------
+    CheckpointError
+        If a file is missing or damaged, or the adapter was trained on another base.
+    """
+    said = _said_of_base(Path(adapter))
+    if said.get("kind") == "random":
+        raise CheckpointError(
+            f"the adapter in {adapter} was trained on random weights, which no run keeps: load the whole model of its "
+            "run, from its folder `model`"
+        )
+    folder = read_model_folder(Path(base))
+    found = weights_fingerprint(folder.encoder_weights())
+    if said and found != said["fingerprint"]:
+        raise CheckpointError(
+            f"the adapter in {adapter} was trained on a base with the fingerprint {said['fingerprint']}, and the "
+            f"encoder in {base} has {found}: fetch the folder `model` of the run that adapter_config.json names"
+        )
+    if not said:
+        print(f"the adapter in {adapter} is from before adapters named their base: whether {base} is it is not checked")
+    weights = load_tensors(Path(adapter) / "adapter_model.safetensors")
+    try:
+        codes = CodeEffects.from_weights(weights, f"{HEAD}codes.")
+        encoder = Behrt(folder.config.model, len(folder.vocabulary))
+        model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(weights[f"{HEAD}baseline"].shape), codes))
+        load_encoder_weights(model, folder.encoder_weights())
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"the adapter in {adapter} and the base in {base} do not fit: {error}") from error
+    return model.eval()
+
+
+def _said_of_base(adapter: Path) -> dict[str, Any]:
+    """What the adapter's configuration says of its base; nothing in those of earlier versions."""
+    file = adapter / "adapter_config.json"
+    try:
+        said = json.loads(file.read_text())["auto_mapping"].get("base", {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} is no configuration of an adapter: {error!r}") from error
+    if said and not {"kind", "fingerprint"} <= set(said):
+        raise CheckpointError(f"{file} says of its base only {said}; needed are its kind and fingerprint")
+    return dict(said)
