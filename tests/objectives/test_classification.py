@@ -16,7 +16,7 @@ from ehrtrack.data.batch import Batch, Outcomes, collate
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives._protocol import TrainingFacts
-from ehrtrack.objectives.classification import Classification, Config, build
+from ehrtrack.objectives.classification import Classification, Config, Score, build
 from ehrtrack.objectives.survival import predict
 
 COUNTS = np.ones(30, dtype=np.int64)
@@ -129,3 +129,17 @@ def test_one_known_class_alone_is_refused() -> None:
     outcomes = Outcomes(np.array([10.0, 20.0]), np.array([True, True]))
     with pytest.raises(DataError, match="of 2 subjects 2 have the outcome by 365 days and 0 are known not to"):
         objective_of(outcomes_of(100)).score_classes(np.array([0.2, 0.3]), outcomes)
+
+
+def test_the_standard_error_of_the_auroc_is_that_of_resampled_subjects() -> None:
+    training, outcomes = outcomes_of(300), outcomes_of(150, seed=1)
+    objective = objective_of(training)
+    logits = np.random.default_rng(2).normal(size=150) + outcomes.is_event
+    weights = objective.censoring.weights(outcomes)
+    known = np.flatnonzero(weights > 0)
+    drawn = known[np.random.default_rng(0).integers(len(known), size=(200, len(known)))]
+    expected = [roc_auc_score(outcomes.is_event[r], logits[r], sample_weight=weights[r]) for r in drawn]
+    metrics = objective.metrics([Score(logits, outcomes)])
+    assert metrics["val/auroc_se"] == pytest.approx(np.std(expected, ddof=1), rel=1e-4)  # weights in 32 bits
+    squared = weights * (1 / (1 + np.exp(-logits)) - outcomes.is_event) ** 2
+    assert metrics["val/brier"] == pytest.approx(squared.sum() / 150)

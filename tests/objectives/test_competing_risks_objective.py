@@ -18,9 +18,10 @@ from ehrtrack.errors import DataError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import competing_risks
 from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.competing_risks import Score
 from ehrtrack.recipes._causes import log_causes
 from ehrtrack.runlog import MemoryRunLogger
-from ehrtrack.survival.competing_risks import aalen_johansen
+from ehrtrack.survival.competing_risks import aalen_johansen, cause_c_index
 from ehrtrack.training.loop import TrainConfig, fit
 from ehrtrack.training.ranks import join_ranks
 
@@ -137,3 +138,18 @@ def test_labels_bring_their_causes_and_the_horizon_ends_them(tmp_path: Path) -> 
 def test_causes_that_contradict_the_events_are_refused(causes: list[object], told: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=told):
         cohort_of(tmp_path, cause=causes)
+
+
+def test_the_standard_error_is_of_the_causes_mean_in_resampled_subjects() -> None:
+    rng = np.random.default_rng(3)
+    cause, days = rng.integers(0, 3, 120), rng.uniform(1, HORIZON, 120)
+    outcomes = Outcomes(days, cause > 0, cause)
+    objective = objective_of(outcomes)
+    incidence = rng.uniform(0, 0.4, (120, 2, objective.grid.n_intervals + 1)).cumsum(axis=2)
+    incidence /= 2 * incidence[:, :, -1:].max()
+    metrics = objective.metrics([Score(0.0, 1 - incidence.sum(axis=1), incidence, outcomes)])
+    means = []
+    for rows in np.random.default_rng(0).integers(120, size=(200, 120)):
+        risks = incidence[rows, :, -1]
+        means.append(np.mean([cause_c_index(risks[:, r - 1], days[rows], cause[rows], of=r) for r in (1, 2)]))
+    assert metrics["val/c_index_causes_se"] == pytest.approx(np.std(means, ddof=1), rel=1e-6)
