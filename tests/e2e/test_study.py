@@ -149,6 +149,16 @@ def test_every_run_ends_with_a_verdict_of_its_sanity(study: Study) -> None:
     assert one(study, "finetune").tags["sanity.embeddings"] == "ok"
 
 
+def test_what_is_named_kept_is_of_the_kept_epoch(study: Study) -> None:
+    run = one(study, "finetune")
+    kept = int(run.metrics["kept/epoch"])
+    with study.at_work():
+        for name in ("c_index", "ibs"):
+            of_epoch = metric_history(run.run_id, f"val/{name}")[kept]
+            assert run.metrics[f"kept/{name}"] == pytest.approx(of_epoch, abs=1e-6)
+    assert not [name for name in run.metrics if name.startswith("best/")]
+
+
 def test_the_base_of_a_finetune_run_is_named_by_run_and_by_weights(study: Study, tmp_path: Path) -> None:
     base, run = one(study, "pretrain"), one(study, "finetune")
     assert run.params["init.run"] == base.run_id
