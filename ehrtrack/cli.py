@@ -80,10 +80,12 @@ def _recipe(objective: str) -> Callable[[Callable[[RunConfig], Any]], click.Comm
             loaded = _load(config, _overrides(context.args), objective=objective)
             if _is_first_rank():
                 from ehrtrack.tracking.drainer import is_offline
+                from ehrtrack.tracking.joining import check_join
                 from ehrtrack.tracking.server import check_reachable
 
                 if not is_offline():
                     check_reachable()
+                    check_join()
             else:
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115  rank 0 speaks for all
             function(loaded)
@@ -266,9 +268,11 @@ def advise(context: click.Context, config: Path, price: float | None) -> None:
 def demo() -> None:
     """The main job on embedded data: import, pretrain, fine-tune, baseline, sweep, compare."""
     from ehrtrack.recipes.demo import demo as run_demo
+    from ehrtrack.tracking.joining import check_join
     from ehrtrack.tracking.server import check_reachable
 
     check_reachable()
+    check_join()
     run_demo()
 
 

@@ -15,7 +15,7 @@ from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.recipes.sweep import sweep
-from ehrtrack.tracking.experiments import experiment_named
+from ehrtrack.tracking.queries import get_run
 from ehrtrack.tracking.server import ui_command
 
 STUDY = Path("projects/gi_bleed")
@@ -50,7 +50,7 @@ def demo() -> Run:
         comparison = compare(_load("compare"))
         name = "none" if comparison.champion is None else f"models:/{comparison.champion.name}@champion"
         run.logger.set_description(f"### Demo\n\n{comparison.markdown}\n\nChampion: `{name}`")
-        page = ui_command(experiment_named(pretraining.study))
+        page = ui_command(get_run(base.run_id).experiment_id)
         print(f"champion  {name}")
         print(f"look      {page}")
         print(f"took      {time.monotonic() - started:.0f} s", flush=True)

@@ -19,6 +19,7 @@ from ehrtrack.errors import TrackingError
 from ehrtrack.files import sha256_of
 from ehrtrack.tracking import names
 from ehrtrack.tracking.failures import CallRefused, ServerUnavailable
+from ehrtrack.tracking.joining import under_users_tags
 from ehrtrack.tracking.journal import (
     ARTIFACTS,
     REFUSED,
@@ -59,11 +60,17 @@ class Drain:
     ----------
     is_live
         Whether the journal is still being written, so that a last line that is not whole is one to wait for.
+
+    Attributes
+    ----------
+    is_begun
+        The run's work goes on or is done; no refusal to join another run can stop it any more.
     """
 
     def __init__(self, folder: Path, *, is_live: bool) -> None:
         self.folder = folder
         self.is_live = is_live
+        self.is_begun = not is_live
         self.progress = read_progress(folder)
         self.account = Account()
         self._is_open = False
@@ -126,8 +133,9 @@ class Drain:
         if self._is_open:
             return
         opening = RunOpening(self.folder)
-        opened = opening.find_or_make(self.progress)
+        opened = opening.find_or_make(self.progress, is_begun=self.is_begun)
         self.progress.run_id, self.progress.experiment_id = opened.run_id, opened.experiment_id
+        self.progress.users_tags |= opened.users_tags
         self.progress.server = redacted(tracking_uri())
         if not opened.is_new:
             opening.check_attempt(opened.run_id)
@@ -197,7 +205,8 @@ class Drain:
         self._send_rows(rows, lambda part: client().log_batch(self.progress.run_id, params=part))
 
     def _send_tags(self, records: list[Record]) -> None:
-        rows = [RunTag(key, value) for key, value in _merged(records).items()]
+        tags = under_users_tags(_merged(records), self.progress.users_tags)
+        rows = [RunTag(key, value) for key, value in tags.items()]
         self._send_rows(rows, lambda part: client().log_batch(self.progress.run_id, tags=part))
 
     def _send_dataset(self, records: list[Record]) -> None:

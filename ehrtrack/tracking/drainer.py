@@ -61,6 +61,7 @@ class Drainer:
             If it says that it never will. A server that is away is no reason: the run is made later.
         """
         self._first_try.wait(OPEN_SECONDS)
+        self.drain.is_begun = True
         if self.refusal is not None:
             raise self.refusal
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from mlflow import MlflowClient
@@ -11,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
-from ehrtrack.tracking.server import client, tracking_errors
+from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
 
 _DESCRIPTION = """\
 Runs of the EHRTrack study **{study}**. Group or filter them by the tag `ehrtrack.kind`: pretrain, finetune,
@@ -22,6 +24,9 @@ at the end.
 
 PRIMARY_METRIC = "kept/c_index"
 _PRIMARY_TAG = "mlflow.experiment.primaryMetric.name"
+_NAME, _ID = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
+_NOBODYS_CHOICE = "0"  # mlflow's Default, where `mlflow run` puts runs of which nobody said where they belong
+
 _VIEW_TAG = f"mlflow.sharedViewState.{names.VIEW}"
 _COLUMNS = (
     "attributes.`Created`",
@@ -54,8 +59,44 @@ def every_experiment_id() -> list[str]:
     return [experiment.experiment_id for experiment in pages(client().search_experiments)]
 
 
-def experiment_named(study: str) -> str:
-    """The id of the study's experiment, which is made if there is none.
+@dataclass(frozen=True)
+class ChosenExperiment:
+    """Where a user wants runs: an experiment's id, or a name; both are empty where nothing was said."""
+
+    id: str = ""
+    name: str = ""
+
+
+def chosen_experiment() -> ChosenExperiment:
+    """The experiment of MLFLOW_EXPERIMENT_ID, which ``mlflow run`` also sets, or else MLFLOW_EXPERIMENT_NAME."""
+    chosen = os.environ.get(_ID, "").strip()
+    if chosen and chosen != _NOBODYS_CHOICE:
+        return ChosenExperiment(id=chosen)
+    return ChosenExperiment(name=os.environ.get(_NAME, "").strip())
+
+
+def active_experiment(experiment_id: str) -> str:
+    """The id, if there is such an experiment.
+
+    Raises
+    ------
+    TrackingError
+        If there is none, or it was deleted.
+    """
+    try:
+        found = client().get_experiment(experiment_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise TrackingError(
+            f"{_ID} is {experiment_id!r}, and there is no such experiment on {redacted(tracking_uri())}; set it to one "
+            f"that is there, or set {_NAME} instead, and it is made"
+        ) from error
+    return _active(found)
+
+
+def experiment_named(name: str, *, study: str = "") -> str:
+    """The id of the experiment of a name, which is made if there is none, for a study of the same or another name.
 
     Raises
     ------
@@ -63,13 +104,17 @@ def experiment_named(study: str) -> str:
         If an experiment of this name was deleted, or the server refuses.
     """
     mlflow_client = client()
-    with tracking_errors(f"find or make experiment {study!r}"):
-        found = mlflow_client.get_experiment_by_name(study)
+    with tracking_errors(f"find or make experiment {name!r}"):
+        found = mlflow_client.get_experiment_by_name(name)
         if found is None:
-            return _create(mlflow_client, study)
+            return _create(mlflow_client, name, study or name)
+    return _active(found)
+
+
+def _active(found: Any) -> str:
     if found.lifecycle_stage != "active":
         raise TrackingError(
-            f"experiment {study!r} was deleted; bring it back with "
+            f"experiment {found.name!r} was deleted; bring it back with "
             f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or use another name"
         )
     return str(found.experiment_id)
@@ -100,7 +145,7 @@ def offer_view(experiment_id: str) -> None:
             client().set_experiment_tag(experiment_id, _PRIMARY_TAG, names.present_name(metric))
 
 
-def _create(mlflow_client: MlflowClient, study: str) -> str:
+def _create(mlflow_client: MlflowClient, name: str, study: str) -> str:
     tags = {
         names.STUDY: study,
         "mlflow.note.content": _DESCRIPTION.format(study=study),
@@ -109,8 +154,8 @@ def _create(mlflow_client: MlflowClient, study: str) -> str:
         "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
     }
     try:
-        return str(mlflow_client.create_experiment(study, tags=tags))
+        return str(mlflow_client.create_experiment(name, tags=tags))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another pod may have made it meanwhile
             raise
-        return experiment_named(study)
+        return experiment_named(name, study=study)

@@ -65,6 +65,7 @@ class Progress:
     position : bytes of the log whose records are confirmed
     server : address, without login, for messages
     artifacts : SHA-256 by artifact path, of those the server has
+    users_tags : what the user had tagged a run with that was joined; it stays
     """
 
     position: int = 0
@@ -72,6 +73,7 @@ class Progress:
     experiment_id: str = ""
     server: str = ""
     artifacts: dict[str, str] = field(default_factory=dict)
+    users_tags: dict[str, str] = field(default_factory=dict)
 
 
 class JournalBusy(TrackingError):

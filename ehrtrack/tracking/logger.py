@@ -20,6 +20,7 @@ from ehrtrack.tracking.drain import ROWS_PER_CALL
 from ehrtrack.tracking.drainer import Drainer, drain_seconds
 from ehrtrack.tracking.heartbeat import Heartbeat
 from ehrtrack.tracking.journal import REFUSED, Journal, remove_journal, without_secrets
+from ehrtrack.tracking.names import MAX_TAG_CHARACTERS
 from ehrtrack.tracking.server import ui_command
 
 if TYPE_CHECKING:
@@ -29,9 +30,8 @@ if TYPE_CHECKING:
 Scalar = str | int | float | bool
 _Value = TypeVar("_Value")
 
-# mlflow's limits; beyond them its client cuts silently.
+# mlflow's limit; beyond it its client cuts silently.
 MAX_PARAM_CHARACTERS = 6000
-MAX_TAG_CHARACTERS = 8000
 
 _log = logging.getLogger(__name__)
 

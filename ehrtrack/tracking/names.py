@@ -12,6 +12,7 @@ RUN_KEY = "ehrtrack.run_key"  # a run's name for itself, before and whether or n
 HEARTBEAT = "ehrtrack.heartbeat"  # UTC time at which the run's process was last known to live
 RESUMABLE = "ehrtrack.resumable"  # "true" once a run that can go on was told to stop
 ATTEMPT = "ehrtrack.attempt"  # how often the run was taken up again; the last to do so alone writes to it
+JOIN_REFUSED = "ehrtrack.join_refused"  # why the run of MLFLOW_RUN_ID was not joined, and this one made in its place
 KIND = "ehrtrack.kind"
 SUBJECT_KEY = "ehrtrack.subject_key"  # fingerprint of the key under which subjects are logged; "raw" without one
 COHORT = "fingerprint.cohort"  # runs compare where this is equal
@@ -24,12 +25,20 @@ GIT_COMMIT = "ehrtrack.git_commit"
 GIT_DIRTY = "ehrtrack.git_dirty"
 VIEW = "ehrtrack"  # the key of the columns that a study's page opens with
 
+# mlflow's limit; beyond it its client cuts silently.
+MAX_TAG_CHARACTERS = 8000
+
 # `mlflow run` logs its -P strings as params, and a param can never change: "0.10" and 0.1 under one name
 # would end the run. The resolved configuration therefore has names of its own.
 PARAM_PREFIX = "cfg."
 
 # The artifact folder that holds a run's weights, sizes, vocabulary and time grid.
 MODEL_ARTIFACTS = "model"
+
+# The artifact folder of a run that holds its registered versions, each in a folder named by its digest and written
+# once. The tag shows that digest; what counts is the one in the version's source, which no call can change.
+REGISTERED_ARTIFACTS = "registered"
+VERSION_DIGEST = "ehrtrack.sha256"
 
 # The artifact folder of the last two snapshots of a run that is not finished.
 RESUME_ARTIFACTS = "resume"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from mlflow.exceptions import MlflowException
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
-from ehrtrack.tracking.experiments import every_experiment_id, experiment_named, offer_view
+from ehrtrack.tracking.experiments import active_experiment, every_experiment_id, experiment_named, offer_view
 from ehrtrack.tracking.failures import CallRefused, ServerUnavailable
+from ehrtrack.tracking.joining import JoinRefused, check_is_nobodys, claim, is_generated, users_tags
 from ehrtrack.tracking.journal import LOG, Progress, Record, read_log, read_progress, without_secrets
 from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
 
 _NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,13 @@ class OpenedRun:
     Attributes
     ----------
     is_new : this very call made it
+    users_tags : those that its user gave it before it was joined
     """
 
     run_id: str
     experiment_id: str
     is_new: bool
+    users_tags: dict[str, str] = field(default_factory=dict)
 
 
 class RunOvertaken(TrackingError):
@@ -80,18 +86,40 @@ class RunOpening:
                 "sent yet is made there anew, and is not sent"
             )
 
-    def find_or_make(self, progress: Progress) -> OpenedRun:
-        """The run on the server; made, in its parent's experiment or its study's, if it is not there."""
+    def find_or_make(self, progress: Progress, *, is_begun: bool) -> OpenedRun:
+        """The run on the server; made, in its parent's experiment or its study's, if it is not there.
+
+        Parameters
+        ----------
+        is_begun
+            The run's work goes on or is done, so that a run that may not be joined cannot stop it any more: what it
+            has to tell becomes a run of its own.
+
+        Raises
+        ------
+        JoinRefused
+            If the run of MLFLOW_RUN_ID is another's.
+        """
         if progress.run_id:
             return self._found_again(progress)
-        if self.record["joined"]:
+        if not self.record["joined"]:
+            return self._find_or_make_own({})
+        try:
             return self._join(self.record["joined"])
+        except JoinRefused as refusal:
+            if not is_begun:
+                raise
+            _log.warning("%s. What this run has to tell becomes a run of its own", refusal)
+            return self._find_or_make_own({names.JOIN_REFUSED: str(refusal)})
+
+    def _find_or_make_own(self, more_tags: dict[str, str]) -> OpenedRun:
         parent_id, experiment_id = self._place()
         with tracking_errors(f"look for run {self.record['name']!r}"):
             found = self._with_key(experiment_id)
             if found:
                 return OpenedRun(self._first_active(found), experiment_id, is_new=False)
-            tags = self.record["tags"] | ({"mlflow.parentRunId": parent_id} if parent_id else {})
+            tags = self.record["tags"] | self.record.get("source", {}) | more_tags
+            tags |= {"mlflow.parentRunId": parent_id} if parent_id else {}
             client().create_run(
                 experiment_id,
                 start_time=self.record["time"],
@@ -104,7 +132,7 @@ class RunOpening:
 
     def remove_doubles(self, progress: Progress) -> None:
         """Delete any other run of this key: one whose making was taken for lost, and came through late."""
-        if self.record["joined"]:
+        if progress.run_id == self.record["joined"]:
             return
         with tracking_errors("look for doubles"):
             for run in self._with_key(progress.experiment_id):
@@ -128,32 +156,46 @@ class RunOpening:
         return OpenedRun(info.run_id, info.experiment_id, is_new=False)
 
     def _join(self, run_id: str) -> OpenedRun:
-        """The run that ``mlflow run`` made becomes this one."""
+        """The run that ``mlflow run`` made becomes this one, or one of ours goes on; nobody else's is written to."""
         with tracking_errors(f"join run {run_id} of MLFLOW_RUN_ID"):
             there = client().get_run(run_id)
-            experiment_id = there.info.experiment_id
-            self.check_attempt(run_id)
-            client().update_run(run_id, status="RUNNING", name=self.record["name"])
+            if self.attempt:  # a run that goes on keeps the key that it is found by
+                self.check_attempt(run_id)
+            else:
+                check_is_nobodys(there, self.key)
+                claim(run_id, self.key)
+            is_ours = self.attempt or there.data.tags.get(names.RUN_KEY) == self.key
+            given = {} if is_ours else users_tags(there)
             # `mlflow run` tags the address of the git remote, in which there may be a token
             masked = {key: without_secrets(value) for key, value in there.data.tags.items()}
             tags = {key: value for key, value in masked.items() if value != there.data.tags[key]}
-            tags |= self.record["tags"]
-            if not self.attempt:  # a run that goes on keeps the key that it is found by
+            tags |= {key: value for key, value in self.record["tags"].items() if key not in given}
+            if not self.attempt:
                 tags[names.RUN_KEY] = self.key
+            name = self.record["name"] if is_generated(there.info.run_name) else there.info.run_name
+            tags["mlflow.runName"] = name
+            client().update_run(run_id, status="RUNNING", name=name)
             client().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        experiment_id = there.info.experiment_id
         offer_view(experiment_id)
-        return OpenedRun(run_id, experiment_id, is_new=False)
+        return OpenedRun(run_id, experiment_id, is_new=False, users_tags=given)
 
     def _place(self) -> tuple[str | None, str]:
         """The server's id of the parent, if there is one, and of the experiment."""
         parent = self.record["parent"]
         with tracking_errors(f"find the place of run {self.record['name']!r}"):
             if parent is None:
-                experiment_id = experiment_named(self.record["experiment"])
+                experiment_id = self._experiment()
                 offer_view(experiment_id)
                 return None, experiment_id
             info = self._find_parent(parent)
             return info.run_id, info.experiment_id
+
+    def _experiment(self) -> str:
+        chosen = self.record.get("experiment_id")
+        if chosen:
+            return active_experiment(chosen)
+        return experiment_named(self.record["experiment"], study=self.record["tags"].get(names.STUDY, ""))
 
     def _find_parent(self, parent: str) -> Any:
         """By the server's id, or by the key that a parent has whose run was not made when this one began."""

@@ -16,12 +16,14 @@ from ehrtrack.errors import TrackingError
 from ehrtrack.privacy import Privacy
 from ehrtrack.tracking import names
 from ehrtrack.tracking.drainer import drain_seconds, is_offline
+from ehrtrack.tracking.experiments import chosen_experiment
 from ehrtrack.tracking.heartbeat import utc_now
+from ehrtrack.tracking.joining import RUN_ID
 from ehrtrack.tracking.journal import Journal
 from ehrtrack.tracking.logger import Scalar, TrackedRun, now_ms
 from ehrtrack.tracking.parent import watch_mlflow_run
 from ehrtrack.tracking.provenance import UNKNOWN, environment, git_state, user_name
-from ehrtrack.tracking.server import tracking_uri
+from ehrtrack.tracking.server import redacted, tracking_uri
 
 DEFAULT_JOURNALS = Path(".ehrtrack") / "journal"
 MAX_ERROR_CHARACTERS = 500
@@ -54,12 +56,14 @@ def tracked_run(
     """A run that ends with its block: FINISHED, FAILED on an exception, KILLED on Ctrl-C or SIGTERM.
 
     At top level under ``mlflow run`` this is the run that mlflow made (it stays in the experiment mlflow
-    chose, and carries the study as a tag); a run with a parent is a new one, in its parent's experiment.
+    chose, keeps the name and the tags that its user gave it, and carries the study as a tag); a run with a
+    parent is a new one, in its parent's experiment. A run that is somebody's already is never joined.
 
     Parameters
     ----------
     experiment
-        The study; the experiment's name, and the tag ``ehrtrack.study``.
+        The study; the tag ``ehrtrack.study``, and the experiment's name unless MLFLOW_EXPERIMENT_ID or
+        MLFLOW_EXPERIMENT_NAME says where runs belong.
     kind
         pretrain, finetune, baseline, sweep, trial, compare or demo; the tag ``ehrtrack.kind``.
     parent_run_id
@@ -120,22 +124,26 @@ def _open_run(
     drain_seconds()  # as are settings that cannot be
     is_offline()
     key = uuid.uuid4().hex
-    joined_id = run_id or (os.environ.pop("MLFLOW_RUN_ID", None) if parent_run_id is None else None)
+    is_joining = run_id is None and parent_run_id is None
+    joined_id = os.environ.get(RUN_ID) if is_joining else run_id
+    chosen = chosen_experiment()
     tags = {names.STUDY: experiment, names.KIND: kind, "mlflow.runName": name, names.HEARTBEAT: utc_now()}
     tags |= _code_tags()
-    if not joined_id:
-        tags |= {
-            "mlflow.user": user_name(),
-            "mlflow.source.name": f"ehrtrack {kind}",
-            "mlflow.source.type": "LOCAL",
-        }
+    source = {
+        "mlflow.user": user_name(),
+        "mlflow.source.name": f"ehrtrack {kind}",
+        "mlflow.source.type": "LOCAL",
+    }
     opening = {
         "do": "open",
         "key": key,
         "time": now_ms(),
-        "experiment": experiment,
+        "experiment": chosen.name or experiment,
+        "experiment_id": chosen.id,
+        "server": redacted(tracking_uri()),
         "name": name,
         "tags": tags,
+        "source": source,  # of a run that is made, not joined
         "parent": parent_run_id,
         "joined": joined_id,
         "attempt": attempt,
@@ -148,6 +156,8 @@ def _open_run(
     except TrackingError:
         run.give_up()
         raise
+    if is_joining:
+        os.environ.pop(RUN_ID, None)  # the next run of this process is another one
     return run
 
 

@@ -87,8 +87,9 @@ def drain_left_behind(folder: Path, run_id: str, *, attempt: int) -> bool:
     is_last_here = False
     found = [journal for journal in find_journals(folder) if run_id in _ids(journal)]
     for journal in found:
-        is_last_here |= _attempt(journal) == attempt
+        is_of_last = _attempt(journal) == attempt
         synced = _sync_one(journal, lambda n_records: None)
+        is_last_here |= is_of_last and synced.run_id == run_id  # not one that wanted to join it, and became another
         if synced.problem:
             raise TrackingError(f"run {run_id} cannot go on before its journal is sent: {synced.problem}")
         remove_journal(journal)
