@@ -23,7 +23,7 @@ from ehrtrack.recipes._sanity import Weights, encoder_matrices
 from ehrtrack.recipes._train import known_feed, set_up
 from ehrtrack.recipes.embed import start_from_embeddings
 from ehrtrack.strategies._protocol import Base
-from ehrtrack.tracking.queries import download, get_run, resolve_run, search_runs
+from ehrtrack.tracking.queries import fetch_model, get_run, search_runs
 from ehrtrack.training.checkpoint import weights_fingerprint
 from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.sanity import failed_checks, unlearned
@@ -111,16 +111,17 @@ def _download_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
             f"init.run={config.init.run} and init.embeddings={config.init.embeddings}: a pretrained encoder has "
             "embeddings of its own. Give init.embeddings to the pretraining, or fine-tune with init.run=''"
         )
-    reference = resolve_run(latest_pretrain(config.study) if config.init.run == "latest" else config.init.run)
+    reference = latest_pretrain(config.study) if config.init.run == "latest" else config.init.run
     with tempfile.TemporaryDirectory() as folder:
-        base = read_model_folder(download(reference.run_id, reference.artifact_path, Path(folder)))
-    base = replace(base, failed_checks=failed_checks(get_run(reference.run_id).tags))
+        fetched = fetch_model(reference, Path(folder))
+        base = read_model_folder(fetched.folder)
+    base = replace(base, failed_checks=failed_checks(get_run(fetched.run_id).tags))
     if base.failed_checks:
-        print(f"warning: {unlearned(reference.run_id, base.failed_checks)}", flush=True)
+        print(f"warning: {unlearned(fetched.run_id, base.failed_checks)}", flush=True)
     return base, config.model_copy(
         update={
             "model": with_shape_of(base.config.model, config.model, config.init.run),
-            "init": config.init.model_copy(update={"run": reference.run_id}),
+            "init": config.init.model_copy(update={"run": fetched.run_id}),
         }
     )
 

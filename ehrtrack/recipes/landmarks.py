@@ -25,7 +25,7 @@ from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes.predict import Predictor, load_predictor
 from ehrtrack.survival.evaluation import Report
 from ehrtrack.survival.landmarks import AtLandmark, pooled_c_index
-from ehrtrack.tracking.queries import download, resolve_run
+from ehrtrack.tracking.queries import fetch_model
 
 SECTIONS = ("study", "data", "cohort", "runtime")
 LANDMARK_MEASURES = ("c_index", "c_index_lower", "c_index_upper", "ibs", "ibs_kaplan_meier")
@@ -72,12 +72,12 @@ def landmarks(model: str, days: Sequence[float]) -> Run:
     """
     if not days or min(days) < 0:
         raise ConfigError(f"--days {list(days)}: landmarks are days from the index date on, such as 0 and 365")
-    reference = resolve_run(model)
     with tempfile.TemporaryDirectory() as folder:
-        predictor = load_predictor(download(reference.run_id, reference.artifact_path, Path(folder)))
+        fetched = fetch_model(model, Path(folder))
+        predictor = load_predictor(fetched.folder)
     config = predictor.folder.config
     with open_run(config, kind="landmarks", sections=SECTIONS, name="landmarks") as run:
-        run.logger.set_tags({"model_run": reference.run_id})
+        run.logger.set_tags({"model_run": fetched.run_id})
         scored = list(_scored(predictor, config, sorted(set(days))))
         report = Report()
         pooled = report.measure(
@@ -92,7 +92,7 @@ def landmarks(model: str, days: Sequence[float]) -> Run:
         run.logger.log_metrics(metrics, step=0)
         text = _to_markdown(table)
         of_all_text = str(pooled or f"none ({report.left_out['landmark_c_index']})")
-        facts = {"model of run": reference.run_id, "C-index over all landmarks (95 % interval)": of_all_text}
+        facts = {"model of run": fetched.run_id, "C-index over all landmarks (95 % interval)": of_all_text}
         facts |= {
             f"drift at {at.days:g} days": "; ".join(at.drift.to_lines()) for at in scored if at.drift.is_over_limit
         }

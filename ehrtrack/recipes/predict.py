@@ -31,7 +31,7 @@ from ehrtrack.plugins import load
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
 from ehrtrack.recipes._prediction_table import with_predictions
 from ehrtrack.survival.time_grid import TimeGrid
-from ehrtrack.tracking.queries import download, resolve_run
+from ehrtrack.tracking.queries import fetch_model
 from ehrtrack.training.threads import use_threads
 
 BATCH_TOKENS = 4096
@@ -244,8 +244,7 @@ def predict(
         open_engine(engine, n_workers) as opened,
         tempfile.TemporaryDirectory(dir=out.parent, prefix=".predict-") as folder,
     ):
-        reference = resolve_run(model)
-        model_folder = download(reference.run_id, reference.artifact_path, Path(folder)).resolve()
+        model_folder = fetch_model(model, Path(folder)).folder.resolve()
         scored = score_shards(model_folder, dataset, times, opened)
     aside = out.with_suffix(".part")
     scored.table.write_parquet(aside, metadata={DRIFT_METADATA: scored.drift.to_json()})

@@ -10,6 +10,8 @@ import mlflow.models
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel
 
+from ehrtrack.tracking.registry import check_served
+
 ANSWER = ("subject_id", "prediction_time", "cause", "risk", "reason")
 
 
@@ -17,10 +19,12 @@ class SurvivalModel(PythonModel):
     """Risk of the outcome within the horizon, from events of any number of subjects."""
 
     def load_context(self, context: Any) -> None:
-        """Load the model folder that was stored beside this file."""
+        """Load the model folder that was stored beside this file, if it is the one that was registered."""
+        folder = Path(context.artifacts["model"])
+        check_served(folder.parents[1])
         # By name, because recipes stand above tracking: this file runs where the model is served, not here.
         predict = importlib.import_module("ehrtrack.recipes.predict")
-        self.predictor = predict.load_predictor(Path(context.artifacts["model"]))
+        self.predictor = predict.load_predictor(folder)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Score the subjects of the input, each at one prediction time.

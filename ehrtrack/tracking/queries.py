@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ from mlflow.exceptions import MlflowException
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names, registry
 from ehrtrack.tracking.experiments import every_experiment_id, pages
+from ehrtrack.tracking.sealed import CONTENT, check_seal
 from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+_log = logging.getLogger(__name__)
 
 
 class MissingArtifact(TrackingError):
@@ -52,10 +56,24 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class RunReference:
-    """What a reference such as ``models:/NAME@champion`` points at: a run and a folder of its artifacts."""
+    """What a reference such as ``models:/NAME@champion`` points at: a run and a folder of its artifacts.
+
+    Attributes
+    ----------
+    digest : of a registered version, by which its folder is checked; else empty
+    """
 
     run_id: str
     artifact_path: str
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class FetchedModel:
+    """A model folder that was fetched, and the run that made it."""
+
+    run_id: str
+    folder: Path
 
 
 def get_run(run_id: str) -> RunRecord:
@@ -191,7 +209,8 @@ def resolve_run(reference: str) -> RunReference:
         If it has none of these forms, or the server knows no such run, model, version or alias.
     """
     if reference.startswith("models:/"):
-        return RunReference(registry.find_version(reference).run_id, names.MODEL_ARTIFACTS)
+        version = registry.find_version(reference)
+        return RunReference(version.run_id, version.artifact_path, version.digest)
     run_id, _, folder = reference.removeprefix("runs:/").strip("/").partition("/")
     if not _RUN_ID.fullmatch(run_id):
         raise TrackingError(
@@ -200,6 +219,31 @@ def resolve_run(reference: str) -> RunReference:
         )
     get_run(run_id)
     return RunReference(run_id, names.checked_artifact_path(folder) if folder else names.MODEL_ARTIFACTS)
+
+
+def fetch_model(reference: str, destination: Path) -> FetchedModel:
+    """Fetch the model folder behind a reference, as `resolve_run` reads it.
+
+    A registered version is read from its own files, and only if they are those that were registered; whatever became
+    of its run's folder since does not matter.
+
+    Raises
+    ------
+    TrackingError
+        If there is no such model.
+    CheckpointError
+        If a file of a registered version is missing, changed or added.
+    """
+    found = resolve_run(reference)
+    folder = download(found.run_id, found.artifact_path, destination)
+    if not reference.startswith("models:/"):
+        return FetchedModel(found.run_id, folder)
+    if found.digest:
+        check_seal(folder, found.digest, name=reference)
+    else:
+        _log.warning("%s was registered before versions carried a hash: its files cannot be checked", reference)
+    stored = folder / CONTENT
+    return FetchedModel(found.run_id, next(stored.iterdir()) if stored.is_dir() else folder)
 
 
 def _files_under(run_id: str, path: str) -> Iterator[str]:

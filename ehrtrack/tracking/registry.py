@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 import warnings
@@ -14,15 +15,19 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
+from mlflow.utils.yaml_utils import read_yaml
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
+from ehrtrack.tracking.sealed import check_seal, seal
 from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
 
 CHAMPION = "champion"
-SERVING_ARTIFACTS = "serving"
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+_META = "registered_model_meta"  # what mlflow calls the file with a fetched model's name and version
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "peft", "polars", "pyarrow", "pydantic", "safetensors", "torch")
+
+_log = logging.getLogger(__name__)
 
 _SIGNATURE = ModelSignature(
     inputs=Schema(
@@ -48,17 +53,35 @@ _SIGNATURE = ModelSignature(
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A version of a registered model, and the run that made it."""
+    """A version of a registered model, and the run that made it.
+
+    Attributes
+    ----------
+    source : where its files are; can never change
+    """
 
     name: str
     version: str
     run_id: str
     tags: dict[str, str]
+    source: str = ""
 
     @property
     def uri(self) -> str:
         """``models:/NAME/VERSION``."""
         return f"models:/{self.name}/{self.version}"
+
+    @property
+    def artifact_path(self) -> str:
+        """The folder of the run's artifacts that is this version; the model's own where it was registered otherwise."""
+        prefix = f"runs:/{self.run_id}/"
+        return self.source.removeprefix(prefix) if self.source.startswith(prefix) else names.MODEL_ARTIFACTS
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the list of its files' SHA-256; empty for a version from before there were any."""
+        folder, _, digest = self.artifact_path.partition("/")
+        return digest if folder == names.REGISTERED_ARTIFACTS else ""
 
 
 def log_and_register_model(
@@ -72,7 +95,8 @@ def log_and_register_model(
     """Store a run's model so that ``mlflow models serve`` can load it, and register it as the next version.
 
     The folder's files travel as they are (safetensors and JSON) beside the code that reads them; nothing is
-    pickled. A run that is already a version of this model stays that one version.
+    pickled. They lie in a folder of the version's own, named by the digest that `fetch_model` and serving check.
+    A run that is already a version of this model stays that one version.
 
     Parameters
     ----------
@@ -85,17 +109,20 @@ def log_and_register_model(
     if known is not None:
         return known
     with tempfile.TemporaryDirectory(prefix="ehrtrack-") as folder:
-        _save_pyfunc(model_folder, Path(folder) / SERVING_ARTIFACTS)
+        stored = Path(folder) / names.REGISTERED_ARTIFACTS
+        _save_pyfunc(model_folder, stored)
+        digest = seal(stored)
+        path = f"{names.REGISTERED_ARTIFACTS}/{digest}"
         with tracking_errors(f"register run {run_id} as model {name!r}"):
-            client().log_artifacts(run_id, str(Path(folder) / SERVING_ARTIFACTS), SERVING_ARTIFACTS)
+            client().log_artifacts(run_id, str(stored), path)
             _ensure_model(name)
             made = client().create_model_version(
                 name,
-                source=f"runs:/{run_id}/{SERVING_ARTIFACTS}",
+                source=f"runs:/{run_id}/{path}",
                 run_id=run_id,
                 description=description,
                 await_creation_for=0,  # a database registers at once; waiting only prints a line
-                tags=dict(tags or {}),
+                tags=dict(tags or {}) | {names.VERSION_DIGEST: digest},
             )
     return _version(made)
 
@@ -191,6 +218,36 @@ def find_version(reference: str) -> ModelVersion:
     return _version(found)
 
 
+def check_served(folder: Path) -> None:
+    """Make sure that a folder that mlflow fetched to serve is the version that was registered.
+
+    mlflow leaves a file in it that names model and version; the registry is then asked for the digest. Where there is
+    no such file, or no registry to ask, the files are compared with the list beside them alone, and that is told.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is missing, changed or added.
+    """
+    version = _version_beside(folder)
+    name, digest = (version.uri, version.digest) if version else (f"the model in {folder}", "")
+    if digest or (folder / names.CHECKSUMS).is_file():
+        check_seal(folder, digest, name=name)
+    else:
+        _log.warning("%s was registered before versions carried a hash: it cannot be checked", name)
+
+
+def _version_beside(folder: Path) -> ModelVersion | None:
+    if not (folder / _META).is_file():
+        return None
+    named = read_yaml(str(folder), _META)
+    try:
+        return find_version(f"models:/{named['model_name']}/{named['model_version']}")
+    except TrackingError as error:
+        _log.warning("the model in %s is compared with its own list of files alone: %s", folder, error)
+        return None
+
+
 def _what_there_is(name: str) -> str:
     with tracking_errors("list the registered models"):
         models = {model.name: model for model in client().search_registered_models()}
@@ -238,4 +295,4 @@ def _save_pyfunc(model_folder: Path, target: Path) -> None:
 
 
 def _version(found: Any) -> ModelVersion:
-    return ModelVersion(name=found.name, version=str(found.version), run_id=found.run_id, tags=dict(found.tags))
+    return ModelVersion(found.name, str(found.version), found.run_id, dict(found.tags), found.source)

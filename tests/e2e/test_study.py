@@ -94,9 +94,9 @@ def test_a_database_and_a_server_hold_the_same_run(study: Study, server_study: S
     fingerprints = [{k: v for k, v in r.tags.items() if k.startswith("fingerprint.")} for r in (local, remote)]
     assert fingerprints[0] == fingerprints[1]
     with study.at_work():
-        artifacts = [a for a in list_artifacts(local.run_id) if not a.startswith("serving/")]
+        artifacts = [a for a in list_artifacts(local.run_id) if not a.startswith("registered/")]
     with server_study.at_work():
-        assert [a for a in list_artifacts(remote.run_id) if not a.startswith("serving/")] == artifacts
+        assert [a for a in list_artifacts(remote.run_id) if not a.startswith("registered/")] == artifacts
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "finetune", "baseline"])

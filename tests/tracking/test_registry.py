@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -12,9 +13,11 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from ehrtrack.errors import TrackingError
+from ehrtrack.errors import CheckpointError, TrackingError
 from ehrtrack.tracking import queries, registry
 from ehrtrack.tracking.run import tracked_run
+from ehrtrack.tracking.sealed import seal
+from ehrtrack.tracking.server import client
 
 # mlflow 3.17 warns about the type hints of its own classes when its pyfunc module is first imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning")
@@ -70,10 +73,91 @@ def test_a_champion_is_found_again_by_its_alias(store: object, model_folder: Pat
     registry.set_champion(name, two.version)
     assert registry.champion(name).run_id == second
     assert registry.find_version(f"models:/{name}/1").tags["cohort"] == "c1"
-    assert queries.resolve_run(f"models:/{name}@champion") == queries.RunReference(second, "model")
-    assert queries.resolve_run(f"models:/{name}/1") == queries.RunReference(first, "model")
+    for reference, run_id, version in ((f"models:/{name}@champion", second, two), (f"models:/{name}/1", first, one)):
+        found = queries.resolve_run(reference)
+        assert (found.run_id, found.digest) == (run_id, version.tags["ehrtrack.sha256"])
+        assert found.artifact_path == f"registered/{found.digest}"
     weights = queries.download(second, "model/weights.safetensors", tmp_path / "got").read_bytes()
     assert weights == b"weights"
+
+
+def overwrite(run_id: str, path: str, content: bytes, folder: Path) -> None:
+    """What another process with access to the store can do."""
+    folder.mkdir(exist_ok=True)
+    parent, _, file = path.rpartition("/")
+    (folder / file).write_bytes(content)
+    client().log_artifact(run_id, str(folder / file), parent)
+
+
+def test_a_version_is_what_was_registered_whatever_becomes_of_its_run(
+    store: object, model_folder: Path, tmp_path: Path
+) -> None:
+    name = f"kept {type(store).__name__}"
+    run_id = make_run(model_folder)
+    registry.log_and_register_model(run_id, model_folder, name)
+    overwrite(run_id, "model/weights.safetensors", b"others", tmp_path / "o")
+    fetched = queries.fetch_model(f"models:/{name}/1", tmp_path / "got")
+    assert fetched.run_id == run_id
+    assert (fetched.folder / "weights.safetensors").read_bytes() == b"weights"
+    assert (queries.fetch_model(run_id, tmp_path / "run").folder / "weights.safetensors").read_bytes() == b"others"
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("artifacts/weights/weights.safetensors", "was changed"),
+        ("artifacts/weights/baseline.json", "was added"),
+        ("model_code.py", "was changed"),
+        ("sha256sums.txt", "was changed"),
+    ],
+)
+def test_a_version_whose_files_were_changed_in_the_store_is_refused(
+    path: str, told: str, store: object, model_folder: Path, tmp_path: Path
+) -> None:
+    """By predict, and by mlflow's own way of loading it, which is that of serving."""
+    name = f"changed {path.replace('/', ' ')} {type(store).__name__}"
+    run_id = make_run(model_folder)
+    version = registry.log_and_register_model(run_id, model_folder, name)
+    content = b"import ehrtrack.tracking.model_code\n" if path.endswith(".py") else b"others"
+    overwrite(run_id, f"{version.artifact_path}/{path}", content, tmp_path / "o")
+    with pytest.raises(CheckpointError, match=rf"models:/{name}/1 is not what was registered: {path} {told}"):
+        queries.fetch_model(f"models:/{name}/1", tmp_path / "got")
+    if not path.endswith(".py"):  # code that was replaced runs before it could be checked
+        import mlflow.pyfunc
+
+        with pytest.raises(CheckpointError, match=rf"is not what was registered: {path} {told}"):
+            mlflow.pyfunc.load_model(version.uri)
+
+
+def test_a_list_of_files_that_was_changed_with_them_is_refused(
+    local_store: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    run_id = make_run(model_folder)
+    version = registry.log_and_register_model(run_id, model_folder, "m")
+    folder = queries.download(run_id, version.artifact_path, tmp_path / "got")
+    (folder / "artifacts" / "weights" / "weights.safetensors").write_bytes(b"others")
+    (folder / "sha256sums.txt").unlink()
+    assert seal(folder) != version.digest
+    client().log_artifacts(run_id, str(folder), version.artifact_path)
+    client().set_model_version_tag("m", "1", "ehrtrack.sha256", seal(folder))  # a tag can be changed, the source not
+    with pytest.raises(CheckpointError, match=r"sha256sums\.txt was changed"):
+        queries.fetch_model("models:/m/1", tmp_path / "again")
+
+
+def test_a_version_from_before_there_were_hashes_is_read_with_a_note(
+    local_store: Path, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = make_run(model_folder)
+    for name, path in (("old", "serving"), ("bare", "model")):
+        if path == "serving":
+            (tmp_path / "old" / "artifacts").mkdir(parents=True)
+            shutil.copytree(model_folder, tmp_path / "old" / "artifacts" / "model")
+            client().log_artifacts(run_id, str(tmp_path / "old"), "serving")
+        client().create_registered_model(name)
+        client().create_model_version(name, source=f"runs:/{run_id}/{path}", run_id=run_id)
+        fetched = queries.fetch_model(f"models:/{name}/1", tmp_path / f"got {name}")
+        assert (fetched.folder / "weights.safetensors").read_bytes() == b"weights"
+        assert f"models:/{name}/1 was registered before versions carried a hash" in caplog.text
 
 
 def test_registering_a_run_again_makes_no_second_version(local_store: Path, model_folder: Path) -> None:
@@ -111,14 +195,15 @@ def test_a_registered_model_predicts_and_holds_no_pickle(
     predict.load_predictor = CountingPredictor  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "ehrtrack.recipes.predict", predict)
     run_id = make_run(model_folder)
-    registry.log_and_register_model(run_id, model_folder, f"m {type(store).__name__}")
-    names = [path.removeprefix("serving/") for path in queries.list_artifacts(run_id, "serving")]
+    version = registry.log_and_register_model(run_id, model_folder, f"m {type(store).__name__}")
+    stored = queries.list_artifacts(run_id, version.artifact_path)
+    names = [path.removeprefix(f"{version.artifact_path}/") for path in stored]
     assert {"MLmodel", "model_code.py", "artifacts/weights/weights.safetensors"} <= set(names)
     assert [name for name in names if re.search(r"\.(pkl|pickle|pt|bin|joblib)$", name)] == []
 
     import mlflow.pyfunc
 
-    served = mlflow.pyfunc.load_model(str(queries.download(run_id, "serving", tmp_path / "got")))
+    served = mlflow.pyfunc.load_model(str(queries.download(run_id, version.artifact_path, tmp_path / "got")))
     day = pd.Timestamp("2020-01-02 10:00")
     events = pd.DataFrame(
         {
