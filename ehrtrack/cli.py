@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ehrtrack.errors import ConfigError, EhrtrackError
+from ehrtrack.errors import ConfigError, EhrtrackError, JoinRefused
 
 if TYPE_CHECKING:
     from ehrtrack.config import RunConfig
@@ -38,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cli(args=arguments, prog_name="ehrtrack")
     except EhrtrackError as error:
         click.echo("\n".join([f"ehrtrack: {error}", *getattr(error, "__notes__", [])]), err=True)
+        if isinstance(error, JoinRefused):
+            from ehrtrack.tracking.parent import end_mlflow_run
+
+            if end_mlflow_run():
+                click.echo("ehrtrack: `mlflow run` is ended, since it would mark that run as FAILED", err=True)
         sys.exit(2)
 
 

@@ -32,3 +32,7 @@ class TrainingError(EhrtrackError):
 
 class TrackingError(EhrtrackError):
     """The tracking server or registry cannot be reached, refuses the call, or lacks what was asked for."""
+
+
+class JoinRefused(TrackingError):
+    """The run of MLFLOW_RUN_ID is somebody's; nothing was written to it."""

@@ -9,7 +9,7 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 
-from ehrtrack.errors import TrackingError
+from ehrtrack.errors import JoinRefused
 from ehrtrack.tracking import names
 from ehrtrack.tracking.server import client, tracking_errors
 
@@ -18,10 +18,6 @@ NOTE = "mlflow.note.content"
 _MOST_GENERATED_CHARACTERS = 20
 
 _log = logging.getLogger(__name__)
-
-
-class JoinRefused(TrackingError):
-    """The run of MLFLOW_RUN_ID is somebody's; nothing was written to it."""
 
 
 def check_join() -> None:

@@ -11,11 +11,11 @@ from typing import Any
 from mlflow.entities import RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from ehrtrack.errors import TrackingError
+from ehrtrack.errors import JoinRefused, TrackingError
 from ehrtrack.tracking import names
 from ehrtrack.tracking.experiments import active_experiment, every_experiment_id, experiment_named, offer_view
 from ehrtrack.tracking.failures import CallRefused, ServerUnavailable
-from ehrtrack.tracking.joining import JoinRefused, check_is_nobodys, claim, is_generated, users_tags
+from ehrtrack.tracking.joining import check_is_nobodys, claim, is_generated, users_tags
 from ehrtrack.tracking.journal import LOG, Progress, Record, read_log, read_progress, without_secrets
 from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
 

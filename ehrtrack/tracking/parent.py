@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 
@@ -21,10 +22,32 @@ def watch_mlflow_run() -> None:
     """
     if "MLFLOW_RUN_ID" not in os.environ or _is_watched.is_set():
         return
-    above = next((process for process in psutil.Process().parents() if _is_mlflow_run(process)), None)
+    above = _mlflow_run_above()
     if above is not None:
         _is_watched.set()
         threading.Thread(target=_end_with, args=(above,), name="mlflow run", daemon=True).start()
+
+
+def end_mlflow_run() -> bool:
+    """End the ``mlflow run`` above this process, if there is one, before it learns how this process ended.
+
+    MLflow 3.17 marks the run that it was given as FAILED, whatever became of that run, when its command fails. A run
+    that may not be joined has to stay as it is.
+
+    Returns
+    -------
+    Whether there was one.
+    """
+    above = _mlflow_run_above()
+    if above is None:
+        return False
+    with suppress(psutil.NoSuchProcess):  # it has just been ended by somebody else
+        above.terminate()
+    return True
+
+
+def _mlflow_run_above() -> psutil.Process | None:
+    return next((process for process in psutil.Process().parents() if _is_mlflow_run(process)), None)
 
 
 def _is_mlflow_run(process: psutil.Process) -> bool:

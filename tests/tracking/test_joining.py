@@ -12,10 +12,10 @@ import pytest
 from mlflow.utils.name_utils import _generate_random_name
 
 from ehrtrack.cli import main
-from ehrtrack.errors import TrackingError
+from ehrtrack.errors import JoinRefused, TrackingError
 from ehrtrack.tracking import queries
 from ehrtrack.tracking.experiments import every_experiment_id
-from ehrtrack.tracking.joining import JoinRefused, is_generated
+from ehrtrack.tracking.joining import is_generated
 from ehrtrack.tracking.run import tracked_run
 from ehrtrack.tracking.server import client
 from ehrtrack.tracking.sync import find_journals, sync
@@ -24,7 +24,7 @@ JOURNALS = Path(".ehrtrack")
 
 JOINER = """
 import sys
-from ehrtrack.errors import TrackingError
+from ehrtrack.errors import JoinRefused, TrackingError
 from ehrtrack.tracking.run import tracked_run
 sys.stdin.readline()
 try:
