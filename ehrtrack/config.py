@@ -23,6 +23,7 @@ from ehrtrack.search_space import FrontierConfig, SearchConfig
 from ehrtrack.section import Choice, Section
 from ehrtrack.study_file import read_study_file
 from ehrtrack.study_file import to_toml as write_toml
+from ehrtrack.tracking.names import why_no_model_name
 from ehrtrack.training.settings import CanaryConfig, TrainConfig
 
 Override = tuple[str, str]
@@ -151,13 +152,28 @@ def load_config(path: Path | str, overrides: Sequence[Override] = (), *, objecti
     Raises
     ------
     ConfigError
-        If the file is missing or no TOML, or a key or value is not one there is.
+        If the file is missing or no TOML, a key or value is not one there is, or the model registry could not take the
+        name.
     """
     table = read_study_file(Path(path))
     choices_first = sorted(overrides, key=lambda override: not override[0].endswith((".name", ".rule")))
     for dotted, text in choices_first:
         _set(table, dotted, parse_value(text))
-    return parse_config(table, objective=objective)
+    config = parse_config(table, objective=objective)
+    _check_model_name(config)
+    return config
+
+
+def _check_model_name(config: RunConfig) -> None:
+    """Refuse at the start what the registry would refuse at the end; runs of before, with such names, stay readable."""
+    key, name = ("registry.model", config.registry.model) if config.registry.model else ("study", config.study)
+    reason = why_no_model_name(name)
+    if reason:
+        instead = " ".join(re.sub(r"[^\w .,+()-]+ *", "-", name).split()).strip("-. ")[:100]
+        raise ConfigError(
+            f"{key} is {name!r}, and the best run is registered under that name: {reason}. Call it "
+            f"{instead or 'mystudy'!r}{', or set registry.model' if key == 'study' else ''}"
+        )
 
 
 def parse_config(table: Mapping[str, Any], *, objective: str = "survival") -> RunConfig:

@@ -332,3 +332,24 @@ print(sorted(set({SLOW_TO_IMPORT!r}) & set(sys.modules)))
 def test_a_choice_without_a_settings_module_holds_its_settings_itself() -> None:
     config = plugins.settings("data.sources", "events-csv")
     assert config is plugins.load("data.sources", "events-csv").Config
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        *(("icu/mortality", "icu-mortality"), ("Étude: décès", "Étude-décès"), ("a@b", "a-b"), (" icu", "icu")),
+        *(("icu\nmortality", "icu-mortality"), ("..", "mystudy"), ("a/../b", "a-..-b"), ("x" * 257, "x" * 100)),
+    ],
+)
+def test_a_name_that_the_registry_would_refuse_is_refused_at_the_start(folder: Path, name: str, instead: str) -> None:
+    file = folder / "study.toml"
+    file.write_text(f'study = {json.dumps(name)}\ndata = {{ path = "meds" }}\n')
+    with pytest.raises(ConfigError) as refused:
+        load_config(file)
+    assert f"study is {name!r}, and the best run is registered under that name: " in str(refused.value)
+    assert f"Call it {instead!r}, or set registry.model" in str(refused.value)
+    assert load_config(file, [("registry.model", "icu")]).study == name
+    with pytest.raises(ConfigError, match=r"registry\.model is"):
+        load_config(file, [("study", "icu"), ("registry.model", "a/b")])
+    values = parse_config({"study": "icu", "data": {"path": "meds"}}).to_json()
+    assert parse_config(values | {"study": name}).study == name  # a run of before stays readable

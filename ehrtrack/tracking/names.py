@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
@@ -62,6 +63,25 @@ def present_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     return {present_name(name): value for name, value in before.items()} | {
         name: value for name, value in metrics.items() if name not in before
     }
+
+
+MAX_MODEL_NAME_CHARACTERS = 256
+
+
+def why_no_model_name(name: str) -> str:
+    """Why the registry would refuse a model's name, or ``models:/NAME@champion`` not be read back; empty if neither."""
+    for mark in "/:@":
+        if mark in name:
+            return f"there must be no {mark!r} in it"
+    if not name.isprintable() or name != name.strip():
+        return "there must be no line break or other invisible character in it, nor a space at an end"
+    if posixpath.normpath(name) != name or name == "." or name.startswith(".."):
+        return "it must not be empty, a dot, or begin with two"
+    if "'" in name and '"' in name:
+        return "there must not be both kinds of quotation marks in it"
+    if len(name) > MAX_MODEL_NAME_CHARACTERS:
+        return f"it has {len(name)} characters, and there must be at most {MAX_MODEL_NAME_CHARACTERS}"
+    return ""
 
 
 def checked_artifact_path(path: str) -> str:

@@ -240,7 +240,7 @@ def check_served(folder: Path) -> None:
 def _version_beside(folder: Path) -> ModelVersion | None:
     if not (folder / _META).is_file():
         return None
-    named = read_yaml(str(folder), _META)
+    named = read_yaml(str(folder), _META)  # type: ignore[no-untyped-call]
     try:
         return find_version(f"models:/{named['model_name']}/{named['model_version']}")
     except TrackingError as error:
@@ -254,7 +254,8 @@ def _what_there_is(name: str) -> str:
     if name not in models:
         return f"models there are: {', '.join(sorted(models)) or 'none'}"
     with tracking_errors(f"list the versions of model {name!r}"):
-        versions = [version.version for version in client().search_model_versions(f"name = '{name}'")]
+        mark = '"' if "'" in name else "'"
+        versions = [version.version for version in client().search_model_versions(f"name = {mark}{name}{mark}")]
     aliases = ", ".join(sorted(models[name].aliases)) or "none"
     numbers = ", ".join(sorted(map(str, versions), key=int)) or "none"
     return f"model {name!r} has versions {numbers}; aliases: {aliases}"
