@@ -357,15 +357,19 @@ def landmarks(model: str, days: tuple[float, ...]) -> None:
 @cli.command()
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(exists=True, path_type=Path))
 def sync(folder: Path | None) -> None:
-    """Send what runs could not: their journals under DIR (.ehrtrack). Exit code 1 if something is left."""
+    """Send what runs could not: their journals under DIR. Exit code 1 if something is left.
+
+    Without DIR those in .ehrtrack, and those in EHRTRACK_HOME (the user's data folder) that are for this server.
+    """
+    from ehrtrack.home import HERE, known_caches
     from ehrtrack.tracking.sync import sync as send_all
 
-    folder = folder or Path(".ehrtrack")
-    runs = send_all(folder)
+    folders = [folder] if folder else known_caches()
+    runs = [run for one in folders for run in send_all(one, is_shared=folder is None and one != HERE)]
     for run in runs:
         click.echo(run.to_text())
     if not runs:
-        click.echo(f"nothing to send in {folder}")
+        click.echo(f"nothing to send in {' and '.join(map(str, folders))}")
     if any(run.problem for run in runs):
         sys.exit(1)
 

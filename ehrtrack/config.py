@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 from ehrtrack import plugins
 from ehrtrack.data.settings import CohortConfig, SplitConfig, VisitConfig, VocabularyConfig
 from ehrtrack.errors import ConfigError
+from ehrtrack.home import usual_cache
 from ehrtrack.models.settings import ModelConfig
 from ehrtrack.search_space import FrontierConfig, SearchConfig
 from ehrtrack.section import Choice, Section
@@ -80,7 +81,8 @@ class RuntimeConfig(Section):
         capability 8.0, such as A10, L4, A100, H100) and f32 elsewhere
     threads : CPU threads of torch and of numpy's BLAS; 0 takes the cores that other processes leave, or torch's
         default where OMP_NUM_THREADS is set. A run logs the number that it took
-    cache : folder for tokenised cohorts and checkpoints
+    cache : folder for journals, tokenised cohorts and checkpoints; where none is named EHRTRACK_HOME, else .ehrtrack
+        here, or the user's data folder where the working folder is temporary
     snapshot_minutes : longest time between two snapshots of a training; there is one after each epoch anyway
     upload_snapshots : send the last two snapshots to the tracking server, so that another machine can go on
     engine : what works on the shards of the data: local, ray
@@ -92,7 +94,7 @@ class RuntimeConfig(Section):
     device: str = "auto"
     precision: Literal["auto", "f32", "bf16"] = "auto"
     threads: int = Field(0, ge=0, le=MAX_PROCESSES)
-    cache: Path = Path(".ehrtrack")
+    cache: Path = Field(default_factory=usual_cache)
     snapshot_minutes: float = Field(10, gt=0)
     upload_snapshots: bool = True
     engine: str = "local"
@@ -127,7 +129,7 @@ class RunConfig(Section):
     frontier: FrontierConfig = FrontierConfig()
     registry: RegistryConfig = RegistryConfig()
     canary: CanaryConfig = CanaryConfig()
-    runtime: RuntimeConfig = RuntimeConfig()
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, the inverse of `parse_config`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
@@ -14,6 +15,10 @@ from pathlib import Path
 import polars as pl
 
 from ehrtrack.errors import ConfigError
+from ehrtrack.home import VARIABLE as HOME_VARIABLE
+from ehrtrack.home import home
+
+_log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "EHRTRACK_SUBJECT_SECRET"
 KEY_FILE = "subject.key"
@@ -103,7 +108,10 @@ class Privacy:
 
 
 def read_key(cache: Path) -> bytes:
-    """The key of the hashes: EHRTRACK_SUBJECT_SECRET, else the file ``subject.key`` in the cache, made once.
+    """The key of the hashes: EHRTRACK_SUBJECT_SECRET, else the file ``subject.key`` in the cache.
+
+    Where there is none it is that of the user's folder (`ehrtrack.home`), made once, so that runs from different
+    folders can be compared; a key that is in the cache alone becomes that one.
 
     Raises
     ------
@@ -115,34 +123,68 @@ def read_key(cache: Path) -> bytes:
     if not text:
         file = cache / KEY_FILE
         try:
-            _make_key_file(file)
+            if not file.exists():
+                _make_key_file(file, _shared_key())
             text, source = file.read_text().strip(), str(file)
         except OSError as error:
             raise ConfigError(
                 f"the key of subjects' hashes cannot be kept in {file}: {error}; set runtime.cache to a folder you may "
                 f"write to, or give the key in {KEY_VARIABLE}"
             ) from error
-        if file.stat().st_mode & 0o077:
-            raise ConfigError(
-                f"{file} can be read by other users, who could find out subjects by it; chmod 600 {file}, or give "
-                f"the key in {KEY_VARIABLE}"
-            )
+        _check_private(file)
     if len(text) < LEAST_KEY_CHARACTERS:
         raise ConfigError(
             f"the key of subjects' hashes in {source} has {len(text)} characters, and at least {LEAST_KEY_CHARACTERS} "
             "are needed; make one with: openssl rand -hex 32"
         )
+    if not os.environ.get(KEY_VARIABLE):
+        _share(text)
     return text.encode()
 
 
-def _make_key_file(file: Path) -> None:
-    """Make the file unless it is there; of several processes that do so at once, one wins."""
-    if file.exists():
-        return
+def has_key(cache: Path) -> bool:
+    """Whether runs with this cache have a key already."""
+    return bool(os.environ.get(KEY_VARIABLE)) or any((folder / KEY_FILE).exists() for folder in (cache, home()))
+
+
+def _shared_key() -> str:
+    """The key of the user's folder; a new one that is in no such folder where there can be none, which is told."""
+    _share(secrets.token_hex(32))
+    shared = home() / KEY_FILE
+    if not shared.exists():
+        return secrets.token_hex(32)
+    _check_private(shared)
+    return shared.read_text().strip()
+
+
+def _share(text: str) -> None:
+    """Make a key that of the user's folder, unless that has one."""
+    file = home() / KEY_FILE
+    try:
+        if not file.exists():
+            _make_key_file(file, text)
+    except OSError as error:
+        _log.warning(
+            "the key of subjects' hashes cannot be kept in %s, for runs from other folders: %s; set %s to a folder "
+            "that can be written to",
+            *(file, error, HOME_VARIABLE),
+        )
+
+
+def _check_private(file: Path) -> None:
+    if file.stat().st_mode & 0o077:
+        raise ConfigError(
+            f"{file} can be read by other users, who could find out subjects by it; chmod 600 {file}, or give "
+            f"the key in {KEY_VARIABLE}"
+        )
+
+
+def _make_key_file(file: Path, text: str) -> None:
+    """Make the file; of several processes that do so at once, one wins."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
     with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as output:
-        output.write(secrets.token_hex(32) + "\n")
+        output.write(text + "\n")
     try:
         os.link(aside, file)
     except FileExistsError:

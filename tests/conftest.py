@@ -27,6 +27,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("e2e" if is_e2e else str(item.path)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_folder_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a user's working folders share is of the tests alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data-home")))
+        patch.delenv("EHRTRACK_HOME", raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_folder_of_other_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do tests share a key of subjects, or journals."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data-home"))
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tracking database with its tables, made once: making it takes 3 s, copying it none."""

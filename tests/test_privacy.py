@@ -16,6 +16,7 @@ from simulated import study_values
 
 from ehrtrack.config import parse_config
 from ehrtrack.errors import ConfigError
+from ehrtrack.home import home
 from ehrtrack.privacy import (
     Privacy,
     hide_in_attrition,
@@ -185,6 +186,39 @@ def test_a_key_is_made_once_for_its_owner_alone(tmp_path: Path, monkeypatch: pyt
     (file,) = (tmp_path / "cache").iterdir()
     assert (file.name, stat.S_IMODE(file.stat().st_mode)) == ("subject.key", 0o600)
     assert len(keys.pop()) == 64
+
+
+def test_runs_from_all_folders_of_a_user_have_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EHRTRACK_SUBJECT_SECRET", raising=False)
+    with ThreadPoolExecutor(8) as pool:
+        keys = set(pool.map(lambda number: read_key(tmp_path / f"clone{number % 4}"), range(8)))
+    assert keys == {read_key(home())}
+    assert {(tmp_path / f"clone{number}" / "subject.key").read_text().strip().encode() for number in range(4)} == keys
+    assert stat.S_IMODE((home() / "subject.key").stat().st_mode) == 0o600
+
+
+def test_a_folder_with_a_key_of_its_own_keeps_it_and_the_first_is_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of before can still be compared with new ones of the same folder."""
+    monkeypatch.delenv("EHRTRACK_SUBJECT_SECRET", raising=False)
+    for name, key in (("first", "1" * 64), ("second", "2" * 64)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "subject.key").write_text(key + "\n")
+        (tmp_path / name / "subject.key").chmod(0o600)
+    found = [read_key(tmp_path / name).decode()[0] for name in ("first", "second", "clone", "second", "first")]
+    assert found == ["1", "2", "1", "2", "1"]
+
+
+def test_a_users_folder_that_cannot_be_written_to_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("EHRTRACK_SUBJECT_SECRET", raising=False)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EHRTRACK_HOME", str(tmp_path / "file" / "home"))
+    assert read_key(tmp_path / "cache") == read_key(tmp_path / "cache")
+    assert "cannot be kept in" in caplog.text
+    assert "set EHRTRACK_HOME to a folder that can be written to" in caplog.text
 
 
 def test_a_key_that_cannot_be_kept_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

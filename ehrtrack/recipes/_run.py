@@ -19,12 +19,13 @@ from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.recipes._model_folder import WEIGHTS
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.tracking.logger import TrackedRun
-from ehrtrack.tracking.run import tracked_run
+from ehrtrack.tracking.run import JOURNALS, tracked_run
 from ehrtrack.training.loop import SNAPSHOTS, FitResult, TrainingStopped
 from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.snapshots import latest_folder
 
 MODEL_FOLDER = "model"
+RUNS = "runs"
 ADAPTER_FOLDER = "adapter"
 RUN_CONFIG = "run_config.json"
 RESUMABLE_KINDS = ("pretrain", "finetune")
@@ -241,7 +242,7 @@ def open_run(
         parent_run_id=parent_run_id,
         run_id=resume.run_id if resume else None,
         attempt=resume.attempt if resume else 0,
-        journal=config.runtime.cache / "journal",
+        journal=config.runtime.cache / JOURNALS,
         stops=(TrainingStopped,),
         privacy=_privacy(config),
     ) as logger:
@@ -274,7 +275,7 @@ def _privacy(config: RunConfig) -> Privacy:
 
 def run_folder(config: RunConfig, run_id: str) -> Path:
     """Local folder of a run that is not finished."""
-    return config.runtime.cache / "runs" / run_id
+    return config.runtime.cache / RUNS / run_id
 
 
 def describe(title: str, facts: Mapping[str, str]) -> str:

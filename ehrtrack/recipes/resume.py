@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ehrtrack.config import Override, RunConfig, RuntimeConfig, parse_config, parse_value
+from ehrtrack.config import Override, RunConfig, parse_config, parse_value
 from ehrtrack.errors import CheckpointError, ConfigError, EhrtrackError
-from ehrtrack.recipes._run import RESUMABLE_KINDS, Resumption, Run, run_folder
+from ehrtrack.home import known_caches, usual_cache
+from ehrtrack.recipes._run import RESUMABLE_KINDS, RUNS, Resumption, Run, run_folder
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.tracking.heartbeat import Heartbeat, heartbeat_seconds
 from ehrtrack.tracking.names import RUN_KEY, SNAPSHOT_SLOTS
 from ehrtrack.tracking.queries import RunRecord, download, get_run, list_artifacts
+from ehrtrack.tracking.run import JOURNALS
 from ehrtrack.tracking.server import ui_command
 from ehrtrack.tracking.stale import TakenUp, claimed, give_back, silent_minutes, stale_runs, take_up
 from ehrtrack.tracking.sync import drain_left_behind
@@ -63,7 +66,7 @@ def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool =
         if sent.status == "FINISHED":
             print(f"run {run_id} had ended well; what its journal still had to tell is sent", flush=True)
             return Run(run_id, record.kind, ui_command(record.experiment_id, run_id=run_id).url, sent.metrics)
-        _name_by_id(record, config)
+        _bring_folder(record, config)
         slot = _fetch_snapshot(run_id, run_folder(config, run_id) / SNAPSHOTS)
         fingerprints = {
             name.removeprefix("fingerprint."): value
@@ -128,12 +131,19 @@ def _check_silent(record: RunRecord) -> None:
         )
 
 
-def _name_by_id(record: RunRecord, config: RunConfig) -> None:
-    """Name a run's folder by its id; a run that began without a server kept its snapshots under its key."""
-    key = record.tags.get(RUN_KEY)
+def _bring_folder(record: RunRecord, config: RunConfig) -> None:
+    """Have the run's folder where the configuration says, under its id.
+
+    A run that began without a server kept its snapshots under its key, and one that began in a folder that is gone by
+    now, such as a clone that ``mlflow run`` made, kept them in the user's data folder.
+    """
     folder = run_folder(config, record.run_id)
-    if key and not folder.exists() and run_folder(config, key).is_dir():
-        run_folder(config, key).rename(folder)
+    caches = [config.runtime.cache, *known_caches()]
+    ids = [record.run_id, *filter(None, [record.tags.get(RUN_KEY)])]
+    there = [cache / RUNS / name for cache in caches for name in ids if (cache / RUNS / name).is_dir()]
+    if there and not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(there[0], folder)
 
 
 def _fetch_snapshot(run_id: str, folder: Path) -> int:
@@ -185,15 +195,16 @@ def _step_in(run_id: str, place: str, folder: Path) -> int:
 def _send_and_read(run_id: str, overrides: Sequence[Override], *, attempt: int) -> tuple[RunConfig, bool]:
     """The run's configuration, and whether its last process was here; what its journal here has is sent before.
 
-    The configuration may itself still be in that journal, so the usual cache (or that of an override) is looked into
-    first, and then the one that the configuration names.
+    The configuration may itself still be in that journal, so the caches of this machine (or that of an override) are
+    looked into first, and then the one that the configuration names.
     """
-    usual = Path(dict(overrides).get("runtime.cache", RuntimeConfig().cache))
-    is_ours = drain_left_behind(usual / "journal", run_id, attempt=attempt)
+    given = dict(overrides).get("runtime.cache")
+    places = [Path(given)] if given else known_caches()
+    found = [drain_left_behind(place / JOURNALS, run_id, attempt=attempt) for place in places]
     config = _config_of(run_id, overrides)
-    if config.runtime.cache != usual:
-        is_ours |= drain_left_behind(config.runtime.cache / "journal", run_id, attempt=attempt)
-    return config, is_ours
+    if config.runtime.cache not in places:
+        found.append(drain_left_behind(config.runtime.cache / JOURNALS, run_id, attempt=attempt))
+    return config, any(found)
 
 
 def _config_of(run_id: str, overrides: Sequence[Override]) -> RunConfig:
@@ -201,7 +212,20 @@ def _config_of(run_id: str, overrides: Sequence[Override]) -> RunConfig:
     for path, text in overrides:
         section, key = path.split(".", 1)
         table[section][key] = parse_value(text)
+    if "runtime.cache" not in dict(overrides):
+        table["runtime"]["cache"] = str(_cache_here(Path(table["runtime"]["cache"])))
     return parse_config(table)
+
+
+def _cache_here(cache: Path) -> Path:
+    """The cache that a run was begun with, or this machine's where there can be no such folder."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        usual = usual_cache()
+        print(f"runtime.cache was {cache}, which cannot be used here ({error}); it is {usual} now", flush=True)
+        return usual
+    return cache
 
 
 def _table_of(run_id: str) -> dict[str, Any]:

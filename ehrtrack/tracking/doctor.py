@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import socket
 import ssl
@@ -22,7 +21,8 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from ehrtrack.errors import ConfigError, TrackingError
-from ehrtrack.privacy import KEY_FILE, KEY_VARIABLE, Privacy, read_key
+from ehrtrack.home import known_caches, usual_cache
+from ehrtrack.privacy import KEY_FILE, KEY_VARIABLE, Privacy, has_key, read_key
 from ehrtrack.tracking.provenance import user_name
 from ehrtrack.tracking.server import (
     CHECK_TIMEOUT_SECONDS,
@@ -65,13 +65,14 @@ class Finding:
         return f"{self.state:<4}  {self.subject:<12}  {self.text}"
 
 
-def check_all(*, n_megabytes: int = 10, journals: Path = Path(".ehrtrack")) -> Iterator[Finding]:
+def check_all(*, n_megabytes: int = 10) -> Iterator[Finding]:
     """Every check, each as soon as it is done; those of the server end at the first that makes the next pointless."""
     yield from check_server(n_megabytes)
     yield check_disk(Path.cwd())
     yield check_gpu()
-    yield check_journals(journals)
-    yield check_subject_key(journals)
+    for folder in known_caches():
+        yield check_journals(folder)
+    yield check_subject_key(usual_cache())
 
 
 def check_server(n_megabytes: int) -> Iterator[Finding]:
@@ -168,7 +169,7 @@ def check_journals(folder: Path) -> Finding:
 
 def check_subject_key(cache: Path) -> Finding:
     """Under which key runs of this machine log their subjects."""
-    if not os.environ.get(KEY_VARIABLE) and not (cache / KEY_FILE).exists():
+    if not has_key(cache):
         return Finding(
             "warn",
             "subjects",

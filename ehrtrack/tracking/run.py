@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from ehrtrack.errors import TrackingError
+from ehrtrack.home import usual_cache
 from ehrtrack.privacy import Privacy
 from ehrtrack.tracking import names
 from ehrtrack.tracking.drainer import drain_seconds, is_offline
@@ -25,7 +26,7 @@ from ehrtrack.tracking.parent import watch_mlflow_run
 from ehrtrack.tracking.provenance import UNKNOWN, environment, git_state, user_name
 from ehrtrack.tracking.server import redacted, tracking_uri
 
-DEFAULT_JOURNALS = Path(".ehrtrack") / "journal"
+JOURNALS = "journal"
 MAX_ERROR_CHARACTERS = 500
 
 _log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def tracked_run(
     run_id: str | None = None,
     attempt: int = 0,
     stops: tuple[type[Exception], ...] = (),
-    journal: Path = DEFAULT_JOURNALS,
+    journal: Path | None = None,
     privacy: Privacy | None = None,
 ) -> Iterator[TrackedRun]:
     """A run that ends with its block: FINISHED, FAILED on an exception, KILLED on Ctrl-C or SIGTERM.
@@ -75,7 +76,7 @@ def tracked_run(
     stops
         Exceptions that end the run as FINISHED all the same, such as optuna's TrialPruned; still raised.
     journal
-        The folder in which this run's journal is kept until the server has all of it.
+        The folder in which this run's journal is kept until the server has all of it; `usual_cache`'s if None.
     privacy
         How tables and messages are changed before they are logged; None logs them as they are.
     """
@@ -88,7 +89,7 @@ def tracked_run(
             parent_run_id=parent_run_id,
             run_id=run_id,
             attempt=attempt,
-            journals=journal,
+            journals=journal or usual_cache() / JOURNALS,
         )
         try:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import close
@@ -40,13 +41,16 @@ class SyncedRun:
         return line + "".join(f"\n  {text}" for text in (self.problem, self.remark) if text)
 
 
-def sync(folder: Path) -> list[SyncedRun]:
+def sync(folder: Path, *, is_shared: bool = False) -> list[SyncedRun]:
     """Send every journal in a folder, parents first; those that are on the server as a whole are removed.
 
     Parameters
     ----------
     folder
         A run's journal, a folder of such, or a cache folder (``.ehrtrack``).
+    is_shared
+        The folder has journals of the user's other projects too, so that only those are sent that were begun for
+        this server.
 
     Raises
     ------
@@ -54,8 +58,10 @@ def sync(folder: Path) -> list[SyncedRun]:
         If there is something to send and no server that would take it.
     """
     journals = find_journals(folder)
+    others = [_for_elsewhere(journal) for journal in journals if is_shared and is_for_elsewhere(journal)]
+    journals = [journal for journal in journals if journal not in {run.folder for run in others}]
     if not journals:
-        return []
+        return others
     check_reachable()
     total = sum(_n_pending(journal) for journal in journals)
     runs: list[SyncedRun] = []
@@ -65,7 +71,28 @@ def sync(folder: Path) -> list[SyncedRun]:
             if runs[-1].is_server_away:
                 break
     left = journals[len(runs) :]
-    return runs + [_untried(journal, "not tried, since the server went away") for journal in left]
+    return runs + [_untried(journal, "not tried, since the server went away") for journal in left] + others
+
+
+def is_for_elsewhere(folder: Path) -> bool:
+    """Whether a journal's run was begun for another server than the present one."""
+    return _server(folder) not in ("", redacted(tracking_uri()))
+
+
+def _for_elsewhere(folder: Path) -> SyncedRun:
+    remark = (
+        f"begun for {_server(folder)}, so it was left; set MLFLOW_TRACKING_URI to that, or send it to "
+        f"{redacted(tracking_uri())} all the same: ehrtrack sync {shlex.quote(str(folder))}"
+    )
+    return SyncedRun(folder, _name(folder), "", Account(left=_n_pending(folder)), remark=remark)
+
+
+def _server(folder: Path) -> str:
+    """The address that a journal's run was begun for; empty where it does not say."""
+    try:
+        return str(RunOpening(folder).record.get("server", ""))
+    except TrackingError:
+        return ""
 
 
 def drain_left_behind(folder: Path, run_id: str, *, attempt: int) -> bool:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import polars as pl
 import pytest
 from whole_study import Study
 
-from ehrtrack.tracking.queries import list_artifacts
+from ehrtrack.tracking.queries import download, fetch_model, list_artifacts, search_runs
+from ehrtrack.tracking.registry import champion
 
 PROJECT = Path(__file__).parents[2]
 
@@ -27,8 +34,10 @@ def environment(study: Study) -> dict[str, str]:
     }
 
 
-def mlflow_run(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mlflow", "run", str(PROJECT), "--env-manager", "local", *words]
+def mlflow_run(
+    environment: dict[str, str], *words: str, project: str = str(PROJECT)
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mlflow", "run", project, "--env-manager", "local", *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -61,3 +70,86 @@ def test_bad_input_through_mlflow_run_says_why_and_leaves_no_run_running(
         experiments = [e.experiment_id for e in MlflowClient(study.store).search_experiments()]
         running = MlflowClient(study.store).search_runs(experiments, "attributes.status = 'RUNNING'")
     assert [run.info.run_id for run in running] == []
+
+
+def test_mlflow_run_does_not_write_over_the_champion(study: Study, environment: dict[str, str], tmp_path: Path) -> None:
+    with study.at_work():
+        run_id = champion("simulated").run_id
+    before = {run.run_id: run for run in study.runs(status=None)}
+    words = ("-e", "baseline", "-P", f"config={study.folder / 'finetune.toml'}", "-P", "cohort.horizon_days=100")
+    done = mlflow_run(environment, "--run-id", run_id, *words)
+    assert done.returncode == -signal.SIGTERM  # mlflow would mark the run as FAILED, had it gone on
+    assert f"run {run_id} of MLFLOW_RUN_ID (--run-id) cannot be joined: it is the" in done.stderr
+    after = {run.run_id: run for run in study.runs(status=None)}
+    assert after[run_id].tags.pop("mlflow.project.backend") == "local"  # which mlflow itself sets
+    before[run_id].tags.pop("mlflow.project.backend", None)
+    assert after == before
+    with study.at_work():
+        version, own = (fetch_model(name, tmp_path / name[:4]) for name in ("models:/simulated@champion", run_id))
+    files = [{file.name: file.read_bytes() for file in fetched.folder.iterdir()} for fetched in (version, own)]
+    assert files[0] == files[1]
+
+
+@contextmanager
+def git_server(folder: Path) -> Iterator[str]:
+    """The address of a repository with this project, as it is in the working folder."""
+    for name in ("MLproject", "python_env.yaml", "pyproject.toml"):
+        shutil.copy(PROJECT / name, folder)
+    shutil.copytree(PROJECT / "ehrtrack", folder / "ehrtrack", ignore=shutil.ignore_patterns("__pycache__"))
+    author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    for words in (("init", "-q", "-b", "main"), ("add", "."), (*author, "commit", "-q", "-m", "project")):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    daemon = subprocess.Popen(
+        [
+            *("git", "daemon", "--export-all", "--reuseaddr", "--listen=127.0.0.1", f"--port={port}"),
+            *(f"--base-path={folder.parent}", str(folder)),
+        ]
+    )
+    try:
+        yield f"git://127.0.0.1:{port}/{folder.name}"
+    finally:
+        daemon.terminate()
+        daemon.wait()
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_runs_of_a_fetched_project_can_be_compared_though_their_clones_are_gone(
+    study: Study, environment: dict[str, str], tmp_path: Path
+) -> None:
+    folders = {name: tmp_path / name for name in ("project", "clones", "home")}
+    for folder in folders.values():
+        folder.mkdir()
+    config = tmp_path / "study.toml"
+    config.write_text(
+        f'study = "cloned"\ndata = {{ path = "{study.data}", max_tokens = 64, vocabulary = {{ min_subjects = 2 }} }}\n'
+        "[cohort]\nhorizon_days = 365\n"
+        'index = { rule = "first_code", codes = ["INDEX$"] }\noutcome = { codes = ["OUTCOME$"] }\n'
+    )
+    environment |= {"TMPDIR": str(folders["clones"]), "EHRTRACK_HOME": str(folders["home"])}
+    environment.pop("EHRTRACK_SUBJECT_SECRET", None)
+    with git_server(folders["project"]) as project:
+        for name in ("first", "second"):
+            words = ("--experiment-name", "cloned", "--run-name", name, "-e", "baseline", "-P", f"config={config}")
+            done = mlflow_run(environment, *words, project=project)
+            assert done.returncode == 0, done.stdout + done.stderr
+    clones = [clone for clone in folders["clones"].iterdir() if (clone / "MLproject").exists()]
+    assert len(clones) == 2
+    for clone in clones:
+        assert not (clone / ".ehrtrack").exists()
+        shutil.rmtree(clone)
+    assert (folders["home"] / "subject.key").exists()
+    with study.at_work(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EHRTRACK_HOME", str(folders["home"]))
+        assert study.run("baseline", "--config", str(config)) == 0
+        assert study.run("compare", "--config", str(config)) == 0
+        runs = search_runs("cloned", kinds=["baseline"])
+        assert {run.name for run in runs} > {"first", "second"}
+        assert len(runs) == 3
+        assert len({run.tags["ehrtrack.subject_key"] for run in runs}) == 1
+        (compared,) = search_runs("cloned", kinds=["compare"])
+        (name,) = [path for path in list_artifacts(compared.run_id, "benchmark") if path.endswith(".csv")]
+        table = pl.read_csv(download(compared.run_id, name, tmp_path / "got"))
+    assert table["run_id"].sort().to_list() == sorted(run.run_id for run in runs)

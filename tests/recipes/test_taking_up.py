@@ -10,8 +10,9 @@ from simulated import study
 
 from ehrtrack.errors import CheckpointError, ConfigError, DataError
 from ehrtrack.files import sha256_of
-from ehrtrack.recipes._run import Resumption
-from ehrtrack.recipes.resume import _fetch_snapshot, resume
+from ehrtrack.home import HERE, home
+from ehrtrack.recipes._run import RUNS, Resumption
+from ehrtrack.recipes.resume import _bring_folder, _cache_here, _fetch_snapshot, resume
 from ehrtrack.tracking import names, queries
 from ehrtrack.tracking.drain import Drain
 from ehrtrack.tracking.journal import Journal, read_log
@@ -19,7 +20,7 @@ from ehrtrack.tracking.run import tracked_run
 from ehrtrack.tracking.server import client
 from ehrtrack.tracking.stale import take_up
 from ehrtrack.tracking.sync import sync
-from ehrtrack.training.snapshots import CheckpointWriter, latest_snapshot
+from ehrtrack.training.snapshots import CheckpointWriter, latest_snapshot, latest_step
 
 TENSORS = {"model/w": torch.arange(6.0)}
 
@@ -183,6 +184,29 @@ def test_a_run_that_had_ended_well_is_sent_and_not_trained_again(
     assert (done.run_id, done.metrics) == (synced.run_id, {"test/c_index": 0.6})
     assert queries.get_run(synced.run_id).status == "FINISHED"
     assert not journals.exists() or not list(journals.iterdir())
+
+
+def test_the_folder_of_a_run_is_found_where_a_clone_that_is_gone_had_kept_it(local_store: Path) -> None:
+    """Or an earlier version, under its key."""
+    config = study(local_store / "data", local_store / "cache")
+    for place in (home() / RUNS, HERE / RUNS):
+        run_id = stopped_run(local_store / f"a{place.is_absolute()}", [3])
+        record = queries.get_run(run_id)
+        name = run_id if place.is_absolute() else record.tags[names.RUN_KEY]
+        states(place / name / "snapshots", [3, 6])
+        _bring_folder(record, config)
+        assert latest_step(local_store / "cache" / RUNS / run_id / "snapshots") == 6
+        assert not (place / name).exists()
+
+
+def test_a_cache_that_cannot_be_here_gives_way_to_this_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _cache_here(tmp_path / "scratch") == tmp_path / "scratch"
+    (tmp_path / "file").write_text("")
+    assert _cache_here(tmp_path / "file" / "cache") == HERE
+    assert f"runtime.cache was {tmp_path / 'file' / 'cache'}, which cannot be used here" in capsys.readouterr().out
 
 
 def test_other_data_are_refused_with_what_differs() -> None:

@@ -512,6 +512,27 @@ def test_nothing_to_send_is_well(server: str) -> None:
     assert (done.exit_code, done.stdout) == (0, "nothing to send in .ehrtrack\n")
 
 
+def test_of_the_folder_that_all_projects_share_the_others_runs_are_left(
+    offline: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A project's runs must not land on the server of another one; whoever names the folder means it."""
+    monkeypatch.setenv("EHRTRACK_HOME", str(tmp_path / "home"))
+    with tracked_run(experiment="others", name="x", kind="demo") as others:
+        pass
+    offline()
+    with monkeypatch.context() as patch:
+        patch.setenv("EHRTRACK_OFFLINE", "1")
+        with tracked_run(experiment="ours", name="y", kind="demo") as ours:
+            pass
+    done = CliRunner().invoke(cli, ["sync"])
+    assert done.exit_code == 0
+    assert f"begun for {NOBODY}, so it was left; set MLFLOW_TRACKING_URI to that, or send it to" in done.stdout
+    assert [len(runs_on_server(run.key)) for run in (others, ours)] == [0, 1]
+    (journal,) = find_journals(tmp_path / "home")
+    assert CliRunner().invoke(cli, ["sync", str(journal)]).exit_code == 0
+    assert len(runs_on_server(others.key)) == 1
+
+
 def test_trials_do_not_wait_for_a_server_that_is_away(offline: Callable[[], None], server: str) -> None:
     """Only the block that holds them does, when it ends; then they are sent with it."""
     with tracked_run(experiment="trials", name="sweep", kind="sweep") as parent:
