@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:
 	@echo "make demo    install, then the main job on embedded data (a few minutes)"
 	@echo "make test    install, then all tests"
-	@echo "make faults  kill runs at 40 random points (SEED=1), take their server away; docs/reliability.md"
+	@echo "make faults  kill runs at 60 random points (SEED=1), take their server away; docs/reliability.md"
 	@echo "make check   format, lint, types, import order"
 	@echo "make clean   remove what the demo made: data/gi_bleed, mlflow.db, mlruns, .ehrtrack"
 
@@ -32,7 +32,7 @@ test: install
 
 SEED ?= 1
 faults: install
-	OMP_NUM_THREADS=1 python tests/faults/harness.py --seed $(SEED) --kills 40 --report docs/reliability.md
+	OMP_NUM_THREADS=1 python tests/faults/harness.py --seed $(SEED) --kills 60 --report docs/reliability.md
 	OMP_NUM_THREADS=1 python tests/faults/outages.py --seed $(SEED) --rounds 5 --report docs/reliability.md
 
 check: install

@@ -85,12 +85,16 @@ def _recipe(objective: str) -> Callable[[Callable[[RunConfig], Any]], click.Comm
             loaded = _load(config, _overrides(context.args), objective=objective)
             if _is_first_rank():
                 from ehrtrack.tracking.drainer import is_offline
+                from ehrtrack.tracking.heartbeat import mlflow_run_lives
                 from ehrtrack.tracking.joining import check_join
                 from ehrtrack.tracking.server import check_reachable
 
                 if not is_offline():
                     check_reachable()
                     check_join()
+                    with mlflow_run_lives():
+                        function(loaded)
+                    return
             else:
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115  rank 0 speaks for all
             function(loaded)
@@ -188,14 +192,21 @@ def resume(context: click.Context, run_id: str | None, stale: bool, minutes: flo
 
 
 @cli.command()
-@click.option("--stale", is_flag=True, required=True, help="those that can go on and that no process writes to")
+@click.option("--stale", is_flag=True, required=True, help="those that no process writes to, with what to do")
 @click.option("--minutes", default=10.0, show_default=True, help="time without a sign of life")
-def runs(stale: bool, minutes: float) -> None:
-    """List runs whose machine is gone; `ehrtrack resume --stale` goes on with them."""
-    from ehrtrack.tracking.stale import stale_runs
+@click.option(
+    "--close", is_flag=True, help="end those that cannot go on as KILLED; those that can are left as they are"
+)
+def runs(stale: bool, minutes: float, close: bool) -> None:
+    """List runs of every kind whose process is gone; `ehrtrack resume --stale` goes on with those that can."""
+    from ehrtrack.tracking.stale import close_stale, stale_runs
 
-    for run in stale_runs(("pretrain", "finetune"), minutes=minutes):
+    found = stale_runs(minutes=minutes)
+    for run in found:
         click.echo(run.to_text())
+    if close:
+        closed = close_stale(found)
+        click.echo(f"{len(closed)} closed" + "".join(f"\n  {run.record.run_id}" for run in closed))
 
 
 @cli.command(context_settings=PASS_THROUGH)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 class RunLogger(Protocol):
     """A run that is being written. `name` is always the artifact's path inside the run, with its suffix."""
 
+    def check_is_ours(self) -> None:
+        """Raise an EhrtrackError if the run is no longer this process's to write to; asked before each step."""
+
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Record all metrics of one step (an epoch) in one call."""
 
@@ -52,6 +55,9 @@ class MemoryRunLogger:
     tags: dict[str, str] = field(default_factory=dict)
     description: str = ""
     artifacts: dict[str, Any] = field(default_factory=dict)
+
+    def check_is_ours(self) -> None:
+        """Nobody else writes to it."""
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         for key, value in metrics.items():

@@ -18,7 +18,9 @@ from ehrtrack.errors import DataError
 from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.recipes._model_folder import WEIGHTS
 from ehrtrack.runlog import MemoryRunLogger
+from ehrtrack.tracking.attempts import RunOvertaken
 from ehrtrack.tracking.logger import TrackedRun
+from ehrtrack.tracking.names import RESUMABLE_KINDS
 from ehrtrack.tracking.run import JOURNALS, tracked_run
 from ehrtrack.training.loop import SNAPSHOTS, FitResult, TrainingStopped
 from ehrtrack.training.ranks import Ranks
@@ -28,7 +30,6 @@ MODEL_FOLDER = "model"
 RUNS = "runs"
 ADAPTER_FOLDER = "adapter"
 RUN_CONFIG = "run_config.json"
-RESUMABLE_KINDS = ("pretrain", "finetune")
 HEADLINES = (
     "val/mlm_loss",
     "val/unigram_loss",
@@ -153,6 +154,14 @@ class OpenRun:
         total = table.row(by_predicate=pl.col("part") == "all", named=True)
         self.logger.log_metrics({f"parameters/{name}": total[name] for name in ("total", "trainable")}, step=0)
 
+    def log_epochs_again(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Log epochs that a snapshot holds; those that the server has are left out when they are sent.
+
+        The journal that held them may be one that was not sent, because the run had meanwhile been taken up elsewhere.
+        """
+        for epoch, metrics in enumerate(history, start=1):
+            self.logger.log_metrics(metrics, step=epoch)
+
     def log_training(self, result: FitResult) -> None:
         """Log which epoch was kept, and the cost of training."""
         self.logger.log_metrics({"kept/epoch": float(result.kept_epoch), "cost/train_seconds": result.seconds}, step=0)
@@ -258,6 +267,9 @@ def open_run(
         run = OpenRun(config, logger, kind, folder, config.runtime.upload_snapshots and logger.is_resumable)
         try:
             yield run
+        except RunOvertaken:
+            shutil.rmtree(folder, ignore_errors=True)  # states of a course that is taken elsewhere
+            raise
         except BaseException:
             run.keep_last_snapshot()
             raise

@@ -131,6 +131,7 @@ def train(
         on_epoch=on_epoch,
         snapshot_seconds=config.runtime.snapshot_minutes * 60,
         on_snapshot=run.keep_snapshot,
+        on_go_on=run.log_epochs_again,
     )
     run.log_training(result)
     return result

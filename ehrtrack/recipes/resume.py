@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ehrtrack.config import Override, RunConfig, parse_config, parse_value
 from ehrtrack.errors import CheckpointError, ConfigError, EhrtrackError
 from ehrtrack.home import known_caches, usual_cache
-from ehrtrack.recipes._run import RESUMABLE_KINDS, RUNS, Resumption, Run, run_folder
+from ehrtrack.recipes._run import RUNS, Resumption, Run, run_folder
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
-from ehrtrack.tracking.heartbeat import Heartbeat, heartbeat_seconds
-from ehrtrack.tracking.names import RUN_KEY, SNAPSHOT_SLOTS
+from ehrtrack.tracking.attempts import TakenUp
+from ehrtrack.tracking.heartbeat import Heartbeat
+from ehrtrack.tracking.names import CONTINUED_WITH, RESUMABLE_KINDS, RUN_KEY, SNAPSHOT_SLOTS
 from ehrtrack.tracking.queries import RunRecord, download, get_run, list_artifacts
 from ehrtrack.tracking.run import JOURNALS
 from ehrtrack.tracking.server import ui_command
-from ehrtrack.tracking.stale import TakenUp, claimed, give_back, silent_minutes, stale_runs, take_up
+from ehrtrack.tracking.stale import check_silent, give_back, note_tags, stale_runs, take_up
 from ehrtrack.tracking.sync import drain_left_behind
 from ehrtrack.training.loop import SNAPSHOTS
-from ehrtrack.training.snapshots import adopt, latest_snapshot, latest_step, snapshot_step
+from ehrtrack.training.snapshots import adopt, newest_whole_step, snapshot_step
 
 MAY_CHANGE = ("data.path", "train.batch_tokens", "train.accumulate", "train.recompute")
 """What may be set anew beside ``runtime``: where the same data lie, and how a step is computed to fit in memory."""
 
+CHANGES_DIGITS = ("runtime.threads", "runtime.device", "runtime.precision", "train.batch_tokens", "train.accumulate")
+"""What may be set anew, but makes sums in another order: the run's end is then not that of an undisturbed run."""
+
 RECIPES = dict(zip(RESUMABLE_KINDS, (pretrain, finetune), strict=True))
-LOST_BEATS = 3
-"""Heartbeats that a run must have missed before another machine goes on with it."""
 
 
 def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool = False) -> Run:
@@ -47,6 +52,8 @@ def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool =
     ------
     ConfigError
         If the run cannot be resumed, or another setting is to change.
+    StillAlive
+        If its process gave a sign of life a moment ago.
     TakenUp
         If another process goes on with it.
     """
@@ -58,28 +65,30 @@ def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool =
     if record.status == "FINISHED":
         raise ConfigError(f"run {run_id} has ended well; there is nothing left to do")
     _check_overrides(run_id, overrides)
-    with claimed(record) as attempt:
-        config, is_ours = _send_and_read(run_id, overrides, attempt=attempt - 1)
-        if not (is_ours or is_forced):
-            _check_silent(record)
-        sent = get_run(run_id)
-        if sent.status == "FINISHED":
-            print(f"run {run_id} had ended well; what its journal still had to tell is sent", flush=True)
-            return Run(run_id, record.kind, ui_command(record.experiment_id, run_id=run_id).url, sent.metrics)
-        _bring_folder(record, config)
-        slot = _fetch_snapshot(run_id, run_folder(config, run_id) / SNAPSHOTS)
+    changes = _changes_of_digits(run_id, overrides)
+    config, is_ours = _send_and_read(run_id, overrides, attempt=record.attempt)
+    sent = get_run(run_id)
+    if sent.status == "FINISHED":
+        print(f"run {run_id} had ended well; what its journal still had to tell is sent", flush=True)
+        return Run(run_id, record.kind, ui_command(record.experiment_id, run_id=run_id).url, sent.metrics)
+    if not (is_ours or is_forced):
+        check_silent(sent)
+    _bring_folder(record, config)
+    with _alone_on_this_machine(record, run_folder(config, run_id)) as folder:
+        slot = _fetch_snapshot(run_id, folder / SNAPSHOTS)
+        attempt = take_up(record)
+    heartbeat = Heartbeat(lambda: run_id, attempt=attempt)  # while the data are prepared
+    try:
+        if changes:
+            note_tags(run_id, {CONTINUED_WITH: changes})
         fingerprints = {
             name.removeprefix("fingerprint."): value
             for name, value in sent.tags.items()
             if name.startswith("fingerprint.")
         }
-        take_up(run_id, attempt)
-    heartbeat = Heartbeat(lambda: run_id)  # while the data are prepared
-    try:
         return RECIPES[record.kind](config, resume=Resumption(run_id, attempt, fingerprints, slot))
     except EhrtrackError:
-        if get_run(run_id).status == "RUNNING":  # refused before it was opened
-            give_back(record)
+        give_back(record, attempt)  # if it was refused before it was opened
         raise
     finally:
         heartbeat.stop()
@@ -121,14 +130,37 @@ def _check_overrides(run_id: str, overrides: Sequence[Override]) -> None:
     )
 
 
-def _check_silent(record: RunRecord) -> None:
-    """A run that is RUNNING may be alive on another machine; its heartbeat tells."""
-    seconds = silent_minutes(record) * 60
-    if record.status == "RUNNING" and seconds < LOST_BEATS * heartbeat_seconds():
-        raise ConfigError(
-            f"run {record.run_id} gave a sign of life {seconds:.0f} s ago. If its machine is gone, try again in "
-            f"{LOST_BEATS * heartbeat_seconds() - seconds:.0f} s, or say --force"
+def _changes_of_digits(run_id: str, overrides: Sequence[Override]) -> str:
+    """Which settings of `CHANGES_DIGITS` change, said aloud."""
+    asked = {path: parse_value(text) for path, text in overrides if path in CHANGES_DIGITS}
+    if not asked:
+        return ""
+    then = _table_of(run_id)
+    before = {path: then.get(path.partition(".")[0], {}).get(path.partition(".")[2]) for path in asked}
+    changed = [f"{path} (then {before[path]}, now {value})" for path, value in asked.items() if value != before[path]]
+    if changed:
+        print(
+            f"{', '.join(changed)}: sums are made in another order, so that the end of run {run_id} will differ from "
+            "that of a run that was never cut off; leave it out to have the same end",
+            flush=True,
         )
+    return ", ".join(changed)
+
+
+@contextmanager
+def _alone_on_this_machine(record: RunRecord, folder: Path) -> Iterator[Path]:
+    """While inside, no other process brings snapshots into a run's folder; nor does one that has taken the run up."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if get_run(record.run_id).attempt != record.attempt:
+            raise TakenUp(f"run {record.run_id} was taken up by another process just now")
+        yield folder
+    except BlockingIOError as busy:
+        raise TakenUp(f"run {record.run_id} is being taken up by another process on this machine") from busy
+    finally:
+        os.close(descriptor)
 
 
 def _bring_folder(record: RunRecord, config: RunConfig) -> None:
@@ -149,20 +181,23 @@ def _bring_folder(record: RunRecord, config: RunConfig) -> None:
 def _fetch_snapshot(run_id: str, folder: Path) -> int:
     """Bring the newest whole snapshot to `folder`, unless it is there; returns the slot to write the next one to.
 
+    Damaged ones, here as there, are named and passed over.
+
     Raises
     ------
     CheckpointError
         If there are snapshots and none of them is whole.
     """
     there = list_artifacts(run_id)
+    newest_here, problems = newest_whole_step(folder)
     with tempfile.TemporaryDirectory() as fetched:
         slots = {}
         for slot, place in enumerate(SNAPSHOT_SLOTS):
             if any(path.startswith(f"{place}/") for path in there):
                 slots[slot] = _step_in(run_id, place, Path(fetched))
-        used, problems = None, []
+        used = None
         for slot in sorted(slots, key=lambda slot: -slots[slot]):
-            if slots[slot] <= latest_step(folder):
+            if slots[slot] <= newest_here:
                 used = slot
                 break
             try:
@@ -174,12 +209,12 @@ def _fetch_snapshot(run_id: str, folder: Path) -> int:
                 print(f"the snapshot of step {step} was fetched from the server", flush=True)
                 used = slot
                 break
-    if used is None and problems and latest_snapshot(folder) is None:
+    if used is None and problems and newest_here < 0:
         raise CheckpointError(
-            f"none of the {len(problems)} snapshots of run {run_id} is whole ({'; '.join(problems)}), and there is "
-            f"none in {folder}; start a new run"
+            f"none of the {len(problems)} snapshots of run {run_id} on the server and in {folder} is whole "
+            f"({'; '.join(problems)}); start a new run"
         )
-    if used is None and not problems and latest_step(folder) < 0:
+    if used is None and newest_here < 0:
         print("there is no snapshot of this run: it starts from its beginning", flush=True)
     return 0 if used is None else 1 - used
 

@@ -18,6 +18,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from ehrtrack.errors import TrackingError
 from ehrtrack.files import sha256_of
 from ehrtrack.tracking import names
+from ehrtrack.tracking.attempts import RunOvertaken, check_attempt
 from ehrtrack.tracking.failures import CallRefused, ServerUnavailable
 from ehrtrack.tracking.joining import under_users_tags
 from ehrtrack.tracking.journal import (
@@ -105,6 +106,8 @@ class Drain:
 
         Raises
         ------
+        RunOvertaken
+            If another process took the run up; what is left must not be sent.
         ServerUnavailable, AccessRefused
             If it stopped because of the server; calling again goes on where it stopped.
         TrackingError
@@ -128,7 +131,7 @@ class Drain:
         Raises
         ------
         RunOvertaken
-            If another process went on with it.
+            If another process took it up.
         """
         if self._is_open:
             return
@@ -138,7 +141,7 @@ class Drain:
         self.progress.users_tags |= opened.users_tags
         self.progress.server = redacted(tracking_uri())
         if not opened.is_new:
-            opening.check_attempt(opened.run_id)
+            check_attempt(opened.run_id, opening.attempt)
             if opening.attempt:
                 self._rows_there = _metric_rows(opened.run_id)
             self.progress.artifacts = fetch_checksums(opened.run_id) | self.progress.artifacts
@@ -161,6 +164,7 @@ class Drain:
             file = Path(folder) / names.CHECKSUMS
             file.write_text("".join(lines))
             with self._failures("store the checksums"):
+                self._check_is_ours()
                 client().log_artifact(self.progress.run_id, str(file))
 
     def _hash_what_others_sent(self) -> None:
@@ -220,9 +224,7 @@ class Drain:
     def _send_artifact(self, records: list[Record]) -> None:
         (record,) = records
         if self.progress.artifacts.get(record["path"]) == record["sha256"]:
-            self.account.already_there += 1
-            self.account.sent -= 1
-            self._discard(record)
+            self._note_already_there(record)
             return
         if not _is_kept_file(record["file"]):
             self._set_aside(record, f"its file {record['file']!r} is none that a journal keeps")
@@ -241,16 +243,23 @@ class Drain:
             write_progress(self.folder, self.progress)  # before the file goes
             self._discard(record)
 
+    def _note_already_there(self, record: Record) -> None:
+        self.account.already_there += 1
+        self.account.sent -= 1
+        self.progress.artifacts[record["path"]] = record["sha256"]
+        self._discard(record)
+
     def _remove(self, folder: str) -> None:
         """Remove a folder of artifacts; a server that does not let this be done keeps it."""
         try:
             with self._failures(f"remove {folder} of"):
+                self._check_is_ours()
                 if folder in {entry.path for entry in client().list_artifacts(self.progress.run_id)}:
                     info = client().get_run(self.progress.run_id).info
                     store = get_artifact_repository(info.artifact_uri, tracking_uri=tracking_uri())
                     store.delete_artifacts(folder)  # type: ignore[no-untyped-call]
         except TrackingError as refusal:
-            if isinstance(refusal, ServerUnavailable):
+            if isinstance(refusal, ServerUnavailable | RunOvertaken):
                 raise
             _log.warning("%s; it is no longer needed, and stays", refusal)
 
@@ -262,6 +271,7 @@ class Drain:
         self.write_checksums()
         self._opening.remove_doubles(self.progress)
         with self._failures("end the run"):
+            self._check_is_ours()
             client().set_terminated(self.progress.run_id, record["status"], record["time"])
         if removed:
             self._remove(removed)
@@ -270,6 +280,7 @@ class Drain:
         """Send rows in one call; if the server refuses it, find the row it is about and send the others."""
         try:
             with self._failures("log to"):
+                self._check_is_ours()
                 send(rows)
         except CallRefused as refusal:
             self._check_still_there()
@@ -280,6 +291,10 @@ class Drain:
             middle = len(rows) // 2
             self._send_rows(rows[:middle], send)
             self._send_rows(rows[middle:], send)
+
+    def _check_is_ours(self) -> None:
+        """The last thing before a write: a process that was paused writes nothing when it goes on, if overtaken."""
+        check_attempt(self.progress.run_id, self._opening.attempt)
 
     def _check_still_there(self) -> None:
         """Tell a record that is refused from a run that takes none at all."""

@@ -7,14 +7,15 @@ import os
 import random
 import threading
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 
 from ehrtrack.errors import TrackingError
+from ehrtrack.tracking.attempts import RunOvertaken
 from ehrtrack.tracking.drain import Drain
 from ehrtrack.tracking.failures import AccessRefused, ServerUnavailable
 from ehrtrack.tracking.journal import Journal
-from ehrtrack.tracking.opening import RunOvertaken
 from ehrtrack.tracking.server import check_reachable, is_remote
 
 OFFLINE = "EHRTRACK_OFFLINE"
@@ -32,18 +33,23 @@ _log = logging.getLogger(__name__)
 class Drainer:
     """Sends a journal in the background until it is closed and empty, or given up.
 
+    Parameters
+    ----------
+    on_overtaken : called by the thread, once, when another process has taken the run up; nothing is sent any more
+
     Attributes
     ----------
     trouble : why nothing can be sent just now
     refusal : why the run can never be opened, such as a deleted experiment
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, on_overtaken: Callable[[RunOvertaken], object]) -> None:
         self.drain = Drain(journal.folder, is_live=True)
         self.trouble: TrackingError | None = None
         self.refusal: TrackingError | None = None
         self.is_complete = False
         self._journal = journal
+        self._on_overtaken = on_overtaken
         self._first_try = threading.Event()
         self._news = threading.Event()
         self._closing = threading.Event()
@@ -116,10 +122,11 @@ class Drainer:
                     if not (self._first_try.is_set() or is_passing or isinstance(trouble, AccessRefused)):
                         self.refusal = trouble
                         return
+                    if isinstance(trouble, RunOvertaken):
+                        self._on_overtaken(trouble)
+                        return
                     self._tell(trouble)
                     self.drain.reopen()
-                    if isinstance(trouble, RunOvertaken):
-                        return
                     if is_last_try and not is_passing:
                         return
                     pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)

@@ -95,6 +95,15 @@ def active_experiment(experiment_id: str) -> str:
     return _active(found)
 
 
+def is_of_a_study(experiment_id: str) -> bool:
+    """Whether an experiment was made for a study, or has a run of one; others on the server are not EHRTrack's."""
+    with tracking_errors(f"look at experiment {experiment_id}"):
+        tags = client().get_experiment(experiment_id).tags
+        if names.STUDY in tags or _VIEW_TAG in tags:
+            return True
+        return bool(client().search_runs([experiment_id], f"tags.`{names.KIND}` != ''", max_results=1))
+
+
 def experiment_named(name: str, *, study: str = "") -> str:
     """The id of the experiment of a name, which is made if there is none, for a study of the same or another name.
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
-from ehrtrack.tracking.server import client, tracking_errors
+from ehrtrack.tracking.attempts import RunOvertaken, check_attempt
+from ehrtrack.tracking.server import client, server_time, tracking_errors
 
 DEFAULT_HEARTBEAT_SECONDS = 30.0
 _log = logging.getLogger(__name__)
@@ -22,10 +26,23 @@ class Heartbeat:
     Parameters
     ----------
     run_id : the server's id of the run; empty as long as there is none
+    attempt : of the run, that this process makes
+    on_overtaken : called by the thread, once, when another process has taken the run up
+    is_wanted : whether a run, as the server has it, is to get the tag
     """
 
-    def __init__(self, run_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        run_id: Callable[[], str],
+        *,
+        attempt: int = 0,
+        on_overtaken: Callable[[RunOvertaken], object] = lambda overtaken: None,
+        is_wanted: Callable[[Any], bool] = lambda run: True,
+    ) -> None:
         self._run_id = run_id
+        self._attempt = attempt
+        self._on_overtaken = on_overtaken
+        self._is_wanted = is_wanted
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, args=(heartbeat_seconds(),), name="heartbeat", daemon=True)
         self._thread.start()
@@ -40,10 +57,39 @@ class Heartbeat:
             if not run_id:
                 continue
             try:
-                with tracking_errors(f"tell that run {run_id} lives"):
-                    client().set_tag(run_id, names.HEARTBEAT, utc_now())
+                run = check_attempt(run_id, self._attempt)
+                if self._is_wanted(run):
+                    _say_alive(run)
+            except RunOvertaken as overtaken:
+                self._on_overtaken(overtaken)
+                return
             except TrackingError as trouble:
                 _log.debug("%s", trouble)  # the drainer says it aloud, once
+
+
+def sign_of_life() -> dict[str, str]:
+    """The tags that say that a run lives now, by the server's clock: those of two machines may be far apart."""
+    now = server_time() or datetime.now(UTC)  # without a server's time the tag is watched for changes, not read
+    return {names.HEARTBEAT: now.isoformat(), names.HEARTBEAT_SECONDS: f"{heartbeat_seconds():g}"}
+
+
+@contextmanager
+def mlflow_run_lives() -> Iterator[None]:
+    """While inside, the run that ``mlflow run`` made for this process has a heartbeat until it is joined.
+
+    Data may be prepared for hours before; a run that has become one of EHRTrack's gets none from here.
+    """
+    if "MLFLOW_RUN_ID" not in os.environ:
+        yield
+        return
+    heartbeat = Heartbeat(
+        lambda: os.environ.get("MLFLOW_RUN_ID", ""),  # taken away when the run is joined
+        is_wanted=lambda run: run.info.status == "RUNNING" and names.KIND not in run.data.tags,
+    )
+    try:
+        yield
+    finally:
+        heartbeat.stop()
 
 
 def heartbeat_seconds() -> float:
@@ -59,11 +105,17 @@ def heartbeat_seconds() -> float:
         seconds = float(text or DEFAULT_HEARTBEAT_SECONDS)
     except ValueError:
         seconds = 0.0
-    if seconds <= 0:
+    if not 0 < seconds < math.inf:
         raise TrackingError(f"EHRTRACK_HEARTBEAT_SECONDS is {text!r}; needed is a number of seconds, such as 30")
     return seconds
 
 
-def utc_now() -> str:
-    """This moment, as the tag holds it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _say_alive(run: Any) -> None:
+    run_id = run.info.run_id
+    with tracking_errors(f"tell that run {run_id} lives"):
+        for key, value in sign_of_life().items():
+            if run.data.tags.get(key) != value:
+                client().set_tag(run_id, key, value)
+        if names.CLOSED in run.data.tags:  # it was taken for dead: its network was away, or it was paused
+            client().update_run(run_id, status="RUNNING")
+            client().delete_tag(run_id, names.CLOSED)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ehrtrack.errors import TrackingError
 from ehrtrack.privacy import Privacy
 from ehrtrack.tracking import names
+from ehrtrack.tracking.attempts import RunOvertaken
 from ehrtrack.tracking.drain import ROWS_PER_CALL
 from ehrtrack.tracking.drainer import Drainer, drain_seconds
 from ehrtrack.tracking.heartbeat import Heartbeat
@@ -41,10 +42,11 @@ class TrackedRun:
 
     Every method writes to the local journal and returns; sending is the background's business. A server that is
     away, hangs or refuses is told in warnings and changes nothing here. TrackingError is raised for what cannot
-    be right whatever the server says, and when the journal itself cannot be written.
+    be right whatever the server says, and when the journal itself cannot be written; its kind RunOvertaken by
+    everything, once another process has taken the run up.
     """
 
-    def __init__(self, journal: Journal, *, key: str, name: str) -> None:
+    def __init__(self, journal: Journal, *, key: str, name: str, attempt: int = 0) -> None:
         self.key = key
         self.name = name
         self.status = "RUNNING"
@@ -57,8 +59,11 @@ class TrackedRun:
         self._next_slot = 0
         self._has_snapshots = False
         self._removes_snapshots = False
-        self._drainer = Drainer(journal)
-        self._heartbeat = Heartbeat(lambda: self._drainer.drain.progress.run_id)
+        self._overtaken: RunOvertaken | None = None
+        self._drainer = Drainer(journal, self._note_overtaken)
+        self._heartbeat = Heartbeat(
+            lambda: self._drainer.drain.progress.run_id, attempt=attempt, on_overtaken=self._note_overtaken
+        )
 
     @property
     def run_id(self) -> str:
@@ -74,6 +79,17 @@ class TrackedRun:
     def url(self) -> str:
         """The link to this run's page in the UI, or to the UI as long as there is no such page."""
         return ui_command(self.experiment_id, run_id=self.run_id).url
+
+    def check_is_ours(self) -> None:
+        """Make sure that no other process has taken the run up, as far as is known; asks no server.
+
+        Raises
+        ------
+        RunOvertaken
+            If one has.
+        """
+        if self._overtaken is not None:
+            raise self._overtaken
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Record all metrics of one step (an epoch) in one call."""
@@ -264,7 +280,10 @@ class TrackedRun:
         self._heartbeat.stop()
         drainer, folder = self._drainer, self._journal.folder
         drainer.finish(seconds, is_urgent=self.status == "KILLED")
-        if drainer.is_complete and drainer.drain.is_finished():
+        if self._overtaken is not None:
+            _log.warning("%d records of run %s are left out", len(drainer.drain.pending()), self.run_id)
+            remove_journal(folder)
+        elif drainer.is_complete and drainer.drain.is_finished():
             remove_journal(folder)
         elif drainer.is_complete and drainer.drain.account.refused:
             _log.warning(
@@ -279,7 +298,11 @@ class TrackedRun:
                 *(folder, shlex.quote(str(folder))),
             )
 
+    def _note_overtaken(self, overtaken: RunOvertaken) -> None:
+        self._overtaken = overtaken
+
     def _append(self, *records: Mapping[str, Any]) -> int:
+        self.check_is_ours()
         end = self._journal.append(*records)
         self._drainer.notify()
         return end

@@ -13,8 +13,10 @@ from mlflow.exceptions import MlflowException
 
 from ehrtrack.errors import JoinRefused, TrackingError
 from ehrtrack.tracking import names
+from ehrtrack.tracking.attempts import check_attempt
 from ehrtrack.tracking.experiments import active_experiment, every_experiment_id, experiment_named, offer_view
 from ehrtrack.tracking.failures import CallRefused, ServerUnavailable
+from ehrtrack.tracking.heartbeat import sign_of_life
 from ehrtrack.tracking.joining import check_is_nobodys, claim, is_generated, users_tags
 from ehrtrack.tracking.journal import LOG, Progress, Record, read_log, read_progress, without_secrets
 from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
@@ -38,10 +40,6 @@ class OpenedRun:
     experiment_id: str
     is_new: bool
     users_tags: dict[str, str] = field(default_factory=dict)
-
-
-class RunOvertaken(TrackingError):
-    """The run went on elsewhere: what this journal has not sent yet is made there anew, and must not come twice."""
 
 
 class RunOpening:
@@ -69,22 +67,6 @@ class RunOpening:
     def attempt(self) -> int:
         """How often the run had been taken up again when this journal was begun."""
         return int(self.record.get("attempt", 0))
-
-    def check_attempt(self, run_id: str) -> None:
-        """Make sure that the run is still this journal's to write to.
-
-        Raises
-        ------
-        RunOvertaken
-            If another process took it up since.
-        """
-        with tracking_errors(f"read run {run_id}"):
-            attempt = int(client().get_run(run_id).data.tags.get(names.ATTEMPT, 0))
-        if attempt > self.attempt:
-            raise RunOvertaken(
-                f"run {run_id} was taken up by another process from its last snapshot; what {self.folder} has not "
-                "sent yet is made there anew, and is not sent"
-            )
 
     def find_or_make(self, progress: Progress, *, is_begun: bool) -> OpenedRun:
         """The run on the server; made, in its parent's experiment or its study's, if it is not there.
@@ -123,7 +105,7 @@ class RunOpening:
             client().create_run(
                 experiment_id,
                 start_time=self.record["time"],
-                tags=tags | {names.RUN_KEY: self.key},
+                tags=tags | {names.RUN_KEY: self.key} | sign_of_life(),
                 run_name=self.record["name"],
             )
             # mlflow sends a call again when its answer is lost, so there may be two by now.
@@ -160,7 +142,7 @@ class RunOpening:
         with tracking_errors(f"join run {run_id} of MLFLOW_RUN_ID"):
             there = client().get_run(run_id)
             if self.attempt:  # a run that goes on keeps the key that it is found by
-                self.check_attempt(run_id)
+                check_attempt(run_id, self.attempt)
             else:
                 check_is_nobodys(there, self.key)
                 claim(run_id, self.key)
@@ -169,7 +151,7 @@ class RunOpening:
             # `mlflow run` tags the address of the git remote, in which there may be a token
             masked = {key: without_secrets(value) for key, value in there.data.tags.items()}
             tags = {key: value for key, value in masked.items() if value != there.data.tags[key]}
-            tags |= {key: value for key, value in self.record["tags"].items() if key not in given}
+            tags |= {key: value for key, value in self.record["tags"].items() if key not in given} | sign_of_life()
             if not self.attempt:
                 tags[names.RUN_KEY] = self.key
             name = self.record["name"] if is_generated(there.info.run_name) else there.info.run_name

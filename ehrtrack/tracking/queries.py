@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names, registry
+from ehrtrack.tracking.attempts import attempt_of
 from ehrtrack.tracking.experiments import every_experiment_id, pages
 from ehrtrack.tracking.sealed import CONTENT, check_seal
 from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
@@ -32,7 +33,8 @@ class RunRecord:
     """A run as the server knows it.
 
     `params` are the resolved configuration, by dotted names without the ``cfg.`` prefix; the raw strings that
-    ``mlflow run`` logs beside them are left out. `metrics` hold the last value of each.
+    ``mlflow run`` logs beside them are left out. `metrics` hold the last value of each. `attempt` is how often the run
+    was taken up by another process.
     """
 
     run_id: str
@@ -47,6 +49,7 @@ class RunRecord:
     ended: datetime | None
     experiment_id: str
     parent_run_id: str | None
+    attempt: int = 0
 
     @property
     def duration_seconds(self) -> float | None:
@@ -127,8 +130,8 @@ def search_runs(
 
 
 def all_runs(kinds: Sequence[str], condition: str) -> list[RunRecord]:
-    """Runs of some kinds in all studies that meet a condition in mlflow's filter language, oldest first."""
-    return _found("search runs", [condition], kinds) if kinds else []
+    """Runs of some kinds, or of any and none, that meet a condition in mlflow's filter language, oldest first."""
+    return _found("search runs", [condition], kinds)
 
 
 def _found(what: str, clauses: list[str], kinds: Sequence[str]) -> list[RunRecord]:
@@ -279,6 +282,7 @@ def _record(run: Any) -> RunRecord:
         ended=_moment(run.info.end_time) if run.info.end_time else None,
         experiment_id=run.info.experiment_id,
         parent_run_id=tags.get("mlflow.parentRunId"),
+        attempt=attempt_of(tags, run.data.params),
     )
 
 

@@ -16,9 +16,9 @@ from ehrtrack.errors import TrackingError
 from ehrtrack.home import usual_cache
 from ehrtrack.privacy import Privacy
 from ehrtrack.tracking import names
+from ehrtrack.tracking.attempts import RunOvertaken
 from ehrtrack.tracking.drainer import drain_seconds, is_offline
 from ehrtrack.tracking.experiments import chosen_experiment
-from ehrtrack.tracking.heartbeat import utc_now
 from ehrtrack.tracking.joining import RUN_ID
 from ehrtrack.tracking.journal import Journal
 from ehrtrack.tracking.logger import Scalar, TrackedRun, now_ms
@@ -60,6 +60,8 @@ def tracked_run(
     chose, keeps the name and the tags that its user gave it, and carries the study as a tag); a run with a
     parent is a new one, in its parent's experiment. A run that is somebody's already is never joined.
 
+    Once another process has taken the run up, whatever is to be logged raises RunOvertaken.
+
     Parameters
     ----------
     experiment
@@ -100,6 +102,8 @@ def tracked_run(
                 run.log_params(params or {})
                 run.log_json(environment(), "environment.json")
                 yield run
+            except RunOvertaken:
+                raise  # its end is the other process's to tell
             except BaseException as error:
                 _end_aloud(run, error, stops)
                 raise
@@ -107,6 +111,7 @@ def tracked_run(
         finally:
             termination.closing = run
             run.close(is_nested=parent_run_id is not None)
+        run.check_is_ours()
         if termination.is_late:
             raise TerminatedBySignal
 
@@ -128,7 +133,7 @@ def _open_run(
     is_joining = run_id is None and parent_run_id is None
     joined_id = os.environ.get(RUN_ID) if is_joining else run_id
     chosen = chosen_experiment()
-    tags = {names.STUDY: experiment, names.KIND: kind, "mlflow.runName": name, names.HEARTBEAT: utc_now()}
+    tags = {names.STUDY: experiment, names.KIND: kind, "mlflow.runName": name}
     tags |= _code_tags()
     source = {
         "mlflow.user": user_name(),
@@ -151,7 +156,7 @@ def _open_run(
     }
     journal = Journal(journals.absolute() / key)
     journal.append(opening, opening)
-    run = TrackedRun(journal, key=key, name=name)
+    run = TrackedRun(journal, key=key, name=name, attempt=attempt)
     try:
         run.wait_for_opening()
     except TrackingError:
@@ -181,6 +186,8 @@ def _end_aloud(run: TrackedRun, error: BaseException, stops: tuple[type[Exceptio
             run.end("FINISHED")
         else:
             run.end("FAILED", tag=names.ERROR, reason=message)
+    except RunOvertaken as overtaken:
+        _log.warning("%s", overtaken)
     except TrackingError as failure:
         _log.error("run %s is left RUNNING on the server: %s", run.run_id, failure)
 

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
@@ -78,6 +80,22 @@ def check_reachable() -> None:
         _check_server(tracking_uri())
     else:
         _check_database(tracking_uri())
+
+
+def server_time() -> datetime | None:
+    """This moment by the clock of the tracking server, in whole seconds; None if it does not tell.
+
+    A store that is opened without a server has the clock of this machine.
+
+    Raises
+    ------
+    TrackingError
+        If the server does not answer.
+    """
+    if not is_remote():
+        return datetime.now(UTC)
+    date = _get(tracking_uri(), "/health").headers.get("Date")
+    return parsedate_to_datetime(date) if date else None
 
 
 def client() -> MlflowClient:

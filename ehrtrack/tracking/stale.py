@@ -1,36 +1,47 @@
-"""Runs whose process is gone, and taking them up: at most one process goes on with a run."""
+"""Runs whose process is gone: found by their heartbeat, and taken up or closed.
+
+A process lives if its heartbeat says so by the server's clock. Where a server tells no time, or a run's heartbeat is of
+the clock of a machine (runs of earlier versions), it is watched instead: one that changes is of a process that lives.
+"""
 
 from __future__ import annotations
 
-import os
-import socket
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import psutil
-from mlflow.exceptions import MlflowException
-
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
-from ehrtrack.tracking.heartbeat import utc_now
+from ehrtrack.tracking.attempts import TakenUp, raise_attempt
+from ehrtrack.tracking.experiments import is_of_a_study
+from ehrtrack.tracking.heartbeat import DEFAULT_HEARTBEAT_SECONDS, sign_of_life
 from ehrtrack.tracking.queries import RunRecord, all_runs, get_run
-from ehrtrack.tracking.server import client, tracking_errors
+from ehrtrack.tracking.server import client, server_time, tracking_errors
 
 DEFAULT_STALE_MINUTES = 10.0
-ABANDONED_SECONDS = 600.0
-"""Age from which a claim is that of a process that died while it took a run up."""
+LOST_BEATS = 4
+"""Heartbeats that a process must have missed before it is taken for gone: with 30 s more than the 94 s for which a call
+that it began while it still lived may go on."""
+CERTAIN_SECONDS = 24 * 3600.0
+"""Silence that needs no second look: no clock is so far off, and no environment of ``mlflow run`` takes so long."""
+_LONGEST_LOOK_SECONDS = 1.0
+
+_TO_DO = {
+    "sweep": "start the sweep again: it goes on with the trials that are done",
+    "trial": "start its sweep again: it tries what this trial tried",
+    "frontier": "start the frontier again: it keeps the values that are done",
+    "": "mlflow run ended, or still builds an environment, before the run began: start it again",
+}
 
 
-class TakenUp(TrackingError):
-    """Another process goes on with the run."""
+class StillAlive(TrackingError):
+    """A process writes to the run."""
 
 
 @dataclass(frozen=True)
 class StaleRun:
-    """A run that can go on, and that no process seems to write to.
+    """A run that no process seems to write to, RUNNING all the same; or one that was told to stop and can go on.
 
     Attributes
     ----------
@@ -40,69 +51,98 @@ class StaleRun:
     record: RunRecord
     silent_minutes: float
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether there may be a snapshot to go on from."""
+        return self.record.kind in names.RESUMABLE_KINDS
+
     def to_text(self) -> str:
-        """A line for people."""
+        """A line for people, with what to do."""
         record = self.record
         why = "told to stop" if record.status == "KILLED" else "silent"
+        to_do = f"ehrtrack resume {record.run_id}" if self.can_go_on else _TO_DO.get(record.kind, "start it again")
         return (
-            f"{record.run_id}  {record.study}  {record.kind}  {record.name}  {record.status}, "
-            f"{why} {self.silent_minutes:.0f} minutes ago"
+            f"{record.run_id}  {record.study or '-'}  {record.kind or 'not begun'}  {record.name}  {record.status}, "
+            f"{why} {self.silent_minutes:.0f} minutes ago: {to_do}"
         )
 
 
-def silent_minutes(record: RunRecord) -> float:
-    """Minutes since a run's last heartbeat, by this machine's clock; since its start if it never had one."""
-    text = record.tags.get(names.HEARTBEAT, "")
-    last = datetime.fromisoformat(text) if text else record.started
-    return (datetime.now(UTC) - last).total_seconds() / 60
+def stale_runs(kinds: Sequence[str] = (), *, minutes: float = DEFAULT_STALE_MINUTES) -> list[StaleRun]:
+    """Runs that are RUNNING without a heartbeat for so long, or were told to stop and can go on.
 
-
-def stale_runs(kinds: Sequence[str], *, minutes: float = DEFAULT_STALE_MINUTES) -> list[StaleRun]:
-    """Runs of some kinds that are RUNNING without a heartbeat for so long, or were told to stop and can go on."""
-    running = all_runs(kinds, "attributes.status = 'RUNNING'")
+    Parameters
+    ----------
+    kinds : of these alone; if empty, of every kind, and those that ``mlflow run`` made and that never began
+    """
+    now = server_time() or datetime.now(UTC)
+    running = [record for record in all_runs(kinds, "attributes.status = 'RUNNING'") if _is_ours(record)]
     stopped = all_runs(kinds, f"attributes.status = 'KILLED' and tags.`{names.RESUMABLE}` = 'true'")
-    found = [StaleRun(record, silent_minutes(record)) for record in running + stopped]
-    return [run for run in found if run.record.status == "KILLED" or run.silent_minutes >= minutes]
+    found = [StaleRun(record, _silent_seconds(record, now) / 60) for record in running + stopped]
+    return [
+        run
+        for run in found
+        if run.record.status == "KILLED" or run.silent_minutes * 60 >= max(60 * minutes, _lease_seconds(run.record))
+    ]
 
 
-@contextmanager
-def claimed(record: RunRecord) -> Iterator[int]:
-    """While inside, no other process can take up this run; yields the number of the attempt that is to be made.
+def check_silent(record: RunRecord) -> None:
+    """Make sure that no process writes to a run that is RUNNING; may watch it for the time of some heartbeats.
 
-    MLflow has no test-and-set of tags. What a server does at most once is to register a model of one name, so the
-    claim is an empty registered model, named by the run and the attempt, and removed when the run has been taken up.
+    Raises
+    ------
+    StillAlive
+        If one does, or did a moment ago.
+    """
+    if record.status != "RUNNING":
+        return
+    lease, now = _lease_seconds(record), server_time()
+    silent = _silent_seconds(record, now or datetime.now(UTC))
+    if silent >= CERTAIN_SECONDS:
+        return
+    if now is None or (names.HEARTBEAT in record.tags and names.HEARTBEAT_SECONDS not in record.tags):
+        print(f"run {record.run_id} is watched for {lease:.0f} s: no common clock tells whether it lives", flush=True)
+        if _changes_within(record, lease):
+            raise StillAlive(f"run {record.run_id} is alive: it gave a sign of life while it was watched")
+        return
+    if silent < lease:
+        raise StillAlive(
+            f"run {record.run_id} gave a sign of life {max(silent, 0):.0f} s ago. If its machine is gone, try again "
+            f"in {lease - silent:.0f} s, or say --force"
+        )
+
+
+def take_up(record: RunRecord) -> int:
+    """Make this the one process that goes on with a run; returns the number of its attempt.
+
+    What older processes still have to say is not sent any more.
 
     Raises
     ------
     TakenUp
-        If another process holds the claim, or has taken the run up since `record` was read.
+        If another process has taken the run up since `record` was read, or the run has ended well.
     """
-    attempt = int(record.tags.get(names.ATTEMPT, 0)) + 1
-    claims: list[str] = []
-    with tracking_errors(f"claim run {record.run_id}"):
-        name = _claim(f"ehrtrack-claim-{record.run_id}-{attempt}", record.run_id, claims)
-    try:
-        now = get_run(record.run_id)
-        if int(now.tags.get(names.ATTEMPT, 0)) + 1 != attempt or now.status == "FINISHED":
-            raise TakenUp(f"run {record.run_id} was taken up by another process just now")
-        yield attempt
-    finally:
-        with tracking_errors(f"remove the claim {name}"):
-            for claim in claims:
-                _delete_claim(claim)
-
-
-def take_up(run_id: str, attempt: int) -> None:
-    """Mark a claimed run as running in this process; what older processes still have to say is not sent any more."""
+    run_id, attempt = record.run_id, record.attempt + 1
+    raise_attempt(run_id, attempt)
+    if get_run(run_id).status == "FINISHED":
+        raise TakenUp(f"run {run_id} has ended well just now; there is nothing left to do")
+    note_tags(run_id, sign_of_life() | {names.ATTEMPT: str(attempt), names.RESUMABLE: "false"})
     with tracking_errors(f"take up run {run_id}"):
-        client().set_tag(run_id, names.ATTEMPT, str(attempt))
-        client().set_tag(run_id, names.HEARTBEAT, utc_now())
-        client().set_tag(run_id, names.RESUMABLE, "false")
         client().update_run(run_id, status="RUNNING")
+    return attempt
 
 
-def give_back(record: RunRecord) -> None:
-    """Give a run that could not go on after all the status that it had; it can be taken up again."""
+def note_tags(run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run that this process has taken up and has not opened yet."""
+    with tracking_errors(f"set tags of run {run_id}"):
+        for key, value in tags.items():
+            client().set_tag(run_id, key, value)
+
+
+def give_back(record: RunRecord, attempt: int) -> None:
+    """Give a run that could not go on after all the status that it had, unless another process has it by now."""
+    now = get_run(record.run_id)
+    if now.status != "RUNNING" or now.attempt != attempt:
+        return
     with tracking_errors(f"give back run {record.run_id}"):
         status = "KILLED" if record.status == "RUNNING" else record.status
         is_resumable = "true" if record.status == "RUNNING" else record.tags.get(names.RESUMABLE, "false")
@@ -110,55 +150,61 @@ def give_back(record: RunRecord) -> None:
         client().set_terminated(record.run_id, status)
 
 
-def _claim(stem: str, run_id: str, claims: list[str]) -> str:
-    """Register the claim; the next number after one whose process died before it could take the run up."""
-    number = 0
-    while True:
-        name = f"{stem}-{number}"
-        try:
-            client().create_registered_model(name, description=_this_process())
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            if not _is_abandoned(name):
-                raise TakenUp(f"run {run_id} is being taken up by another process") from error
-            claims.append(name)
-            number += 1
-        else:
-            claims.append(name)
-            return name
+def close_stale(found: Sequence[StaleRun]) -> list[StaleRun]:
+    """End those runs that cannot go on as KILLED, with the reason as a tag; returns these.
+
+    No process is hindered: should one be alive after all, its next heartbeat shows its run as RUNNING again.
+    """
+    closed = []
+    for run in found:
+        if run.can_go_on or not _is_gone(run):
+            continue
+        run_id = run.record.run_id
+        with tracking_errors(f"close run {run_id}"):
+            reason = f"no sign of life for {run.silent_minutes:.0f} minutes; closed by ehrtrack runs --stale --close"
+            client().set_tag(run_id, names.CLOSED, reason)
+            client().set_terminated(run_id, "KILLED")
+        closed.append(run)
+    return closed
 
 
-def _this_process() -> str:
-    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time()}"
-
-
-def _is_dead(process: str) -> bool:
-    """Whether a process of this machine, as `_this_process` names it, is no more."""
-    host, _, rest = process.partition(" ")
-    if host != socket.gethostname():
+def _is_gone(run: StaleRun) -> bool:
+    """Look once more, right before the run is closed."""
+    now = get_run(run.record.run_id)
+    if now.status != "RUNNING":
         return False
-    number, _, created = rest.partition(" ")
+    if names.HEARTBEAT not in now.tags:
+        return run.silent_minutes * 60 >= CERTAIN_SECONDS  # its process may still prepare an environment
     try:
-        return str(psutil.Process(int(number)).create_time()) != created
-    except (psutil.NoSuchProcess, ValueError):
+        check_silent(now)
+    except StillAlive:
+        return False
+    return True
+
+
+def _is_ours(record: RunRecord) -> bool:
+    """Whether a run is one of EHRTrack's, or one that ``mlflow run`` made to become one."""
+    if record.kind:
         return True
+    return "mlflow.project.entryPoint" in record.tags and is_of_a_study(record.experiment_id)
 
 
-def _is_abandoned(name: str) -> bool:
-    """Whether a claim's process is gone: known at once on its own machine, and after a while on another."""
-    try:
-        claim = client().get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False  # it was removed just now: its process has taken the run up
-    return _is_dead(claim.description) or time.time() - claim.creation_timestamp / 1000 > ABANDONED_SECONDS
+def _lease_seconds(record: RunRecord) -> float:
+    """How long a run's process may be silent, by the heartbeats that it says it has."""
+    return LOST_BEATS * float(record.tags.get(names.HEARTBEAT_SECONDS, DEFAULT_HEARTBEAT_SECONDS))
 
 
-def _delete_claim(name: str) -> None:
-    try:
-        client().delete_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+def _silent_seconds(record: RunRecord, now: datetime) -> float:
+    """Since a run's last heartbeat; since its start if it never had one."""
+    text = record.tags.get(names.HEARTBEAT, "")
+    return (now - (datetime.fromisoformat(text) if text else record.started)).total_seconds()
+
+
+def _changes_within(record: RunRecord, seconds: float) -> bool:
+    """Whether a run's heartbeat becomes another within so many seconds of this machine."""
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(left, _LONGEST_LOOK_SECONDS))
+        if get_run(record.run_id).tags.get(names.HEARTBEAT) != record.tags.get(names.HEARTBEAT):
+            return True
+    return False

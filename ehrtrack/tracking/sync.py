@@ -11,10 +11,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ehrtrack.errors import TrackingError
+from ehrtrack.tracking.attempts import RunOvertaken
 from ehrtrack.tracking.drain import Account, Drain
 from ehrtrack.tracking.failures import AccessRefused, ServerUnavailable
 from ehrtrack.tracking.journal import LOG, REFUSED, JournalBusy, hold, read_log, read_progress, remove_journal
-from ehrtrack.tracking.opening import RunOpening, RunOvertaken
+from ehrtrack.tracking.opening import RunOpening
 from ehrtrack.tracking.server import check_reachable, redacted, tracking_uri
 
 

@@ -70,6 +70,7 @@ def fit(
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
     snapshot_seconds: float = 600,
     on_snapshot: Callable[[Path], object] | None = None,
+    on_go_on: Callable[[list[dict[str, float]]], object] = lambda history: None,
 ) -> FitResult:
     """Train until the last epoch or until patience ends, and leave the model with the weights of the kept epoch.
 
@@ -84,6 +85,7 @@ def fit(
     on_epoch : called after each epoch with its number and metrics; may raise `TrainingStopped`
     snapshot_seconds : longest time between two snapshots; there is one after each epoch anyway
     on_snapshot : called from another thread with the folder of a snapshot that is on the disk
+    on_go_on : called with the metrics of the epochs that are done already, when training goes on from a snapshot
 
     Raises
     ------
@@ -100,9 +102,10 @@ def fit(
             snapshot_seconds=snapshot_seconds,
             on_snapshot=on_snapshot,
             stop=stop,
+            check_is_ours=logger.check_is_ours,
         )
         try:
-            _go_on_if_begun(run)
+            _go_on_if_begun(run, on_go_on)
             stop_reason = _train(run, training, validation, logger, on_epoch)
         finally:
             run.close()
@@ -137,11 +140,12 @@ def _train(
     return "all epochs done"
 
 
-def _go_on_if_begun(run: Training) -> None:
+def _go_on_if_begun(run: Training, on_go_on: Callable[[list[dict[str, float]]], object]) -> None:
     snapshot = run.ranks.from_main(lambda: latest_snapshot(run.folder / SNAPSHOTS))
     if snapshot is None:
         return
     run.go_on(snapshot)
+    on_go_on(run.progress.history)
     if run.ranks.is_main:
         progress = run.progress
         print(f"goes on in epoch {progress.epoch}, after {progress.n_done} of its batches", flush=True)

@@ -243,9 +243,18 @@ def latest_snapshot(folder: Path) -> Snapshot | None:
     return None
 
 
-def latest_step(folder: Path) -> int:
-    """Step of the newest state, whole or not; -1 if there is none."""
-    return max((step for step, _ in list_states(folder)), default=-1)
+def newest_whole_step(folder: Path) -> tuple[int, list[str]]:
+    """Step of the newest state that is whole, -1 if there is none; and what is wrong with those after it, as warned."""
+    problems = []
+    for step, path in list_states(folder):
+        try:
+            read_state(path, step)
+        except CheckpointError as error:
+            _log.warning("%s; it is passed over", error)
+            problems.append(str(error))
+        else:
+            return step, problems
+    return -1, problems
 
 
 def latest_folder(folder: Path) -> Path | None:

@@ -74,6 +74,7 @@ class Training:
         snapshot_seconds: float,
         on_snapshot: Callable[[Path], object] | None = None,
         stop: StopRequest | None = None,
+        check_is_ours: Callable[[], None] = lambda: None,
     ) -> None:
         self.model = model
         self.wrapped = ranks.wrap(model)
@@ -90,6 +91,7 @@ class Training:
         )
         self.writer = CheckpointWriter(folder / SNAPSHOTS, on_written=on_snapshot) if ranks.is_main else None
         self.stop = stop or StopRequest()
+        self.check_is_ours = check_is_ours  # raises once another process goes on with the run
         self.progress = Progress()
 
     def train_epoch(self, batches: Batches) -> dict[str, float]:
@@ -108,6 +110,7 @@ class Training:
         with bar:
             last_snapshot = time.monotonic()
             for step in _in_groups(left, self.config.accumulate):
+                self.check_is_ours()
                 started = time.monotonic()
                 self.take_step(step)
                 progress.n_done += len(step)
@@ -208,6 +211,7 @@ class Training:
 
     def stop_if_alone(self) -> None:
         """Stop between batches that change nothing; several ranks stop together, after their next step."""
+        self.check_is_ours()
         if self.stop.is_asked and self.ranks.count == 1:
             self.stop_here()
 

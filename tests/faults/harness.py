@@ -1,6 +1,6 @@
 """Kills a run at random points until its last process ends well, and compares it with one that nobody disturbed.
 
-``python tests/faults/harness.py --seed 1 --kills 40 --report docs/reliability.md`` is what ``make faults`` does. With
+``python tests/faults/harness.py --seed 1 --kills 60 --report docs/reliability.md`` is what ``make faults`` does. With
 ``--account FILE`` and ``--minutes M`` it stops after a run, and goes on when it is started with the same words again.
 """
 
@@ -30,6 +30,9 @@ from study import Outcome, can_go_on_elsewhere, is_finished, outcome_of, run_ids
 MOST_CALLS = {"step": 6, "checkpoint": 8, "validation": 3, "upload": 16, "drain": 5, "end": 1}
 """How often a pod comes to each point, at most, before its run is done."""
 
+CLOCKS_MINUTES = (0.0, 0.0, -20.0, 20.0)
+"""By how much the clock of a pod is wrong: every second one has the right time."""
+
 MOMENTS_MS = (0.5, 30.0)
 """From when to when a call under way is cut off; most calls last longer."""
 
@@ -40,6 +43,7 @@ class Account:
 
     n_faults: int = 0
     n_new_machines: int = 0
+    n_wrong_clocks: int = 0
     n_runs: int = 0
     n_finished: int = 0
     n_resumed: int = 0
@@ -92,7 +96,7 @@ def random_fault(rng: random.Random) -> Fault:
     point = rng.choice(list(POINTS))
     call = rng.randint(1, MOST_CALLS[point])
     seconds = rng.choice([0.0, rng.uniform(*MOMENTS_MS) / 1000, AFTERWARDS])
-    return Fault(point, call, rng.choice([signal.SIGKILL, signal.SIGTERM]), seconds)
+    return Fault(point, call, rng.choice([signal.SIGKILL, signal.SIGTERM]), seconds, rng.choice(CLOCKS_MINUTES))
 
 
 def undisturbed(folder: Path, server: str, config: Path, study: str) -> Outcome:
@@ -125,6 +129,7 @@ def disturb(
         if code == 0:
             break
         account.n_faults += 1
+        account.n_wrong_clocks += fault.clock_minutes != 0
         account.points[f"{fault.point} {signal.Signals(fault.number).name}"] += 1
         if run_id and is_finished(run_id):  # it was killed after its last word had arrived
             break
@@ -154,13 +159,15 @@ def report(account: Account, seed: int, n_kills: int) -> str:
 
 The processes of a small fine-tuning are killed, each at a point, a call and a moment (before it, within its first
 {MOMENTS_MS[1]:.0f} ms, after it) that the seed chooses; after each kill the run is resumed. With some kills the
-machine's folder is lost as well, and the run goes on from the server alone.
+machine's folder is lost as well, and the run goes on from the server alone. Every second process has a clock that
+is {max(CLOCKS_MINUTES):.0f} minutes ahead or behind.
 
 | | |
 |---|---|
 | seed | {seed} |
 | faults tried, of how many the series is to have | {account.n_faults} of {n_kills} |
 | of them with the machine lost | {account.n_new_machines} |
+| of them in a process whose clock was wrong | {account.n_wrong_clocks} |
 | runs disturbed | {account.n_runs} |
 | of them taken up again, some several times | {account.n_resumed} ({account.n_resumptions} times) |
 | runs that ended as FINISHED | {account.n_finished} |
@@ -230,7 +237,7 @@ def main(seed: int, n_kills: int, *, file: Path | None, minutes: float) -> Accou
 
 
 if __name__ == "__main__":
-    given = series_options("kills", n_default=40).parse_args()
+    given = series_options("kills", n_default=60).parse_args()
     done = main(given.seed, given.kills, file=given.account, minutes=given.minutes)
     section = report(done, given.seed, given.kills)
     print(section)

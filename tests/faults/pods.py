@@ -11,9 +11,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +26,14 @@ AFTERWARDS = 3600.0
 """More seconds than any call takes: right after it."""
 
 IMPORTED_ONCE = [
-    *("ehrtrack.cli", "ehrtrack.recipes.resume", "ehrtrack.recipes.finetune", "mlflow.tracking", "lifelines"),
+    *(
+        "ehrtrack.cli",
+        "ehrtrack.recipes.resume",
+        "ehrtrack.tracking.doctor",
+        "ehrtrack.recipes.finetune",
+        "mlflow.tracking",
+        "lifelines",
+    ),
     "torch._dynamo",  # by torch's first optimiser: otherwise up to two thirds of what a killed pod computes
 ]
 _FORK = multiprocessing.get_context("forkserver")
@@ -48,21 +57,47 @@ class Planted(Protocol):
 
 
 @dataclass(frozen=True)
+class Clock:
+    """A machine whose clock is wrong by so many minutes; those who measure how long something takes are right."""
+
+    minutes: float = 0.0
+
+    def plant(self) -> None:
+        """Shift what this process takes for the time of day."""
+        if not self.minutes:
+            return
+        now, shift = time.time, timedelta(minutes=self.minutes)
+
+        class Shifted(datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> Any:
+                return datetime.now(tz) + shift
+
+        time.time = lambda: now() + shift.total_seconds()
+        for name, module in list(sys.modules.items()):
+            if name.startswith("ehrtrack") and getattr(module, "datetime", None) is datetime:
+                module.datetime = Shifted  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
 class Fault:
     """A signal at the n-th time that a pod comes to a point.
 
     Attributes
     ----------
     seconds : after the method was called: 0 is before it does anything; when it returns sooner, it is signalled then
+    clock_minutes : by which the pod's clock is wrong
     """
 
     point: str
     call: int
     number: int = signal.SIGKILL
     seconds: float = 0.0
+    clock_minutes: float = 0.0
 
     def plant(self) -> None:
         """Have this process signalled at that point."""
+        Clock(self.clock_minutes).plant()
         module, owner, name = POINTS[self.point]
         kind = getattr(sys.modules[module], owner)
         method, n_calls, lock = getattr(kind, name), 0, threading.Lock()
@@ -145,6 +180,14 @@ def run(*words: str, folder: Path, server: str, fault: Planted | None = None, **
         process.kill()
         raise AssertionError(f"the pod hangs:\n{log_of(folder)}")
     return int(process.exitcode)
+
+
+def wait_until(is_so: Callable[[], bool], *, folder: Path) -> None:
+    """Look until something is so; the pod of the folder is shown if it never is."""
+    deadline = time.monotonic() + START_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline, f"it never became so:\n{log_of(folder)}"
+        time.sleep(0.1)
 
 
 def log_of(folder: Path) -> str:

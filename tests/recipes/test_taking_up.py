@@ -11,16 +11,16 @@ from simulated import study
 from ehrtrack.errors import CheckpointError, ConfigError, DataError
 from ehrtrack.files import sha256_of
 from ehrtrack.home import HERE, home
-from ehrtrack.recipes._run import RUNS, Resumption
+from ehrtrack.recipes._run import RUNS, OpenRun, Resumption
 from ehrtrack.recipes.resume import _bring_folder, _cache_here, _fetch_snapshot, resume
 from ehrtrack.tracking import names, queries
 from ehrtrack.tracking.drain import Drain
-from ehrtrack.tracking.journal import Journal, read_log
+from ehrtrack.tracking.journal import Journal, encoded, read_log
 from ehrtrack.tracking.run import tracked_run
 from ehrtrack.tracking.server import client
 from ehrtrack.tracking.stale import take_up
-from ehrtrack.tracking.sync import sync
-from ehrtrack.training.snapshots import CheckpointWriter, latest_snapshot, latest_step
+from ehrtrack.tracking.sync import drain_left_behind, sync
+from ehrtrack.training.snapshots import CheckpointWriter, latest_snapshot, newest_whole_step
 
 TENSORS = {"model/w": torch.arange(6.0)}
 
@@ -55,6 +55,13 @@ def stopped_run(folder: Path, steps: list[int]) -> str:
     return run_ids[0]
 
 
+def flip(file: Path) -> None:
+    """Change a bit in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 def artifact_file(run_id: str, path: str) -> Path:
     return Path(client().get_run(run_id).info.artifact_uri.removeprefix("file://")) / path
 
@@ -76,15 +83,38 @@ def test_a_damaged_snapshot_is_passed_over_aloud_for_the_one_before(
 ) -> None:
     run_id = stopped_run(local_store / "a", [3, 6])
     damaged = artifact_file(run_id, f"resume/slot-1/{file}")
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged.write_bytes(content)
+    flip(damaged)
     assert _fetch_snapshot(run_id, local_store / "b") == 1
     snapshot = latest_snapshot(local_store / "b")
     assert snapshot is not None
     assert snapshot.step == 3
     if file != "facts.json":  # whose step is not known then, so that it is not tried first
         assert "resume/slot-1 of the server is passed over" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("n_damaged", [1, 2])
+def test_damaged_snapshots_here_are_named_and_the_whole_ones_of_the_server_used(
+    n_damaged: int, local_store: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = stopped_run(local_store / "a", [3, 6])
+    for folder in states(local_store / "b", [3, 6])[-n_damaged:]:
+        flip(folder / "state.safetensors")
+    assert _fetch_snapshot(run_id, local_store / "b") == 0
+    assert "the snapshot of step 6 was fetched from the server" in capsys.readouterr().out
+    assert caplog.text.count("is damaged") == n_damaged
+    snapshot = latest_snapshot(local_store / "b")
+    assert snapshot is not None
+    assert snapshot.step == 6
+
+
+def test_a_whole_snapshot_here_before_a_damaged_one_is_used_where_the_server_has_none(local_store: Path) -> None:
+    with tracked_run(experiment="s", name="x", kind="finetune") as run:
+        pass
+    flip(states(local_store / "b", [3, 6])[1] / "state.safetensors")
+    assert _fetch_snapshot(run.run_id, local_store / "b") == 0
+    snapshot = latest_snapshot(local_store / "b")
+    assert snapshot is not None
+    assert snapshot.step == 3
 
 
 def test_without_any_whole_snapshot_it_is_refused(local_store: Path) -> None:
@@ -120,7 +150,7 @@ def test_a_server_that_is_away_costs_the_disk_of_one_snapshot(
 
 def test_a_metric_of_a_step_that_is_trained_again_is_not_sent_twice(local_store: Path) -> None:
     run_id = stopped_run(local_store / "a", [3])
-    take_up(run_id, 1)
+    take_up(queries.get_run(run_id))
     with tracked_run(experiment="s", name="x", kind="finetune", run_id=run_id, attempt=1) as again:
         again.log_metrics({"train/loss": 2.0}, step=1)
         again.log_metrics({"train/loss": 1.0}, step=2)
@@ -129,12 +159,27 @@ def test_a_metric_of_a_step_that_is_trained_again_is_not_sent_twice(local_store:
     assert queries.get_run(run_id).status == "FINISHED"
 
 
+def test_epochs_that_were_never_sent_come_from_the_snapshot_and_the_others_stay_single(local_store: Path) -> None:
+    """The journal that held them was not sent, because the run had been taken up elsewhere meanwhile."""
+    run_id = stopped_run(local_store / "a", [3])
+    record = queries.get_run(run_id)
+    attempt = take_up(record)
+    config = study(local_store / "data", local_store / "cache")
+    with tracked_run(experiment="s", name="x", kind="finetune", run_id=run_id, attempt=attempt) as again:
+        run = OpenRun(config, again, "finetune", local_store / "runs")
+        run.log_epochs_again([{"train/loss": 2.0, "val/loss": 3.0}, {"train/loss": 1.0, "val/loss": 2.5}])
+        again.log_metrics({"train/loss": 0.5}, step=3)
+    rows = {key: client().get_metric_history(run_id, key) for key in ("train/loss", "val/loss")}
+    assert sorted((row.step, row.value) for row in rows["train/loss"]) == [(1, 2.0), (2, 1.0), (3, 0.5)]
+    assert sorted((row.step, row.value) for row in rows["val/loss"]) == [(1, 3.0), (2, 2.5)]
+
+
 def test_the_checksums_of_a_run_name_what_a_lost_machine_sent(local_store: Path) -> None:
     run_id = stopped_run(local_store / "a", [3])
     for artifact in ("sha256sums.txt", "environment.json"):
         artifact_file(run_id, artifact).unlink()
     artifact_file(run_id, "run_config.json").write_text("{}")
-    take_up(run_id, 1)
+    take_up(queries.get_run(run_id))
     with tracked_run(experiment="s", name="x", kind="finetune", run_id=run_id, attempt=1):
         pass
     told = dict(reversed(line.split("  ")) for line in artifact_file(run_id, "sha256sums.txt").read_text().splitlines())
@@ -154,7 +199,7 @@ def test_the_journal_of_a_machine_that_was_overtaken_sends_nothing(local_store: 
         {"do": "end", "status": "KILLED", "time": 3},
     )
     journal.close()
-    take_up(drain.progress.run_id, 1)
+    take_up(queries.get_run(drain.progress.run_id))
     (synced,) = sync(local_store / "journal")
     assert "was taken up by another process" in synced.remark
     run = queries.get_run(drain.progress.run_id)
@@ -195,7 +240,7 @@ def test_the_folder_of_a_run_is_found_where_a_clone_that_is_gone_had_kept_it(loc
         name = run_id if place.is_absolute() else record.tags[names.RUN_KEY]
         states(place / name / "snapshots", [3, 6])
         _bring_folder(record, config)
-        assert latest_step(local_store / "cache" / RUNS / run_id / "snapshots") == 6
+        assert newest_whole_step(local_store / "cache" / RUNS / run_id / "snapshots")[0] == 6
         assert not (place / name).exists()
 
 
@@ -207,6 +252,16 @@ def test_a_cache_that_cannot_be_here_gives_way_to_this_machines(
     (tmp_path / "file").write_text("")
     assert _cache_here(tmp_path / "file" / "cache") == HERE
     assert f"runtime.cache was {tmp_path / 'file' / 'cache'}, which cannot be used here" in capsys.readouterr().out
+
+
+def test_an_odd_journal_of_another_run_does_not_keep_a_run_from_going_on(local_store: Path) -> None:
+    journals = local_store / "journal"
+    odd = Journal(journals / "odd")
+    odd.append({"do": "metrics", "values": "none"})
+    odd.close()
+    (journals / "odd" / "progress").write_bytes(encoded({"run_id": 7, "colour": "red"}))
+    (journals / "folder" / "journal.log").mkdir(parents=True)
+    assert drain_left_behind(journals, "1" * 32, attempt=0) is False
 
 
 def test_other_data_are_refused_with_what_differs() -> None:

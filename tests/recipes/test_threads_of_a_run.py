@@ -14,7 +14,8 @@ from ehrtrack.recipes._prepare import settle
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.resume import resume
 from ehrtrack.recipes.sweep import sweep
-from ehrtrack.tracking.queries import RunRecord, download, search_runs
+from ehrtrack.tracking.names import CONTINUED_WITH
+from ehrtrack.tracking.queries import RunRecord, download, get_run, search_runs
 
 
 @pytest.fixture
@@ -68,6 +69,7 @@ def test_a_run_is_resumed_with_the_number_of_its_beginning_unless_another_is_ask
     numbers_set: list[int],
     local_store: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     patch_free(monkeypatch, 2)  # and no second look: on resuming, the machine may be another or have other work
 
@@ -80,6 +82,10 @@ def test_a_run_is_resumed_with_the_number_of_its_beginning_unless_another_is_ask
     assert logged(begun, local_store) == 2
     assert resume(begun.run_id, overrides).run_id == begun.run_id
     assert numbers_set == [2, expected]
+    is_said = "runtime.threads (then 2, now 1): sums are made in another order" in capsys.readouterr().out
+    assert is_said == bool(overrides)
+    told = get_run(begun.run_id).tags.get(CONTINUED_WITH, "")
+    assert told == ("runtime.threads (then 2, now 1)" if overrides else "")
 
 
 def test_a_sweep_looks_once_for_all_its_trials_and_its_best_configuration_is_for_any_machine(
