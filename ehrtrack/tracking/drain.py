@@ -231,6 +231,9 @@ class Drain:
             return
         file = self.folder / ARTIFACTS / record["file"]
         found = sha256_of(file) if file.is_file() else "gone"
+        if found == "gone" and self._is_on_server(record):
+            self._note_already_there(record)
+            return
         if found != record["sha256"]:
             self._set_aside(record, f"its file {file} is {'gone' if found == 'gone' else 'damaged'}")
             return
@@ -248,6 +251,14 @@ class Drain:
         self.account.sent -= 1
         self.progress.artifacts[record["path"]] = record["sha256"]
         self._discard(record)
+
+    def _is_on_server(self, record: Record) -> bool:
+        """Whether an artifact was sent before: its file goes then, and what was known of that may be lost."""
+        run_id, path = self.progress.run_id, record["path"]
+        if path not in list_artifacts(run_id):
+            return False
+        with tempfile.TemporaryDirectory(prefix="ehrtrack-") as folder:
+            return sha256_of(download(run_id, path, Path(folder))) == str(record["sha256"])
 
     def _remove(self, folder: str) -> None:
         """Remove a folder of artifacts; a server that does not let this be done keeps it."""

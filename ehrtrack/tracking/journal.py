@@ -45,6 +45,20 @@ _CHUNK_BYTES = 1 << 20
 
 Record = dict[str, Any]
 
+# What a record of each kind must have; `end` and `open` may have more.
+_TYPES: dict[str, dict[str, Any]] = {
+    "open": {"key": str, "time": int, "experiment": str, "name": str, "tags": dict}
+    | dict.fromkeys(("parent", "joined"), (str, type(None))),
+    "metrics": {"time": int, "step": int, "values": dict},
+    "params": {"values": dict},
+    "tags": {"values": dict},
+    "dataset": {"name": str, "fingerprint": str, "source": str, "context": str},
+    "artifact": {"path": str, "sha256": str, "file": str},
+    "end": {"status": str, "time": int},
+}
+_ITEMS = (str, int, float)
+_PROGRESS_TYPES = {"position": int, "run_id": str, "experiment_id": str, "server": str, "artifacts": dict}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -213,21 +227,56 @@ def entries(data: bytes) -> Iterator[Entry]:
 
 
 def read_log(folder: Path, start: int = 0) -> list[Entry]:
-    """The entries of a journal folder from byte `start` on."""
-    with (folder / LOG).open("rb") as file:
-        file.seek(start)
-        found = entries(file.read())
-    return [replace(entry, start=entry.start + start, end=entry.end + start) for entry in found]
+    """The entries of a journal folder from byte `start` on; a record that lacks a part counts as damaged.
+
+    Raises
+    ------
+    TrackingError
+        If it cannot be read.
+    """
+    try:
+        with (folder / LOG).open("rb") as file:
+            file.seek(start)
+            found = entries(file.read())
+    except OSError as error:
+        raise TrackingError(f"the journal {folder} cannot be read: {error}") from error
+    return [
+        replace(entry, start=entry.start + start, end=entry.end + start, record=_whole(entry.record)) for entry in found
+    ]
 
 
 def read_progress(folder: Path) -> Progress:
-    """How far the drain has come; nothing at all where that is not known, since sending again does no harm."""
-    file = folder / _PROGRESS
-    record = _record_at(file.read_bytes(), 0)[0] if file.exists() else None
-    progress = Progress(**record) if record else Progress()
-    if progress.position > (folder / LOG).stat().st_size:
+    """How far the drain has come; nothing at all where that is not known, since sending again does no harm.
+
+    What another version of ehrtrack wrote beside what this one knows is passed over: see `progress_oddity`.
+
+    Raises
+    ------
+    TrackingError
+        If it cannot be read.
+    """
+    record = _progress_record(folder)
+    known = {key: record[key] for key in _PROGRESS_TYPES if key in record}
+    if not _has_types(known, {key: _PROGRESS_TYPES[key] for key in known}):
+        return Progress()
+    progress = Progress(**known)
+    if not 0 <= progress.position <= (folder / LOG).stat().st_size:
         progress.position = 0
     return progress
+
+
+def progress_oddity(folder: Path) -> str:
+    """What the file says that `read_progress` does not use, in words; empty if there is nothing of the kind."""
+    record = _progress_record(folder)
+    unknown = sorted(set(record) - set(_PROGRESS_TYPES))
+    wrong = sorted(
+        key for key in set(record) & set(_PROGRESS_TYPES) if not _has_types(record, {key: _PROGRESS_TYPES[key]})
+    )
+    if wrong:
+        return (
+            f"{folder / _PROGRESS} has odd values of {', '.join(wrong)}: it was not used, and everything was sent again"
+        )
+    return f"{folder / _PROGRESS} has unknown entries, which were not used: {', '.join(unknown)}" if unknown else ""
 
 
 def write_progress(folder: Path, progress: Progress) -> None:
@@ -244,8 +293,13 @@ def hold(folder: Path) -> int:
     ------
     JournalBusy
         If another process holds it.
+    TrackingError
+        If the folder cannot be written.
     """
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise TrackingError(f"the journal {folder} cannot be locked: {error}; make it writable") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -293,8 +347,32 @@ def _record_at(data: bytes, start: int) -> tuple[Record | None, int]:
     payload = data[header.end() : end]
     if end > len(data) or zlib.crc32(payload) != int(header[2], 16):
         return None, start
-    record: Record = json.loads(payload)
-    return record, end
+    try:
+        record = json.loads(payload)
+    except (ValueError, RecursionError):  # bytes as they were written, by something else than a journal
+        return None, start
+    return (record, end) if isinstance(record, dict) else (None, start)
+
+
+def _progress_record(folder: Path) -> Record:
+    file = folder / _PROGRESS
+    try:
+        return (_record_at(file.read_bytes(), 0)[0] if file.exists() else None) or {}
+    except OSError as error:
+        raise TrackingError(f"the journal {folder} cannot be read: {error}") from error
+
+
+def _whole(record: Record | None) -> Record | None:
+    """The record, if it has all that one of its kind must have; kinds that this version does not know stay as is."""
+    if record is None or not _has_types(record, {"do": str} | _TYPES.get(str(record.get("do")), {})):
+        return None
+    return record
+
+
+def _has_types(record: Record, types: Mapping[str, Any]) -> bool:
+    return all(key in record and isinstance(record[key], kind) for key, kind in types.items()) and all(
+        isinstance(item, _ITEMS) for key in types if isinstance(record[key], dict) for item in record[key].values()
+    )
 
 
 def _link_or_copy(source: Path, target: Path, *, is_linked: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from os import close
 from pathlib import Path
@@ -14,7 +15,15 @@ from ehrtrack.errors import TrackingError
 from ehrtrack.tracking.attempts import RunOvertaken
 from ehrtrack.tracking.drain import Account, Drain
 from ehrtrack.tracking.failures import AccessRefused, ServerUnavailable
-from ehrtrack.tracking.journal import LOG, REFUSED, JournalBusy, hold, read_log, read_progress, remove_journal
+from ehrtrack.tracking.journal import (
+    LOG,
+    REFUSED,
+    hold,
+    progress_oddity,
+    read_log,
+    read_progress,
+    remove_journal,
+)
 from ehrtrack.tracking.opening import RunOpening
 from ehrtrack.tracking.server import check_reachable, redacted, tracking_uri
 
@@ -133,11 +142,12 @@ def _attempt(folder: Path) -> int:
 
 def _ids(folder: Path) -> set[str]:
     """What the run of a journal may be known by."""
-    try:
+    found: set[str] = set()
+    with suppress(TrackingError):  # what cannot be read says nothing about a run
+        found.add(read_progress(folder).run_id)
         opening = RunOpening(folder)
-    except TrackingError:
-        return {read_progress(folder).run_id}
-    return {read_progress(folder).run_id, opening.key, str(opening.record["joined"])}
+        found |= {opening.key, str(opening.record["joined"])}
+    return found
 
 
 def find_journals(folder: Path) -> list[Path]:
@@ -150,9 +160,20 @@ def find_journals(folder: Path) -> list[Path]:
 def _sync_one(folder: Path, on_confirmed: Callable[[int], object]) -> SyncedRun:
     try:
         lock = hold(folder)
-    except JournalBusy as busy:
-        return _untried(folder, str(busy))
-    name, problem, remark, is_server_away = _name(folder), "", "", False
+    except TrackingError as unusable:
+        return _untried(folder, str(unusable))
+    try:
+        return _sync_held(folder, on_confirmed)
+    except TrackingError as unreadable:
+        return _untried(folder, str(unreadable))
+    except OSError as error:
+        return _untried(folder, f"{folder} cannot be used: {error}")
+    finally:
+        close(lock)
+
+
+def _sync_held(folder: Path, on_confirmed: Callable[[int], object]) -> SyncedRun:
+    name, problem, remarks, is_server_away = _name(folder), "", [progress_oddity(folder)], False
     is_overtaken = False
     drain = Drain(folder, is_live=False)
     drain.account.already_there = len(read_log(folder)) - len(drain.pending())
@@ -161,12 +182,13 @@ def _sync_one(folder: Path, on_confirmed: Callable[[int], object]) -> SyncedRun:
         if not drain.is_finished():
             drain.write_checksums()
     except RunOvertaken as overtaken:
-        is_overtaken, remark = True, str(overtaken)
+        is_overtaken = True
+        remarks.append(str(overtaken))
     except TrackingError as trouble:
         problem = str(trouble)
         is_server_away = isinstance(trouble, ServerUnavailable | AccessRefused) and not _answers()
-    finally:
-        close(lock)
+    if drain.account.lost:
+        remarks.append(f"damaged places in {folder / LOG}, left out: {drain.account.lost}")
     drain.account.left, drain.account.refused = len(drain.pending()), _n_refused(folder)
     if is_overtaken:
         remove_journal(folder)
@@ -176,7 +198,8 @@ def _sync_one(folder: Path, on_confirmed: Callable[[int], object]) -> SyncedRun:
     elif drain.is_finished():
         remove_journal(folder)
     elif not problem:
-        remark = f"its process ended without a last word, so the server shows it as RUNNING; kept in {folder}"
+        remarks.append(f"its process ended without a last word, so the server shows it as RUNNING; kept in {folder}")
+    remark = "\n  ".join(filter(None, remarks))
     return SyncedRun(folder, name, drain.progress.run_id, drain.account, problem, remark, is_server_away)
 
 
@@ -200,7 +223,10 @@ def _name(folder: Path) -> str:
 
 
 def _n_pending(folder: Path) -> int:
-    return len(Drain(folder, is_live=False).pending())
+    try:
+        return len(Drain(folder, is_live=False).pending())
+    except TrackingError:
+        return 0
 
 
 def _n_refused(folder: Path) -> int:

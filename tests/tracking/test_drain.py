@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import random
 import shutil
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import drainer, queries
 from ehrtrack.tracking.drain import Drain
 from ehrtrack.tracking.experiments import every_experiment_id
-from ehrtrack.tracking.journal import LOG, Journal, read_log
+from ehrtrack.tracking.journal import LOG, Journal, encoded, read_log
 from ehrtrack.tracking.logger import TrackedRun
 from ehrtrack.tracking.run import tracked_run
 from ehrtrack.tracking.server import client
@@ -461,6 +463,77 @@ def test_a_journal_cut_or_changed_is_sent_but_for_that_record(
     (run_id,) = runs_on_server(key)
     assert queries.metric_history(run_id, "a") == {step: float(step) for step in range(4) if step != lost}
     assert sorted(queries.get_run(run_id).metrics) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("record", "progress", "named"),
+    [
+        ([1, 2], None, "damaged places in"),
+        ("words", None, "damaged places in"),
+        ({"do": "metrics", "time": 9, "step": 9}, None, "damaged places in"),
+        ({"do": "metrics", "time": 9, "step": 9, "values": {"a": None}}, None, "damaged places in"),
+        ({"no": "do"}, None, "damaged places in"),
+        (None, {"colour": "red"}, "unknown entries, which were not used: colour"),
+        (None, {"position": "far"}, "odd values of position: it was not used"),
+        (None, {"artifacts": {"a.txt": [1]}}, "odd values of artifacts"),
+    ],
+)
+def test_an_odd_journal_is_named_and_hinders_no_other(
+    record: object, progress: dict[str, object] | None, named: str, offline: Callable[[], None]
+) -> None:
+    """Its checksums are right, so that it was written as it is: by another version, or another program."""
+    keys = []
+    for number in range(3):
+        with tracked_run(experiment="odd", name=f"o{number}", kind="demo") as run:
+            run.log_metrics({"a": 1.0}, step=1)
+        keys.append(run.key)
+    odd = Path(".ehrtrack/journal") / keys[1]
+    if record is not None:
+        payload = json.dumps(record).encode()
+        with (odd / LOG).open("ab") as file:
+            file.write(b"%08x %08x %s\n" % (len(payload), zlib.crc32(payload), payload))
+    if progress is not None:
+        (odd / "progress").write_bytes(encoded(progress))
+    offline()
+    done = CliRunner().invoke(cli, ["sync"])
+    assert done.exit_code == 0, done.output
+    (line,) = [line for line in done.stdout.splitlines() if named in line]
+    assert str(odd) in line
+    for key in keys:
+        (run_id,) = runs_on_server(key)
+        assert queries.metric_history(run_id, "a") == {1: 1.0}
+        assert queries.get_run(run_id).status == "FINISHED"
+
+
+def test_a_journal_that_cannot_be_read_is_named_and_hinders_no_other(offline: Callable[[], None]) -> None:
+    with tracked_run(experiment="odd", name="whole", kind="demo") as run:
+        run.log_metrics({"a": 1.0}, step=1)
+    (Path(".ehrtrack/journal/folder") / LOG).mkdir(parents=True)
+    offline()
+    done = CliRunner().invoke(cli, ["sync"])
+    assert done.exit_code == 1
+    assert "the journal .ehrtrack/journal/folder cannot be read" in done.stdout
+    (run_id,) = runs_on_server(run.key)
+    assert queries.metric_history(run_id, "a") == {1: 1.0}
+
+
+def test_what_was_sent_is_not_missed_when_that_is_no_longer_known(
+    offline: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file goes from the journal once it is on the server."""
+    with tracked_run(experiment="odd", name="sent", kind="demo") as run:
+        run.log_text("notes", "notes.txt")
+    (journal,) = find_journals(Path(".ehrtrack"))
+    offline()
+    with monkeypatch.context() as patch:
+        patch.setattr(Drain, "_send_end", lambda self, records: pytest.fail("cut off"))
+        with pytest.raises(pytest.fail.Exception):
+            sync(journal)
+    (journal / "progress").write_bytes(b"torn")
+    (synced,) = sync(journal)
+    assert (synced.problem, synced.account.refused) == ("", 0)
+    (run_id,) = runs_on_server(run.key)
+    assert {"notes.txt", "environment.json"} <= set(queries.list_artifacts(run_id))
 
 
 def test_a_damaged_artifact_is_not_sent(offline: Callable[[], None]) -> None:
