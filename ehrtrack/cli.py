@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ehrtrack.errors import ConfigError, EhrtrackError, JoinRefused
+from ehrtrack.signals import received, signals_end_the_command
 
 if TYPE_CHECKING:
     from ehrtrack.config import RunConfig
@@ -23,7 +25,21 @@ PASS_THROUGH = {
 CONFIG_HELP = "TOML file of the study, such as projects/gi_bleed/finetune.toml"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Commands that a signal ends: without a traceback, whatever the signal broke into."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (Exception, KeyboardInterrupt) as error:  # a query that Ctrl-C broke into has an error of its own
+            number = received() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+            if number is None:
+                raise
+            click.echo(f"ehrtrack: ended by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'}", err=True)
+            sys.exit(128 + number)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ehrtrack")
 def cli() -> None:
     """Survival models on electronic health records, with every run tracked and every claim checkable.
@@ -33,9 +49,13 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: what the user got wrong ends with one clear message and exit code 2, without a traceback."""
+    """Entry point: what the user got wrong ends with one clear message and exit code 2, without a traceback.
+
+    Ctrl-C ends with exit code 130, and SIGTERM with 143.
+    """
     try:
-        cli(args=arguments, prog_name="ehrtrack")
+        with signals_end_the_command():
+            cli(args=arguments, prog_name="ehrtrack")
     except EhrtrackError as error:
         click.echo("\n".join([f"ehrtrack: {error}", *getattr(error, "__notes__", [])]), err=True)
         if isinstance(error, JoinRefused):

@@ -18,6 +18,7 @@ from ehrtrack.errors import DataError
 from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.recipes._model_folder import WEIGHTS
 from ehrtrack.runlog import MemoryRunLogger
+from ehrtrack.signals import INTERRUPTIONS
 from ehrtrack.tracking.attempts import RunOvertaken
 from ehrtrack.tracking.logger import TrackedRun
 from ehrtrack.tracking.names import RESUMABLE_KINDS
@@ -30,6 +31,8 @@ MODEL_FOLDER = "model"
 RUNS = "runs"
 ADAPTER_FOLDER = "adapter"
 RUN_CONFIG = "run_config.json"
+CONTINUED_KINDS = ("sweep", "frontier")
+"""Kinds of runs that take what is finished from where it is when they are started again."""
 HEADLINES = (
     "val/mlm_loss",
     "val/unigram_loss",
@@ -135,6 +138,17 @@ class OpenRun:
         if self.sends_snapshots and newest is not None and newest != self._last_sent:
             assert isinstance(self.logger, TrackedRun)
             self.logger.log_snapshot(newest, is_last=True)
+
+    @property
+    def way_to_go_on(self) -> str:
+        """What to do after the run was told to stop, for people."""
+        if self.kind in RESUMABLE_KINDS and isinstance(self.logger, TrackedRun) and not self.logger.experiment_id:
+            return f"go on: ehrtrack sync {self.config.runtime.cache}, then ehrtrack resume with the run's id there"
+        if self.kind in RESUMABLE_KINDS:
+            return f"go on: ehrtrack resume {self.logger.run_id}"
+        if self.kind in CONTINUED_KINDS:
+            return f"go on: start the same {self.kind} again; what is finished is not done anew"
+        return f"the {self.kind} keeps no snapshot: start it again"
 
     def log_fingerprints(self, fingerprints: Mapping[str, str]) -> None:
         """Log what the run was made from, as searchable tags."""
@@ -261,7 +275,7 @@ def open_run(
         if not resume:
             logger.log_json(config.to_json(), RUN_CONFIG)
         logger.is_resumable = kind in RESUMABLE_KINDS
-        if resume:
+        if resume and logger.is_resumable:
             logger.start_at_slot(resume.slot)
         folder = run_folder(config, resume.run_id if resume else logger.run_id)
         run = OpenRun(config, logger, kind, folder, config.runtime.upload_snapshots and logger.is_resumable)
@@ -270,8 +284,10 @@ def open_run(
         except RunOvertaken:
             shutil.rmtree(folder, ignore_errors=True)  # states of a course that is taken elsewhere
             raise
-        except BaseException:
+        except BaseException as error:
             run.keep_last_snapshot()
+            if isinstance(error, INTERRUPTIONS) and parent_run_id is None:
+                print(f"\n{run.way_to_go_on}", flush=True)
             raise
         logger.remove_snapshots()
     shutil.rmtree(folder, ignore_errors=True)  # after the last word of the run is in its journal

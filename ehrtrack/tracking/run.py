@@ -15,6 +15,8 @@ from types import FrameType
 from ehrtrack.errors import TrackingError
 from ehrtrack.home import usual_cache
 from ehrtrack.privacy import Privacy
+from ehrtrack.signals import INTERRUPTIONS, STOPPING, end_here, may_handle, raise_for, second_is_at_once
+from ehrtrack.signals import TerminatedBySignal as TerminatedBySignal
 from ehrtrack.tracking import names
 from ehrtrack.tracking.attempts import RunOvertaken
 from ehrtrack.tracking.drainer import drain_seconds, is_offline
@@ -30,13 +32,6 @@ JOURNALS = "journal"
 MAX_ERROR_CHARACTERS = 500
 
 _log = logging.getLogger(__name__)
-
-
-class TerminatedBySignal(SystemExit):
-    """SIGTERM, raised where the program stood, so that files and runs are closed; exit code 143."""
-
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
 
 
 @contextmanager
@@ -82,7 +77,7 @@ def tracked_run(
     privacy
         How tables and messages are changed before they are logged; None logs them as they are.
     """
-    with _sigterm_raises() as termination:
+    with _signals_end_the_run() as termination:
         watch_mlflow_run()
         run = _open_run(
             experiment=experiment,
@@ -111,9 +106,10 @@ def tracked_run(
         finally:
             termination.closing = run
             run.close(is_nested=parent_run_id is not None)
+            termination.closing = None
         run.check_is_ours()
-        if termination.is_late:
-            raise TerminatedBySignal
+        if termination.late is not None:
+            raise_for(termination.late)
 
 
 def _open_run(
@@ -180,7 +176,7 @@ def _end_aloud(run: TrackedRun, error: BaseException, stops: tuple[type[Exceptio
     try:
         if isinstance(error, stops):
             run.end("FINISHED", tag=names.STOPPED, reason=message)
-        elif isinstance(error, KeyboardInterrupt | TerminatedBySignal):
+        elif isinstance(error, INTERRUPTIONS):
             run.end("KILLED", tag=names.ERROR, reason="interrupted by " + _signal_of(error))
         elif isinstance(error, SystemExit) and not error.code:
             run.end("FINISHED")
@@ -197,38 +193,49 @@ def _signal_of(error: BaseException) -> str:
 
 
 class _Termination:
-    """What SIGTERM does, once: it ends the run where the program stands, or hurries the sending of one that has ended.
+    """What Ctrl-C and SIGTERM do, once: end the run, or hurry the sending of one that has ended.
 
     Attributes
     ----------
     closing : the run that is being closed
-    is_late : the signal came while it was
+    late : the signal that came while it was
     """
 
     def __init__(self) -> None:
         self.closing: TrackedRun | None = None
-        self.is_late = False
+        self.late: int | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run is ending: a second signal must not cut that off
         if self.closing is None:
-            raise TerminatedBySignal
-        self.is_late = True
+            end_here(number, frame)
+            return
+        second_is_at_once()
+        self.late = number
         self.closing.hurry()
 
 
+_termination: _Termination | None = None
+"""That of the outermost run that is open: runs within it are closed under its eyes."""
+
+
 @contextmanager
-def _sigterm_raises() -> Iterator[_Termination]:
-    """While inside, SIGTERM raises TerminatedBySignal, once; a handler set by somebody else is left alone."""
-    termination = _Termination()
-    is_ours = (
-        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    )
-    if not is_ours:
-        yield termination
+def _signals_end_the_run() -> Iterator[_Termination]:
+    """While inside, Ctrl-C and SIGTERM raise, once; a handler set by somebody else is left alone."""
+    global _termination
+    if _termination is not None and threading.current_thread() is threading.main_thread():
+        yield _termination
         return
-    signal.signal(signal.SIGTERM, termination)
+    ours = [number for number in STOPPING if may_handle(number)]
+    if not ours:
+        yield _Termination()
+        return
+    before = {number: signal.getsignal(number) for number in ours}
+    _termination = _Termination()
+    for number in ours:
+        signal.signal(number, _termination)
     try:
-        yield termination
+        yield _termination
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _termination = None
+        for number in ours:
+            signal.signal(number, before[number])

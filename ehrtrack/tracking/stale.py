@@ -59,7 +59,7 @@ class StaleRun:
     def to_text(self) -> str:
         """A line for people, with what to do."""
         record = self.record
-        why = "told to stop" if record.status == "KILLED" else "silent"
+        why = "silent" if record.status == "RUNNING" else "told to stop"
         to_do = f"ehrtrack resume {record.run_id}" if self.can_go_on else _TO_DO.get(record.kind, "start it again")
         return (
             f"{record.run_id}  {record.study or '-'}  {record.kind or 'not begun'}  {record.name}  {record.status}, "
@@ -76,12 +76,13 @@ def stale_runs(kinds: Sequence[str] = (), *, minutes: float = DEFAULT_STALE_MINU
     """
     now = server_time() or datetime.now(UTC)
     running = [record for record in all_runs(kinds, "attributes.status = 'RUNNING'") if _is_ours(record)]
-    stopped = all_runs(kinds, f"attributes.status = 'KILLED' and tags.`{names.RESUMABLE}` = 'true'")
+    # `mlflow run` makes FAILED of the KILLED that a run it started says of itself
+    stopped = all_runs(kinds, f"attributes.status != 'RUNNING' and tags.`{names.RESUMABLE}` = 'true'")
     found = [StaleRun(record, _silent_seconds(record, now) / 60) for record in running + stopped]
     return [
         run
         for run in found
-        if run.record.status == "KILLED" or run.silent_minutes * 60 >= max(60 * minutes, _lease_seconds(run.record))
+        if run.record.status != "RUNNING" or run.silent_minutes * 60 >= max(60 * minutes, _lease_seconds(run.record))
     ]
 
 

@@ -17,7 +17,7 @@ from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.settings import TrainConfig as TrainConfig
 from ehrtrack.training.snapshots import latest_snapshot
 from ehrtrack.training.steps import SNAPSHOTS, Training, set_training_mode
-from ehrtrack.training.stopping import sigterm_waits
+from ehrtrack.training.stopping import signals_wait
 
 __all__ = [
     "SNAPSHOTS",
@@ -74,8 +74,8 @@ def fit(
 ) -> FitResult:
     """Train until the last epoch or until patience ends, and leave the model with the weights of the kept epoch.
 
-    If `folder` holds a snapshot of this training, it goes on from there. SIGTERM ends it after the step under way,
-    with a snapshot, and then does what it would have done without this.
+    If `folder` holds a snapshot of this training, it goes on from there. Ctrl-C and SIGTERM end it after the step under
+    way, with a snapshot, and then do what they would have done without this.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def fit(
         If a loss, gradient or validation score is not finite, or memory does not suffice; `folder` then holds the
         last good weights and the last snapshot.
     """
-    with sigterm_waits() as stop:
+    with signals_wait() as stop:
         run = Training(
             *(model, objective),
             config=config,

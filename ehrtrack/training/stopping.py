@@ -1,13 +1,18 @@
-"""SIGTERM while training: what a rented machine sends shortly before it goes."""
+"""Ctrl-C, and SIGTERM as a rented machine sends it shortly before it goes: training finishes its step first."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+
+from ehrtrack.signals import STOPPING
+
+CTRL_C_TEXT = b"\nthe step under way is finished and kept first; Ctrl-C once more ends it now\n"
 
 
 @dataclass
@@ -16,42 +21,54 @@ class StopRequest:
 
     Attributes
     ----------
-    is_asked : this process got the signal
-    is_agreed : one of the processes that train together got it, and all of them know
+    asked : the signal that this process got first
+    is_agreed : one of the processes that train together got one, and all of them know
     """
 
-    is_asked: bool = False
+    asked: int | None = None
     is_agreed: bool = False
     is_obeyed: bool = False
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether this process got a signal."""
+        return self.asked is not None
+
     def obey(self) -> None:
-        """Have the signal do what it would have done without `sigterm_waits`."""
+        """Have the signal do what it would have done without `signals_wait`."""
         self.is_obeyed = True
-        if self.is_asked:
-            signal.raise_signal(signal.SIGTERM)
+        if self.asked is not None:
+            signal.raise_signal(self.asked)
         raise SystemExit(128 + signal.SIGTERM)  # another rank got the signal, or its handler did nothing
 
 
 @contextmanager
-def sigterm_waits() -> Iterator[StopRequest]:
-    """While inside, the first SIGTERM is noted for training to obey after its step; a second one acts at once.
+def signals_wait() -> Iterator[StopRequest]:
+    """While inside, the first Ctrl-C and the first SIGTERM are noted for training to obey after its step.
 
-    Outside the main thread, where Python allows no handlers, nothing changes.
+    A second one of the same kind acts at once; one of the other kind does not, since ``mlflow run`` answers Ctrl-C,
+    which reaches the training too, with a SIGTERM of its own. Outside the main thread, where Python allows no
+    handlers, nothing changes.
     """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in STOPPING}
 
     def note(number: int, frame: FrameType | None) -> None:
-        stop.is_asked = True
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before[signal.Signals(number)])
+        if number == signal.SIGINT and stop.asked is None:
+            os.write(2, CTRL_C_TEXT)  # a print that the signal came in the middle of would refuse another
+        stop.asked = stop.asked or number
 
-    signal.signal(signal.SIGTERM, note)
+    noted = [number for number in STOPPING if before[number] != signal.SIG_IGN or number == signal.SIGTERM]
+    for number in noted:
+        signal.signal(number, note)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in noted:
+            signal.signal(number, before[number])
         if stop.is_asked and not stop.is_obeyed:  # it came too late for the last step
             stop.obey()

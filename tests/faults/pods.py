@@ -31,6 +31,7 @@ IMPORTED_ONCE = [
         "ehrtrack.recipes.resume",
         "ehrtrack.tracking.doctor",
         "ehrtrack.recipes.finetune",
+        "ehrtrack.recipes.sweep",
         "mlflow.tracking",
         "lifelines",
     ),
@@ -143,6 +144,9 @@ def _run(words: Sequence[str], folder: Path, environment: Mapping[str, str], fau
     os.dup2(log, 2)
     sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
     faulthandler.enable(file=2)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # tests that run in the background inherit that it is ignored
     import torch
 
     from ehrtrack.cli import main

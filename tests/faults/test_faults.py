@@ -93,6 +93,24 @@ def test_a_run_that_began_offline_and_was_killed_goes_on_from_its_own_snapshot(
     assert (run.values, run.artifacts, run.status) == (whole.values, whole.artifacts, "FINISHED")
 
 
+def test_ctrl_c_finishes_the_step_says_how_to_go_on_and_shows_no_traceback(
+    whole: Outcome, config: Path, http_store: str, tmp_path: Path
+) -> None:
+    known, folder = set(run_ids("disturbed")), tmp_path / "pod"
+    fault = Fault("step", 4, signal.SIGINT)
+    assert pods.run("finetune", "--config", str(config), folder=folder, server=http_store, fault=fault) == 130
+    (run_id,) = set(run_ids("disturbed")) - known
+    log = pods.log_of(folder)
+    assert f"go on: ehrtrack resume {run_id}\n" in log
+    assert re.search(r"told to stop; epoch \d is kept after \d+ batches", log)
+    assert "Traceback" not in log
+    stopped = client().get_run(run_id)
+    assert (stopped.info.status, stopped.data.tags[names.RESUMABLE]) == ("KILLED", "true")
+    assert pods.run("resume", run_id, folder=folder, server=http_store) == 0
+    run = outcome_of(run_id)
+    assert (run.values, run.artifacts, run.status) == (whole.values, whole.artifacts, "FINISHED")
+
+
 def test_of_two_processes_that_take_up_the_same_stale_run_exactly_one_goes_on(
     whole: Outcome, config: Path, http_store: str, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM to ``mlflow run``, as a pod gets it: the training that it started ends as one that was told itself."""
+"""SIGTERM to ``mlflow run``, as a pod gets it, and Ctrl-C: the training below ends as one that was told itself."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 from study import write_study
 
 from ehrtrack.tracking import names, queries
@@ -19,10 +21,21 @@ PROJECT = Path(__file__).parents[2]
 END_SECONDS = 120
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """Tests that run in the background inherit that it is ignored, and would hand that on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_training_below_finishes_its_step_keeps_a_snapshot_and_can_be_resumed(
-    http_store: str, tmp_path: Path
+    http_store: str, tmp_path: Path, number: signal.Signals
 ) -> None:
-    config = write_study(tmp_path, "told", epochs=1000, snapshot_minutes=10)
+    """A terminal sends Ctrl-C to both, and then ``mlflow run`` sends SIGTERM to the training."""
+    study = f"told-{number.name}"
+    config = write_study(tmp_path, study, epochs=1000, snapshot_minutes=10)
     above = subprocess.Popen(
         [
             *(sys.executable, "-m", "mlflow", "run", str(PROJECT), "--env-manager", "local", "-e", "finetune"),
@@ -36,6 +49,8 @@ def test_the_training_below_finishes_its_step_keeps_a_snapshot_and_can_be_resume
             "PYTHONUNBUFFERED": "1",
         },
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
         text=True,
     )
     assert above.stdout is not None
@@ -45,14 +60,20 @@ def test_the_training_below_finishes_its_step_keeps_a_snapshot_and_can_be_resume
             said = lines.readline()
             assert said, "mlflow run ended before its training began"
         below = psutil.Process(above.pid).children(recursive=True)
-        above.send_signal(signal.SIGTERM)
+        if number == signal.SIGINT:
+            os.killpg(above.pid, number)
+        else:
+            above.send_signal(number)
         _, alive = psutil.wait_procs(below, timeout=END_SECONDS)
         for process in alive:
             process.kill()
         assert not alive
-        assert "told to stop; epoch" in lines.read()
-    (run,) = queries.search_runs("told", status=None)
-    assert (run.status, run.tags[names.RESUMABLE]) == ("KILLED", "true")
+        told = lines.read()
+    (run,) = queries.search_runs(study, status=None)
+    assert "told to stop; epoch" in told
+    assert f"go on: ehrtrack resume {run.run_id}" in told
+    assert run.tags[names.RESUMABLE] == "true"
+    assert run.status == ("KILLED" if number == signal.SIGTERM else "FAILED")  # by `mlflow run`, which lives to say so
     kept = {path.split("/")[-1] for path in queries.list_artifacts(run.run_id) if path.startswith("resume/")}
     assert {"facts.json", "state.safetensors"} < kept
     assert all(name.startswith("epoch-") for name in kept - {"facts.json", "state.safetensors"})

@@ -1,4 +1,4 @@
-"""SIGTERM while training: the step is finished, kept, and nothing is trained twice."""
+"""Ctrl-C and SIGTERM while training: the step is finished, kept, and nothing is trained twice."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from test_resume import train, without_times
 import ehrtrack.training.loop as loop
 from ehrtrack.errors import CheckpointError
 from ehrtrack.objectives._protocol import Selection
+from ehrtrack.signals import STOPPING
 from ehrtrack.training.snapshots import CheckpointWriter, latest_snapshot
-from ehrtrack.training.stopping import sigterm_waits
+from ehrtrack.training.stopping import signals_wait
+
+INT, TERM = STOPPING
 
 
 class Told(Exception):
@@ -26,32 +29,43 @@ def outer_handler() -> Any:
     def tell(*_: object) -> None:
         raise Told
 
-    before = signal.signal(signal.SIGTERM, tell)
+    before = [(number, signal.signal(number, tell)) for number in STOPPING]
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before:
+        signal.signal(number, handler)
 
 
-def signal_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
-    """SIGTERM in the n-th call of a method of Training."""
+def signal_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int, numbers: tuple[int, ...]) -> None:
+    """Signals in the n-th call of a method of Training."""
     n_calls, method = 0, getattr(loop.Training, name)
 
     def with_signal(*arguments: Any) -> Any:
         nonlocal n_calls
         n_calls += 1
         if n_calls == call:
-            signal.raise_signal(signal.SIGTERM)
+            for number in numbers:
+                signal.raise_signal(number)
         return method(*arguments)
 
     monkeypatch.setattr(loop.Training, name, with_signal)
 
 
-@pytest.mark.parametrize(("method", "call"), [("take_step", 1), ("take_step", 9), ("stop_if_alone", 3)])
+@pytest.mark.parametrize(
+    ("method", "call", "numbers"),
+    [
+        ("take_step", 1, (TERM,)),
+        ("take_step", 9, (INT,)),
+        ("take_step", 4, (INT, TERM)),  # as `mlflow run` in a terminal gives it
+        ("stop_if_alone", 3, (TERM,)),
+        ("stop_if_alone", 2, (INT,)),
+    ],
+)
 def test_a_run_told_to_stop_in_a_step_or_a_validation_ends_bit_identical_once_resumed(
-    method: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, call: int, numbers: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, weights, _ = train(tmp_path / "whole")
     with monkeypatch.context() as patch:
-        signal_at(patch, method, call)
+        signal_at(patch, method, call, numbers)
         with pytest.raises(Told):
             train(tmp_path / "cut")
     kept = latest_snapshot(tmp_path / "cut" / "snapshots")
@@ -108,15 +122,33 @@ def test_a_snapshot_of_an_earlier_version_that_lacks_weights_says_so(
         train(tmp_path, epochs=2)
 
 
-def test_a_second_signal_is_not_held_back() -> None:
-    with sigterm_waits() as stop:
-        signal.raise_signal(signal.SIGTERM)
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_second_signal_is_not_held_back(number: int) -> None:
+    with signals_wait() as stop:
+        signal.raise_signal(number)
         assert stop.is_asked
         with pytest.raises(Told):
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         stop.is_obeyed = True
 
 
-def test_a_signal_after_the_last_step_is_obeyed_in_the_end() -> None:
-    with pytest.raises(Told), sigterm_waits():
-        signal.raise_signal(signal.SIGTERM)
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_after_the_last_step_is_obeyed_in_the_end(number: int) -> None:
+    with pytest.raises(Told), signals_wait():
+        signal.raise_signal(number)
+
+
+def test_ctrl_c_that_is_ignored_stays_so() -> None:
+    before = signal.signal(INT, signal.SIG_IGN)
+    with signals_wait() as stop:
+        signal.raise_signal(INT)
+    signal.signal(INT, before)
+    assert not stop.is_asked
+
+
+def test_in_a_notebook_ctrl_c_is_the_exception_that_it_always_is() -> None:
+    before = signal.signal(INT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt), signals_wait():
+        signal.raise_signal(INT)
+    assert signal.getsignal(INT) is signal.default_int_handler
+    signal.signal(INT, before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -65,8 +66,14 @@ class LocalEngine:
 
 
 def _set_environment(settings: Mapping[str, str]) -> None:
-    """Runs in a worker before the libraries that read these are imported: they come with the first item."""
+    """Runs in a worker before the libraries that read these are imported: they come with the first item.
+
+    Ctrl-C in a terminal reaches workers as well. It ends them without a traceback of each: files are renamed when they
+    are whole, and the process above is the one to speak.
+    """
     os.environ.update(settings)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _advance(progress: tqdm, result: Result) -> Result:
