@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import optuna
 import polars as pl
 import sqlalchemy.exc
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RDBStorage
 
+from ehrtrack.claims import ClaimLost, Claims
 from ehrtrack.errors import ConfigError, TrainingError
 from ehrtrack.search_space import Choices, Range, Scalar, SearchConfig
+from ehrtrack.signals import INTERRUPTIONS
+
+SLOT, DRAW, DEATHS = "slot", "draw", "deaths"
+"""Attributes of a trial: which of the budget it is, from 0; the how-manieth draw for it; workers that died with it."""
 
 _SQLITE_LOCK_SECONDS = 60
+_POLL_SECONDS = 1.0
+_TRIES_TO_OPEN = 10
+_DONE = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 
 
 def suggest(trial: optuna.trial.BaseTrial, parameters: Mapping[str, Range | Choices]) -> dict[str, Scalar]:
@@ -32,11 +43,8 @@ def _suggest(trial: optuna.trial.BaseTrial, name: str, parameter: Range | Choice
     return trial.suggest_float(name, parameter.low, parameter.high, log=parameter.log, step=parameter.step)
 
 
-def study_storage(path: Path, *, heartbeat_seconds: int = 30, max_retries: int = 2) -> RDBStorage:
+def study_storage(path: Path) -> RDBStorage:
     """The database of trials in a sqlite file, shared by all workers that can see it.
-
-    A trial whose worker died is failed after twice `heartbeat_seconds` by the next worker that begins a
-    trial, and queued again with the same values, up to `max_retries` times.
 
     Raises
     ------
@@ -44,37 +52,37 @@ def study_storage(path: Path, *, heartbeat_seconds: int = 30, max_retries: int =
         If the file cannot be opened or is no database of trials.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        # heartbeats are "experimental" since 2021
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    for tries_left in reversed(range(_TRIES_TO_OPEN)):
         try:
-            return RDBStorage(
-                f"sqlite:///{path}",
-                engine_kwargs={"connect_args": {"timeout": _SQLITE_LOCK_SECONDS}},
-                heartbeat_interval=heartbeat_seconds,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=max_retries),
-            )
+            return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": _SQLITE_LOCK_SECONDS}})
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
+            # of workers that make the tables at the same moment, all but one are refused once
+            if tries_left and isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.IntegrityError):
+                time.sleep(random.uniform(0.1, 0.5))
+                continue
             raise ConfigError(
                 f"{path} is no database of trials that this Optuna can use: {str(error).splitlines()[0]}; "
                 "name another file"
             ) from error
+    raise AssertionError("the last try returns or raises")
 
 
 def open_study(config: SearchConfig, *, name: str, storage: optuna.storages.BaseStorage, seed: int) -> optuna.Study:
-    """Begin the study, or join it if it is there: a higher value (validation C-index) is better.
-
-    Workers that join later draw from another seed, or they would all propose the same first trials.
-    """
-    study = optuna.create_study(
+    """Begin the study, or join it if it is there: a higher value (validation C-index) is better."""
+    return optuna.create_study(
         study_name=name,
         storage=storage,
         direction="maximize",
+        sampler=_sampler(config, seed),
         pruner=_pruner(config),
         load_if_exists=True,
     )
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), n_startup_trials=config.n_startup_trials)
-    return study
+
+
+def _sampler(config: SearchConfig, *seed: int) -> optuna.samplers.BaseSampler:
+    """Draws by these numbers alone and by what is known of other trials, whichever worker asks."""
+    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return optuna.samplers.TPESampler(seed=mixed, n_startup_trials=config.n_startup_trials)
 
 
 def _pruner(config: SearchConfig) -> optuna.pruners.BasePruner:
@@ -87,33 +95,154 @@ def _pruner(config: SearchConfig) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
-def run_trials(study: optuna.Study, objective: Callable[[optuna.Trial], float], *, n_trials: int) -> None:
-    """Run trials until the study has `n_trials` done, counting those of other workers.
+class Worker:
+    """One of those that run the trials of a study together, `config.n_trials` in all.
 
-    A trial that raises TrainingError (such as a loss that is not finite) fails, and the next one begins; it
-    uses up one of this worker's tries, so that a study whose trials all fail comes to an end.
+    The budget is so many slots. A slot is claimed before its trial begins, and is done once a trial of it ran to its
+    end or was pruned, so that no worker can run one too many. A trial that was cut off is queued again with its values.
     """
 
-    def stop_when_done(study: optuna.Study, _: optuna.trial.FrozenTrial) -> None:
-        if n_done(study) >= n_trials:
-            study.stop()
+    def __init__(self, config: SearchConfig, *, name: str, storage: RDBStorage, seed: int) -> None:
+        self.config = config
+        self.study = open_study(config, name=name, storage=storage, seed=seed)
+        self.claims = Claims(storage.engine, name, beat_seconds=config.heartbeat_seconds)
+        self._storage = storage
+        self._seed = seed
 
-    missing = n_trials - n_done(study)
-    if missing > 0:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
-            study.optimize(objective, n_trials=missing, catch=(TrainingError,), callbacks=[stop_when_done])
+    def run(self, objective: Callable[[optuna.Trial], float], *, waits: bool = False) -> None:
+        """Run trials until none is left that is not done or run by another worker.
+
+        A trial that raises TrainingError (such as a loss that is not finite) fails. This worker makes no other in its
+        place, so that a study whose trials all fail comes to an end; the next one does.
+
+        Parameters
+        ----------
+        waits : until other workers have ended their trials, or are dead and their trials are run here
+        """
+        failed: set[int] = set()
+        is_told = False
+        while True:
+            slot = self._take(failed)
+            if slot is not None:
+                self._run(slot, objective, failed)
+            elif waits and (n_others := len(self._held_by_others(failed))):
+                if not is_told:
+                    print(f"waiting for {n_others} trials of other workers", flush=True)
+                is_told = True
+                time.sleep(_POLL_SECONDS)
+            else:
+                return
+
+    @property
+    def n_done(self) -> int:
+        """Trials of the budget that have run to their end or were pruned."""
+        done = self.claims.finished()
+        return sum(_claim_of(slot) in done for slot in range(self.config.n_trials))
+
+    def _take(self, passed_over: set[int]) -> int | None:
+        done = self.claims.finished()
+        slots = (n for n in range(self.config.n_trials) if n not in passed_over and _claim_of(n) not in done)
+        return next((slot for slot in slots if self.claims.take(_claim_of(slot))), None)
+
+    def _held_by_others(self, failed: set[int]) -> list[int]:
+        done = self.claims.finished()
+        left = [slot for slot in range(self.config.n_trials) if _claim_of(slot) not in done]
+        return [slot for slot in left if slot not in failed or self.claims.look(_claim_of(slot)).is_held]
+
+    def _run(self, slot: int, objective: Callable[[optuna.Trial], float], failed: set[int]) -> None:
+        claim = _claim_of(slot)
+        try:
+            if self._is_told(slot):  # by a worker that died right after
+                self.claims.finish(claim)
+                return
+            trial = self._begin(slot)
+            try:
+                self._finish(trial, claim, objective)
+            except TrainingError as error:
+                failed.add(slot)
+                self._fail(trial)
+                print(f"trial {slot + 1} of {self.config.n_trials} failed: {error}", flush=True)
+                self.claims.release(claim)
+        except ClaimLost as lost:
+            print(f"{lost}; what came out here does not count", flush=True)
+        except BaseException:
+            self.claims.release(claim)
+            raise
+
+    def _finish(self, trial: optuna.Trial, claim: str, objective: Callable[[optuna.Trial], float]) -> None:
+        try:
+            value, state = objective(trial), optuna.trial.TrialState.COMPLETE
+        except optuna.TrialPruned:
+            value, state = None, optuna.trial.TrialState.PRUNED
+        except INTERRUPTIONS:
+            self._queue_again(trial)
+            raise
+        except TrainingError:
+            raise
+        except Exception:
+            self._fail(trial)
+            raise
+        self.claims.hold(claim)
+        self.study.tell(trial, value, state)
+        self.claims.finish(claim)
+
+    def _begin(self, slot: int) -> optuna.Trial:
+        """The trial of a slot: one that is queued, or new."""
+        running, waiting = (self._of_slot(slot, state) for state in ("RUNNING", "WAITING"))
+        waiting += [again for dead in running if (again := self._queue_again(dead, has_died=True)) is not None]
+        if not waiting:
+            draw = len({trial.user_attrs[DRAW] for trial in self._of_slot(slot)})
+            waiting = [self._queue({SLOT: slot, DRAW: draw})]
+        trial_id = waiting[0]._trial_id
+        self._storage.set_trial_state_values(trial_id, optuna.trial.TrialState.RUNNING)
+        self.study.sampler = _sampler(self.config, self._seed, slot, waiting[0].user_attrs[DRAW])
+        return optuna.Trial(self.study, trial_id)  # study.ask() would take any that is queued, of whichever slot
+
+    def _queue_again(
+        self, trial: optuna.Trial | optuna.trial.FrozenTrial, *, has_died: bool = False
+    ) -> optuna.trial.FrozenTrial | None:
+        """End a trial that was cut off, and queue its values again; None once its workers died too often with them."""
+        facts = trial.user_attrs | {DEATHS: trial.user_attrs.get(DEATHS, 0) + has_died}
+        self._fail(trial)
+        if facts[DEATHS] > self.config.max_retries:
+            return None
+        is_drawn = set(trial.params) == set(self.config.parameters)  # or else drawn anew, by the same numbers
+        return self._queue(facts, trial.params if is_drawn else {}, trial.distributions if is_drawn else {})
+
+    def _queue(
+        self,
+        facts: dict[str, int],
+        params: dict[str, Any] | None = None,
+        distributions: dict[str, optuna.distributions.BaseDistribution] | None = None,
+    ) -> optuna.trial.FrozenTrial:
+        queued = optuna.trial.create_trial(
+            state=optuna.trial.TrialState.WAITING, user_attrs=facts, params=params, distributions=distributions
+        )
+        study_id = self._storage.get_study_id_from_name(self.study.study_name)
+        return self._storage.get_trial(self._storage.create_new_trial(study_id, queued))
+
+    def _fail(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> None:
+        self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+
+    def _is_told(self, slot: int) -> bool:
+        return any(trial.state in _DONE for trial in self._of_slot(slot))
+
+    def _of_slot(self, slot: int, state: str = "") -> list[optuna.trial.FrozenTrial]:
+        trials = self.study.get_trials(deepcopy=False)
+        return [t for t in trials if t.user_attrs.get(SLOT) == slot and state in ("", t.state.name)]
 
 
-def n_done(study: optuna.Study) -> int:
-    """How many trials have run to their end or were pruned; failed and running ones do not count."""
-    states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    return len(study.get_trials(deepcopy=False, states=states))
+def _claim_of(slot: int) -> str:
+    return f"trial {slot}"
 
 
-def trials_table(study: optuna.Study) -> pl.DataFrame:
+def trials_of(study: optuna.Study, *, n_trials: int) -> list[optuna.trial.FrozenTrial]:
+    """The trials within a budget: a study may have been given a larger one since."""
+    return [t for t in study.get_trials(deepcopy=False) if t.user_attrs.get(SLOT, 0) < n_trials]
+
+
+def trials_table(trials: Sequence[optuna.trial.FrozenTrial]) -> pl.DataFrame:
     """One row a trial: number, state, value (null unless complete), last epoch, seconds, parameters."""
-    trials = study.get_trials(deepcopy=False)
     parameters = sorted({name for trial in trials for name in trial.params})
     rows = [
         {
@@ -130,18 +259,31 @@ def trials_table(study: optuna.Study) -> pl.DataFrame:
     return pl.DataFrame(rows, schema_overrides=schema | {"seconds": pl.Float64}, infer_schema_length=None)
 
 
-def best_overrides(study: optuna.Study) -> dict[str, Scalar]:
-    """The overrides of the best complete trial, by dotted path.
+@dataclass(frozen=True)
+class Best:
+    """The best complete trial.
+
+    Attributes
+    ----------
+    value : its validation C-index
+    overrides : its settings, by dotted path
+    """
+
+    value: float
+    overrides: dict[str, Scalar]
+
+
+def best_of(trials: Sequence[optuna.trial.FrozenTrial]) -> Best:
+    """The best complete trial, read once: the first of those that are equal.
 
     Raises
     ------
     ConfigError
         If no trial is complete.
     """
-    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    complete = [trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]
     if not complete:
-        raise ConfigError(
-            f"none of the {len(study.trials)} trials of {study.study_name!r} ran to its end; "
-            "run more, or set search.pruner = 'none'"
-        )
-    return dict(study.best_trial.params)
+        raise ConfigError(f"none of the {len(trials)} trials ran to its end; run more, or set search.pruner = 'none'")
+    best = max(complete, key=lambda trial: (trial.value, -trial.user_attrs.get(SLOT, trial.number)))
+    assert best.value is not None
+    return Best(best.value, dict(best.params))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import doctest
 import math
+import multiprocessing
+import os
+import signal
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -15,8 +19,9 @@ from pydantic import ValidationError
 
 from ehrtrack import search, study_file
 from ehrtrack.errors import ConfigError, TrackingError, TrainingError
-from ehrtrack.search import best_overrides, open_study, suggest
+from ehrtrack.search import Best, Worker, best_of, open_study, suggest
 from ehrtrack.search_space import Choices, Range, SearchConfig
+from ehrtrack.signals import TerminatedBySignal
 from ehrtrack.study_file import to_toml
 
 
@@ -25,18 +30,36 @@ def quiet_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
+def worker_of(path: Path, *, n_trials: int = 4, seed: int = 1, heartbeat_seconds: int = 30, **settings: Any) -> Worker:
+    """A worker of the study in this file."""
+    config = SearchConfig(n_trials=n_trials, heartbeat_seconds=heartbeat_seconds, **settings)
+    return Worker(config, name="s", storage=search.study_storage(path), seed=seed)
+
+
 def run_one_trial(path: Path) -> dict[str, object]:
     """What a new worker of the study in this file draws for its first trial."""
-    config = SearchConfig()
-    study = open_study(config, name="s", storage=search.study_storage(path), seed=1)
+    worker = worker_of(path)
     drawn: dict[str, object] = {}
 
     def objective(trial: optuna.Trial) -> float:
-        drawn.update(suggest(trial, config.parameters))
+        drawn.update(suggest(trial, worker.config.parameters))
         return 0.5
 
-    search.run_trials(study, objective, n_trials=search.n_done(study) + 1)
+    worker.config = worker.config.model_copy(update={"n_trials": worker.n_done + 1})
+    worker.run(objective)
     return drawn
+
+
+def states(worker: Worker) -> list[str]:
+    return [trial.state.name for trial in worker.study.trials]
+
+
+def let_die(worker: Worker) -> None:
+    """Have the leases of a worker lapse, as if its machine was no more; the clock is moved, not waited for."""
+    with worker.claims._engine.begin() as connection:
+        connection.exec_driver_sql(
+            "update ehrtrack_claims set beat = datetime(beat, '-1 hour') where holder = ?", (worker.claims.worker,)
+        )
 
 
 def test_the_defaults_vary_rank_dropout_and_ranking_weight() -> None:
@@ -109,8 +132,7 @@ def test_a_second_worker_joins_the_same_study_and_draws_otherwise(tmp_path: Path
     path = tmp_path / "deep" / "trials.db"
     one = run_one_trial(path)
     two = run_one_trial(path)
-    study = open_study(SearchConfig(), name="s", storage=search.study_storage(path), seed=1)
-    assert [trial.number for trial in study.trials] == [0, 1]
+    assert [trial.number for trial in worker_of(path).study.trials] == [0, 1]
     assert one["strategy.dropout"] != two["strategy.dropout"]
 
 
@@ -118,8 +140,70 @@ def test_the_same_seed_draws_the_same_trials(tmp_path: Path) -> None:
     assert run_one_trial(tmp_path / "a.db") == run_one_trial(tmp_path / "b.db")
 
 
+def test_two_workers_that_begin_at_the_same_moment_draw_different_first_trials(tmp_path: Path) -> None:
+    one, two = worker_of(tmp_path / "trials.db", n_trials=2), worker_of(tmp_path / "trials.db", n_trials=2)
+    drawn = []
+
+    def second(trial: optuna.Trial) -> float:
+        drawn.append(suggest(trial, two.config.parameters))
+        return 0.5
+
+    def first(trial: optuna.Trial) -> float:
+        drawn.append(suggest(trial, one.config.parameters))
+        two.run(second)  # before the first trial has ended
+        return 0.5
+
+    one.run(first)
+    assert len(drawn) == 2
+    assert drawn[0] != drawn[1]
+
+
+def test_what_is_drawn_does_not_depend_on_who_runs_which_trial(tmp_path: Path) -> None:
+    def values(path: Path, n_workers: int) -> list[dict[str, object]]:
+        workers = [worker_of(path, n_trials=6, n_startup_trials=2) for _ in range(n_workers)]
+        for number in range(6):
+            worker = workers[number % n_workers]
+            worker.config = worker.config.model_copy(update={"n_trials": number + 1})
+            worker.run(lambda trial, of=worker: float(suggest(trial, of.config.parameters)["strategy.dropout"]))
+        return [trial.params for trial in workers[0].study.trials]
+
+    assert values(tmp_path / "alone.db", 1) == values(tmp_path / "three.db", 3)
+
+
+def test_of_many_workers_at_once_no_budget_is_exceeded_and_no_trial_is_run_twice(tmp_path: Path) -> None:
+    """Each is a process, and all begin at the same moment with a database that is not there yet."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(4)
+    workers = [context.Process(target=work, args=(tmp_path, barrier, number)) for number in range(4)]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join(120)
+    assert [process.exitcode for process in workers] == [0] * 4
+    study = worker_of(tmp_path / "trials.db", n_trials=6).study
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 6
+    assert sorted(trial.user_attrs[search.SLOT] for trial in study.trials) == list(range(6))
+    ran = [file.read_text().split() for file in tmp_path.glob("worker-*")]
+    assert sorted(slot for slots in ran for slot in slots) == [str(slot) for slot in range(6)]
+    assert len({trial.params["strategy.dropout"] for trial in study.trials}) == 6
+
+
+def work(folder: Path, barrier: Any, number: int) -> None:
+    """A worker of six trials, that notes which it ran."""
+    barrier.wait()
+    worker = worker_of(folder / "trials.db", n_trials=6)
+
+    def objective(trial: optuna.Trial) -> float:
+        with (folder / f"worker-{number}").open("a") as file:
+            file.write(f"{trial.user_attrs[search.SLOT]} ")
+        return float(suggest(trial, worker.config.parameters)["strategy.dropout"])
+
+    with worker.claims.renewed():
+        worker.run(objective, waits=True)
+
+
 def test_trials_go_on_until_the_study_has_enough(tmp_path: Path) -> None:
-    study = open_study(SearchConfig(), name="s", storage=search.study_storage(tmp_path / "trials.db"), seed=1)
+    worker = worker_of(tmp_path / "trials.db")
 
     def objective(trial: optuna.Trial) -> float:
         if trial.number == 1:
@@ -128,44 +212,117 @@ def test_trials_go_on_until_the_study_has_enough(tmp_path: Path) -> None:
             raise optuna.TrialPruned
         return 0.5
 
-    search.run_trials(study, objective, n_trials=4)
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "PRUNED", "COMPLETE"]
-    search.run_trials(study, objective, n_trials=4)
-    assert search.n_done(study) == 4
-    search.run_trials(study, objective, n_trials=4)
-    assert len(study.trials) == 5
+    worker.run(objective)
+    assert states(worker) == ["COMPLETE", "FAIL", "PRUNED", "COMPLETE"]
+    worker.run(objective)
+    assert worker.n_done == 4
+    worker.run(objective)
+    assert len(worker.study.trials) == 5
 
 
 def test_an_error_that_is_not_a_trial_s_own_stops_the_search(tmp_path: Path) -> None:
-    study = open_study(SearchConfig(), name="s", storage=search.study_storage(tmp_path / "trials.db"), seed=1)
+    worker = worker_of(tmp_path / "trials.db")
 
     def objective(trial: optuna.Trial) -> float:
         raise TrackingError("the server is gone")
 
     with pytest.raises(TrackingError, match="the server is gone"):
-        search.run_trials(study, objective, n_trials=4)
-    assert len(study.trials) == 1
+        worker.run(objective)
+    assert len(worker.study.trials) == 1
 
 
 def test_a_trial_of_a_dead_worker_is_queued_again_with_its_values(tmp_path: Path) -> None:
-    config = SearchConfig()
-    storage = search.study_storage(tmp_path / "trials.db", heartbeat_seconds=1, max_retries=1)
-    study = open_study(config, name="s", storage=storage, seed=0)
-    with pytest.warns(UserWarning, match="Heartbeat of storage"):
-        dead = study.ask()  # as if inside a worker that is then killed
-    values = suggest(dead, config.parameters)
-    storage.record_heartbeat(dead._trial_id)
-    with storage.engine.begin() as connection:  # the clock is moved, not waited for
-        connection.exec_driver_sql("update trial_heartbeats set heartbeat = datetime(heartbeat, '-1 hour')")
+    dead = worker_of(tmp_path / "trials.db", n_trials=1)
+    assert dead.claims.take("trial 0")
+    values = suggest(dead._begin(0), dead.config.parameters)
+    worker = worker_of(tmp_path / "trials.db", n_trials=1)
     retried = {}
 
     def objective(trial: optuna.Trial) -> float:
-        retried.update(suggest(trial, config.parameters))
+        retried.update(suggest(trial, worker.config.parameters))
         return 0.5
 
-    search.run_trials(study, objective, n_trials=1)
-    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
+    worker.run(objective)
+    assert states(worker) == ["RUNNING"]  # as far as anybody knows, the other one lives
+    let_die(dead)
+    worker.run(objective)
+    assert states(worker) == ["FAIL", "COMPLETE"]
     assert retried == values
+
+
+def test_a_trial_of_a_process_of_this_machine_that_was_killed_is_taken_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=die_in_a_trial, args=(tmp_path / "trials.db",))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    worker = worker_of(tmp_path / "trials.db", n_trials=1)
+    worker.run(lambda trial: float(suggest(trial, worker.config.parameters)["strategy.dropout"]))
+    first, second = worker.study.trials
+    assert (first.state.name, second.state.name) == ("FAIL", "COMPLETE")
+    assert first.params == second.params
+
+
+def die_in_a_trial(path: Path) -> None:
+    worker = worker_of(path, n_trials=1)
+
+    def objective(trial: optuna.Trial) -> float:
+        suggest(trial, worker.config.parameters)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0.0
+
+    worker.run(objective)
+
+
+def test_settings_that_kill_their_workers_are_given_up_and_others_are_drawn(tmp_path: Path) -> None:
+    seen = []
+    for _ in range(3):
+        dead = worker_of(tmp_path / "trials.db", n_trials=1, max_retries=1)
+        assert dead.claims.take("trial 0")
+        seen.append(suggest(dead._begin(0), dead.config.parameters))
+        let_die(dead)
+    assert seen[0] == seen[1] != seen[2]
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), TerminatedBySignal()])
+def test_a_trial_that_is_interrupted_is_queued_again_with_its_values(
+    tmp_path: Path, interruption: BaseException
+) -> None:
+    worker = worker_of(tmp_path / "trials.db", n_trials=2)
+    values = []
+
+    def interrupted(trial: optuna.Trial) -> float:
+        values.append(suggest(trial, worker.config.parameters))
+        raise interruption
+
+    with pytest.raises(type(interruption)):
+        worker.run(interrupted)
+    assert states(worker) == ["FAIL", "WAITING"]
+
+    def objective(trial: optuna.Trial) -> float:
+        values.append(suggest(trial, worker.config.parameters))
+        return 0.5
+
+    worker.run(objective)
+    assert states(worker) == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert values[0] == values[1]
+
+
+def test_a_worker_that_slept_through_its_lease_spoils_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sleeper, other = worker_of(tmp_path / "trials.db", n_trials=1), worker_of(tmp_path / "trials.db", n_trials=1)
+
+    def sleeps(trial: optuna.Trial) -> float:
+        suggest(trial, sleeper.config.parameters)
+        let_die(sleeper)
+        other.run(lambda trial: 0.7)
+        return 0.9
+
+    sleeper.run(sleeps)
+    assert "was taken over by another worker" in capsys.readouterr().out
+    assert [trial.value for trial in other.study.trials] == [None, 0.7]
+    assert best_of(other.study.trials).value == 0.7
 
 
 def test_the_median_pruner_stops_a_trial_that_lags() -> None:
@@ -188,7 +345,7 @@ def test_the_table_has_every_trial_and_the_best_is_the_highest() -> None:
     study = open_study(SearchConfig(), name="s", storage=optuna.storages.InMemoryStorage(), seed=0)
     space = {"strategy.rank": Choices(choices=(2, 4)), "strategy.dropout": Range(low=0.0, high=0.3)}
     with pytest.raises(ConfigError, match="none of the 0 trials"):
-        best_overrides(study)
+        best_of(study.trials)
     best = {}
     for value, state in ((0.6, None), (0.7, None), (None, optuna.trial.TrialState.PRUNED)):
         trial = study.ask()
@@ -198,7 +355,7 @@ def test_the_table_has_every_trial_and_the_best_is_the_highest() -> None:
         if value == 0.7:
             best = values
     study.ask()
-    table = search.trials_table(study)
+    table = search.trials_table(study.trials)
     assert table["state"].to_list() == ["complete", "complete", "pruned", "running"]
     assert table["value"].to_list() == [0.6, 0.7, None, None]
     assert table["last_epoch"].to_list() == [4, 4, 4, None]
@@ -211,13 +368,19 @@ def test_the_table_has_every_trial_and_the_best_is_the_highest() -> None:
         "strategy.dropout",
         "strategy.rank",
     ]
-    assert best_overrides(study) == best
-    assert search.n_done(study) == 3
+    assert best_of(study.trials) == Best(0.7, best)
 
 
 def test_an_empty_study_has_an_empty_table() -> None:
     study = open_study(SearchConfig(), name="s", storage=optuna.storages.InMemoryStorage(), seed=0)
-    assert search.trials_table(study).height == 0
+    assert search.trials_table(study.trials).height == 0
+
+
+def test_the_best_and_the_table_are_those_of_the_budget(tmp_path: Path) -> None:
+    worker = worker_of(tmp_path / "trials.db", n_trials=3)
+    worker.run(lambda trial: 0.1 * trial.number + 0 * len(suggest(trial, worker.config.parameters)))
+    assert best_of(search.trials_of(worker.study, n_trials=2)).value == pytest.approx(0.1)
+    assert search.trials_of(worker.study, n_trials=2) == worker.study.trials[:2]
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

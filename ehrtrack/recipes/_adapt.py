@@ -95,7 +95,7 @@ def read_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
     if config.init.run and strategy.starts_anew(config.strategy):
         print(f"strategy {config.strategy.name} starts from random weights: init.run={config.init.run} is dropped")
         config = config.model_copy(update={"init": config.init.model_copy(update={"run": ""})})
-    base, config = _download_base(config)
+    base, config = download_base(config)
     width = SIZES[config.model.size].width
     reason = strategy.refuse(config.strategy, is_pretrained=base is not None, width=width)
     if reason:
@@ -103,7 +103,8 @@ def read_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
     return base, config
 
 
-def _download_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
+def download_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
+    """As `read_base`, whatever the strategy says of it."""
     if not config.init.run:
         return None, config
     if config.init.embeddings:

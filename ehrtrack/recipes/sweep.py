@@ -2,34 +2,75 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import optuna
 
 from ehrtrack.config import RunConfig, override, to_toml
 from ehrtrack.data.events import fingerprint_of
-from ehrtrack.errors import ConfigError
+from ehrtrack.errors import ConfigError, TrackingError
+from ehrtrack.recipes._inputs import differences, input_fingerprints, pin_base
 from ehrtrack.recipes._prepare import settle
-from ehrtrack.recipes._run import Run, describe, open_run
+from ehrtrack.recipes._run import OpenRun, Resumption, Run, describe, open_run
 from ehrtrack.recipes.finetune import finetune
-from ehrtrack.search import (
-    best_overrides,
-    n_done,
-    open_study,
-    run_trials,
-    study_storage,
-    suggest,
-    trials_table,
-)
+from ehrtrack.recipes.resume import resume
+from ehrtrack.search import DEATHS, SLOT, Best, Worker, best_of, study_storage, suggest, trials_of, trials_table
+from ehrtrack.search_space import Scalar
+from ehrtrack.tracking.drainer import is_offline
+from ehrtrack.tracking.names import STOPPED
+from ehrtrack.tracking.queries import RunRecord, get_run, list_artifacts, metric_history, search_runs
+from ehrtrack.tracking.run import JOURNALS
+from ehrtrack.tracking.server import ui_command
+from ehrtrack.tracking.stale import take_up
+from ehrtrack.tracking.sync import drain_left_behind
 from ehrtrack.training.loop import TrainingStopped
 from ehrtrack.training.ranks import join_ranks
 
 SECTIONS = ("study", "data", "cohort", "model", "objective", "strategy", "init", "train", "search", "runtime")
+INPUTS = "inputs"
+VALUES = "sweep/c_index"
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as one of its workers sees it.
+
+    Attributes
+    ----------
+    config : with its base pinned; what ``best.toml`` is made of, for any machine
+    settled : with this machine's threads
+    inputs : fingerprints by name
+    """
+
+    config: RunConfig
+    settled: RunConfig
+    inputs: Mapping[str, str]
+    worker: Worker
+
+    @property
+    def n_trials(self) -> int:
+        """The budget of all workers together."""
+        return self.config.search.n_trials
+
+    @property
+    def record(self) -> str:
+        """The claim of the one who keeps the sweep's run; what is noted there is the run's id."""
+        return f"record of {self.n_trials} trials"
+
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        """The trials of the budget so far."""
+        return trials_of(self.worker.study, n_trials=self.n_trials)
 
 
 def sweep(config: RunConfig) -> Run:
     """Try settings, then fit the best once more as a run that is evaluated and logged like any other.
 
-    The same configuration started again, or on another machine that sees the cache folder, continues the study.
-    Each trial is a child run; ``best.toml`` holds the best configuration.
+    The same configuration over the same inputs continues the study; started several times at once, on machines that
+    see the cache folder, all take trials of it, and one keeps the record: the run that the trials are nested under and
+    that holds ``best.toml``, the best configuration. A sweep that is done is told, and not done again.
 
     Raises
     ------
@@ -38,64 +79,217 @@ def sweep(config: RunConfig) -> Run:
     """
     if join_ranks(config.runtime.device).count > 1:
         raise ConfigError("a sweep is one process; start it several times, and all take trials of the same study")
-    storage = study_storage(
-        config.runtime.cache / "sweeps.db",
-        heartbeat_seconds=config.search.heartbeat_seconds,
-        max_retries=config.search.max_retries,
-    )
-    study = open_study(config.search, name=_study_name(config), storage=storage, seed=config.runtime.seed)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what becomes of a trial is told here
+    config = pin_base(config)
     settled = settle(config)  # here, so that trials do not each look for free cores
-    with open_run(settled, kind="sweep", sections=SECTIONS, name="sweep") as run:
-        print(f"{n_done(study)} of {config.search.n_trials} trials are done", flush=True)
+    inputs = input_fingerprints(settled)
+    sweep = Sweep(config, settled, inputs, _join(settled, inputs))
+    with sweep.worker.claims.renewed():
+        return _take_part(sweep)
 
-        def run_trial(trial: optuna.Trial) -> float:
-            overrides = suggest(trial, config.search.parameters)
-            print(f"\ntrial {trial.number}: {overrides}", flush=True)
 
-            def prune(epoch: int, metrics: dict[str, float]) -> None:
-                trial.report(metrics["val/c_index"], epoch)
-                if trial.should_prune():
-                    raise TrainingStopped(f"pruned after epoch {epoch}: below the median of the trials before")
+def _join(config: RunConfig, inputs: Mapping[str, str]) -> Worker:
+    """Begin or join the study of these settings and inputs; where it runs, and for how many trials, does not matter."""
+    storage = study_storage(config.runtime.cache / "sweeps.db")
+    settings = config.model_dump(mode="json", exclude={"runtime", "registry", "frontier", "canary"})
+    for name in ("n_trials", "heartbeat_seconds", "max_retries"):
+        del settings["search"][name]
+    del settings["init"]["run"]  # its meaning is among the inputs
+    like = f"{config.study}-{fingerprint_of(settings)}"
+    name = f"{like}-{fingerprint_of(dict(inputs))}"
+    before = [s for s in optuna.get_all_study_summaries(storage) if s.study_name.startswith(f"{like}-")]
+    if before and name not in {summary.study_name for summary in before}:
+        changed = differences(before[-1].user_attrs.get(INPUTS, {}), inputs)
+        print(f"the inputs changed since the last sweep with these settings: {changed}; a new study begins", flush=True)
+    worker = Worker(config.search, name=name, storage=storage, seed=config.runtime.seed)
+    worker.study.set_user_attr(INPUTS, dict(inputs))
+    return worker
 
-            try:
-                child = finetune(
-                    override(settled, overrides),
-                    on_epoch=prune,
-                    is_trial=True,
-                    parent_run_id=run.logger.run_id,
-                )
-            except TrainingStopped as stop:
-                raise optuna.TrialPruned(str(stop)) from stop
-            run.logger.log_metrics({"sweep/c_index": child.metrics["kept/c_index"]}, step=trial.number)
-            return child.metrics["kept/c_index"]
 
-        run_trials(study, run_trial, n_trials=config.search.n_trials)
-        best = best_overrides(study)
-        run.logger.log_table(trials_table(study), "trials.csv")
-        run.logger.log_text(to_toml(override(config, best)), "best.toml")  # for any machine: without this one's threads
-        print(
-            f"\nbest of {len(study.trials)} trials: {best}; fitting it for the record",
-            flush=True,
-        )
-        final = finetune(override(settled, best), parent_run_id=run.logger.run_id)
-        n_pruned = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in study.trials)
-        run.logger.set_description(
-            describe(
-                "Sweep",
-                {
-                    "trials (pruned)": f"{len(study.trials)} ({n_pruned})",
-                    "best validation C-index": f"{study.best_value:.4f}",
-                    "best run": final.run_id,
-                }
-                | {name: str(value) for name, value in best.items()},
+def _take_part(sweep: Sweep) -> Run:
+    """Keep the record if nobody does; else run trials for the one who does, and see whether that one still lives."""
+    claims, has_helped = sweep.worker.claims, False
+    while True:
+        standing = claims.look(sweep.record)
+        if standing.is_done:
+            return _told(sweep, standing.note)
+        if claims.take(sweep.record):
+            return _keep_record(sweep, standing.note)
+        if has_helped and standing.is_held:
+            print(f"no trial is left for this worker; another one keeps the record, run {standing.note}", flush=True)
+            return _run_of(standing.note)
+        if standing.note:
+            sweep.worker.run(_objective(sweep, standing.note))
+            has_helped = True
+        else:  # the other one is about to open its run
+            time.sleep(_POLL_SECONDS)
+
+
+def _told(sweep: Sweep, run_id: str) -> Run:
+    best = best_of(sweep.trials())
+    print(
+        f"this sweep of {sweep.n_trials} trials is done: run {run_id}, best validation C-index {best.value:.4f} with "
+        f"{best.overrides}; ask for more with search.n_trials",
+        flush=True,
+    )
+    return _run_of(run_id)
+
+
+def _run_of(run_id: str) -> Run:
+    if is_offline():
+        return Run(run_id, "sweep", ui_command(None).url, {})
+    record = get_run(run_id)
+    return Run(run_id, "sweep", ui_command(record.experiment_id, run_id=run_id).url, record.metrics)
+
+
+def _keep_record(sweep: Sweep, begun: str) -> Run:
+    """Run trials under a run of one's own, or the one that a worker before had begun, and fit the best in the end."""
+    claims = sweep.worker.claims
+    try:
+        begun = begun if begun and _is_there(begun) else ""
+        resumption = _taken_up(sweep, begun) if begun else None
+        if begun and resumption is None:  # its worker died after its last word
+            claims.finish(sweep.record)
+            return _told(sweep, begun)
+        with open_run(sweep.settled, kind="sweep", sections=SECTIONS, name="sweep", resume=resumption) as run:
+            claims.leave_note(sweep.record, run.logger.run_id)
+            run.logger.set_tags({f"fingerprint.{name}": value for name, value in sweep.inputs.items()})
+            result = _search_and_fit(sweep, run, is_resumed=resumption is not None)
+        claims.finish(sweep.record)
+    except BaseException:
+        claims.release(sweep.record)
+        raise
+    return result
+
+
+def _is_there(run_id: str) -> bool:
+    """Whether the tracking server of now has the run that a worker before had begun; said aloud if not."""
+    try:
+        if not is_offline():
+            get_run(run_id)
+            return True
+    except TrackingError as error:
+        print(error, flush=True)
+    print(f"run {run_id}, in which this sweep was begun, is not there: a new one keeps its record", flush=True)
+    return False
+
+
+def _taken_up(sweep: Sweep, begun: str) -> Resumption | None:
+    """The run that a worker before had begun, so that nothing of it comes twice; None if it has ended well."""
+    record = get_run(begun)
+    if record.status == "FINISHED":
+        return None
+    drain_left_behind(sweep.settled.runtime.cache / JOURNALS, begun, attempt=record.attempt)
+    if get_run(begun).status == "FINISHED":
+        return None
+    attempt = take_up(record)
+    print(f"goes on with run {begun}", flush=True)
+    return Resumption(begun, attempt, {}, slot=0)
+
+
+def _search_and_fit(sweep: Sweep, run: OpenRun, *, is_resumed: bool) -> Run:
+    parent = run.logger.run_id
+    print(f"{sweep.worker.n_done} of {sweep.n_trials} trials are done", flush=True)
+    sweep.worker.run(_objective(sweep, parent), waits=True)
+    trials = sweep.trials()
+    best = best_of(trials)
+    sweep.worker.claims.hold(sweep.record)
+    _log_trials(run, trials, is_resumed=is_resumed)
+    run.logger.log_text(to_toml(override(sweep.config, best.overrides)), "best.toml")
+    print(f"\nbest of {len(trials)} trials: {best.overrides}; fitting it for the record", flush=True)
+    final = _fit_best(sweep, best, parent)
+    sweep.worker.claims.hold(sweep.record)
+    n_pruned = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in trials)
+    facts = {
+        "trials (pruned)": f"{len(trials)} ({n_pruned})",
+        "best validation C-index": f"{best.value:.4f}",
+        "best run": final.run_id,
+    }
+    run.logger.set_description(describe("Sweep", facts | {name: str(v) for name, v in best.overrides.items()}))
+    return run.finished(run.log_kept(best.value))
+
+
+def _log_trials(run: OpenRun, trials: list[optuna.trial.FrozenTrial], *, is_resumed: bool) -> None:
+    """All trials, whoever ran them; of a run that goes on, those values that it does not have yet."""
+    run.logger.log_table(trials_table(trials), "trials.csv")
+    there = metric_history(run.logger.run_id, VALUES) if is_resumed else {}
+    for trial in trials:
+        if trial.state == optuna.trial.TrialState.COMPLETE and trial.user_attrs[SLOT] not in there:
+            run.logger.log_metrics({VALUES: float(trial.value or 0.0)}, step=trial.user_attrs[SLOT])
+
+
+def _objective(sweep: Sweep, parent_run_id: str) -> Callable[[optuna.Trial], float]:
+    """Fits a trial's settings as a child run, and gives its validation C-index."""
+
+    def run_trial(trial: optuna.Trial) -> float:
+        overrides = suggest(trial, sweep.config.search.parameters)
+        print(f"\ntrial {trial.user_attrs[SLOT] + 1} of {sweep.n_trials}: {overrides}", flush=True)
+        ended = _ended_before(sweep, trial, overrides, parent_run_id)
+        if ended is not None:
+            return _told_by(ended, trial)
+
+        def prune(epoch: int, metrics: dict[str, float]) -> None:
+            trial.report(metrics["val/c_index"], epoch)
+            if trial.should_prune():
+                raise TrainingStopped(f"pruned after epoch {epoch}: below the median of the trials before")
+
+        try:
+            child = finetune(
+                override(sweep.settled, overrides), on_epoch=prune, is_trial=True, parent_run_id=parent_run_id
             )
+        except TrainingStopped as stop:
+            raise optuna.TrialPruned(str(stop)) from stop
+        return child.metrics["kept/c_index"]
+
+    return run_trial
+
+
+def _ended_before(
+    sweep: Sweep, trial: optuna.Trial, overrides: Mapping[str, Scalar], parent_run_id: str
+) -> RunRecord | None:
+    """The run of a trial that was cut off between the run's last word and its own, so that it is not made twice."""
+    if DEATHS not in trial.user_attrs or is_offline():
+        return None
+    wanted = {name: str(value) for name, value in overrides.items()}
+    study, journals = sweep.config.study, sweep.settled.runtime.cache / JOURNALS
+    for record in search_runs(study, kinds=["trial"], status=None, params=wanted, parent_run_id=parent_run_id):
+        try:
+            drain_left_behind(journals, record.run_id, attempt=0)
+        except TrackingError as error:
+            print(f"run {record.run_id} of this trial cannot be looked at: {error}", flush=True)
+            continue
+        now = get_run(record.run_id)
+        if now.status == "FINISHED":
+            print(f"run {now.run_id} of this trial had ended well", flush=True)
+            return now
+    return None
+
+
+def _told_by(ended: RunRecord, trial: optuna.Trial) -> float:
+    """What a trial's run tells of it: the score of each epoch, and its best, or that it was pruned."""
+    for epoch, value in metric_history(ended.run_id, "val/c_index").items():
+        trial.report(value, epoch)
+    if STOPPED in ended.tags:
+        raise optuna.TrialPruned(ended.tags[STOPPED])
+    return ended.metrics["kept/c_index"]
+
+
+def _fit_best(sweep: Sweep, best: Best, parent_run_id: str) -> Run:
+    """The best settings as a run of their own: once, also if a worker before began with it."""
+    config = override(sweep.settled, best.overrides)
+    begun = (
+        [] if is_offline() else search_runs(config.study, kinds=["finetune"], status=None, parent_run_id=parent_run_id)
+    )
+    for cut_off in reversed(begun):
+        drain_left_behind(
+            config.runtime.cache / JOURNALS, cut_off.run_id, attempt=cut_off.attempt
+        )  # what it is to go on from
+        record = get_run(cut_off.run_id)
+        if record.status == "FINISHED":
+            return Run(record.run_id, record.kind, ui_command(None).url, record.metrics)
+        if "run_config.json" in list_artifacts(record.run_id):
+            return resume(record.run_id, is_forced=True)
+        print(
+            f"run {record.run_id} was cut off before it could go on from anything; the best is fitted anew", flush=True
         )
-        return run.finished(run.log_kept(study.best_value))
-
-
-def _study_name(config: RunConfig) -> str:
-    """The same settings make the same study; where it runs, and for how many trials, does not matter."""
-    settings = config.model_dump(mode="json", exclude={"runtime", "registry", "frontier"})
-    del settings["search"]["n_trials"]
-    return f"{config.study}-{fingerprint_of(settings)}"
+    return finetune(config, parent_run_id=parent_run_id)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import polars as pl
 import pytest
+from planted import FIRST_SUBJECT
+from simulated import Population, write_dataset
 from whole_study import Study
 
 from ehrtrack.config import load_config
 from ehrtrack.tracking.queries import RunRecord, download, list_artifacts, search_runs
+from ehrtrack.tracking.server import client
 
 TRIALS = ("--config", "sweep.toml", "--search.n_trials", "3")
 
@@ -76,6 +81,55 @@ def test_started_again_it_goes_on_with_the_same_study(study: Study, swept: RunRe
     assert second.head(3).select(shared).equals(first.select(shared))
 
 
-def test_started_again_when_all_trials_are_done_it_tries_none(study: Study, swept: RunRecord) -> None:
-    assert study.run("sweep", "--config", "sweep.toml", "--search.n_trials", "3") == 0
-    assert children(study, study.runs(["sweep"])[-1], "trial") == []
+def test_started_again_when_it_is_done_it_tells_the_result_and_does_nothing(
+    study: Study, swept: RunRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {run.run_id for run in study.runs(status=None)}
+    assert study.run("sweep", *TRIALS) == 0
+    assert {run.run_id for run in study.runs(status=None)} == known
+    assert f"this sweep of 3 trials is done: run {swept.run_id}, best validation" in capsys.readouterr().out
+
+
+def test_the_best_configuration_names_the_base_itself(study: Study, swept: RunRecord, tmp_path: Path) -> None:
+    with study.at_work():
+        best = load_config(download(swept.run_id, "best.toml", tmp_path))
+    base = study.runs(["pretrain"])[0].run_id
+    assert best.init.run == swept.params["init.run"] == swept.tags["fingerprint.base"] == base
+
+
+def test_over_another_seed_or_other_data_a_new_study_begins_aloud(
+    study: Study, swept: RunRecord, capsys: pytest.CaptureFixture[str], simulated_data: Path, tmp_path: Path
+) -> None:
+    one_trial = ("--config", "sweep.toml", "--search.n_trials", "1", "--train.epochs", "1")
+    data = tmp_path / "meds"
+    shutil.copytree(simulated_data, data)
+    assert study.run("sweep", *one_trial, "--data.path", str(data)) == 0
+    assert "inputs changed" not in capsys.readouterr().out
+    first = study.runs(["sweep"])[-1]
+    assert study.run("sweep", *one_trial, "--data.path", str(data), "--runtime.seed", "1") == 0
+    assert "inputs changed since the last sweep with these settings: seed (then 0, now 1)" in capsys.readouterr().out
+    shutil.rmtree(data)
+    write_dataset(data, Population(n_subjects=380, first_subject=FIRST_SUBJECT))
+    assert study.run("sweep", *one_trial, "--data.path", str(data), "--runtime.seed", "1") == 0
+    told = capsys.readouterr().out
+    assert "a new study begins" in told
+    assert re.search(r"cohort \(then \w+, now \w+\), data \(then \w+, now \w+\); a new study", told)
+    runs = study.runs(["sweep"])
+    last = runs[runs.index(next(run for run in runs if run.run_id == first.run_id)) :]
+    assert [len(children(study, run, "trial")) for run in last] == [1, 1, 1]
+
+
+def test_after_a_new_pretraining_a_new_study_begins_aloud(
+    study: Study, swept: RunRecord, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert study.run("pretrain", "--config", "pretrain.toml", "--train.epochs", "1") == 0
+    new = study.runs(["pretrain"])[-1].run_id
+    assert study.run("sweep", *TRIALS) == 0
+    told = capsys.readouterr().out
+    assert re.search(rf"base \(then \w+, now {new}\), base_weights \(.*\); a new study begins", told)
+    again = study.runs(["sweep"])[-1]
+    assert len(children(study, again, "trial")) == 3
+    assert again.params["init.run"] == new != swept.params["init.run"]
+    with study.at_work():
+        assert load_config(download(again.run_id, "best.toml", tmp_path)).init.run == new
+        client().delete_run(new)  # other tests take the latest

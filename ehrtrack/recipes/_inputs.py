@@ -1,0 +1,68 @@
+"""What a sweep or a frontier is made from: pinned and fingerprinted, so that it goes on over the same inputs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ehrtrack.config import RunConfig
+from ehrtrack.data.events import fingerprint_of
+from ehrtrack.files import sha256_of
+from ehrtrack.recipes._adapt import download_base, latest_pretrain
+from ehrtrack.recipes._prepare import prepare_cohort
+from ehrtrack.recipes._run import MODEL_FOLDER
+from ehrtrack.search_space import Choices, Scalar
+from ehrtrack.tracking.queries import resolve_run
+
+BASE = "init.run"
+
+
+def pinned(reference: str, study: str) -> str:
+    """A reference that means the same base tomorrow: ``latest`` and ``models:/NAME@champion`` become a run's id."""
+    if not reference:
+        return ""
+    run = resolve_run(latest_pretrain(study) if reference == "latest" else reference)
+    return run.run_id if run.artifact_path == MODEL_FOLDER else reference
+
+
+def pin_base(config: RunConfig) -> RunConfig:
+    """The configuration with its base pinned, and the bases among what is searched or varied."""
+
+    def pin(value: Scalar) -> Scalar:
+        return pinned(str(value), config.study)
+
+    sections: dict[str, object] = {}
+    if config.init.run:
+        sections["init"] = config.init.model_copy(update={"run": pinned(config.init.run, config.study)})
+    searched = config.search.parameters.get(BASE)
+    if isinstance(searched, Choices):
+        choices = Choices(choices=tuple(pin(choice) for choice in searched.choices))
+        parameters = config.search.parameters | {BASE: choices}
+        sections["search"] = config.search.model_copy(update={"parameters": parameters})
+    if config.frontier.parameter == BASE:
+        values = tuple(pin(value) for value in config.frontier.values)
+        sections["frontier"] = config.frontier.model_copy(update={"values": values})
+    return config.model_copy(update=sections)
+
+
+def input_fingerprints(config: RunConfig) -> dict[str, str]:
+    """Of all that makes the results of a pinned configuration beside its settings, by name."""
+    base, config = download_base(config)
+    records = prepare_cohort(config, None if base is None else base.vocabulary)
+    found = {name: value for name, value in records.fingerprints().items() if name != "store"}
+    found |= {"seed": str(config.runtime.seed), "base": config.init.run or "none"}
+    if base is not None:
+        found["base_weights"] = base.fingerprints["encoder"]
+    if config.init.embeddings:
+        files = sorted(file for file in Path(config.init.embeddings).iterdir() if file.is_file())
+        found["embeddings"] = fingerprint_of([sha256_of(file) for file in files])
+    return found
+
+
+def differences(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What differs between the inputs of two studies, for people."""
+    return ", ".join(
+        f"{name} (then {then.get(name, 'none')}, now {now.get(name, 'none')})"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name)
+    )
