@@ -8,7 +8,7 @@ from ehrtrack.config import RunConfig, override, parse_value
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError
 from ehrtrack.frontier import Point, conclusion, frontier_table, to_markdown
-from ehrtrack.recipes._adapt import latest_pretrain
+from ehrtrack.recipes._inputs import input_fingerprints, pin_base
 from ehrtrack.recipes._prepare import settle
 from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes.compare import read_test_predictions, run_row
@@ -34,13 +34,11 @@ def frontier(config: RunConfig) -> Run:
     """
     if join_ranks(config.runtime.device).count > 1:
         raise ConfigError("a frontier is one process; its values are fitted one after another")
-    config = settle(config)
-    if config.init.run == "latest":  # another pretraining may finish between two values
-        config = override(config, {"init.run": latest_pretrain(config.study)})
+    config = settle(pin_base(config))  # another pretraining may finish between two values
     parameter, values = config.frontier.parameter, config.frontier.values
     variants = {value: override(config, {parameter: value}) for value in values}  # a wrong path or value ends it here
     settings = config.model_dump(mode="json", exclude={"runtime", "registry", "search", "frontier"})
-    key = fingerprint_of("frontier", parameter, settings)
+    key = fingerprint_of("frontier", parameter, settings, input_fingerprints(config))
     done = _finished(config.study, key, parameter)
     with open_run(config, kind="frontier", sections=SECTIONS, name=f"frontier {parameter}") as run:
         run.logger.set_tags({KEY_TAG: key})

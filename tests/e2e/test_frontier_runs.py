@@ -54,6 +54,14 @@ def test_started_again_it_fits_only_what_is_new(study: Study, frontier: RunRecor
     assert table["run_id"][:2].to_list() == table_of(study, frontier, tmp_path / "first")["run_id"].to_list()
 
 
+def test_over_another_seed_no_value_is_taken_from_before(study: Study, frontier: RunRecord) -> None:
+    assert study.run("frontier", *VALUES, "[0.0, 0.5]", "--runtime.seed", "1") == 0
+    other = study.runs(["frontier"])[-1]
+    assert len(children(study, other)) == 2
+    base = study.runs(["pretrain"])[-1].run_id
+    assert {run.params["init.run"] for run in [other, *children(study, other)]} == {base}
+
+
 def test_a_setting_that_is_not_there_ends_it_before_any_run(study: Study) -> None:
     n_before = len(study.runs(["frontier"]))
     assert study.run("frontier", *VALUES, "[0, 1]", "--frontier.parameter", "objective.lamda") == 2
