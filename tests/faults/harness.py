@@ -26,12 +26,19 @@ import pods  # noqa: E402
 from pods import AFTERWARDS, POINTS, Fault  # noqa: E402
 from reliability import code, command, machine, series_options, write_section  # noqa: E402
 from study import Outcome, can_go_on_elsewhere, is_finished, outcome_of, run_ids, write_study  # noqa: E402
+from sweeps import SETTINGS, Swept, swept  # noqa: E402
 
 MOST_CALLS = {"step": 6, "checkpoint": 8, "validation": 3, "upload": 16, "drain": 5, "end": 1}
 """How often a pod comes to each point, at most, before its run is done."""
 
 CLOCKS_MINUTES = (0.0, 0.0, -20.0, 20.0)
 """By how much the clock of a pod is wrong: every second one has the right time."""
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+"""As a machine that is lost, one that is told so before, and Ctrl-C."""
+
+EVERY_SWEEP = 4
+"""Of so many runs of a series one is a sweep."""
 
 MOMENTS_MS = (0.5, 30.0)
 """From when to when a call under way is cut off; most calls last longer."""
@@ -45,6 +52,7 @@ class Account:
     n_new_machines: int = 0
     n_wrong_clocks: int = 0
     n_runs: int = 0
+    n_sweeps: int = 0
     n_finished: int = 0
     n_resumed: int = 0
     n_resumptions: int = 0
@@ -72,6 +80,14 @@ class Account:
             whole.artifacts.get(path) != run.artifacts.get(path) for path in whole.artifacts | run.artifacts
         )
 
+    def judge_sweep(self, whole: Swept, sweep: Swept) -> None:
+        """Compare a sweep with the undisturbed one: its trials, its best, and how that does on the test subjects."""
+        self.n_finished += 1
+        self.rows_compared += len(whole.facts)
+        self.rows_lost += sum(name not in sweep.facts for name in whole.facts)
+        self.rows_doubled += sum(name not in whole.facts for name in sweep.facts) + sweep.n_too_many
+        self.rows_different += sum(value != sweep.facts.get(name, value) for name, value in whole.facts.items())
+
     def note(self, code: str) -> None:
         """Note the code that the runs from here on are made with."""
         self.codes += [] if code in self.codes else [code]
@@ -96,7 +112,7 @@ def random_fault(rng: random.Random) -> Fault:
     point = rng.choice(list(POINTS))
     call = rng.randint(1, MOST_CALLS[point])
     seconds = rng.choice([0.0, rng.uniform(*MOMENTS_MS) / 1000, AFTERWARDS])
-    return Fault(point, call, rng.choice([signal.SIGKILL, signal.SIGTERM]), seconds, rng.choice(CLOCKS_MINUTES))
+    return Fault(point, call, rng.choice(SIGNALS), seconds, rng.choice(CLOCKS_MINUTES))
 
 
 def undisturbed(folder: Path, server: str, config: Path, study: str) -> Outcome:
@@ -149,18 +165,37 @@ def disturb(
     return outcome_of(run_id)
 
 
+def disturb_sweep(folder: Path, server: str, config: Path, study: str, faults: list[Fault], account: Account) -> Swept:
+    """Start a sweep, kill its processes one after the other, and start it again each time until it ends."""
+    account.n_runs += 1
+    account.n_sweeps += 1
+    words = ("sweep", "--config", str(config), *SETTINGS, "--study", study)
+    for fault in faults:
+        code = pods.run(*words, folder=folder, server=server, fault=fault)
+        assert code in (0, -fault.number, 128 + fault.number), pods.log_of(folder)
+        if code == 0:
+            return swept(study)
+        account.n_faults += 1
+        account.n_wrong_clocks += fault.clock_minutes != 0
+        account.points[f"{fault.point} {signal.Signals(fault.number).name}"] += 1
+    code = pods.run(*words, folder=folder, server=server)
+    assert code == 0, pods.log_of(folder)
+    return swept(study)
+
+
 def report(account: Account, seed: int, n_kills: int) -> str:
     """The account as a section for people."""
-    signals = ("SIGKILL", "SIGTERM")
-    counts = {point: [account.points[f"{point} {name}"] for name in signals] for point in POINTS}
-    points = "".join(f"| {point} | {kills} | {terms} |\n" for point, (kills, terms) in counts.items())
-    n_killed, n_told = (sum(column) for column in zip(*counts.values(), strict=True))
+    names = [number.name for number in SIGNALS]
+    counts = {point: [account.points[f"{point} {name}"] for name in names] for point in POINTS}
+    counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+    points = "".join(f"| {point} | {' | '.join(map(str, row))} |\n" for point, row in counts.items())
     return f"""## Kills
 
 The processes of a small fine-tuning are killed, each at a point, a call and a moment (before it, within its first
 {MOMENTS_MS[1]:.0f} ms, after it) that the seed chooses; after each kill the run is resumed. With some kills the
 machine's folder is lost as well, and the run goes on from the server alone. Every second process has a clock that
-is {max(CLOCKS_MINUTES):.0f} minutes ahead or behind.
+is {max(CLOCKS_MINUTES):.0f} minutes ahead or behind. Every fourth run is a sweep, which is started again instead: its
+trials, its best and the test metrics of that are compared, and runs beyond its budget count as doubled.
 
 | | |
 |---|---|
@@ -168,7 +203,7 @@ is {max(CLOCKS_MINUTES):.0f} minutes ahead or behind.
 | faults tried, of how many the series is to have | {account.n_faults} of {n_kills} |
 | of them with the machine lost | {account.n_new_machines} |
 | of them in a process whose clock was wrong | {account.n_wrong_clocks} |
-| runs disturbed | {account.n_runs} |
+| runs disturbed, of them sweeps | {account.n_runs}, {account.n_sweeps} |
 | of them taken up again, some several times | {account.n_resumed} ({account.n_resumptions} times) |
 | runs that ended as FINISHED | {account.n_finished} |
 | metric rows compared | {account.rows_compared:,} |
@@ -179,10 +214,9 @@ is {max(CLOCKS_MINUTES):.0f} minutes ahead or behind.
 | artifacts compared, by SHA-256 of what the server gives | {account.artifacts_compared:,} |
 | artifacts that differ | {account.artifacts_different} |
 
-| killed in | SIGKILL | SIGTERM |
-|---|---|---|
-{points}| all | {n_killed} | {n_told} |
-
+| killed in | {" | ".join(names)} |
+|---|---|---|---|
+{points}
 Metrics that measure the machine (seconds, tokens per second, memory) have other values in every run, and are compared
 by name, step and number alone; `environment.json` and the list of checksums itself, which hold times, are not compared.
 
@@ -206,13 +240,19 @@ def tracking_server() -> Iterator[str]:
             raise SystemExit(str(failure)) from failure
 
 
-def disturb_one(folder: Path, server: str, config: Path, whole: Outcome, account: Account, *, seed: int) -> None:
+def disturb_one(
+    folder: Path, server: str, config: Path, whole: Outcome, whole_sweep: Swept, account: Account, *, seed: int
+) -> None:
     """Disturb the next run of a series by three to six kills, and judge it."""
     rng = random.Random(f"{seed}, run {account.n_runs}")
     faults = [random_fault(rng) for _ in range(rng.randint(3, 6))]
     moves = [rng.random() < 0.4 for _ in faults]
     work = folder / f"run-{account.n_runs}"
-    account.judge(whole, disturb(work, server, config, "faults", faults, account, moves=moves))
+    if account.n_runs % EVERY_SWEEP == EVERY_SWEEP - 1:
+        study = f"faults-sweep-{account.n_runs}"
+        account.judge_sweep(whole_sweep, disturb_sweep(work, server, config, study, faults, account))
+    else:
+        account.judge(whole, disturb(work, server, config, "faults", faults, account, moves=moves))
     shutil.rmtree(work)
     print(f"{account.n_faults} kills, {account.n_wrong} wrong; last: {faults}", flush=True)
 
@@ -228,8 +268,9 @@ def main(seed: int, n_kills: int, *, file: Path | None, minutes: float) -> Accou
         os.environ["MLFLOW_TRACKING_URI"] = server
         config = write_study(folder, "faults")
         whole = undisturbed(folder, server, config, "faults")
+        whole_sweep = disturb_sweep(folder / "whole-sweep", server, config, "faults-sweep", [], Account())
         while account.n_faults < n_kills and time.monotonic() < deadline:
-            disturb_one(folder, server, config, whole, account, seed=seed)
+            disturb_one(folder, server, config, whole, whole_sweep, account, seed=seed)
             if file is not None:
                 file.write_text(json.dumps(vars(account)))
     shutil.rmtree(folder)

@@ -18,6 +18,6 @@ def test_a_section_is_added_once_and_then_replaced_in_its_place(tmp_path: Path) 
 
 
 def test_the_kills_say_how_many_of_how_many_were_made() -> None:
-    page = report(Account(n_faults=3, points=Counter({"step SIGKILL": 2, "end SIGTERM": 1})), 1, 40)
+    page = report(Account(n_faults=3, points=Counter({"step SIGKILL": 2, "end SIGINT": 1})), 1, 40)
     assert "| 3 of 40 |" in page
-    assert "| all | 2 | 1 |" in page
+    assert "| all | 2 | 0 | 1 |" in page
