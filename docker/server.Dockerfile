@@ -5,7 +5,7 @@ RUN pip install --no-cache-dir "mlflow[auth]==3.17.2" "psycopg2-binary>=2.9,<3" 
     && useradd --create-home mlflow \
     && mkdir /artifacts \
     && chown mlflow /artifacts
-COPY ehrtrack/tracking/server_process.py /opt/mlflow/server_process.py
+COPY ehrtrack/tracking/server_process.py ehrtrack/tracking/server_app.py /opt/mlflow/
 USER mlflow
 WORKDIR /home/mlflow
 

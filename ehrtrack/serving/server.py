@@ -25,6 +25,9 @@ from ehrtrack.serving import logins, postgres
 from ehrtrack.serving.processes import MLFLOW_SERVER, end, is_free, start, tail, wait_until
 
 START_SECONDS = 300
+# What a model version may be made from: what the server itself keeps. Else it reads, with its own keys, whatever
+# bucket a user names. docker/compose.yaml has the same.
+MODEL_SOURCES = {"MLFLOW_CREATE_MODEL_VERSION_SOURCE_VALIDATION_REGEX": "^(runs|models|mlflow-artifacts):/"}
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,7 @@ def _start_mlflow(
         # 0.3 GB instead of 2.5 GB, in one process
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        **MODEL_SOURCES,
         **postgres.POOL,
     }
     if settings.has_auth:

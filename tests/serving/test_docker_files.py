@@ -16,6 +16,8 @@ from running_servers import passable_folder
 from werkzeug.security import check_password_hash
 
 from ehrtrack.serving import logins, postgres
+from ehrtrack.serving.server import MODEL_SOURCES
+from ehrtrack.tracking.server_app import MOST_BYTES_OF_A_CALL
 
 DOCKER = Path(__file__).parents[2] / "docker"
 SCRIPTS = sorted(DOCKER.glob("*.sh"))
@@ -94,6 +96,41 @@ def test_compose_and_ehrtrack_server_have_the_same_login_settings(
     assert strip(composed) == strip(local)
 
 
+def test_compose_and_ehrtrack_server_take_models_from_the_same_places() -> None:
+    environment = compose()["services"]["mlflow"]["environment"]
+    assert isinstance(environment, dict)
+    assert {name: environment.get(name) for name in MODEL_SOURCES} == MODEL_SOURCES
+
+
+def test_tls_and_server_take_the_same_length_of_a_call_and_memory_is_bounded() -> None:
+    assert MOST_BYTES_OF_A_CALL == 16 * 2**20
+    caddy = re.findall(r"request_body @(\w+) \{\s*max_size (\w+)\s*\}", (DOCKER / "Caddyfile").read_text())
+    assert caddy == [("files", "64GiB"), ("calls", "16MiB")]
+    services = compose()["services"]
+    assert {name: service.get("mem_limit") for name, service in services.items() if name != "database"} == {
+        "mlflow": "2g",
+        "caddy": "512m",
+    }
+
+
+def test_in_its_image_the_server_is_guarded_without_ehrtrack(tmp_path: Path) -> None:
+    copied = re.search(r"COPY (.*) /opt/mlflow/", (DOCKER / "server.Dockerfile").read_text())
+    assert copied is not None
+    for file in copied[1].split():
+        shutil.copy(DOCKER.parent / file, tmp_path)
+    code = (
+        "import server_process, sys; from pathlib import Path; "
+        "print(*server_process.guarded(['python', '-m', 'uvicorn', '--factory', 'mlflow.server.auth:create_app'], "
+        f"Path({str(tmp_path)!r}))); import server_app; print(server_app.GUARDED_APP == server_process.GUARDED_APP, "
+        "'ehrtrack' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300
+    )
+    command = ["python", "-m", "uvicorn", "--factory", "--app-dir", str(tmp_path), "server_app:create_app"]
+    assert done.stdout.splitlines()[-2:] == [f"{command} mlflow.server.auth:create_app", "True False"]
+
+
 def test_compose_and_ehrtrack_server_have_the_same_settings_of_memory() -> None:
     services = compose()["services"]
     given = [word for setting in postgres.MEMORY_SETTINGS for word in ("-c", setting)]
@@ -117,6 +154,7 @@ def test_dockerfiles_have_known_instructions_and_copy_what_is_there(file: Path) 
 
 SERVICE_KEYS = {
     "image", "command", "build", "environment", "volumes", "ports", "depends_on", "healthcheck", "restart",
+    "mem_limit",
 }  # fmt: skip
 
 

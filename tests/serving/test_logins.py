@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import socket
 import sqlite3
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import psutil
+import pytest
 import requests
 from running_servers import RunningServer, needs_login
 from werkzeug.security import check_password_hash, generate_password_hash
@@ -72,6 +76,74 @@ def test_another_users_run_can_be_read_but_not_written_or_deleted(login_server: 
     assert (kept["info"]["status"], kept["info"]["lifecycle_stage"]) == ("RUNNING", "active")
     assert "metrics" not in kept["data"]
     assert call(login_server, "eve", "GET", file).content == b"weights"
+
+
+@needs_login
+@pytest.mark.parametrize("key", ["artifact_location", "artifactLocation"])
+@pytest.mark.parametrize("place", ["file://{folder}/artifacts/1", "s3://bucket/of-the-server", "{folder}/artifacts"])
+def test_nobody_says_where_an_experiment_keeps_its_files(login_server: RunningServer, key: str, place: str) -> None:
+    """At another user's run it could be written to, by a bucket's name with the server's keys."""
+    location = place.format(folder=login_server.folder)
+    for user in ("eve", "admin"):
+        for api in (API, "/ajax-api/2.0/mlflow"):
+            body = {"name": f"eves-{place[:5]}-{key}", key: location}
+            answer = call(login_server, user, "POST", f"{api}/experiments/create", json=body)
+            assert (answer.status_code, answer.json()["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+            assert "this server alone says where files lie" in answer.json()["message"]
+    names = call(login_server, "eve", "GET", f"{API}/experiments/search?max_results=100").json()["experiments"]
+    assert [row["name"] for row in names if row["name"].startswith("eves-")] == []
+
+
+@needs_login
+def test_a_model_version_is_made_from_what_the_server_keeps_alone(login_server: RunningServer) -> None:
+    experiment, run = adas_run(login_server, "adas-model")
+    call(login_server, "ada", "POST", f"{API}/registered-models/create", json={"name": "adas-model"})
+    sources = {
+        f"runs:/{run}/model": 200,
+        f"mlflow-artifacts:/{experiment}/{run}/artifacts/model": 200,
+        "s3://bucket/of-the-server": 400,
+        "gs://bucket": 400,
+        f"file://{login_server.folder}/artifacts": 400,
+    }
+    made = {
+        source: call(
+            *(login_server, "ada", "POST", f"{API}/model-versions/create"),
+            json={"name": "adas-model", "source": source, "run_id": run},
+        ).status_code
+        for source in sources
+    }
+    assert made == sources
+
+
+def answer_to_headers(server: RunningServer, path: str, *lines: str) -> int:
+    """The status that the server answers before it gets one byte of the body."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall("\r\n".join([f"{path} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode())
+        return int(connection.recv(12).split()[1])
+
+
+@needs_login
+def test_a_body_without_a_login_is_refused_at_its_headers(login_server: RunningServer) -> None:
+    file = "PUT /api/2.0/mlflow-artifacts/artifacts/1/model.bin"
+    wrong = f"Authorization: Basic {base64.b64encode(b'ada:not-adas-password').decode()}"
+    for path in (f"POST {API}/runs/log-batch", "POST /graphql", "POST /health", "POST /v1/traces", file):
+        for length in ("Content-Length: 1500000000", "Transfer-Encoding: chunked"):
+            assert answer_to_headers(login_server, path, length) == 401
+            assert answer_to_headers(login_server, path, length, wrong) == 401
+    password = login_server.password("ada")
+    with_login = f"Authorization: Basic {base64.b64encode(f'ada:{password}'.encode()).decode()}"
+    call_path = f"POST {API}/runs/log-batch"
+    assert answer_to_headers(login_server, call_path, "Content-Length: 1500000000", with_login) == 413
+    assert answer_to_headers(login_server, call_path, "Transfer-Encoding: chunked", with_login) == 411
+
+
+@needs_login
+def test_memory_stays_flat_when_a_body_comes_without_a_login(login_server: RunningServer) -> None:
+    (server,) = psutil.Process(login_server.process.pid).children()
+    before = server.memory_info().rss
+    answer = requests.post(f"{login_server.address}{API}/runs/log-batch", data=bytes(200 * 2**20), timeout=60)
+    assert answer.status_code == 401
+    assert server.memory_info().rss - before < 50 * 2**20
 
 
 @needs_login

@@ -1,0 +1,101 @@
+"""mlflow's server behind a guard: no body is read before its sender is known, and no user says where files lie.
+
+Imports nothing of ehrtrack, since the server's image has mlflow alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+GUARDED_APP = "EHRTRACK_GUARDED_APP"
+"""The variable that names mlflow's own application, as ``module:name``."""
+
+MOST_BYTES_OF_A_CALL = 16 * 2**20
+"""mlflow holds the body of a call in memory; its client sends 1 MB at most. Files are streamed, and have no limit."""
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+class Guard:
+    """Answers from the headers alone what mlflow would read into memory first.
+
+    Parameters
+    ----------
+    app : mlflow's application
+    knows : whether a request's login is right; None for a server without logins
+    """
+
+    def __init__(self, app: App, knows: Callable[[Request], object] | None) -> None:
+        self._app = app
+        self._knows = knows
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        refusal = await self._refusal(scope) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
+
+    async def _refusal(self, scope: Message) -> JSONResponse | None:
+        headers = Headers(scope=scope)
+        length, is_chunked = int(headers.get("content-length", 0)), "transfer-encoding" in headers
+        if not (length or is_chunked):
+            return None
+        if self._knows is not None and not await run_in_threadpool(self._knows, Request(scope)):
+            challenge = {"WWW-Authenticate": 'Basic realm="mlflow"'}
+            return _answer(401, "UNAUTHENTICATED", "a body is read after its sender has logged in", challenge)
+        if scope["method"] == "PUT" and "/mlflow-artifacts/artifacts/" in scope["path"]:
+            return None
+        if is_chunked:
+            return _answer(411, "BAD_REQUEST", "a call has to say how long it is (Content-Length)")
+        if length > MOST_BYTES_OF_A_CALL:
+            most = f"{MOST_BYTES_OF_A_CALL:,} bytes"
+            return _answer(413, "BAD_REQUEST", f"a call of {length:,} bytes; the most is {most}, in parts")
+        return None
+
+
+def create_app() -> Guard:
+    """What uvicorn serves: mlflow's application, guarded."""
+    module, _, name = os.environ[GUARDED_APP].partition(":")
+    app: Any = getattr(importlib.import_module(module), name)
+    knows = None
+    if module == "mlflow.server.auth":
+        knows = importlib.import_module(module)._authenticate_fastapi_request
+    _refuse_locations()
+    return Guard(app() if inspect.isfunction(app) else app, knows)
+
+
+def _refuse_locations() -> None:
+    """An experiment lies where the server keeps files.
+
+    mlflow lets its maker name any place that the server can write to: another user's run, or a bucket of its keys.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    store_class: Any = SqlAlchemyStore
+    create = store_class.create_experiment
+
+    @functools.wraps(create)
+    def create_experiment(store: Any, name: Any, artifact_location: Any = None, tags: Any = None) -> Any:
+        if artifact_location:
+            raise MlflowException.invalid_parameter_value(
+                f"artifact_location is {artifact_location!r}, and this server alone says where files lie; leave it out"
+            )
+        return create(store, name, tags=tags)
+
+    store_class.create_experiment = create_experiment
+
+
+def _answer(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error_code": code, "message": message}, status, headers)
