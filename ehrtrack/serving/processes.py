@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -14,8 +15,12 @@ from pathlib import Path
 import psutil
 
 from ehrtrack.errors import TrackingError
+from ehrtrack.serving.logins import write_private
 
 END_SECONDS = 10
+NOTED = "processes.json"
+"""What was started in a folder: process ids, and when each began, since ids are used again."""
+_SAME_BEGIN_SECONDS = 60  # the system's clock may have been set since; an id is not used again as soon as that
 MLFLOW_SERVER = "ehrtrack.tracking.server_process"
 
 
@@ -27,10 +32,13 @@ def start(
     environment: Mapping[str, str] | None = None,
     user: str | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own: Ctrl-C in the terminal reaches it through us alone, in our order."""
+    """Start a process in a session of its own: Ctrl-C in the terminal reaches it through us alone, in our order.
+
+    It is noted in the folder, so that `end_orphans` finds it if we are killed before we could end it.
+    """
     log.touch(mode=0o600)
     with log.open("ab") as output:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             cwd=folder,
             env=environment,
@@ -43,6 +51,54 @@ def start(
             group=user,
             extra_groups=None if user is None else [],
         )
+    _note(folder, [*_noted(folder), process.pid])
+    return process
+
+
+def end_orphans(folder: Path, tell: Callable[[str], object]) -> None:
+    """End what a server of this folder left behind when it was killed, the last started first.
+
+    Only for who holds the folder's lock: else they would be the processes of a server that lives.
+    """
+    for pid in reversed(_noted(folder)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            _end_orphan(psutil.Process(pid), tell)
+    _note(folder, [])
+
+
+def _end_orphan(orphan: psutil.Process, tell: Callable[[str], object]) -> None:
+    tell(f"ending {orphan.name()} (process {orphan.pid}), left by a server of this folder that was killed")
+    family = [orphan, *orphan.children(recursive=True)]
+    orphan.send_signal(signal.SIGINT)  # both mlflow's and PostgreSQL's word for: now, and in good order
+    _, left = psutil.wait_procs(family, timeout=END_SECONDS)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=END_SECONDS)
+
+
+def _note(folder: Path, pids: Sequence[int]) -> None:
+    begun = {}
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            begun[pid] = psutil.Process(pid).create_time()
+    write_private(folder / NOTED, json.dumps(begun) + "\n")
+
+
+def _noted(folder: Path) -> list[int]:
+    """The processes that were noted and still run, in the order of their start."""
+    file = folder / NOTED
+    begun = json.loads(file.read_text()) if file.is_file() else {}
+    return [int(pid) for pid, when in begun.items() if _is_running(int(pid), float(when))]
+
+
+def _is_running(pid: int, begun: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        is_same = abs(process.create_time() - begun) < _SAME_BEGIN_SECONDS
+        return bool(is_same and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def end(process: subprocess.Popen[bytes], how: signal.Signals = signal.SIGTERM, *, is_group: bool = True) -> None:

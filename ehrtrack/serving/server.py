@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from ehrtrack.errors import ConfigError, TrackingError
 from ehrtrack.serving import logins, postgres
-from ehrtrack.serving.processes import MLFLOW_SERVER, end, is_free, start, tail, wait_until
+from ehrtrack.serving.processes import MLFLOW_SERVER, end, end_orphans, is_free, start, tail, wait_until
 
 START_SECONDS = 300
 # What a model version may be made from: what the server itself keeps. Else it reads, with its own keys, whatever
@@ -86,6 +86,9 @@ def serve(settings: ServerSettings, tell: Callable[[str], object]) -> None:
     with contextlib.ExitStack() as cleanup:
         stop = cleanup.enter_context(_stop_signals())
         cleanup.enter_context(_only_server_of(folder))
+        logins.write_private(folder / ".gitignore", "*\n")  # passwords and records, in whatever repository it lies
+        end_orphans(folder, tell)
+        _check_port(settings)
         secrets = logins.load_secrets(folder, settings.users if settings.has_auth else ())
         runs_uri, logins_uri, database = _start_store(settings, folder, secrets, tell, cleanup)
         if stop.is_set():
@@ -114,6 +117,9 @@ def _check(settings: ServerSettings) -> None:
             raise ConfigError(f"--user {user!r}: a name has letters, digits, _ and -, and is not {logins.ADMIN!r}")
     if settings.store == "postgresql" and (lack := postgres.why_not()):
         raise TrackingError(f"--store postgresql: {lack}; or take --store sqlite")
+
+
+def _check_port(settings: ServerSettings) -> None:
     if not is_free(settings.host, settings.port):
         raise TrackingError(
             f"port {settings.port} on {settings.host} is taken, or not this machine's; end what listens there, "

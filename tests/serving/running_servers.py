@@ -67,9 +67,9 @@ def clean_environment() -> dict[str, str]:
 
 
 @contextmanager
-def running(folder: Path, *options: str) -> Iterator[RunningServer]:
-    """Start `ehrtrack server` on a port of its own and wait until it says that it is ready."""
-    port = free_port()
+def running(folder: Path, *options: str, port: int | None = None) -> Iterator[RunningServer]:
+    """Start `ehrtrack server`, on a free port unless one is given, and wait until it says that it is ready."""
+    port = port or free_port()
     command = [sys.executable, "-m", "ehrtrack", "server", "--folder", str(folder), "--port", str(port), *options]
     process = subprocess.Popen(
         command,

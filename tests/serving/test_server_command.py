@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import signal
 import socket
 import sqlite3
 import stat
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -15,12 +19,13 @@ import requests
 from running_servers import FirstLife, RunningServer, needs_postgres, passable_folder, running
 
 from ehrtrack.errors import ConfigError, TrackingError
-from ehrtrack.serving.processes import free_port
+from ehrtrack.serving import postgres
+from ehrtrack.serving.processes import end_orphans, free_port
 from ehrtrack.serving.server import ServerSettings, _allowed_hosts, serve
 
 
 def experiments(server: RunningServer) -> set[str]:
-    url = f"{server.address}/api/2.0/mlflow/experiments/search?max_results=9"
+    url = f"{server.address}/api/2.0/mlflow/experiments/search?max_results=99"
     login = ("admin", server.password("admin"))
     return {row["name"] for row in requests.get(url, auth=login, timeout=60).json()["experiments"]}
 
@@ -42,6 +47,58 @@ def test_the_next_start_goes_on_with_the_same_runs(second_life: RunningServer) -
 def test_a_second_server_on_the_same_folder_is_refused(second_life: RunningServer) -> None:
     message = refusal(ServerSettings(second_life.folder, port=free_port(), has_auth=False), TrackingError)
     assert message.startswith("another server uses ")
+
+
+def test_a_server_whose_first_process_was_killed_goes_on_with_the_next_start() -> None:
+    with passable_folder() as folder:
+        options = ("--store", "sqlite", "--no-auth")
+        with running(folder / "data", *options) as server:
+            url = f"{server.address}/api/2.0/mlflow/experiments/create"
+            assert requests.post(url, json={"name": "kept"}, timeout=60).status_code == 200
+            below = psutil.Process(server.process.pid).children(recursive=True)
+            server.process.kill()
+            server.process.wait()
+        assert [process for process in below if process.is_running()]
+        with running(folder / "data", *options, port=server.port) as again:
+            assert experiments(again) == {"Default", "kept"}
+            assert [process for process in below if process.is_running()] == []
+            assert any("left by a server of this folder that was killed" in line for line in again.said)
+
+
+@needs_postgres
+def test_a_cluster_that_was_left_behind_is_ended_and_starts_again() -> None:
+    with passable_folder() as folder:
+        cluster = postgres.PostgresCluster(folder / "postgres", "a-password")
+        cluster.start()
+        assert cluster.process is not None
+        said: list[str] = []
+        end_orphans(folder, said.append)
+        assert (len(said), cluster.process.wait(60)) == (1, 0)  # in good order
+        assert not (folder / "postgres" / "postmaster.pid").exists()
+        end_orphans(folder, said.append)
+        assert len(said) == 1
+        cluster.start()
+        cluster.stop()
+
+
+def test_a_process_that_only_has_the_id_of_an_orphan_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "processes.json").write_text(json.dumps({str(os.getpid()): 1.0}))
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        end_orphans(tmp_path, pytest.fail)
+        assert bystander.poll() is None
+        bystander.kill()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not here")
+def test_git_adds_nothing_of_a_servers_folder(first_life: FirstLife) -> None:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=first_life.folder, capture_output=True, text=True, check=True).stdout
+
+    git("init", "--quiet")
+    assert {"secrets.json", "mlflow.db"} <= {file.name for file in first_life.folder.iterdir()}
+    git("add", "-A")
+    assert git("ls-files") == ""
+    shutil.rmtree(first_life.folder / ".git")
 
 
 @needs_postgres
