@@ -33,8 +33,22 @@ SMALL = f"<{LEAST_COUNT}"
 
 _COUNT_COLUMN = re.compile(r"n_(subjects|events|dropped|at_risk|patients)(_.*)?")
 _COUNT_METRIC = re.compile(r"(.*/)?(n_)?(.+_)?(subjects|events)")
-_DATE = re.compile(r"\b(1[89]|20|21)\d\d-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?")
-_SUBJECT = re.compile(r"\b(subject(?:_id)?s?\W{1,3})-?\d+")
+_YEAR = r"(?:1[89]|20|21)\d\d"
+_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
+_DATE = re.compile(
+    rf"""(?<![\w.])(?: {_YEAR}([-/.])\d\d?\1\d\d?                          # 1950-03-04, 1950/3/4
+                 | \d\d?([-/.])\d\d?\2{_YEAR}                            # 04.03.1950, 3/4/1950
+                 | {_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])         # 19500304
+                 | \d\d?(?:st|nd|rd|th)?[-\s.]+{_MONTH}[-\s,]+{_YEAR}      # 4 March 1950, 04-MAR-1950
+                 | {_MONTH}\s+\d\d?(?:st|nd|rd|th)?,?\s+{_YEAR}            # March 4, 1950
+                 )(?!\d) (?:[T\s]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_SUBJECT = re.compile(
+    r"""\b((?:subject|patient|person)s?(?:_ids?)?\W{1,5})-?\d+                  # subject 17, subject_ids = [17
+        (?:(?:\s*[,;]\s*(?:and\s+|or\s+)?|\s+(?:and|or|to)\s+)-?\d+\b)*""",  # , 23 and 4711
+    re.VERBOSE | re.IGNORECASE,
+)
 _LONG_NUMBER = re.compile(r"(?<![\w./])-?\d{6,}\b")
 _FEW = re.compile(r"(?<!at least )(?<![\w.,-])([1-9]|10) (?=(?:of [\d,]+ )?(?:\w+ )?(?:subjects?|events?|beyond)\b)")
 

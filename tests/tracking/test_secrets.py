@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,46 @@ def test_secret_variables_are_masked_also_where_the_address_quotes_them(monkeypa
     monkeypatch.setenv("EHRTRACK_SUBJECT_SECRET", "0123456789abcdef")
     line = encoded({"do": "tags", "values": {"a": "hunter@2", "b": "hunter%402 hf_planted", "c": "0123456789abcdef"}})
     assert b'{"a": "***", "b": "*** ***", "c": "***"}' in line
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DB_PASSWD", "MYSQL_PWD", "GITHUB_PAT", "AZURE_STORAGE_CONNECTION_STRING", "NPM_CONFIG__AUTH", "REGISTRY_AUTH",
+        "SSH_PRIVATE_KEY", "AZURE_STORAGE_KEY", "GPG_PASSPHRASE", "SENTRY_DSN", "DB_PASS", "FLASK_SECRET_KEY",
+    ],
+)  # fmt: skip
+def test_a_variable_is_secret_by_its_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "planted-Zq81")
+    assert without_secrets("failed with planted-Zq81 at the end") == "failed with *** at the end"
+
+
+@pytest.mark.parametrize("name", ["PWD", "OLDPWD", "SSH_AUTH_SOCK", "MLFLOW_AUTH_CONFIG_PATH", "KEYBOARD", "PATH"])
+def test_a_folder_of_work_is_no_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "/home/anna/study")
+    assert without_secrets("/home/anna/study/data") == "/home/anna/study/data"
+
+
+def test_a_secret_is_masked_however_it_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = '-----BEGIN KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n"quoted"\\and-é\n-----END KEY-----\n'
+    monkeypatch.setenv("SSH_PRIVATE_KEY", key)
+    monkeypatch.setenv("DB_PASSWORD", "a b/c&d+é")
+    for text in (key, json.dumps({"k": key}), json.dumps(json.dumps([key])), repr(key), json.dumps(key, indent=1)):
+        masked = without_secrets(text)
+        assert "b3Blb" not in masked
+        assert "quoted" not in masked
+    assert without_secrets("line 2: b3BlbnNzaC1rZXktdjEAAAAA") == "line 2: ***"
+    for written in ("a b/c&d+é", "a%20b%2Fc%26d%2B%C3%A9", "a+b%2Fc%26d%2B%C3%A9", "a b/c&d+\\u00e9"):
+        assert without_secrets(f"<{written}>") == "<***>"
+
+
+def test_a_part_of_a_secret_and_a_longer_one_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN", "planted")
+    monkeypatch.setenv("B_TOKEN", "planted-and-longer")
+    monkeypatch.setenv("STORE_CONNECTION_STRING", "AccountName=ehr;AccountKey=k3yk3yk3y==;Suffix=x")
+    monkeypatch.setenv("DATABASE_URL", "mysql://joe:pw-18e4@db/x")
+    assert without_secrets("planted-and-longer, planted") == "***, ***"
+    assert without_secrets("signed with k3yk3yk3y== by ehr; pw-18e4") == "signed with *** by ehr; ***"
 
 
 def test_a_token_in_the_git_remote_that_mlflow_run_tagged_is_taken_away(
