@@ -21,7 +21,7 @@ from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import CheckpointError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.models.heads import HazardHead
-from ehrtrack.recipes._model_folder import CHECKSUMS, read_model_folder, write_model_folder
+from ehrtrack.recipes._model_folder import CHECKSUMS, read_model_folder, write_checksums, write_model_folder
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking import queries, sync
 from ehrtrack.tracking.journal import Journal, Progress, write_progress
@@ -79,21 +79,27 @@ def test_checksums_that_name_files_elsewhere_are_of_files_in_the_folder(model: P
         read_model_folder(model)
 
 
+def test_a_file_that_was_put_in_later_is_not_read(model: Path) -> None:
+    (model / "baseline.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"baseline\.json is not in sha256sums\.txt"):
+        read_model_folder(model)
+
+
 def test_a_tensor_larger_than_its_file_takes_no_memory(model: Path) -> None:
-    (model / CHECKSUMS).unlink()
     n_values = 10**12
     header = {
         "encoder.embeddings.code.weight": {"dtype": "F32", "shape": [n_values], "data_offsets": [0, 4 * n_values]}
     }
     text = json.dumps(header).encode()
     (model / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    write_checksums(model)
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         read_model_folder(model)
 
 
 def test_a_time_grid_larger_than_the_head_takes_no_memory(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (model / CHECKSUMS).unlink()
     (model / "time_grid.json").write_text(json.dumps({"edges_days": list(range(200_001))}))
+    write_checksums(model)
     monkeypatch.setattr("ehrtrack.recipes._model_folder.HazardHead", lambda *_: pytest.fail("a head was made"))
     with pytest.raises(CheckpointError, match=r"hazards of shape \(2,\), 200000 intervals"):
         read_model_folder(model).survival_model()
@@ -125,6 +131,10 @@ TREE = {
 @pytest.mark.parametrize(
     "changes",
     [
+        {"feature": [1, -1, -1]},
+        {"value": [[0.0], [0.1], [0.9]]},
+        {"roots": 0},
+        {"threshold": [[0.5], [0], [0]]},
         {"left": [0, 0, 0]},
         {"right": [3, 0, 0]},
         {"left": [-1, 0, 0]},
@@ -135,9 +145,9 @@ TREE = {
     ids=str,
 )
 def test_a_tree_that_leads_in_circles_or_out_of_the_list_is_refused(changes: dict[str, list[float]]) -> None:
-    assert [leaf.tolist() for leaf in Trees.from_json(TREE).leaves(np.array([[0.2], [0.7]]))] == [[1, 2]]
+    assert [leaf.tolist() for leaf in Trees.from_json(TREE, n_columns=1).leaves(np.array([[0.2], [0.7]]))] == [[1, 2]]
     with pytest.raises(ValueError, match="make no trees"):
-        Trees.from_json(TREE | changes)
+        Trees.from_json(TREE | changes, n_columns=1)
 
 
 @pytest.mark.parametrize("name", ["../../../kept/mine.txt", "/{kept}/mine.txt", f"{'0' * 64}-00000000/.."])

@@ -244,3 +244,11 @@ def matrix(features: pl.DataFrame, names: Sequence[str], *, allows_missing: bool
             f"(first: {names[bad[0]]!r}); fill them before the fit"
         )
     return x
+
+
+def names_of(values: Any) -> tuple[str, ...]:
+    """Column names that were read from JSON. Raises ValueError where something else is among them, or one twice."""
+    is_list = isinstance(values, list) and all(isinstance(value, str) for value in values)
+    if not is_list or len(set(values)) < len(values):
+        raise ValueError(f"names of columns are different texts in a list, not {str(values)[:60]}")
+    return tuple(values)

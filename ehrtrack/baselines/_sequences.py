@@ -83,11 +83,11 @@ def from_json(text: str) -> FittedSequenceModel:
         head = HazardHead(int(fields["shape"]["width"]), torch.zeros(grid.n_intervals))
         network = _network(fields["shape"], head, dropout=0.0)
         network.load_state_dict(weights)
+        return FittedSequenceModel(network.eval(), dict(fields["shape"]), grid, dict(fields["facts"]))
     except BROKEN_JSON as error:
         raise CheckpointError(
             f"{text[:60]!r} is not a sequence model ({error!r}); give what FittedSequenceModel.to_json wrote"
         ) from error
-    return FittedSequenceModel(network.eval(), dict(fields["shape"]), grid, dict(fields["facts"]))
 
 
 def fit(config: Settings, train: Labelled[TokenHistories], validation: Labelled[TokenHistories]) -> FittedSequenceModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -16,15 +15,17 @@ from torch import Tensor, nn
 from ehrtrack.baselines._protocol import FloatArray, Labelled, TokenHistories, check_events
 from ehrtrack.data.batch import Batches, Outcomes
 from ehrtrack.errors import DataError
+from ehrtrack.files import BROKEN, parse_json
 from ehrtrack.models.code_effects import Levels
 from ehrtrack.models.settings import READOUT_DAYS
 from ehrtrack.objectives import survival
 from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.survival.curves import interpolate_survival
 from ehrtrack.survival.time_grid import TimeGrid
+from ehrtrack.training.checkpoint import check_tensors
 from ehrtrack.training.memory import CPU_BATCH_TOKENS
 
-BROKEN_JSON = (ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+BROKEN_JSON = (*BROKEN, RuntimeError, SafetensorError)
 """What reading a model's JSON raises where the text is none."""
 
 
@@ -79,8 +80,10 @@ class TokenModel:
 
 def read_fields(text: str) -> tuple[dict[str, Any], TimeGrid, dict[str, Tensor]]:
     """The fields of a model's JSON, and its grid and weights. Raises one of `BROKEN_JSON` where the text is none."""
-    fields = json.loads(text)
-    return fields, TimeGrid.from_json(fields["grid"]), safetensors.torch.load(base64.b64decode(fields["weights"]))
+    fields = parse_json(text)
+    weights = safetensors.torch.load(base64.b64decode(fields["weights"]))
+    check_tensors(weights)
+    return fields, TimeGrid.from_json(fields["grid"]), weights
 
 
 def survival_objective(

@@ -93,8 +93,13 @@ class Trees:
         return {name: values.tolist() for name, values in vars(self).items()}
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Trees:
+    def from_json(cls, fields: Mapping[str, Any], *, n_columns: int, n_values: int | None = None) -> Trees:
         """The inverse of `to_json`.
+
+        Parameters
+        ----------
+        n_columns : of the table that the trees ask
+        n_values : that a leaf has; None for one number
 
         Raises
         ------
@@ -104,17 +109,23 @@ class Trees:
         kinds = {name: np.int64 for name in ("roots", "feature", "left", "right")}
         types = kinds | {"threshold": np.float64, "is_missing_left": np.bool_, "value": np.float64}
         trees = cls(**{name: np.array(fields[name], dtype=kind) for name, kind in types.items()})
-        trees._check()
+        trees._check(n_columns, () if n_values is None else (n_values,))
         return trees
 
-    def _check(self) -> None:
+    def _check(self, n_columns: int, leaf: tuple[int, ...]) -> None:
         """Every node is there with all its fields, and children come after their parent."""
         n_nodes = len(self.feature)
-        shapes = {len(self.threshold), len(self.is_missing_left), len(self.left), len(self.right), len(self.value)}
+        shapes = {array.shape for name, array in vars(self).items() if name not in ("roots", "value")}
         inner = np.flatnonzero(self.feature >= 0)
         children = np.concatenate([self.left[inner], self.right[inner]])
         is_rising = (children > np.tile(inner, 2)).all() and (children < n_nodes).all()
-        if shapes != {n_nodes} or not is_rising or not ((self.roots >= 0) & (self.roots < n_nodes)).all():
+        is_whole = shapes == {(n_nodes,)} and self.value.shape == (n_nodes, *leaf) and self.roots.ndim == 1
+        if (
+            not is_whole
+            or not is_rising
+            or (self.feature >= n_columns).any()
+            or not ((self.roots >= 0) & (self.roots < n_nodes)).all()
+        ):
             raise ValueError(f"{n_nodes} nodes that make no trees")
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from pydantic import ConfigDict, TypeAdapter
 from sksurv.linear_model import CoxnetSurvivalAnalysis
 from sksurv.linear_model.coxph import BreslowEstimator
 from sksurv.util import Surv
@@ -26,6 +27,7 @@ from ehrtrack.baselines._protocol import (
     Tabular,
     check_events,
     matrix,
+    names_of,
     read_counts,
     used_columns,
 )
@@ -36,9 +38,14 @@ from ehrtrack.survival.metrics import c_index
 read = read_counts
 
 
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
 @dataclass(frozen=True)
 class Feature:
     """How one column enters the model: z = (g(x) - mean) / scale with g = log1p for counts, times beta."""
+
+    __pydantic_config__ = _STRICT
 
     name: str
     is_count: bool
@@ -60,6 +67,8 @@ class CoxModel:
     n_candidates : penalties that were tried
     validation_c_index : the C-index by which the penalty was chosen
     """
+
+    __pydantic_config__ = _STRICT
 
     features: tuple[Feature, ...]
     baseline_days: tuple[float, ...]
@@ -128,12 +137,12 @@ class CoxModel:
             If the text is not a Cox model.
         """
         try:
-            fields = json.loads(text)
-            features = tuple(Feature(**feature) for feature in fields.pop("features"))
-            for name in ("baseline_days", "baseline_cumulative_hazard"):
-                fields[name] = tuple(fields[name])
-            return cls(features=features, **fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            model: CoxModel = TypeAdapter(cls).validate_json(text)
+            names_of([feature.name for feature in model.features])
+            if len(model.baseline_days) != len(model.baseline_cumulative_hazard):
+                raise ValueError("days and hazards of the baseline are not as many")
+            return model
+        except ValueError as error:
             raise CheckpointError(
                 f"{text[:60]!r} is not a Cox model ({error!r}); needed is what CoxModel.to_json wrote"
             ) from error

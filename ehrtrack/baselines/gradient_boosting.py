@@ -27,6 +27,7 @@ from ehrtrack.baselines._protocol import (
     Tabular,
     check_events,
     matrix,
+    names_of,
     read_counts,
     seen_within,
     tune,
@@ -35,6 +36,7 @@ from ehrtrack.baselines._settings.gradient_boosting import Config as Config
 from ehrtrack.baselines._settings.gradient_boosting import Settings
 from ehrtrack.baselines._trees import Trees, columns_and_grid, join
 from ehrtrack.errors import CheckpointError
+from ehrtrack.files import BROKEN, parse_json
 from ehrtrack.survival.curves import interpolate_survival
 from ehrtrack.survival.time_grid import TimeGrid
 
@@ -108,15 +110,15 @@ class BoostingModel:
             If the text is not such a model.
         """
         try:
-            fields = json.loads(text)
+            fields = parse_json(text)
             return cls(
                 grid=TimeGrid.from_json(fields["grid"]),
-                columns=tuple(fields["columns"]),
-                trees=Trees.from_json(fields["trees"]),
+                columns=(columns := names_of(fields["columns"])),
+                trees=Trees.from_json(fields["trees"], n_columns=len(columns) + 1),
                 start=float(fields["start"]),
                 facts=dict(fields["facts"]),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except BROKEN as error:
             raise CheckpointError(
                 f"{text[:60]!r} is not a gradient boosting model ({error!r}); give what BoostingModel.to_json wrote"
             ) from error

@@ -22,12 +22,14 @@ from ehrtrack.baselines._protocol import (
     Tabular,
     check_events,
     matrix,
+    names_of,
     read_counts,
     tune,
 )
 from ehrtrack.baselines._settings.random_survival_forest import Config as Config
 from ehrtrack.baselines._trees import Trees, columns_and_grid, join
 from ehrtrack.errors import CheckpointError
+from ehrtrack.files import BROKEN, parse_json
 from ehrtrack.survival.curves import interpolate_survival
 from ehrtrack.survival.time_grid import TimeGrid
 
@@ -86,14 +88,16 @@ class ForestModel:
             If the text is not such a model.
         """
         try:
-            fields = json.loads(text)
+            fields = parse_json(text)
+            grid = TimeGrid.from_json(fields["grid"])
+            columns = names_of(fields["columns"])
             return cls(
-                grid=TimeGrid.from_json(fields["grid"]),
-                columns=tuple(fields["columns"]),
-                trees=Trees.from_json(fields["trees"]),
+                grid=grid,
+                columns=columns,
+                trees=Trees.from_json(fields["trees"], n_columns=len(columns), n_values=grid.n_intervals + 1),
                 facts=dict(fields["facts"]),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except BROKEN as error:
             raise CheckpointError(
                 f"{text[:60]!r} is not a random survival forest ({error!r}); give what ForestModel.to_json wrote"
             ) from error

@@ -9,15 +9,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NotRequired
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from pydantic import ConfigDict, TypeAdapter
+from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
 from ehrtrack.data.events import BIRTH, DEATH, fingerprint_of, starts_with_any
 from ehrtrack.data.histories import Histories, Mask
-from ehrtrack.errors import CheckpointError
+from ehrtrack.data.settings import check_patterns
+from ehrtrack.errors import CheckpointError, ConfigError
 
 PAD, UNK, CLS, MASK = 0, 1, 2, 3
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[MASK]")
@@ -48,6 +51,18 @@ class Bins(NamedTuple):
         n_bins = self.n_bins[self.code] if len(self.n_bins) else np.ones(len(self.code), dtype=np.int64)
         level = (2 * self.number - 1 - n_bins) / np.maximum(n_bins - 1, 1)
         return np.where(self.code >= 0, level, 0).astype(np.float32)
+
+
+class _Fields(TypedDict):
+    """The JSON of a vocabulary."""
+
+    __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False)  # type: ignore[misc]
+
+    tokens: tuple[str, ...]
+    value_edges: dict[str, tuple[float, ...]]
+    counts: tuple[int, ...]
+    exclude: tuple[str, ...]
+    groups: NotRequired[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -127,18 +142,20 @@ class Vocabulary:
     def from_json(cls, text: str) -> Vocabulary:
         """Raises CheckpointError if the text is no vocabulary."""
         try:
-            fields = json.loads(text)
+            fields = TypeAdapter(_Fields).validate_json(text)
             vocabulary = cls(
-                tokens=tuple(fields["tokens"]),
-                value_edges={code: tuple(edges) for code, edges in fields["value_edges"].items()},
-                counts=tuple(fields["counts"]),
-                exclude=tuple(fields["exclude"]),
-                groups=dict(fields.get("groups", {})),
+                tokens=fields["tokens"],
+                value_edges=fields["value_edges"],
+                counts=fields["counts"],
+                exclude=check_patterns(fields["exclude"]),
+                groups=fields.get("groups", {}),
             )
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, ConfigError) as error:
             raise CheckpointError(
                 f"this is no vocabulary ({error!r}); take the vocabulary.json logged with the model"
             ) from error
+        if len(vocabulary.index) < len(vocabulary):
+            raise CheckpointError("a vocabulary has each token once; take the vocabulary.json logged with the model")
         if vocabulary.tokens[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS:
             raise CheckpointError(f"a vocabulary starts with {SPECIAL_TOKENS}, not {vocabulary.tokens[:4]}")
         return vocabulary
@@ -150,7 +167,7 @@ class Vocabulary:
     def load(cls, path: Path) -> Vocabulary:
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"cannot read the vocabulary: {error}") from error
         return cls.from_json(text)
 

@@ -141,8 +141,10 @@ class CodeEffects(nn.Module):
         if f"{prefix}effect" not in weights:
             return None
         names = ("code", "level", "scales_days", "effect", "intercept")
-        code, level, *others = (weights[prefix + name] for name in names)
-        return cls(Levels(code, level), *others)
+        code, level, scales_days, effect, intercept = (weights[prefix + name] for name in names)
+        if code.dim() != 1 or scales_days.dim() != 1 or (code < -1).any() or not (scales_days > 0).all():
+            raise ValueError("codes are numbered from 0, -1 for none, and scales of times are above 0")
+        return cls(Levels(code, level), scales_days, effect, intercept)
 
     def with_effects(self, effect: Tensor, intercept: Tensor) -> CodeEffects:
         """Other effects of the same columns."""

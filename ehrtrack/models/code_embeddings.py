@@ -17,6 +17,7 @@ from torch import nn
 
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import CheckpointError, ConfigError
+from ehrtrack.files import BROKEN, parse_json
 
 VECTORS_FILE = "embeddings.safetensors"
 VOCABULARY_FILE = "vocabulary.json"
@@ -58,11 +59,14 @@ class CodeEmbeddings:
         CheckpointError
             If a file is missing or damaged, or rows and vocabulary do not agree.
         """
+        for file in (folder / name for name in (VECTORS_FILE, VOCABULARY_FILE, FACTS_FILE)):
+            if file.exists() and not file.is_file():
+                raise CheckpointError(f"{file} is a folder, a pipe or a device, and is not read")
         try:
             vectors = safetensors.numpy.load_file(folder / VECTORS_FILE)["code"]
             vocabulary = Vocabulary.from_json((folder / VOCABULARY_FILE).read_text(encoding="utf-8"))
-            facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            facts = parse_json((folder / FACTS_FILE).read_bytes())
+        except (OSError, *BROKEN, SafetensorError) as error:
             raise CheckpointError(
                 f"{folder} does not hold code embeddings ({error}); give a folder that `ehrtrack embed` wrote"
             ) from error

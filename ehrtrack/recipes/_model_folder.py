@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from ehrtrack.config import RunConfig, parse_config
 from ehrtrack.data.drift import Seen
 from ehrtrack.data.vocabulary import Vocabulary
-from ehrtrack.errors import CheckpointError
-from ehrtrack.files import sha256_of
+from ehrtrack.errors import CheckpointError, ConfigError
+from ehrtrack.files import BROKEN, parse_json, sha256_of
 from ehrtrack.models.behrt import Behrt, EhrModel, encoder_weights
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.journal import without_secrets
-from ehrtrack.training.checkpoint import load_tensors, save_tensors, weights_fingerprint
+from ehrtrack.training.checkpoint import check_tensors, load_tensors, save_tensors, weights_fingerprint
 
 WEIGHTS = "model.safetensors"
 CONFIG = "run_config.json"
@@ -32,7 +32,7 @@ FINGERPRINTS = "fingerprints.json"
 READING = "reading.json"
 """How the model reads records, and what it saw of them in training; folders from before there was one lack it."""
 CHECKSUMS = "sha256sums.txt"
-"""SHA-256 of the other files, as `sha256sum -c` reads it; folders from before there were any lack it."""
+"""SHA-256 of all the other files, as `sha256sum -c` reads it."""
 
 MAX_FILE_BYTES = 64 * 2**30
 MAX_JSON_BYTES = 2 * 2**30
@@ -152,6 +152,11 @@ def write_model_folder(
     (folder / FINGERPRINTS).write_text(json.dumps(fingerprints, indent=2))
     reading = {"max_tokens": config.data.max_tokens, "seen": None if seen is None else asdict(seen)}
     (folder / READING).write_text(json.dumps(reading, indent=2))
+    write_checksums(folder)
+
+
+def write_checksums(folder: Path) -> None:
+    """Say of all files in a folder what they hold now."""
     lines = [f"{sha256_of(file)}  {file.name}\n" for file in sorted(folder.iterdir()) if file.name != CHECKSUMS]
     (folder / CHECKSUMS).write_text("".join(lines))
 
@@ -166,10 +171,10 @@ def read_model_folder(folder: Path) -> ModelFolder:
     """
     _check_files(folder)
     vocabulary = Vocabulary.load(folder / VOCABULARY)
-    config = parse_config(_read_json(folder / CONFIG))
+    config = _read_config(folder / CONFIG)
     grid_file, baseline_file = folder / TIME_GRID, folder / BASELINE
     is_baseline = baseline_file.is_file()
-    weights = {} if is_baseline else load_tensors(folder / WEIGHTS)
+    weights = {} if is_baseline else _read_weights(folder / WEIGHTS)
     n_codes = 0 if is_baseline else len(weights.get("encoder.embeddings.code.weight", ()))
     if not is_baseline and n_codes != len(vocabulary):
         raise CheckpointError(
@@ -180,9 +185,9 @@ def read_model_folder(folder: Path) -> ModelFolder:
         config=config,
         vocabulary=vocabulary,
         weights=weights,
-        grid=TimeGrid.from_json(grid_file.read_text()) if grid_file.is_file() else None,
-        baseline=baseline_file.read_text() if is_baseline else None,
-        fingerprints=_read_json(folder / FINGERPRINTS),
+        grid=TimeGrid.from_json(_read_text(grid_file)) if grid_file.is_file() else None,
+        baseline=_read_text(baseline_file) if is_baseline else None,
+        fingerprints={name: str(value) for name, value in _read_json(folder / FINGERPRINTS).items()},
         max_tokens=max_tokens,
         seen=seen,
     )
@@ -213,22 +218,59 @@ def _check_files(folder: Path) -> None:
         most = MAX_FILE_BYTES if file.name == WEIGHTS else MAX_JSON_BYTES
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
             raise CheckpointError(f"{file} is no regular file of at most {most:,} bytes; it is not read")
-    sums = folder / CHECKSUMS
-    for line in sums.read_text(errors="replace").splitlines() if sums.is_file() else ():
-        digest, _, name = line.partition("  ")
-        file = folder / PurePosixPath(name).name
+    digests = _read_checksums(folder / CHECKSUMS)
+    for name, digest in digests.items():
+        file = folder / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing; fetch the model again")
         if sha256_of(file) != digest:
             raise CheckpointError(
                 f"{file} is damaged: its SHA-256 is not the one it was written with; fetch the model again"
             )
+    for unknown in {file.name for file in folder.iterdir()} - {CHECKSUMS, *digests}:
+        raise CheckpointError(
+            f"{folder / unknown} is not in {CHECKSUMS}, and was put there later; fetch the model again"
+        )
+
+
+def _read_checksums(sums: Path) -> dict[str, str]:
+    """SHA-256 by name, of files in the folder alone."""
+    if not sums.is_file():
+        raise CheckpointError(
+            f"{sums} is missing, so that nobody knows whether the model is whole; fetch it again. If you trust the "
+            f"folder as it is: cd {sums.parent} && sha256sum * > {CHECKSUMS}"
+        )
+    parts = [line.partition("  ") for line in sums.read_text(errors="replace").splitlines()]
+    return {PurePosixPath(name).name: digest for digest, _, name in parts}
+
+
+def _read_config(path: Path) -> RunConfig:
+    try:
+        return parse_config(_read_json(path))
+    except (ConfigError, *BROKEN) as error:
+        raise CheckpointError(f"{path} is no configuration of a run: {error}") from error
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    weights = load_tensors(path)
+    try:
+        check_tensors(weights)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; fetch the model again, or train it anew") from error
+    return weights
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read {path.name} of the model in {path.parent}: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        value = parse_json(_read_text(path))
+    except ValueError as error:
         raise CheckpointError(f"cannot read {path.name} of the model in {path.parent}: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds no table")

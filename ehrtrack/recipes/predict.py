@@ -176,12 +176,12 @@ class Predictor:
             module = load("baselines", config.baseline.name)
             histories = TokenHistories(store, self.folder.vocabulary, rows, longest)
             model = module.from_json(self.folder.baseline)
-            return Predictions(rows, np.asarray(model.survival(module.read(histories), self.grid.edges_days)))
+            return _checked(Predictions(rows, np.asarray(model.survival(module.read(histories), self.grid.edges_days))))
         batches, cpu = Batches(store, rows, BATCH_TOKENS, longest), torch.device("cpu")
         network, n_causes = self.folder.survival_model(), self.folder.n_causes
         if n_causes > 1:
-            return predict_causes(network, batches, cpu, n_causes=n_causes)
-        return predict_survival(network, batches, cpu)
+            return _checked(predict_causes(network, batches, cpu, n_causes=n_causes))
+        return _checked(predict_survival(network, batches, cpu))
 
     def _count_events(self, dataset: MedsDataset, cutoffs: pl.DataFrame) -> npt.NDArray[np.int64]:
         """(V,) events of each token that are known of the subjects at their cutoffs."""
@@ -194,6 +194,21 @@ class Predictor:
             )
             n_events += events_by_token(names, vocabulary)
         return n_events
+
+
+def _checked(predictions: Predictions) -> Predictions:
+    """The predictions themselves, if all are probabilities: weights that are finite one by one may add up to none."""
+    for curves in (predictions.survival, predictions.incidence):
+        if curves is None:
+            continue
+        is_probability = (curves >= -1e-6) & (curves <= 1 + 1e-6)
+        if not is_probability.all():
+            n_subjects = (~is_probability).reshape(len(curves), -1).any(axis=1).sum()
+            raise CheckpointError(
+                f"the model gives {n_subjects} of {len(curves)} subjects a survival that is none (such as "
+                f"{curves[~is_probability][0]}); its weights are damaged: fetch it again, or train it anew"
+            )
+    return predictions
 
 
 def _with_reason(asked: pl.DataFrame, rows: npt.NDArray[np.int64], reason: str) -> pl.DataFrame:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ehrtrack.errors import CheckpointError, DataError
+from ehrtrack.files import BROKEN, parse_json
 from ehrtrack.survival.kaplan_meier import KaplanMeier
 
 FloatArray = npt.NDArray[np.float64]
@@ -159,8 +160,8 @@ class TimeGrid:
             If the text is not JSON with a list of numbers under ``edges_days``.
         """
         try:
-            return cls(edges_days=tuple(float(edge) for edge in json.loads(text)["edges_days"]))
-        except (ValueError, KeyError, TypeError) as error:
+            return cls(edges_days=tuple(float(edge) for edge in parse_json(text)["edges_days"]))
+        except (*BROKEN, DataError) as error:
             raise CheckpointError(
                 f"time grid {text[:60]!r} cannot be read ({error!r}); needed is JSON like "
                 '{"edges_days": [0, 30, 365]}'

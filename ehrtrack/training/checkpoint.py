@@ -7,11 +7,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ehrtrack.errors import CheckpointError
+from ehrtrack.files import BROKEN
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -34,8 +36,26 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"no weights at {path}: the run has not logged this checkpoint")
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, *BROKEN) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}); fetch it again") from error
+
+
+def check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Make sure that tensors of a model from elsewhere are of the kinds that models are written with, and finite.
+
+    Raises
+    ------
+    ValueError
+        If one is not float32 (`code` of a regression on codes: int64), or holds NaN or an infinite number.
+    """
+    for name, tensor in tensors.items():
+        needed = (
+            torch.int64 if name.split(".")[-2:] == ["codes", "code"] or name.endswith("effects.code") else torch.float32
+        )
+        if tensor.dtype != needed:
+            raise ValueError(f"{name} is {tensor.dtype}, and {needed} is needed")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds numbers that are not finite")
 
 
 def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -19,7 +19,7 @@ from ehrtrack.errors import CheckpointError
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.heads import HazardHead
-from ehrtrack.recipes._model_folder import read_model_folder, write_model_folder
+from ehrtrack.recipes._model_folder import read_model_folder, write_checksums, write_model_folder
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.training.checkpoint import load_tensors, save_tensors
 
@@ -69,7 +69,8 @@ def test_it_is_safetensors_and_json_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "run_config.json", "vocabulary.json", "fingerprints.json", "reading.json"]
+    "name",
+    ["model.safetensors", "run_config.json", "vocabulary.json", "fingerprints.json", "reading.json", "sha256sums.txt"],
 )
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     write(tmp_path)
@@ -93,39 +94,39 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("text", ['{"max_tokens": "many"}', '{"seen": null}', '{"max_tokens": 8, "seen": {}}'])
 def test_a_folder_that_does_not_say_how_it_reads_is_refused(tmp_path: Path, text: str) -> None:
     write(tmp_path)
-    (tmp_path / "model" / "sha256sums.txt").unlink()
     (tmp_path / "model" / "reading.json").write_text(text)
+    write_checksums(tmp_path / "model")
     with pytest.raises(CheckpointError, match=r"says max_tokens|what the model saw in training"):
         read_model_folder(tmp_path / "model")
 
 
 def test_weights_beside_another_vocabulary_are_refused(tmp_path: Path) -> None:
     write(tmp_path)
-    (tmp_path / "model" / "sha256sums.txt").unlink()
     shorter = Vocabulary(VOCABULARY.tokens[:-1], {}, (1,) * (V - 1))
     shorter.save(tmp_path / "model" / "vocabulary.json")
+    write_checksums(tmp_path / "model")
     with pytest.raises(CheckpointError, match="weights for 30 tokens beside a vocabulary of 29"):
         read_model_folder(tmp_path / "model")
 
 
 def test_weights_of_another_size_than_the_configuration_are_refused(tmp_path: Path) -> None:
     write(tmp_path)
-    (tmp_path / "model" / "sha256sums.txt").unlink()
     file = tmp_path / "model" / "run_config.json"
     values = json.loads(file.read_text())
     values["model"]["size"] = "small"
     file.write_text(json.dumps(values))
+    write_checksums(tmp_path / "model")
     with pytest.raises(CheckpointError, match="do not fit"):
         read_model_folder(tmp_path / "model").survival_model()
 
 
 def test_a_missing_tensor_is_refused(tmp_path: Path) -> None:
     write(tmp_path)
-    (tmp_path / "model" / "sha256sums.txt").unlink()
     file = tmp_path / "model" / "model.safetensors"
     tensors = load_tensors(file)
     del tensors["encoder.norm.weight"]
     save_tensors(file, tensors)
+    write_checksums(tmp_path / "model")
     with pytest.raises(CheckpointError, match=r"encoder\.norm\.weight"):
         read_model_folder(tmp_path / "model").survival_model()
 
