@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -22,6 +23,11 @@ PASS_THROUGH = {
     "allow_extra_args": True,
     "help_option_names": ["-h", "--help"],
 }
+DISK_ERRORS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,
+    errno.EIO, errno.ELOOP, errno.EMFILE,
+}  # fmt: skip
+"""What a disk says to whoever asks too much of it; another OSError is a bug."""
 CONFIG_HELP = "TOML file of the study, such as projects/gi_bleed/finetune.toml"
 
 
@@ -63,6 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             if end_mlflow_run():
                 click.echo("ehrtrack: `mlflow run` is ended, since it would mark that run as FAILED", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        click.echo(
+            f"ehrtrack: {error}; see that the disk has room, that the path is one, and that you may use it", err=True
+        )
         sys.exit(2)
 
 

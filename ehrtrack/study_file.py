@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import stat
 import tomllib
@@ -13,10 +12,37 @@ from typing import Any
 
 from ehrtrack.errors import ConfigError
 
-MAX_EXTENDED = 50
-MAX_FILE_BYTES = 2**20
-
+MOST_FILES = 32
+"""That extend one another."""
+MOST_BYTES = 10_000_000
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is missing.
+    ConfigError
+        If it is a device, a pipe (which may never end) or a folder, too large, or no TOML.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"config file {path} is a folder, a pipe or a device; give a TOML file")
+        if status.st_size > MOST_BYTES:
+            raise ConfigError(f"config file {path} has {status.st_size:,} bytes; at most {MOST_BYTES:,} are read")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"cannot read config file {str(path)[:200]}: {error.strerror}; give a TOML file") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is not valid TOML: it is nested too deeply") from error
+    except ValueError as error:  # its syntax, its encoding, or a number of more digits than Python converts
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
 def read_study_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -28,37 +54,22 @@ def read_study_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str,
         If a file is missing, no regular file, no TOML, or extends itself or too many others.
     """
     try:
-        _check_file(path.stat(), path)
-        with path.open("rb") as file:
-            table = tomllib.load(file)
+        table = read_toml(path)
     except FileNotFoundError as error:
         beside = ", ".join(sorted(p.name for p in path.parent.glob("*.toml"))) or "no .toml files"
         raise ConfigError(f"no config file {path}; in {path.parent} there is: {beside}") from error
-    except OSError as error:
-        raise ConfigError(f"cannot read config file {path}: {error.strerror}; give a TOML file") from error
-    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or a number that Python has no room for
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
     base = table.pop("extends", None)
     if base is None:
         return table
     chain = (*extended_by, path.resolve())
-    below = path.parent / str(base)
+    if not isinstance(base, str) or "\0" in base:
+        raise ConfigError(f"{path}: extends is {base!r}, and the path of one configuration file is needed")
+    if len(chain) >= MOST_FILES:
+        raise ConfigError(f"{chain[0]} extends more than {MOST_FILES} files, one another; put some of them together")
+    below = path.parent / base
     if below.resolve() in chain:
         raise ConfigError(f"{path} extends {base}, which extends it in turn; one of them must stand alone")
-    if len(chain) > MAX_EXTENDED:
-        raise ConfigError(
-            f"{chain[0]} extends a file that extends another, and so on over more than {MAX_EXTENDED} files; write the "
-            "settings in fewer"
-        )
     return _merge(read_study_file(below, chain), table)
-
-
-def _check_file(status: os.stat_result, path: Path) -> None:
-    """A device or a pipe may never end."""
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-        raise ConfigError(
-            f"config file {path} is no regular file of at most {MAX_FILE_BYTES:,} bytes; give a TOML file"
-        )
 
 
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ehrtrack.data.shards import folder_aside
+from ehrtrack.data.aside import folder_aside
 from ehrtrack.errors import DataError
 
 
@@ -64,7 +64,19 @@ def build_features(
                 for row, part in zip(rows, np.split(block, ends[:-1]), strict=True):
                     hidden[offsets[row] : offsets[row + 1]] = part
             hidden.flush()
-    return FeatureStore(np.load(folder / "offsets.npy"), np.load(folder / "hidden.npy", mmap_mode="r"))
+    return _open(folder, int(lengths.sum()), width)
+
+
+def _open(folder: Path, n_tokens: int, width: int) -> FeatureStore:
+    try:
+        offsets, hidden = np.load(folder / "offsets.npy"), np.load(folder / "hidden.npy", mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"the encoder's states in {folder} are damaged ({error}); remove it, and it is made again"
+        ) from error
+    if hidden.shape != (n_tokens, width) or offsets[-1] != n_tokens:
+        raise DataError(f"the encoder's states in {folder} are not of these records; remove it, and it is made again")
+    return FeatureStore(offsets, hidden)
 
 
 def _check_room(folder: Path, n_bytes: int) -> None:

@@ -17,7 +17,7 @@ import polars as pl
 from ehrtrack.data.events import MedsDataset, fingerprint_of
 from ehrtrack.data.histories import Histories, Ints, distinct, read_shard, run_starts, subject_numbers
 from ehrtrack.data.settings import VocabularyConfig
-from ehrtrack.data.shards import ShardWork
+from ehrtrack.data.shards import ShardWork, read_kept
 from ehrtrack.data.splits import SPLITS
 from ehrtrack.data.tables import read_table
 from ehrtrack.data.visits import is_known
@@ -54,7 +54,7 @@ def fit_vocabulary(
         training = cutoffs.filter(pl.col("split") == "train")
         key = fingerprint_of("values", training, exclude)
         function = partial(_count_values, cutoffs=work.share(training, key), exclude=exclude)
-        edges = value_edges(map(pl.read_parquet, work.tables(dataset, function, "values", key)), config)
+        edges = value_edges(map(read_kept, work.tables(dataset, function, "values", key)), config)
     return choose_tokens(_name_counts(dataset, cutoffs, edges, exclude, groups, work), edges, groups, config)
 
 
@@ -302,7 +302,7 @@ def _name_counts(
 ) -> pl.DataFrame:
     key = fingerprint_of("names", cutoffs, edges, exclude, groups)
     function = partial(_count_names, cutoffs=work.share(cutoffs, key), edges=edges, exclude=exclude, groups=groups)
-    return add_counts(map(pl.read_parquet, work.tables(dataset, function, "names", key)))
+    return add_counts(map(read_kept, work.tables(dataset, function, "names", key)))
 
 
 def _count_values(shard: Path, *, cutoffs: Path, exclude: tuple[str, ...]) -> pl.DataFrame:

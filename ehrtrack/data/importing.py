@@ -25,11 +25,9 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 import time
-import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import duckdb
@@ -43,12 +41,14 @@ from ehrtrack.data._import_events import Candidates, number_subjects
 from ehrtrack.data._import_metadata import write_codes, write_description, write_subjects
 from ehrtrack.data._import_shards import name_shards, order_codes, plan_shards
 from ehrtrack.data._import_write import ShardAccount, write_shard
+from ehrtrack.data.aside import scratch_folder
 from ehrtrack.data.engines import Engine, open_engine
 from ehrtrack.data.import_report import DROP_REASONS, ImportReport, TableReport
 from ehrtrack.data.sources._relation import first_line, quote_text
 from ehrtrack.data.sources._table import SourceTable
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.section import Section
+from ehrtrack.study_file import read_toml
 
 Progress = Callable[[str], None]
 
@@ -209,11 +209,9 @@ def read_config(section: type[Section], source: str, path: Path | None) -> Secti
     values: dict[str, object] = {}
     if path is not None:
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
+            values = read_toml(path)
+        except FileNotFoundError as error:
             raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"configuration {path} is no valid TOML: {error}") from error
     try:
         return section.model_validate(values)
     except ValidationError as error:
@@ -236,16 +234,14 @@ def _check_paths(path: Path, out: Path) -> None:
 @contextmanager
 def _staging_folder(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out`, on the same file system so that renaming is atomic; gone at the end."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-importing-", dir=out.parent))
-        (staging / "scratch").mkdir()
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror}; choose another output") from error
-    try:
+    with ExitStack() as opened:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            staging = opened.enter_context(scratch_folder(out.parent, f".{out.name}-importing-"))
+            (staging / "scratch").mkdir()
+        except OSError as error:
+            raise DataError(f"{out} cannot be written: {error.strerror}; choose another output") from error
         yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager

@@ -6,10 +6,7 @@ not at all, and whoever needs it next, here or elsewhere, does not find it again
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,12 +15,14 @@ from pathlib import Path
 
 import polars as pl
 
+from ehrtrack.data.aside import make_cache, written_aside
 from ehrtrack.data.engines import Engine, open_engine
 from ehrtrack.data.events import MedsDataset
 from ehrtrack.data.histories import holding_shards
-from ehrtrack.errors import ConfigError
+from ehrtrack.data.tables import READ_ERRORS
+from ehrtrack.errors import ConfigError, DataError
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what a pass finds in a shard changes, so that an older file is not taken for a new one."""
 
 ShardSlice = tuple[int, int]
@@ -106,41 +105,25 @@ def open_work(
     Raises
     ------
     ConfigError
-        If there is no such engine, or its package is not installed.
+        If there is no such engine, or its package is not installed, or nothing can be written to the folder.
     """
+    make_cache(Path(folder))
     with open_engine(engine, n_workers) as opened, holding_shards():
         yield ShardWork(Path(folder), opened, part)
 
 
-@contextmanager
-def written_aside(file: Path) -> Iterator[Path]:
-    """A path to write to, which becomes the file when the block ends well; its folder must be there."""
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=file.suffix, dir=file.parent)
-    os.close(handle)
-    aside = Path(name)
-    try:
-        yield aside
-        aside.chmod(0o644)
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
+def read_kept(file: Path) -> pl.DataFrame:
+    """A table that a pass kept.
 
-
-@contextmanager
-def folder_aside(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `folder` when the block ends well, unless another made that first."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    Raises
+    ------
+    DataError
+        If it is damaged.
+    """
     try:
-        yield aside
-        aside.chmod(0o755)
-        try:
-            aside.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        return pl.read_parquet(file)
+    except READ_ERRORS as error:
+        raise DataError(f"{file} is damaged ({error}); remove {file.parent}, and it is made again") from error
 
 
 def _keep_table(function: Callable[[Path], pl.DataFrame], shard_and_file: tuple[Path, Path]) -> None:

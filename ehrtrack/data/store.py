@@ -14,14 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.data.aside import folder_aside, written_aside
 from ehrtrack.data.events import BIRTH, DEATH, MedsDataset, fingerprint_of
 from ehrtrack.data.histories import NO_TIME, Ints, read_shard, subject_numbers, times_us
 from ehrtrack.data.settings import SplitConfig, VisitConfig
-from ehrtrack.data.shards import ShardWork, folder_aside, written_aside
+from ehrtrack.data.shards import ShardWork, read_kept
 from ehrtrack.data.splits import assign_splits
-from ehrtrack.data.visits import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, VisitTokens, visit_tokens
+from ehrtrack.data.visits import DAYS_PER_YEAR, MAX_AGE_YEARS, MICROSECONDS_PER_DAY, VisitTokens, visit_tokens
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import DataError
+from ehrtrack.files import BROKEN, parse_json
 
 FORMAT = 1
 """Raised when the tokeniser or the layout changes, so that an older folder is not taken for a new one."""
@@ -136,19 +138,44 @@ def tokenise_slice(
     folder = Path(cache_dir) / fingerprint
     parts = folder.with_name(f"{fingerprint}.parts")
     if not folder.is_dir():
-        files = _tokenise(dataset, table, vocabulary, visits, parts, work)
-        if not all(file.is_file() for file in files) and not folder.is_dir():
-            return None
-        _join(folder, files, table, {"fingerprint": fingerprint, **made_from})
+        try:
+            files = _tokenise(dataset, table, vocabulary, visits, parts, work)
+            if not all(file.is_file() for file in files) and not folder.is_dir():
+                return None
+            _join(folder, files, table, {"fingerprint": fingerprint, **made_from})
+        except FileNotFoundError:
+            if not folder.is_dir():  # else another tokeniser joined the parts, and removed them
+                raise
     shutil.rmtree(parts, ignore_errors=True)
     return open_store(folder)
 
 
 def open_store(folder: Path) -> TokenStore:
-    """Map the arrays of a store into memory; nothing is read until it is used."""
-    meta = json.loads((folder / "meta.json").read_text())
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in DTYPES}
-    return TokenStore(**arrays, fingerprint=meta["fingerprint"])
+    """Map the arrays of a store into memory; nothing is read until it is used.
+
+    Raises
+    ------
+    DataError
+        If it is damaged.
+    """
+    try:
+        meta = parse_json((folder / "meta.json").read_bytes())
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in DTYPES}
+        store = TokenStore(**arrays, fingerprint=str(meta["fingerprint"]))
+        _check_lengths(store)
+    except (OSError, EOFError, *BROKEN) as error:
+        raise DataError(f"the tokens in {folder} are damaged ({error}); remove it, and it is made again") from error
+    return store
+
+
+def _check_lengths(store: TokenStore) -> None:
+    """The arrays fit each other. Raises ValueError."""
+    n_subjects, n_tokens = len(store.subject_ids), int(store.offsets[-1])
+    expected = {name: n_tokens if name in PER_TOKEN else n_subjects + (name == "offsets") for name in DTYPES}
+    found = {name: len(getattr(store, name)) for name in DTYPES}
+    kinds = {name: getattr(store, name).dtype for name in DTYPES}
+    if found != expected or kinds != DTYPES:
+        raise ValueError(f"arrays of lengths {found}")
 
 
 def record_cutoffs(dataset: MedsDataset, split: SplitConfig, work: ShardWork) -> pl.DataFrame:
@@ -156,14 +183,15 @@ def record_cutoffs(dataset: MedsDataset, split: SplitConfig, work: ShardWork) ->
 
     Returns
     -------
-    subject_id, cutoff datetime[us], split; sorted by subject_id. Subjects with no dated event are left out.
+    subject_id, cutoff datetime[us], split; sorted by subject_id. Subjects with no dated event are left out, and those
+    who are older than `MAX_AGE_YEARS` there, who are counted aloud.
 
     Raises
     ------
     DataError
         If a subject lies in two shards.
     """
-    tables = [pl.read_parquet(file) for file in work.tables(dataset, _record_ends, "records", "ends")]
+    tables = [read_kept(file) for file in work.tables(dataset, _record_ends, "records", "ends")]
     ends = pl.concat(tables).sort("subject_id")
     twice = ends.filter(pl.col("subject_id").is_duplicated())
     if not twice.is_empty():
@@ -171,11 +199,23 @@ def record_cutoffs(dataset: MedsDataset, split: SplitConfig, work: ShardWork) ->
         shards = [s for s, t in zip(dataset.shards, tables, strict=True) if first in t["subject_id"]]
         raise DataError(_in_two_shards(first, shards))
     ends = ends.drop_nulls("cutoff")
+    if n_old := int(ends["is_too_old"].sum()):
+        if n_old == ends.height:
+            raise DataError(
+                f"all {n_old} subjects are older than {MAX_AGE_YEARS} years where their records end; "
+                f"look at the {BIRTH} events of the dataset"
+            )
+        print(
+            f"left out: {n_old} of {ends.height} subjects, who are older than {MAX_AGE_YEARS} years where their records "
+            "end",
+            flush=True,
+        )
+    ends = ends.filter(~pl.col("is_too_old")).drop("is_too_old")
     return ends.with_columns(assign_splits(ends["subject_id"], split))
 
 
 def _record_ends(shard: Path) -> pl.DataFrame:
-    """subject_id, cutoff of all subjects of a shard; null without a dated event."""
+    """subject_id, cutoff, is_too_old of all subjects of a shard; the cutoff is null without a dated event."""
     events = read_shard(shard)
     never = np.iinfo(np.int64).max
     birth, death = (events.earliest(code, np.full(len(events.starts), never)) for code in (BIRTH, DEATH))
@@ -183,9 +223,10 @@ def _record_ends(shard: Path) -> pl.DataFrame:
     last = _latest(np.where(events.code == birth_code, NO_TIME, events.time_us), events.starts)
     end = np.where(death < never, death, np.where(last > NO_TIME, last, birth))
     cutoff = pl.Series(end).cast(pl.Datetime("us"))
-    return pl.DataFrame({"subject_id": events.subjects, "cutoff": cutoff}).with_columns(
-        cutoff=pl.when(pl.Series(end != never)).then("cutoff")
-    )
+    years = (end.astype(np.float64) - birth) / MICROSECONDS_PER_DAY / DAYS_PER_YEAR
+    is_too_old = (birth < never) & (end != never) & (years >= MAX_AGE_YEARS + 1)
+    ends = pl.DataFrame({"subject_id": events.subjects, "cutoff": cutoff, "is_too_old": is_too_old})
+    return ends.with_columns(cutoff=pl.when(pl.Series(end != never)).then("cutoff"))
 
 
 def _latest(time_us: Ints, starts: Ints) -> Ints:
@@ -236,16 +277,12 @@ def _read_part(file: Path, n_arrays: int = len(fields(VisitTokens))) -> Iterator
 
 def _join(folder: Path, files: list[Path], cutoffs: pl.DataFrame, meta: dict[str, object]) -> None:
     """Write the arrays part by part, beside the folder, and rename: it is there whole or not at all."""
-    try:
-        subjects, rows = _join_subjects(files, cutoffs)
-        with folder_aside(folder) as aside:
-            for name, values in subjects.items():
-                np.save(aside / f"{name}.npy", values.astype(DTYPES[name]))
-            _join_tokens(aside, files, rows, subjects["offsets"].astype(np.int64))
-            (aside / "meta.json").write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
-    except FileNotFoundError:
-        if not folder.is_dir():  # else another machine joined the parts, and removed them
-            raise
+    subjects, rows = _join_subjects(files, cutoffs)
+    with folder_aside(folder) as aside:
+        for name, values in subjects.items():
+            np.save(aside / f"{name}.npy", values.astype(DTYPES[name]))
+        _join_tokens(aside, files, rows, subjects["offsets"].astype(np.int64))
+        (aside / "meta.json").write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
 
 
 def _join_subjects(files: list[Path], cutoffs: pl.DataFrame) -> tuple[dict[str, npt.NDArray[np.generic]], list[Ints]]:

@@ -9,6 +9,9 @@ import polars as pl
 
 from ehrtrack.errors import DataError
 
+READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+"""What polars raises for a file that is damaged: it panics over some pages."""
+
 
 def read_table(path: Path, columns: Sequence[str], setting: str) -> pl.DataFrame:
     """A parquet or CSV file (text, without types) that has at least these columns.
@@ -23,11 +26,13 @@ def read_table(path: Path, columns: Sequence[str], setting: str) -> pl.DataFrame
         If the file is missing, cannot be read, or lacks a column.
     """
     need = f"{setting} needs a parquet or CSV file with the columns {', '.join(columns)}"
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"the file {path} does not exist; {need}")
+    if not path.is_file():
+        raise DataError(f"{path} is a folder, a pipe or a device; {need}")
     try:
         table = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path} cannot be read ({error}); {need}") from error
     missing = [name for name in columns if name not in table.columns]
     if missing:

@@ -21,7 +21,6 @@ from ehrtrack.data.fitting import count_tokens, coverage, fit_vocabulary, share_
 from ehrtrack.data.shards import ShardSlice, ShardWork, open_work
 from ehrtrack.data.splits import SPLITS
 from ehrtrack.data.store import TokenStore, build_store, record_cutoffs, tokenise_slice
-from ehrtrack.data.visits import MAX_AGE_YEARS
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.code_embeddings import FACTS_FILE, CodeEmbeddings
@@ -180,13 +179,6 @@ def _tokenise(
     )
     of_training = events_by_token(counts.filter(pl.col("split") == "train"), vocabulary)
     seen = Seen.of(of_training, vocabulary, store.end_gap_days)
-    n_too_old = int((store.end_age_years > MAX_AGE_YEARS).sum())
-    if n_too_old:
-        print(
-            f"{n_too_old:,} subjects are older than {MAX_AGE_YEARS} years where their records end; their ages are read "
-            f"as {MAX_AGE_YEARS}: look at their births",
-            flush=True,
-        )
     return Records(dataset, vocabulary, store, rows, covered, seen)
 
 

@@ -13,6 +13,7 @@ import polars as pl
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig
+from ehrtrack.data.aside import make_cache
 from ehrtrack.data.settings import DateIndex
 from ehrtrack.errors import DataError
 from ehrtrack.privacy import Privacy, read_key
@@ -257,6 +258,7 @@ def open_run(
         run_id = ranks.from_main(str)
         yield OpenRun(config, SilentRun(run_id=run_id), kind, run_folder(config, run_id))
         return
+    make_cache(config.runtime.cache)
     with tracked_run(
         experiment=config.study,
         name=name or f"{kind} {config.model.size}",

@@ -15,6 +15,7 @@ import polars as pl
 
 from ehrtrack import plugins
 from ehrtrack.config import RunConfig
+from ehrtrack.data.aside import make_cache, scratch_folder
 from ehrtrack.data.cohort import Cohort, build_cohort
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.settings import CohortConfig
@@ -208,9 +209,9 @@ def _sample(cohort: Cohort, config: RunConfig) -> Cohort:
 @contextmanager
 def _work_folder(config: RunConfig) -> Iterator[Path]:
     """A folder in the cache, where records may lie, that is gone afterwards."""
-    config.runtime.cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="canary-", dir=config.runtime.cache) as folder:
-        yield Path(folder)
+    make_cache(config.runtime.cache)
+    with scratch_folder(config.runtime.cache, "canary-") as folder:
+        yield folder
 
 
 def _inside(config: RunConfig, folder: Path) -> RunConfig:

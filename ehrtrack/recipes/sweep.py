@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import optuna
 
 from ehrtrack.config import RunConfig, override, to_toml
+from ehrtrack.data.aside import make_cache
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError, TrackingError
 from ehrtrack.recipes._inputs import differences, input_fingerprints, pin_base
@@ -79,6 +80,7 @@ def sweep(config: RunConfig) -> Run:
     """
     if join_ranks(config.runtime.device).count > 1:
         raise ConfigError("a sweep is one process; start it several times, and all take trials of the same study")
+    make_cache(config.runtime.cache)
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what becomes of a trial is told here
     config = pin_base(config)
     settled = settle(config)  # here, so that trials do not each look for free cores
@@ -281,9 +283,8 @@ def _fit_best(sweep: Sweep, best: Best, parent_run_id: str) -> Run:
         [] if is_offline() else search_runs(config.study, kinds=["finetune"], status=None, parent_run_id=parent_run_id)
     )
     for cut_off in reversed(begun):
-        drain_left_behind(
-            config.runtime.cache / JOURNALS, cut_off.run_id, attempt=cut_off.attempt
-        )  # what it is to go on from
+        # what it is to go on from may still be here
+        drain_left_behind(config.runtime.cache / JOURNALS, cut_off.run_id, attempt=cut_off.attempt)
         record = get_run(cut_off.run_id)
         if record.status == "FINISHED":
             return Run(record.run_id, record.kind, ui_command(None).url, record.metrics)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
@@ -16,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from meds.schema import CodeMetadataSchema, DataSchema, DatasetMetadataSchema
 
+from ehrtrack.data.aside import scratch_folder
 from ehrtrack.data.events import BIRTH, DEATH
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.simulate.block import SUBJECTS_PER_BLOCK, Block, draw_block
@@ -235,13 +234,14 @@ def _whole_or_nothing(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out` that takes its place if all goes well, and is gone if not."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not an empty folder; choose another output or remove it first")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-simulating-", dir=out.parent))
-    try:
+    with ExitStack() as opened:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            staging = opened.enter_context(scratch_folder(out.parent, f".{out.name}-simulating-"))
+        except OSError as error:
+            raise DataError(f"{out} cannot be written: {error.strerror}; choose another output") from error
         yield staging
         staging.chmod(0o755)
         if out.exists():
             out.rmdir()
         staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

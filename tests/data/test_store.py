@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from datetime import datetime
-from typing import IO
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import polars as pl
 import pytest
 
 from ehrtrack.data import store as store_module
+from ehrtrack.data.engines.local import LocalEngine
+from ehrtrack.data.events import open_dataset
 from ehrtrack.data.settings import SplitConfig, VisitConfig
 from ehrtrack.data.shards import ShardWork
 from ehrtrack.data.splits import assign_splits
-from ehrtrack.data.store import build_store, open_store, record_cutoffs
+from ehrtrack.data.store import TokenStore, build_store, open_store, record_cutoffs
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import DataError
 
@@ -36,6 +40,49 @@ ROWS = [
 
 def cutoffs(*subjects: int, cutoff=datetime(2020, 2, 1)) -> pl.DataFrame:
     return pl.DataFrame({"subject_id": subjects, "cutoff": [cutoff] * len(subjects)})
+
+
+def test_a_tokeniser_that_another_overtakes_ends_well(make_dataset, tmp_path: Path) -> None:
+    """The other joins all parts and removes them, while this one is about to write its last."""
+    rows = [(n, time, code) for n in (1, 2, 3) for time, code in (("1950-01-01", "MEDS_BIRTH"), ("2020-01-01", "A"))]
+    whole = make_dataset(rows)
+    (tmp_path / "split" / "data").mkdir(parents=True)
+    for n in (1, 2, 3):
+        whole.scan().filter(pl.col("subject_id") == n).collect().write_parquet(tmp_path / f"split/data/{n}.parquet")
+    dataset = open_dataset(tmp_path / "split")
+    cutoffs = pl.DataFrame({"subject_id": [1, 2, 3], "cutoff": [datetime(2021, 1, 1)] * 3})
+    arguments = (dataset, cutoffs, Vocabulary((*SPECIAL_TOKENS, "A"), {}, (0, 0, 0, 0, 3)), VisitConfig())
+    overtaken: list[TokenStore] = []
+
+    class Overtaken(LocalEngine):
+        def map(self, function: Any, items: Sequence[Any], description: str = "") -> list[Any]:
+            done = [function(item) for item in items[:-1]]
+            overtaken.append(build_store(*arguments, tmp_path / "cache"))
+            return [*done, function(items[-1])]
+
+    store = build_store(*arguments, tmp_path / "cache", ShardWork(tmp_path / "cache", Overtaken(1)))
+    assert store.fingerprint == overtaken[0].fingerprint
+    assert np.array_equal(store.token, overtaken[0].token)
+    assert [folder.name for folder in (tmp_path / "cache").iterdir()] == [store.fingerprint]
+
+
+@pytest.mark.parametrize("name", ["meta.json", "offsets.npy", "token.npy", "age_years.npy"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "other", "missing"])
+def test_a_damaged_store_is_named(make_dataset, tmp_path: Path, name: str, damage: str) -> None:
+    dataset = make_dataset([(1, "1950-01-01", "MEDS_BIRTH"), (1, "2020-01-01", "A"), (1, "2020-02-01", "A")])
+    cutoffs = pl.DataFrame({"subject_id": [1], "cutoff": [datetime(2021, 1, 1)]})
+    vocabulary = Vocabulary((*SPECIAL_TOKENS, "A"), {}, (0, 0, 0, 0, 2))
+    store = build_store(dataset, cutoffs, vocabulary, VisitConfig(), tmp_path / "cache")
+    file = tmp_path / "cache" / store.fingerprint / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "other":
+        np.save(file.with_suffix(".npy"), np.zeros(7, dtype=np.int8))
+        file.with_suffix(".npy").rename(file)
+    elif damage != "missing":
+        file.write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
+    with pytest.raises(DataError, match=rf"the tokens in .*{store.fingerprint} are damaged .*; remove it"):
+        build_store(dataset, cutoffs, vocabulary, VisitConfig(), tmp_path / "cache")
 
 
 def test_subjects_lie_in_the_order_of_the_cutoffs_and_an_empty_history_has_length_0(make_dataset, tmp_path):
