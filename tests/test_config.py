@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from ehrtrack import plugins
-from ehrtrack.config import RunConfig, load_config, override, parse_config, to_toml
+from ehrtrack.config import RunConfig, load_config, override, parse_config, parse_value, to_toml
 from ehrtrack.errors import ConfigError
 from ehrtrack.search_space import Choices
 
@@ -243,6 +244,66 @@ def test_files_that_extend_each_other_are_refused(folder: Path) -> None:
     (folder / "b.toml").write_text('extends = "a.toml"')
     with pytest.raises(ConfigError, match="extends"):
         load_config(folder / "a.toml")
+
+
+def test_a_chain_of_files_has_an_end(folder: Path) -> None:
+    for number in range(1_500):
+        (folder / f"{number}.toml").write_text(f'extends = "{number + 1}.toml"\n')
+    (folder / "1500.toml").write_text((folder / "finetune.toml").read_text())
+    with pytest.raises(ConfigError, match="extends more than 32 files, one another"):
+        load_config(folder / "0.toml")
+    assert load_config(folder / "1480.toml").study
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large"])
+def test_a_file_without_an_end_is_not_read(folder: Path, kind: str) -> None:
+    file = folder / "endless.toml"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        with file.open("wb") as sparse:
+            sparse.truncate(2**40)
+    (folder / "top.toml").write_text('extends = "endless.toml"\n')
+    message = "at most 10,000,000 are read" if kind == "large" else "is a folder, a pipe or a device; give a TOML file"
+    for name in ("endless.toml", "top.toml"):
+        with pytest.raises(ConfigError, match=message):
+            load_config(folder / name)
+
+
+@pytest.mark.parametrize(
+    "extends", ["'/dev/zero'", "'a\\u0000b'", '"a\\u0000b"', "['a.toml']", "3", f"'{'a' * 300}'"], ids=str
+)
+def test_what_is_no_path_of_a_file_is_not_extended(folder: Path, extends: str) -> None:
+    (folder / "top.toml").write_text(f"extends = {extends}\n")
+    with pytest.raises(ConfigError):
+        load_config(folder / "top.toml")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [f"a = {'[' * 5_000}", f"a = {'1' * 5_000}", ".".join(["a"] * 5_000) + " = 1"],
+    ids=["deep", "long", "keys"],
+)
+def test_toml_beyond_what_can_be_read_is_refused(folder: Path, content: str) -> None:
+    (folder / "top.toml").write_text(f'extends = "finetune.toml"\n{content}\n')
+    with pytest.raises(ConfigError):
+        load_config(folder / "top.toml")
+
+
+@pytest.mark.parametrize("text", ["1" * 5_000, "[" * 5_000])
+def test_an_override_beyond_what_toml_can_hold_is_text(text: str) -> None:
+    assert parse_value(text) == text
+
+
+@pytest.mark.parametrize("value", ["1000000", str(2**63), "-1"])
+@pytest.mark.parametrize("name", ["runtime.threads", "runtime.workers"])
+def test_more_threads_and_workers_than_a_machine_has_are_refused(folder: Path, name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'{name}' is {value}"):
+        load_config(folder / "finetune.toml", [(name, value)])
 
 
 @pytest.mark.parametrize("section", ["train", "strategy", "objective"])

@@ -101,8 +101,8 @@ def test_files_that_extend_each_other_without_end_are_refused(tmp_path: Path) ->
     (tmp_path / "0.toml").write_text(CONFIG)
     for number in range(1, 1500):
         (tmp_path / f"{number}.toml").write_text(f'extends = "{number - 1}.toml"\n')
-    assert load_config(tmp_path / "40.toml").study == "s"
-    with pytest.raises(ConfigError, match=r"1499\.toml extends .* more than 50 files"):
+    assert load_config(tmp_path / "30.toml").study == "s"
+    with pytest.raises(ConfigError, match=r"1499\.toml extends more than 32 files"):
         load_config(tmp_path / "1499.toml")
 
 
@@ -120,7 +120,9 @@ def test_what_is_no_file_of_settings_is_not_read(tmp_path: Path, kind: str, exte
         with path.open("wb") as file:
             file.truncate(2**40)  # sparse
     (tmp_path / "c.toml").write_text('extends = "it"\n')
-    with pytest.raises(ConfigError, match=r"it is no regular file of at most 1,048,576 bytes"):
+    with pytest.raises(
+        ConfigError, match=r"it (is a folder, a pipe or a device|has [\d,]+ bytes; at most 10,000,000 are read)"
+    ):
         load_config(tmp_path / "c.toml" if extended else path)
 
 

@@ -10,6 +10,7 @@ import polars as pl
 
 from ehrtrack.data.eligibility import Rule, living_rules, outcome_rule, study_rules
 from ehrtrack.data.events import MedsDataset, fingerprint_of, life_spans
+from ehrtrack.data.histories import damage_named
 from ehrtrack.data.horizon import check_horizon, longest_horizon
 from ehrtrack.data.index_rules import check_births, index_dates
 from ehrtrack.data.labels import CAUSE, read_labels
@@ -53,15 +54,16 @@ def build_cohort(dataset: MedsDataset, config: CohortConfig, split: SplitConfig)
         events, or too few are followed to the horizon; if the labels cannot be read; if an age is needed and a birth
         is missing.
     """
-    if config.labels is not None:
-        subjects, attrition = _from_labels(dataset, config.labels, config)
-        longest_days = float(subjects["follow_up_days"].to_numpy().max())
-        horizon_days = config.horizon_days or _default_horizon(subjects, config.min_followed_share, split)
-        is_cut = config.horizon_days is None and horizon_days < longest_days
-        subjects = clip_to_horizon(subjects, horizon_days)
-    else:
-        subjects, attrition, horizon_days = _from_rules(dataset, config)
-        is_cut = False
+    is_cut = False
+    with damage_named(dataset.shards):
+        if config.labels is not None:
+            subjects, attrition = _from_labels(dataset, config.labels, config)
+            longest_days = float(subjects["follow_up_days"].to_numpy().max())
+            horizon_days = config.horizon_days or _default_horizon(subjects, config.min_followed_share, split)
+            is_cut = config.horizon_days is None and horizon_days < longest_days
+            subjects = clip_to_horizon(subjects, horizon_days)
+        else:
+            subjects, attrition, horizon_days = _from_rules(dataset, config)
     columns = ["subject_id", "index_date", "follow_up_days", "is_event"]
     subjects = subjects.sort("subject_id").select(*columns, *([CAUSE] if CAUSE in subjects.columns else []))
     subjects = subjects.with_columns(assign_splits(subjects["subject_id"], split))

@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from ehrtrack.data.tables import READ_ERRORS, read_table
 from ehrtrack.errors import DataError
 from ehrtrack.files import sha256_of
 
@@ -57,10 +60,13 @@ class MedsDataset:
         path = self.path / "metadata" / "codes.parquet"
         if not path.is_file():
             return {}
-        codes = pl.read_parquet(path)
+        try:
+            codes = pl.read_parquet(path)
+        except READ_ERRORS as error:
+            raise DataError(f"{path} cannot be read ({error}); remove it, or import the data again") from error
         if not {"code", "description"} <= set(codes.columns):
             return {}
-        described = codes.drop_nulls(["code", "description"])
+        described = codes.select(pl.col("code", "description").cast(pl.String)).drop_nulls()
         return dict(zip(described["code"].to_list(), described["description"].to_list(), strict=True))
 
     def source_ids(self) -> pl.DataFrame:
@@ -77,9 +83,8 @@ class MedsDataset:
                 f"subject ids that are not integers need {path}, which maps the source's ids to subject_id, "
                 "and there is none; import the data with `ehrtrack import`, or give integer subject ids"
             )
-        return pl.read_parquet(path, columns=["source_id", "subject_id"]).cast(
-            {"source_id": pl.String, "subject_id": pl.Int64}
-        )
+        table = read_table(path, ("source_id", "subject_id"), "metadata/subjects.parquet")
+        return table.select(pl.col("source_id").cast(pl.String), pl.col("subject_id").cast(pl.Int64))
 
 
 def open_dataset(path: Path) -> MedsDataset:
@@ -96,7 +101,7 @@ def open_dataset(path: Path) -> MedsDataset:
             f"{path} is not a folder; a MEDS dataset is a folder with data/*.parquet: "
             "set data.path to one, or make one with `ehrtrack import SOURCE PATH OUT`"
         )
-    shards = tuple(sorted((path / "data").rglob("*.parquet")))
+    shards = tuple(sorted(file for file in (path / "data").rglob("*.parquet") if not file.is_dir()))
     if not shards:
         raise DataError(
             f"{path} has no data/*.parquet; a MEDS dataset keeps its events there: "
@@ -171,9 +176,11 @@ def _canonical(shard: Path) -> pl.LazyFrame:
 
 
 def _check_columns(shard: Path) -> None:
+    if not shard.is_file():
+        raise DataError(f"{shard} is a pipe, a device or a link to nowhere; MEDS events are in parquet files")
     try:
         schema = pl.read_parquet_schema(shard)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except READ_ERRORS as error:
         raise DataError(f"{shard} cannot be read as parquet ({error}); import the data again") from error
     missing = [name for name in NEEDED_COLUMNS if name not in schema]
     if missing:
@@ -185,6 +192,28 @@ def _check_columns(shard: Path) -> None:
         expected = _wrong_type(name, dtype)
         if expected:
             raise DataError(f"{shard}: column {name} is {dtype}; MEDS needs {expected}; import the data again")
+    _check_subjects(shard)
+
+
+def _check_subjects(shard: Path) -> None:
+    """Every event is of a subject; the file's statistics tell, or else the column itself."""
+    try:
+        with pq.ParquetFile(shard) as file:
+            column = file.schema_arrow.names.index("subject_id")
+            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+            told = [group.column(column).statistics for group in groups]
+            if all(statistics is not None and statistics.has_null_count for statistics in told):
+                n_missing = sum(statistics.null_count for statistics in told)
+            else:
+                n_missing = file.read(["subject_id"])["subject_id"].null_count
+            n_events = file.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{shard} cannot be read as parquet ({error}); import the data again") from error
+    if n_missing:
+        raise DataError(
+            f"{shard}: {n_missing} of {n_events} events have no subject_id, and nobody's history can take them; "
+            "import the data again with `ehrtrack import meds`, which leaves them out and counts them"
+        )
 
 
 def _wrong_type(name: str, dtype: pl.DataType) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -17,10 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehrtrack.data.events import EVENT_SCHEMA
+from ehrtrack.data.tables import READ_ERRORS
 from ehrtrack.errors import DataError
 
 NO_TIME = np.iinfo(np.int64).min
 """The time of static facts: as in numpy's NaT, before all others."""
+FIRST_TIME_US = int(np.datetime64("0001-01-01", "us").astype(np.int64))
+LAST_TIME_US = int(np.datetime64("9999-12-31T23:59:59.999999", "us").astype(np.int64))
 
 MOST_HELD_BYTES = 160_000_000
 """What `holding_shards` keeps at most: about 6.5 million events."""
@@ -137,7 +140,55 @@ def _decode(shard: Path, *, has_visit_ids: bool) -> Histories:
             table = file.read([name for name in wanted if name in file.schema_arrow.names], use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{shard} cannot be read as parquet ({error}); import the data again") from error
-    return _histories(table, has_visit_ids=has_visit_ids)
+    try:
+        events = _histories(table, has_visit_ids=has_visit_ids)
+    except READ_ERRORS as error:
+        raise DataError(f"{shard} cannot be read ({error}); import the data again") from error
+    check_times(events.time_us, f"{shard}: events")
+    return events
+
+
+def check_times(time_us: Ints, what: str) -> None:
+    """Make sure that times are of the years 1 to 9999: no calendar here knows others, and what holds them is damaged.
+
+    Raises
+    ------
+    DataError
+        If some are not, with how many.
+    """
+    n_wrong = int(((time_us != NO_TIME) & ((time_us < FIRST_TIME_US) | (time_us > LAST_TIME_US))).sum())
+    if n_wrong:
+        raise DataError(
+            f"{what}: {n_wrong} of {len(time_us)} times are before the year 1 or after 9999; they are damaged, or in "
+            "another unit than microseconds since 1970: correct them, or import the data again"
+        )
+
+
+@contextmanager
+def damage_named(shards: Sequence[Path]) -> Iterator[None]:
+    """Where a query over shards fails within the block, the shard that cannot be read is named.
+
+    Raises
+    ------
+    DataError
+        If one of them is damaged; else whatever was raised.
+    """
+    try:
+        yield
+    except READ_ERRORS:
+        for shard in shards:
+            _decode(shard, has_visit_ids=True)
+            _read_as_queries_do(shard)
+        raise
+
+
+def _read_as_queries_do(shard: Path) -> None:
+    try:
+        names = [name for name in pl.read_parquet_schema(shard) if name in EVENT_SCHEMA]
+        frame = pl.read_parquet(shard, columns=names)
+        frame.with_columns(pl.col(name).cast(EVENT_SCHEMA[name]) for name in names)
+    except READ_ERRORS as error:
+        raise DataError(f"{shard} cannot be read ({error}); import the data again") from error
 
 
 def histories_of(events: pl.DataFrame | pl.LazyFrame, *, has_visit_ids: bool = True) -> Histories:

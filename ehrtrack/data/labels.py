@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrtrack.data.events import MedsDataset
+from ehrtrack.data.histories import check_times, times_us
 from ehrtrack.data.tables import read_table
 from ehrtrack.errors import DataError
 
@@ -81,6 +82,7 @@ def _read_times(column: pl.Series, path: Path) -> pl.Series:
         times = column.to_frame().select(pl.coalesce(read).alias(name))[name]
     else:
         raise DataError(f"{path}: {name} is {column.dtype}; it must be dates, datetimes or text such as 2020-01-31")
+    check_times(times_us(times), f"{path}: {name}")
     _check_read(column, times, path, "a date such as 2020-01-31 or 2020-01-31 14:00:00")
     return times
 

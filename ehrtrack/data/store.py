@@ -206,8 +206,8 @@ def record_cutoffs(dataset: MedsDataset, split: SplitConfig, work: ShardWork) ->
                 f"look at the {BIRTH} events of the dataset"
             )
         print(
-            f"left out: {n_old} of {ends.height} subjects, who are older than {MAX_AGE_YEARS} years where their records "
-            "end",
+            f"left out: {n_old} of {ends.height} subjects, who are older than {MAX_AGE_YEARS} years where their "
+            "records end",
             flush=True,
         )
     ends = ends.filter(~pl.col("is_too_old")).drop("is_too_old")

@@ -13,6 +13,7 @@ from lifelines import KaplanMeierFitter
 from lifelines.utils import concordance_index
 
 from ehrtrack.data.events import BIRTH, MedsDataset, open_dataset
+from ehrtrack.data.tables import read_table
 from ehrtrack.errors import DataError
 from ehrtrack.simulate.dictionary import CONCEPTS
 from ehrtrack.simulate.life import DAYS_PER_YEAR
@@ -70,7 +71,9 @@ def check_truth(folder: Path) -> TruthReport:
         If the oracle is not calibrated, censoring is not as stated, or the truth is no function of the records up to
         the index date; or there are fewer than 500 subjects to tell.
     """
-    labels, truth = pl.read_parquet(folder / "labels.parquet"), pl.read_parquet(folder / "truth.parquet")
+    labels, truth = (
+        read_table(folder / f"{name}.parquet", ("subject_id",), "the check") for name in ("labels", "truth")
+    )
     if labels.height < MIN_SUBJECTS:
         raise DataError(f"{folder} has {labels.height} subjects; a check of calibration needs {MIN_SUBJECTS} or more")
     days, event = labels["follow_up_days"].to_numpy(), labels["is_event"].to_numpy()

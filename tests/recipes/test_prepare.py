@@ -67,7 +67,8 @@ def test_ages_over_120_years_in_pretraining_are_told(
         tmp_path / "meds" / "data" / "0.parquet"
     )
     prepare_records(make(tmp_path))
-    assert "3 subjects are older than 120 years where their records end" in capsys.readouterr().out
+    assert "left out: 3 of " in (said := capsys.readouterr().out)
+    assert "subjects, who are older than 120 years where their records end" in said
 
 
 def test_token_counts_are_those_of_training_subjects(folder: Path) -> None:

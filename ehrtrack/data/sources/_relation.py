@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from ehrtrack.errors import DataError
 
 _CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz")
 _SUFFIXES = (*_CSV_SUFFIXES, ".parquet")
+DELIMITERS = ",\t;|"
+MOST_HEADER_CHARACTERS = 1_000_000
 _INTEGER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 _FRACTIONAL_TYPES = ("DOUBLE", "FLOAT", "DECIMAL")
 
@@ -157,7 +160,7 @@ def find_relation(
                 "keep one of them"
             )
         if found:
-            parts = [found[0]] if found[0].is_file() else table_paths(found[0])
+            parts = table_paths(found[0]) if found[0].is_dir() else [found[0]]
             return read_files(connection, parts, name)
     return None
 
@@ -170,7 +173,7 @@ def table_paths(folder: Path) -> list[Path]:
         path
         for path in folder.iterdir()
         if not path.name.startswith(".")
-        and (path.name.lower().endswith(_SUFFIXES) if path.is_file() else any(map(_is_table, path.iterdir())))
+        and (any(map(_is_table, path.iterdir())) if path.is_dir() else path.name.lower().endswith(_SUFFIXES))
     )
 
 
@@ -185,6 +188,8 @@ def read_files(connection: duckdb.DuckDBPyConnection, files: Sequence[Path], nam
     selects: list[str] = []
     headers: dict[tuple[str, ...], list[Path]] = {}
     for path in files:
+        if not path.is_file():
+            raise DataError(f"{path} is a pipe, a device or a link to nowhere; needed: a file with the table {name}")
         if path.name.lower().endswith(".parquet"):
             selects.append(f"SELECT * FROM read_parquet({quote_text(str(path))})")
         elif path.name.lower().endswith(_CSV_SUFFIXES):
@@ -235,14 +240,15 @@ def _csv_header(path: Path) -> tuple[str, ...]:
     """The delimiter of a CSV file, then its column names in lower case; repeated names get a number."""
     with _open_text(path) as file:
         try:
-            line = file.readline()
-        except (OSError, EOFError, UnicodeDecodeError) as error:
+            line = file.readline(MOST_HEADER_CHARACTERS)
+            cells = next(csv.reader([line], delimiter=max(DELIMITERS, key=line.count)), [])
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
             raise DataError(f"{path} cannot be read as CSV: {error}; is it damaged, or not UTF-8?") from error
     if not line.strip():
         raise DataError(f"{path} is empty; needed: a line of column names, then rows")
-    delimiter = max(",\t;|", key=line.count)
+    delimiter = max(DELIMITERS, key=line.count)
     names: list[str] = []
-    for position, cell in enumerate(next(csv.reader([line], delimiter=delimiter))):
+    for position, cell in enumerate(cells):
         name = cell.strip().lower() or f"column{position}"
         names.append(name if name not in names else f"{name}_{position}")
     return (delimiter, *names)

@@ -26,7 +26,7 @@ class Config(Section):
 def tables(connection: duckdb.DuckDBPyConnection, path: Path, config: Config) -> list[SourceTable]:
     """The one table of events."""
     folder = path / "data" if (path / "data").is_dir() else path
-    files = sorted(folder.rglob("*.parquet")) if folder.is_dir() else [path]
+    files = sorted(file for file in folder.rglob("*.parquet") if not file.is_dir()) if folder.is_dir() else [path]
     if not files:
         raise DataError(f"no parquet file under {folder}; needed: a MEDS dataset with data/*.parquet")
     events = read_files(connection, files, "data").require("subject_id", "time", "code")
