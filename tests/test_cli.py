@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -290,3 +291,29 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out
     assert f"Usage: ehrtrack {command}" in shown
     assert len(shown.splitlines()) > 4
+
+
+@pytest.mark.parametrize("command", ["finetune", "tokenize", "sweep", "canary", "baseline"])
+@pytest.mark.parametrize("cache", ["/dev/null", "c" * 300, "finetune.toml", "finetune.toml/below"])
+def test_a_cache_where_nothing_can_be_written_is_told(refused: Refused, command: str, cache: str) -> None:
+    message = refused(command, "--runtime.cache", cache)
+    assert message.startswith(f"ehrtrack: runtime.cache is '{cache[:200]}")
+    assert message.endswith("set it to a folder that you may write to")
+
+
+def test_a_full_disk_is_told_and_a_bug_is_not_hidden(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(error: OSError) -> Callable[..., None]:
+        def fail(*_: object, **__: object) -> None:
+            raise error
+
+        return fail
+
+    monkeypatch.setattr("ehrtrack.cli.cli", fails(OSError(errno.ENOSPC, "No space left on device", "tokens.npy")))
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "No space left on device: 'tokens.npy'; see that the disk has room" in capsys.readouterr().err
+    monkeypatch.setattr("ehrtrack.cli.cli", fails(FileNotFoundError(errno.ENOENT, "no such file", "x")))
+    with pytest.raises(FileNotFoundError):
+        main([])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sqlite3
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -250,6 +252,12 @@ def test_a_user_is_made_with_a_quick_hash_and_a_file_for_its_owner_alone(tmp_pat
     assert password not in done.stdout + done.stderr
 
 
+def write_sums(backup: Path) -> None:
+    names = ["store", "mlflow.dump", "mlflow_auth.dump", "artifacts.tar"]
+    sums = subprocess.run(["sha256sum", *names], cwd=backup, capture_output=True, text=True, check=True).stdout
+    (backup / "SHA256SUMS").write_text(sums)
+
+
 @needs_postgres_programs
 def test_backup_and_restore_bring_back_rows_and_files_and_take_away_what_came_later() -> None:
     with passable_folder() as folder:
@@ -275,11 +283,106 @@ def test_backup_and_restore_bring_back_rows_and_files_and_take_away_what_came_la
             assert cluster._run("psql", "-d", "mlflow", "-tAc", "SELECT name FROM runs") == "a\n"
             assert cluster._run("psql", "-d", "mlflow_auth", "-tAc", "SELECT name FROM users") == "u\n"
             assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == {"weights.bin": b"weights"}
+            assert not (folder / "artifacts" / ".replaced").exists()
+            dump = folder / "backup" / "mlflow_auth.dump"
+            dump.write_bytes(dump.read_bytes()[:-200])  # with its list of contents, without the end of its rows
+            write_sums(folder / "backup")
+            cluster._run("psql", "-d", "mlflow", "-qc", "UPDATE runs SET name = 'newer'")
+            assert shell("restore.sh", folder / "backup", folder).returncode != 0
+            assert cluster._run("psql", "-d", "mlflow", "-tAc", "SELECT name FROM runs") == "newer\n"
             (folder / "backup" / "mlflow.dump").write_bytes(b"cut")
             assert shell("restore.sh", folder / "backup", folder).returncode != 0
             assert file.read_bytes() == b"weights"
         finally:
             cluster.stop()
+
+
+def rows_of(database: Path, statement: str) -> list[tuple[str, ...]]:
+    with closing(sqlite3.connect(database)) as connection:
+        found = connection.execute(statement).fetchall()
+        connection.commit()
+    return found
+
+
+@pytest.fixture
+def sqlite_folder(tmp_path: Path) -> Path:
+    """What `ehrtrack server --store sqlite` keeps: a run, a user, and three files."""
+    folder = tmp_path / "data"
+    (folder / "artifacts" / "1").mkdir(parents=True)
+    for name, table in (("mlflow.db", "runs"), ("auth.db", "users")):
+        rows_of(folder / name, "PRAGMA journal_mode=WAL")
+        rows_of(folder / name, f"CREATE TABLE {table} (name TEXT)")
+        rows_of(folder / name, f"INSERT INTO {table} VALUES ('kept')")
+    for name in ("a.bin", "b.bin", ".hidden"):
+        (folder / "artifacts" / "1" / name).write_bytes(name.encode() * 9_000)
+    return folder
+
+
+def state(folder: Path) -> tuple[object, ...]:
+    files = sorted(file for file in (folder / "artifacts").rglob("*") if file.is_file())
+    return (
+        rows_of(folder / "mlflow.db", "SELECT name FROM runs"),
+        rows_of(folder / "auth.db", "SELECT name FROM users"),
+        {str(file.relative_to(folder)): file.read_bytes() for file in files},
+    )
+
+
+def test_a_folder_with_sqlite_is_backed_up_and_restored_while_it_is_in_use(sqlite_folder: Path, tmp_path: Path) -> None:
+    before = state(sqlite_folder)
+    with closing(sqlite3.connect(sqlite_folder / "mlflow.db")) as server:
+        server.execute("SELECT name FROM runs").fetchall()
+        done = shell("backup.sh", tmp_path / "backup", sqlite_folder)
+        assert done.returncode == 0, done.stderr
+        rows_of(sqlite_folder / "mlflow.db", "UPDATE runs SET name = 'lost'")
+        rows_of(sqlite_folder / "auth.db", "DELETE FROM users")
+        (sqlite_folder / "artifacts" / "1" / "a.bin").unlink()
+        (sqlite_folder / "artifacts" / "later.bin").touch()
+        done = shell("restore.sh", tmp_path / "backup", sqlite_folder)
+        assert done.returncode == 0, done.stderr
+        assert state(sqlite_folder) == before
+        assert server.execute("SELECT name FROM runs").fetchall() == [("kept",)]
+    assert rows_of(sqlite_folder / "mlflow.db", "PRAGMA journal_mode") == [("wal",)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["cut tar", "cut tar, signed", "cut database, signed", "cut logins, signed", "no sums", "few sums", "store"],
+)
+def test_a_backup_that_is_not_whole_changes_nothing(damage: str, sqlite_folder: Path, tmp_path: Path) -> None:
+    backup = tmp_path / "backup"
+    assert shell("backup.sh", backup, sqlite_folder).returncode == 0
+    rows_of(sqlite_folder / "mlflow.db", "UPDATE runs SET name = 'newer'")
+    (sqlite_folder / "artifacts" / "1" / "newer.bin").write_text("newer")
+    before = state(sqlite_folder)
+    files = {"database": "mlflow.dump", "logins": "mlflow_auth.dump", "store": "store"}
+    file = backup / next((name for word, name in files.items() if word in damage), "artifacts.tar")
+    if "cut" in damage:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif damage == "no sums":
+        (backup / "SHA256SUMS").unlink()
+    elif damage == "few sums":
+        (backup / "SHA256SUMS").write_text((backup / "SHA256SUMS").read_text().splitlines(keepends=True)[0])
+    else:
+        file.write_text("postgresql\n")
+    if "signed" in damage or damage == "store":
+        write_sums(backup)
+    assert shell("restore.sh", backup, sqlite_folder).returncode != 0
+    assert state(sqlite_folder) == before
+    assert not (sqlite_folder / "artifacts" / ".restoring").exists()
+
+
+@pytest.mark.parametrize("script", ["backup.sh", "restore.sh"])
+def test_a_folder_that_cannot_be_backed_up_is_told(script: str, tmp_path: Path) -> None:
+    (tmp_path / "stopped" / "postgres").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    for folder, told in {
+        "stopped": "does not run, and its runs are in PostgreSQL; start it",
+        "empty": "has no runs, in postgres/ or mlflow.db",
+        "absent": "is no folder",
+    }.items():
+        done = shell(script, tmp_path / "backup", tmp_path / folder)
+        assert (done.returncode, told in done.stderr, "sed" in done.stderr) == (2, True, False)
+    assert not (tmp_path / "backup").exists()
 
 
 @needs_postgres_programs
