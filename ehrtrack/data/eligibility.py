@@ -7,6 +7,7 @@ from typing import NamedTuple
 import polars as pl
 
 from ehrtrack.data.events import MedsDataset, life_spans
+from ehrtrack.data.histories import damage_named
 from ehrtrack.data.index_rules import birthday
 from ehrtrack.data.outcomes import add_outcome
 from ehrtrack.data.settings import CohortConfig
@@ -115,7 +116,8 @@ def with_reasons(dataset: MedsDataset, times: pl.DataFrame, config: CohortConfig
     The same rows in the same order.
     """
     events = dataset.scan().join(times.lazy().select("subject_id"), on="subject_id", how="semi")
-    spans = life_spans(events).with_columns(is_in_dataset=pl.lit(True)).collect(engine="streaming")
+    with damage_named(dataset.shards):
+        spans = life_spans(events).with_columns(is_in_dataset=pl.lit(True)).collect(engine="streaming")
     asked = times.join(spans, on="subject_id", how="left", maintain_order="left")
     asked = asked.with_columns(index_date="prediction_time")
     birth, moment = pl.col("birth"), "prediction time"

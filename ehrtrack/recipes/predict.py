@@ -20,7 +20,7 @@ from ehrtrack.data.eligibility import NOT_IN_DATASET, REASON, silence_reason, wi
 from ehrtrack.data.engines import Engine, open_engine
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.fitting import count_names
-from ehrtrack.data.histories import holding_shards, read_shard
+from ehrtrack.data.histories import damage_named, holding_shards, read_shard
 from ehrtrack.data.labels import of_any_cause, read_labels
 from ehrtrack.data.store import TokenStore, build_store
 from ehrtrack.errors import CheckpointError, DataError
@@ -294,7 +294,8 @@ class _ShardPredictions:
 
 
 def _predict_shard(model_folder: Path, data: Path, times: pl.DataFrame, shard: Path) -> _ShardPredictions:
-    subjects = pl.scan_parquet(shard).select(pl.col("subject_id").cast(pl.Int64)).unique().collect()
+    with damage_named((shard,)):
+        subjects = pl.scan_parquet(shard).select(pl.col("subject_id").cast(pl.Int64)).unique().collect()
     held = times.join(subjects, on="subject_id", how="semi", maintain_order="left")
     # The order in which threads add up shows in the last digits; one thread has one order.
     n_threads = torch.get_num_threads()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from simulated import Population, write_dataset
 
 from ehrtrack.data.aside import folder_aside, make_cache, scratch_folder, written_aside
 from ehrtrack.errors import ConfigError
@@ -72,6 +73,31 @@ def test_a_link_is_not_followed_and_a_pipe_is_not_waited_for(tmp_path: Path) -> 
     with scratch_folder(tmp_path, ".out-"):
         pass
     assert (tmp_path / "kept").is_dir()
+
+
+@pytest.mark.parametrize("command", ["import", "simulate"])
+def test_what_a_killed_import_or_simulation_left_goes_with_the_next(command: str, tmp_path: Path) -> None:
+    """By the signal that nothing survives, as soon as the first records are on the disk."""
+    if command == "import":
+        write_dataset(tmp_path / "in", Population(n_subjects=5))
+        words = ["import", "meds", str(tmp_path / "in"), str(tmp_path / "out")]
+        hidden = ".out-importing-*"
+    else:
+        words = ["simulate", "--subjects", "50", "--world", "target-site", str(tmp_path / "out")]
+        hidden = ".out-simulating-*"
+    stopped = (
+        "import sys; from pathlib import Path; from ehrtrack.cli import main\n"
+        "def stop(event, words, out=Path(sys.argv[-1])):\n"
+        f"    if event == 'os.mkdir' and any(out.parent.glob({hidden + '/*'!r})): import os; os.kill(os.getpid(), 9)\n"
+        "sys.addaudithook(stop); main(sys.argv[1:])"
+    )
+    killed = subprocess.run([sys.executable, "-c", stopped, *words], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.glob(hidden)
+    done = subprocess.run([sys.executable, "-m", "ehrtrack", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"removed {left}, left by a process that was killed" in done.stderr
+    assert not list(tmp_path.glob(hidden))
 
 
 def unusable(tmp_path: Path, kind: str) -> Path:
