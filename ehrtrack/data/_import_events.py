@@ -20,10 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.data._import_account import TableAccount
 from ehrtrack.data._import_judge import reason_number
 from ehrtrack.data._import_rows import EventColumns, row_query
 from ehrtrack.data.events import BIRTH, DEATH
 from ehrtrack.data.histories import NO_TIME
+from ehrtrack.data.sources._reading import Reading
 from ehrtrack.data.sources._relation import first_line
 from ehrtrack.data.sources._table import SourceTable
 from ehrtrack.errors import DataError
@@ -96,11 +98,13 @@ class Candidates:
     Attributes
     ----------
     subjects, codes : numbers of the texts; birth has the code 0 and death 1.
-    n_rows : rows of each table.
+    accounts : what was counted of each table.
     is_rostered : by subject number, whether a row of a roster names the subject.
     n_events : by subject number, candidates in the runs.
     dropped : `table_index`, `subject` (null if there is none), `reason` (place in `DROP_REASONS`), `n`.
     descriptions : `code` (number), `description`.
+    parents : `code` (number), `parent_codes`.
+    splits : `source_id`, `split`, where the source says which subjects to train on.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -109,49 +113,52 @@ class Candidates:
         self.subjects, self.codes = Numbering(), Numbering()
         self.codes.numbers(pl.Series([BIRTH, DEATH]))
         self.runs: list[Run] = []
-        self.n_rows: list[int] = []
+        self.accounts: list[TableAccount] = []
         self.is_rostered = np.zeros(0, bool)
         self.n_events = np.zeros(0, np.int64)
         self.dropped = pl.DataFrame(
             schema={"table_index": pl.UInt8, "subject": pl.UInt32, "reason": pl.UInt8, "n": pl.UInt32}
         )
         self.descriptions = pl.DataFrame(schema={"code": pl.UInt32, "description": pl.String})
+        self.parents = pl.DataFrame(schema={"code": pl.UInt32, "parent_codes": pl.List(pl.String)})
+        self.splits: pl.DataFrame | None = None
 
-    def stage(self, connection: duckdb.DuckDBPyConnection, table: SourceTable) -> int:
+    def stage(self, connection: duckdb.DuckDBPyConnection, table: SourceTable, reading: Reading) -> int:
         """Read a table; returns the number of its rows.
 
         Raises
         ------
         DataError
-            If the table cannot be read, or more than half of the times stated in it are unreadable.
+            If the table cannot be read, or too many of its times, births, deaths or results are unreadable.
         """
         assert table.relation is not None
         table.relation.require(table.subject)
         query, events = row_query(table, table.relation)
-        times = _TimeCheck(table.name)
-        self.n_rows.append(0)
+        account = TableAccount(table, reading)
+        self.accounts.append(account)
         held: list[pl.DataFrame] = []
         for rows in _batches(connection, query, table.name, max(10_000, _EVENTS_PER_BATCH // len(events))):
-            self.n_rows[-1] += rows.height
-            held.extend(self._candidates(rows, events, table, times))
+            account.count_rows(rows)
+            held.extend(self._candidates(rows, events, account))
             if sum(frame.height for frame in held) >= _EVENTS_PER_RUN:
                 self._write_run(held)
                 held = []
         if any(frame.height for frame in held):
             self._write_run(held)
-        times.check()
-        if table.code_descriptions is not None:
-            described = connection.sql(table.code_descriptions).to_arrow_table()
-            self._describe(pl.DataFrame(described))
-        return self.n_rows[-1]
+        account.check()
+        if table.code_metadata is not None:
+            self._describe(pl.DataFrame(connection.sql(table.code_metadata).to_arrow_table()))
+        if table.splits is not None:
+            self.splits = pl.DataFrame(connection.sql(table.splits).to_arrow_table())
+        return account.n_rows
 
     def _candidates(
-        self, rows: pl.DataFrame, events: list[EventColumns], table: SourceTable, times: _TimeCheck
+        self, rows: pl.DataFrame, events: list[EventColumns], account: TableAccount
     ) -> Iterator[pl.DataFrame]:
         """The candidates that the rows make, an event of the row at a time."""
         subject = self.subjects.numbers(rows["subject"])
         rows = rows.with_columns(subject=subject)
-        if table.is_roster:
+        if account.table.is_roster:
             self._enrol(subject)
         is_header = pl.col("is_header")
         why_not = (
@@ -166,13 +173,15 @@ class Candidates:
             frame = rows.select(event.selection(visit="visit" in rows.columns))
             if frame["code"].null_count():
                 frame = frame.filter(pl.col("code").is_not_null())
-            times.count(frame, event)
-            frame = frame.with_columns(code=self.codes.numbers(frame["code"]))
+            is_plausible = pl.col("time").is_between(*account.reading.first_and_last_time())
+            frame = frame.with_columns(time=pl.when(is_plausible).then("time"), code=self.codes.numbers(frame["code"]))
+            account.count_event(frame, event)
             self._describe(frame)
             why_not_event = why_not.when(pl.col("unreadable").is_not_null()).then(reason_number("unreadable time"))
             if not event.may_lack_time:
                 why_not_event = why_not_event.when(pl.col("time").is_null()).then(reason_number("no time"))
-            yield self._drop(frame, why_not_event).drop("is_header", "unreadable", "description")
+            kept = self._drop(frame, why_not_event)
+            yield kept.drop("is_header", "unreadable", "description", "decimal_comma", strict=False)
 
     def _drop(self, frame: pl.DataFrame, why_not: pl.Expr) -> pl.DataFrame:
         """The rows of `frame` for which there is no reason to drop them; the others are counted."""
@@ -184,7 +193,7 @@ class Candidates:
             .drop_nulls("reason")
             .group_by("subject", "reason")
             .agg(n=pl.len())
-            .select(pl.lit(len(self.n_rows) - 1, pl.UInt8).alias("table_index"), "subject", "reason", "n")
+            .select(pl.lit(len(self.accounts) - 1, pl.UInt8).alias("table_index"), "subject", "reason", "n")
         )
         keys = ["table_index", "subject", "reason"]
         self.dropped = pl.concat([self.dropped, counts]).group_by(keys).agg(pl.col("n").sum())
@@ -196,12 +205,17 @@ class Candidates:
         self.is_rostered[numbers] = True
 
     def _describe(self, frame: pl.DataFrame) -> None:
-        """Keep the first description of each code in the alphabet."""
-        if frame["description"].null_count() == frame.height:
-            return
+        """Keep the first description of each code in the alphabet, and its parents."""
         if frame["code"].dtype == pl.String:
             frame = frame.drop_nulls("code")
             frame = frame.with_columns(code=self.codes.numbers(frame["code"]))
+        if "parent_codes" in frame.columns:
+            parents = (
+                frame.select("code", "parent_codes").drop_nulls().unique("code", keep="first", maintain_order=True)
+            )
+            self.parents = pl.concat([self.parents, parents]).unique("code", keep="first", maintain_order=True)
+        if frame["description"].null_count() == frame.height:
+            return
         stated = frame.select("code", "description").drop_nulls().group_by("code").agg(pl.col("description").min())
         self.descriptions = pl.concat([self.descriptions, stated]).group_by("code").agg(pl.col("description").min())
 
@@ -211,42 +225,11 @@ class Candidates:
         candidates = candidates.drop(empty).with_columns(pl.col("time").to_physical().fill_null(NO_TIME))
         if "numeric_value" in candidates:
             candidates = candidates.with_columns(pl.col("numeric_value").fill_null(float("nan")))
-        run = Run(self.folder / f"{len(self.runs)}.arrow", len(self.n_rows) - 1)
+        run = Run(self.folder / f"{len(self.runs)}.arrow", len(self.accounts) - 1)
         candidates.write_ipc(run.path, compression="uncompressed")
         self.runs.append(run)
         counts = np.bincount(candidates["subject"].to_numpy(), minlength=self.subjects.n_texts)
         self.n_events = _grown(self.n_events, self.subjects.n_texts) + counts
-
-
-class _TimeCheck:
-    """Whether the dates of a table are mostly in another format; a few bad ones are dropped by reason."""
-
-    def __init__(self, table_name: str) -> None:
-        self._table_name = table_name
-        self._counts: dict[str, tuple[int, int, str]] = {}
-
-    def count(self, frame: pl.DataFrame, event: EventColumns) -> None:
-        """Count the readable and the unreadable times of an event's candidates."""
-        if event.time_column is None:
-            return
-        if frame["is_header"].any():
-            frame = frame.filter(~pl.col("is_header"))
-        n_read = frame.height - frame["time"].null_count()
-        n_unreadable = frame.height - frame["unreadable"].null_count()
-        example = str(frame["unreadable"].min()) if n_unreadable else ""
-        read, unreadable, example_before = self._counts.get(event.time_column, (0, 0, ""))
-        examples = [text for text in (example, example_before) if text]
-        self._counts[event.time_column] = (read + n_read, unreadable + n_unreadable, min(examples, default=""))
-
-    def check(self) -> None:
-        """Refuse the table if more than half of the times stated in a column are unreadable."""
-        for column, (n_read, n_unreadable, example) in sorted(self._counts.items()):
-            if n_unreadable > n_read:
-                raise DataError(
-                    f"table {self._table_name}, column {column}: {n_unreadable:,} of {n_read + n_unreadable:,} times "
-                    f"are unreadable (for example {example!r}); needed: ISO 8601 such as 2008-06-30 or "
-                    "2008-06-30T14:05:00Z, or, with the source events-csv, a time_format"
-                )
 
 
 def hash_subject_id(source_id: str) -> int:

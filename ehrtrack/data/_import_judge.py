@@ -7,6 +7,10 @@ judged at all, which is little, gets its times as timestamps, null for static fa
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -14,8 +18,36 @@ import polars as pl
 from ehrtrack.data.histories import NO_TIME
 from ehrtrack.data.import_report import DROP_REASONS
 
+_Times = TypeVar("_Times", pl.Series, pl.Expr)
+
 BIRTH_CODE = 0
-_DAY = pl.duration(days=1)
+SEX_PREFIXES = ("GENDER//", "SEX//")
+"""Of these facts a subject has one."""
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """Days of a time zone, whose beginnings are given in UTC.
+
+    >>> Calendar("Asia/Shanghai").day(pl.Series([datetime(2010, 1, 2, 17)]).dt.cast_time_unit("us"))[0]
+    datetime.datetime(2010, 1, 2, 16, 0)
+    """
+
+    time_zone: str = "UTC"
+
+    def day(self, time: _Times) -> _Times:
+        """The beginning of the day that a time is on."""
+        return self._locally(time, lambda local: local.dt.truncate("1d"))
+
+    def next_day(self, day: _Times) -> _Times:
+        """The beginning of the day after."""
+        return self._locally(day, lambda local: local.dt.offset_by("1d"))
+
+    def _locally(self, time: _Times, change: Callable[[_Times], _Times]) -> _Times:
+        if self.time_zone == "UTC":
+            return change(time)
+        local = time.dt.replace_time_zone("UTC").dt.convert_time_zone(self.time_zone)
+        return change(local).dt.convert_time_zone("UTC").dt.replace_time_zone(None)
 
 
 def reason_number(reason: str) -> pl.Expr:
@@ -24,23 +56,23 @@ def reason_number(reason: str) -> pl.Expr:
 
 
 def judge_candidates(
-    candidates: pl.DataFrame, *, n_subjects: int, death_code: int
+    candidates: pl.DataFrame, *, n_subjects: int, death_code: int, calendar: Calendar, sex_codes: npt.NDArray[np.int64]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The candidates that are kept, births and deaths at their final times; and `table_index`, `reason` of the others.
+    """The candidates that are kept, births and deaths at their final times; and the others with their `reason`.
 
     Only what lies outside the days between birth and death can be dropped or move a birth or death: the rest, most
     of all, is not looked at further.
     """
     subject, time, code = (candidates[name].to_numpy() for name in ("subject", "time", "code"))
     is_life = (code == BIRTH_CODE) | (code == death_code)
-    lives = _stated_lives(_rows(candidates, is_life), n_subjects, death_code)
-    first_whole_day = lives.select(pl.col("birth_day") + _DAY).to_series().to_physical().fill_null(NO_TIME)
+    lives = _stated_lives(_rows(candidates, is_life), n_subjects, death_code, calendar)
+    first_whole_day = calendar.next_day(lives["birth_day"]).to_physical().fill_null(NO_TIME)
     death_day = lives["death_day"].to_physical().fill_null(np.iinfo(np.int64).max)
     is_at_end = (time < first_whole_day.to_numpy()[subject]) & (time != NO_TIME)
     is_at_end |= (time >= death_day.to_numpy()[subject]) | is_life
     ends = _rows(candidates, is_at_end)
-    ends = ends.join(_enclosing_lives(ends, lives, death_code), on="subject", how="left")
-    ends = ends.with_columns(reason=_reason(death_code))
+    ends = ends.join(_enclosing_lives(ends, lives, death_code, calendar), on="subject", how="left")
+    ends = ends.with_columns(reason=_reason(death_code, calendar))
     is_birth, is_death = pl.col("code") == BIRTH_CODE, pl.col("code") == death_code
     lived = ends.filter(pl.col("reason").is_null() & (is_birth | is_death)).select(
         "row", time=pl.when(is_birth).then("birth").otherwise("death").to_physical()
@@ -52,12 +84,31 @@ def judge_candidates(
         if name in candidates:
             columns.append(candidates[name].clone().scatter(lived["row"], nothing))
     events = candidates.with_columns(columns)
-    dropped = ends.filter(pl.col("reason").is_not_null())
+    dropped = pl.concat(
+        [
+            ends.filter(pl.col("reason").is_not_null()).select("row", "table_index", "subject", "code", "reason"),
+            _other_sexes(_rows(candidates, np.isin(code, sex_codes))),
+        ]
+    )
     if dropped.height:
         is_kept = np.ones(events.height, bool)
         is_kept[dropped["row"].to_numpy()] = False
         events = events.filter(pl.Series(is_kept))
-    return events, dropped.select("table_index", "reason")
+    return events, dropped.drop("row")
+
+
+def n_lost_deaths(events: pl.DataFrame, dropped: pl.DataFrame, death_code: int) -> int:
+    """How many subjects stated a death and have none left: they would be taken for living."""
+    stated = dropped.filter(pl.col("code") == death_code)["subject"].unique()
+    left = events.filter(pl.col("code") == death_code)["subject"]
+    return int((~stated.is_in(left.implode())).sum())
+
+
+def _other_sexes(facts: pl.DataFrame) -> pl.DataFrame:
+    """Of the sexes stated of a subject those that differ from the first one."""
+    first = facts.group_by("subject", maintain_order=True).agg(first=pl.col("code").first())
+    others = facts.join(first, on="subject", how="left").filter(pl.col("code") != pl.col("first"))
+    return others.select("row", "table_index", "subject", "code", reason=reason_number("conflicting sex"))
 
 
 def _rows(candidates: pl.DataFrame, mask: npt.NDArray[np.bool_]) -> pl.DataFrame:
@@ -72,15 +123,15 @@ def timestamps(time_us: pl.Series) -> pl.Series:
     return time_us.set(time_us == NO_TIME, None).cast(pl.Datetime("us"))
 
 
-def _stated_lives(facts: pl.DataFrame, n_subjects: int, death_code: int) -> pl.DataFrame:
+def _stated_lives(facts: pl.DataFrame, n_subjects: int, death_code: int, calendar: Calendar) -> pl.DataFrame:
     """By subject, a row each: `birth`, `death` as stated, and their days."""
     facts = facts.select("subject", "time", "code").drop_nulls("time")
-    day = pl.col("time").dt.truncate("1d")
+    day = calendar.day(pl.col("time"))
     births = facts.filter(pl.col("code") == BIRTH_CODE).group_by("subject").agg(birth=pl.col("time").min())
     deaths = (
         facts.filter(pl.col("code") == death_code)
         .join(births, on="subject", how="left")
-        .filter(pl.col("birth").is_null() | (pl.col("time") >= pl.col("birth").dt.truncate("1d")))
+        .filter(pl.col("birth").is_null() | (pl.col("time") >= calendar.day(pl.col("birth"))))
         .group_by("subject")
         .agg(death=pl.col("time").filter(day == day.min()).max())
     )
@@ -88,14 +139,14 @@ def _stated_lives(facts: pl.DataFrame, n_subjects: int, death_code: int) -> pl.D
         pl.DataFrame({"subject": pl.Series(range(n_subjects), dtype=pl.UInt32)})
         .join(births, on="subject", how="left", maintain_order="left")
         .join(deaths, on="subject", how="left", maintain_order="left")
-        .with_columns(birth_day=pl.col("birth").dt.truncate("1d"), death_day=pl.col("death").dt.truncate("1d"))
+        .with_columns(birth_day=calendar.day(pl.col("birth")), death_day=calendar.day(pl.col("death")))
     )
 
 
-def _enclosing_lives(ends: pl.DataFrame, lives: pl.DataFrame, death_code: int) -> pl.DataFrame:
+def _enclosing_lives(ends: pl.DataFrame, lives: pl.DataFrame, death_code: int, calendar: Calendar) -> pl.DataFrame:
     """The lives with birth and death moved within their day to enclose that day's events."""
     others = ends.filter(~pl.col("code").is_in([BIRTH_CODE, death_code])).select("subject", "time")
-    of_day = others.join(lives, on="subject").with_columns(day=pl.col("time").dt.truncate("1d"))
+    of_day = others.join(lives, on="subject").with_columns(day=calendar.day(pl.col("time")))
     edges = of_day.group_by("subject").agg(
         first_of_birthday=pl.col("time").filter(pl.col("day") == pl.col("birth_day")).min(),
         last_of_death_day=pl.col("time").filter(pl.col("day") == pl.col("death_day")).max(),
@@ -110,16 +161,16 @@ def _enclosing_lives(ends: pl.DataFrame, lives: pl.DataFrame, death_code: int) -
     )
 
 
-def _reason(death_code: int) -> pl.Expr:
+def _reason(death_code: int, calendar: Calendar) -> pl.Expr:
     """Why a candidate, joined with its subject's life, is dropped; null if it is not."""
     is_birth, is_death = pl.col("code") == BIRTH_CODE, pl.col("code") == death_code
     time, birth_day, death_day = pl.col("time"), pl.col("birth_day"), pl.col("death_day")
     return (
-        pl.when(is_birth & (time >= birth_day + _DAY))
+        pl.when(is_birth & (time >= calendar.next_day(birth_day)))
         .then(reason_number("conflicting birth or death"))
         .when(time < birth_day)
         .then(reason_number("before birth"))
-        .when(is_death & (time >= death_day + _DAY))
+        .when(is_death & (time >= calendar.next_day(death_day)))
         .then(reason_number("conflicting birth or death"))
         .when(~is_death & (time > pl.col("death")))
         .then(reason_number("after death"))

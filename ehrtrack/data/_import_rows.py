@@ -18,6 +18,7 @@ class EventColumns:
     ----------
     time_column : the source's column, for messages; None for a static fact.
     may_lack_time : whether the event without a time is a static fact.
+    has_result : whether a row may state a number or a text.
     """
 
     code: str
@@ -25,9 +26,14 @@ class EventColumns:
     unreadable: str | None
     numeric_value: str | None
     text_value: str | None
+    decimal_comma: str | None
     description: str | None
     time_column: str | None
     may_lack_time: bool
+
+    @property
+    def has_result(self) -> bool:
+        return self.numeric_value is not None or self.text_value is not None
 
     def selection(self, *, visit: bool) -> list[pl.Expr]:
         """Polars' selection of the event from the rows; columns of the run that it lacks are left out."""
@@ -47,13 +53,15 @@ class EventColumns:
             selected.append(pl.col(self.numeric_value).alias("numeric_value"))
         if self.text_value:
             selected.append(pl.col(self.text_value).alias("text_value"))
+        if self.decimal_comma:
+            selected.append(pl.col(self.decimal_comma).alias("decimal_comma"))
         if visit:
             selected.append(pl.col("visit").alias("visit_id"))
         return selected
 
 
 def row_query(table: SourceTable, relation: Relation) -> tuple[str, list[EventColumns]]:
-    """SQL of the table's rows (`is_header`, `subject`, `visit` if it has one, events' columns), and those columns.
+    """SQL of the table's rows (`is_header`, `subject`, `visit` if it has one, events' columns, notes), and the columns.
 
     An expression that several events share, as their time, is read once.
     """
@@ -64,13 +72,16 @@ def row_query(table: SourceTable, relation: Relation) -> tuple[str, list[EventCo
 
     def columns(event: Event) -> EventColumns:
         time = event.time
-        unreadable = NULL if time is None else f"CASE WHEN {time.parsed} IS NULL THEN {time.stated} END"
+        unreadable = NULL
+        if time is not None:
+            unreadable = f"CASE WHEN ({relation.is_plausible(time.parsed)}) IS NOT TRUE THEN {time.stated} END"
         return EventColumns(
             code=names.setdefault(f"CAST({event.code} AS VARCHAR)", f"c{len(names)}"),
             time=None if time is None else column(time.parsed, "TIMESTAMP"),
             unreadable=column(unreadable, "VARCHAR"),
             numeric_value=column(event.numeric_value, "FLOAT"),
             text_value=column(event.text_value, "VARCHAR"),
+            decimal_comma=column(event.decimal_comma, "BOOLEAN"),
             description=column(event.description, "VARCHAR"),
             time_column=None if time is None else time.column,
             may_lack_time=time is None or event.may_lack_time,
@@ -81,6 +92,7 @@ def row_query(table: SourceTable, relation: Relation) -> tuple[str, list[EventCo
     if table.visit:
         selected.append(f"{relation.identifier(table.visit)} AS visit")
     selected += [f"{sql} AS {name}" for sql, name in names.items()]
+    selected += [f"coalesce({note.rows}, false) AS note{place}" for place, note in enumerate(table.notes)]
     return f"SELECT {', '.join(selected)} FROM {relation.sql}", events
 
 

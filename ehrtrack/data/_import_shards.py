@@ -34,6 +34,7 @@ class ShardTask:
     codes : file with `number`, `code` of all codes: birth, the others in alphabetical order, death.
     first_subject, n_subjects : the shard's subjects, by their rows in `subjects`.
     out : the shard's file.
+    time_zone : of the source, in whose days births and deaths are placed.
     """
 
     pieces: tuple[Piece, ...]
@@ -42,6 +43,7 @@ class ShardTask:
     first_subject: int
     n_subjects: int
     out: Path
+    time_zone: str
 
 
 def order_codes(candidates: Candidates) -> pl.DataFrame:
@@ -52,7 +54,7 @@ def order_codes(candidates: Candidates) -> pl.DataFrame:
 
 
 def plan_shards(
-    candidates: Candidates, subjects: pl.DataFrame, *, out: Path, events_per_shard: int
+    candidates: Candidates, subjects: pl.DataFrame, *, out: Path, events_per_shard: int, time_zone: str
 ) -> tuple[list[ShardTask], npt.NDArray[np.int64]]:
     """One task for each shard, and by table the candidates whose subject no roster names, which no shard has.
 
@@ -65,7 +67,7 @@ def plan_shards(
     shard_of = np.full(candidates.subjects.n_texts, -1, np.int32)
     shard_of[subjects["number"].to_numpy()] = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
     pieces: list[list[Piece]] = [[] for _ in edges[1:]]
-    n_unknown = np.zeros(len(candidates.n_rows), np.int64)
+    n_unknown = np.zeros(len(candidates.accounts), np.int64)
     for run in candidates.runs:
         bounds, n_dropped = _arrange(run, shard_of, len(pieces))
         n_unknown[run.table_index] += n_dropped
@@ -83,6 +85,7 @@ def plan_shards(
             first_subject=int(edges[shard]),
             n_subjects=int(edges[shard + 1] - edges[shard]),
             out=out / f"{shard}.parquet",
+            time_zone=time_zone,
         )
         for shard in range(len(pieces))
     ]

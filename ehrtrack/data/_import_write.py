@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehrtrack.data._import_events import OPTIONAL_COLUMNS
-from ehrtrack.data._import_judge import BIRTH_CODE, judge_candidates, timestamps
+from ehrtrack.data._import_judge import BIRTH_CODE, SEX_PREFIXES, Calendar, judge_candidates, n_lost_deaths, timestamps
 from ehrtrack.data._import_shards import Piece, ShardTask, stable_order
 from ehrtrack.data.import_report import DROP_REASONS
 
@@ -43,6 +43,8 @@ class ShardAccount:
     ----------
     counts : `table_index`, `reason` (place in `DROP_REASONS`, null for the kept), `n`.
     subjects, codes : rows of the task's `subjects` and `codes` that have events in the shard.
+    n_lost_deaths : subjects of whom a death was stated and none is kept.
+    n_future : events after today.
     """
 
     out: Path
@@ -52,6 +54,8 @@ class ShardAccount:
     n_events: int
     n_births: int
     n_deaths: int
+    n_lost_deaths: int
+    n_future: int
     first_time: datetime | None
     last_time: datetime | None
 
@@ -64,7 +68,14 @@ def write_shard(task: ShardTask) -> ShardAccount:
     codes = pl.read_ipc(task.codes)
     death_code = codes.height - 1
     candidates = _read_candidates(task, codes["number"])
-    kept, dropped = judge_candidates(candidates, n_subjects=task.n_subjects, death_code=death_code)
+    is_sex = pl.any_horizontal(pl.col("code").str.starts_with(prefix) for prefix in SEX_PREFIXES)
+    kept, dropped = judge_candidates(
+        candidates,
+        n_subjects=task.n_subjects,
+        death_code=death_code,
+        calendar=Calendar(task.time_zone),
+        sex_codes=np.flatnonzero(codes.select(is_sex).to_series().to_numpy()),
+    )
     events = _in_order(_without_duplicates(kept), death_code)
     if events.height:
         _write(task, events, codes["code"])
@@ -78,6 +89,8 @@ def write_shard(task: ShardTask) -> ShardAccount:
         n_events=events.height,
         n_births=int(n_of_code[BIRTH_CODE]),
         n_deaths=int(n_of_code[death_code]),
+        n_lost_deaths=n_lost_deaths(events, dropped, death_code),
+        n_future=int((times > datetime.now(UTC).replace(tzinfo=None)).sum()),
         first_time=times.min(),  # type: ignore[arg-type]
         last_time=times.max(),  # type: ignore[arg-type]
     )

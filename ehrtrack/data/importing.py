@@ -38,18 +38,20 @@ from pydantic import ValidationError
 
 from ehrtrack import plugins
 from ehrtrack.data._import_events import Candidates, number_subjects
-from ehrtrack.data._import_metadata import write_codes, write_description, write_subjects
+from ehrtrack.data._import_metadata import write_codes, write_description, write_splits, write_subjects
 from ehrtrack.data._import_shards import name_shards, order_codes, plan_shards
 from ehrtrack.data._import_write import ShardAccount, write_shard
 from ehrtrack.data.aside import scratch_folder
 from ehrtrack.data.engines import Engine, open_engine
 from ehrtrack.data.import_report import DROP_REASONS, ImportReport, TableReport
+from ehrtrack.data.sources._reader import Reader
+from ehrtrack.data.sources._reading import Reading
 from ehrtrack.data.sources._relation import first_line, quote_text
 from ehrtrack.data.sources._table import SourceTable
 from ehrtrack.errors import ConfigError, DataError
-from ehrtrack.section import Section
 from ehrtrack.study_file import read_toml
 
+_SOUNDS_LIKE_LIFE = r"(?i)(^|[/_ ])(dob|birth|born|dod|death|died|dead|deceased|expired)($|[/_ ])"
 Progress = Callable[[str], None]
 
 
@@ -97,13 +99,14 @@ def import_dataset(
     report = progress or _print_progress
     with open_engine(engine, n_workers) as workers, _staging_folder(out) as staging:
         candidates = Candidates(staging / "scratch" / "runs")
-        with _database(staging / "scratch", memory_limit, threads) as connection:
+        with _database(staging / "scratch", memory_limit, threads, settings.time_zone) as connection:
+            reader = Reader(connection, settings, staging / "scratch")
             try:
-                tables: list[SourceTable] = module.tables(connection, path, settings)
+                tables: list[SourceTable] = module.tables(reader, path, settings)
                 present = [table for table in tables if table.relation is not None]
                 for table in present:
                     began = time.monotonic()
-                    n_rows = candidates.stage(connection, table)
+                    n_rows = candidates.stage(connection, table, settings)
                     report(f"read {table.name}: {n_rows:,} rows ({time.monotonic() - began:.1f} s)")
             except duckdb.OutOfMemoryException as error:
                 raise DataError(
@@ -113,11 +116,13 @@ def import_dataset(
             except duckdb.Error as error:
                 raise DataError(f"{path} cannot be imported as {source}: {first_line(error)}") from error
         subjects, has_integer_ids = number_subjects(candidates, has_roster=any(table.is_roster for table in present))
-        shards, n_unknown = _write_events(candidates, subjects, staging, events_per_shard, workers)
-        accounts = _accounts(candidates, subjects, shards, n_unknown, present)
-        _check_something_left(accounts, path)
-        n_codes = _write_metadata(candidates, subjects, shards, staging, source)
+        shards, n_unknown = _write_events(candidates, subjects, staging, events_per_shard, workers, settings.time_zone)
+        accounts = _accounts(candidates, subjects, shards, n_unknown)
+        _check_deaths(shards, settings)
+        _check_something_left(accounts, path, settings)
+        codes = _write_metadata(candidates, subjects, shards, staging, source, settings)
         report(f"checked, sorted and wrote {sum(shard.n_events for shard in shards):,} events")
+        left_out = [f"{table.name} ({table.left_out})" for table in tables if table.left_out]
         _publish(staging, out)
     written = [shard for shard in shards if shard.n_events]
     return ImportReport(
@@ -125,13 +130,17 @@ def import_dataset(
         path=path,
         out=out,
         tables=tuple(accounts),
-        missing_tables=tuple(table.name for table in tables if table.relation is None),
+        missing_tables=tuple(table.name for table in tables if table.relation is None and not table.left_out),
+        unread=(*left_out, *reader.unread(path)),
         has_integer_ids=has_integer_ids,
         n_subjects=sum(len(shard.subjects) for shard in shards),
         n_events=sum(shard.n_events for shard in shards),
-        n_codes=n_codes,
+        n_codes=codes.height,
         n_births=sum(shard.n_births for shard in shards),
         n_deaths=sum(shard.n_deaths for shard in shards),
+        n_future=sum(shard.n_future for shard in shards),
+        has_splits=candidates.splits is not None,
+        hints=_hints(codes, shards, settings),
         first_time=min((shard.first_time for shard in written if shard.first_time), default=None),
         last_time=max((shard.last_time for shard in written if shard.last_time), default=None),
         n_shards=len(written),
@@ -140,29 +149,58 @@ def import_dataset(
 
 
 def _write_events(
-    candidates: Candidates, subjects: pl.DataFrame, staging: Path, events_per_shard: int, workers: Engine
+    candidates: Candidates,
+    subjects: pl.DataFrame,
+    staging: Path,
+    events_per_shard: int,
+    workers: Engine,
+    time_zone: str,
 ) -> tuple[list[ShardAccount], npt.NDArray[np.int64]]:
     """Write all shards; by table, the candidates of subjects that no roster names come with the accounts."""
     folder = staging / "data"
     folder.mkdir()
-    tasks, n_unknown = plan_shards(candidates, subjects, out=folder, events_per_shard=events_per_shard)
+    tasks, n_unknown = plan_shards(
+        candidates, subjects, out=folder, events_per_shard=events_per_shard, time_zone=time_zone
+    )
     shards = workers.map(write_shard, tasks)
     name_shards([shard.out for shard in shards if shard.n_events])
     return shards, n_unknown
 
 
 def _write_metadata(
-    candidates: Candidates, subjects: pl.DataFrame, shards: list[ShardAccount], staging: Path, source: str
-) -> int:
-    """Write codes, subjects and description of the dataset; returns the number of codes."""
+    candidates: Candidates,
+    subjects: pl.DataFrame,
+    shards: list[ShardAccount],
+    staging: Path,
+    source: str,
+    settings: Reading,
+) -> pl.DataFrame:
+    """Write codes, subjects, their splits and description of the dataset; returns the codes."""
     folder = staging / "metadata"
     folder.mkdir()
     used = np.unique(np.concatenate([shard.codes for shard in shards]))
-    codes = order_codes(candidates)[used].join(candidates.descriptions, left_on="number", right_on="code", how="left")
+    codes = order_codes(candidates)[used]
+    for frame in (candidates.descriptions, candidates.parents):
+        codes = codes.join(frame, left_on="number", right_on="code", how="left", maintain_order="left")
     write_codes(folder / "codes.parquet", codes)
-    write_subjects(folder / "subjects.parquet", subjects[np.concatenate([shard.subjects for shard in shards])])
-    write_description(folder / "dataset.json", source)
-    return codes.height
+    kept = subjects[np.concatenate([shard.subjects for shard in shards])]
+    write_subjects(folder / "subjects.parquet", kept)
+    if candidates.splits is not None:
+        write_splits(folder / "subject_splits.parquet", kept, candidates.splits)
+    write_description(folder / "dataset.json", source, time_zone=settings.time_zone)
+    return codes
+
+
+def _hints(codes: pl.DataFrame, shards: list[ShardAccount], settings: Reading) -> tuple[str, ...]:
+    """What the user may want to set: codes that sound like births or deaths where there are none."""
+    has_all = all(any(getattr(shard, name) for shard in shards) for name in ("n_births", "n_deaths"))
+    if has_all or "birth_codes" not in type(settings).model_fields:
+        return ()
+    sounding = codes.filter(pl.col("code").str.contains(_SOUNDS_LIKE_LIFE) & ~pl.col("code").str.starts_with("MEDS_"))
+    if sounding.is_empty():
+        return ()
+    names = ", ".join(sounding["code"].sort().head(5))
+    return (f"The codes {names} may be births or deaths: say birth_codes, death_codes in the source's TOML (--config)",)
 
 
 def _accounts(
@@ -170,7 +208,6 @@ def _accounts(
     subjects: pl.DataFrame,
     shards: list[ShardAccount],
     n_unknown: npt.NDArray[np.int64],
-    tables: list[SourceTable],
 ) -> list[TableReport]:
     """What became of every candidate of every table."""
     unknown = DROP_REASONS.index("subject not in person table")
@@ -188,23 +225,25 @@ def _accounts(
     totals = counts.group_by("table_index", "reason").agg(pl.col("n").sum())
     n_of = {(table, reason): n for table, reason, n in totals.iter_rows()}
     reports = []
-    for index, table in enumerate(tables):
+    for index, account in enumerate(candidates.accounts):
         dropped = {reason: n_of.get((index, place), 0) for place, reason in enumerate(DROP_REASONS)}
         dropped[DROP_REASONS[unknown]] += int(n_unknown[index])
         n_kept = n_of.get((index, None), 0)
         reports.append(
             TableReport(
-                name=table.name,
-                n_rows=candidates.n_rows[index],
+                name=account.table.name,
+                n_rows=account.n_rows,
                 n_events=n_kept + sum(dropped.values()),
                 n_kept=n_kept,
                 dropped={reason: n for reason, n in dropped.items() if n},
+                results=account.results(),
+                notes=account.notes(),
             )
         )
     return reports
 
 
-def read_config(section: type[Section], source: str, path: Path | None) -> Section:
+def read_config(section: type[Reading], source: str, path: Path | None) -> Reading:
     """The source's settings from a TOML file, or its defaults."""
     values: dict[str, object] = {}
     if path is not None:
@@ -245,7 +284,9 @@ def _staging_folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _database(scratch: Path, memory_limit: str, threads: int | None) -> Iterator[duckdb.DuckDBPyConnection]:
+def _database(
+    scratch: Path, memory_limit: str, threads: int | None, time_zone: str
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection to a scratch database in a folder, with its spill files beside it."""
     connection = duckdb.connect(str(scratch / "source.duckdb"))
     try:
@@ -253,7 +294,8 @@ def _database(scratch: Path, memory_limit: str, threads: int | None) -> Iterator
         connection.execute(f"SET temp_directory = {quote_text(str(scratch / 'spill'))}")
         connection.execute("SET preserve_insertion_order = true")
         connection.execute("SET enable_progress_bar = false")
-        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute(f"SET TimeZone = {quote_text(time_zone)}")  # of stamps without a zone
+        connection.execute("SET autoinstall_known_extensions = false")  # nothing is fetched from the network
         connection.execute("SET produce_arrow_string_view = true")  # as Polars keeps texts: they are not copied
         if threads is not None:
             connection.execute(f"SET threads = {threads}")
@@ -271,15 +313,35 @@ def _publish(staging: Path, out: Path) -> None:
     staging.rename(out)
 
 
-def _check_something_left(accounts: list[TableReport], path: Path) -> None:
-    if any(account.n_kept for account in accounts):
-        return
-    lines = [
-        f"{account.name}: {account.n_rows:,} rows"
-        + "".join(f", {n:,} {reason}" for reason, n in account.dropped.items())
-        for account in accounts
-    ]
-    raise DataError(f"{path} has no usable event ({'; '.join(lines)}); nothing was written")
+def _check_something_left(accounts: list[TableReport], path: Path, settings: Reading) -> None:
+    """Refuse a source of which nothing is left, or nothing of a table that held events."""
+
+    def told(account: TableReport) -> str:
+        reasons = "".join(f", {n:,} {reason}" for reason, n in account.dropped.items())
+        return f"{account.name}: {account.n_rows:,} rows{reasons}"
+
+    if not any(account.n_kept for account in accounts):
+        raise DataError(f"{path} has no usable event ({'; '.join(map(told, accounts))}); nothing was written")
+    dropped = [account for account in accounts if account.is_wholly_dropped]
+    refused = [account for account in dropped if account.name not in settings.allow_dropped_tables]
+    if refused:
+        names = ", ".join(f'"{account.name}"' for account in refused)
+        raise DataError(
+            f"{path}: nothing is left of {'; '.join(map(told, refused))}; nothing was written. Mend the table, or say "
+            f"allow_dropped_tables = [{names}] in the source's TOML (--config) to do without it"
+        )
+
+
+def _check_deaths(shards: list[ShardAccount], settings: Reading) -> None:
+    """Refuse a source whose deaths contradict the births of their subjects: the dead would be taken for living."""
+    n_lost = sum(shard.n_lost_deaths for shard in shards)
+    n_deaths = n_lost + sum(shard.n_deaths for shard in shards)
+    if n_lost > settings.max_unreadable_deaths * n_deaths:
+        raise DataError(
+            f"{n_lost:,} of {n_deaths:,} subjects who died did so before they were born, and would be taken for "
+            f"living; max_unreadable_deaths is {settings.max_unreadable_deaths:g}. Mend births and deaths, or raise "
+            "that share in the source's TOML (--config)"
+        )
 
 
 def _print_progress(line: str) -> None:

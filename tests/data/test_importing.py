@@ -114,7 +114,7 @@ def test_zoned_stamps_become_utc_and_plain_ones_stay(tmp_path: Path) -> None:
 def test_values_are_numbers_or_text_never_both(tmp_path: Path) -> None:
     _, events = run(tmp_path, "1,2000-01-01,A,1.5,\n1,2000-01-02,A,never smoked,v1\n1,2000-01-03,A,NaN,\n")
     assert events["numeric_value"].to_list() == [1.5, None, None]
-    assert events["text_value"].to_list() == [None, "never smoked", "NaN"]
+    assert events["text_value"].to_list() == [None, "never smoked", None]  # NaN is no value
     assert events["visit_id"].to_list() == [None, "v1", None]
 
 

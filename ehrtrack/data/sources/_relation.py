@@ -1,35 +1,30 @@
-"""Reading tables as they come: CSV, gzipped CSV, Parquet or DuckDB, with any spelling of the column names.
+"""A table that DuckDB can select from without loading it, and the SQL that reads its cells.
 
-A `Relation` is a table that DuckDB can select from without loading it, and knows how to turn its columns
-into SQL for the text, number, identifier and time of an event. A column that is absent is SQL ``NULL``.
+A `Relation` turns its columns into SQL for the text, number, identifier and time of an event, by the rules of one
+`Reading`: every source reads every column alike. A column that is absent is SQL ``NULL``.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import re
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO
 
-import duckdb
-
+from ehrtrack.data.sources._reading import Reading
 from ehrtrack.errors import DataError
 
-_CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz")
-_SUFFIXES = (*_CSV_SUFFIXES, ".parquet")
-DELIMITERS = ",\t;|"
-MOST_HEADER_CHARACTERS = 1_000_000
 _INTEGER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 _FRACTIONAL_TYPES = ("DOUBLE", "FLOAT", "DECIMAL")
+# ISO 8601 as databases write it: a date, or a date and a clock, and then perhaps Z or an offset.
+_DATE = r"\d{4}-\d{2}-\d{2}"
+_CLOCK = r"\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?"
+_ZONE = r"Z|[+-](?:0\d|1[0-4])(?::?[0-5]\d)?"
+_ISO = rf"{_DATE}(?:[T ]{_CLOCK}(?: ?(?:{_ZONE}))?)?"
+_R_INTEGER = r"-?\d(?:\.\d+)?e\+\d{2}"
+_DECIMAL_COMMA = r"[+-]?\d{1,3}(?:\.?\d{3})*,\d+"
 
 
 @dataclass(frozen=True)
 class Time:
-    """When an event happened, as SQL: the parsed timestamp, the stated text; and the column, for messages."""
+    """When an event happened, as SQL: the parsed timestamp in UTC, the stated text; and the column, for messages."""
 
     parsed: str
     stated: str
@@ -45,15 +40,33 @@ class Relation:
     name : the table as the report names it.
     sql : what follows FROM.
     types : DuckDB type of each column, by the column's name in lower case.
+    reading : how its cells are read.
     """
 
     name: str
     sql: str
     types: dict[str, str] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
 
     def has(self, column: str) -> bool:
         """Whether the table has this column, in any case."""
         return column.lower() in self.types
+
+    def first_of(self, *columns: str) -> str:
+        """The first of `columns` that the table has.
+
+        Raises
+        ------
+        DataError
+            If it has none of them.
+        """
+        found = next((column for column in columns if self.has(column)), None)
+        if found is None:
+            raise DataError(
+                f"table {self.name}: column {' or '.join(columns)} not found; found: "
+                f"{', '.join(self.types) or 'no column'}"
+            )
+        return found
 
     def is_integer(self, column: str) -> bool:
         """Whether the column is stored as integers of at most 64 bits, with a sign."""
@@ -76,25 +89,34 @@ class Relation:
         return self
 
     def text(self, column: str) -> str:
-        """SQL of a column as trimmed text, NULL where blank."""
+        """SQL of a column as trimmed text, NULL where blank or a word for a missing value."""
         if not self.has(column):
             return "NULL"
         name = quote_name(column.lower())
         if self.types[column.lower()].startswith(_FRACTIONAL_TYPES):
             # An integer column with gaps is often stored as a float: 4019.0 stands for 4019.
             return (
-                f"CASE WHEN {name} = floor({name}) THEN CAST(TRY_CAST({name} AS BIGINT) AS VARCHAR) "
+                f"CASE WHEN isnan(CAST({name} AS DOUBLE)) THEN NULL "
+                f"WHEN {name} = floor({name}) THEN CAST(TRY_CAST({name} AS BIGINT) AS VARCHAR) "
                 f"ELSE CAST({name} AS VARCHAR) END"
             )
         if self.is_integer(column):
             return f"CAST({name} AS VARCHAR)"
-        return f"nullif(trim(CAST({name} AS VARCHAR)), '')"
+        text = f"trim(CAST({name} AS VARCHAR))"
+        words = ", ".join(quote_text(word) for word in ("", *self.reading.missing))
+        return f"CASE WHEN {text} NOT IN ({words}) THEN {text} END"
 
     def identifier(self, column: str) -> str:
-        """SQL of a subject's or visit's identifier as text; ``123.0`` is read as ``123``."""
+        """SQL of a subject's or visit's identifier as text; ``123.0`` is 123, and R's ``1e+05`` 100000."""
         if not self.has(column) or self.is_integer(column):
             return self.text(column)
-        return rf"regexp_replace({self.text(column)}, '^(-?\d+)\.0$', '\1')"
+        text = self.text(column)
+        whole = f"TRY_CAST({text} AS BIGINT)"
+        return (
+            f"CASE WHEN contains({text}, 'e+') AND regexp_full_match({text}, '{_R_INTEGER}') "
+            f"THEN coalesce(CAST({whole} AS VARCHAR), {text}) "
+            rf"ELSE regexp_replace({text}, '^(-?\d+)\.0$', '\1') END"
+        )
 
     def integer(self, column: str) -> str:
         """SQL of a column as a 64-bit integer, NULL where it is none."""
@@ -105,109 +127,90 @@ class Relation:
         if not self.has(column):
             return "NULL"
         name = quote_name(column.lower())
-        value = name if self.types[column.lower()] == "FLOAT" else f"TRY_CAST({name} AS FLOAT)"
+        kind = self.types[column.lower()]
+        if kind == "VARCHAR" and self.reading.decimal == ",":
+            name = f"replace(replace({name}, '.', ''), ',', '.')"
+        value = name if kind == "FLOAT" else f"TRY_CAST({name} AS FLOAT)"
         return f"CASE WHEN isfinite({value}) THEN {value} END"
 
-    def time(self, *columns: str, format: str | None = None) -> Time:
-        """The first of `columns` that holds a readable time; zoned stamps become UTC, dates become midnight.
+    def decimal_commas(self, column: str) -> str:
+        """SQL of whether a cell is a number with a decimal comma, which is lost where the decimal mark is a point."""
+        if self.reading.decimal == "," or self.types.get(column.lower()) != "VARCHAR":
+            return "NULL"
+        text = self.text(column)
+        return f"(contains({text}, ',') AND regexp_full_match({text}, '{_DECIMAL_COMMA}'))"
+
+    def time(self, *columns: str | tuple[str, str], format: str | None = None) -> Time:
+        """The time in the first of `columns` that states one, in UTC; a date without a clock becomes its midnight.
+
+        A column that states a time which cannot be read makes an unreadable time: the next one is not asked instead.
 
         Parameters
         ----------
-        columns : in order of preference; those that are absent are skipped.
-        format : strptime format; without it ISO 8601 is read.
+        columns : in order of preference, a column or a pair of a date and a clock; those that are absent are skipped.
+        format : strptime format of stamps that are text; the source's `time_format` if not given.
+
+        Raises
+        ------
+        DataError
+            If none of the columns is there.
         """
-        present = [column for column in columns if self.has(column)]
+        pairs = [column if isinstance(column, tuple) else (column, "") for column in columns]
+        present = [(date, clock if self.has(clock) else "") for date, clock in pairs if self.has(date)]
         if not present:
-            self.require(*columns)
+            self.require(*(date for date, _ in pairs))
+        stated = [self._stated(date, clock) for date, clock in present]
+        parsed = [self._timestamp(date, clock, format) for date, clock in present]
+        cases = " ".join(f"WHEN {text} IS NOT NULL THEN {time}" for text, time in zip(stated, parsed, strict=True))
+        named = dict.fromkeys(name for pair in present for name in pair if name)
         return Time(
-            parsed=f"coalesce({', '.join(self._timestamp(column, format) for column in present)})",
-            stated=f"coalesce({', '.join(self.text(column) for column in present)})",
-            column=" / ".join(present),
+            parsed=parsed[0] if len(parsed) == 1 else f"CASE {cases} END",
+            stated=stated[0] if len(stated) == 1 else f"coalesce({', '.join(stated)})",
+            column=" / ".join(named),
         )
 
-    def _timestamp(self, column: str, format: str | None) -> str:
-        kind = self.types[column.lower()]
-        name = quote_name(column.lower())
-        if format is not None:
-            return f"try_strptime({self.text(column)}, {quote_text(format)})"
-        if kind == "DATE" or (kind.startswith("TIMESTAMP") and "ZONE" not in kind):
-            return f"CASE WHEN isfinite({name}) THEN CAST({name} AS TIMESTAMP) END"
-        # A plain TIMESTAMP cast would drop an offset such as +02:00; the zoned cast reads it, and a stamp
-        # without one in the session's zone, which is UTC.
-        zoned = f"TRY_CAST({self.text(column)} AS TIMESTAMPTZ)"
-        return f"CASE WHEN isfinite({zoned}) THEN make_timestamp(epoch_us({zoned})) END"
+    def utc(self, local: str) -> str:
+        """SQL of a TIMESTAMP of the source's zone in UTC."""
+        return local if self.reading.time_zone == "UTC" else _utc(f"CAST({local} AS TIMESTAMPTZ)")
+
+    def is_plausible(self, time: str) -> str:
+        """SQL of whether a time is within the years that a time may be in; NULL where there is none."""
+        first, last = self.reading.years
+        return f"{time} BETWEEN TIMESTAMP '{first:04d}-01-01' AND TIMESTAMP '{last:04d}-12-31 23:59:59.999999'"
+
+    def _stated(self, date: str, clock: str) -> str:
+        return f"({self.text(date)} || coalesce(' ' || {self.text(clock)}, ''))" if clock else self.text(date)
+
+    def _timestamp(self, date: str, clock: str, format: str | None) -> str:
+        kind = self.types[date.lower()]
+        name = quote_name(date.lower())
+        format = format or self.reading.time_format
+        if clock:
+            # SQL Server writes the clock of a date as a full stamp; its date is left off.
+            hour = f"regexp_extract({self.text(clock)}, '{_CLOCK}')"
+            return _iso(f"left({self.text(date)}, 10) || coalesce('T' || {hour}, '')")
+        if kind.startswith("TIMESTAMP") and ("TZ" in kind or "ZONE" in kind):
+            return _utc(f"CAST({name} AS TIMESTAMPTZ)")
+        if kind == "DATE" or kind.startswith("TIMESTAMP"):
+            return self.utc(f"TRY_CAST({name} AS TIMESTAMP)")
+        if format is None:
+            return _iso(self.text(date))
+        stamp = f"try_strptime({self.text(date)}, {quote_text(format)})"
+        return _utc(stamp) if "%z" in format.lower() else self.utc(stamp)
 
 
-def find_relation(
-    connection: duckdb.DuckDBPyConnection, folders: Sequence[Path], name: str, *, pattern: str | None = None
-) -> Relation | None:
-    """The table `name` in the first of `folders` that has it: one file, or a folder of its parts; or None.
+def _iso(text: str) -> str:
+    """SQL of ISO 8601 text in UTC; the session's zone is the source's.
 
-    Parameters
-    ----------
-    pattern : regular expression for the stem of the file, in lower case; the name itself if not given.
-
-    Raises
-    ------
-    DataError
-        If a folder holds the table twice, as CSV and as Parquet for example.
+    DuckDB by itself would guess at shorter years and at slashes, and know names of zones.
     """
-    for folder in folders:
-        found = [path for path in table_paths(folder) if re.fullmatch(pattern or re.escape(name), _stem(path))]
-        if len(found) > 1:
-            raise DataError(
-                f"table {name} is in {folder} more than once: {', '.join(path.name for path in found)}; "
-                "keep one of them"
-            )
-        if found:
-            parts = table_paths(found[0]) if found[0].is_dir() else [found[0]]
-            return read_files(connection, parts, name)
-    return None
+    stamp = f"TRY_CAST(regexp_replace({text}, ' ([+-])', '\\1') AS TIMESTAMPTZ)"
+    return f"CASE WHEN regexp_full_match({text}, '{_ISO}') THEN {_utc(stamp)} END"
 
 
-def table_paths(folder: Path) -> list[Path]:
-    """Files of `folder` that may hold a table, and folders that hold the parts of one; sorted."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if not path.name.startswith(".")
-        and (any(map(_is_table, path.iterdir())) if path.is_dir() else path.name.lower().endswith(_SUFFIXES))
-    )
-
-
-def read_files(connection: duckdb.DuckDBPyConnection, files: Sequence[Path], name: str) -> Relation:
-    """One relation over files of the same table; columns are matched by name.
-
-    Raises
-    ------
-    DataError
-        If a file is empty or is neither CSV nor Parquet.
-    """
-    selects: list[str] = []
-    headers: dict[tuple[str, ...], list[Path]] = {}
-    for path in files:
-        if not path.is_file():
-            raise DataError(f"{path} is a pipe, a device or a link to nowhere; needed: a file with the table {name}")
-        if path.name.lower().endswith(".parquet"):
-            selects.append(f"SELECT * FROM read_parquet({quote_text(str(path))})")
-        elif path.name.lower().endswith(_CSV_SUFFIXES):
-            headers.setdefault(_csv_header(path), []).append(path)
-        else:
-            raise DataError(f"{path} is no table; needed: a file ending in {', '.join(_SUFFIXES)}")
-    for (delimiter, *columns), paths in headers.items():
-        selects.append(f"SELECT * FROM {_csv_sql(paths, delimiter, columns)}")
-    return describe(connection, name, f"({' UNION ALL BY NAME '.join(selects)})")
-
-
-def describe(connection: duckdb.DuckDBPyConnection, name: str, sql: str) -> Relation:
-    """The relation of a FROM clause, with its columns' types looked up."""
-    try:
-        rows = connection.execute(f"DESCRIBE SELECT * FROM {sql}").fetchall()
-    except duckdb.Error as error:
-        raise DataError(f"table {name} cannot be read: {first_line(error)}") from error
-    return Relation(name=name, sql=sql, types={str(row[0]).lower(): str(row[1]) for row in rows})
+def _utc(zoned: str) -> str:
+    """SQL of a TIMESTAMPTZ as a TIMESTAMP in UTC."""
+    return f"make_timestamp(epoch_us({zoned}))"
 
 
 def quote_text(text: str) -> str:
@@ -224,49 +227,3 @@ def first_line(error: Exception) -> str:
     """What a DuckDB error says is wrong, without its advice on settings."""
     text = str(error).split("Possible fixes:")[0].split("LINE 1:")[0]
     return " ".join(text.split())
-
-
-def _is_table(path: Path) -> bool:
-    return path.is_file() and path.name.lower().endswith(_SUFFIXES)
-
-
-def _stem(path: Path) -> str:
-    name = path.name.lower()
-    suffix = max((suffix for suffix in _SUFFIXES if name.endswith(suffix)), key=len, default="")
-    return name.removesuffix(suffix)
-
-
-def _csv_header(path: Path) -> tuple[str, ...]:
-    """The delimiter of a CSV file, then its column names in lower case; repeated names get a number."""
-    with _open_text(path) as file:
-        try:
-            line = file.readline(MOST_HEADER_CHARACTERS)
-            cells = next(csv.reader([line], delimiter=max(DELIMITERS, key=line.count)), [])
-        except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
-            raise DataError(f"{path} cannot be read as CSV: {error}; is it damaged, or not UTF-8?") from error
-    if not line.strip():
-        raise DataError(f"{path} is empty; needed: a line of column names, then rows")
-    delimiter = max(DELIMITERS, key=line.count)
-    names: list[str] = []
-    for position, cell in enumerate(cells):
-        name = cell.strip().lower() or f"column{position}"
-        names.append(name if name not in names else f"{name}_{position}")
-    return (delimiter, *names)
-
-
-def _open_text(path: Path) -> IO[str]:
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8-sig")
-    return path.open(encoding="utf-8-sig")
-
-
-def _csv_sql(paths: Sequence[Path], delimiter: str, columns: Sequence[str]) -> str:
-    """A read_csv call that leaves nothing to guessing: a sniffed dialect changes with the sample it sees."""
-    files = ", ".join(quote_text(str(path)) for path in paths)
-    types = ", ".join(f"{quote_text(column)}: 'VARCHAR'" for column in columns)
-    # The vocabulary files of OHDSI's Athena are tab-separated, with bare quotation marks inside the names.
-    quote = "" if delimiter == "\t" else '"'
-    return (
-        f"read_csv([{files}], auto_detect=false, header=true, delim={quote_text(delimiter)}, "
-        f"quote='{quote}', escape='{quote}', columns={{{types}}})"
-    )

@@ -1,7 +1,7 @@
 """What a source says of its tables: which rows there are and which events each row makes.
 
-A source is a module of `ehrtrack.data.sources` with a `Config` and a function
-``tables(connection, path, config) -> list[SourceTable]``. It only describes; `ehrtrack.data.importing` reads,
+A source is a module of `ehrtrack.data.sources` with a `Config` (a `Reading` with settings of its own) and a function
+``tables(reader, path, config) -> list[SourceTable]``. It only describes; `ehrtrack.data.importing` reads,
 checks, counts and writes, the same way for every source.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ehrtrack.data.sources._reader import Reader
 from ehrtrack.data.sources._relation import Relation, Time, quote_text
 from ehrtrack.errors import DataError
 
@@ -20,7 +21,8 @@ class Event:
     """One event that each row of a table makes; all but `time` are SQL expressions over the row.
 
     A row with several events skips those whose code is NULL, unless that leaves it none. An event without
-    `time` is a static fact, such as sex. `may_lack_time` lets the rows without a time be static facts.
+    `time` is a static fact, such as sex. `may_lack_time` lets the rows without a time be static facts. `decimal_comma`
+    says whether a result would be a number if the decimal mark were a comma.
     """
 
     code: str
@@ -29,6 +31,28 @@ class Event:
     text_value: str = NULL
     description: str = NULL
     may_lack_time: bool = False
+    decimal_comma: str = NULL
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line of the report about rows of a table: how many there are, and what is to be known of them.
+
+    >>> Note("false", "{n} periods end after today").text(3)
+    '3 periods end after today'
+
+    Attributes
+    ----------
+    rows : SQL of whether a row is meant.
+    words : the line, with ``{n}`` where the number goes; said only where it is above 0.
+    """
+
+    rows: str
+    words: str
+
+    def text(self, n: int) -> str:
+        """The line for a number of rows."""
+        return self.words.format(n=f"{n:,}")
 
 
 @dataclass(frozen=True)
@@ -40,7 +64,10 @@ class SourceTable:
     subject : name of the column with the subject's identifier.
     visit : name of the column with the visit's identifier, or None.
     is_roster : whether the table lists the subjects; rows of other subjects are then dropped everywhere.
-    code_descriptions : query of `code` and `description`, for descriptions that are kept apart from the events.
+    code_metadata : query of `code`, `description` and `parent_codes`, where these are kept apart from the events.
+    splits : query of `source_id` and `split`, where the source says which subjects to train on.
+    notes : what the report says of rows of the table.
+    left_out : why a table that is there is not read, where that is so.
     """
 
     name: str
@@ -49,7 +76,10 @@ class SourceTable:
     events: tuple[Event, ...] = ()
     visit: str | None = None
     is_roster: bool = False
-    code_descriptions: str | None = None
+    code_metadata: str | None = None
+    splits: str | None = None
+    notes: tuple[Note, ...] = ()
+    left_out: str | None = None
 
 
 def require_table(relation: Relation | None, name: str, found: list[str], where: object) -> Relation:
@@ -71,6 +101,23 @@ def prefixed(prefix: str, value: str) -> str:
     '(\\'GENDER//\\' || "sex")'
     """
     return f"({quote_text(prefix)} || {value})"
+
+
+def unit_where_several(reader: Reader, relation: Relation, code: str, unit: str, number: str) -> str:
+    """SQL of ``//unit`` for the numbers of a code that has several units in the table, and of nothing for all others.
+
+    The table is read once for it: 90 mg/dL and 5 mmol/L must not become one scale.
+    """
+    if unit == NULL or number == NULL:
+        return "''"
+    several = reader.scratch_table(
+        f"SELECT {code} AS code FROM {relation.sql} WHERE {number} IS NOT NULL "
+        f"GROUP BY ALL HAVING count(DISTINCT {unit}) > 1"
+    )
+    return (
+        f"CASE WHEN {number} IS NOT NULL AND {code} IN (SELECT code FROM {several}) "
+        f"THEN coalesce('//' || {unit}, '') ELSE '' END"
+    )
 
 
 def birth(time: Time) -> Event:

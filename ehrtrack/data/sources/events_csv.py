@@ -60,10 +60,11 @@ import datetime as dt
 import fnmatch
 from pathlib import Path
 
-import duckdb
 from pydantic import Field, model_validator
 
-from ehrtrack.data.sources._relation import Relation, Time, quote_text, read_files, table_paths
+from ehrtrack.data.sources._reader import Reader, table_paths
+from ehrtrack.data.sources._reading import Reading
+from ehrtrack.data.sources._relation import Relation, Time, quote_text
 from ehrtrack.data.sources._table import NULL, Event, SourceTable, birth, death, when_present
 from ehrtrack.errors import DataError
 from ehrtrack.section import Section
@@ -122,20 +123,20 @@ class Table(Section):
         return self
 
 
-class Config(Section):
-    """The tables of the source."""
+class Config(Reading):
+    """The tables of the source, and how their cells are read."""
 
     table: tuple[Table, ...] = Field(min_length=1)
 
 
-def tables(connection: duckdb.DuckDBPyConnection, path: Path, config: Config) -> list[SourceTable]:
+def tables(reader: Reader, path: Path, config: Config) -> list[SourceTable]:
     """One table for each ``[[table]]``."""
-    return [_source_table(connection, path, table) for table in config.table]
+    return [_source_table(reader, path, table) for table in config.table]
 
 
-def _source_table(connection: duckdb.DuckDBPyConnection, path: Path, table: Table) -> SourceTable:
+def _source_table(reader: Reader, path: Path, table: Table) -> SourceTable:
     name = table.name or table.files
-    relation = read_files(connection, _matching_files(path, table.files), name).require(table.subject)
+    relation = reader.files(_matching_files(path, table.files), name).require(table.subject)
     if table.visit:
         relation.require(table.visit)
     events: list[Event] = []
@@ -205,7 +206,18 @@ def _events(relation: Relation, table: Table, codes: Codes) -> list[Event]:
             )
             for column in _expand(relation, codes.columns)
         ]
-    return [Event(code=code, time=time, numeric_value=number, text_value=text, description=description) for code in sql]
+    comma = relation.decimal_commas(codes.value) if codes.value else NULL
+    return [
+        Event(
+            code=code,
+            time=time,
+            numeric_value=number,
+            text_value=text,
+            description=description,
+            decimal_comma=comma,
+        )
+        for code in sql
+    ]
 
 
 def _time(relation: Relation, table: Table, codes: Codes) -> Time:
@@ -213,7 +225,7 @@ def _time(relation: Relation, table: Table, codes: Codes) -> Time:
     if column is not None:
         return relation.time(column, format=table.time_format)
     stamp = f"CAST({quote_text(str(table.date))} AS TIMESTAMP)"
-    return Time(parsed=stamp, stated=quote_text(str(table.date)), column="date")
+    return Time(parsed=relation.utc(stamp), stated=quote_text(str(table.date)), column="date")
 
 
 def _spelt(relation: Relation, column: str, values: dict[str, str]) -> str:

@@ -2,41 +2,51 @@
 
 `path` is the dataset's folder (``data/**/*.parquet``), or a folder of parquet files. The visit's identifier
 is in the first of ``visit_id``, ``hadm_id``, ``visit_occurrence_id`` and ``encounter_id`` that is there;
-descriptions come from ``metadata/codes.parquet`` where there is one. Other columns are not kept.
+descriptions and parent codes come from ``metadata/codes.parquet``, and ``metadata/subject_splits.parquet`` is kept,
+where there is one. Other columns are not kept.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import duckdb
-
-from ehrtrack.data.sources._relation import read_files
+from ehrtrack.data.events import BIRTH, DEATH
+from ehrtrack.data.sources._reader import Reader
+from ehrtrack.data.sources._reading import Reading
+from ehrtrack.data.sources._relation import quote_text
 from ehrtrack.data.sources._table import Event, SourceTable
 from ehrtrack.errors import DataError
-from ehrtrack.section import Section
 
 _VISIT_COLUMNS = ("visit_id", "hadm_id", "visit_occurrence_id", "encounter_id")
 
 
-class Config(Section):
-    """Nothing to set."""
+class Config(Reading):
+    """How cells are read, and how the dataset spells birth and death.
+
+    Attributes
+    ----------
+    birth_codes, death_codes : codes that stand for birth and for death; MEDS's own by default.
+    """
+
+    birth_codes: tuple[str, ...] = (BIRTH,)
+    death_codes: tuple[str, ...] = (DEATH,)
 
 
-def tables(connection: duckdb.DuckDBPyConnection, path: Path, config: Config) -> list[SourceTable]:
+def tables(reader: Reader, path: Path, config: Config) -> list[SourceTable]:
     """The one table of events."""
     folder = path / "data" if (path / "data").is_dir() else path
     files = sorted(file for file in folder.rglob("*.parquet") if not file.is_dir()) if folder.is_dir() else [path]
     if not files:
         raise DataError(f"no parquet file under {folder}; needed: a MEDS dataset with data/*.parquet")
-    events = read_files(connection, files, "data").require("subject_id", "time", "code")
+    events = reader.files(files, "data").require("subject_id", "time", "code")
     visit = next((column for column in _VISIT_COLUMNS if events.has(column)), None)
     event = Event(
-        code=events.text("code"),
+        code=_code(events.text("code"), config),
         time=events.time("time"),
         numeric_value=events.number("numeric_value"),
         text_value=events.text("text_value"),
         may_lack_time=True,
+        decimal_comma=events.decimal_commas("numeric_value"),
     )
     table = SourceTable(
         name="data",
@@ -44,15 +54,40 @@ def tables(connection: duckdb.DuckDBPyConnection, path: Path, config: Config) ->
         subject="subject_id",
         events=(event,),
         visit=visit,
-        code_descriptions=_descriptions_query(connection, path / "metadata" / "codes.parquet"),
+        code_metadata=_code_metadata(reader, path / "metadata" / "codes.parquet"),
+        splits=_splits(reader, path / "metadata" / "subject_splits.parquet"),
     )
     return [table]
 
 
-def _descriptions_query(connection: duckdb.DuckDBPyConnection, path: Path) -> str | None:
+def _code(code: str, config: Config) -> str:
+    """SQL of the code, with births and deaths spelt as MEDS spells them."""
+    if (config.birth_codes, config.death_codes) == ((BIRTH,), (DEATH,)):
+        return code
+    births, deaths = (", ".join(map(quote_text, codes)) for codes in (config.birth_codes, config.death_codes))
+    cases = [
+        f"WHEN {code} IN ({words}) THEN {quote_text(name)}"
+        for words, name in ((births, BIRTH), (deaths, DEATH))
+        if words
+    ]
+    return f"CASE {' '.join(cases)} ELSE {code} END" if cases else code
+
+
+def _code_metadata(reader: Reader, path: Path) -> str | None:
     if not path.is_file():
         return None
-    codes = read_files(connection, [path], "codes")
-    if not codes.has("code") or not codes.has("description"):
+    codes = reader.files([path], "codes")
+    if not codes.has("code"):
         return None
-    return f"SELECT {codes.text('code')} AS code, {codes.text('description')} AS description FROM {codes.sql}"
+    parents = "parent_codes" if codes.types.get("parent_codes", "").endswith("[]") else "NULL"
+    return (
+        f"SELECT {codes.text('code')} AS code, {codes.text('description')} AS description, "
+        f"CAST({parents} AS VARCHAR[]) AS parent_codes FROM {codes.sql}"
+    )
+
+
+def _splits(reader: Reader, path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    splits = reader.files([path], "subject_splits").require("subject_id", "split")
+    return f"SELECT {splits.identifier('subject_id')} AS source_id, {splits.text('split')} AS split FROM {splits.sql}"

@@ -1,4 +1,4 @@
-"""MIMIC-IV, full or demo: tables at the top level or in ``hosp/`` and ``icu/``, as CSV (gzipped) or Parquet.
+"""MIMIC-IV 0.4 to 3.x, full or demo: tables at the top level or in ``core/``, ``hosp/``, ``icu/``, CSV or Parquet.
 
 - Birth is the first of January of ``anchor_year - anchor_age``: MIMIC-IV gives no nearer date (and the age
   of 91 to all who are over 89). Death is `deathtime` where a stay ended in it, else the date `dod`.
@@ -17,16 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
+from pydantic import Field
 
-from ehrtrack.data.sources._relation import (
-    Relation,
-    Time,
-    describe,
-    find_relation,
-    quote_name,
-    table_paths,
-)
+from ehrtrack.data.sources._reader import Reader, table_paths
+from ehrtrack.data.sources._reading import Reading
+from ehrtrack.data.sources._relation import Relation, Time, quote_name
 from ehrtrack.data.sources._table import (
     NULL,
     Event,
@@ -37,14 +32,15 @@ from ehrtrack.data.sources._table import (
     require_table,
     when_present,
 )
-from ehrtrack.section import Section
 
 Find = Callable[[str], Relation | None]
 _SUBJECT, _STAY = "subject_id", "hadm_id"
 
 
-class Config(Section):
-    """Nothing to set."""
+class Config(Reading):
+    """How cells are read; MIMIC's dates are shifted into the years 2100 to 2200."""
+
+    years: tuple[int, int] = Field(default=(1800, 2250))
 
 
 @dataclass(frozen=True)
@@ -101,12 +97,12 @@ _TIMED_TABLES = (
 )
 
 
-def tables(connection: duckdb.DuckDBPyConnection, path: Path, config: Config) -> list[SourceTable]:
+def tables(reader: Reader, path: Path, config: Config) -> list[SourceTable]:
     """Patients (the roster), stays, what is coded at discharge, and the timed tables."""
-    folders = (path, path / "hosp", path / "icu")
+    folders = (path, path / "core", path / "hosp", path / "icu")  # core/ is of versions 0.4 and 1.0
 
     def find(name: str) -> Relation | None:
-        return find_relation(connection, folders, name)
+        return reader.find(folders, name)
 
     found = [file.name for folder in folders for file in table_paths(folder)]
     patients = require_table(find("patients"), "patients", found, path)
@@ -114,21 +110,22 @@ def tables(connection: duckdb.DuckDBPyConnection, path: Path, config: Config) ->
     admissions.require(_SUBJECT, _STAY, "admittime", "dischtime", "deathtime", "admission_type")
     return [
         _patients(patients),
-        _race(connection, admissions),
+        _race(reader, admissions),
         _admissions(admissions),
-        *(_timed(connection, timed, find) for timed in _TIMED_TABLES),
+        *(_timed(reader, timed, find) for timed in _TIMED_TABLES),
         _microbiology(find("microbiologyevents")),
-        _procedures(connection, find),
-        _diagnoses(connection, admissions, find),
-        _drgs(connection, admissions, find),
+        _procedures(reader, find),
+        _diagnoses(reader, admissions, find),
+        _drgs(reader, admissions, find),
     ]
 
 
 def _patients(relation: Relation) -> SourceTable:
     relation.require(_SUBJECT, "gender", "anchor_age", "anchor_year", "dod")
     year = f"{relation.integer('anchor_year')} - {relation.integer('anchor_age')}"
+    first_of_january = f"TRY_CAST(({year}) || '-01-01' AS TIMESTAMP)"
     born = Time(
-        parsed=f"make_timestamp({year}, 1, 1, 0, 0, 0.0)",
+        parsed=relation.utc(first_of_january),
         stated=relation.text("anchor_year"),
         column="anchor_year",
     )
@@ -137,12 +134,12 @@ def _patients(relation: Relation) -> SourceTable:
     return SourceTable(name="patients", relation=relation, subject=_SUBJECT, events=events, is_roster=True)
 
 
-def _race(connection: duckdb.DuckDBPyConnection, admissions: Relation) -> SourceTable:
-    if not admissions.has("race"):
+def _race(reader: Reader, admissions: Relation) -> SourceTable:
+    column = "race" if admissions.has("race") else "ethnicity"  # its name before version 2
+    if not admissions.has(column):
         return SourceTable(name="race of the first stay", relation=None)
-    race, start = admissions.text("race"), admissions.time("admittime").parsed
-    first = describe(
-        connection,
+    race, start = admissions.text(column), admissions.time("admittime").parsed
+    first = reader.relation(
         "race of the first stay",
         f"(SELECT {_SUBJECT}, arg_min({race}, {start}) AS race FROM {admissions.sql} GROUP BY {_SUBJECT})",
     )
@@ -166,7 +163,7 @@ def _admissions(relation: Relation) -> SourceTable:
     return SourceTable(name="admissions", relation=relation, subject=_SUBJECT, events=tuple(events), visit=_STAY)
 
 
-def _timed(connection: duckdb.DuckDBPyConnection, timed: _Timed, find: Find) -> SourceTable:
+def _timed(reader: Reader, timed: _Timed, find: Find) -> SourceTable:
     relation = find(timed.table)
     if relation is None:
         return SourceTable(name=timed.table, relation=None)
@@ -174,7 +171,7 @@ def _timed(connection: duckdb.DuckDBPyConnection, timed: _Timed, find: Find) -> 
     description = relation.text(timed.description) if timed.description else NULL
     if timed.dictionary is not None:
         table, key, label = timed.dictionary
-        relation, description = _described(connection, relation, find(table), (key,), label)
+        relation, description = _described(reader, relation, find(table), (key,), label)
     parts = ", ".join(relation.text(part) for part in timed.parts)
     first = relation.text(timed.parts[0])
     number = relation.number(timed.value) if timed.value else NULL
@@ -185,6 +182,7 @@ def _timed(connection: duckdb.DuckDBPyConnection, timed: _Timed, find: Find) -> 
         numeric_value=number,
         text_value=text,
         description=description,
+        decimal_comma=relation.decimal_commas(timed.value) if timed.value else NULL,
     )
     return SourceTable(
         name=timed.table,
@@ -216,13 +214,13 @@ def _microbiology(relation: Relation | None) -> SourceTable:
     return SourceTable(name=name, relation=relation, subject=_SUBJECT, events=events, visit=_STAY)
 
 
-def _procedures(connection: duckdb.DuckDBPyConnection, find: Find) -> SourceTable:
+def _procedures(reader: Reader, find: Find) -> SourceTable:
     relation = find("procedures_icd")
     if relation is None:
         return SourceTable(name="procedures_icd", relation=None)
     relation.require(_SUBJECT, _STAY, "chartdate", "icd_code", "icd_version")
     relation, description = _described(
-        connection, relation, find("d_icd_procedures"), ("icd_code", "icd_version"), "long_title"
+        reader, relation, find("d_icd_procedures"), ("icd_code", "icd_version"), "long_title"
     )
     event = Event(
         code=_icd(relation, {"9": "ICD9PROC//", "10": "ICD10PCS//"}),
@@ -232,15 +230,15 @@ def _procedures(connection: duckdb.DuckDBPyConnection, find: Find) -> SourceTabl
     return SourceTable(name="procedures_icd", relation=relation, subject=_SUBJECT, events=(event,), visit=_STAY)
 
 
-def _diagnoses(connection: duckdb.DuckDBPyConnection, admissions: Relation, find: Find) -> SourceTable:
+def _diagnoses(reader: Reader, admissions: Relation, find: Find) -> SourceTable:
     relation = find("diagnoses_icd")
     if relation is None:
         return SourceTable(name="diagnoses_icd", relation=None)
     relation.require(_SUBJECT, _STAY, "icd_code", "icd_version")
     relation, description = _described(
-        connection, relation, find("d_icd_diagnoses"), ("icd_code", "icd_version"), "long_title"
+        reader, relation, find("d_icd_diagnoses"), ("icd_code", "icd_version"), "long_title"
     )
-    relation = _with_end_of_stay(connection, relation, admissions)
+    relation = _with_end_of_stay(reader, relation, admissions)
     event = Event(
         code=_icd(relation, {"9": "ICD9CM//", "10": "ICD10CM//"}),
         time=relation.time("end_of_stay"),
@@ -249,12 +247,12 @@ def _diagnoses(connection: duckdb.DuckDBPyConnection, admissions: Relation, find
     return SourceTable(name="diagnoses_icd", relation=relation, subject=_SUBJECT, events=(event,), visit=_STAY)
 
 
-def _drgs(connection: duckdb.DuckDBPyConnection, admissions: Relation, find: Find) -> SourceTable:
+def _drgs(reader: Reader, admissions: Relation, find: Find) -> SourceTable:
     relation = find("drgcodes")
     if relation is None:
         return SourceTable(name="drgcodes", relation=None)
     relation.require(_SUBJECT, _STAY, "drg_type", "drg_code")
-    relation = _with_end_of_stay(connection, relation, admissions)
+    relation = _with_end_of_stay(reader, relation, admissions)
     event = Event(
         code=f"('DRG//' || {relation.text('drg_type')} || '//' || {relation.text('drg_code')})",
         time=relation.time("end_of_stay"),
@@ -275,14 +273,13 @@ def _end_of_stay(admissions: Relation) -> Time:
     return Time(parsed=f"least({discharge.parsed}, {died.parsed})", stated=discharge.stated, column="dischtime")
 
 
-def _with_end_of_stay(connection: duckdb.DuckDBPyConnection, relation: Relation, admissions: Relation) -> Relation:
+def _with_end_of_stay(reader: Reader, relation: Relation, admissions: Relation) -> Relation:
     """The relation with the column `end_of_stay`, looked up by stay."""
     stays = (
         f"(SELECT {admissions.identifier(_STAY)} AS stay, "
-        f"min({_end_of_stay(admissions).parsed}) AS end_of_stay FROM {admissions.sql} GROUP BY stay)"
+        f"timezone('UTC', min({_end_of_stay(admissions).parsed})) AS end_of_stay FROM {admissions.sql} GROUP BY stay)"
     )
-    return describe(
-        connection,
+    return reader.relation(
         relation.name,
         f"(SELECT record.*, end_of_stay FROM {relation.sql} AS record "
         f"LEFT JOIN {stays} ON stay = {relation.identifier(_STAY)})",
@@ -290,7 +287,7 @@ def _with_end_of_stay(connection: duckdb.DuckDBPyConnection, relation: Relation,
 
 
 def _described(
-    connection: duckdb.DuckDBPyConnection,
+    reader: Reader,
     relation: Relation,
     dictionary: Relation | None,
     keys: tuple[str, ...],
@@ -312,5 +309,5 @@ def _described(
         f"(SELECT {columns}, min({dictionary.text(label)}) AS dictionary_label FROM {dictionary.sql} "
         f"GROUP BY {', '.join(map(quote_name, names))})"
     )
-    joined = describe(connection, relation.name, f"(SELECT * FROM {relation.sql} LEFT JOIN {labelled} ON {match})")
+    joined = reader.relation(relation.name, f"(SELECT * FROM {relation.sql} LEFT JOIN {labelled} ON {match})")
     return joined, "dictionary_label"

@@ -1,7 +1,7 @@
-"""An OMOP common data model: a folder of CSV, gzipped CSV or Parquet, or a DuckDB file (opened read-only).
+"""An OMOP common data model, v5.3 to v6: a folder of CSV or Parquet tables, or a DuckDB or SQLite file.
 
-Table and column names may have any case, and file names a number before them (``2b_concept.csv.gz``). The
-table `person` is required, every other is used where there is one.
+Table and column names may have any case, and file names a number before them (``2b_concept.csv.gz``) or after them
+(``measurement_3.csv``). The table `person` is required, every other is used where there is one.
 
 Codes, in this order:
 
@@ -12,41 +12,39 @@ Codes, in this order:
 
 A visit makes its concept's code at its start: ``Visit//IP``, ``Visit//OP``, ``Visit//ER``. An observation
 period makes ``OBSERVATION_PERIOD//START`` and ``OBSERVATION_PERIOD//END``: follow-up ends at the latter.
-Where a table has a date and a datetime, the datetime is used unless it is empty. A birth known by its year
-alone is put at the first of January, one known by year and month at the first of the month.
+Where a table has a date and a datetime, the datetime is used unless it is empty, and else the date with the clock of
+`measurement_time`, where there is one. A birth known by its year alone is put at the first of January, one known by
+year and month at the first of the month.
+
+A result that is a concept (`value_as_concept_id`) or text goes to `text_value`, with its qualifier behind it. Numbers
+of a concept that has several units carry theirs in the code: ``LOINC//2345-7//mg/dL``.
+
+A condition of an inpatient visit is known when the visit ends (`conditions_at`): most are billing diagnoses, coded at
+discharge and stamped with the day of admission.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import duckdb
-
-from ehrtrack.data.sources._relation import (
-    Relation,
-    Time,
-    describe,
-    find_relation,
-    first_line,
-    quote_name,
-    quote_text,
-    table_paths,
-)
+from ehrtrack.data.sources._reader import TABLE_SUFFIXES, DatabaseFile, Reader, table_paths
+from ehrtrack.data.sources._reading import Reading
+from ehrtrack.data.sources._relation import Relation, Time, quote_name
 from ehrtrack.data.sources._table import (
     NULL,
     Event,
+    Note,
     SourceTable,
     birth,
     death,
     prefixed,
     require_table,
+    unit_where_several,
 )
 from ehrtrack.errors import DataError
-from ehrtrack.section import Section
 
-_DATABASE = "omop_source"
-_DATABASE_SUFFIXES = (".duckdb", ".db", ".ddb")
 # Concepts that every model shares and that a partial concept table may lack.
 _SHARED_CONCEPTS = (
     (9201, "Visit//IP", "Inpatient Visit"),
@@ -56,17 +54,25 @@ _SHARED_CONCEPTS = (
 )
 
 
-class Config(Section):
-    """Nothing to set."""
+class Config(Reading):
+    """How cells are read, and when diagnoses are known.
+
+    Attributes
+    ----------
+    conditions_at : ``visit_end`` puts conditions that are dated within an inpatient visit at its end, ``start`` leaves
+        them at their own start.
+    """
+
+    conditions_at: Literal["visit_end", "start"] = "visit_end"
 
 
 @dataclass(frozen=True)
 class _Clinical:
-    """A clinical table: the word its columns and codes begin with, and its start columns, datetime first."""
+    """A clinical table: the word its columns and codes begin with, and its start columns, the best first."""
 
     table: str
     word: str
-    start: tuple[str, ...]
+    start: tuple[str | tuple[str, str], ...]
 
 
 _CLINICAL_TABLES = (
@@ -75,83 +81,66 @@ _CLINICAL_TABLES = (
     _Clinical("drug_exposure", "drug", ("drug_exposure_start_datetime", "drug_exposure_start_date")),
     _Clinical("procedure_occurrence", "procedure", ("procedure_datetime", "procedure_date")),
     _Clinical("device_exposure", "device", ("device_exposure_start_datetime", "device_exposure_start_date")),
-    _Clinical("measurement", "measurement", ("measurement_datetime", "measurement_date")),
+    _Clinical("measurement", "measurement", ("measurement_datetime", ("measurement_date", "measurement_time"))),
     _Clinical("observation", "observation", ("observation_datetime", "observation_date")),
 )
+_INPATIENT_VISITS = (9201, 262, 8717)  # inpatient, emergency room and inpatient, inpatient hospital
 
 
-def tables(connection: duckdb.DuckDBPyConnection, path: Path, config: Config) -> list[SourceTable]:
+def tables(reader: Reader, path: Path, config: Config) -> list[SourceTable]:
     """Person (the roster), observation periods, clinical tables and deaths."""
-    if path.is_file():
-        _attach(connection, path)
+    database = None if path.is_dir() else _open(reader, path)
 
     def find(name: str) -> Relation | None:
-        if path.is_dir():
-            return find_relation(connection, (path,), name, pattern=rf"(\d\w*_)?{name}")
-        return _find_in_database(connection, name)
+        if database is None:
+            return reader.find((path,), name, pattern=rf"(\d\w*_)?{name}")
+        relation = database.find(name)
+        return None if relation is None else _with_header_from_first_row(reader, relation)
 
-    found = [file.name for file in table_paths(path)] if path.is_dir() else _database_tables(connection)
+    found = [file.name for file in table_paths(path)] if database is None else database.tables
     person = require_table(find("person"), "person", found, path)
-    _load_concepts(connection, find("concept"))
+    _load_concepts(reader, find("concept"))
+    visits = find("visit_occurrence")
+    at_visit_end = visits if config.conditions_at == "visit_end" else None
     return [
-        _person(person),
+        _person(reader, person),
         _observation_period(find("observation_period")),
-        *(_clinical(connection, clinical, find(clinical.table)) for clinical in _CLINICAL_TABLES),
-        _death(find("death")),
+        *(
+            _clinical(reader, clinical, find(clinical.table), at_visit_end if clinical.word == "condition" else None)
+            for clinical in _CLINICAL_TABLES
+        ),
+        _death(find("death"), person),
     ]
 
 
-def _attach(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
-    if path.suffix.lower() not in _DATABASE_SUFFIXES:
+def _open(reader: Reader, path: Path) -> DatabaseFile:
+    if path.name.lower().endswith(TABLE_SUFFIXES):
         raise DataError(
-            f"{path} is one file; needed: a folder of CSV or Parquet tables, or a DuckDB file "
-            f"({', '.join(_DATABASE_SUFFIXES)})"
+            f"{path} is one table; needed: the folder of all tables, or a DuckDB or SQLite file that holds them"
         )
-    try:
-        connection.execute(f"ATTACH {quote_text(str(path))} AS {_DATABASE} (READ_ONLY)")
-    except duckdb.Error as error:
-        raise DataError(f"{path} cannot be opened as a DuckDB file: {first_line(error)}") from error
+    return DatabaseFile(reader, path)
 
 
-def _database_tables(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    query = "SELECT table_name FROM information_schema.tables WHERE table_catalog = ? ORDER BY 1"
-    return [str(row[0]) for row in connection.execute(query, [_DATABASE]).fetchall()]
-
-
-def _find_in_database(connection: duckdb.DuckDBPyConnection, name: str) -> Relation | None:
-    query = (
-        "SELECT table_schema, table_name FROM information_schema.tables "
-        "WHERE table_catalog = ? AND lower(table_name) = ? ORDER BY 1"
-    )
-    rows = connection.execute(query, [_DATABASE, name]).fetchall()
-    if len(rows) > 1:
-        schemas = ", ".join(str(schema) for schema, _ in rows)
-        raise DataError(f"table {name} is in several schemas ({schemas}); keep one of them in the file")
-    if not rows:
-        return None
-    schema, table = rows[0]
-    relation = describe(connection, name, f"{_DATABASE}.{quote_name(schema)}.{quote_name(table)}")
-    return _with_header_from_first_row(connection, relation)
-
-
-def _with_header_from_first_row(connection: duckdb.DuckDBPyConnection, relation: Relation) -> Relation:
+def _with_header_from_first_row(reader: Reader, relation: Relation) -> Relation:
     """Columns named after the first row where a header was loaded as data, as in column0, column1, ...
 
     The row itself stays, to be counted and dropped as a header row.
     """
     if not all(column.startswith("column") and column[6:].isdigit() for column in relation.types):
         return relation
-    row = connection.execute(f"SELECT * FROM {relation.sql} LIMIT 1").fetchone()
+    rows = reader.connection.execute(f"SELECT * FROM {relation.sql} LIMIT 1").fetchall()
+    row = rows[0] if rows else None
     if row is None or not all(isinstance(cell, str) and cell.replace("_", "").isalnum() for cell in row):
         return relation
     names = ", ".join(
         f"{quote_name(column)} AS {quote_name(cell.lower())}" for column, cell in zip(relation.types, row, strict=True)
     )
-    return describe(connection, relation.name, f"(SELECT {names} FROM {relation.sql})")
+    return reader.relation(relation.name, f"(SELECT {names} FROM {relation.sql})")
 
 
-def _load_concepts(connection: duckdb.DuckDBPyConnection, concept: Relation | None) -> None:
+def _load_concepts(reader: Reader, concept: Relation | None) -> None:
     """The table `omop_concept` (concept_id, concept_label, concept_text), one row a concept."""
+    connection = reader.connection
     connection.execute("CREATE TABLE omop_concept (concept_id BIGINT, concept_label VARCHAR, concept_text VARCHAR)")
     if concept is not None:
         concept.require("concept_id", "concept_name", "vocabulary_id", "concept_code")
@@ -168,7 +157,7 @@ def _load_concepts(connection: duckdb.DuckDBPyConnection, concept: Relation | No
     )
 
 
-def _person(relation: Relation) -> SourceTable:
+def _person(reader: Reader, relation: Relation) -> SourceTable:
     relation.require("person_id", "gender_concept_id", "year_of_birth")
     gender = (
         f"CASE {relation.integer('gender_concept_id')} WHEN 8507 THEN 'M' WHEN 8532 THEN 'F' "
@@ -179,20 +168,21 @@ def _person(relation: Relation) -> SourceTable:
         concept = f"nullif({relation.integer(f'{word}_concept_id')}, 0)"
         value = f"coalesce({relation.text(f'{word}_source_value')}, CAST({concept} AS VARCHAR))"
         facts.append(Event(code=prefixed(f"{word.upper()}//", value), time=None))
-    events = (birth(_birth_time(relation)), *facts)
-    return SourceTable(name="person", relation=relation, subject="person_id", events=events, is_roster=True)
+    events = [birth(_birth_time(relation)), *facts]
+    if relation.has("death_datetime"):  # of OMOP v6, which has no table of deaths
+        events.append(death(relation.time("death_datetime")))
+    return SourceTable(name="person", relation=relation, subject="person_id", events=tuple(events), is_roster=True)
 
 
 def _birth_time(relation: Relation) -> Time:
     year, month, day = (relation.integer(f"{unit}_of_birth") for unit in ("year", "month", "day"))
-    built = (
-        f"TRY_CAST(format('{{:04d}}-{{:02d}}-{{:02d}}', {year}, coalesce({month}, 1), coalesce({day}, 1)) AS TIMESTAMP)"
-    )
+    date = f"format('{{:04d}}-{{:02d}}-{{:02d}}', {year}, coalesce({month}, 1), coalesce({day}, 1))"
+    built = relation.utc(f"TRY_CAST({date} AS TIMESTAMP)")
     if not relation.has("birth_datetime"):
         return Time(parsed=built, stated=relation.text("year_of_birth"), column="year_of_birth")
     stated = relation.time("birth_datetime")
     return Time(
-        parsed=f"coalesce({stated.parsed}, {built})",
+        parsed=f"CASE WHEN {stated.stated} IS NOT NULL THEN {stated.parsed} ELSE {built} END",
         stated=f"coalesce({stated.stated}, {relation.text('year_of_birth')})",
         column="birth_datetime / year_of_birth",
     )
@@ -205,50 +195,47 @@ def _observation_period(relation: Relation | None) -> SourceTable:
     columns = ("observation_period_start_date", "observation_period_end_date")
     relation.require("person_id", *columns)
     start, end = (relation.time(column) for column in columns)
+    is_open = f"coalesce({end.parsed} > CAST(now() AS TIMESTAMP), false)"  # 2099-12-31 and 9999-12-31 mean "not yet"
     events = (
         Event(code="'OBSERVATION_PERIOD//START'", time=start),
-        Event(code="'OBSERVATION_PERIOD//END'", time=end),
+        Event(code=f"CASE WHEN NOT {is_open} THEN 'OBSERVATION_PERIOD//END' END", time=end),
     )
-    return SourceTable(name=name, relation=relation, subject="person_id", events=events)
+    open_periods = Note(is_open, "{n} periods end after today and are left open: follow-up goes to the last event")
+    return SourceTable(name=name, relation=relation, subject="person_id", events=events, notes=(open_periods,))
 
 
-def _death(relation: Relation | None) -> SourceTable:
+def _death(relation: Relation | None, person: Relation) -> SourceTable:
     if relation is None:
         return SourceTable(name="death", relation=None)
-    relation.require("person_id", "death_date")
+    relation.require("person_id")
     time = relation.time("death_datetime", "death_date")
     return SourceTable(name="death", relation=relation, subject="person_id", events=(death(time),))
 
 
-def _clinical(connection: duckdb.DuckDBPyConnection, clinical: _Clinical, relation: Relation | None) -> SourceTable:
+def _clinical(
+    reader: Reader, clinical: _Clinical, relation: Relation | None, at_visit_end: Relation | None
+) -> SourceTable:
     if relation is None:
         return SourceTable(name=clinical.table, relation=None)
     word = clinical.word
-    relation.require("person_id", f"{word}_concept_id", clinical.start[-1])
-    concept_id = f"nullif({relation.integer(f'{word}_concept_id')}, 0)"
-    source_id = f"nullif({relation.integer(f'{word}_source_concept_id')}, 0)"
-    joined = describe(
-        connection,
-        clinical.table,
-        f"""(SELECT record.*, coalesce(standard.concept_label, source.concept_label) AS event_label,
-                coalesce(standard.concept_text, source.concept_text) AS event_text
-            FROM {relation.sql} AS record
-            LEFT JOIN omop_concept AS standard ON standard.concept_id = {concept_id}
-            LEFT JOIN omop_concept AS source ON {concept_id} IS NULL AND source.concept_id = {source_id})""",
-    )
-    code = (
-        f"coalesce(event_label, {prefixed(f'{word.upper()}//', f'CAST({concept_id} AS VARCHAR)')}, "
-        f"{prefixed(f'{word.upper()}_SOURCE//', joined.text(f'{word}_source_value'))})"
-    )
-    number = joined.number("value_as_number")
-    has_value = joined.has("value_as_number")
-    text = f"coalesce({joined.text('value_as_string')}, {joined.text('value_source_value')})"
+    relation.require("person_id", f"{word}_concept_id")
+    joined = _with_concepts(reader, relation, word)
+    number, text = _results(joined)
+    code = _code(joined, word)
+    unit = f"coalesce(unit_label, {joined.text('unit_source_value')})" if joined.has("unit_label") else NULL
+    several_units = unit_where_several(reader, joined, code, unit, number)
+    time = joined.time(*clinical.start)
+    notes: tuple[Note, ...] = ()
+    if at_visit_end is not None and joined.has("visit_occurrence_id"):
+        joined = _with_visit_end(reader, joined, at_visit_end)
+        time, notes = _moved_to_visit_end(joined, time)
     event = Event(
-        code=code,
-        time=joined.time(*clinical.start),
+        code=f"({code} || {several_units})",
+        time=time,
         numeric_value=number,
-        text_value=f"CASE WHEN {number} IS NULL THEN {text} END" if has_value else NULL,
+        text_value=text,
         description="event_text",
+        decimal_comma=joined.decimal_commas("value_as_number"),
     )
     return SourceTable(
         name=clinical.table,
@@ -256,4 +243,86 @@ def _clinical(connection: duckdb.DuckDBPyConnection, clinical: _Clinical, relati
         subject="person_id",
         events=(event,),
         visit="visit_occurrence_id" if joined.has("visit_occurrence_id") else None,
+        notes=notes,
     )
+
+
+def _with_concepts(reader: Reader, relation: Relation, word: str) -> Relation:
+    """The table with the label and text of its rows' concepts, and those of their results, qualifiers and units."""
+    of_event = (_id(relation, f"{word}_concept_id"), _id(relation, f"{word}_source_concept_id"))
+    joins = [
+        f"LEFT JOIN omop_concept AS standard ON standard.concept_id = {of_event[0]}",
+        f"LEFT JOIN omop_concept AS source ON {of_event[0]} IS NULL AND source.concept_id = {of_event[1]}",
+    ]
+    columns = [
+        "coalesce(standard.concept_label, source.concept_label) AS event_label",
+        "coalesce(standard.concept_text, source.concept_text) AS event_text",
+    ]
+    for column, alias, found in (
+        ("value_as_concept_id", "result_text", "concept_text"),
+        ("qualifier_concept_id", "qualifier_text", "concept_text"),
+        ("unit_concept_id", "unit_label", "split_part(concept_label, '//', 2)"),
+    ):
+        if relation.has(column):
+            concept = _id(relation, column)
+            joins.append(f"LEFT JOIN omop_concept AS {alias}_of ON {alias}_of.concept_id = {concept}")
+            label = found.replace("concept_", f"{alias}_of.concept_")
+            columns.append(f"coalesce({label}, CAST({concept} AS VARCHAR)) AS {alias}")
+        elif alias == "unit_label" and relation.has("unit_source_value"):
+            columns.append("NULL AS unit_label")
+    query = f"(SELECT record.*, {', '.join(columns)} FROM {relation.sql} AS record {' '.join(joins)})"
+    return reader.relation(relation.name, query)
+
+
+def _id(relation: Relation, column: str) -> str:
+    """SQL of a concept's id; NULL where it is 0, "no matching concept"."""
+    return f"nullif({relation.integer(column)}, 0)"
+
+
+def _code(joined: Relation, word: str) -> str:
+    concept_id = _id(joined, f"{word}_concept_id")
+    return (
+        f"coalesce(event_label, {prefixed(f'{word.upper()}//', f'CAST({concept_id} AS VARCHAR)')}, "
+        f"{prefixed(f'{word.upper()}_SOURCE//', joined.text(f'{word}_source_value'))})"
+    )
+
+
+def _results(joined: Relation) -> tuple[str, str]:
+    """SQL of the number and, where there is none, of the text that a row states as its result."""
+    number = joined.number("value_as_number")
+    columns = [column for column in ("value_as_string", "value_source_value") if joined.has(column)]
+    has_result = joined.has("value_as_number") or joined.has("result_text") or "value_as_string" in columns
+    if not has_result:
+        return number, NULL
+    stated = ", ".join(["result_text"] * joined.has("result_text") + [joined.text(column) for column in columns])
+    if not stated:
+        return number, NULL
+    text = f"coalesce({stated})"
+    if joined.has("qualifier_text"):
+        text = f"nullif(concat_ws(', ', {text}, qualifier_text), '')"
+    return number, f"CASE WHEN {number} IS NULL THEN {text} END"
+
+
+def _with_visit_end(reader: Reader, relation: Relation, visits: Relation) -> Relation:
+    """The conditions with the start and end of their visit, where it is an inpatient one."""
+    inpatient = ", ".join(map(str, _INPATIENT_VISITS))
+    visits.require("visit_occurrence_id", "visit_concept_id")
+    start = visits.time("visit_start_datetime", "visit_start_date").parsed
+    end = visits.time("visit_end_datetime", "visit_end_date").parsed
+    stays = (
+        f"(SELECT {visits.identifier('visit_occurrence_id')} AS stay, timezone('UTC', min({start})) AS stay_start, "
+        f"timezone('UTC', max({end})) AS stay_end FROM {visits.sql} "
+        f"WHERE {visits.integer('visit_concept_id')} IN ({inpatient}) GROUP BY stay)"
+    )
+    visit = relation.identifier("visit_occurrence_id")
+    query = f"(SELECT record.*, stay_start, stay_end FROM {relation.sql} AS record LEFT JOIN {stays} ON stay = {visit})"
+    return reader.relation(relation.name, query)
+
+
+def _moved_to_visit_end(joined: Relation, time: Time) -> tuple[Time, tuple[Note, ...]]:
+    """The visit's end for what is dated from the day it began on, and before its end."""
+    start, end = joined.time("stay_start").parsed, joined.time("stay_end").parsed
+    is_within = f"coalesce({time.parsed} >= date_trunc('day', {start}) AND {time.parsed} < {end}, false)"
+    moved = Time(f"CASE WHEN {is_within} THEN {end} ELSE {time.parsed} END", time.stated, time.column)
+    words = '{n} conditions of inpatient visits are put at the visit\'s end (conditions_at = "visit_end")'
+    return moved, (Note(is_within, words),)

@@ -1,9 +1,10 @@
-"""Synthea's CSV export, plain or gzipped: the Java exporter's columns, and those of its Python relatives.
+"""Synthea's CSV export: the Java exporter's columns from 2017 on, and those of its Python relatives.
 
 Codes are ``SYSTEM//CODE``: SNOMED-CT, RxNorm, CVX or LOINC, by the SYSTEM column where there is one and by
 table where there is none. An encounter makes ``ENCOUNTER//<class>`` (``ENCOUNTER//inpatient``), its type and
 its reason, all at its start. Conditions, medications and care plans
-are events at their start; their ends are not used.
+are events at their start; their ends are not used. Before 2018 encounters had no class; before version 3 the columns of
+times had other names. Numbers of a code that has several UNITS carry theirs in the code.
 Static facts are GENDER//, RACE// and ETHNICITY//. Stamps with a zone (``...Z``) become UTC without a zone.
 """
 
@@ -11,9 +12,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import duckdb
-
-from ehrtrack.data.sources._relation import Relation, find_relation, quote_text, table_paths
+from ehrtrack.data.sources._reader import Reader, table_paths
+from ehrtrack.data.sources._reading import Reading
+from ehrtrack.data.sources._relation import Relation, quote_text
 from ehrtrack.data.sources._table import (
     Event,
     SourceTable,
@@ -21,8 +22,8 @@ from ehrtrack.data.sources._table import (
     death,
     prefixed,
     require_table,
+    unit_where_several,
 )
-from ehrtrack.section import Section
 
 _SYSTEM_NAMES = {
     "http://snomed.info/sct": "SNOMED-CT",
@@ -30,38 +31,40 @@ _SYSTEM_NAMES = {
     "http://www.nlm.nih.gov/research/umls/rxnorm": "RxNorm",
     "http://hl7.org/fhir/sid/cvx": "CVX",
 }
-# Table, its time column, its code column, the code system where the table does not name one.
+# Table, its code column, the code system where the table does not name one.
 _CODED_TABLES = (
-    ("conditions", "start", "code", "SNOMED-CT"),
-    ("medications", "start", "code", "RxNorm"),
-    ("procedures", "start", "code", "SNOMED-CT"),
-    ("immunizations", "date", "code", "CVX"),
-    ("allergies", "start", "code", "SNOMED-CT"),
-    ("careplans", "start", "code", "SNOMED-CT"),
-    ("devices", "start", "code", "SNOMED-CT"),
-    ("supplies", "date", "code", "SNOMED-CT"),
-    ("imaging_studies", "date", "procedure_code", "SNOMED-CT"),
+    ("conditions", "code", "SNOMED-CT"),
+    ("medications", "code", "RxNorm"),
+    ("procedures", "code", "SNOMED-CT"),
+    ("immunizations", "code", "CVX"),
+    ("allergies", "code", "SNOMED-CT"),
+    ("careplans", "code", "SNOMED-CT"),
+    ("devices", "code", "SNOMED-CT"),
+    ("supplies", "code", "SNOMED-CT"),
+    ("imaging_studies", "procedure_code", "SNOMED-CT"),
 )
 
 
-class Config(Section):
-    """Nothing to set."""
+class Config(Reading):
+    """How cells are read; the Java exporter may write devices without any code, which nothing can be learned from."""
+
+    allow_dropped_tables: tuple[str, ...] = ("devices",)
 
 
-def tables(connection: duckdb.DuckDBPyConnection, path: Path, config: Config) -> list[SourceTable]:
+def tables(reader: Reader, path: Path, config: Config) -> list[SourceTable]:
     """Patients (the roster), encounters, the coded tables and observations."""
     folders = (path, path / "csv")
 
     def find(name: str) -> Relation | None:
-        return find_relation(connection, folders, name)
+        return reader.find(folders, name)
 
     found = [file.name for folder in folders for file in table_paths(folder)]
     patients = require_table(find("patients"), "patients", found, path)
     return [
         _patients(patients),
         _encounters(find("encounters")),
-        *(_coded(name, find(name), time=time, code=code, system=system) for name, time, code, system in _CODED_TABLES),
-        _observations(find("observations")),
+        *(_coded(reader, name, find(name), code=code, system=system) for name, code, system in _CODED_TABLES),
+        _observations(reader, find("observations")),
     ]
 
 
@@ -78,8 +81,8 @@ def _patients(relation: Relation) -> SourceTable:
 def _encounters(relation: Relation | None) -> SourceTable:
     if relation is None:
         return SourceTable(name="encounters", relation=None)
-    relation.require("Id", "START", "PATIENT", "ENCOUNTERCLASS")
-    start = relation.time("START")
+    relation.require("Id", "PATIENT")
+    start = relation.time(relation.first_of("START", "DATE"))
     system = _system(relation, "SNOMED-CT")
     events = (
         Event(code=prefixed("ENCOUNTER//", f"lower({relation.text('ENCOUNTERCLASS')})"), time=start),
@@ -97,10 +100,14 @@ def _encounters(relation: Relation | None) -> SourceTable:
     return SourceTable(name="encounters", relation=relation, subject="PATIENT", events=events, visit="Id")
 
 
-def _coded(name: str, relation: Relation | None, *, time: str, code: str, system: str) -> SourceTable:
+def _coded(reader: Reader, name: str, relation: Relation | None, *, code: str, system: str) -> SourceTable:
     if relation is None:
         return SourceTable(name=name, relation=None)
-    relation.require(time, "PATIENT", code)
+    relation.require("PATIENT")
+    time = relation.first_of("START", "DATE")
+    if not relation.has(code):
+        why = f"{reader.n_rows(relation):,} rows without a column {code.upper()}"
+        return SourceTable(name=name, relation=None, left_out=why)
     event = Event(
         code=f"({_system(relation, system)} || '//' || {relation.text(code)})",
         time=relation.time(time),
@@ -109,16 +116,18 @@ def _coded(name: str, relation: Relation | None, *, time: str, code: str, system
     return SourceTable(name=name, relation=relation, subject="PATIENT", events=(event,), visit="ENCOUNTER")
 
 
-def _observations(relation: Relation | None) -> SourceTable:
+def _observations(reader: Reader, relation: Relation | None) -> SourceTable:
     if relation is None:
         return SourceTable(name="observations", relation=None)
     relation.require("DATE", "PATIENT", "CODE", "VALUE")
     number = relation.number("VALUE")
+    code = f"({_system(relation, 'LOINC')} || '//' || {relation.text('CODE')})"
     event = Event(
-        code=f"({_system(relation, 'LOINC')} || '//' || {relation.text('CODE')})",
+        code=f"({code} || {unit_where_several(reader, relation, code, relation.text('UNITS'), number)})",
         time=relation.time("DATE"),
         numeric_value=number,
         text_value=f"CASE WHEN {number} IS NULL THEN {relation.text('VALUE')} END",
+        decimal_comma=relation.decimal_commas("VALUE"),
         description=relation.text("DESCRIPTION"),
     )
     return SourceTable(name="observations", relation=relation, subject="PATIENT", events=(event,), visit="ENCOUNTER")
