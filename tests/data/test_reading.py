@@ -239,6 +239,25 @@ def test_the_words_for_nothing_are_a_setting(source: str, tmp_path: Path) -> Non
 
 
 @every_source
+def test_a_number_may_stand_for_nothing(source: str, tmp_path: Path) -> None:
+    rows = [{"value": "-1"}, {"value": "7", "time": "2010-01-06"}]
+    _, events = read(source, tmp_path, rows, 'missing = ["-1"]\n')
+    values = events.filter(~pl.col("code").str.starts_with("MEDS_"))
+    assert values["numeric_value"].to_list() == [None, 7.0]
+    assert values["text_value"].to_list() == [None, None]
+
+
+def test_a_number_may_stand_for_nothing_in_a_column_of_numbers(tmp_path: Path) -> None:
+    times = [datetime(2010, 1, 1), datetime(2010, 1, 2)]
+    frame = pl.DataFrame({"subject_id": [1, 1], "time": times, "code": ["K", "K"], "numeric_value": [-1.0, 7.0]})
+    frame.write_parquet(tmp_path / "raw.parquet")
+    (tmp_path / "source.toml").write_text('missing = ["-1"]')
+    out = tmp_path / "out"
+    import_dataset("meds", tmp_path / "raw.parquet", out, config=tmp_path / "source.toml", progress=lambda line: None)
+    assert open_dataset(out).scan().collect()["numeric_value"].to_list() == [None, 7.0]
+
+
+@every_source
 def test_decimal_commas_are_refused_until_they_are_told_of(source: str, tmp_path: Path) -> None:
     rows = [{"value": "4,5"}, {"value": "1.234,5", "time": "2010-01-06"}]
     with pytest.raises(DataError, match=r'2 of 2 results have a comma, as in 4,5.*decimal = ","'):

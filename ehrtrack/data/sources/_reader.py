@@ -11,7 +11,7 @@ import sqlite3
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, cast
 
@@ -22,7 +22,7 @@ from ehrtrack.data.sources._reading import Reading
 from ehrtrack.data.sources._relation import Relation, first_line, quote_name, quote_text
 from ehrtrack.errors import DataError
 
-_PLAIN = (".csv", ".tsv", ".txt")
+_PLAIN = (".csv", ".tsv", ".txt", ".psv")
 _PACKED = (".bz2", ".zip")  # DuckDB reads gz and zst by itself
 _CSV_SUFFIXES = tuple(f"{plain}{packed}" for plain in _PLAIN for packed in ("", ".gz", ".zst", *_PACKED))
 TABLE_SUFFIXES = (*_CSV_SUFFIXES, ".parquet")
@@ -81,8 +81,12 @@ class Reader:
                 return self.files(parts, name)
         return None
 
-    def files(self, paths: Sequence[Path], name: str) -> Relation:
+    def files(self, paths: Sequence[Path], name: str, *, file_name: str | None = None) -> Relation:
         """One relation over files of the same table; columns are matched by name.
+
+        Parameters
+        ----------
+        file_name : a column that is added, with the name of each row's file without its ending.
 
         Raises
         ------
@@ -98,15 +102,34 @@ class Reader:
                 )
             self._read.add(path)
             if path.name.lower().endswith(".parquet"):
-                options = ", hive_partitioning=true, hive_types_autocast=false" if "=" in path.parent.name else ""
+                options = ", filename='file_of_row'" if file_name else ""
+                options += ", hive_partitioning=true, hive_types_autocast=false" if "=" in path.parent.name else ""
                 selects.append(f"SELECT * FROM read_parquet({quote_text(str(path))}{options})")
             elif path.name.lower().endswith(_CSV_SUFFIXES):
                 headers.setdefault(_csv_header(path), []).append(self._unpacked(path))
             else:
                 raise DataError(f"{path} is no table; needed: a file ending in {', '.join(TABLE_SUFFIXES)}")
         for (delimiter, *columns), unpacked in headers.items():
-            selects.append(_csv_sql(unpacked, delimiter, columns))
-        return self.relation(name, f"({' UNION ALL BY NAME '.join(selects)})")
+            selects.append(_csv_sql(unpacked, delimiter, columns, has_file_name=file_name is not None))
+        union = f"({' UNION ALL BY NAME '.join(selects)})"
+        if file_name is not None:
+            endings = "|".join(suffix[1:].replace(".", "\\.") for suffix in TABLE_SUFFIXES)
+            stem = f"regexp_extract(file_of_row, '([^/\\\\]+?)(\\.({endings}))?$', 1)"
+            union = f"(SELECT * EXCLUDE (file_of_row), {stem} AS {file_name} FROM {union})"
+        return self.cleaned(name, union)
+
+    def cleaned(self, name: str, sql: str) -> Relation:
+        """The relation of a FROM clause whose texts are trimmed, and NULL where blank or a word for a missing value.
+
+        It is done here, once: where every expression over a column did it, DuckDB took a minute over a wide table.
+        """
+        relation = self.relation(name, sql)
+        words = ", ".join(quote_text(word) for word in ("", *self.reading.missing))
+        columns = [
+            f"CASE WHEN trim({column}) NOT IN ({words}) THEN trim({column}) END AS {column}" if is_text else column
+            for column, is_text in ((quote_name(name), kind == "VARCHAR") for name, kind in relation.types.items())
+        ]
+        return replace(relation, sql=f"(SELECT {', '.join(columns)} FROM {sql})")
 
     def relation(self, name: str, sql: str) -> Relation:
         """The relation of a FROM clause, with its columns' types looked up."""
@@ -140,7 +163,8 @@ class Reader:
         """A CSV file that DuckDB can read: unpacked into the scratch folder where it cannot unpack it by itself."""
         if not path.name.lower().endswith(_PACKED):
             return path
-        out = self.scratch / f"unpacked-{len(list(self.scratch.glob('unpacked-*')))}.csv"
+        out = self.scratch / f"unpacked-{len(list(self.scratch.glob('unpacked-*')))}" / f"{_stem(path)}.csv"
+        out.parent.mkdir()
         try:
             with _open_bytes(path) as packed, out.open("wb") as plain:
                 shutil.copyfileobj(packed, plain, 1 << 20)
@@ -197,7 +221,7 @@ class DatabaseFile:
         self.reader.unread_tables.discard(table)
         if self.is_sqlite:
             return self._copied(table, name)
-        return self.reader.relation(name, f"{_DATABASE}.{quote_name(schema)}.{quote_name(table)}")
+        return self.reader.cleaned(name, f"{_DATABASE}.{quote_name(schema)}.{quote_name(table)}")
 
     def _sqlite(self) -> sqlite3.Connection:
         try:
@@ -220,7 +244,7 @@ class DatabaseFile:
             self.reader.connection.register("sqlite_batches", batches)
             self.reader.connection.execute(f"CREATE TABLE {place} AS SELECT * FROM sqlite_batches")
             self.reader.connection.unregister("sqlite_batches")
-        return self.reader.relation(name, place)
+        return self.reader.cleaned(name, place)
 
 
 def table_paths(folder: Path) -> list[Path]:
@@ -293,7 +317,7 @@ def _open_bytes(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _csv_sql(paths: Sequence[Path], delimiter: str, columns: Sequence[str]) -> str:
+def _csv_sql(paths: Sequence[Path], delimiter: str, columns: Sequence[str], *, has_file_name: bool) -> str:
     """A query of CSV files that leaves nothing to guessing: a sniffed dialect changes with the sample it sees."""
     files = ", ".join(quote_text(str(path)) for path in paths)
     types = ", ".join(f"{quote_text(column)}: 'VARCHAR'" for column in columns)
@@ -302,10 +326,13 @@ def _csv_sql(paths: Sequence[Path], delimiter: str, columns: Sequence[str]) -> s
     is_tabbed = delimiter == "\t"
     quote = "" if is_tabbed else '"'
     pair = """regexp_replace({0}, '^"(.*)"$', '\\1') AS {0}"""
-    selected = ", ".join(pair.format(quote_name(column)) for column in columns) if is_tabbed else "*"
+    selected = "*" if not is_tabbed else ", ".join(pair.format(quote_name(column)) for column in columns)
+    if has_file_name and is_tabbed:
+        selected += ", file_of_row"
+    named = ", filename='file_of_row'" if has_file_name else ""
     return (
         f"SELECT {selected} FROM read_csv([{files}], auto_detect=false, header=true, delim={quote_text(delimiter)}, "
-        f"quote='{quote}', escape='{quote}', columns={{{types}}})"
+        f"quote='{quote}', escape='{quote}', columns={{{types}}}{named})"
     )
 
 

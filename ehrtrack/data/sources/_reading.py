@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zoneinfo
 from datetime import date, datetime
 from typing import Literal
@@ -44,6 +45,10 @@ class Reading(Section):
     max_unreadable_births: float = Field(default=0.05, ge=0, le=1)
     max_unreadable_deaths: float = Field(default=0.0, ge=0, le=1)
     allow_dropped_tables: tuple[str, ...] = ()
+
+    def missing_numbers(self) -> list[str]:
+        """The words for a missing value that are numbers, such as -1: they stand for it in columns of numbers too."""
+        return [word for word in self.missing if re.fullmatch(r"[+-]?\d+(\.\d+)?", word)]
 
     def first_and_last_time(self) -> tuple[datetime, datetime]:
         """The earliest and the latest time that is plausible."""

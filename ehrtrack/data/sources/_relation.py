@@ -39,7 +39,7 @@ class Relation:
     ----------
     name : the table as the report names it.
     sql : what follows FROM.
-    types : DuckDB type of each column, by the column's name in lower case.
+    types : DuckDB type of each column, by the column's name in lower case; texts are trimmed, and NULL where missing.
     reading : how its cells are read.
     """
 
@@ -89,7 +89,7 @@ class Relation:
         return self
 
     def text(self, column: str) -> str:
-        """SQL of a column as trimmed text, NULL where blank or a word for a missing value."""
+        """SQL of a column as text; of one stored as text, blanks and words for a missing value are NULL already."""
         if not self.has(column):
             return "NULL"
         name = quote_name(column.lower())
@@ -100,11 +100,7 @@ class Relation:
                 f"WHEN {name} = floor({name}) THEN CAST(TRY_CAST({name} AS BIGINT) AS VARCHAR) "
                 f"ELSE CAST({name} AS VARCHAR) END"
             )
-        if self.is_integer(column):
-            return f"CAST({name} AS VARCHAR)"
-        text = f"trim(CAST({name} AS VARCHAR))"
-        words = ", ".join(quote_text(word) for word in ("", *self.reading.missing))
-        return f"CASE WHEN {text} NOT IN ({words}) THEN {text} END"
+        return name if self.types[column.lower()] == "VARCHAR" else f"CAST({name} AS VARCHAR)"
 
     def identifier(self, column: str) -> str:
         """SQL of a subject's or visit's identifier as text; ``123.0`` is 123, and R's ``1e+05`` 100000."""
@@ -126,12 +122,17 @@ class Relation:
         """SQL of a column as a finite 32-bit float, NULL where it is none."""
         if not self.has(column):
             return "NULL"
-        name = quote_name(column.lower())
         kind = self.types[column.lower()]
-        if kind == "VARCHAR" and self.reading.decimal == ",":
-            name = f"replace(replace({name}, '.', ''), ',', '.')"
-        value = name if kind == "FLOAT" else f"TRY_CAST({name} AS FLOAT)"
-        return f"CASE WHEN isfinite({value}) THEN {value} END"
+        is_text = kind == "VARCHAR"
+        cell = self.text(column) if is_text else quote_name(column.lower())
+        if is_text and self.reading.decimal == ",":
+            cell = f"replace(replace({cell}, '.', ''), ',', '.')"
+        value = cell if kind == "FLOAT" else f"TRY_CAST({cell} AS FLOAT)"
+        codes_of_missing = [] if is_text else self.reading.missing_numbers()
+        is_stated = f"isfinite({value})"
+        if codes_of_missing:
+            is_stated += f" AND {value} NOT IN ({', '.join(codes_of_missing)})"
+        return f"CASE WHEN {is_stated} THEN {value} END"
 
     def decimal_commas(self, column: str) -> str:
         """SQL of whether a cell is a number with a decimal comma, which is lost where the decimal mark is a point."""

@@ -29,7 +29,7 @@ many::
     [[table.static]]
     columns = ["BENE_SEX_IDENT_CD"]
     prefix = "GENDER//"
-    values = {"1" = "M", "2" = "F"}    # spell values; others stay as they are
+    values = {"1" = "M", "2" = "F"}    # spell values; others stay as they are, and "" leaves one out
 
     [[table]]                          # yearly flags: a column that is "1" is an event named after the column
     files = "*2008_Beneficiary_Summary*"
@@ -51,82 +51,47 @@ many::
     unit = "unit"                      # appended to the code: LAB//sodium//mmol/L
     description = "test_name"
 
-Names of columns may have any case. A row without any code counts as one event without a code.
+    [[table]]                          # times as minutes from an admission, which another file tells
+    files = "lab.csv.gz"
+    join = [{ files = "patient.csv.gz", on = "stay_id" }]   # its columns stand beside those of lab.csv.gz
+    subject = "patient_id"
+    time = { offset = "result_offset", unit = "minutes", anchor = "admitted_at" }   # a column, or a date for all
+    [[table.codes]]
+    columns = ["labname"]
+    value = "labresult"
+
+    [[table]]                          # a wide table of measurements, one file a subject: p000001.psv
+    files = "p*.psv"
+    subject = "file_name"              # of each row's file, without ending
+    time = { offset = "ICULOS", unit = "hours", anchor = "2000-01-01" }
+    [[table.codes]]
+    measured = ["HR", "Temp", "*BP"]   # each cell makes the code prefix + column; an empty one makes nothing
+    prefix = "VITAL//"
+    [[table.codes]]
+    code = "SEPSIS"
+    where = { SepsisLabel = "1" }      # rows of which this holds
+
+Names of columns may have any case. A row without any code counts as one event without a code. A fixed code with a
+`value` makes no event where the value is empty.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import fnmatch
+import re
 from pathlib import Path
 
-from pydantic import Field, model_validator
-
 from ehrtrack.data.sources._reader import Reader, table_paths
-from ehrtrack.data.sources._reading import Reading
-from ehrtrack.data.sources._relation import Relation, Time, quote_text
+from ehrtrack.data.sources._relation import Relation, Time, quote_name, quote_text
 from ehrtrack.data.sources._table import NULL, Event, SourceTable, birth, death, when_present
+from ehrtrack.data.sources._tables_of_csv import FILE_NAME, Codes, Config, Join, Offset, Stamp, Table
 from ehrtrack.errors import DataError
-from ehrtrack.section import Section
 
+__all__ = ["Config", "tables"]
 
-class Codes(Section):
-    """Events that a row makes: of a fixed `code`, or of the values (or flags) in `columns`."""
-
-    code: str | None = None
-    columns: tuple[str, ...] = ()
-    prefix: str = ""
-    values: dict[str, str] = Field(default_factory=dict)
-    flag: str | None = None
-    time: str | None = None
-    value: str | None = None
-    unit: str | None = None
-    description: str | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Codes:
-        if (self.code is None) == (not self.columns):
-            raise ValueError("give either code (a fixed code) or columns (whose values are codes)")
-        return self
-
-
-class Static(Section):
-    """Facts without a time, such as sex: prefix + the value of each column."""
-
-    columns: tuple[str, ...] = Field(min_length=1)
-    prefix: str
-    values: dict[str, str] = Field(default_factory=dict)
-
-
-class Table(Section):
-    """One kind of table: which files, and what a row of them says."""
-
-    files: str = "*"
-    name: str | None = None
-    subject: str
-    visit: str | None = None
-    time: str | None = None
-    time_format: str | None = None
-    date: dt.date | None = None
-    codes: tuple[Codes, ...] = ()
-    static: tuple[Static, ...] = ()
-    birth: str | None = None
-    death: str | None = None
-    roster: bool = False
-
-    @model_validator(mode="after")
-    def _has_events_with_times(self) -> Table:
-        if not (self.codes or self.static or self.birth or self.death):
-            raise ValueError(f"table of files {self.files!r} names no codes, static, birth or death")
-        if any(codes.time is None for codes in self.codes) and (self.time is None) == (self.date is None):
-            raise ValueError(f"table of files {self.files!r} needs time (a column) or date (fixed), and not both")
-        return self
-
-
-class Config(Reading):
-    """The tables of the source, and how their cells are read."""
-
-    table: tuple[Table, ...] = Field(min_length=1)
+_MICROSECONDS = {"seconds": 10**6, "minutes": 60 * 10**6, "hours": 3600 * 10**6, "days": 86_400 * 10**6}
+_MICROSECONDS["years"] = 31_557_600 * 10**6  # of 365.25 days: an age in years has no day of birth
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2})?)?")
 
 
 def tables(reader: Reader, path: Path, config: Config) -> list[SourceTable]:
@@ -136,18 +101,19 @@ def tables(reader: Reader, path: Path, config: Config) -> list[SourceTable]:
 
 def _source_table(reader: Reader, path: Path, table: Table) -> SourceTable:
     name = table.name or table.files
-    relation = reader.files(_matching_files(path, table.files), name).require(table.subject)
-    if table.visit:
-        relation.require(table.visit)
+    relation = reader.files(_matching_files(path, table.files), name, file_name=FILE_NAME)
+    for join in table.join:
+        relation = _joined(reader, path, relation, join)
+    relation.require(table.subject, *([table.visit] if table.visit else []))
     events: list[Event] = []
     if table.birth:
-        events.append(birth(relation.time(table.birth, format=table.time_format)))
+        events.append(birth(_stamp(relation, table, table.birth)))
     if table.death:
-        events.append(death(relation.time(table.death, format=table.time_format)))
+        events.append(death(_stamp(relation, table, table.death)))
     for static in table.static:
         for column in _expand(relation, static.columns):
             code = f"({quote_text(static.prefix)} || {_spelt(relation, column, static.values)})"
-            events.append(Event(code=code, time=None))
+            events.append(Event(code=_where(relation, static.where, code), time=None))
     for codes in table.codes:
         events.extend(_events(relation, table, codes))
     return SourceTable(
@@ -170,6 +136,28 @@ def _matching_files(path: Path, pattern: str) -> list[Path]:
     return files
 
 
+def _joined(reader: Reader, path: Path, relation: Relation, join: Join) -> Relation:
+    """The table with the columns of another one that it does not have itself."""
+    here, there = join.keys
+    other = reader.files(_matching_files(path, join.files), join.files).require(there)
+    relation.require(here)
+    ((n_keys, n_rows),) = reader.connection.execute(
+        f"SELECT count(DISTINCT {other.identifier(there)}), count({other.identifier(there)}) FROM {other.sql}"
+    ).fetchall()
+    if n_keys < n_rows:
+        raise DataError(
+            f"{join.files} has {n_rows:,} rows with a {there} and {n_keys:,} different ones; rows of {relation.name} "
+            "would be doubled: join on a column that is there once"
+        )
+    added = ", ".join(quote_name(column) for column in other.types if not relation.has(column))
+    query = (
+        f"(SELECT * EXCLUDE (key_here, key_there) FROM (SELECT *, {relation.identifier(here)} AS key_here FROM "
+        f"{relation.sql}) LEFT JOIN (SELECT {added or 'NULL AS nothing'}, {other.identifier(there)} AS key_there FROM "
+        f"{other.sql}) ON key_here = key_there)"
+    )
+    return reader.relation(relation.name, query)
+
+
 def _expand(relation: Relation, columns: tuple[str, ...]) -> list[str]:
     """The columns that the names and patterns stand for, each checked to be there."""
     expanded: list[str] = []
@@ -185,53 +173,113 @@ def _expand(relation: Relation, columns: tuple[str, ...]) -> list[str]:
 def _events(relation: Relation, table: Table, codes: Codes) -> list[Event]:
     time = _time(relation, table, codes)
     named = [column for column in (codes.value, codes.unit, codes.description) if column is not None]
-    relation.require(*named)
-    number = relation.number(codes.value) if codes.value else NULL
-    text = f"CASE WHEN {number} IS NULL THEN {relation.text(codes.value)} END" if codes.value else NULL
-    unit = f", {relation.text(codes.unit)}" if codes.unit else ""
-    description = relation.text(codes.description) if codes.description else NULL
-    if codes.code is not None:
-        sql = [quote_text(codes.code)]
-    elif codes.flag is not None:
-        sql = [
-            f"CASE WHEN {relation.text(column)} = {quote_text(codes.flag)} "
-            f"THEN {quote_text(codes.prefix + column.upper())} END"
-            for column in _expand(relation, codes.columns)
-        ]
-    else:
-        sql = [
-            when_present(
-                relation.text(column),
-                f"concat_ws('//', {quote_text(codes.prefix)} || {_spelt(relation, column, codes.values)}{unit})",
-            )
-            for column in _expand(relation, codes.columns)
-        ]
-    comma = relation.decimal_commas(codes.value) if codes.value else NULL
+    relation.require(*named, *codes.where)
     return [
         Event(
-            code=code,
+            code=_where(relation, codes.where, code),
             time=time,
-            numeric_value=number,
-            text_value=text,
-            description=description,
-            decimal_comma=comma,
+            numeric_value=relation.number(value) if value else NULL,
+            text_value=f"CASE WHEN {relation.number(value)} IS NULL THEN {relation.text(value)} END" if value else NULL,
+            description=relation.text(codes.description) if codes.description else NULL,
+            decimal_comma=relation.decimal_commas(value) if value else NULL,
         )
-        for code in sql
+        for code, value in _codes_and_values(relation, codes)
     ]
 
 
+def _codes_and_values(relation: Relation, codes: Codes) -> list[tuple[str, str | None]]:
+    """SQL of each event's code, and the column of its result."""
+    if codes.code is not None:
+        code = quote_text(codes.code)
+        return [(when_present(relation.text(codes.value), code) if codes.value else code, codes.value)]
+    if codes.measured:
+        return [
+            (when_present(relation.text(column), quote_text(codes.prefix + column)), column)
+            for column in _expand(relation, codes.measured)
+        ]
+    if codes.flag is not None:
+        return [
+            (
+                f"CASE WHEN {relation.text(column)} = {quote_text(codes.flag)} "
+                f"THEN {quote_text(codes.prefix + column.upper())} END",
+                codes.value,
+            )
+            for column in _expand(relation, codes.columns)
+        ]
+    unit = f", {relation.text(codes.unit)}" if codes.unit else ""
+    return [
+        (
+            when_present(
+                _spelt(relation, column, codes.values),
+                f"concat_ws('//', {quote_text(codes.prefix)} || {_spelt(relation, column, codes.values)}{unit})",
+            ),
+            codes.value,
+        )
+        for column in _expand(relation, codes.columns)
+    ]
+
+
+def _where(relation: Relation, conditions: dict[str, str], code: str) -> str:
+    """SQL of the code in the rows of which the conditions hold."""
+    if not conditions:
+        return code
+    holds = " AND ".join(f"{relation.text(column)} = {quote_text(word)}" for column, word in conditions.items())
+    return f"CASE WHEN {holds} THEN {code} END"
+
+
 def _time(relation: Relation, table: Table, codes: Codes) -> Time:
-    column = codes.time or table.time
-    if column is not None:
-        return relation.time(column, format=table.time_format)
-    stamp = f"CAST({quote_text(str(table.date))} AS TIMESTAMP)"
-    return Time(parsed=relation.utc(stamp), stated=quote_text(str(table.date)), column="date")
+    stamp = codes.time or table.time
+    if stamp is not None:
+        return _stamp(relation, table, stamp)
+    return _fixed(relation, str(table.date), column="date")
+
+
+def _stamp(relation: Relation, table: Table, stamp: Stamp) -> Time:
+    if isinstance(stamp, str):
+        return relation.time(stamp, format=table.time_format)
+    return _from_anchor(relation, table, stamp)
+
+
+def _from_anchor(relation: Relation, table: Table, stamp: Offset) -> Time:
+    """The anchor's time and the offsets, in UTC; what has no number in an offset is unreadable."""
+    if _DATE.fullmatch(stamp.anchor):
+        anchor = _fixed(relation, stamp.anchor, column=stamp.anchor)
+    else:
+        anchor = relation.time(stamp.anchor, format=table.time_format)
+    names = [name.removeprefix("-") for name in stamp.offset]
+    relation.require(*names)
+    texts = [_spelt(relation, name, stamp.values) for name in names]
+    signs = ["-" if name.startswith("-") else "+" for name in stamp.offset]
+    amount = " ".join(f"{sign} {_amount(text, stamp.unit)}" for sign, text in zip(signs, texts, strict=True))
+    stated = " || ' ' || ".join(texts)
+    return Time(
+        parsed=f"({anchor.parsed} + to_microseconds(CAST(round({amount}) AS BIGINT)))",
+        stated=f"CASE WHEN {anchor.stated} IS NOT NULL THEN {stated} END",
+        column=" and ".join([*names, anchor.column]),
+    )
+
+
+def _amount(text: str, unit: str) -> str:
+    """SQL of an offset in microseconds."""
+    if unit == "hh:mm":
+        hours, minutes = (
+            f"TRY_CAST(regexp_extract({text}, '^(\\d+):(\\d\\d)$', {place}) AS DOUBLE)" for place in (1, 2)
+        )
+        return f"({hours} * {_MICROSECONDS['hours']} + {minutes} * {_MICROSECONDS['minutes']})"
+    return f"TRY_CAST({text} AS DOUBLE) * {_MICROSECONDS[unit]}"
+
+
+def _fixed(relation: Relation, date: str, *, column: str) -> Time:
+    stamp = relation.utc(f"CAST({quote_text(date)} AS TIMESTAMP)")
+    return Time(parsed=stamp, stated=quote_text(date), column=column)
 
 
 def _spelt(relation: Relation, column: str, values: dict[str, str]) -> str:
-    """SQL of the column's value, with those of `values` spelt out."""
+    """SQL of the column's value, with those of `values` spelt out, and NULL where they are spelt as nothing."""
     text = relation.text(column)
     if not values:
         return text
-    cases = " ".join(f"WHEN {quote_text(key)} THEN {quote_text(word)}" for key, word in values.items())
+    cases = " ".join(
+        f"WHEN {quote_text(key)} THEN {quote_text(word) if word else NULL}" for key, word in values.items()
+    )
     return f"CASE {text} {cases} ELSE {text} END"
