@@ -14,6 +14,7 @@ from ehrtrack.data.histories import damage_named
 from ehrtrack.data.horizon import check_horizon, longest_horizon
 from ehrtrack.data.index_rules import check_births, index_dates
 from ehrtrack.data.labels import CAUSE, read_labels
+from ehrtrack.data.observation import add_observation
 from ehrtrack.data.outcomes import add_follow_up, add_outcome, clip_to_horizon, midnight
 from ehrtrack.data.settings import CohortConfig, SplitConfig
 from ehrtrack.data.splits import SPLITS, assign_splits
@@ -140,8 +141,10 @@ def _from_rules(dataset: MedsDataset, config: CohortConfig) -> tuple[pl.DataFram
     index = pl.col("index_date")
     flow.keep("has an index date", index.is_not_null())
     flow.keep_by(*living_rules("index_date", "index date"))
+    flow.subjects = add_observation(flow.subjects, dataset.scan())
     is_in_study = (index < midnight(config.end_of_study)).fill_null(True)
-    flow.keep("under observation at the index date", (pl.col("last_time") >= index) & is_in_study)
+    is_observed = (pl.col("last_time") >= index) & pl.col("is_observed").fill_null(True)
+    flow.keep("under observation at the index date", is_observed & is_in_study)
     _keep_eligible(flow, config)
     flow.subjects = add_outcome(flow.subjects, dataset.scan(), config.outcome)
     if config.exclude_prior_outcome:

@@ -69,6 +69,25 @@ class MedsDataset:
         described = codes.select(pl.col("code", "description").cast(pl.String)).drop_nulls()
         return dict(zip(described["code"].to_list(), described["description"].to_list(), strict=True))
 
+    @cached_property
+    def time_zone(self) -> str:
+        """The zone in which the import read stamps that named none; UTC where it does not say."""
+        path = self.path / "metadata" / "dataset.json"
+        if not path.is_file():
+            return "UTC"
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8")).get("ehrtrack_time_zone", "UTC"))
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"{path} cannot be read ({error}); import the data again") from error
+
+    def has_hashed_ids(self) -> bool:
+        """Whether subject ids are hashes of the source's, which are no integers."""
+        path = self.path / "metadata" / "subjects.parquet"
+        if not path.is_file():
+            return False
+        source = self.source_ids()
+        return not (source["source_id"] == source["subject_id"].cast(pl.String)).all()
+
     def source_ids(self) -> pl.DataFrame:
         """The source's own subject ids: `source_id` str, `subject_id` i64.
 

@@ -31,11 +31,12 @@ def add_outcome(subjects: pl.DataFrame, events: pl.LazyFrame, outcome: OutcomeCo
 def add_follow_up(subjects: pl.DataFrame, *, horizon_days: float, end_of_study: date | None) -> pl.DataFrame:
     """The subjects with `follow_up_days` and `is_event`.
 
-    Follow-up runs from the index date to the earliest of the outcome, death, the last event of the record,
-    the start of `end_of_study`, and the horizon. It is an event when the outcome came at or before the rest.
+    Follow-up runs from the index date to the earliest of the outcome, death, the last event of the record, the end of
+    the observation period, the start of `end_of_study`, and the horizon. It is an event when the outcome came at or
+    before the rest.
     """
     horizon = days_after("index_date", horizon_days)
-    censored = pl.min_horizontal("death", "last_time", midnight(end_of_study), horizon)
+    censored = pl.min_horizontal("death", "last_time", "observed_until", midnight(end_of_study), horizon)
     is_event = (pl.col("outcome_time") <= censored).fill_null(False)
     end = pl.when(is_event).then("outcome_time").otherwise(censored)
     return subjects.with_columns(is_event=is_event, end=end).with_columns(

@@ -26,6 +26,25 @@ def read_table(path: Path, columns: Sequence[str], setting: str) -> pl.DataFrame
         If the file is missing, cannot be read, or lacks a column.
     """
     need = f"{setting} needs a parquet or CSV file with the columns {', '.join(columns)}"
+    table = open_table(path, need)
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing)} (it has {', '.join(table.columns)}); {need}")
+    return table
+
+
+def open_table(path: Path, need: str) -> pl.DataFrame:
+    """A parquet or CSV file (text, without types), whatever its columns.
+
+    Parameters
+    ----------
+    need : what is needed, for messages
+
+    Raises
+    ------
+    DataError
+        If the file is missing or cannot be read.
+    """
     if not path.exists():
         raise DataError(f"the file {path} does not exist; {need}")
     if not path.is_file():
@@ -34,7 +53,4 @@ def read_table(path: Path, columns: Sequence[str], setting: str) -> pl.DataFrame
         table = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
     except READ_ERRORS as error:
         raise DataError(f"{path} cannot be read ({error}); {need}") from error
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)} (it has {', '.join(table.columns)}); {need}")
     return table

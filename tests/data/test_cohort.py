@@ -187,6 +187,33 @@ def test_end_of_record_censors_and_the_end_of_an_observation_period_is_one(follo
     assert follow(rows) == {1: ("2020-01-01", 19.0, False), 2: ("2020-01-01", 365.0, False)}
 
 
+PERIODS = [
+    ("2005-01-01", "OBSERVATION_PERIOD//START"),
+    ("2006-12-31", "OBSERVATION_PERIOD//END"),
+    ("2010-01-01", "OBSERVATION_PERIOD//START"),
+    ("2012-12-31", "OBSERVATION_PERIOD//END"),
+]
+
+
+def test_follow_up_ends_with_the_period_that_holds_the_index(follow):
+    rows = [(1, *period) for period in PERIODS] + [(1, "2006-06-01", "A"), (1, "2010-02-01", "X")]
+    rows += [(2, *period) for period in PERIODS] + [(2, "2006-06-01", "A"), (2, "2006-08-01", "X")]
+    assert follow(rows, horizon_days=3650) == {1: ("2006-06-01", 213, False), 2: ("2006-06-01", 61, True)}
+
+
+def test_an_index_between_two_periods_is_not_under_observation(follow):
+    rows = [(1, *period) for period in PERIODS] + [(1, "2005-06-01", "B"), (1, "2010-02-01", "X")]
+    rows += [(2, "2005-06-01", "B"), (2, "2010-02-01", "X")]  # a record without periods
+    index = {"rule": "date", "date": "2008-01-01"}
+    assert follow(rows, index=index, horizon_days=3650) == {2: ("2008-01-01", 762, True)}
+
+
+def test_the_day_that_a_period_ends_on_is_in_it_and_an_open_one_goes_on(follow):
+    rows = [(1, *period) for period in PERIODS[:2]] + [(1, "2006-12-31 10:00", "A"), (1, "2007-01-05", "X")]
+    rows += [(2, *period) for period in PERIODS[:3]] + [(2, "2010-06-01", "A"), (2, "2010-06-11", "X")]
+    assert follow(rows) == {2: ("2010-06-01", 10, True)}  # the first has no follow-up left
+
+
 @pytest.mark.parametrize(("horizon_days", "is_event"), [(30.5, False), (31, True), (32, True)])
 def test_horizon_censors_what_comes_after_it_and_keeps_what_comes_at_it(follow, horizon_days, is_event):
     rows = [INDEX, (1, "2020-02-01", "X"), (1, "2021-01-01", "B")]

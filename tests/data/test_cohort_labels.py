@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime
+import json
+from datetime import date, datetime, timedelta
+from pathlib import Path
 
 import polars as pl
 import pytest
 
 from ehrtrack.data import cohort as cohort_module
+from ehrtrack.data._import_events import hash_subject_id
 from ehrtrack.data.cohort import build_cohort
+from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.labels import read_labels
 from ehrtrack.data.settings import CohortConfig, SplitConfig
 from ehrtrack.data.splits import assign_splits
@@ -182,3 +186,83 @@ def test_without_a_horizon_it_is_the_longest_follow_up_that_enough_training_subj
     assert (whole.horizon_days, whole.is_horizon_cut) == (1000, False)
     with pytest.raises(DataError, match=rf"is 999, and .* that would do is {cohort.horizon_days:g} days"):
         build_cohort(dataset, labels.model_copy(update={"horizon_days": 999.0}), SplitConfig())
+
+
+# Times, ids and durations as the field writes them
+
+
+def dataset_with(folder: Path, source_ids: list[str], *, time_zone: str = "UTC") -> MedsDataset:
+    ids = pl.Series([hash_subject_id(name) for name in source_ids])
+    frame = pl.DataFrame({"subject_id": ids, "time": [datetime(2010, 1, 1)] * len(ids), "code": ["A"] * len(ids)})
+    frame.sort("subject_id").write_parquet(folder / "data" / "0.parquet", mkdir=True)
+    pl.DataFrame({"source_id": source_ids, "subject_id": ids}).write_parquet(
+        folder / "metadata" / "subjects.parquet", mkdir=True
+    )
+    (folder / "metadata" / "dataset.json").write_text(json.dumps({"ehrtrack_time_zone": time_zone}))
+    return open_dataset(folder)
+
+
+def labels_of(folder: Path, **columns: object) -> Path:
+    table = {"subject_id": ["001"], "prediction_time": [datetime(2010, 2, 1, 10)], "follow_up_days": [5.0]}
+    path = folder / "labels.parquet"
+    pl.DataFrame(table | {"is_event": [True]} | columns).write_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("stamp", "utc"),
+    [
+        ("2010-02-01 10:00", datetime(2010, 2, 1, 2)),
+        ("2010-02-01", datetime(2010, 1, 31, 16)),
+        ("2010-02-01T10:00:00+08:00", datetime(2010, 2, 1, 2)),
+        ("2010-02-01 10:00:00Z", datetime(2010, 2, 1, 10)),
+        ("2010-02-01 10:00:00 -05", datetime(2010, 2, 1, 15)),
+    ],
+)
+def test_text_of_labels_becomes_utc_as_events_do(tmp_path: Path, stamp: str, utc: datetime) -> None:
+    dataset = dataset_with(tmp_path / "meds", ["001"], time_zone="Asia/Shanghai")
+    labels = read_labels(labels_of(tmp_path, prediction_time=[stamp]), dataset)
+    assert labels["index_date"].to_list() == [utc]
+
+
+def test_stamps_of_labels_become_utc_as_events_do(tmp_path: Path) -> None:
+    dataset = dataset_with(tmp_path / "meds", ["001"], time_zone="Asia/Shanghai")
+    plain = pl.Series([datetime(2010, 2, 1, 10)])
+    for stamps in (plain, plain.dt.replace_time_zone("Asia/Shanghai"), plain.cast(pl.Datetime("ns"))):
+        labels = read_labels(labels_of(tmp_path, prediction_time=stamps), dataset)
+        assert labels["index_date"].to_list() == [datetime(2010, 2, 1, 2)]
+    day = read_labels(labels_of(tmp_path, prediction_time=plain.cast(pl.Date)), dataset)
+    assert day["index_date"].to_list() == [datetime(2010, 1, 31, 16)]
+
+
+def test_ids_with_leading_zeros_are_the_sources(tmp_path: Path) -> None:
+    dataset = dataset_with(tmp_path / "meds", ["001", "002", "1"])
+    found = read_labels(labels_of(tmp_path, subject_id=["002"]), dataset)["subject_id"]
+    assert found.to_list() == [hash_subject_id("002")]
+    one = read_labels(labels_of(tmp_path, subject_id=["1"]), dataset)["subject_id"]
+    assert one.to_list() == [hash_subject_id("1")]
+
+
+def test_ids_that_pandas_made_floats_are_integers(label, tmp_path: Path) -> None:
+    cohort = label("1.0,2020-01-01,10,1\n2.0,2020-01-01,10,0\n")
+    assert cohort.subjects["subject_id"].to_list() == [1, 2]
+    dataset = dataset_with(tmp_path / "meds", ["a"])
+    assert read_labels(labels_of(tmp_path, subject_id=[7.0]), dataset)["subject_id"].to_list() == [7]
+    assert read_labels(labels_of(tmp_path, subject_id=[7.5]), dataset)["subject_id"].to_list() == [None]
+
+
+def test_a_duration_is_so_many_days(tmp_path: Path) -> None:
+    dataset = dataset_with(tmp_path / "meds", ["001"])
+    labels = read_labels(labels_of(tmp_path, follow_up_days=[timedelta(days=11, hours=12)]), dataset)
+    assert labels["follow_up_days"].to_list() == [11.5]
+    with pytest.raises(DataError, match=r"follow_up_days is Date; it must be a number of days, or a duration"):
+        read_labels(labels_of(tmp_path, follow_up_days=[date(2010, 1, 1)]), dataset)
+
+
+def test_labels_of_meds_that_say_whether_and_not_when_are_told_apart(tmp_path: Path) -> None:
+    dataset = dataset_with(tmp_path / "meds", ["001"])
+    table = pl.DataFrame({"subject_id": [1], "prediction_time": [datetime(2010, 2, 1)], "boolean_value": [True]})
+    table.write_parquet(tmp_path / "task.parquet")
+    with pytest.raises(DataError, match=r"label schema of MEDS \(boolean_value\).*lacks follow_up_days, is_event"):
+        read_labels(tmp_path / "task.parquet", dataset)
+    assert read_labels(tmp_path / "task.parquet", dataset, needs_outcome=False).height == 1  # enough to predict

@@ -216,7 +216,7 @@ def test_the_horizon_is_kept_when_labels_are_used(events: pl.DataFrame, tmp_path
     labels.write_parquet(tmp_path / "labels.parquet")
     is_wrong = BIRTHS & (pl.col("subject_id") == 5)
     config_for(events.with_columns(time=pl.when(is_wrong).then(datetime(1, 1, 1)).otherwise("time")), tmp_path)
-    cohort = {"labels": str(tmp_path / "labels.parquet"), "horizon_days": HORIZON_DAYS}
+    cohort = {"labels": str(tmp_path / "labels.parquet"), "horizon_days": HORIZON_DAYS, "min_followed_share": 0}
     values = study_values(tmp_path / "meds", tmp_path / "cache", cohort=cohort)
     kept: MedsDataset = prepare_cohort(parse_config(values)).dataset
     assert kept.path == tmp_path / "meds"

@@ -128,7 +128,9 @@ def test_the_same_labels_give_a_cohort_the_subjects_that_are_scored(folder: Path
     labels = times(*everyone).with_columns(follow_up_days=pl.lit(10.0), is_event=pl.lit(True))
     labels.write_parquet(tmp_path / "labels.parquet")
     asked = {"labels": str(tmp_path / "labels.parquet"), "min_age_years": 18, "max_age_years": 99}
-    config = study(dataset.path, tmp_path, cohort=asked | {"min_history_days": 30, "horizon_days": 365})
+    config = study(
+        dataset.path, tmp_path, cohort=asked | {"min_history_days": 30, "horizon_days": 365, "min_followed_share": 0}
+    )
     assert config.cohort is not None
     cohort = build_cohort(dataset, config.cohort, config.data.split)
     folder_of_labels = tmp_path / "model"
