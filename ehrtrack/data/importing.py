@@ -47,6 +47,7 @@ from ehrtrack.data.import_report import DROP_REASONS, ImportReport, TableReport
 from ehrtrack.data.sources._reader import Reader
 from ehrtrack.data.sources._reading import Reading
 from ehrtrack.data.sources._relation import first_line, quote_text
+from ehrtrack.data.sources._results import with_results_in_codes
 from ehrtrack.data.sources._table import SourceTable
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.study_file import read_toml
@@ -103,7 +104,7 @@ def import_dataset(
             reader = Reader(connection, settings, staging / "scratch")
             try:
                 tables: list[SourceTable] = module.tables(reader, path, settings)
-                present = [table for table in tables if table.relation is not None]
+                present = [with_results_in_codes(reader, table) for table in tables if table.relation is not None]
                 for table in present:
                     began = time.monotonic()
                     n_rows = candidates.stage(connection, table, settings)

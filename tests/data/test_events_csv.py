@@ -114,10 +114,10 @@ def test_an_empty_cell_of_a_measured_column_is_no_event(tmp_path: Path) -> None:
         ("BP", 120.0, None),
         ("VITAL//hr", 60.0, None),
         ("VITAL//sbp", 120.0, None),
-        ("BP", None, "high"),
+        ("BP//high", None, "high"),
         ("DIED", None, None),
         ("VITAL//dbp", 80.0, None),
-        ("VITAL//sbp", None, "high"),
+        ("VITAL//sbp//high", None, "high"),
     ]
 
 

@@ -175,9 +175,9 @@ def test_results_that_are_concepts_and_units_of_one_code_are_kept_apart(tmp_path
         ("LOINC//2345-7//mg/dL", 90.0, None),
         ("LOINC//2345-7//mmol/L", 5.0, None),
         ("LOINC//2951-2", 140.0, None),  # one unit: the code stays as it is
-        ("LOINC//94500-6", None, "12"),  # the concept table does not have it
-        ("LOINC//94500-6", None, "Positive"),
-        ("LOINC//94500-6", None, "Positive, mg per dL"),
+        ("LOINC//94500-6//12", None, "12"),  # the concept table does not have it
+        ("LOINC//94500-6//Positive", None, "Positive"),
+        ("LOINC//94500-6//Positive, mg per dL", None, "Positive, mg per dL"),
     ]
     assert not report.dropped()
 

@@ -153,8 +153,9 @@ def test_a_missing_column_is_named_with_those_found(tmp_path: Path) -> None:
 
 
 def test_a_row_with_too_many_cells_is_refused_not_skipped(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"events.csv\* cannot be read: .*Line: 3"):
+    with pytest.raises(DataError, match=r"events.csv\* cannot be read: .*Line: 3") as raised:
         run(tmp_path, "1,2000-01-01,A,,\n1,2000-01-01,A,B,C,D,E\n")
+    assert "B,C,D" not in str(raised.value)  # a row is a patient's
 
 
 def test_quoted_commas_far_down_the_file_are_read(tmp_path: Path) -> None:

@@ -353,3 +353,32 @@ def test_a_table_that_is_wholly_dropped_stops_the_import_unless_it_may(tmp_path:
     toml.write_text('allow_dropped_tables = ["conditions"]')
     report = import_dataset("synthea", tmp_path / "raw", tmp_path / "out", config=toml, progress=lambda line: None)
     assert report.dropped() == {"subject not in person table": 1}
+
+
+@every_source
+def test_few_different_words_as_results_are_part_of_the_code(source: str, tmp_path: Path) -> None:
+    words = ["positive", "negative", "positive"]
+    rows = [{"code": "PCR", "value": word, "time": f"2010-01-0{day}"} for day, word in enumerate(words, 1)]
+    rows += [{"code": "NOTE", "value": f"said {day}", "time": f"2010-01-{day:02}"} for day in range(1, 29)]
+    _, events = read(source, tmp_path, [*rows, {"code": "K", "value": "4.5"}], "max_result_levels = 20\n")
+    found = events.filter(~pl.col("code").str.starts_with("MEDS_"))
+    counts = dict(found["code"].str.replace("^[A-Z]*_?[A-Z]*//", "").value_counts().iter_rows())
+    assert counts == {"PCR//positive": 2, "PCR//negative": 1, "NOTE": 28, "K": 1} or counts == {
+        code.replace("PCR", "LOINC//PCR"): n for code, n in counts.items()
+    }
+    assert set(found.filter(pl.col("code").str.contains("PCR"))["text_value"]) == {"positive", "negative"}
+
+
+@every_source
+def test_which_codes_have_their_results_may_be_said(source: str, tmp_path: Path) -> None:
+    rows = [{"code": "PCR", "value": "positive"}, {"code": "CULTURE", "value": "growth"}]
+    _, events = read(source, tmp_path, rows, 'results_in_codes = [".*CULTURE"]\n')
+    found = events.filter(~pl.col("code").str.starts_with("MEDS_"))["code"].sort().to_list()
+    assert [code.split("//")[-1] for code in found] == ["growth", "PCR"]
+
+
+@every_source
+def test_results_may_stay_beside_their_codes(source: str, tmp_path: Path) -> None:
+    _, events = read(source, tmp_path, [{"code": "PCR", "value": "positive"}], "max_result_levels = 0\n")
+    (code,) = events.filter(~pl.col("code").str.starts_with("MEDS_"))["code"]
+    assert code.split("//")[-1] == "PCR"

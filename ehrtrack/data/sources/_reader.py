@@ -140,10 +140,21 @@ class Reader:
         types = {str(row[0]).lower(): str(row[1]) for row in rows}
         return Relation(name=name, sql=sql, types=types, reading=self.reading)
 
-    def scratch_table(self, query: str) -> str:
-        """The name of a table in the scratch database that holds the rows of a query."""
+    def scratch_table(self, query: str, *, of: str) -> str:
+        """The name of a table in the scratch database that holds the rows of a query over a table of the source.
+
+        Raises
+        ------
+        DataError
+            If the table cannot be read.
+        """
         name = quote_name(f"scratch {len(self._scratch_tables)}")
-        self.connection.execute(f"CREATE TABLE {name} AS {query}")
+        try:
+            self.connection.execute(f"CREATE TABLE {name} AS {query}")
+        except duckdb.OutOfMemoryException:
+            raise
+        except duckdb.Error as error:
+            raise DataError(f"table {of} cannot be read: {first_line(error)}") from error
         self._scratch_tables.append(name)
         return name
 

@@ -27,6 +27,10 @@ class Reading(Section):
     years : the first and the last year that a time may be in; what lies outside is unreadable. By default 1800 to next
         year. Records whose dates were shifted into the future, such as MIMIC's, need a wider range.
     decimal : the decimal mark of numbers that are text. With ``,`` a point parts thousands: ``1.234,5`` is 1234.5.
+    max_result_levels : a code of which the results are at most so many different words, such as positive and negative,
+        has them in its code: ``LAB//x//positive``. With 0 no code has; the words stay in `text_value` alone, which
+        models do not read.
+    results_in_codes : regular expressions of the codes that may have; without one, all.
     max_unreadable_births, max_unreadable_deaths : the share of stated births, and of deaths, that may be unreadable;
         above it the import stops. Deaths that come before the birth count as unreadable.
     allow_dropped_tables : tables, by their names in the report, of which nothing need be left.
@@ -42,6 +46,8 @@ class Reading(Section):
     time_zone: str = "UTC"
     years: tuple[int, int] = Field(default_factory=lambda: (1800, date.today().year + 1))
     decimal: Literal[".", ","] = "."
+    max_result_levels: int = Field(default=20, ge=0)
+    results_in_codes: tuple[str, ...] = ()
     max_unreadable_births: float = Field(default=0.05, ge=0, le=1)
     max_unreadable_deaths: float = Field(default=0.0, ge=0, le=1)
     allow_dropped_tables: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ A `Relation` turns its columns into SQL for the text, number, identifier and tim
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from ehrtrack.data.sources._reading import Reading
@@ -225,6 +226,7 @@ def quote_name(name: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What a DuckDB error says is wrong, without its advice on settings."""
+    """What a DuckDB error says is wrong, without its advice on settings and without the row, which is a patient's."""
     text = str(error).split("Possible fixes:")[0].split("LINE 1:")[0]
+    text = re.sub(r"Original Line:.*?(?=Expected Number|$)", "", text, flags=re.DOTALL)
     return " ".join(text.split())

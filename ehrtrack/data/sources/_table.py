@@ -112,7 +112,8 @@ def unit_where_several(reader: Reader, relation: Relation, code: str, unit: str,
         return "''"
     several = reader.scratch_table(
         f"SELECT {code} AS code FROM {relation.sql} WHERE {number} IS NOT NULL "
-        f"GROUP BY ALL HAVING count(DISTINCT {unit}) > 1"
+        f"GROUP BY ALL HAVING count(DISTINCT {unit}) > 1",
+        of=relation.name,
     )
     return (
         f"CASE WHEN {number} IS NOT NULL AND {code} IN (SELECT code FROM {several}) "
