@@ -195,6 +195,7 @@ class Worker:
             waiting = [self._queue({SLOT: slot, DRAW: draw})]
         trial_id = waiting[0]._trial_id
         self._storage.set_trial_state_values(trial_id, optuna.trial.TrialState.RUNNING)
+        self.study.get_trials(deepcopy=False)  # its cache knows the trial then, also where no sampler asks for any
         self.study.sampler = _sampler(self.config, self._seed, slot, waiting[0].user_attrs[DRAW])
         return optuna.Trial(self.study, trial_id)  # study.ask() would take any that is queued, of whichever slot
 

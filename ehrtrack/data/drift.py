@@ -16,6 +16,7 @@ from ehrtrack.data.visits import DAYS_PER_YEAR
 from ehrtrack.data.vocabulary import UNK, Vocabulary
 from ehrtrack.errors import CheckpointError
 
+MOST_YEARS = 10_000
 LEAST_VALUES = 100
 """Values of a code, in training and among the new ones, from which their bins are compared."""
 
@@ -73,9 +74,13 @@ class Seen:
         """Raises CheckpointError if the fields are of something else."""
         try:
             shares = {str(code): tuple(map(float, found)) for code, found in fields["bin_shares"].items()}
-            return cls(float(fields["share_unknown"]), shares, int(fields["silent_years"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            seen = cls(float(fields["share_unknown"]), shares, int(fields["silent_years"]))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"what the model saw in training cannot be read: {error!r}") from error
+        all_shares = [seen.share_unknown, *(share for of_code in shares.values() for share in of_code)]
+        if not all(0 <= share <= 1 for share in all_shares) or not 0 <= seen.silent_years <= MOST_YEARS:
+            raise CheckpointError("what the model saw in training cannot be read: it has no shares and years")
+        return seen
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ READING = "reading.json"
 CHECKSUMS = "sha256sums.txt"
 """SHA-256 of all the other files, as `sha256sum -c` reads it."""
 
+MOST_TOKENS = 2**31 - 1
 MAX_FILE_BYTES = 64 * 2**30
 MAX_JSON_BYTES = 2 * 2**30
 """What a file from elsewhere may take of memory before it is known to be whole."""
@@ -204,9 +205,10 @@ def _read_reading(folder: Path, config: RunConfig, *, is_baseline: bool) -> tupl
         return (longest if is_baseline or budget == "auto" else min(longest, budget)), None
     reading = _read_json(folder / READING)
     max_tokens, seen = reading.get("max_tokens"), reading.get("seen")
-    if not isinstance(max_tokens, int) or max_tokens < 1:
+    if not isinstance(max_tokens, int) or not 1 <= max_tokens <= MOST_TOKENS:
         raise CheckpointError(
-            f"{folder / READING} says max_tokens = {max_tokens!r}; a record has a whole number of them"
+            f"{folder / READING} says max_tokens = {max_tokens!r}; a record has a whole number of them, from 1 to "
+            f"{MOST_TOKENS:,}"
         )
     return max_tokens, None if seen is None else Seen.from_json(seen)
 

@@ -6,6 +6,7 @@ They are forked from a server process that has imported everything once, so that
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import multiprocessing
 import os
 import signal
@@ -100,7 +101,7 @@ class Fault:
         """Have this process signalled at that point."""
         Clock(self.clock_minutes).plant()
         module, owner, name = POINTS[self.point]
-        kind = getattr(sys.modules[module], owner)
+        kind = getattr(importlib.import_module(module), owner)
         method, n_calls, lock = getattr(kind, name), 0, threading.Lock()
 
         def counted(*arguments: Any) -> Any:

@@ -60,5 +60,5 @@ def swept(study: str) -> Swept:
         table,
         metric_history(parent.run_id, "sweep/c_index"),
         best.train.lr,
-        parent.metrics["best/c_index"],
+        parent.metrics["kept/c_index"],
     )

@@ -45,7 +45,7 @@ def check_one_of_each(found: Swept) -> None:
     rates = found.table.filter(pl.col("value") == pl.col("value").max())["train.lr"].to_list()
     assert any(found.best_rate == pytest.approx(rate) for rate in rates)  # small validation splits have ties
     assert float(found.fits[0].params["train.lr"]) == pytest.approx(found.best_rate)
-    assert found.fits[0].metrics["best/c_index"] == pytest.approx(found.best_value, abs=1e-9)
+    assert found.fits[0].metrics["kept/c_index"] == pytest.approx(found.best_value, abs=1e-9)
 
 
 def test_two_workers_make_as_many_trials_as_asked_for_under_one_parent_and_one_fit(

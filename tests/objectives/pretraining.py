@@ -68,4 +68,4 @@ def train(
         ranks=join_ranks("cpu"),
         folder=folder,
         logger=MemoryRunLogger(),
-    ).best
+    ).kept

@@ -163,14 +163,14 @@ def train(records: Records, folder: Path, epochs: int) -> FitResult:
 
 
 def test_codes_that_go_together_are_learned_well_below_the_unigram_loss(records: Records, tmp_path: Path) -> None:
-    best = train(records, tmp_path / "as they are", epochs=8).best
+    best = train(records, tmp_path / "as they are", epochs=8).kept
     assert best["val/mlm_loss"] < 0.7 * best["val/unigram_loss"]
     # the same codes at the same places, dealt out among subjects: what is left is what places tell of codes
     is_disease = np.array([token.startswith("DISEASE//") for token in records.vocabulary.tokens])[records.store.token]
     dealt = records.store.token.copy()
     dealt[is_disease] = np.random.default_rng(0).permutation(dealt[is_disease])
     scattered = replace(records, store=replace(records.store, token=dealt))
-    without = train(scattered, tmp_path / "dealt out", epochs=8).best
+    without = train(scattered, tmp_path / "dealt out", epochs=8).kept
     assert best["val/mlm_loss"] < without["val/mlm_loss"] - 0.2
 
 
@@ -187,7 +187,7 @@ def test_shuffled_codes_leave_nothing_to_learn_below_the_unigram_loss(
     monkeypatch.setattr(mlm, "mask_tokens", hide_all)
     token = np.random.default_rng(0).permutation(records.store.token)
     shuffled = replace(records, store=replace(records.store, token=token))
-    best = train(shuffled, tmp_path, epochs=6).best
+    best = train(shuffled, tmp_path, epochs=6).kept
     assert best["val/mlm_loss"] > best["val/unigram_loss"] - 0.03
 
 

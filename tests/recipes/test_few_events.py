@@ -43,7 +43,7 @@ def with_labels(dataset: MedsDataset, folder: Path, change: Change, **sections: 
     subjects = change(build_cohort(dataset, config.cohort, config.data.split).subjects)
     subjects.drop("split").rename({"index_date": "prediction_time"}).write_parquet(folder / "labels.parquet")
     values: dict[str, Any] = {
-        "cohort": {"labels": str(folder / "labels.parquet"), "horizon_days": HORIZON_DAYS},
+        "cohort": {"labels": str(folder / "labels.parquet"), "horizon_days": HORIZON_DAYS, "min_followed_share": 0},
         "strategy": {"name": "scratch"},
         "train": {"epochs": 1, "batch_tokens": 512},
     }
