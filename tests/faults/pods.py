@@ -89,6 +89,7 @@ class Fault:
     ----------
     seconds : after the method was called: 0 is before it does anything; when it returns sooner, it is signalled then
     clock_minutes : by which the pod's clock is wrong
+    is_ready : the pod waits at the point until this is so, and is signalled then
     """
 
     point: str
@@ -96,6 +97,7 @@ class Fault:
     number: int = signal.SIGKILL
     seconds: float = 0.0
     clock_minutes: float = 0.0
+    is_ready: Callable[[], bool] | None = None
 
     def plant(self) -> None:
         """Have this process signalled at that point."""
@@ -111,6 +113,8 @@ class Fault:
                 is_now = n_calls == self.call
             if not is_now:
                 return method(*arguments)
+            if self.is_ready is not None:
+                wait_until(self.is_ready, folder=Path())
             with self._signalled():
                 return method(*arguments)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,11 @@ def is_finished(run_id: str) -> bool:
 def can_go_on_elsewhere(run_id: str) -> bool:
     """Whether the server has the run's configuration: killed before, a run can go on on its own machine alone."""
     return "run_config.json" in queries.list_artifacts(run_id)
+
+
+def a_new_run_can_go_on_elsewhere(study: str, known: Set[str]) -> bool:
+    """Whether there is a run beside those that are known, of which the server has the configuration."""
+    return any(can_go_on_elsewhere(run_id) for run_id in set(run_ids(study)) - known)
 
 
 def outcome_of(run_id: str) -> Outcome:
