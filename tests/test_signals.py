@@ -110,10 +110,12 @@ from ehrtrack.signals import signals_end_the_command
 with signals_end_the_command():
     try:
         print("working", flush=True)
-        time.sleep(600)
+        while True:  # a signal that comes right before one long sleep would be seen after it
+            time.sleep(0.05)
     except BaseException:
         print("ending", flush=True)
-        time.sleep(600)
+        while True:  # a signal that comes right before one long sleep would be seen after it
+            time.sleep(0.05)
 """
 
 
@@ -156,7 +158,8 @@ from pathlib import Path
 
 def work(number):
     (Path(sys.argv[1]) / f"at-{number}").touch()
-    time.sleep(600)
+    while True:  # a signal that comes right before one long sleep would be seen after it
+        time.sleep(0.05)
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)

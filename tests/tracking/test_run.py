@@ -26,7 +26,8 @@ import sys, time
 from ehrtrack.tracking.run import tracked_run
 with tracked_run(experiment="study", name="child", kind="finetune") as run:
     print(run.run_id, flush=True)
-    time.sleep(120)
+    while True:  # a signal that comes right before one long sleep would be seen after it
+        time.sleep(0.05)
 """
 
 
