@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from simulated import Population, study_values, write_dataset
 from ehrtrack.files import sha256_of
 from ehrtrack.study_file import to_toml
 from ehrtrack.tracking import names, queries
+from ehrtrack.tracking.journal import LOG, read_progress
 from ehrtrack.tracking.opening import fetch_checksums
 from ehrtrack.tracking.server import client
 
@@ -87,9 +87,24 @@ def can_go_on_elsewhere(run_id: str) -> bool:
     return "run_config.json" in queries.list_artifacts(run_id)
 
 
-def a_new_run_can_go_on_elsewhere(study: str, known: Set[str]) -> bool:
-    """Whether there is a run beside those that are known, of which the server has the configuration."""
-    return any(can_go_on_elsewhere(run_id) for run_id in set(run_ids(study)) - known)
+@dataclass
+class Quiet:
+    """Whether a pod, in whose folder this is asked, has sent all of its journal, and nothing was added for a while.
+
+    What is paused between its look at the run and its write sends that one batch all the same: a test of the pause
+    itself has to come at another moment.
+    """
+
+    n_looks: int = 10
+    n_quiet: int = 0
+    n_bytes: int = 0
+
+    def __call__(self) -> bool:
+        journals = [file.parent for file in Path(".ehrtrack/journal").glob(f"*/{LOG}")]
+        sizes = [(journal / LOG).stat().st_size for journal in journals]
+        is_sent = sizes == [read_progress(journal).position for journal in journals] and sum(sizes) == self.n_bytes
+        self.n_bytes, self.n_quiet = sum(sizes), self.n_quiet + 1 if is_sent else 0
+        return bool(journals) and self.n_quiet >= self.n_looks
 
 
 def outcome_of(run_id: str) -> Outcome:

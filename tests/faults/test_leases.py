@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 from harness import Outcome, undisturbed
 from pods import AFTERWARDS, Clock, Fault
-from study import a_new_run_can_go_on_elsewhere, outcome_of, run_ids, write_study
+from study import Quiet, outcome_of, run_ids, write_study
 
 from ehrtrack.cli import cli
 from ehrtrack.errors import TrackingError
@@ -92,8 +91,8 @@ def test_a_run_that_was_paused_and_overtaken_notices_at_its_next_write_and_ends(
 ) -> None:
     """It stands still between two steps, or right where it was about to send an epoch."""
     known = set(run_ids("leases"))
-    is_ready = partial(a_new_run_can_go_on_elsewhere, "leases", known) if point == "step" else None
-    fault = Fault(point, 5 if point == "step" else 2, signal.SIGSTOP, is_ready=is_ready)
+    call, is_ready = (5, Quiet()) if point == "step" else (2, None)
+    fault = Fault(point, call, signal.SIGSTOP, is_ready=is_ready)
     words, folder = ("finetune", "--config", str(config)), tmp_path / "paused"
     paused = pods.start(*words, folder=folder, server=http_store, fault=fault, **SERVER_SECONDS)
     process = psutil.Process(paused.pid)
