@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except EhrtrackError as error:
         click.echo("\n".join([f"ehrtrack: {error}", *getattr(error, "__notes__", [])]), err=True)
         if isinstance(error, JoinRefused):
-            from ehrtrack.tracking.parent import end_mlflow_run
+            from ehrtrack.tracking.recovery.processes import end_mlflow_run
 
             if end_mlflow_run():
                 click.echo("ehrtrack: `mlflow run` is ended, since it would mark that run as FAILED", err=True)
@@ -117,10 +117,10 @@ def _recipe(objective: str) -> Callable[[Callable[[RunConfig], Any]], click.Comm
         def command(context: click.Context, config: Path) -> None:
             loaded = _load(config, _overrides(context.args), objective=objective)
             if _is_first_rank():
-                from ehrtrack.tracking.drainer import is_offline
-                from ehrtrack.tracking.heartbeat import mlflow_run_lives
-                from ehrtrack.tracking.joining import check_join
-                from ehrtrack.tracking.server import check_reachable
+                from ehrtrack.tracking.client.connection import check_reachable
+                from ehrtrack.tracking.outbox.joining import check_join
+                from ehrtrack.tracking.outbox.sender import is_offline
+                from ehrtrack.tracking.recovery.heartbeat import mlflow_run_lives
 
                 if not is_offline():
                     check_reachable()
@@ -232,7 +232,7 @@ def resume(context: click.Context, run_id: str | None, stale: bool, minutes: flo
 )
 def runs(stale: bool, minutes: float, close: bool) -> None:
     """List runs of every kind whose process is gone; `ehrtrack resume --stale` goes on with those that can."""
-    from ehrtrack.tracking.stale import close_stale, stale_runs
+    from ehrtrack.tracking.recovery.orphans import close_stale, stale_runs
 
     found = stale_runs(minutes=minutes)
     for run in found:
@@ -317,8 +317,8 @@ def advise(context: click.Context, config: Path, price: float | None) -> None:
 def demo() -> None:
     """The main job on embedded data: import, pretrain, fine-tune, baseline, sweep, compare."""
     from ehrtrack.recipes.demo import demo as run_demo
-    from ehrtrack.tracking.joining import check_join
-    from ehrtrack.tracking.server import check_reachable
+    from ehrtrack.tracking.client.connection import check_reachable
+    from ehrtrack.tracking.outbox.joining import check_join
 
     check_reachable()
     check_join()
@@ -364,7 +364,7 @@ def simulate(subjects: int, seed: int, world: str, dial: tuple[str, ...], check:
 def best(name: str) -> None:
     """Print the champion of a registered model, such as gi_bleed."""
     from ehrtrack.recipes.compare import describe_champion
-    from ehrtrack.tracking.server import check_reachable
+    from ehrtrack.tracking.client.connection import check_reachable
 
     check_reachable()
     click.echo(describe_champion(name))
@@ -380,7 +380,7 @@ def best(name: str) -> None:
 def predict(model: str, data: Path, labels: Path, out: Path, engine: str, workers: int) -> None:
     """Score subjects with a registered model; those it was not trained for get no risk and a reason."""
     from ehrtrack.recipes.predict import predict as run_predict
-    from ehrtrack.tracking.server import check_reachable
+    from ehrtrack.tracking.client.connection import check_reachable
 
     check_reachable()
     run_predict(model, data, labels, out, engine=engine, n_workers=workers)
@@ -392,7 +392,7 @@ def predict(model: str, data: Path, labels: Path, out: Path, engine: str, worker
 def landmarks(model: str, days: tuple[float, ...]) -> None:
     """Score a model (run id, models:/NAME@champion) again later, on those still followed: --days 0 --days 365."""
     from ehrtrack.recipes.landmarks import landmarks as run_landmarks
-    from ehrtrack.tracking.server import check_reachable
+    from ehrtrack.tracking.client.connection import check_reachable
 
     check_reachable()
     run_landmarks(model, days)
@@ -406,7 +406,7 @@ def sync(folder: Path | None) -> None:
     Without DIR those in .ehrtrack, and those in EHRTRACK_HOME (the user's data folder) that are for this server.
     """
     from ehrtrack.home import HERE, known_caches
-    from ehrtrack.tracking.sync import sync as send_all
+    from ehrtrack.tracking.outbox.sync import sync as send_all
 
     folders = [folder] if folder else known_caches()
     runs = [run for one in folders for run in send_all(one, is_shared=folder is None and one != HERE)]
@@ -432,7 +432,7 @@ def sync(folder: Path | None) -> None:
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 8), help="0.4 GB of memory each")
 def server(allowed_hosts: str, cors_origins: str, auth: bool, **options: Any) -> None:
     """Start a tracking server on this machine: runs, files and logins in one folder; Ctrl-C ends it."""
-    from ehrtrack.serving.server import ServerSettings, serve
+    from ehrtrack.server.command import ServerSettings, serve
 
     settings = ServerSettings(
         **options,

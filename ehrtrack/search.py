@@ -15,10 +15,10 @@ import polars as pl
 import sqlalchemy.exc
 from optuna.storages import RDBStorage
 
-from ehrtrack.claims import ClaimLost, Claims
 from ehrtrack.errors import ConfigError, TrainingError
 from ehrtrack.search_space import Choices, Range, Scalar, SearchConfig
 from ehrtrack.signals import INTERRUPTIONS
+from ehrtrack.tracking.recovery.claims import ClaimLost, Claims
 
 SLOT, DRAW, DEATHS = "slot", "draw", "deaths"
 """Attributes of a trial: which of the budget it is, from 0; the how-manieth draw for it; workers that died with it."""

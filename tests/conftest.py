@@ -49,9 +49,9 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(file.parent)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
-        from ehrtrack.tracking import server
+        from ehrtrack.tracking.client import connection
 
-        server.check_reachable()
+        connection.check_reachable()
     return file
 
 

@@ -17,7 +17,7 @@ import torch
 from simulated import Population, write_dataset
 
 from ehrtrack.cli import main
-from ehrtrack.tracking.queries import search_runs
+from ehrtrack.tracking.client.queries import search_runs
 
 torch.set_num_threads(1)
 

@@ -23,9 +23,10 @@ from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.recipes._model_folder import CHECKSUMS, read_model_folder, write_checksums, write_model_folder
 from ehrtrack.survival.time_grid import TimeGrid
-from ehrtrack.tracking import queries, sync
-from ehrtrack.tracking.journal import Journal, Progress, write_progress
-from ehrtrack.tracking.server import client
+from ehrtrack.tracking.client import queries
+from ehrtrack.tracking.client.connection import client
+from ehrtrack.tracking.outbox import sync
+from ehrtrack.tracking.outbox.journal import Journal, Progress, write_progress
 
 V = 30
 GRID = TimeGrid((0.0, 10.0, 365.0))

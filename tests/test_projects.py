@@ -17,8 +17,8 @@ from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.recipes.sweep import sweep
+from ehrtrack.tracking.client.queries import search_runs
 from ehrtrack.tracking.logger import TrackedRun
-from ehrtrack.tracking.queries import search_runs
 
 torch.set_num_threads(1)
 

@@ -23,7 +23,7 @@ from ehrtrack.recipes._sanity import Weights, encoder_matrices
 from ehrtrack.recipes._train import known_feed, set_up
 from ehrtrack.recipes.embed import start_from_embeddings
 from ehrtrack.strategies._protocol import Base
-from ehrtrack.tracking.queries import fetch_model, get_run, search_runs
+from ehrtrack.tracking.client.queries import fetch_model, get_run, search_runs
 from ehrtrack.training.checkpoint import weights_fingerprint
 from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.sanity import failed_checks, unlearned

@@ -14,9 +14,8 @@ from ehrtrack.config import RunConfig
 from ehrtrack.data.settings import CohortConfig, SplitConfig
 from ehrtrack.errors import DataError
 from ehrtrack.recipes._run import MODEL_FOLDER, RUN_CONFIG
-from ehrtrack.tracking.names import COHORT, HORIZON
-from ehrtrack.tracking.queries import MissingArtifact, download
-from ehrtrack.tracking.registry import (
+from ehrtrack.tracking.client.queries import MissingArtifact, download
+from ehrtrack.tracking.client.registry import (
     ModelVersion,
     cohort_of,
     log_and_register_model,
@@ -24,6 +23,7 @@ from ehrtrack.tracking.registry import (
     present_champion,
     why_champion_stays,
 )
+from ehrtrack.tracking.names import COHORT, HORIZON
 
 
 @dataclass(frozen=True)

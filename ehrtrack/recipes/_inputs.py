@@ -12,7 +12,7 @@ from ehrtrack.recipes._adapt import download_base, latest_pretrain
 from ehrtrack.recipes._prepare import prepare_cohort
 from ehrtrack.recipes._run import MODEL_FOLDER
 from ehrtrack.search_space import Choices, Scalar
-from ehrtrack.tracking.queries import resolve_run
+from ehrtrack.tracking.client.queries import resolve_run
 
 BASE = "init.run"
 

@@ -20,9 +20,9 @@ from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.recipes._model_folder import WEIGHTS
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.signals import INTERRUPTIONS
-from ehrtrack.tracking.attempts import RunOvertaken
 from ehrtrack.tracking.logger import TrackedRun
 from ehrtrack.tracking.names import RESUMABLE_KINDS
+from ehrtrack.tracking.recovery.attempts import RunOvertaken
 from ehrtrack.tracking.run import JOURNALS, tracked_run
 from ehrtrack.training.loop import SNAPSHOTS, FitResult, TrainingStopped
 from ehrtrack.training.ranks import Ranks

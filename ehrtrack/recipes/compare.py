@@ -27,10 +27,10 @@ from ehrtrack.privacy import RAW
 from ehrtrack.recipes._causes import cause_table, causes_to_markdown
 from ehrtrack.recipes._champion import own_cohort, propose
 from ehrtrack.recipes._run import Run, open_run
+from ehrtrack.tracking.client.connection import ui_command
+from ehrtrack.tracking.client.queries import MissingArtifact, RunRecord, download, get_run, search_runs
+from ehrtrack.tracking.client.registry import ModelVersion, champion
 from ehrtrack.tracking.names import COHORT, HORIZON, SUBJECT_KEY
-from ehrtrack.tracking.queries import MissingArtifact, RunRecord, download, get_run, search_runs
-from ehrtrack.tracking.registry import ModelVersion, champion
-from ehrtrack.tracking.server import ui_command
 
 SECTIONS = ("study", "registry")
 TEST_PREDICTIONS = "predictions/test.parquet"

@@ -15,8 +15,8 @@ from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.recipes.sweep import sweep
-from ehrtrack.tracking.queries import get_run
-from ehrtrack.tracking.server import ui_command
+from ehrtrack.tracking.client.connection import ui_command
+from ehrtrack.tracking.client.queries import get_run
 
 STUDY = Path("projects/gi_bleed")
 STRATEGIES = ("frozen", "lora", "full")

@@ -14,7 +14,7 @@ from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes.compare import read_test_predictions, run_row
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.search_space import Scalar
-from ehrtrack.tracking.queries import RunRecord, get_run, search_runs
+from ehrtrack.tracking.client.queries import RunRecord, get_run, search_runs
 from ehrtrack.training.ranks import join_ranks
 
 SECTIONS = ("study", "data", "cohort", "model", "objective", "strategy", "init", "train", "frontier", "runtime")

@@ -25,7 +25,7 @@ from ehrtrack.recipes._run import Run, describe, open_run
 from ehrtrack.recipes.predict import Predictor, load_predictor
 from ehrtrack.survival.evaluation import Report
 from ehrtrack.survival.landmarks import AtLandmark, pooled_c_index
-from ehrtrack.tracking.queries import fetch_model
+from ehrtrack.tracking.client.queries import fetch_model
 
 SECTIONS = ("study", "data", "cohort", "runtime")
 LANDMARK_MEASURES = ("c_index", "c_index_lower", "c_index_upper", "ibs", "ibs_kaplan_meier")

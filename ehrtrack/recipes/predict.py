@@ -31,7 +31,7 @@ from ehrtrack.plugins import load
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
 from ehrtrack.recipes._prediction_table import with_predictions
 from ehrtrack.survival.time_grid import TimeGrid
-from ehrtrack.tracking.queries import fetch_model
+from ehrtrack.tracking.client.queries import fetch_model
 from ehrtrack.training.threads import use_threads
 
 BATCH_TOKENS = 4096

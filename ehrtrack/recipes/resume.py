@@ -18,14 +18,14 @@ from ehrtrack.home import known_caches, usual_cache
 from ehrtrack.recipes._run import RUNS, Resumption, Run, run_folder
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
-from ehrtrack.tracking.attempts import TakenUp
-from ehrtrack.tracking.heartbeat import Heartbeat
+from ehrtrack.tracking.client.connection import ui_command
+from ehrtrack.tracking.client.queries import RunRecord, download, get_run, list_artifacts
 from ehrtrack.tracking.names import CONTINUED_WITH, RESUMABLE_KINDS, RUN_KEY, SNAPSHOT_SLOTS
-from ehrtrack.tracking.queries import RunRecord, download, get_run, list_artifacts
+from ehrtrack.tracking.outbox.sync import drain_left_behind
+from ehrtrack.tracking.recovery.attempts import TakenUp
+from ehrtrack.tracking.recovery.heartbeat import Heartbeat
+from ehrtrack.tracking.recovery.orphans import check_silent, give_back, note_tags, stale_runs, take_up
 from ehrtrack.tracking.run import JOURNALS
-from ehrtrack.tracking.server import ui_command
-from ehrtrack.tracking.stale import check_silent, give_back, note_tags, stale_runs, take_up
-from ehrtrack.tracking.sync import drain_left_behind
 from ehrtrack.training.loop import SNAPSHOTS
 from ehrtrack.training.snapshots import adopt, newest_whole_step, snapshot_step
 

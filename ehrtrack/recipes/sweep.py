@@ -19,13 +19,13 @@ from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.resume import resume
 from ehrtrack.search import DEATHS, SLOT, Best, Worker, best_of, study_storage, suggest, trials_of, trials_table
 from ehrtrack.search_space import Scalar
-from ehrtrack.tracking.drainer import is_offline
+from ehrtrack.tracking.client.connection import ui_command
+from ehrtrack.tracking.client.queries import RunRecord, get_run, list_artifacts, metric_history, search_runs
 from ehrtrack.tracking.names import STOPPED
-from ehrtrack.tracking.queries import RunRecord, get_run, list_artifacts, metric_history, search_runs
+from ehrtrack.tracking.outbox.sender import is_offline
+from ehrtrack.tracking.outbox.sync import drain_left_behind
+from ehrtrack.tracking.recovery.orphans import take_up
 from ehrtrack.tracking.run import JOURNALS
-from ehrtrack.tracking.server import ui_command
-from ehrtrack.tracking.stale import take_up
-from ehrtrack.tracking.sync import drain_left_behind
 from ehrtrack.training.loop import TrainingStopped
 from ehrtrack.training.ranks import join_ranks
 

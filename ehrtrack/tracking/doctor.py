@@ -23,8 +23,7 @@ from urllib.parse import urlsplit
 from ehrtrack.errors import ConfigError, TrackingError
 from ehrtrack.home import known_caches, usual_cache
 from ehrtrack.privacy import KEY_FILE, KEY_VARIABLE, Privacy, has_key, read_key
-from ehrtrack.tracking.provenance import user_name
-from ehrtrack.tracking.server import (
+from ehrtrack.tracking.client.connection import (
     CHECK_TIMEOUT_SECONDS,
     _basic_auth,
     _get,
@@ -38,7 +37,8 @@ from ehrtrack.tracking.server import (
     tracking_errors,
     tracking_uri,
 )
-from ehrtrack.tracking.sync import find_journals
+from ehrtrack.tracking.outbox.sync import find_journals
+from ehrtrack.tracking.provenance import user_name
 
 if TYPE_CHECKING:
     import requests

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ehrtrack.errors import TrackingError
 from ehrtrack.privacy import Privacy
 from ehrtrack.tracking import names
-from ehrtrack.tracking.attempts import RunOvertaken
-from ehrtrack.tracking.drain import ROWS_PER_CALL
-from ehrtrack.tracking.drainer import Drainer, drain_seconds
-from ehrtrack.tracking.heartbeat import Heartbeat
-from ehrtrack.tracking.journal import REFUSED, Journal, remove_journal, without_secrets
+from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.names import MAX_TAG_CHARACTERS
-from ehrtrack.tracking.server import ui_command
+from ehrtrack.tracking.outbox.delivery import ROWS_PER_CALL
+from ehrtrack.tracking.outbox.journal import REFUSED, Journal, remove_journal, without_secrets
+from ehrtrack.tracking.outbox.sender import Drainer, drain_seconds
+from ehrtrack.tracking.recovery.attempts import RunOvertaken
+from ehrtrack.tracking.recovery.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     import polars as pl

@@ -18,15 +18,15 @@ from ehrtrack.privacy import Privacy
 from ehrtrack.signals import INTERRUPTIONS, STOPPING, end_here, may_handle, raise_for, second_is_at_once
 from ehrtrack.signals import TerminatedBySignal as TerminatedBySignal
 from ehrtrack.tracking import names
-from ehrtrack.tracking.attempts import RunOvertaken
-from ehrtrack.tracking.drainer import drain_seconds, is_offline
-from ehrtrack.tracking.experiments import chosen_experiment
-from ehrtrack.tracking.joining import RUN_ID
-from ehrtrack.tracking.journal import Journal
+from ehrtrack.tracking.client.connection import redacted, tracking_uri
+from ehrtrack.tracking.client.experiments import chosen_experiment
 from ehrtrack.tracking.logger import Scalar, TrackedRun, now_ms
-from ehrtrack.tracking.parent import watch_mlflow_run
+from ehrtrack.tracking.outbox.joining import RUN_ID
+from ehrtrack.tracking.outbox.journal import Journal
+from ehrtrack.tracking.outbox.sender import drain_seconds, is_offline
 from ehrtrack.tracking.provenance import UNKNOWN, environment, git_state, user_name
-from ehrtrack.tracking.server import redacted, tracking_uri
+from ehrtrack.tracking.recovery.attempts import RunOvertaken
+from ehrtrack.tracking.recovery.processes import watch_mlflow_run
 
 JOURNALS = "journal"
 MAX_ERROR_CHARACTERS = 500

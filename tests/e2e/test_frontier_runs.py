@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from whole_study import Study
 
-from ehrtrack.tracking.queries import RunRecord, download, list_artifacts, search_runs
+from ehrtrack.tracking.client.queries import RunRecord, download, list_artifacts, search_runs
 
 VALUES = ("--config", "finetune.toml", "--train.epochs", "1", "--frontier.values")
 

@@ -16,8 +16,8 @@ import polars as pl
 import pytest
 from whole_study import Study
 
-from ehrtrack.tracking.queries import download, fetch_model, list_artifacts, search_runs
-from ehrtrack.tracking.registry import champion
+from ehrtrack.tracking.client.queries import download, fetch_model, list_artifacts, search_runs
+from ehrtrack.tracking.client.registry import champion
 
 PROJECT = Path(__file__).parents[2]
 

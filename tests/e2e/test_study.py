@@ -24,8 +24,8 @@ from ehrtrack.objectives.survival import predict
 from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.recipes._model_folder import read_model_folder
 from ehrtrack.recipes._prepare import prepare_cohort
-from ehrtrack.tracking.queries import RunRecord, download, list_artifacts, metric_history, search_runs
-from ehrtrack.tracking.registry import champion
+from ehrtrack.tracking.client.queries import RunRecord, download, list_artifacts, metric_history, search_runs
+from ehrtrack.tracking.client.registry import champion
 
 # of mlflow's own classes when its pyfunc is imported
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning")

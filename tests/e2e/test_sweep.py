@@ -13,8 +13,8 @@ from simulated import Population, write_dataset
 from whole_study import Study
 
 from ehrtrack.config import load_config
-from ehrtrack.tracking.queries import RunRecord, download, list_artifacts, search_runs
-from ehrtrack.tracking.server import client
+from ehrtrack.tracking.client.connection import client
+from ehrtrack.tracking.client.queries import RunRecord, download, list_artifacts, search_runs
 
 TRIALS = ("--config", "sweep.toml", "--search.n_trials", "3")
 

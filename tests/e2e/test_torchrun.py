@@ -8,7 +8,7 @@ import sys
 
 from whole_study import Study
 
-from ehrtrack.tracking.queries import list_artifacts
+from ehrtrack.tracking.client.queries import list_artifacts
 
 
 def test_two_processes_make_one_run_of_which_rank_0_alone_tells(study: Study) -> None:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import pytest
 
 from ehrtrack.cli import main
-from ehrtrack.tracking.queries import RunRecord, search_runs
+from ehrtrack.tracking.client.queries import RunRecord, search_runs
 
 PRETRAIN = """
 study = "simulated"

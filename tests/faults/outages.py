@@ -177,7 +177,7 @@ def timed_epochs(listener: Listener, address: Address, outage: dict[Place, str])
 
 def run_in(folder: Path, server: str, config: Path, outage: dict[Place, str]) -> tuple[Outcome, list[Clocks], int]:
     """A run under an outage, sent in the end; what is on the server, its epochs, and records that sync had to send."""
-    from ehrtrack.tracking.sync import sync
+    from ehrtrack.tracking.outbox.sync import sync
 
     known, address = set(run_ids("outages")), Address(server)
     with Listener(str(folder / "line")) as listener:

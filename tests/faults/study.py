@@ -11,10 +11,11 @@ from simulated import Population, study_values, write_dataset
 
 from ehrtrack.files import sha256_of
 from ehrtrack.study_file import to_toml
-from ehrtrack.tracking import names, queries
-from ehrtrack.tracking.journal import LOG, read_progress
-from ehrtrack.tracking.opening import fetch_checksums
-from ehrtrack.tracking.server import client
+from ehrtrack.tracking import names
+from ehrtrack.tracking.client import queries
+from ehrtrack.tracking.client.connection import client
+from ehrtrack.tracking.outbox.journal import LOG, read_progress
+from ehrtrack.tracking.outbox.registration import fetch_checksums
 
 TIMES = (
     "train/tokens_per_second",

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrtrack.config import load_config
-from ehrtrack.tracking.queries import RunRecord, download, metric_history, search_runs
+from ehrtrack.tracking.client.queries import RunRecord, download, metric_history, search_runs
 
 N_TRIALS = 3
 SETTINGS = (

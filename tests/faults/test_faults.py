@@ -16,8 +16,8 @@ from study import outcome_of, run_ids, write_study
 
 from ehrtrack.cli import cli
 from ehrtrack.tracking import names
-from ehrtrack.tracking.server import client
-from ehrtrack.tracking.stale import stale_runs
+from ehrtrack.tracking.client.connection import client
+from ehrtrack.tracking.recovery.orphans import stale_runs
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
 

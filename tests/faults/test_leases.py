@@ -22,9 +22,10 @@ from study import Quiet, outcome_of, run_ids, write_study
 
 from ehrtrack.cli import cli
 from ehrtrack.errors import TrackingError
-from ehrtrack.tracking import names, queries
-from ehrtrack.tracking.server import client
-from ehrtrack.tracking.stale import check_silent, stale_runs
+from ehrtrack.tracking import names
+from ehrtrack.tracking.client import queries
+from ehrtrack.tracking.client.connection import client
+from ehrtrack.tracking.recovery.orphans import check_silent, stale_runs
 
 SERVER_SECONDS = {"EHRTRACK_HEARTBEAT_SECONDS": "1"}
 """A second is what the clock of a server counts in."""

@@ -13,9 +13,10 @@ import psutil
 import pytest
 from study import write_study
 
-from ehrtrack.tracking import names, queries
-from ehrtrack.tracking.server import client
-from ehrtrack.tracking.stale import stale_runs
+from ehrtrack.tracking import names
+from ehrtrack.tracking.client import queries
+from ehrtrack.tracking.client.connection import client
+from ehrtrack.tracking.recovery.orphans import stale_runs
 
 PROJECT = Path(__file__).parents[2]
 END_SECONDS = 120

@@ -13,8 +13,8 @@ from pods import Fault
 from study import write_study
 from sweeps import N_TRIALS, SETTINGS, Swept, swept
 
-from ehrtrack.tracking.queries import search_runs
-from ehrtrack.tracking.server import client
+from ehrtrack.tracking.client.connection import client
+from ehrtrack.tracking.client.queries import search_runs
 
 
 @pytest.fixture(scope="session", autouse=True)

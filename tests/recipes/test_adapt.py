@@ -13,8 +13,8 @@ from ehrtrack.recipes._adapt import read_base, with_shape_of
 from ehrtrack.recipes._model_folder import read_model_folder
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
-from ehrtrack.tracking.queries import download, get_run
-from ehrtrack.tracking.server import client
+from ehrtrack.tracking.client.connection import client
+from ehrtrack.tracking.client.queries import download, get_run
 
 BASE = ModelConfig(size="tiny", dropout=0.3, readout_days=(0.05, 0.3))
 

@@ -19,7 +19,7 @@ from ehrtrack.models.heads import HazardHead
 from ehrtrack.recipes import adapter_base, finetune
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
 from ehrtrack.recipes.pretrain import pretrain
-from ehrtrack.tracking.queries import download
+from ehrtrack.tracking.client.queries import download
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ehrtrack.data.twins import FUTURE_CODE, LEAK_CODE, scrambled_future, unchan
 from ehrtrack.errors import DataError
 from ehrtrack.recipes import canary as canary_module
 from ehrtrack.recipes.canary import Twin, Twins, _inside, _judge_future, _permuted, _require_none_failed, canary
-from ehrtrack.tracking.queries import get_run
+from ehrtrack.tracking.client.queries import get_run
 from ehrtrack.training import canaries
 from ehrtrack.training.ranks import join_ranks
 

@@ -15,7 +15,7 @@ from ehrtrack.config import RunConfig
 from ehrtrack.errors import DataError
 from ehrtrack.recipes.compare import Comparison, compare, describe_champion
 from ehrtrack.recipes.frontier import _points
-from ehrtrack.tracking.queries import download, get_run, list_artifacts
+from ehrtrack.tracking.client.queries import download, get_run, list_artifacts
 from ehrtrack.tracking.run import tracked_run
 
 # of mlflow's own classes when its pyfunc is imported

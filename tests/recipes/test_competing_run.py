@@ -18,7 +18,7 @@ from ehrtrack.recipes._prepare import prepare_cohort
 from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.predict import load_predictor
-from ehrtrack.tracking.queries import download, get_run, list_artifacts
+from ehrtrack.tracking.client.queries import download, get_run, list_artifacts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning")
 

@@ -25,7 +25,7 @@ from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.landmarks import landmarks
 from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.recipes.pretrain import pretrain
-from ehrtrack.tracking.queries import RunRecord, download, list_artifacts, search_runs
+from ehrtrack.tracking.client.queries import RunRecord, download, list_artifacts, search_runs
 
 KEPT = {"model/vocabulary.json", "model/time_grid.json", "predictions/test.parquet", "predictions/validation.parquet"}
 Change = Callable[[pl.DataFrame], pl.DataFrame]

@@ -16,7 +16,7 @@ from ehrtrack.recipes import landmarks as landmarks_module
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.landmarks import landmarks
 from ehrtrack.recipes.predict import Predictor, Scored
-from ehrtrack.tracking.queries import download, get_run
+from ehrtrack.tracking.client.queries import download, get_run
 
 
 @pytest.fixture

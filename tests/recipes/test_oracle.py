@@ -21,7 +21,7 @@ from ehrtrack.recipes.compare import run_row
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.survival.evaluation import EvaluationConfig
 from ehrtrack.survival.time_grid import TimeGrid
-from ehrtrack.tracking.queries import RunRecord
+from ehrtrack.tracking.client.queries import RunRecord
 
 HORIZON_DAYS = 1095.0
 

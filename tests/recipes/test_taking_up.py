@@ -13,13 +13,14 @@ from ehrtrack.files import sha256_of
 from ehrtrack.home import HERE, home
 from ehrtrack.recipes._run import RUNS, OpenRun, Resumption
 from ehrtrack.recipes.resume import _bring_folder, _cache_here, _fetch_snapshot, resume
-from ehrtrack.tracking import names, queries
-from ehrtrack.tracking.drain import Drain
-from ehrtrack.tracking.journal import Journal, encoded, read_log
+from ehrtrack.tracking import names
+from ehrtrack.tracking.client import queries
+from ehrtrack.tracking.client.connection import client
+from ehrtrack.tracking.outbox.delivery import Drain
+from ehrtrack.tracking.outbox.journal import Journal, encoded, read_log
+from ehrtrack.tracking.outbox.sync import drain_left_behind, sync
+from ehrtrack.tracking.recovery.orphans import take_up
 from ehrtrack.tracking.run import tracked_run
-from ehrtrack.tracking.server import client
-from ehrtrack.tracking.stale import take_up
-from ehrtrack.tracking.sync import drain_left_behind, sync
 from ehrtrack.training.snapshots import CheckpointWriter, latest_snapshot, newest_whole_step
 
 TENSORS = {"model/w": torch.arange(6.0)}

@@ -14,8 +14,8 @@ from ehrtrack.recipes._prepare import settle
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.resume import resume
 from ehrtrack.recipes.sweep import sweep
+from ehrtrack.tracking.client.queries import RunRecord, download, get_run, search_runs
 from ehrtrack.tracking.names import CONTINUED_WITH
-from ehrtrack.tracking.queries import RunRecord, download, get_run, search_runs
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import mlflow
 import pytest
 import torch
 from click.testing import CliRunner
-from test_server import answering
+from test_connection import answering
 
 from ehrtrack.cli import cli
 from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.tracking import doctor
 from ehrtrack.tracking.doctor import Finding, check_gpu, check_journals, check_server, check_subject_key
-from ehrtrack.tracking.journal import LOG
+from ehrtrack.tracking.outbox.journal import LOG
 
 
 def by_subject(findings: list[Finding]) -> dict[str, str]:

@@ -13,12 +13,12 @@ from mlflow.utils.name_utils import _generate_random_name
 
 from ehrtrack.cli import main
 from ehrtrack.errors import JoinRefused, TrackingError
-from ehrtrack.tracking import queries
-from ehrtrack.tracking.experiments import every_experiment_id
-from ehrtrack.tracking.joining import is_generated
+from ehrtrack.tracking.client import queries
+from ehrtrack.tracking.client.connection import client
+from ehrtrack.tracking.client.experiments import every_experiment_id
+from ehrtrack.tracking.outbox.joining import is_generated
+from ehrtrack.tracking.outbox.sync import find_journals, sync
 from ehrtrack.tracking.run import tracked_run
-from ehrtrack.tracking.server import client
-from ehrtrack.tracking.sync import find_journals, sync
 
 JOURNALS = Path(".ehrtrack")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ehrtrack.errors import TrackingError
-from ehrtrack.tracking.journal import (
+from ehrtrack.tracking.outbox.journal import (
     ARTIFACTS,
     LOG,
     Journal,
@@ -137,7 +137,7 @@ def test_a_full_disk_is_an_error_at_once_and_leaves_what_was_there(tmp_path: Pat
 import resource, signal
 from pathlib import Path
 from ehrtrack.errors import TrackingError
-from ehrtrack.tracking.journal import Journal
+from ehrtrack.tracking.outbox.journal import Journal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 journal = Journal(Path({str(tmp_path / "j")!r}))
 journal.append({{"do": "tags", "values": {{"n": "1"}}}})

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_model_name
 
+from ehrtrack.tracking.client.registry import _REFERENCE
 from ehrtrack.tracking.names import why_no_model_name
-from ehrtrack.tracking.registry import _REFERENCE
 
 
 @given(st.text(st.sampled_from("aé '\"-_.,:/@%#\n\t0"), max_size=6) | st.text(max_size=300))

@@ -9,7 +9,7 @@ import sys
 
 CHILD = """
 import os, signal, sys, threading
-from ehrtrack.tracking.parent import watch_mlflow_run
+from ehrtrack.tracking.recovery.processes import watch_mlflow_run
 def told(*_):
     os.write(1, b"told to stop\\n")  # print may be what the signal came into
     sys.exit(143)

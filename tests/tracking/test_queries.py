@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from ehrtrack.errors import TrackingError
-from ehrtrack.tracking import experiments, queries
+from ehrtrack.tracking.client import experiments, queries
+from ehrtrack.tracking.client.connection import client
 from ehrtrack.tracking.run import tracked_run
-from ehrtrack.tracking.server import client
 
 
 @pytest.fixture(params=["local_store", "http_store"])

@@ -14,10 +14,10 @@ import polars as pl
 import pytest
 
 from ehrtrack.errors import CheckpointError, TrackingError
-from ehrtrack.tracking import queries, registry
+from ehrtrack.tracking.client import queries, registry
+from ehrtrack.tracking.client.connection import client
+from ehrtrack.tracking.client.sealed import seal
 from ehrtrack.tracking.run import tracked_run
-from ehrtrack.tracking.sealed import seal
-from ehrtrack.tracking.server import client
 
 # mlflow 3.17 warns about the type hints of its own classes when its pyfunc module is first imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning")
@@ -118,7 +118,7 @@ def test_a_version_whose_files_were_changed_in_the_store_is_refused(
     name = f"changed {path.replace('/', ' ')} {type(store).__name__}"
     run_id = make_run(model_folder)
     version = registry.log_and_register_model(run_id, model_folder, name)
-    content = b"import ehrtrack.tracking.model_code\n" if path.endswith(".py") else b"others"
+    content = b"import ehrtrack.tracking.client.model_code\n" if path.endswith(".py") else b"others"
     overwrite(run_id, f"{version.artifact_path}/{path}", content, tmp_path / "o")
     with pytest.raises(CheckpointError, match=rf"models:/{name}/1 is not what was registered: {path} {told}"):
         queries.fetch_model(f"models:/{name}/1", tmp_path / "got")

@@ -15,11 +15,11 @@ import pytest
 from mlflow import MlflowClient
 
 from ehrtrack.errors import DataError, TrackingError
-from ehrtrack.tracking import queries
-from ehrtrack.tracking.experiments import experiment_named
+from ehrtrack.tracking.client import queries
+from ehrtrack.tracking.client.connection import client, ui_command
+from ehrtrack.tracking.client.experiments import experiment_named
 from ehrtrack.tracking.logger import MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS, TrackedRun
 from ehrtrack.tracking.run import TerminatedBySignal, tracked_run
-from ehrtrack.tracking.server import client, ui_command
 
 CHILD = """
 import sys, time

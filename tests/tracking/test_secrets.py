@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ehrtrack.tracking.journal import encoded, without_secrets
+from ehrtrack.tracking.outbox.journal import encoded, without_secrets
 from ehrtrack.tracking.run import tracked_run
 
 
@@ -78,7 +78,7 @@ def test_a_part_of_a_secret_and_a_longer_one_leave_nothing(monkeypatch: pytest.M
 def test_a_token_in_the_git_remote_that_mlflow_run_tagged_is_taken_away(
     local_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ehrtrack.tracking.server import client
+    from ehrtrack.tracking.client.connection import client
 
     address = "https://x-access-token:ghp_planted41@github.com/o/r.git"
     tags = {"mlflow.source.git.repoURL": address, "mlflow.source.name": "file:///home/anna/ehrtrack"}

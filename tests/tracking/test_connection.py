@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ehrtrack.errors import TrackingError
-from ehrtrack.tracking import server
+from ehrtrack.tracking.client import connection
 
 DEAD = "http://127.0.0.1:1"
 
@@ -48,15 +48,15 @@ def answering(reply: Callable[[str], tuple[int, str]]) -> Iterator[str]:
 def test_a_real_server_and_a_real_database_are_reachable(
     http_store: str, local_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.check_reachable()
+    connection.check_reachable()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", http_store)
-    server.check_reachable()
+    connection.check_reachable()
 
 
 def test_a_server_that_is_down_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
     with pytest.raises(TrackingError) as raised:
-        server.check_reachable()
+        connection.check_reachable()
     message = str(raised.value)
     assert "http://127.0.0.1:1 cannot be reached: [Errno 111] Connection refused" in message
     assert "unset MLFLOW_TRACKING_URI to keep runs in a local file" in message
@@ -65,7 +65,7 @@ def test_a_server_that_is_down_is_named_with_what_to_do(monkeypatch: pytest.Monk
 def test_a_host_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://no-such-host.invalid:5000")
     with pytest.raises(TrackingError, match=r"no-such-host\.invalid:5000 cannot be reached"):
-        server.check_reachable()
+        connection.check_reachable()
 
 
 def test_a_call_to_a_server_that_died_gives_up_before_four_minutes() -> None:
@@ -92,8 +92,8 @@ def test_what_the_user_sets_is_kept() -> None:
 def test_the_check_needs_no_mlflow_import() -> None:
     code = (
         "import os, sys; os.environ['MLFLOW_TRACKING_URI'] = 'http://127.0.0.1:1'\n"
-        "from ehrtrack.tracking import server\n"
-        "try: server.check_reachable()\n"
+        "from ehrtrack.tracking.client import connection\n"
+        "try: connection.check_reachable()\n"
         "except Exception as error: print(type(error).__name__, 'mlflow' in sys.modules)\n"
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -115,14 +115,14 @@ def test_a_server_that_refuses_says_what_it_wants(
     with answering(lambda path: (200, "OK") if path == "/health" else (status, text)) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         with pytest.raises(TrackingError, match=message):
-            server.check_reachable()
+            connection.check_reachable()
 
 
 def test_another_web_server_is_not_taken_for_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     with answering(lambda path: (200, "<html>Welcome</html>")) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         with pytest.raises(TrackingError, match="answered 200 to GET /health, not as an MLflow server does"):
-            server.check_reachable()
+            connection.check_reachable()
 
 
 def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,35 +132,35 @@ def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         release.wait(30)
         return 200, "OK"
 
-    monkeypatch.setattr(server, "CHECK_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "CHECK_TIMEOUT_SECONDS", 0.2)
     with answering(wait) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         with pytest.raises(TrackingError, match=r"did not answer within 0\.2 s"):
-            server.check_reachable()
+            connection.check_reachable()
         release.set()
 
 
 def test_a_login_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://anna:hunter2@127.0.0.1:1")
     with pytest.raises(TrackingError) as raised:
-        server.check_reachable()
+        connection.check_reachable()
     assert "hunter2" not in str(raised.value)
     assert "http://127.0.0.1:1 cannot be reached" in str(raised.value)
-    assert "hunter2" not in str(server.ui_command("1"))
+    assert "hunter2" not in str(connection.ui_command("1"))
 
 
 @pytest.mark.parametrize("uri", ["file:///data/mlruns", "./mlruns", "databricks", "ftp://host/x"])
 def test_stores_that_mlflow_no_longer_writes_are_refused(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(TrackingError, match=r"needed is an http\(s\):// server or a sqlite:///FILE\.db store"):
-        server.tracking_uri()
+        connection.tracking_uri()
 
 
 def test_no_address_means_a_database_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert server.tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
-    ui = server.ui_command("3")
+    assert connection.tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    ui = connection.ui_command("3")
     assert ui.command == "mlflow ui --backend-store-uri sqlite:///mlflow.db --port 5000"
     assert (
         ui.url == "http://127.0.0.1:5000/#/experiments/3/runs?workflowType=machine_learning&viewStateShareKey=ehrtrack"
@@ -170,38 +170,40 @@ def test_no_address_means_a_database_in_the_working_folder(tmp_path: Path, monke
 def test_a_database_elsewhere_is_named_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////data/team runs/mlflow.db")
     monkeypatch.chdir(tmp_path)
-    ui = server.ui_command("3", run_id="abc")
+    ui = connection.ui_command("3", run_id="abc")
     assert ui.command == "mlflow ui --backend-store-uri 'sqlite:////data/team runs/mlflow.db' --port 5000"
     assert ui.url.endswith("/#/experiments/3/runs/abc?workflowType=machine_learning")
 
 
 def test_a_server_has_its_ui_already(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org/")
-    ui = server.ui_command(model="gi bleed")
-    assert ui == server.UiAddress("https://mlflow.example.org/#/models/gi%20bleed?workflowType=machine_learning", None)
+    ui = connection.ui_command(model="gi bleed")
+    assert ui == connection.UiAddress(
+        "https://mlflow.example.org/#/models/gi%20bleed?workflowType=machine_learning", None
+    )
     assert str(ui) == f"open {ui.url}"
 
 
 def test_a_database_in_no_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/missing/mlflow.db")
     with pytest.raises(TrackingError, match="missing is not a writable folder"):
-        server.check_reachable()
+        connection.check_reachable()
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mlflow.db").write_text(json.dumps({"not": "a database"}) * 100)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(TrackingError, match="could not open the tracking store"):
-        server.check_reachable()
+        connection.check_reachable()
 
 
 OPEN_AT_A_WORD = """
 import sys
 import mlflow.store.tracking.sqlalchemy_store
-from ehrtrack.tracking import server
+from ehrtrack.tracking.client import connection
 print("ready", flush=True)
 sys.stdin.readline()
-server.client().search_experiments(max_results=1)
+connection.client().search_experiments(max_results=1)
 """
 
 
@@ -220,6 +222,6 @@ def test_runs_that_begin_at_once_on_a_new_database_all_open_it(tmp_path: Path) -
 
 
 def test_importing_the_package_does_not_import_mlflow() -> None:
-    code = "import sys, ehrtrack.tracking, ehrtrack.tracking.server; print('mlflow' in sys.modules)"
+    code = "import sys, ehrtrack.tracking, ehrtrack.tracking.client.connection; print('mlflow' in sys.modules)"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert child.stdout.strip() == "False"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from ehrtrack.errors import TrackingError
-from ehrtrack.tracking.failures import AccessRefused, ServerUnavailable, server_failures
+from ehrtrack.tracking.client.failures import AccessRefused, ServerUnavailable, server_failures
 from ehrtrack.tracking.names import VIEW
 
 if TYPE_CHECKING:

@@ -23,14 +23,15 @@ from weather import proxy
 
 from ehrtrack.cli import cli
 from ehrtrack.errors import TrackingError
-from ehrtrack.tracking import drainer, queries
-from ehrtrack.tracking.drain import Drain
-from ehrtrack.tracking.experiments import every_experiment_id
-from ehrtrack.tracking.journal import LOG, Journal, encoded, read_log
+from ehrtrack.tracking.client import queries
+from ehrtrack.tracking.client.connection import client
+from ehrtrack.tracking.client.experiments import every_experiment_id
 from ehrtrack.tracking.logger import TrackedRun
+from ehrtrack.tracking.outbox import sender
+from ehrtrack.tracking.outbox.delivery import Drain
+from ehrtrack.tracking.outbox.journal import LOG, Journal, encoded, read_log
+from ehrtrack.tracking.outbox.sync import find_journals, sync
 from ehrtrack.tracking.run import tracked_run
-from ehrtrack.tracking.server import client
-from ehrtrack.tracking.sync import find_journals, sync
 
 NOBODY = "http://127.0.0.1:1"
 SEED = 20261122
@@ -60,8 +61,8 @@ with tracked_run(experiment="study", name="ending", kind="finetune") as run:
 def server(http_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A real server, tried once a call, by drainers that do not pause for long."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(drainer, "LONGEST_PAUSE_SECONDS", 0.1)
-    monkeypatch.setattr(drainer, "CLOSING_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(sender, "LONGEST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(sender, "CLOSING_PAUSE_SECONDS", 0.1)
     return http_store
 
 
@@ -255,7 +256,7 @@ def test_a_server_that_stops_and_comes_back_misses_nothing(
         run = opened.__enter__()
         run.log_metrics({"a": 1.0}, step=1)
     told = threading.Event()
-    monkeypatch.setattr(drainer, "_log", logging.getLogger("told"))
+    monkeypatch.setattr(sender, "_log", logging.getLogger("told"))
     logging.getLogger("told").addFilter(lambda record: told.set() or True)
     run.log_metrics({"a": 2.0}, step=2)
     assert told.wait(30)
@@ -318,7 +319,7 @@ def test_logging_never_touches_the_network(server: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         socket.socket, "connect", lambda self, to: (connecting.append(threading.get_ident()), connect(self, to))[1]
     )
-    monkeypatch.setattr(drainer, "OPEN_SECONDS", 0.1)
+    monkeypatch.setattr(sender, "OPEN_SECONDS", 0.1)
     monkeypatch.setenv("EHRTRACK_DRAIN_SECONDS", "0")
     with proxy(server) as weather:
         weather.mode = "silent"

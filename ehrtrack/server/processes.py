@@ -15,13 +15,13 @@ from pathlib import Path
 import psutil
 
 from ehrtrack.errors import TrackingError
-from ehrtrack.serving.logins import write_private
+from ehrtrack.server.logins import write_private
 
 END_SECONDS = 10
 NOTED = "processes.json"
 """What was started in a folder: process ids, and when each began, since ids are used again."""
 _SAME_BEGIN_SECONDS = 60  # the system's clock may have been set since; an id is not used again as soon as that
-MLFLOW_SERVER = "ehrtrack.tracking.server_process"
+MLFLOW_SERVER = "ehrtrack.server.process"
 
 
 def start(

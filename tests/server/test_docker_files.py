@@ -17,9 +17,9 @@ import yaml
 from running_servers import passable_folder
 from werkzeug.security import check_password_hash
 
-from ehrtrack.serving import logins, postgres
-from ehrtrack.serving.server import MODEL_SOURCES
-from ehrtrack.tracking.server_app import MOST_BYTES_OF_A_CALL
+from ehrtrack.server import logins, postgres
+from ehrtrack.server.command import MODEL_SOURCES
+from ehrtrack.server.guard import MOST_BYTES_OF_A_CALL
 
 DOCKER = Path(__file__).parents[2] / "docker"
 SCRIPTS = sorted(DOCKER.glob("*.sh"))
@@ -121,15 +121,15 @@ def test_in_its_image_the_server_is_guarded_without_ehrtrack(tmp_path: Path) -> 
     for file in copied[1].split():
         shutil.copy(DOCKER.parent / file, tmp_path)
     code = (
-        "import server_process, sys; from pathlib import Path; "
-        "print(*server_process.guarded(['python', '-m', 'uvicorn', '--factory', 'mlflow.server.auth:create_app'], "
-        f"Path({str(tmp_path)!r}))); import server_app; print(server_app.GUARDED_APP == server_process.GUARDED_APP, "
+        "import process, sys; from pathlib import Path; "
+        "print(*process.guarded(['python', '-m', 'uvicorn', '--factory', 'mlflow.server.auth:create_app'], "
+        f"Path({str(tmp_path)!r}))); import guard; print(guard.GUARDED_APP == process.GUARDED_APP, "
         "'ehrtrack' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300
     )
-    command = ["python", "-m", "uvicorn", "--factory", "--app-dir", str(tmp_path), "server_app:create_app"]
+    command = ["python", "-m", "uvicorn", "--factory", "--app-dir", str(tmp_path), "guard:create_app"]
     assert done.stdout.splitlines()[-2:] == [f"{command} mlflow.server.auth:create_app", "True False"]
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ehrtrack.errors import TrackingError
-from ehrtrack.tracking.attempts import RunOvertaken
-from ehrtrack.tracking.drain import Account, Drain
-from ehrtrack.tracking.failures import AccessRefused, ServerUnavailable
-from ehrtrack.tracking.journal import (
+from ehrtrack.tracking.client.connection import check_reachable, redacted, tracking_uri
+from ehrtrack.tracking.client.failures import AccessRefused, ServerUnavailable
+from ehrtrack.tracking.outbox.delivery import Account, Drain
+from ehrtrack.tracking.outbox.journal import (
     LOG,
     REFUSED,
     hold,
@@ -24,8 +24,8 @@ from ehrtrack.tracking.journal import (
     read_progress,
     remove_journal,
 )
-from ehrtrack.tracking.opening import RunOpening
-from ehrtrack.tracking.server import check_reachable, redacted, tracking_uri
+from ehrtrack.tracking.outbox.registration import RunOpening
+from ehrtrack.tracking.recovery.attempts import RunOvertaken
 
 
 @dataclass(frozen=True)

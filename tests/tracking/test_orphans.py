@@ -14,12 +14,13 @@ import pytest
 from click.testing import CliRunner
 
 from ehrtrack.cli import cli
-from ehrtrack.tracking import names, queries, stale
-from ehrtrack.tracking.attempts import RunOvertaken, TakenUp, attempt_of
-from ehrtrack.tracking.heartbeat import Heartbeat, mlflow_run_lives
-from ehrtrack.tracking.run import tracked_run
-from ehrtrack.tracking.server import client
-from ehrtrack.tracking.stale import (
+from ehrtrack.tracking import names
+from ehrtrack.tracking.client import queries
+from ehrtrack.tracking.client.connection import client
+from ehrtrack.tracking.recovery import orphans
+from ehrtrack.tracking.recovery.attempts import RunOvertaken, TakenUp, attempt_of
+from ehrtrack.tracking.recovery.heartbeat import Heartbeat, mlflow_run_lives
+from ehrtrack.tracking.recovery.orphans import (
     LOST_BEATS,
     StillAlive,
     check_silent,
@@ -28,6 +29,7 @@ from ehrtrack.tracking.stale import (
     stale_runs,
     take_up,
 )
+from ehrtrack.tracking.run import tracked_run
 
 ROUNDS = 4
 WAIT_SECONDS = 60
@@ -174,8 +176,8 @@ def test_a_heartbeat_is_by_the_servers_clock_and_so_is_its_age(
 
     run_id = ""
     with monkeypatch.context() as patch:
-        patch.setattr("ehrtrack.tracking.heartbeat.datetime", Behind)
-        patch.setattr("ehrtrack.tracking.stale.datetime", Behind)
+        patch.setattr("ehrtrack.tracking.recovery.heartbeat.datetime", Behind)
+        patch.setattr("ehrtrack.tracking.recovery.orphans.datetime", Behind)
         with tracked_run(experiment="clocks", name="x", kind="finetune") as run:
             run_id = run.run_id
             seen_from_there = [found.record.run_id for found in stale_runs(minutes=1)]
@@ -194,12 +196,12 @@ def test_without_a_common_clock_a_run_is_watched(
     run_id = run_with("RUNNING", silent_minutes=60)
     if has_server_time:
         client().delete_tag(run_id, names.HEARTBEAT_SECONDS)
-        monkeypatch.setattr(stale, "DEFAULT_HEARTBEAT_SECONDS", 0.05)
+        monkeypatch.setattr(orphans, "DEFAULT_HEARTBEAT_SECONDS", 0.05)
     else:
         client().set_tag(run_id, names.HEARTBEAT_SECONDS, "0.05")
-        monkeypatch.setattr(stale, "server_time", lambda: None)
+        monkeypatch.setattr(orphans, "server_time", lambda: None)
     check_silent(queries.get_run(run_id))  # nothing changes: it is gone
-    monkeypatch.setattr(stale, "DEFAULT_HEARTBEAT_SECONDS", float(WAIT_SECONDS))
+    monkeypatch.setattr(orphans, "DEFAULT_HEARTBEAT_SECONDS", float(WAIT_SECONDS))
     if not has_server_time:
         client().set_tag(run_id, names.HEARTBEAT_SECONDS, str(WAIT_SECONDS))
     record = queries.get_run(run_id)
@@ -222,7 +224,7 @@ def test_how_long_a_run_may_be_silent_is_by_its_own_heartbeats(local_store: obje
 def test_of_two_processes_exactly_one_takes_a_run_up(http_store: str) -> None:
     run_id = run_with("RUNNING", silent_minutes=60)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ehrtrack.tracking.stale"])
+    context.set_forkserver_preload(["ehrtrack.tracking.recovery.orphans"])
     for number in range(1, ROUNDS + 1):
         start, won = context.Barrier(2), context.Queue()
         processes = [context.Process(target=race, args=(http_store, run_id, number, start, won)) for _ in range(2)]

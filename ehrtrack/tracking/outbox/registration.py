@@ -13,13 +13,13 @@ from mlflow.exceptions import MlflowException
 
 from ehrtrack.errors import JoinRefused, TrackingError
 from ehrtrack.tracking import names
-from ehrtrack.tracking.attempts import check_attempt
-from ehrtrack.tracking.experiments import active_experiment, every_experiment_id, experiment_named, offer_view
-from ehrtrack.tracking.failures import CallRefused, ServerUnavailable
-from ehrtrack.tracking.heartbeat import sign_of_life
-from ehrtrack.tracking.joining import check_is_nobodys, claim, is_generated, users_tags
-from ehrtrack.tracking.journal import LOG, Progress, Record, read_log, read_progress, without_secrets
-from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
+from ehrtrack.tracking.client.connection import client, redacted, tracking_errors, tracking_uri
+from ehrtrack.tracking.client.experiments import active_experiment, every_experiment_id, experiment_named, offer_view
+from ehrtrack.tracking.client.failures import CallRefused, ServerUnavailable
+from ehrtrack.tracking.outbox.joining import check_is_nobodys, claim, is_generated, users_tags
+from ehrtrack.tracking.outbox.journal import LOG, Progress, Record, read_log, read_progress, without_secrets
+from ehrtrack.tracking.recovery.attempts import check_attempt
+from ehrtrack.tracking.recovery.heartbeat import sign_of_life
 
 _NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 

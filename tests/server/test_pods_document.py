@@ -21,7 +21,7 @@ from running_servers import clean_environment, needs_login, passable_folder
 from simulated import Population, write_dataset
 from tunnel import tunnel
 
-from ehrtrack.serving.processes import free_port
+from ehrtrack.server.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "pods.md"

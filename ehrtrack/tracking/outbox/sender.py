@@ -12,11 +12,11 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from ehrtrack.errors import TrackingError
-from ehrtrack.tracking.attempts import RunOvertaken
-from ehrtrack.tracking.drain import Drain
-from ehrtrack.tracking.failures import AccessRefused, ServerUnavailable
-from ehrtrack.tracking.journal import Journal
-from ehrtrack.tracking.server import check_reachable, is_remote
+from ehrtrack.tracking.client.connection import check_reachable, is_remote
+from ehrtrack.tracking.client.failures import AccessRefused, ServerUnavailable
+from ehrtrack.tracking.outbox.delivery import Drain
+from ehrtrack.tracking.outbox.journal import Journal
+from ehrtrack.tracking.recovery.attempts import RunOvertaken
 
 OFFLINE = "EHRTRACK_OFFLINE"
 OPEN_SECONDS = 10

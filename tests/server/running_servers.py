@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ehrtrack.serving import postgres
-from ehrtrack.serving.processes import free_port
+from ehrtrack.server import postgres
+from ehrtrack.server.processes import free_port
 
 READY_SECONDS = 330
 

@@ -17,7 +17,7 @@ import requests
 from running_servers import RunningServer, needs_login
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from ehrtrack.serving.logins import load_secrets, make_hashes_quick, write_private
+from ehrtrack.server.logins import load_secrets, make_hashes_quick, write_private
 
 API = "/api/2.0/mlflow"
 N_WRONG_LOGINS = 20

@@ -19,9 +19,9 @@ import requests
 from running_servers import FirstLife, RunningServer, needs_postgres, passable_folder, running
 
 from ehrtrack.errors import ConfigError, TrackingError
-from ehrtrack.serving import postgres
-from ehrtrack.serving.processes import end_orphans, free_port
-from ehrtrack.serving.server import ServerSettings, _allowed_hosts, serve
+from ehrtrack.server import postgres
+from ehrtrack.server.command import ServerSettings, _allowed_hosts, serve
+from ehrtrack.server.processes import end_orphans, free_port
 
 
 def experiments(server: RunningServer) -> set[str]:

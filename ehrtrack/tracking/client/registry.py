@@ -19,8 +19,8 @@ from mlflow.utils.yaml_utils import read_yaml
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
-from ehrtrack.tracking.sealed import check_seal, seal
-from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
+from ehrtrack.tracking.client.connection import client, redacted, tracking_errors, tracking_uri
+from ehrtrack.tracking.client.sealed import check_seal, seal
 
 CHAMPION = "champion"
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")

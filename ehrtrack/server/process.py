@@ -16,7 +16,7 @@ import mlflow.server
 from mlflow.cli import cli
 
 _PACKAGE = f"{__package__}." if __package__ else ""
-GUARD = f"{_PACKAGE}server_app:create_app"
+GUARD = f"{_PACKAGE}guard:create_app"
 GUARDED_APP = "EHRTRACK_GUARDED_APP"  # as in server_app
 
 

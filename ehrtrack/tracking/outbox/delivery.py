@@ -18,10 +18,11 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from ehrtrack.errors import TrackingError
 from ehrtrack.files import sha256_of
 from ehrtrack.tracking import names
-from ehrtrack.tracking.attempts import RunOvertaken, check_attempt
-from ehrtrack.tracking.failures import CallRefused, ServerUnavailable
-from ehrtrack.tracking.joining import under_users_tags
-from ehrtrack.tracking.journal import (
+from ehrtrack.tracking.client.connection import client, redacted, tracking_errors, tracking_uri
+from ehrtrack.tracking.client.failures import CallRefused, ServerUnavailable
+from ehrtrack.tracking.client.queries import download, list_artifacts
+from ehrtrack.tracking.outbox.joining import under_users_tags
+from ehrtrack.tracking.outbox.journal import (
     ARTIFACTS,
     REFUSED,
     Entry,
@@ -31,9 +32,8 @@ from ehrtrack.tracking.journal import (
     without_secrets,
     write_progress,
 )
-from ehrtrack.tracking.opening import RunOpening, fetch_checksums
-from ehrtrack.tracking.queries import download, list_artifacts
-from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
+from ehrtrack.tracking.outbox.registration import RunOpening, fetch_checksums
+from ehrtrack.tracking.recovery.attempts import RunOvertaken, check_attempt
 
 _Row = TypeVar("_Row")
 

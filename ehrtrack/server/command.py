@@ -21,8 +21,8 @@ from types import FrameType
 from urllib.parse import urlsplit
 
 from ehrtrack.errors import ConfigError, TrackingError
-from ehrtrack.serving import logins, postgres
-from ehrtrack.serving.processes import MLFLOW_SERVER, end, end_orphans, is_free, start, tail, wait_until
+from ehrtrack.server import logins, postgres
+from ehrtrack.server.processes import MLFLOW_SERVER, end, end_orphans, is_free, start, tail, wait_until
 
 START_SECONDS = 300
 # What a model version may be made from: what the server itself keeps. Else it reads, with its own keys, whatever

@@ -13,8 +13,8 @@ from typing import Any
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
-from ehrtrack.tracking.attempts import RunOvertaken, check_attempt
-from ehrtrack.tracking.server import client, server_time, tracking_errors
+from ehrtrack.tracking.client.connection import client, server_time, tracking_errors
+from ehrtrack.tracking.recovery.attempts import RunOvertaken, check_attempt
 
 DEFAULT_HEARTBEAT_SECONDS = 30.0
 _log = logging.getLogger(__name__)

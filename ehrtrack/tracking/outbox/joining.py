@@ -11,7 +11,7 @@ from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 
 from ehrtrack.errors import JoinRefused
 from ehrtrack.tracking import names
-from ehrtrack.tracking.server import client, tracking_errors
+from ehrtrack.tracking.client.connection import client, tracking_errors
 
 RUN_ID = "MLFLOW_RUN_ID"
 NOTE = "mlflow.note.content"

@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
-from ehrtrack.tracking.attempts import TakenUp, raise_attempt
-from ehrtrack.tracking.experiments import is_of_a_study
-from ehrtrack.tracking.heartbeat import DEFAULT_HEARTBEAT_SECONDS, sign_of_life
-from ehrtrack.tracking.queries import RunRecord, all_runs, get_run
-from ehrtrack.tracking.server import client, server_time, tracking_errors
+from ehrtrack.tracking.client.connection import client, server_time, tracking_errors
+from ehrtrack.tracking.client.experiments import is_of_a_study
+from ehrtrack.tracking.client.queries import RunRecord, all_runs, get_run
+from ehrtrack.tracking.recovery.attempts import TakenUp, raise_attempt
+from ehrtrack.tracking.recovery.heartbeat import DEFAULT_HEARTBEAT_SECONDS, sign_of_life
 
 DEFAULT_STALE_MINUTES = 10.0
 LOST_BEATS = 4

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
-from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
+from ehrtrack.tracking.client.connection import client, redacted, tracking_errors, tracking_uri
 
 _DESCRIPTION = """\
 Runs of the EHRTrack study **{study}**. Group or filter them by the tag `ehrtrack.kind`: pretrain, finetune,

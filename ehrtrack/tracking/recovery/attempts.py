@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
-from ehrtrack.tracking.server import client, tracking_errors
+from ehrtrack.tracking.client.connection import client, tracking_errors
 
 _TAKEN = f"{names.ATTEMPT}."
 

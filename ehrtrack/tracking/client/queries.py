@@ -13,11 +13,12 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from ehrtrack.errors import TrackingError
-from ehrtrack.tracking import names, registry
-from ehrtrack.tracking.attempts import attempt_of
-from ehrtrack.tracking.experiments import every_experiment_id, pages
-from ehrtrack.tracking.sealed import CONTENT, check_seal
-from ehrtrack.tracking.server import client, redacted, tracking_errors, tracking_uri
+from ehrtrack.tracking import names
+from ehrtrack.tracking.client import registry
+from ehrtrack.tracking.client.connection import client, redacted, tracking_errors, tracking_uri
+from ehrtrack.tracking.client.experiments import every_experiment_id, pages
+from ehrtrack.tracking.client.sealed import CONTENT, check_seal
+from ehrtrack.tracking.recovery.attempts import attempt_of
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 

@@ -1,0 +1,1 @@
+"""What the tracking server is asked and told: connection, runs, registry."""
