@@ -3,7 +3,7 @@
     python -m benchmarks.server_load --store sqlite
     python -m benchmarks.server_load --store postgresql --wrong-logins 1000
 
-Each run is a process that tracks what a training does, through its journal and drainer: an epoch of metrics every
+Each run is a process that tracks what a training does, through its journal and sender: an epoch of metrics every
 --between seconds, a snapshot of 2 MB every tenth of them, a table, a figure's bytes, a heartbeat. With --between 0 it
 writes as fast as its calls are answered. Calls are timed where mlflow's client makes them, and are not tried again.
 With --wrong-logins that many are tried at the same time, from 8 connections, while the runs write.

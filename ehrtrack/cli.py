@@ -120,12 +120,12 @@ def _recipe(objective: str) -> Callable[[Callable[[RunConfig], Any]], click.Comm
                 from ehrtrack.tracking.client.connection import check_reachable
                 from ehrtrack.tracking.outbox.joining import check_join
                 from ehrtrack.tracking.outbox.sender import is_offline
-                from ehrtrack.tracking.recovery.heartbeat import mlflow_run_lives
+                from ehrtrack.tracking.recovery.heartbeat import mlflow_run_has_heartbeat
 
                 if not is_offline():
                     check_reachable()
                     check_join()
-                    with mlflow_run_lives():
+                    with mlflow_run_has_heartbeat():
                         function(loaded)
                     return
             else:
@@ -216,11 +216,11 @@ def resume(context: click.Context, run_id: str | None, stale: bool, minutes: flo
     if stale == (run_id is not None):
         raise ConfigError("name one run, or say --stale: ehrtrack resume RUN_ID")
     from ehrtrack.recipes.resume import resume as resume_run
-    from ehrtrack.recipes.resume import resume_stale
+    from ehrtrack.recipes.resume import resume_orphans
 
     if run_id is not None:
         resume_run(run_id, overrides, is_forced=force)
-    elif not resume_stale(overrides, minutes=minutes):
+    elif not resume_orphans(overrides, minutes=minutes):
         click.echo("no run was taken up")
 
 
@@ -232,13 +232,13 @@ def resume(context: click.Context, run_id: str | None, stale: bool, minutes: flo
 )
 def runs(stale: bool, minutes: float, close: bool) -> None:
     """List runs of every kind whose process is gone; `ehrtrack resume --stale` goes on with those that can."""
-    from ehrtrack.tracking.recovery.orphans import close_stale, stale_runs
+    from ehrtrack.tracking.recovery.orphans import close_orphans, orphaned_runs
 
-    found = stale_runs(minutes=minutes)
+    found = orphaned_runs(minutes=minutes)
     for run in found:
         click.echo(run.to_text())
     if close:
-        closed = close_stale(found)
+        closed = close_orphans(found)
         click.echo(f"{len(closed)} closed" + "".join(f"\n  {run.record.run_id}" for run in closed))
 
 

@@ -8,7 +8,7 @@ In a notebook::
 
 from ehrtrack.config import load_config
 from ehrtrack.recipes._adapter import adapter_base
-from ehrtrack.recipes._run import Run
+from ehrtrack.recipes._run import RecipeResult
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.demo import demo
@@ -18,7 +18,7 @@ from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.recipes.sweep import sweep
 
 __all__ = [
-    "Run",
+    "RecipeResult",
     "adapter_base",
     "baseline",
     "compare",

@@ -22,7 +22,7 @@ from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.signals import INTERRUPTIONS
 from ehrtrack.tracking.logger import TrackedRun
 from ehrtrack.tracking.names import RESUMABLE_KINDS
-from ehrtrack.tracking.recovery.attempts import RunOvertaken
+from ehrtrack.tracking.recovery.attempts import RunClaimLost
 from ehrtrack.tracking.run import JOURNALS, tracked_run
 from ehrtrack.training.loop import SNAPSHOTS, FitResult, TrainingStopped
 from ehrtrack.training.ranks import Ranks
@@ -46,7 +46,7 @@ HEADLINES = (
 
 
 @dataclass(frozen=True)
-class Run:
+class RecipeResult:
     """A finished run.
 
     Attributes
@@ -98,7 +98,7 @@ class Resumption:
 
 
 @dataclass
-class SilentRun(MemoryRunLogger):
+class SilentLogger(MemoryRunLogger):
     """The run as ranks other than the first see it: rank 0 alone talks to the tracking server."""
 
     run_id: str = ""
@@ -109,7 +109,7 @@ class SilentRun(MemoryRunLogger):
 
 
 @dataclass
-class OpenRun:
+class Recorder:
     """A run that is being written.
 
     Attributes
@@ -121,7 +121,7 @@ class OpenRun:
     """
 
     config: RunConfig
-    logger: TrackedRun | SilentRun
+    logger: TrackedRun | SilentLogger
     kind: str
     folder: Path
     sends_snapshots: bool = False
@@ -141,7 +141,7 @@ class OpenRun:
             self.logger.log_snapshot(newest, is_last=True)
 
     @property
-    def way_to_go_on(self) -> str:
+    def how_to_resume(self) -> str:
         """What to do after the run was told to stop, for people."""
         if self.kind in RESUMABLE_KINDS and isinstance(self.logger, TrackedRun) and not self.logger.experiment_id:
             return f"go on: ehrtrack sync {self.config.runtime.cache}, then ehrtrack resume with the run's id there"
@@ -218,13 +218,13 @@ class OpenRun:
             self.logger.log_metrics({"cost/adapter_mb": size_mb}, step=0)
             self.logger.log_folder(folder, ADAPTER_FOLDER)
 
-    def finished(self, metrics: Mapping[str, float]) -> Run:
+    def finished(self, metrics: Mapping[str, float]) -> RecipeResult:
         """Log the total time; returns what the caller of the recipe gets."""
         seconds = time.monotonic() - self._started
         self.logger.log_metrics({"cost/total_seconds": seconds}, step=0)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name in HEADLINES)
         print(f"{self.kind} done in {seconds:.0f} s  {shown}\n", flush=True)
-        return Run(self.logger.run_id, self.kind, self.logger.url, dict(metrics))
+        return RecipeResult(self.logger.run_id, self.kind, self.logger.url, dict(metrics))
 
 
 @contextmanager
@@ -238,7 +238,7 @@ def open_run(
     ranks: Ranks | None = None,
     resume: Resumption | None = None,
     fingerprints: Mapping[str, str] | None = None,
-) -> Iterator[OpenRun]:
+) -> Iterator[Recorder]:
     """Open a tracked run for a configuration.
 
     Local checkpoints are removed when the run ends well; after an error they stay, and the run can be resumed.
@@ -256,7 +256,7 @@ def open_run(
         resume.check(fingerprints or {})
     if ranks is not None and not ranks.is_main:
         run_id = ranks.from_main(str)
-        yield OpenRun(config, SilentRun(run_id=run_id), kind, run_folder(config, run_id))
+        yield Recorder(config, SilentLogger(run_id=run_id), kind, run_folder(config, run_id))
         return
     make_cache(config.runtime.cache)
     with tracked_run(
@@ -280,16 +280,16 @@ def open_run(
         if resume and logger.is_resumable:
             logger.start_at_slot(resume.slot)
         folder = run_folder(config, resume.run_id if resume else logger.run_id)
-        run = OpenRun(config, logger, kind, folder, config.runtime.upload_snapshots and logger.is_resumable)
+        run = Recorder(config, logger, kind, folder, config.runtime.upload_snapshots and logger.is_resumable)
         try:
             yield run
-        except RunOvertaken:
+        except RunClaimLost:
             shutil.rmtree(folder, ignore_errors=True)  # states of a course that is taken elsewhere
             raise
         except BaseException as error:
             run.keep_last_snapshot()
             if isinstance(error, INTERRUPTIONS) and parent_run_id is None:
-                print(f"\n{run.way_to_go_on}", flush=True)
+                print(f"\n{run.how_to_resume}", flush=True)
             raise
         logger.remove_snapshots()
     shutil.rmtree(folder, ignore_errors=True)  # after the last word of the run is in its journal

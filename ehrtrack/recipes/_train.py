@@ -17,7 +17,7 @@ from ehrtrack.data.features import FeatureStore, build_features
 from ehrtrack.models.behrt import EhrModel, encoder_weights
 from ehrtrack.objectives._protocol import Objective
 from ehrtrack.recipes._prepare import CohortRecords, Records
-from ehrtrack.recipes._run import OpenRun
+from ehrtrack.recipes._run import Recorder
 from ehrtrack.training.checkpoint import weights_fingerprint
 from ehrtrack.training.loop import FitResult, fit
 from ehrtrack.training.memory import find_batch_tokens
@@ -106,7 +106,7 @@ def _states(
 
 
 def train(
-    run: OpenRun,
+    run: Recorder,
     model: nn.Module,
     objective: Objective,
     batches: Feed,

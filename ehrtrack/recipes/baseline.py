@@ -25,7 +25,7 @@ from ehrtrack.recipes._evaluate import (
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._oracle import checked_truth
 from ehrtrack.recipes._prepare import CohortRecords, check_validation, prepare_cohort, settle
-from ehrtrack.recipes._run import Run, describe, open_run
+from ehrtrack.recipes._run import RecipeResult, describe, open_run
 from ehrtrack.recipes._sanity import conclude, judge_risks
 from ehrtrack.recipes.embed import read_embeddings
 from ehrtrack.survival.metrics import require_comparable_pair
@@ -35,7 +35,7 @@ SECTIONS = ("study", "data", "cohort", "baseline", "init", "runtime")
 N_INTERVALS = 20
 
 
-def baseline(config: RunConfig) -> Run:
+def baseline(config: RunConfig) -> RecipeResult:
     """Fit a baseline to the outcome of a cohort.
 
     Raises

@@ -33,7 +33,7 @@ from ehrtrack.recipes._prepare import (
     seed_everything,
     settle,
 )
-from ehrtrack.recipes._run import Run, describe, open_run
+from ehrtrack.recipes._run import RecipeResult, describe, open_run
 from ehrtrack.recipes._sanity import conclude
 from ehrtrack.recipes._train import feed, with_features
 from ehrtrack.runlog import MemoryRunLogger
@@ -85,7 +85,7 @@ class Twin:
         return c_index_interval(risk, days, event, n_resamples=N_RESAMPLES, level=level, seed=seed)
 
 
-def canary(config: RunConfig) -> Run:
+def canary(config: RunConfig) -> RecipeResult:
     """Train the twins of a fine-tuning run, and tag what they say of it as ``sanity.canary_*``.
 
     The permuted and the future-masked twin are of the run's own strategy and base. The planted-leak twin is new and

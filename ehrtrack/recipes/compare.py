@@ -26,7 +26,7 @@ from ehrtrack.errors import DataError
 from ehrtrack.privacy import RAW
 from ehrtrack.recipes._causes import cause_table, causes_to_markdown
 from ehrtrack.recipes._champion import own_cohort, propose
-from ehrtrack.recipes._run import Run, open_run
+from ehrtrack.recipes._run import RecipeResult, open_run
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import MissingArtifact, RunRecord, download, get_run, search_runs
 from ehrtrack.tracking.client.registry import ModelVersion, champion
@@ -53,7 +53,7 @@ class Comparison:
     left_out : run id -> why it is in no table, and how to mend it
     """
 
-    run: Run
+    run: RecipeResult
     markdown: str
     champion: ModelVersion | None
     proposed: ModelVersion | None

@@ -9,7 +9,7 @@ from pathlib import Path
 from ehrtrack.config import Override, RunConfig, load_config
 from ehrtrack.data.importing import import_dataset
 from ehrtrack.errors import ConfigError, DataError
-from ehrtrack.recipes._run import Run, open_run
+from ehrtrack.recipes._run import RecipeResult, open_run
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.finetune import finetune
@@ -23,7 +23,7 @@ STRATEGIES = ("frozen", "lora", "full")
 SHORT_SWEEP = (("search.n_trials", "3"), ("train.epochs", "2"))
 
 
-def demo() -> Run:
+def demo() -> RecipeResult:
     """Import, pretrain, fine-tune by every strategy, fit a baseline, sweep, compare, and name the champion.
 
     Raises

@@ -26,7 +26,7 @@ from ehrtrack.recipes._evaluate import (
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._oracle import checked_truth
 from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, check_validation, prepare_cohort, settle
-from ehrtrack.recipes._run import OpenRun, Resumption, Run, describe, open_run
+from ehrtrack.recipes._run import RecipeResult, Recorder, Resumption, describe, open_run
 from ehrtrack.recipes._sanity import (
     conclude,
     judge_encoder,
@@ -50,7 +50,7 @@ def finetune(
     is_trial: bool = False,
     parent_run_id: str | None = None,
     resume: Resumption | None = None,
-) -> Run:
+) -> RecipeResult:
     """Fine-tune an encoder to the outcome of a cohort.
 
     Parameters
@@ -142,7 +142,7 @@ def finetune(
             return run.finished(evaluations["kept"].to_metrics("kept") | evaluations["test"].to_metrics("test"))
 
 
-def _log_curves(run: OpenRun, result: FitResult) -> None:
+def _log_curves(run: Recorder, result: FitResult) -> None:
     run.log_loss(result)
     run.logger.log_figure(plots.metric_curves(result.history, kept_epoch=result.kept_epoch), "plots/metrics.png")
 

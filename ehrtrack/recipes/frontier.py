@@ -10,7 +10,7 @@ from ehrtrack.errors import ConfigError
 from ehrtrack.frontier import Point, conclusion, frontier_table, to_markdown
 from ehrtrack.recipes._inputs import input_fingerprints, pin_base
 from ehrtrack.recipes._prepare import settle
-from ehrtrack.recipes._run import Run, describe, open_run
+from ehrtrack.recipes._run import RecipeResult, describe, open_run
 from ehrtrack.recipes.compare import read_test_predictions, run_row
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.search_space import Scalar
@@ -21,7 +21,7 @@ SECTIONS = ("study", "data", "cohort", "model", "objective", "strategy", "init",
 KEY_TAG = "fingerprint.frontier"
 
 
-def frontier(config: RunConfig) -> Run:
+def frontier(config: RunConfig) -> RecipeResult:
     """Fine-tune at each value of ``frontier.parameter``, and log table, plot and conclusion.
 
     Each value is a child run, evaluated and logged like any other. Started again with the same configuration, the

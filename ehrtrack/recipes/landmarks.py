@@ -21,7 +21,7 @@ from ehrtrack.errors import ConfigError
 from ehrtrack.privacy import hide_small
 from ehrtrack.recipes._evaluate import Evaluation, evaluate_survival
 from ehrtrack.recipes._prepare import outcomes_of
-from ehrtrack.recipes._run import Run, describe, open_run
+from ehrtrack.recipes._run import RecipeResult, describe, open_run
 from ehrtrack.recipes.predict import Predictor, load_predictor
 from ehrtrack.survival.evaluation import Report
 from ehrtrack.survival.landmarks import AtLandmark, pooled_c_index
@@ -54,7 +54,7 @@ class Landmark:
         return AtLandmark(*(self.predictions[name].to_numpy() for name in columns))
 
 
-def landmarks(model: str, days: Sequence[float]) -> Run:
+def landmarks(model: str, days: Sequence[float]) -> RecipeResult:
     """Score a run's model at several index times a subject, and log a table, a plot and the predictions.
 
     At each landmark the test subjects who are still followed are scored by what is known of them by then, for the

@@ -14,7 +14,7 @@ from ehrtrack.models.code_effects import Levels
 from ehrtrack.objectives._protocol import TrainingFacts
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._prepare import Records, prepare_records, settle
-from ehrtrack.recipes._run import Resumption, Run, describe, open_run
+from ehrtrack.recipes._run import RecipeResult, Resumption, describe, open_run
 from ehrtrack.recipes._sanity import conclude, encoder_matrices, judge_encoder, judge_training, learning_matrices
 from ehrtrack.recipes._train import feed, set_up, train
 from ehrtrack.recipes.embed import start_from_embeddings
@@ -27,7 +27,7 @@ from ehrtrack.training.sanity import learned_codes
 SECTIONS = ("study", "data", "model", "objective", "init", "train", "runtime")
 
 
-def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> Run:
+def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> RecipeResult:
     """Pretrain an encoder and log it with its vocabulary.
 
     Parameters

@@ -15,16 +15,16 @@ from typing import Any
 from ehrtrack.config import Override, RunConfig, parse_config, parse_value
 from ehrtrack.errors import CheckpointError, ConfigError, EhrtrackError
 from ehrtrack.home import known_caches, usual_cache
-from ehrtrack.recipes._run import RUNS, Resumption, Run, run_folder
+from ehrtrack.recipes._run import RUNS, RecipeResult, Resumption, run_folder
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import RunRecord, download, get_run, list_artifacts
 from ehrtrack.tracking.names import CONTINUED_WITH, RESUMABLE_KINDS, RUN_KEY, SNAPSHOT_SLOTS
-from ehrtrack.tracking.outbox.sync import drain_left_behind
-from ehrtrack.tracking.recovery.attempts import TakenUp
+from ehrtrack.tracking.outbox.sync import send_left_behind
+from ehrtrack.tracking.recovery.attempts import RunClaimRefused
 from ehrtrack.tracking.recovery.heartbeat import Heartbeat
-from ehrtrack.tracking.recovery.orphans import check_silent, give_back, note_tags, stale_runs, take_up
+from ehrtrack.tracking.recovery.orphans import check_silent, claim_run, note_tags, orphaned_runs, release_run
 from ehrtrack.tracking.run import JOURNALS
 from ehrtrack.training.loop import SNAPSHOTS
 from ehrtrack.training.snapshots import adopt, newest_whole_step, snapshot_step
@@ -38,7 +38,7 @@ CHANGES_DIGITS = ("runtime.threads", "runtime.device", "runtime.precision", "tra
 RECIPES = dict(zip(RESUMABLE_KINDS, (pretrain, finetune), strict=True))
 
 
-def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool = False) -> Run:
+def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool = False) -> RecipeResult:
     """Go on with a run, in the same run on the tracking server.
 
     A run that had ended well, and whose last words were still in its journal here, is sent and returned as it is.
@@ -54,7 +54,7 @@ def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool =
         If the run cannot be resumed, or another setting is to change.
     StillAlive
         If its process gave a sign of life a moment ago.
-    TakenUp
+    RunClaimRefused
         If another process goes on with it.
     """
     record = get_run(run_id)
@@ -70,13 +70,13 @@ def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool =
     sent = get_run(run_id)
     if sent.status == "FINISHED":
         print(f"run {run_id} had ended well; what its journal still had to tell is sent", flush=True)
-        return Run(run_id, record.kind, ui_command(record.experiment_id, run_id=run_id).url, sent.metrics)
+        return RecipeResult(run_id, record.kind, ui_command(record.experiment_id, run_id=run_id).url, sent.metrics)
     if not (is_ours or is_forced):
         check_silent(sent)
-    _bring_folder(record, config)
+    _move_folder_here(record, config)
     with _alone_on_this_machine(record, run_folder(config, run_id)) as folder:
         slot = _fetch_snapshot(run_id, folder / SNAPSHOTS)
-        attempt = take_up(record)
+        attempt = claim_run(record)
     heartbeat = Heartbeat(lambda: run_id, attempt=attempt)  # while the data are prepared
     try:
         if changes:
@@ -88,13 +88,13 @@ def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool =
         }
         return RECIPES[record.kind](config, resume=Resumption(run_id, attempt, fingerprints, slot))
     except EhrtrackError:
-        give_back(record, attempt)  # if it was refused before it was opened
+        release_run(record, attempt)  # if it was refused before it was opened
         raise
     finally:
         heartbeat.stop()
 
 
-def resume_stale(overrides: Sequence[Override] = (), *, minutes: float) -> list[Run]:
+def resume_orphans(overrides: Sequence[Override] = (), *, minutes: float) -> list[RecipeResult]:
     """Go on with the runs that no process writes to any more, one after the other.
 
     Returns
@@ -102,10 +102,10 @@ def resume_stale(overrides: Sequence[Override] = (), *, minutes: float) -> list[
     Those that this process took up and that ended well. A run that cannot go on is told, and left.
     """
     done = []
-    for stale in stale_runs(RESUMABLE_KINDS, minutes=minutes):
+    for stale in orphaned_runs(RESUMABLE_KINDS, minutes=minutes):
         try:
             done.append(resume(stale.record.run_id, overrides))
-        except TakenUp as taken:
+        except RunClaimRefused as taken:
             print(taken, flush=True)
         except EhrtrackError as error:
             print(f"run {stale.record.run_id} cannot go on: {error}", flush=True)
@@ -155,15 +155,15 @@ def _alone_on_this_machine(record: RunRecord, folder: Path) -> Iterator[Path]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if get_run(record.run_id).attempt != record.attempt:
-            raise TakenUp(f"run {record.run_id} was taken up by another process just now")
+            raise RunClaimRefused(f"run {record.run_id} was taken up by another process just now")
         yield folder
     except BlockingIOError as busy:
-        raise TakenUp(f"run {record.run_id} is being taken up by another process on this machine") from busy
+        raise RunClaimRefused(f"run {record.run_id} is being taken up by another process on this machine") from busy
     finally:
         os.close(descriptor)
 
 
-def _bring_folder(record: RunRecord, config: RunConfig) -> None:
+def _move_folder_here(record: RunRecord, config: RunConfig) -> None:
     """Have the run's folder where the configuration says, under its id.
 
     A run that began without a server kept its snapshots under its key, and one that began in a folder that is gone by
@@ -235,10 +235,10 @@ def _send_and_read(run_id: str, overrides: Sequence[Override], *, attempt: int) 
     """
     given = dict(overrides).get("runtime.cache")
     places = [Path(given)] if given else known_caches()
-    found = [drain_left_behind(place / JOURNALS, run_id, attempt=attempt) for place in places]
+    found = [send_left_behind(place / JOURNALS, run_id, attempt=attempt) for place in places]
     config = _config_of(run_id, overrides)
     if config.runtime.cache not in places:
-        found.append(drain_left_behind(config.runtime.cache / JOURNALS, run_id, attempt=attempt))
+        found.append(send_left_behind(config.runtime.cache / JOURNALS, run_id, attempt=attempt))
     return config, any(found)
 
 

@@ -14,7 +14,7 @@ from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError, TrackingError
 from ehrtrack.recipes._inputs import differences, input_fingerprints, pin_base
 from ehrtrack.recipes._prepare import settle
-from ehrtrack.recipes._run import OpenRun, Resumption, Run, describe, open_run
+from ehrtrack.recipes._run import RecipeResult, Recorder, Resumption, describe, open_run
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.resume import resume
 from ehrtrack.search import DEATHS, SLOT, Best, Worker, best_of, study_storage, suggest, trials_of, trials_table
@@ -23,8 +23,8 @@ from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import RunRecord, get_run, list_artifacts, metric_history, search_runs
 from ehrtrack.tracking.names import STOPPED
 from ehrtrack.tracking.outbox.sender import is_offline
-from ehrtrack.tracking.outbox.sync import drain_left_behind
-from ehrtrack.tracking.recovery.orphans import take_up
+from ehrtrack.tracking.outbox.sync import send_left_behind
+from ehrtrack.tracking.recovery.orphans import claim_run
 from ehrtrack.tracking.run import JOURNALS
 from ehrtrack.training.loop import TrainingStopped
 from ehrtrack.training.ranks import join_ranks
@@ -66,7 +66,7 @@ class Sweep:
         return trials_of(self.worker.study, n_trials=self.n_trials)
 
 
-def sweep(config: RunConfig) -> Run:
+def sweep(config: RunConfig) -> RecipeResult:
     """Try settings, then fit the best once more as a run that is evaluated and logged like any other.
 
     The same configuration over the same inputs continues the study; started several times at once, on machines that
@@ -108,7 +108,7 @@ def _join(config: RunConfig, inputs: Mapping[str, str]) -> Worker:
     return worker
 
 
-def _take_part(sweep: Sweep) -> Run:
+def _take_part(sweep: Sweep) -> RecipeResult:
     """Keep the record if nobody does; else run trials for the one who does, and see whether that one still lives."""
     claims, has_helped = sweep.worker.claims, False
     while True:
@@ -127,7 +127,7 @@ def _take_part(sweep: Sweep) -> Run:
             time.sleep(_POLL_SECONDS)
 
 
-def _told(sweep: Sweep, run_id: str) -> Run:
+def _told(sweep: Sweep, run_id: str) -> RecipeResult:
     best = best_of(sweep.trials())
     print(
         f"this sweep of {sweep.n_trials} trials is done: run {run_id}, best validation C-index {best.value:.4f} with "
@@ -137,19 +137,19 @@ def _told(sweep: Sweep, run_id: str) -> Run:
     return _run_of(run_id)
 
 
-def _run_of(run_id: str) -> Run:
+def _run_of(run_id: str) -> RecipeResult:
     if is_offline():
-        return Run(run_id, "sweep", ui_command(None).url, {})
+        return RecipeResult(run_id, "sweep", ui_command(None).url, {})
     record = get_run(run_id)
-    return Run(run_id, "sweep", ui_command(record.experiment_id, run_id=run_id).url, record.metrics)
+    return RecipeResult(run_id, "sweep", ui_command(record.experiment_id, run_id=run_id).url, record.metrics)
 
 
-def _keep_record(sweep: Sweep, begun: str) -> Run:
+def _keep_record(sweep: Sweep, begun: str) -> RecipeResult:
     """Run trials under a run of one's own, or the one that a worker before had begun, and fit the best in the end."""
     claims = sweep.worker.claims
     try:
         begun = begun if begun and _is_there(begun) else ""
-        resumption = _taken_up(sweep, begun) if begun else None
+        resumption = _claimed(sweep, begun) if begun else None
         if begun and resumption is None:  # its worker died after its last word
             claims.finish(sweep.record)
             return _told(sweep, begun)
@@ -176,20 +176,20 @@ def _is_there(run_id: str) -> bool:
     return False
 
 
-def _taken_up(sweep: Sweep, begun: str) -> Resumption | None:
+def _claimed(sweep: Sweep, begun: str) -> Resumption | None:
     """The run that a worker before had begun, so that nothing of it comes twice; None if it has ended well."""
     record = get_run(begun)
     if record.status == "FINISHED":
         return None
-    drain_left_behind(sweep.settled.runtime.cache / JOURNALS, begun, attempt=record.attempt)
+    send_left_behind(sweep.settled.runtime.cache / JOURNALS, begun, attempt=record.attempt)
     if get_run(begun).status == "FINISHED":
         return None
-    attempt = take_up(record)
+    attempt = claim_run(record)
     print(f"goes on with run {begun}", flush=True)
     return Resumption(begun, attempt, {}, slot=0)
 
 
-def _search_and_fit(sweep: Sweep, run: OpenRun, *, is_resumed: bool) -> Run:
+def _search_and_fit(sweep: Sweep, run: Recorder, *, is_resumed: bool) -> RecipeResult:
     parent = run.logger.run_id
     print(f"{sweep.worker.n_done} of {sweep.n_trials} trials are done", flush=True)
     sweep.worker.run(_objective(sweep, parent), waits=True)
@@ -211,7 +211,7 @@ def _search_and_fit(sweep: Sweep, run: OpenRun, *, is_resumed: bool) -> Run:
     return run.finished(run.log_kept(best.value))
 
 
-def _log_trials(run: OpenRun, trials: list[optuna.trial.FrozenTrial], *, is_resumed: bool) -> None:
+def _log_trials(run: Recorder, trials: list[optuna.trial.FrozenTrial], *, is_resumed: bool) -> None:
     """All trials, whoever ran them; of a run that goes on, those values that it does not have yet."""
     run.logger.log_table(trials_table(trials), "trials.csv")
     there = metric_history(run.logger.run_id, VALUES) if is_resumed else {}
@@ -256,7 +256,7 @@ def _ended_before(
     study, journals = sweep.config.study, sweep.settled.runtime.cache / JOURNALS
     for record in search_runs(study, kinds=["trial"], status=None, params=wanted, parent_run_id=parent_run_id):
         try:
-            drain_left_behind(journals, record.run_id, attempt=0)
+            send_left_behind(journals, record.run_id, attempt=0)
         except TrackingError as error:
             print(f"run {record.run_id} of this trial cannot be looked at: {error}", flush=True)
             continue
@@ -276,7 +276,7 @@ def _told_by(ended: RunRecord, trial: optuna.Trial) -> float:
     return ended.metrics["kept/c_index"]
 
 
-def _fit_best(sweep: Sweep, best: Best, parent_run_id: str) -> Run:
+def _fit_best(sweep: Sweep, best: Best, parent_run_id: str) -> RecipeResult:
     """The best settings as a run of their own: once, also if a worker before began with it."""
     config = override(sweep.settled, best.overrides)
     begun = (
@@ -284,10 +284,10 @@ def _fit_best(sweep: Sweep, best: Best, parent_run_id: str) -> Run:
     )
     for cut_off in reversed(begun):
         # what it is to go on from may still be here
-        drain_left_behind(config.runtime.cache / JOURNALS, cut_off.run_id, attempt=cut_off.attempt)
+        send_left_behind(config.runtime.cache / JOURNALS, cut_off.run_id, attempt=cut_off.attempt)
         record = get_run(cut_off.run_id)
         if record.status == "FINISHED":
-            return Run(record.run_id, record.kind, ui_command(None).url, record.metrics)
+            return RecipeResult(record.run_id, record.kind, ui_command(None).url, record.metrics)
         if "run_config.json" in list_artifacts(record.run_id):
             return resume(record.run_id, is_forced=True)
         print(

@@ -20,8 +20,8 @@ from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.names import MAX_TAG_CHARACTERS
 from ehrtrack.tracking.outbox.delivery import ROWS_PER_CALL
 from ehrtrack.tracking.outbox.journal import REFUSED, Journal, remove_journal, without_secrets
-from ehrtrack.tracking.outbox.sender import Drainer, drain_seconds
-from ehrtrack.tracking.recovery.attempts import RunOvertaken
+from ehrtrack.tracking.outbox.sender import Sender, drain_seconds
+from ehrtrack.tracking.recovery.attempts import RunClaimLost
 from ehrtrack.tracking.recovery.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class TrackedRun:
 
     Every method writes to the local journal and returns; sending is the background's business. A server that is
     away, hangs or refuses is told in warnings and changes nothing here. TrackingError is raised for what cannot
-    be right whatever the server says, and when the journal itself cannot be written; its kind RunOvertaken by
+    be right whatever the server says, and when the journal itself cannot be written; its kind RunClaimLost by
     everything, once another process has taken the run up.
     """
 
@@ -59,21 +59,21 @@ class TrackedRun:
         self._next_slot = 0
         self._has_snapshots = False
         self._removes_snapshots = False
-        self._overtaken: RunOvertaken | None = None
-        self._drainer = Drainer(journal, self._note_overtaken)
+        self._claim_lost: RunClaimLost | None = None
+        self._sender = Sender(journal, self._note_claim_lost)
         self._heartbeat = Heartbeat(
-            lambda: self._drainer.drain.progress.run_id, attempt=attempt, on_overtaken=self._note_overtaken
+            lambda: self._sender.delivery.progress.run_id, attempt=attempt, on_claim_lost=self._note_claim_lost
         )
 
     @property
     def run_id(self) -> str:
         """The server's id; the run's own key as long as no server has made it."""
-        return self._drainer.drain.progress.run_id or self.key
+        return self._sender.delivery.progress.run_id or self.key
 
     @property
     def experiment_id(self) -> str | None:
         """The server's id of the experiment, or None as long as no server has made the run."""
-        return self._drainer.drain.progress.experiment_id or None
+        return self._sender.delivery.progress.experiment_id or None
 
     @property
     def url(self) -> str:
@@ -85,11 +85,11 @@ class TrackedRun:
 
         Raises
         ------
-        RunOvertaken
+        RunClaimLost
             If one has.
         """
-        if self._overtaken is not None:
-            raise self._overtaken
+        if self._claim_lost is not None:
+            raise self._claim_lost
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Record all metrics of one step (an epoch) in one call."""
@@ -213,7 +213,7 @@ class TrackedRun:
         -------
         Whether it is in the journal.
         """
-        if not is_last and self._drainer.drain.progress.position < self._snapshot_end:
+        if not is_last and self._sender.delivery.progress.position < self._snapshot_end:
             return False
         place = names.SNAPSHOT_SLOTS[self._next_slot]
         files = sorted(file for file in folder.iterdir() if file.is_file())
@@ -244,7 +244,7 @@ class TrackedRun:
         self._append({"do": "end", "status": status, "time": now_ms()} | removed)
         self.status = status
 
-    def wait_for_opening(self) -> None:
+    def wait_for_registration(self) -> None:
         """Let the server make the run, if it answers within seconds.
 
         Raises
@@ -252,8 +252,8 @@ class TrackedRun:
         TrackingError
             If the run can never be made, such as in a deleted experiment.
         """
-        self._drainer.wait_for_opening()
-        if self._drainer.trouble is not None or not self._drainer.drain.progress.run_id:
+        self._sender.wait_for_registration()
+        if self._sender.trouble is not None or not self._sender.delivery.progress.run_id:
             _log.warning("run %s is not on the server yet; it will be made when the server answers", self.key)
 
     def give_up(self) -> None:
@@ -264,47 +264,47 @@ class TrackedRun:
 
     def close(self, *, is_nested: bool) -> None:
         """Wait for the rest to be sent, in bounded time, and say what is left."""
-        if is_nested and self._drainer.trouble is not None:
+        if is_nested and self._sender.trouble is not None:
             _behind.append(self)  # its parent waits, once for all; training goes on
             return
         self._finish(drain_seconds())
         if not is_nested:
             while _behind:
-                _behind.pop(0)._finish(drain_seconds() if self._drainer.is_complete else 0.0)
+                _behind.pop(0)._finish(drain_seconds() if self._sender.is_complete else 0.0)
 
     def hurry(self) -> None:
         """Have `close` take no longer than a machine has that is about to go."""
-        self._drainer.hurry()
+        self._sender.hurry()
 
     def _finish(self, seconds: float) -> None:
         self._heartbeat.stop()
-        drainer, folder = self._drainer, self._journal.folder
-        drainer.finish(seconds, is_urgent=self.status == "KILLED")
-        if self._overtaken is not None:
-            _log.warning("%d records of run %s are left out", len(drainer.drain.pending()), self.run_id)
+        sender, folder = self._sender, self._journal.folder
+        sender.finish(seconds, is_urgent=self.status == "KILLED")
+        if self._claim_lost is not None:
+            _log.warning("%d records of run %s are left out", len(sender.delivery.pending()), self.run_id)
             remove_journal(folder)
-        elif drainer.is_complete and drainer.drain.is_finished():
+        elif sender.is_complete and sender.delivery.is_finished():
             remove_journal(folder)
-        elif drainer.is_complete and drainer.drain.account.refused:
+        elif sender.is_complete and sender.delivery.account.refused:
             _log.warning(
                 "run %s is on the server but for %d of its values, which the server refuses: see %s",
-                *(self.run_id, drainer.drain.account.refused, folder / REFUSED),
+                *(self.run_id, sender.delivery.account.refused, folder / REFUSED),
             )
-        elif not drainer.is_complete:
+        elif not sender.is_complete:
             _log.warning(
                 "%d records of run %s are not on the server yet (%s); they are safe in %s. Send them with: "
                 "ehrtrack sync %s",
-                *(len(drainer.drain.pending()), self.run_id, drainer.refusal or drainer.trouble or "it is slow"),
+                *(len(sender.delivery.pending()), self.run_id, sender.refusal or sender.trouble or "it is slow"),
                 *(folder, shlex.quote(str(folder))),
             )
 
-    def _note_overtaken(self, overtaken: RunOvertaken) -> None:
-        self._overtaken = overtaken
+    def _note_claim_lost(self, overtaken: RunClaimLost) -> None:
+        self._claim_lost = overtaken
 
     def _append(self, *records: Mapping[str, Any]) -> int:
         self.check_is_ours()
         end = self._journal.append(*records)
-        self._drainer.notify()
+        self._sender.notify()
         return end
 
     @contextmanager

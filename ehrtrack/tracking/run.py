@@ -25,7 +25,7 @@ from ehrtrack.tracking.outbox.joining import RUN_ID
 from ehrtrack.tracking.outbox.journal import Journal
 from ehrtrack.tracking.outbox.sender import drain_seconds, is_offline
 from ehrtrack.tracking.provenance import UNKNOWN, environment, git_state, user_name
-from ehrtrack.tracking.recovery.attempts import RunOvertaken
+from ehrtrack.tracking.recovery.attempts import RunClaimLost
 from ehrtrack.tracking.recovery.processes import watch_mlflow_run
 
 JOURNALS = "journal"
@@ -55,7 +55,7 @@ def tracked_run(
     chose, keeps the name and the tags that its user gave it, and carries the study as a tag); a run with a
     parent is a new one, in its parent's experiment. A run that is somebody's already is never joined.
 
-    Once another process has taken the run up, whatever is to be logged raises RunOvertaken.
+    Once another process has taken the run up, whatever is to be logged raises RunClaimLost.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def tracked_run(
                 run.log_params(params or {})
                 run.log_json(environment(), "environment.json")
                 yield run
-            except RunOvertaken:
+            except RunClaimLost:
                 raise  # its end is the other process's to tell
             except BaseException as error:
                 _end_aloud(run, error, stops)
@@ -154,7 +154,7 @@ def _open_run(
     journal.append(opening, opening)
     run = TrackedRun(journal, key=key, name=name, attempt=attempt)
     try:
-        run.wait_for_opening()
+        run.wait_for_registration()
     except TrackingError:
         run.give_up()
         raise
@@ -182,7 +182,7 @@ def _end_aloud(run: TrackedRun, error: BaseException, stops: tuple[type[Exceptio
             run.end("FINISHED")
         else:
             run.end("FAILED", tag=names.ERROR, reason=message)
-    except RunOvertaken as overtaken:
+    except RunClaimLost as overtaken:
         _log.warning("%s", overtaken)
     except TrackingError as failure:
         _log.error("run %s is left RUNNING on the server: %s", run.run_id, failure)

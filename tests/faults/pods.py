@@ -44,9 +44,9 @@ POINTS = {
     "step": ("ehrtrack.training.loop", "Training", "take_step"),
     "checkpoint": ("ehrtrack.training.snapshots", "CheckpointWriter", "_write"),
     "validation": ("ehrtrack.training.loop", "Training", "end_epoch"),
-    "upload": ("ehrtrack.tracking.outbox.delivery", "Drain", "_send_artifact"),
-    "drain": ("ehrtrack.tracking.outbox.delivery", "Drain", "_send_metrics"),
-    "end": ("ehrtrack.tracking.outbox.delivery", "Drain", "_send_end"),
+    "upload": ("ehrtrack.tracking.outbox.delivery", "Delivery", "_send_artifact"),
+    "drain": ("ehrtrack.tracking.outbox.delivery", "Delivery", "_send_metrics"),
+    "end": ("ehrtrack.tracking.outbox.delivery", "Delivery", "_send_end"),
 }
 """Where a pod can be killed: around and within the n-th call of a method."""
 

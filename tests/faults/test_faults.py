@@ -17,7 +17,7 @@ from study import outcome_of, run_ids, write_study
 from ehrtrack.cli import cli
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import client
-from ehrtrack.tracking.recovery.orphans import stale_runs
+from ehrtrack.tracking.recovery.orphans import orphaned_runs
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
 
@@ -114,7 +114,7 @@ def test_ctrl_c_finishes_the_step_says_how_to_go_on_and_shows_no_traceback(
 def test_of_two_processes_that_take_up_the_same_stale_run_exactly_one_goes_on(
     whole: Outcome, config: Path, http_store: str, tmp_path: Path
 ) -> None:
-    for other in stale_runs(("pretrain", "finetune")):  # left on the server by other tests
+    for other in orphaned_runs(("pretrain", "finetune")):  # left on the server by other tests
         client().delete_run(other.record.run_id)
     known = set(run_ids("disturbed"))
     fault = Fault("upload", 9, KILL, AFTERWARDS)  # what the run consists of, and the first snapshot

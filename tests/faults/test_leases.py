@@ -25,7 +25,7 @@ from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client import queries
 from ehrtrack.tracking.client.connection import client
-from ehrtrack.tracking.recovery.orphans import check_silent, stale_runs
+from ehrtrack.tracking.recovery.orphans import check_silent, orphaned_runs
 
 SERVER_SECONDS = {"EHRTRACK_HEARTBEAT_SECONDS": "1"}
 """A second is what the clock of a server counts in."""
@@ -61,13 +61,13 @@ class PausedBeforeTakingUp:
         """Have this process stop itself there."""
         from ehrtrack.recipes import resume
 
-        take_up = resume.take_up
+        claim_run = resume.claim_run
 
         def paused(*arguments: Any) -> Any:
             os.kill(os.getpid(), signal.SIGSTOP)
-            return take_up(*arguments)
+            return claim_run(*arguments)
 
-        resume.take_up = paused
+        resume.claim_run = paused
 
 
 def is_gone(run_id: str) -> bool:
@@ -124,7 +124,7 @@ def test_a_live_run_on_a_machine_whose_clock_is_20_minutes_behind_is_left_alone_
     (run_id,) = run_ids("clocks")
     last = queries.get_run(run_id).tags[names.HEARTBEAT]
     pods.wait_until(lambda: queries.get_run(run_id).tags[names.HEARTBEAT] != last, folder=folder)
-    assert run_id not in [found.record.run_id for found in stale_runs()]
+    assert run_id not in [found.record.run_id for found in orphaned_runs()]
     other = tmp_path / "other"
     assert pods.run("resume", run_id, folder=other, server=http_store, **SERVER_SECONDS) == 2
     assert "gave a sign of life" in pods.log_of(other)

@@ -16,7 +16,7 @@ from study import write_study
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client import queries
 from ehrtrack.tracking.client.connection import client
-from ehrtrack.tracking.recovery.orphans import stale_runs
+from ehrtrack.tracking.recovery.orphans import orphaned_runs
 
 PROJECT = Path(__file__).parents[2]
 END_SECONDS = 120
@@ -78,5 +78,5 @@ def test_the_training_below_finishes_its_step_keeps_a_snapshot_and_can_be_resume
     kept = {path.split("/")[-1] for path in queries.list_artifacts(run.run_id) if path.startswith("resume/")}
     assert {"facts.json", "state.safetensors"} < kept
     assert all(name.startswith("epoch-") for name in kept - {"facts.json", "state.safetensors"})
-    assert run.run_id in {stale.record.run_id for stale in stale_runs(["finetune"])}
+    assert run.run_id in {stale.record.run_id for stale in orphaned_runs(["finetune"])}
     client().delete_run(run.run_id)  # nobody is to go on with it

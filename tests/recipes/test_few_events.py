@@ -18,7 +18,7 @@ from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import MedsDataset
 from ehrtrack.errors import DataError
 from ehrtrack.recipes import _evaluate
-from ehrtrack.recipes._run import Run
+from ehrtrack.recipes._run import RecipeResult
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.canary import canary
 from ehrtrack.recipes.finetune import finetune
@@ -72,7 +72,10 @@ def left_out(record: RunRecord, folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("recipe", [finetune, baseline])
 def test_two_test_events_leave_a_finished_run_with_its_model_and_no_interval(
-    recipe: Callable[[RunConfig], Run], dataset: MedsDataset, local_store: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Callable[[RunConfig], RecipeResult],
+    dataset: MedsDataset,
+    local_store: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = recipe(with_labels(dataset, local_store, few_events("test", 2)))
     record = only_run()
@@ -186,7 +189,7 @@ def no_pair(subjects: pl.DataFrame) -> pl.DataFrame:
     ],
 )  # fmt: skip
 def test_a_split_too_small_is_told_before_a_run_is_opened(
-    recipe: Callable[[RunConfig], Run], change: Change, message: str, dataset: MedsDataset, local_store: Path
+    recipe: Callable[[RunConfig], RecipeResult], change: Change, message: str, dataset: MedsDataset, local_store: Path
 ) -> None:
     with pytest.raises(DataError, match=message):
         recipe(with_labels(dataset, local_store, change))

@@ -11,15 +11,15 @@ from simulated import study
 from ehrtrack.errors import CheckpointError, ConfigError, DataError
 from ehrtrack.files import sha256_of
 from ehrtrack.home import HERE, home
-from ehrtrack.recipes._run import RUNS, OpenRun, Resumption
-from ehrtrack.recipes.resume import _bring_folder, _cache_here, _fetch_snapshot, resume
+from ehrtrack.recipes._run import RUNS, Recorder, Resumption
+from ehrtrack.recipes.resume import _cache_here, _fetch_snapshot, _move_folder_here, resume
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client import queries
 from ehrtrack.tracking.client.connection import client
-from ehrtrack.tracking.outbox.delivery import Drain
+from ehrtrack.tracking.outbox.delivery import Delivery
 from ehrtrack.tracking.outbox.journal import Journal, encoded, read_log
-from ehrtrack.tracking.outbox.sync import drain_left_behind, sync
-from ehrtrack.tracking.recovery.orphans import take_up
+from ehrtrack.tracking.outbox.sync import send_left_behind, sync
+from ehrtrack.tracking.recovery.orphans import claim_run
 from ehrtrack.tracking.run import tracked_run
 from ehrtrack.training.snapshots import CheckpointWriter, latest_snapshot, newest_whole_step
 
@@ -151,7 +151,7 @@ def test_a_server_that_is_away_costs_the_disk_of_one_snapshot(
 
 def test_a_metric_of_a_step_that_is_trained_again_is_not_sent_twice(local_store: Path) -> None:
     run_id = stopped_run(local_store / "a", [3])
-    take_up(queries.get_run(run_id))
+    claim_run(queries.get_run(run_id))
     with tracked_run(experiment="s", name="x", kind="finetune", run_id=run_id, attempt=1) as again:
         again.log_metrics({"train/loss": 2.0}, step=1)
         again.log_metrics({"train/loss": 1.0}, step=2)
@@ -164,10 +164,10 @@ def test_epochs_that_were_never_sent_come_from_the_snapshot_and_the_others_stay_
     """The journal that held them was not sent, because the run had been taken up elsewhere meanwhile."""
     run_id = stopped_run(local_store / "a", [3])
     record = queries.get_run(run_id)
-    attempt = take_up(record)
+    attempt = claim_run(record)
     config = study(local_store / "data", local_store / "cache")
     with tracked_run(experiment="s", name="x", kind="finetune", run_id=run_id, attempt=attempt) as again:
-        run = OpenRun(config, again, "finetune", local_store / "runs")
+        run = Recorder(config, again, "finetune", local_store / "runs")
         run.log_epochs_again([{"train/loss": 2.0, "val/loss": 3.0}, {"train/loss": 1.0, "val/loss": 2.5}])
         again.log_metrics({"train/loss": 0.5}, step=3)
     rows = {key: client().get_metric_history(run_id, key) for key in ("train/loss", "val/loss")}
@@ -180,7 +180,7 @@ def test_the_checksums_of_a_run_name_what_a_lost_machine_sent(local_store: Path)
     for artifact in ("sha256sums.txt", "environment.json"):
         artifact_file(run_id, artifact).unlink()
     artifact_file(run_id, "run_config.json").write_text("{}")
-    take_up(queries.get_run(run_id))
+    claim_run(queries.get_run(run_id))
     with tracked_run(experiment="s", name="x", kind="finetune", run_id=run_id, attempt=1):
         pass
     told = dict(reversed(line.split("  ")) for line in artifact_file(run_id, "sha256sums.txt").read_text().splitlines())
@@ -193,14 +193,14 @@ def test_the_journal_of_a_machine_that_was_overtaken_sends_nothing(local_store: 
     opening = {"do": "open", "key": "k1", "time": 1, "experiment": "s", "name": "x", "tags": {}}
     journal = Journal(folder)
     journal.append(opening | {"parent": None, "joined": None})
-    drain = Drain(folder, is_live=False)
+    drain = Delivery(folder, is_live=False)
     drain.send()
     journal.append(
         {"do": "metrics", "time": 2, "step": 1, "values": {"train/loss": 2.0}},
         {"do": "end", "status": "KILLED", "time": 3},
     )
     journal.close()
-    take_up(queries.get_run(drain.progress.run_id))
+    claim_run(queries.get_run(drain.progress.run_id))
     (synced,) = sync(local_store / "journal")
     assert "was taken up by another process" in synced.remark
     run = queries.get_run(drain.progress.run_id)
@@ -240,7 +240,7 @@ def test_the_folder_of_a_run_is_found_where_a_clone_that_is_gone_had_kept_it(loc
         record = queries.get_run(run_id)
         name = run_id if place.is_absolute() else record.tags[names.RUN_KEY]
         states(place / name / "snapshots", [3, 6])
-        _bring_folder(record, config)
+        _move_folder_here(record, config)
         assert newest_whole_step(local_store / "cache" / RUNS / run_id / "snapshots")[0] == 6
         assert not (place / name).exists()
 
@@ -262,7 +262,7 @@ def test_an_odd_journal_of_another_run_does_not_keep_a_run_from_going_on(local_s
     odd.close()
     (journals / "odd" / "progress").write_bytes(encoded({"run_id": 7, "colour": "red"}))
     (journals / "folder" / "journal.log").mkdir(parents=True)
-    assert drain_left_behind(journals, "1" * 32, attempt=0) is False
+    assert send_left_behind(journals, "1" * 32, attempt=0) is False
 
 
 def test_other_data_are_refused_with_what_differs() -> None:

@@ -28,7 +28,7 @@ from ehrtrack.tracking.client.connection import client
 from ehrtrack.tracking.client.experiments import every_experiment_id
 from ehrtrack.tracking.logger import TrackedRun
 from ehrtrack.tracking.outbox import sender
-from ehrtrack.tracking.outbox.delivery import Drain
+from ehrtrack.tracking.outbox.delivery import Delivery
 from ehrtrack.tracking.outbox.journal import LOG, Journal, encoded, read_log
 from ehrtrack.tracking.outbox.sync import find_journals, sync
 from ehrtrack.tracking.run import tracked_run
@@ -527,7 +527,7 @@ def test_what_was_sent_is_not_missed_when_that_is_no_longer_known(
     (journal,) = find_journals(Path(".ehrtrack"))
     offline()
     with monkeypatch.context() as patch:
-        patch.setattr(Drain, "_send_end", lambda self, records: pytest.fail("cut off"))
+        patch.setattr(Delivery, "_send_end", lambda self, records: pytest.fail("cut off"))
         with pytest.raises(pytest.fail.Exception):
             sync(journal)
     (journal / "progress").write_bytes(b"torn")
@@ -557,7 +557,7 @@ def test_a_journal_whose_beginning_went_elsewhere_is_not_split(
     journal = Journal(Path("j").absolute())
     opening = {"do": "open", "key": "k" * 32, "time": 1, "experiment": "e", "name": "n", "tags": {}}
     journal.append(*[opening | {"parent": None, "joined": None}] * 2)
-    Drain(journal.folder, is_live=True).send()
+    Delivery(journal.folder, is_live=True).send()
     journal.append({"do": "end", "status": "FINISHED", "time": 2})
     journal.close()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{local_store / 'mlflow.db'}")

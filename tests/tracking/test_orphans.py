@@ -18,16 +18,16 @@ from ehrtrack.tracking import names
 from ehrtrack.tracking.client import queries
 from ehrtrack.tracking.client.connection import client
 from ehrtrack.tracking.recovery import orphans
-from ehrtrack.tracking.recovery.attempts import RunOvertaken, TakenUp, attempt_of
-from ehrtrack.tracking.recovery.heartbeat import Heartbeat, mlflow_run_lives
+from ehrtrack.tracking.recovery.attempts import RunClaimLost, RunClaimRefused, attempt_of
+from ehrtrack.tracking.recovery.heartbeat import Heartbeat, mlflow_run_has_heartbeat
 from ehrtrack.tracking.recovery.orphans import (
     LOST_BEATS,
     StillAlive,
     check_silent,
-    close_stale,
-    give_back,
-    stale_runs,
-    take_up,
+    claim_run,
+    close_orphans,
+    orphaned_runs,
+    release_run,
 )
 from ehrtrack.tracking.run import tracked_run
 
@@ -77,8 +77,8 @@ def race(server: str, run_id: str, number: int, start: Any, won: Any) -> None:
     record = queries.get_run(run_id)
     start.wait(120)
     try:
-        won.put(take_up(record))
-    except TakenUp:
+        won.put(claim_run(record))
+    except RunClaimRefused:
         won.put(0)
 
 
@@ -88,7 +88,7 @@ def test_silent_runs_and_those_told_to_stop_are_stale(local_store: object) -> No
     stopped = run_with("KILLED", silent_minutes=1, is_resumable=True)
     run_with("KILLED", silent_minutes=99)
     run_with("FINISHED", silent_minutes=99)
-    found = stale_runs(["finetune"], minutes=10)
+    found = orphaned_runs(["finetune"], minutes=10)
     assert {run.record.run_id for run in found} == {silent, stopped}
     assert f"RUNNING, silent 11 minutes ago: ehrtrack resume {silent}" in found[0].to_text()
 
@@ -113,7 +113,7 @@ def test_runs_of_every_kind_are_listed_with_what_to_do_and_those_that_cannot_go_
         assert record.status == ("KILLED" if is_closed else "RUNNING")
         assert ("no sign of life for 60 minutes" in record.tags.get(names.CLOSED, "")) == is_closed
     assert queries.get_run(living).status == "RUNNING"
-    assert {run.record.kind for run in stale_runs()} == set(names.RESUMABLE_KINDS)
+    assert {run.record.kind for run in orphaned_runs()} == set(names.RESUMABLE_KINDS)
 
 
 def test_runs_that_mlflow_run_left_before_they_began_are_listed_and_closed_after_a_day(local_store: object) -> None:
@@ -121,11 +121,11 @@ def test_runs_that_mlflow_run_left_before_they_began_are_listed_and_closed_after
     young, old = (made_by_mlflow_run(study, hours_ago=hours) for hours in (1, 25))
     made_by_mlflow_run(client().create_experiment("of somebody else"), hours_ago=25)
     client().create_run(study, start_time=0)  # of another program
-    found = stale_runs()
+    found = orphaned_runs()
     assert {run.record.run_id for run in found} == {young, old}
     assert "not begun" in found[0].to_text()
-    assert [run.record.run_id for run in close_stale(found)] == [old]
-    assert [run.record.run_id for run in stale_runs()] == [young]
+    assert [run.record.run_id for run in close_orphans(found)] == [old]
+    assert [run.record.run_id for run in orphaned_runs()] == [young]
 
 
 def test_a_run_of_mlflow_run_has_a_heartbeat_while_its_data_are_prepared(
@@ -136,31 +136,31 @@ def test_a_run_of_mlflow_run_has_a_heartbeat_while_its_data_are_prepared(
     others = made_by_mlflow_run("0", hours_ago=1, **{names.KIND: "finetune"})
     for joined in (others, run_id):
         monkeypatch.setenv("MLFLOW_RUN_ID", joined)
-        with mlflow_run_lives():
+        with mlflow_run_has_heartbeat():
             if joined == run_id:
                 wait_until(lambda: names.HEARTBEAT in queries.get_run(run_id).tags)
     assert names.HEARTBEAT not in queries.get_run(others).tags
-    assert stale_runs(minutes=1) == [] or all(run.record.run_id != run_id for run in stale_runs(minutes=1))
+    assert orphaned_runs(minutes=1) == [] or all(run.record.run_id != run_id for run in orphaned_runs(minutes=1))
 
 
 def test_a_run_that_was_closed_and_lives_shows_itself_as_running_again(
     local_store: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = run_with("RUNNING", silent_minutes=60, kind="sweep")
-    assert len(close_stale(stale_runs())) == 1
+    assert len(close_orphans(orphaned_runs())) == 1
     monkeypatch.setenv("EHRTRACK_HEARTBEAT_SECONDS", "0.05")
     heartbeat = Heartbeat(lambda: run_id)  # its network is back
     wait_until(lambda: names.CLOSED not in queries.get_run(run_id).tags)
     heartbeat.stop()
     assert queries.get_run(run_id).status == "RUNNING"
-    assert stale_runs() == []
+    assert orphaned_runs() == []
 
 
 def test_a_run_that_gives_a_sign_of_life_while_it_is_closed_stays(local_store: object) -> None:
     run_id = run_with("RUNNING", silent_minutes=60, kind="sweep")
-    found = stale_runs()
+    found = orphaned_runs()
     client().set_tag(run_id, names.HEARTBEAT, datetime.now(UTC).isoformat())
-    assert close_stale(found) == []
+    assert close_orphans(found) == []
     assert queries.get_run(run_id).status == "RUNNING"
 
 
@@ -180,10 +180,10 @@ def test_a_heartbeat_is_by_the_servers_clock_and_so_is_its_age(
         patch.setattr("ehrtrack.tracking.recovery.orphans.datetime", Behind)
         with tracked_run(experiment="clocks", name="x", kind="finetune") as run:
             run_id = run.run_id
-            seen_from_there = [found.record.run_id for found in stale_runs(minutes=1)]
+            seen_from_there = [found.record.run_id for found in orphaned_runs(minutes=1)]
     client().update_run(run_id, status="RUNNING")
     assert run_id not in seen_from_there
-    assert run_id not in [found.record.run_id for found in stale_runs(minutes=10)]
+    assert run_id not in [found.record.run_id for found in orphaned_runs(minutes=10)]
     with pytest.raises(StillAlive, match=r"gave a sign of life \d+ s ago\. If its machine is gone, try again in"):
         check_silent(queries.get_run(run_id))
 
@@ -213,12 +213,12 @@ def test_without_a_common_clock_a_run_is_watched(
 def test_how_long_a_run_may_be_silent_is_by_its_own_heartbeats(local_store: object) -> None:
     run_id = run_with("RUNNING", silent_minutes=15)
     client().set_tag(run_id, names.HEARTBEAT_SECONDS, "600")
-    assert stale_runs(minutes=10) == []
+    assert orphaned_runs(minutes=10) == []
     with pytest.raises(StillAlive):
         check_silent(queries.get_run(run_id))
     client().set_tag(run_id, names.HEARTBEAT_SECONDS, str(15 * 60 / LOST_BEATS - 1))
     check_silent(queries.get_run(run_id))
-    assert len(stale_runs(minutes=10)) == 1
+    assert len(orphaned_runs(minutes=10)) == 1
 
 
 def test_of_two_processes_exactly_one_takes_a_run_up(http_store: str) -> None:
@@ -241,17 +241,17 @@ def test_of_two_processes_exactly_one_takes_a_run_up(http_store: str) -> None:
 
 def test_one_who_read_the_run_before_it_was_taken_up_does_not_get_it(local_store: object) -> None:
     record = queries.get_run(run_with("RUNNING", silent_minutes=60))
-    assert take_up(record) == 1
-    with pytest.raises(TakenUp, match="just now"):
-        take_up(record)
-    assert take_up(queries.get_run(record.run_id)) == 2
+    assert claim_run(record) == 1
+    with pytest.raises(RunClaimRefused, match="just now"):
+        claim_run(record)
+    assert claim_run(queries.get_run(record.run_id)) == 2
 
 
 def test_a_run_that_ended_well_while_it_was_looked_at_is_not_taken_up(local_store: object) -> None:
     record = queries.get_run(run_with("RUNNING", silent_minutes=60))
     client().set_terminated(record.run_id, "FINISHED")
-    with pytest.raises(TakenUp, match="has ended well just now"):
-        take_up(record)
+    with pytest.raises(RunClaimRefused, match="has ended well just now"):
+        claim_run(record)
     assert queries.get_run(record.run_id).status == "FINISHED"
 
 
@@ -260,7 +260,7 @@ def test_models_that_somebody_registers_are_no_hindrance(local_store: object) ->
     record = queries.get_run(run_with("RUNNING", silent_minutes=60))
     for attempt in (0, 1):
         client().create_registered_model(f"ehrtrack-claim-{record.run_id}-1-{attempt}")
-    assert take_up(record) == 1
+    assert claim_run(record) == 1
 
 
 def test_the_attempt_of_a_run_of_earlier_versions_is_in_its_tag() -> None:
@@ -271,17 +271,17 @@ def test_the_attempt_of_a_run_of_earlier_versions_is_in_its_tag() -> None:
 
 def test_a_run_that_is_given_back_is_stale_again(local_store: object) -> None:
     record = queries.get_run(run_with("RUNNING", silent_minutes=60))
-    attempt = take_up(record)
-    assert stale_runs(["finetune"], minutes=10) == []
-    give_back(record, attempt)
-    assert [run.record.status for run in stale_runs(["finetune"], minutes=10)] == ["KILLED"]
+    attempt = claim_run(record)
+    assert orphaned_runs(["finetune"], minutes=10) == []
+    release_run(record, attempt)
+    assert [run.record.status for run in orphaned_runs(["finetune"], minutes=10)] == ["KILLED"]
 
 
 def test_a_run_that_another_process_has_by_now_is_not_given_back(local_store: object) -> None:
     record = queries.get_run(run_with("RUNNING", silent_minutes=60))
-    attempt = take_up(record)
-    take_up(queries.get_run(record.run_id))
-    give_back(record, attempt)
+    attempt = claim_run(record)
+    claim_run(queries.get_run(record.run_id))
+    release_run(record, attempt)
     assert queries.get_run(record.run_id).status == "RUNNING"
 
 
@@ -289,11 +289,11 @@ def test_the_heartbeat_of_a_process_that_was_overtaken_ends_and_says_so(
     local_store: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = run_with("RUNNING", silent_minutes=60)
-    take_up(queries.get_run(run_id))
+    claim_run(queries.get_run(run_id))
     last = queries.get_run(run_id).tags[names.HEARTBEAT]
     monkeypatch.setenv("EHRTRACK_HEARTBEAT_SECONDS", "0.05")
     told = threading.Event()
-    Heartbeat(lambda: run_id, attempt=0, on_overtaken=lambda overtaken: told.set())
+    Heartbeat(lambda: run_id, attempt=0, on_claim_lost=lambda overtaken: told.set())
     assert told.wait(WAIT_SECONDS)
     assert queries.get_run(run_id).tags[names.HEARTBEAT] == last
 
@@ -308,13 +308,13 @@ def test_whatever_an_overtaken_run_has_to_log_is_refused_and_none_of_it_arrives(
             run.log_metrics({"a": 1.0}, step=1)
             wait_until(lambda: "a" in queries.get_run(run.run_id).metrics)
             run_ids.append(run.run_id)
-            take_up(queries.get_run(run.run_id))
-            with pytest.raises(RunOvertaken):
+            claim_run(queries.get_run(run.run_id))
+            with pytest.raises(RunClaimLost):
                 wait_until(lambda: run.check_is_ours() is not None)
             run.log_metrics({"b": 1.0}, step=1)
 
     run_ids: list[str] = []
-    with pytest.raises(RunOvertaken, match="was taken up by another process"):
+    with pytest.raises(RunClaimLost, match="was taken up by another process"):
         overtaken_run()
     record = queries.get_run(run_ids[0])
     assert (record.metrics, record.status) == ({"a": 1.0}, "RUNNING")
@@ -325,9 +325,9 @@ def test_a_run_that_is_overtaken_at_its_very_end_does_not_end_well(local_store: 
     def overtaken_run() -> None:
         with tracked_run(experiment="s", name="x", kind="finetune") as run:
             run_ids.append(run.run_id)
-            take_up(queries.get_run(run.run_id))
+            claim_run(queries.get_run(run.run_id))
 
     run_ids: list[str] = []
-    with pytest.raises(RunOvertaken):
+    with pytest.raises(RunClaimLost):
         overtaken_run()
     assert queries.get_run(run_ids[0]).status == "RUNNING"

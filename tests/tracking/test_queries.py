@@ -131,9 +131,9 @@ def test_a_missing_artifact_lists_those_there_are(store: object, tmp_path: Path)
 
 def test_a_run_is_found_by_id_and_uri(local_store: Path) -> None:
     run_id = make_run("s", "x", "pretrain")
-    assert queries.resolve_run(run_id) == queries.RunReference(run_id, "model")
-    assert queries.resolve_run(f"runs:/{run_id}") == queries.RunReference(run_id, "model")
-    assert queries.resolve_run(f"runs:/{run_id}/adapter/x") == queries.RunReference(run_id, "adapter/x")
+    assert queries.resolve_run(run_id) == queries.ModelReference(run_id, "model")
+    assert queries.resolve_run(f"runs:/{run_id}") == queries.ModelReference(run_id, "model")
+    assert queries.resolve_run(f"runs:/{run_id}/adapter/x") == queries.ModelReference(run_id, "adapter/x")
 
 
 @pytest.mark.parametrize("reference", ["latest", "", "runs:/", "runs:/abc", "s3://bucket/model", "model.safetensors"])

@@ -59,7 +59,7 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
-class RunReference:
+class ModelReference:
     """What a reference such as ``models:/NAME@champion`` points at: a run and a folder of its artifacts.
 
     Attributes
@@ -202,7 +202,7 @@ def download(run_id: str, path: str, destination: Path) -> Path:
     return destination / wanted
 
 
-def resolve_run(reference: str) -> RunReference:
+def resolve_run(reference: str) -> ModelReference:
     """The run and model folder behind a reference.
 
     It is a run id, ``runs:/ID[/FOLDER]``, ``models:/NAME@ALIAS`` or ``models:/NAME/3``.
@@ -214,7 +214,7 @@ def resolve_run(reference: str) -> RunReference:
     """
     if reference.startswith("models:/"):
         version = registry.find_version(reference)
-        return RunReference(version.run_id, version.artifact_path, version.digest)
+        return ModelReference(version.run_id, version.artifact_path, version.digest)
     run_id, _, folder = reference.removeprefix("runs:/").strip("/").partition("/")
     if not _RUN_ID.fullmatch(run_id):
         raise TrackingError(
@@ -222,7 +222,7 @@ def resolve_run(reference: str) -> RunReference:
             "models:/NAME@champion or models:/NAME/VERSION"
         )
     get_run(run_id)
-    return RunReference(run_id, names.checked_artifact_path(folder) if folder else names.MODEL_ARTIFACTS)
+    return ModelReference(run_id, names.checked_artifact_path(folder) if folder else names.MODEL_ARTIFACTS)
 
 
 def fetch_model(reference: str, destination: Path) -> FetchedModel:

@@ -32,8 +32,8 @@ from ehrtrack.tracking.outbox.journal import (
     without_secrets,
     write_progress,
 )
-from ehrtrack.tracking.outbox.registration import RunOpening, fetch_checksums
-from ehrtrack.tracking.recovery.attempts import RunOvertaken, check_attempt
+from ehrtrack.tracking.outbox.registration import Registration, fetch_checksums
+from ehrtrack.tracking.recovery.attempts import RunClaimLost, check_claim
 
 _Row = TypeVar("_Row")
 
@@ -54,7 +54,7 @@ class Account:
     left: int = 0
 
 
-class Drain:
+class Delivery:
     """One journal on its way to the server. Sends in order, and remembers in the folder how far it came.
 
     Parameters
@@ -106,7 +106,7 @@ class Drain:
 
         Raises
         ------
-        RunOvertaken
+        RunClaimLost
             If another process took the run up; what is left must not be sent.
         ServerUnavailable, AccessRefused
             If it stopped because of the server; calling again goes on where it stopped.
@@ -130,18 +130,18 @@ class Drain:
 
         Raises
         ------
-        RunOvertaken
+        RunClaimLost
             If another process took it up.
         """
         if self._is_open:
             return
-        opening = RunOpening(self.folder)
+        opening = Registration(self.folder)
         opened = opening.find_or_make(self.progress, is_begun=self.is_begun)
         self.progress.run_id, self.progress.experiment_id = opened.run_id, opened.experiment_id
         self.progress.users_tags |= opened.users_tags
         self.progress.server = redacted(tracking_uri())
         if not opened.is_new:
-            check_attempt(opened.run_id, opening.attempt)
+            check_claim(opened.run_id, opening.attempt)
             if opening.attempt:
                 self._rows_there = _metric_rows(opened.run_id)
             self.progress.artifacts = fetch_checksums(opened.run_id) | self.progress.artifacts
@@ -270,7 +270,7 @@ class Drain:
                     store = get_artifact_repository(info.artifact_uri, tracking_uri=tracking_uri())
                     store.delete_artifacts(folder)  # type: ignore[no-untyped-call]
         except TrackingError as refusal:
-            if isinstance(refusal, ServerUnavailable | RunOvertaken):
+            if isinstance(refusal, ServerUnavailable | RunClaimLost):
                 raise
             _log.warning("%s; it is no longer needed, and stays", refusal)
 
@@ -305,7 +305,7 @@ class Drain:
 
     def _check_is_ours(self) -> None:
         """The last thing before a write: a process that was paused writes nothing when it goes on, if overtaken."""
-        check_attempt(self.progress.run_id, self._opening.attempt)
+        check_claim(self.progress.run_id, self._opening.attempt)
 
     def _check_still_there(self) -> None:
         """Tell a record that is refused from a run that takes none at all."""

@@ -34,10 +34,10 @@ def check_join() -> None:
     if run_id:
         with tracking_errors(f"join run {run_id} of {RUN_ID}"):
             run = client().get_run(run_id)
-        check_is_nobodys(run)
+        check_is_unclaimed(run)
 
 
-def check_is_nobodys(run: Any, key: str = "") -> None:
+def check_is_unclaimed(run: Any, key: str = "") -> None:
     """Refuse a run of the server that is another's than that of a key.
 
     Raises

@@ -16,10 +16,10 @@ from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import client, redacted, tracking_errors, tracking_uri
 from ehrtrack.tracking.client.experiments import active_experiment, every_experiment_id, experiment_named, offer_view
 from ehrtrack.tracking.client.failures import CallRefused, ServerUnavailable
-from ehrtrack.tracking.outbox.joining import check_is_nobodys, claim, is_generated, users_tags
+from ehrtrack.tracking.outbox.joining import check_is_unclaimed, claim, is_generated, users_tags
 from ehrtrack.tracking.outbox.journal import LOG, Progress, Record, read_log, read_progress, without_secrets
-from ehrtrack.tracking.recovery.attempts import check_attempt
-from ehrtrack.tracking.recovery.heartbeat import sign_of_life
+from ehrtrack.tracking.recovery.attempts import check_claim
+from ehrtrack.tracking.recovery.heartbeat import heartbeat_tags
 
 _NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class OpenedRun:
+class Registered:
     """A run that is on the server.
 
     Attributes
@@ -42,7 +42,7 @@ class OpenedRun:
     users_tags: dict[str, str] = field(default_factory=dict)
 
 
-class RunOpening:
+class Registration:
     """The opening words of a journal: what its run is called, where it belongs, and its tags.
 
     They stand at the head of the journal twice, so that one damaged byte cannot leave the rest without a run.
@@ -68,7 +68,7 @@ class RunOpening:
         """How often the run had been taken up again when this journal was begun."""
         return int(self.record.get("attempt", 0))
 
-    def find_or_make(self, progress: Progress, *, is_begun: bool) -> OpenedRun:
+    def find_or_make(self, progress: Progress, *, is_begun: bool) -> Registered:
         """The run on the server; made, in its parent's experiment or its study's, if it is not there.
 
         Parameters
@@ -94,23 +94,23 @@ class RunOpening:
             _log.warning("%s. What this run has to tell becomes a run of its own", refusal)
             return self._find_or_make_own({names.JOIN_REFUSED: str(refusal)})
 
-    def _find_or_make_own(self, more_tags: dict[str, str]) -> OpenedRun:
+    def _find_or_make_own(self, more_tags: dict[str, str]) -> Registered:
         parent_id, experiment_id = self._place()
         with tracking_errors(f"look for run {self.record['name']!r}"):
             found = self._with_key(experiment_id)
             if found:
-                return OpenedRun(self._first_active(found), experiment_id, is_new=False)
+                return Registered(self._first_active(found), experiment_id, is_new=False)
             tags = self.record["tags"] | self.record.get("source", {}) | more_tags
             tags |= {"mlflow.parentRunId": parent_id} if parent_id else {}
             client().create_run(
                 experiment_id,
                 start_time=self.record["time"],
-                tags=tags | {names.RUN_KEY: self.key} | sign_of_life(),
+                tags=tags | {names.RUN_KEY: self.key} | heartbeat_tags(),
                 run_name=self.record["name"],
             )
             # mlflow sends a call again when its answer is lost, so there may be two by now.
             run_id = self._first_active(self._with_key(experiment_id))
-        return OpenedRun(run_id, experiment_id, is_new=True)
+        return Registered(run_id, experiment_id, is_new=True)
 
     def remove_doubles(self, progress: Progress) -> None:
         """Delete any other run of this key: one whose making was taken for lost, and came through late."""
@@ -121,7 +121,7 @@ class RunOpening:
                 if run.info.run_id != progress.run_id and run.info.lifecycle_stage == "active":
                     client().delete_run(run.info.run_id)
 
-    def _found_again(self, progress: Progress) -> OpenedRun:
+    def _found_again(self, progress: Progress) -> Registered:
         try:
             with tracking_errors(f"read run {progress.run_id}"):
                 info = client().get_run(progress.run_id).info
@@ -135,23 +135,23 @@ class RunOpening:
             ) from error
         if info.lifecycle_stage != "active":
             raise self._deleted(progress.run_id)
-        return OpenedRun(info.run_id, info.experiment_id, is_new=False)
+        return Registered(info.run_id, info.experiment_id, is_new=False)
 
-    def _join(self, run_id: str) -> OpenedRun:
+    def _join(self, run_id: str) -> Registered:
         """The run that ``mlflow run`` made becomes this one, or one of ours goes on; nobody else's is written to."""
         with tracking_errors(f"join run {run_id} of MLFLOW_RUN_ID"):
             there = client().get_run(run_id)
             if self.attempt:  # a run that goes on keeps the key that it is found by
-                check_attempt(run_id, self.attempt)
+                check_claim(run_id, self.attempt)
             else:
-                check_is_nobodys(there, self.key)
+                check_is_unclaimed(there, self.key)
                 claim(run_id, self.key)
             is_ours = self.attempt or there.data.tags.get(names.RUN_KEY) == self.key
             given = {} if is_ours else users_tags(there)
             # `mlflow run` tags the address of the git remote, in which there may be a token
             masked = {key: without_secrets(value) for key, value in there.data.tags.items()}
             tags = {key: value for key, value in masked.items() if value != there.data.tags[key]}
-            tags |= {key: value for key, value in self.record["tags"].items() if key not in given} | sign_of_life()
+            tags |= {key: value for key, value in self.record["tags"].items() if key not in given} | heartbeat_tags()
             if not self.attempt:
                 tags[names.RUN_KEY] = self.key
             name = self.record["name"] if is_generated(there.info.run_name) else there.info.run_name
@@ -160,7 +160,7 @@ class RunOpening:
             client().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         experiment_id = there.info.experiment_id
         offer_view(experiment_id)
-        return OpenedRun(run_id, experiment_id, is_new=False, users_tags=given)
+        return Registered(run_id, experiment_id, is_new=False, users_tags=given)
 
     def _place(self) -> tuple[str | None, str]:
         """The server's id of the parent, if there is one, and of the experiment."""

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking.client.connection import check_reachable, is_remote
 from ehrtrack.tracking.client.failures import AccessRefused, ServerUnavailable
-from ehrtrack.tracking.outbox.delivery import Drain
+from ehrtrack.tracking.outbox.delivery import Delivery
 from ehrtrack.tracking.outbox.journal import Journal
-from ehrtrack.tracking.recovery.attempts import RunOvertaken
+from ehrtrack.tracking.recovery.attempts import RunClaimLost
 
 OFFLINE = "EHRTRACK_OFFLINE"
 OPEN_SECONDS = 10
@@ -30,12 +30,12 @@ _SHOW_AFTER_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
-class Drainer:
+class Sender:
     """Sends a journal in the background until it is closed and empty, or given up.
 
     Parameters
     ----------
-    on_overtaken : called by the thread, once, when another process has taken the run up; nothing is sent any more
+    on_claim_lost : called by the thread, once, when another process has taken the run up; nothing is sent any more
 
     Attributes
     ----------
@@ -43,13 +43,13 @@ class Drainer:
     refusal : why the run can never be opened, such as a deleted experiment
     """
 
-    def __init__(self, journal: Journal, on_overtaken: Callable[[RunOvertaken], object]) -> None:
-        self.drain = Drain(journal.folder, is_live=True)
+    def __init__(self, journal: Journal, on_claim_lost: Callable[[RunClaimLost], object]) -> None:
+        self.delivery = Delivery(journal.folder, is_live=True)
         self.trouble: TrackingError | None = None
         self.refusal: TrackingError | None = None
         self.is_complete = False
         self._journal = journal
-        self._on_overtaken = on_overtaken
+        self._on_claim_lost = on_claim_lost
         self._first_try = threading.Event()
         self._news = threading.Event()
         self._closing = threading.Event()
@@ -58,7 +58,7 @@ class Drainer:
         self._thread = threading.Thread(target=self._work, name=f"drain {journal.folder.name[:8]}", daemon=True)
         self._thread.start()
 
-    def wait_for_opening(self) -> None:
+    def wait_for_registration(self) -> None:
         """Give the server some seconds to make the run.
 
         Raises
@@ -67,7 +67,7 @@ class Drainer:
             If it says that it never will. A server that is away is no reason: the run is made later.
         """
         self._first_try.wait(OPEN_SECONDS)
-        self.drain.is_begun = True
+        self.delivery.is_begun = True
         if self.refusal is not None:
             raise self.refusal
 
@@ -92,12 +92,12 @@ class Drainer:
         self._closing.set()
         self._news.set()
         deadline = time.monotonic() + seconds
-        total, sent = len(self.drain.pending()), 0
+        total, sent = len(self.delivery.pending()), 0
         try:
             with tqdm(total=total, desc="sending", unit="record", delay=_SHOW_AFTER_SECONDS, leave=False) as bar:
                 while self._thread.is_alive() and time.monotonic() < deadline:
                     self._thread.join(0.1)
-                    now_sent = max(total - len(self.drain.pending()), sent)
+                    now_sent = max(total - len(self.delivery.pending()), sent)
                     if now_sent > sent and not self._hurried.is_set():
                         deadline = time.monotonic() + seconds
                     bar.update(now_sent - sent)
@@ -122,11 +122,11 @@ class Drainer:
                     if not (self._first_try.is_set() or is_passing or isinstance(trouble, AccessRefused)):
                         self.refusal = trouble
                         return
-                    if isinstance(trouble, RunOvertaken):
-                        self._on_overtaken(trouble)
+                    if isinstance(trouble, RunClaimLost):
+                        self._on_claim_lost(trouble)
                         return
                     self._tell(trouble)
-                    self.drain.reopen()
+                    self.delivery.reopen()
                     if is_last_try and not is_passing:
                         return
                     pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
@@ -147,7 +147,7 @@ class Drainer:
     def _try(self) -> None:
         if is_remote() and (self.trouble is not None or not self._first_try.is_set()):
             check_reachable()  # answers within seconds, where mlflow tries for a minute
-        self.drain.send()
+        self.delivery.send()
 
     def _wait(self, pause: float) -> None:
         if self._closing.is_set():

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking.client.connection import check_reachable, redacted, tracking_uri
 from ehrtrack.tracking.client.failures import AccessRefused, ServerUnavailable
-from ehrtrack.tracking.outbox.delivery import Account, Drain
+from ehrtrack.tracking.outbox.delivery import Account, Delivery
 from ehrtrack.tracking.outbox.journal import (
     LOG,
     REFUSED,
@@ -24,12 +24,12 @@ from ehrtrack.tracking.outbox.journal import (
     read_progress,
     remove_journal,
 )
-from ehrtrack.tracking.outbox.registration import RunOpening
-from ehrtrack.tracking.recovery.attempts import RunOvertaken
+from ehrtrack.tracking.outbox.registration import Registration
+from ehrtrack.tracking.recovery.attempts import RunClaimLost
 
 
 @dataclass(frozen=True)
-class SyncedRun:
+class SyncOutcome:
     """What became of one journal; `problem` says why it is not on the server as a whole, `remark` what to know."""
 
     folder: Path
@@ -51,7 +51,7 @@ class SyncedRun:
         return line + "".join(f"\n  {text}" for text in (self.problem, self.remark) if text)
 
 
-def sync(folder: Path, *, is_shared: bool = False) -> list[SyncedRun]:
+def sync(folder: Path, *, is_shared: bool = False) -> list[SyncOutcome]:
     """Send every journal in a folder, parents first; those that are on the server as a whole are removed.
 
     Parameters
@@ -74,7 +74,7 @@ def sync(folder: Path, *, is_shared: bool = False) -> list[SyncedRun]:
         return others
     check_reachable()
     total = sum(_n_pending(journal) for journal in journals)
-    runs: list[SyncedRun] = []
+    runs: list[SyncOutcome] = []
     with tqdm(total=total, desc=f"sending to {redacted(tracking_uri())}", unit="record") as bar:
         for journal in journals:
             runs.append(_sync_one(journal, bar.update))
@@ -89,23 +89,23 @@ def is_for_elsewhere(folder: Path) -> bool:
     return _server(folder) not in ("", redacted(tracking_uri()))
 
 
-def _for_elsewhere(folder: Path) -> SyncedRun:
+def _for_elsewhere(folder: Path) -> SyncOutcome:
     remark = (
         f"begun for {_server(folder)}, so it was left; set MLFLOW_TRACKING_URI to that, or send it to "
         f"{redacted(tracking_uri())} all the same: ehrtrack sync {shlex.quote(str(folder))}"
     )
-    return SyncedRun(folder, _name(folder), "", Account(left=_n_pending(folder)), remark=remark)
+    return SyncOutcome(folder, _name(folder), "", Account(left=_n_pending(folder)), remark=remark)
 
 
 def _server(folder: Path) -> str:
     """The address that a journal's run was begun for; empty where it does not say."""
     try:
-        return str(RunOpening(folder).record.get("server", ""))
+        return str(Registration(folder).record.get("server", ""))
     except TrackingError:
         return ""
 
 
-def drain_left_behind(folder: Path, run_id: str, *, attempt: int) -> bool:
+def send_left_behind(folder: Path, run_id: str, *, attempt: int) -> bool:
     """Send what earlier processes of a run left in a folder of journals, before the run goes on in a new one.
 
     Parameters
@@ -135,7 +135,7 @@ def drain_left_behind(folder: Path, run_id: str, *, attempt: int) -> bool:
 
 def _attempt(folder: Path) -> int:
     try:
-        return RunOpening(folder).attempt
+        return Registration(folder).attempt
     except TrackingError:
         return -1
 
@@ -145,7 +145,7 @@ def _ids(folder: Path) -> set[str]:
     found: set[str] = set()
     with suppress(TrackingError):  # what cannot be read says nothing about a run
         found.add(read_progress(folder).run_id)
-        opening = RunOpening(folder)
+        opening = Registration(folder)
         found |= {opening.key, str(opening.record["joined"])}
     return found
 
@@ -157,7 +157,7 @@ def find_journals(folder: Path) -> list[Path]:
     return sorted(found, key=lambda journal: (_opening_time(journal), journal))
 
 
-def _sync_one(folder: Path, on_confirmed: Callable[[int], object]) -> SyncedRun:
+def _sync_one(folder: Path, on_confirmed: Callable[[int], object]) -> SyncOutcome:
     try:
         lock = hold(folder)
     except TrackingError as unusable:
@@ -172,39 +172,39 @@ def _sync_one(folder: Path, on_confirmed: Callable[[int], object]) -> SyncedRun:
         close(lock)
 
 
-def _sync_held(folder: Path, on_confirmed: Callable[[int], object]) -> SyncedRun:
+def _sync_held(folder: Path, on_confirmed: Callable[[int], object]) -> SyncOutcome:
     name, problem, remarks, is_server_away = _name(folder), "", [progress_oddity(folder)], False
-    is_overtaken = False
-    drain = Drain(folder, is_live=False)
-    drain.account.already_there = len(read_log(folder)) - len(drain.pending())
+    is_claim_lost = False
+    delivery = Delivery(folder, is_live=False)
+    delivery.account.already_there = len(read_log(folder)) - len(delivery.pending())
     try:
-        drain.send(on_confirmed)
-        if not drain.is_finished():
-            drain.write_checksums()
-    except RunOvertaken as overtaken:
-        is_overtaken = True
+        delivery.send(on_confirmed)
+        if not delivery.is_finished():
+            delivery.write_checksums()
+    except RunClaimLost as overtaken:
+        is_claim_lost = True
         remarks.append(str(overtaken))
     except TrackingError as trouble:
         problem = str(trouble)
         is_server_away = isinstance(trouble, ServerUnavailable | AccessRefused) and not _answers()
-    if drain.account.lost:
-        remarks.append(f"damaged places in {folder / LOG}, left out: {drain.account.lost}")
-    drain.account.left, drain.account.refused = len(drain.pending()), _n_refused(folder)
-    if is_overtaken:
+    if delivery.account.lost:
+        remarks.append(f"damaged places in {folder / LOG}, left out: {delivery.account.lost}")
+    delivery.account.left, delivery.account.refused = len(delivery.pending()), _n_refused(folder)
+    if is_claim_lost:
         remove_journal(folder)
-        drain.account.left = 0
-    elif drain.account.refused:
+        delivery.account.left = 0
+    elif delivery.account.refused:
         problem = problem or f"what the server refuses, and why, is in {folder / REFUSED}"
-    elif drain.is_finished():
+    elif delivery.is_finished():
         remove_journal(folder)
     elif not problem:
         remarks.append(f"its process ended without a last word, so the server shows it as RUNNING; kept in {folder}")
     remark = "\n  ".join(filter(None, remarks))
-    return SyncedRun(folder, name, drain.progress.run_id, drain.account, problem, remark, is_server_away)
+    return SyncOutcome(folder, name, delivery.progress.run_id, delivery.account, problem, remark, is_server_away)
 
 
-def _untried(folder: Path, problem: str) -> SyncedRun:
-    return SyncedRun(folder, _name(folder), "", Account(left=_n_pending(folder)), problem)
+def _untried(folder: Path, problem: str) -> SyncOutcome:
+    return SyncOutcome(folder, _name(folder), "", Account(left=_n_pending(folder)), problem)
 
 
 def _answers() -> bool:
@@ -217,14 +217,14 @@ def _answers() -> bool:
 
 def _name(folder: Path) -> str:
     try:
-        return str(RunOpening(folder).record["name"])
+        return str(Registration(folder).record["name"])
     except TrackingError:
         return folder.name
 
 
 def _n_pending(folder: Path) -> int:
     try:
-        return len(Drain(folder, is_live=False).pending())
+        return len(Delivery(folder, is_live=False).pending())
     except TrackingError:
         return 0
 
@@ -236,6 +236,6 @@ def _n_refused(folder: Path) -> int:
 
 def _opening_time(folder: Path) -> int:
     try:
-        return int(RunOpening(folder).record["time"])
+        return int(Registration(folder).record["time"])
     except TrackingError:
         return 0

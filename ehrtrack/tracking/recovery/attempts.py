@@ -20,11 +20,11 @@ from ehrtrack.tracking.client.connection import client, tracking_errors
 _TAKEN = f"{names.ATTEMPT}."
 
 
-class RunOvertaken(TrackingError):
+class RunClaimLost(TrackingError):
     """The run went on elsewhere: what this process has not sent yet is made there anew, and must not come twice."""
 
 
-class TakenUp(TrackingError):
+class RunClaimRefused(TrackingError):
     """Another process goes on with the run."""
 
 
@@ -36,7 +36,7 @@ def attempt_of(tags: Mapping[str, str], params: Mapping[str, str]) -> int:
     return max([int(tags.get(names.ATTEMPT, 0)), *numbers])
 
 
-def check_attempt(run_id: str, attempt: int) -> Any:
+def check_claim(run_id: str, attempt: int) -> Any:
     """Make sure that a run is still its writer's; returns the run.
 
     Parameters
@@ -45,25 +45,25 @@ def check_attempt(run_id: str, attempt: int) -> Any:
 
     Raises
     ------
-    RunOvertaken
+    RunClaimLost
         If another process took it up since.
     """
     with tracking_errors(f"read run {run_id}"):
         run = client().get_run(run_id)
     if attempt_of(run.data.tags, run.data.params) > attempt:
-        raise RunOvertaken(
+        raise RunClaimLost(
             f"run {run_id} was taken up by another process, which goes on with it from its last snapshot; what this "
             "one has not sent yet is made there anew, and is not sent"
         )
     return run
 
 
-def raise_attempt(run_id: str, attempt: int) -> None:
+def claim_attempt(run_id: str, attempt: int) -> None:
     """Become the one process that makes this attempt; from here on those before it may write no more.
 
     Raises
     ------
-    TakenUp
+    RunClaimRefused
         If another process makes it.
     """
     with tracking_errors(f"take up run {run_id}"):
@@ -73,4 +73,4 @@ def raise_attempt(run_id: str, attempt: int) -> None:
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
-            raise TakenUp(f"run {run_id} was taken up by another process just now") from error
+            raise RunClaimRefused(f"run {run_id} was taken up by another process just now") from error

@@ -14,7 +14,7 @@ from typing import Any
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import client, server_time, tracking_errors
-from ehrtrack.tracking.recovery.attempts import RunOvertaken, check_attempt
+from ehrtrack.tracking.recovery.attempts import RunClaimLost, check_claim
 
 DEFAULT_HEARTBEAT_SECONDS = 30.0
 _log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Heartbeat:
     ----------
     run_id : the server's id of the run; empty as long as there is none
     attempt : of the run, that this process makes
-    on_overtaken : called by the thread, once, when another process has taken the run up
+    on_claim_lost : called by the thread, once, when another process has taken the run up
     is_wanted : whether a run, as the server has it, is to get the tag
     """
 
@@ -36,12 +36,12 @@ class Heartbeat:
         run_id: Callable[[], str],
         *,
         attempt: int = 0,
-        on_overtaken: Callable[[RunOvertaken], object] = lambda overtaken: None,
+        on_claim_lost: Callable[[RunClaimLost], object] = lambda overtaken: None,
         is_wanted: Callable[[Any], bool] = lambda run: True,
     ) -> None:
         self._run_id = run_id
         self._attempt = attempt
-        self._on_overtaken = on_overtaken
+        self._on_claim_lost = on_claim_lost
         self._is_wanted = is_wanted
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, args=(heartbeat_seconds(),), name="heartbeat", daemon=True)
@@ -57,24 +57,24 @@ class Heartbeat:
             if not run_id:
                 continue
             try:
-                run = check_attempt(run_id, self._attempt)
+                run = check_claim(run_id, self._attempt)
                 if self._is_wanted(run):
-                    _say_alive(run)
-            except RunOvertaken as overtaken:
-                self._on_overtaken(overtaken)
+                    _set_heartbeat(run)
+            except RunClaimLost as overtaken:
+                self._on_claim_lost(overtaken)
                 return
             except TrackingError as trouble:
-                _log.debug("%s", trouble)  # the drainer says it aloud, once
+                _log.debug("%s", trouble)  # the sender says it aloud, once
 
 
-def sign_of_life() -> dict[str, str]:
+def heartbeat_tags() -> dict[str, str]:
     """The tags that say that a run lives now, by the server's clock: those of two machines may be far apart."""
     now = server_time() or datetime.now(UTC)  # without a server's time the tag is watched for changes, not read
     return {names.HEARTBEAT: now.isoformat(), names.HEARTBEAT_SECONDS: f"{heartbeat_seconds():g}"}
 
 
 @contextmanager
-def mlflow_run_lives() -> Iterator[None]:
+def mlflow_run_has_heartbeat() -> Iterator[None]:
     """While inside, the run that ``mlflow run`` made for this process has a heartbeat until it is joined.
 
     Data may be prepared for hours before; a run that has become one of EHRTrack's gets none from here.
@@ -110,10 +110,10 @@ def heartbeat_seconds() -> float:
     return seconds
 
 
-def _say_alive(run: Any) -> None:
+def _set_heartbeat(run: Any) -> None:
     run_id = run.info.run_id
     with tracking_errors(f"tell that run {run_id} lives"):
-        for key, value in sign_of_life().items():
+        for key, value in heartbeat_tags().items():
             if run.data.tags.get(key) != value:
                 client().set_tag(run_id, key, value)
         if names.CLOSED in run.data.tags:  # it was taken for dead: its network was away, or it was paused

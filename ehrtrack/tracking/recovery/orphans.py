@@ -16,8 +16,8 @@ from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import client, server_time, tracking_errors
 from ehrtrack.tracking.client.experiments import is_of_a_study
 from ehrtrack.tracking.client.queries import RunRecord, all_runs, get_run
-from ehrtrack.tracking.recovery.attempts import TakenUp, raise_attempt
-from ehrtrack.tracking.recovery.heartbeat import DEFAULT_HEARTBEAT_SECONDS, sign_of_life
+from ehrtrack.tracking.recovery.attempts import RunClaimRefused, claim_attempt
+from ehrtrack.tracking.recovery.heartbeat import DEFAULT_HEARTBEAT_SECONDS, heartbeat_tags
 
 DEFAULT_STALE_MINUTES = 10.0
 LOST_BEATS = 4
@@ -40,7 +40,7 @@ class StillAlive(TrackingError):
 
 
 @dataclass(frozen=True)
-class StaleRun:
+class Orphan:
     """A run that no process seems to write to, RUNNING all the same; or one that was told to stop and can go on.
 
     Attributes
@@ -52,7 +52,7 @@ class StaleRun:
     silent_minutes: float
 
     @property
-    def can_go_on(self) -> bool:
+    def can_resume(self) -> bool:
         """Whether there may be a snapshot to go on from."""
         return self.record.kind in names.RESUMABLE_KINDS
 
@@ -60,14 +60,14 @@ class StaleRun:
         """A line for people, with what to do."""
         record = self.record
         why = "silent" if record.status == "RUNNING" else "told to stop"
-        to_do = f"ehrtrack resume {record.run_id}" if self.can_go_on else _TO_DO.get(record.kind, "start it again")
+        to_do = f"ehrtrack resume {record.run_id}" if self.can_resume else _TO_DO.get(record.kind, "start it again")
         return (
             f"{record.run_id}  {record.study or '-'}  {record.kind or 'not begun'}  {record.name}  {record.status}, "
             f"{why} {self.silent_minutes:.0f} minutes ago: {to_do}"
         )
 
 
-def stale_runs(kinds: Sequence[str] = (), *, minutes: float = DEFAULT_STALE_MINUTES) -> list[StaleRun]:
+def orphaned_runs(kinds: Sequence[str] = (), *, minutes: float = DEFAULT_STALE_MINUTES) -> list[Orphan]:
     """Runs that are RUNNING without a heartbeat for so long, or were told to stop and can go on.
 
     Parameters
@@ -78,7 +78,7 @@ def stale_runs(kinds: Sequence[str] = (), *, minutes: float = DEFAULT_STALE_MINU
     running = [record for record in all_runs(kinds, "attributes.status = 'RUNNING'") if _is_ours(record)]
     # `mlflow run` makes FAILED of the KILLED that a run it started says of itself
     stopped = all_runs(kinds, f"attributes.status != 'RUNNING' and tags.`{names.RESUMABLE}` = 'true'")
-    found = [StaleRun(record, _silent_seconds(record, now) / 60) for record in running + stopped]
+    found = [Orphan(record, _silent_seconds(record, now) / 60) for record in running + stopped]
     return [
         run
         for run in found
@@ -112,21 +112,21 @@ def check_silent(record: RunRecord) -> None:
         )
 
 
-def take_up(record: RunRecord) -> int:
+def claim_run(record: RunRecord) -> int:
     """Make this the one process that goes on with a run; returns the number of its attempt.
 
     What older processes still have to say is not sent any more.
 
     Raises
     ------
-    TakenUp
+    RunClaimRefused
         If another process has taken the run up since `record` was read, or the run has ended well.
     """
     run_id, attempt = record.run_id, record.attempt + 1
-    raise_attempt(run_id, attempt)
+    claim_attempt(run_id, attempt)
     if get_run(run_id).status == "FINISHED":
-        raise TakenUp(f"run {run_id} has ended well just now; there is nothing left to do")
-    note_tags(run_id, sign_of_life() | {names.ATTEMPT: str(attempt), names.RESUMABLE: "false"})
+        raise RunClaimRefused(f"run {run_id} has ended well just now; there is nothing left to do")
+    note_tags(run_id, heartbeat_tags() | {names.ATTEMPT: str(attempt), names.RESUMABLE: "false"})
     with tracking_errors(f"take up run {run_id}"):
         client().update_run(run_id, status="RUNNING")
     return attempt
@@ -139,7 +139,7 @@ def note_tags(run_id: str, tags: Mapping[str, str]) -> None:
             client().set_tag(run_id, key, value)
 
 
-def give_back(record: RunRecord, attempt: int) -> None:
+def release_run(record: RunRecord, attempt: int) -> None:
     """Give a run that could not go on after all the status that it had, unless another process has it by now."""
     now = get_run(record.run_id)
     if now.status != "RUNNING" or now.attempt != attempt:
@@ -151,14 +151,14 @@ def give_back(record: RunRecord, attempt: int) -> None:
         client().set_terminated(record.run_id, status)
 
 
-def close_stale(found: Sequence[StaleRun]) -> list[StaleRun]:
+def close_orphans(found: Sequence[Orphan]) -> list[Orphan]:
     """End those runs that cannot go on as KILLED, with the reason as a tag; returns these.
 
     No process is hindered: should one be alive after all, its next heartbeat shows its run as RUNNING again.
     """
     closed = []
     for run in found:
-        if run.can_go_on or not _is_gone(run):
+        if run.can_resume or not _is_gone(run):
             continue
         run_id = run.record.run_id
         with tracking_errors(f"close run {run_id}"):
@@ -169,7 +169,7 @@ def close_stale(found: Sequence[StaleRun]) -> list[StaleRun]:
     return closed
 
 
-def _is_gone(run: StaleRun) -> bool:
+def _is_gone(run: Orphan) -> bool:
     """Look once more, right before the run is closed."""
     now = get_run(run.record.run_id)
     if now.status != "RUNNING":
