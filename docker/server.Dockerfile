@@ -5,7 +5,7 @@ RUN pip install --no-cache-dir "mlflow[auth]==3.17.2" "psycopg2-binary>=2.9,<3" 
     && useradd --create-home mlflow \
     && mkdir /artifacts \
     && chown mlflow /artifacts
-COPY ehrtrack/server/process.py ehrtrack/server/guard.py /opt/mlflow/
+COPY ehrtrack/server/guard.py /opt/mlflow/
 USER mlflow
 WORKDIR /home/mlflow
 
@@ -15,4 +15,4 @@ ENV MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 EXPOSE 5000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:5000/health', timeout=4)"]
-CMD ["python", "/opt/mlflow/process.py", "--host", "0.0.0.0", "--port", "5000", "--workers", "1", "--app-name", "basic-auth"]
+CMD ["python", "/opt/mlflow/guard.py", "--host", "0.0.0.0", "--port", "5000", "--workers", "1", "--app-name", "basic-auth"]

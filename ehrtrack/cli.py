@@ -118,9 +118,9 @@ def _recipe(objective: str) -> Callable[[Callable[[RunConfig], Any]], click.Comm
             loaded = _load(config, _overrides(context.args), objective=objective)
             if _is_first_rank():
                 from ehrtrack.tracking.client.connection import check_reachable
-                from ehrtrack.tracking.outbox.joining import check_join
+                from ehrtrack.tracking.outbox.registration import check_join
                 from ehrtrack.tracking.outbox.sender import is_offline
-                from ehrtrack.tracking.recovery.heartbeat import mlflow_run_has_heartbeat
+                from ehrtrack.tracking.recovery.lease import mlflow_run_has_heartbeat
 
                 if not is_offline():
                     check_reachable()
@@ -318,7 +318,7 @@ def demo() -> None:
     """The main job on embedded data: import, pretrain, fine-tune, baseline, sweep, compare."""
     from ehrtrack.recipes.demo import demo as run_demo
     from ehrtrack.tracking.client.connection import check_reachable
-    from ehrtrack.tracking.outbox.joining import check_join
+    from ehrtrack.tracking.outbox.registration import check_join
 
     check_reachable()
     check_join()

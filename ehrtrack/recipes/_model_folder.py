@@ -20,7 +20,7 @@ from ehrtrack.models.behrt import Behrt, EhrModel, encoder_weights
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.survival.time_grid import TimeGrid
-from ehrtrack.tracking.outbox.journal import without_secrets
+from ehrtrack.tracking.outbox.masking import without_secrets
 from ehrtrack.training.checkpoint import check_tensors, load_tensors, save_tensors, weights_fingerprint
 
 WEIGHTS = "model.safetensors"

@@ -22,7 +22,7 @@ from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.signals import INTERRUPTIONS
 from ehrtrack.tracking.logger import TrackedRun
 from ehrtrack.tracking.names import RESUMABLE_KINDS
-from ehrtrack.tracking.recovery.attempts import RunClaimLost
+from ehrtrack.tracking.recovery.lease import RunClaimLost
 from ehrtrack.tracking.run import JOURNALS, tracked_run
 from ehrtrack.training.loop import SNAPSHOTS, FitResult, TrainingStopped
 from ehrtrack.training.ranks import Ranks

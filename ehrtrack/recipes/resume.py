@@ -22,8 +22,7 @@ from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import RunRecord, download, get_run, list_artifacts
 from ehrtrack.tracking.names import CONTINUED_WITH, RESUMABLE_KINDS, RUN_KEY, SNAPSHOT_SLOTS
 from ehrtrack.tracking.outbox.sync import send_left_behind
-from ehrtrack.tracking.recovery.attempts import RunClaimRefused
-from ehrtrack.tracking.recovery.heartbeat import Heartbeat
+from ehrtrack.tracking.recovery.lease import Heartbeat, RunClaimRefused
 from ehrtrack.tracking.recovery.orphans import check_silent, claim_run, note_tags, orphaned_runs, release_run
 from ehrtrack.tracking.run import JOURNALS
 from ehrtrack.training.loop import SNAPSHOTS

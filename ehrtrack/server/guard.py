@@ -1,6 +1,10 @@
-"""mlflow's server behind a guard: no body is read before its sender is known, and no user says where files lie.
+"""``mlflow server`` behind a guard: no body is read before its sender is known, and no user says where files lie.
 
-Imports nothing of ehrtrack, since the server's image has mlflow alone.
+Run as a program, this is ``mlflow server`` whose first process becomes the server. By itself mlflow prepares the
+server, starts it as a second process and waits for its end, with 300 MB in its hands. Loaded by the server, it is the
+application that mlflow's own stands behind.
+
+It imports nothing of ehrtrack, since the server's image has mlflow alone, and mlflow only where it is the program.
 """
 
 from __future__ import annotations
@@ -9,14 +13,18 @@ import functools
 import importlib
 import inspect
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+import sys
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+_PACKAGE = f"{__package__}." if __package__ else ""
+GUARD = f"{_PACKAGE}guard:create_app"
 GUARDED_APP = "EHRTRACK_GUARDED_APP"
 """The variable that names mlflow's own application, as ``module:name``."""
 
@@ -75,6 +83,27 @@ def create_app() -> Guard:
     return Guard(app() if inspect.isfunction(app) else app, knows)
 
 
+def guarded(command: Sequence[str], folder: Path) -> tuple[list[str], str]:
+    """The command that serves the guard, and the application, the last word, that the guard is to serve.
+
+    Parameters
+    ----------
+    folder : in which the guard's module lies, when this is no part of a package
+    """
+    *words, app = command
+    if "uvicorn" not in words:
+        raise SystemExit(f"mlflow would start {' '.join(words)}; the guard of this server needs uvicorn")
+    path = [] if _PACKAGE else ["--app-dir", str(folder)]
+    factory = [] if "--factory" in words else ["--factory"]
+    return [*words, *factory, *path, GUARD], app
+
+
+def _become(command: Sequence[str], *, extra_env: Mapping[str, str], **_how: Any) -> NoReturn:
+    """In the place of mlflow's own, which starts `command` and returns its process."""
+    words, app = guarded(command, Path(__file__).parent)
+    os.execvpe(words[0], words, os.environ | extra_env | {GUARDED_APP: app})
+
+
 def _refuse_locations() -> None:
     """An experiment lies where the server keeps files.
 
@@ -99,3 +128,16 @@ def _refuse_locations() -> None:
 
 def _answer(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"error_code": code, "message": message}, status, headers)
+
+
+def _main(words: Sequence[str]) -> None:
+    import mlflow.server
+    from mlflow.cli import cli
+
+    assert "_exec_cmd" in vars(mlflow.server), "an mlflow that starts its server another way would start it unguarded"
+    vars(mlflow.server)["_exec_cmd"] = _become
+    cli(["server", *words])
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])

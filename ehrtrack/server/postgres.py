@@ -20,7 +20,7 @@ START_SECONDS = 60
 _DEBIAN = Path("/usr/lib/postgresql")
 _NEEDED = ("initdb", "postgres", "pg_isready", "psql", "createdb")
 # A process of PostgreSQL holds 20 MB, and in time all of shared_buffers; there is one for each connection. With these
-# and one process of mlflow (server/process.py), six runs at once took 658 MB of resident memory instead of
+# and one process of mlflow (server/guard.py), six runs at once took 658 MB of resident memory instead of
 # 1,049 MB (605 with at most 5 connections a pool, 703 with 12), at the CPU time of before: benchmarks/server_load.py.
 # docker/compose.yaml has the same.
 MEMORY_SETTINGS = (

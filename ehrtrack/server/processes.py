@@ -16,12 +16,13 @@ import psutil
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.server.logins import write_private
+from ehrtrack.tracking.recovery.processes import is_process_running
 
 END_SECONDS = 10
 NOTED = "processes.json"
 """What was started in a folder: process ids, and when each began, since ids are used again."""
 _SAME_BEGIN_SECONDS = 60  # the system's clock may have been set since; an id is not used again as soon as that
-MLFLOW_SERVER = "ehrtrack.server.process"
+MLFLOW_SERVER = "ehrtrack.server.guard"
 
 
 def start(
@@ -89,16 +90,11 @@ def _noted(folder: Path) -> list[int]:
     """The processes that were noted and still run, in the order of their start."""
     file = folder / NOTED
     begun = json.loads(file.read_text()) if file.is_file() else {}
-    return [int(pid) for pid, when in begun.items() if _is_running(int(pid), float(when))]
-
-
-def _is_running(pid: int, begun: float) -> bool:
-    try:
-        process = psutil.Process(pid)
-        is_same = abs(process.create_time() - begun) < _SAME_BEGIN_SECONDS
-        return bool(is_same and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+    return [
+        int(pid)
+        for pid, when in begun.items()
+        if is_process_running(int(pid), float(when), tolerance_seconds=_SAME_BEGIN_SECONDS)
+    ]
 
 
 def end(process: subprocess.Popen[bytes], how: signal.Signals = signal.SIGTERM, *, is_group: bool = True) -> None:

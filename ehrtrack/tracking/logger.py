@@ -19,10 +19,10 @@ from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.names import MAX_TAG_CHARACTERS
 from ehrtrack.tracking.outbox.delivery import ROWS_PER_CALL
-from ehrtrack.tracking.outbox.journal import REFUSED, Journal, remove_journal, without_secrets
+from ehrtrack.tracking.outbox.journal import REFUSED, Journal, remove_journal
+from ehrtrack.tracking.outbox.masking import without_secrets
 from ehrtrack.tracking.outbox.sender import Sender, drain_seconds
-from ehrtrack.tracking.recovery.attempts import RunClaimLost
-from ehrtrack.tracking.recovery.heartbeat import Heartbeat
+from ehrtrack.tracking.recovery.lease import Heartbeat, RunClaimLost
 
 if TYPE_CHECKING:
     import polars as pl

@@ -15,6 +15,7 @@ HEARTBEAT_SECONDS = "ehrtrack.heartbeat_seconds"  # from one sign of life to the
 CLOSED = "ehrtrack.closed"  # why `ehrtrack runs --stale --close` ended the run
 RESUMABLE = "ehrtrack.resumable"  # "true" once a run that can go on was told to stop
 ATTEMPT = "ehrtrack.attempt"  # how often the run was taken up again; the last to do so alone writes to it
+CLAIM_PARAM = f"{ATTEMPT}."  # the param of each claim, with its number; a param can be set once
 JOIN_REFUSED = "ehrtrack.join_refused"  # why the run of MLFLOW_RUN_ID was not joined, and this one made in its place
 CONTINUED_WITH = "ehrtrack.continued_with"  # settings of a run that goes on which change the last digits of its values
 KIND = "ehrtrack.kind"

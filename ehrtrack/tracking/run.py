@@ -21,11 +21,11 @@ from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import redacted, tracking_uri
 from ehrtrack.tracking.client.experiments import chosen_experiment
 from ehrtrack.tracking.logger import Scalar, TrackedRun, now_ms
-from ehrtrack.tracking.outbox.joining import RUN_ID
 from ehrtrack.tracking.outbox.journal import Journal
+from ehrtrack.tracking.outbox.registration import RUN_ID
 from ehrtrack.tracking.outbox.sender import drain_seconds, is_offline
 from ehrtrack.tracking.provenance import UNKNOWN, environment, git_state, user_name
-from ehrtrack.tracking.recovery.attempts import RunClaimLost
+from ehrtrack.tracking.recovery.lease import RunClaimLost
 from ehrtrack.tracking.recovery.processes import watch_mlflow_run
 
 JOURNALS = "journal"

@@ -15,7 +15,9 @@ from test_connection import answering
 from ehrtrack.cli import cli
 from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.tracking import doctor
-from ehrtrack.tracking.doctor import Finding, check_gpu, check_journals, check_server, check_subject_key
+from ehrtrack.tracking.client import diagnosis
+from ehrtrack.tracking.client.diagnosis import Finding, check_server
+from ehrtrack.tracking.doctor import check_gpu, check_journals, check_subject_key
 from ehrtrack.tracking.outbox.journal import LOG
 
 
@@ -66,7 +68,7 @@ def test_versions_that_differ_are_told(version: str, state: str, monkeypatch: py
 
     with answering(reply) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        monkeypatch.setattr(doctor, "_check_files", lambda _: iter(()))
+        monkeypatch.setattr(diagnosis, "_check_files", lambda _: iter(()))
         assert by_subject(list(check_server(n_megabytes=1)))["version"] == state
 
 
@@ -80,10 +82,10 @@ def test_a_name_that_does_not_resolve_fails(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_password_over_plain_http_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "pod")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret-of-pod")
-    (finding,) = doctor._check_certificate("http://203.0.113.9:5000")
+    (finding,) = diagnosis._check_certificate("http://203.0.113.9:5000")
     assert finding.state == "warn"
     assert "in the clear" in finding.text
-    assert list(doctor._check_certificate("http://127.0.0.1:5000")) == []
+    assert list(diagnosis._check_certificate("http://127.0.0.1:5000")) == []
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from ehrtrack.tracking import doctor
-from ehrtrack.tracking.doctor import check_server
+from ehrtrack.tracking.client import diagnosis
+from ehrtrack.tracking.client.diagnosis import check_server
 
 
 def write_certificate(folder: Path, *, n_days: int, address: str) -> Path:
@@ -84,7 +84,7 @@ def test_a_trusted_certificate_is_ok_until_it_is_about_to_end(
     certificate = write_certificate(tmp_path, n_days=n_days, address="127.0.0.1")
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
     with tls_server(certificate) as address:
-        (finding,) = doctor._check_certificate(address)
+        (finding,) = diagnosis._check_certificate(address)
     assert finding.state == state
     assert f"valid for {n_days} more days" in finding.text
 
@@ -107,5 +107,5 @@ def test_a_certificate_that_cannot_be_trusted_fails(
 
 def test_tls_that_is_not_checked_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
-    (finding,) = doctor._check_certificate("https://127.0.0.1:1")
+    (finding,) = diagnosis._check_certificate("https://127.0.0.1:1")
     assert finding.state == "warn"

@@ -16,7 +16,7 @@ from ehrtrack.errors import JoinRefused, TrackingError
 from ehrtrack.tracking.client import queries
 from ehrtrack.tracking.client.connection import client
 from ehrtrack.tracking.client.experiments import every_experiment_id
-from ehrtrack.tracking.outbox.joining import is_generated
+from ehrtrack.tracking.outbox.registration import is_generated
 from ehrtrack.tracking.outbox.sync import find_journals, sync
 from ehrtrack.tracking.run import tracked_run
 

@@ -17,9 +17,14 @@ from ehrtrack.cli import cli
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client import queries
 from ehrtrack.tracking.client.connection import client
+from ehrtrack.tracking.client.queries import attempt_of
 from ehrtrack.tracking.recovery import orphans
-from ehrtrack.tracking.recovery.attempts import RunClaimLost, RunClaimRefused, attempt_of
-from ehrtrack.tracking.recovery.heartbeat import Heartbeat, mlflow_run_has_heartbeat
+from ehrtrack.tracking.recovery.lease import (
+    Heartbeat,
+    RunClaimLost,
+    RunClaimRefused,
+    mlflow_run_has_heartbeat,
+)
 from ehrtrack.tracking.recovery.orphans import (
     LOST_BEATS,
     StillAlive,
@@ -176,7 +181,7 @@ def test_a_heartbeat_is_by_the_servers_clock_and_so_is_its_age(
 
     run_id = ""
     with monkeypatch.context() as patch:
-        patch.setattr("ehrtrack.tracking.recovery.heartbeat.datetime", Behind)
+        patch.setattr("ehrtrack.tracking.recovery.lease.datetime", Behind)
         patch.setattr("ehrtrack.tracking.recovery.orphans.datetime", Behind)
         with tracked_run(experiment="clocks", name="x", kind="finetune") as run:
             run_id = run.run_id

@@ -16,7 +16,7 @@ import pytest
 from ehrtrack.errors import CheckpointError, TrackingError
 from ehrtrack.tracking.client import queries, registry
 from ehrtrack.tracking.client.connection import client
-from ehrtrack.tracking.client.sealed import seal
+from ehrtrack.tracking.client.registry import seal
 from ehrtrack.tracking.run import tracked_run
 
 # mlflow 3.17 warns about the type hints of its own classes when its pyfunc module is first imported.

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ehrtrack.tracking.outbox.journal import encoded, without_secrets
+from ehrtrack.tracking.outbox.journal import encoded
+from ehrtrack.tracking.outbox.masking import without_secrets
 from ehrtrack.tracking.run import tracked_run
 
 

@@ -9,7 +9,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from ehrtrack.errors import TrackingError
-from ehrtrack.tracking.client.failures import AccessRefused, ServerUnavailable, server_failures
 from ehrtrack.tracking.names import VIEW
 
 if TYPE_CHECKING:
@@ -29,7 +28,22 @@ DEFAULT_DATABASE = "mlflow.db"
 CHECK_TIMEOUT_SECONDS = 5
 UI_PORT = 5000
 _DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
+_LOGIN = (401, 403)
+_WRONG_SERVER = 404  # also what a tunnel answers while its other end is away
+_LATER = (408, 429)
 _LOCAL_HINT = "unset MLFLOW_TRACKING_URI to keep runs in a local file (sqlite:///mlflow.db)"
+
+
+class ServerUnavailable(TrackingError):
+    """The server is down, hangs, or has an error of its own: the same call may work later."""
+
+
+class AccessRefused(TrackingError):
+    """The login is missing, wrong, expired or without permission: the same call works after a change."""
+
+
+class CallRefused(TrackingError):
+    """The server understood the call and will never accept it, such as a value that is too long."""
 
 
 def tracking_uri() -> str:
@@ -94,7 +108,7 @@ def server_time() -> datetime | None:
     """
     if not is_remote():
         return datetime.now(UTC)
-    date = _get(tracking_uri(), "/health").headers.get("Date")
+    date = http_get(tracking_uri(), "/health").headers.get("Date")
     return parsedate_to_datetime(date) if date else None
 
 
@@ -103,9 +117,37 @@ def client() -> MlflowClient:
     return _client(tracking_uri())
 
 
-def tracking_errors(doing: str) -> AbstractContextManager[None]:
-    """Turn what mlflow raises into a TrackingError that says what was being done, and where."""
-    return server_failures(doing, redacted(tracking_uri()))
+@contextmanager
+def tracking_errors(doing: str) -> Iterator[None]:
+    """Turn what mlflow raises into one of the three failures; each message says what was being done, and where.
+
+    Raises
+    ------
+    ServerUnavailable, AccessRefused, CallRefused
+        By what can be done: wait, change the login, or leave the call out.
+    TrackingError
+        If the server says that there is nothing at this address.
+    """
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
+        status = _status_of(error)
+        reason = str(error).split("\n")[0][:500]
+        message = f"could not {doing} on {redacted(tracking_uri())}: {reason}"
+        if status in _LOGIN:
+            raise AccessRefused(
+                f"{message}; set or correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
+                "(or MLFLOW_TRACKING_TOKEN), or ask the server's owner for permission to write runs"
+            ) from error
+        if 400 <= status < 500 and status not in _LATER and status != _WRONG_SERVER:
+            raise CallRefused(message) from error
+        if status == _WRONG_SERVER:
+            raise TrackingError(f"{message}; is MLFLOW_TRACKING_URI the right server?") from error
+        raise ServerUnavailable(message) from error
 
 
 @dataclass(frozen=True)
@@ -201,24 +243,24 @@ def _check_database(uri: str) -> None:
 
 
 def _check_server(uri: str) -> None:
-    health = _get(uri, "/health")
+    health = http_get(uri, "/health")
     if health.status_code != 200 or health.text.strip() != "OK":
-        _raise_for(health, uri, asked="GET /health")
-    answer = _get(uri, "/api/2.0/mlflow/experiments/search?max_results=1")
+        raise_for(health, uri, asked="GET /health")
+    answer = http_get(uri, "/api/2.0/mlflow/experiments/search?max_results=1")
     if answer.status_code != 200:
-        _raise_for(answer, uri, asked="a list of experiments")
+        raise_for(answer, uri, asked="a list of experiments")
 
 
-def _get(uri: str, path: str) -> requests.Response:
+def http_get(uri: str, path: str) -> requests.Response:
     import requests
 
     try:
         return requests.get(
             uri + path,
             timeout=CHECK_TIMEOUT_SECONDS,
-            auth=_basic_auth(),
-            headers=_token_header(),
-            verify=_tls_verification(),
+            auth=basic_auth(),
+            headers=token_header(),
+            verify=tls_verification(),
         )
     except requests.exceptions.SSLError as error:
         raise TrackingError(
@@ -237,7 +279,7 @@ def _get(uri: str, path: str) -> requests.Response:
         ) from error
 
 
-def _raise_for(answer: requests.Response, uri: str, *, asked: str) -> None:
+def raise_for(answer: requests.Response, uri: str, *, asked: str) -> None:
     where = f"the tracking server {redacted(uri)}"
     if answer.status_code == 401:
         raise AccessRefused(
@@ -261,18 +303,28 @@ def _raise_for(answer: requests.Response, uri: str, *, asked: str) -> None:
     )
 
 
-def _basic_auth() -> tuple[str, str] | None:
+def _status_of(error: Exception) -> int:
+    """The HTTP status behind an error; 503 for whatever never got one."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+    response = getattr(error, "response", None)  # of requests' HTTPError, which artifact uploads raise
+    return 503 if response is None else int(response.status_code)
+
+
+def basic_auth() -> tuple[str, str] | None:
     user = os.environ.get("MLFLOW_TRACKING_USERNAME")
     password = os.environ.get("MLFLOW_TRACKING_PASSWORD")
     return (user, password) if user and password else None
 
 
-def _token_header() -> dict[str, str]:
+def token_header() -> dict[str, str]:
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def _tls_verification() -> bool | str:
+def tls_verification() -> bool | str:
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
         return False
     return os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True

@@ -17,8 +17,6 @@ from ehrtrack.tracking import names
 from ehrtrack.tracking.client import registry
 from ehrtrack.tracking.client.connection import client, redacted, tracking_errors, tracking_uri
 from ehrtrack.tracking.client.experiments import every_experiment_id, pages
-from ehrtrack.tracking.client.sealed import CONTENT, check_seal
-from ehrtrack.tracking.recovery.attempts import attempt_of
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -243,11 +241,21 @@ def fetch_model(reference: str, destination: Path) -> FetchedModel:
     if not reference.startswith("models:/"):
         return FetchedModel(found.run_id, folder)
     if found.digest:
-        check_seal(folder, found.digest, name=reference)
+        registry.check_seal(folder, found.digest, name=reference)
     else:
         _log.warning("%s was registered before versions carried a hash: its files cannot be checked", reference)
-    stored = folder / CONTENT
+    stored = folder / registry.CONTENT
     return FetchedModel(found.run_id, next(stored.iterdir()) if stored.is_dir() else folder)
+
+
+def attempt_of(tags: Mapping[str, str], params: Mapping[str, str]) -> int:
+    """How often a run was taken up; of runs of earlier versions the tag alone knows."""
+    numbers = [
+        int(key.removeprefix(names.CLAIM_PARAM))
+        for key in params
+        if key.startswith(names.CLAIM_PARAM) and key[len(names.CLAIM_PARAM) :].isdigit()
+    ]
+    return max([int(tags.get(names.ATTEMPT, 0)), *numbers])
 
 
 def _files_under(run_id: str, path: str) -> Iterator[str]:

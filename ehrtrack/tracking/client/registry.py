@@ -17,12 +17,15 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.utils.yaml_utils import read_yaml
 
-from ehrtrack.errors import TrackingError
+from ehrtrack.errors import CheckpointError, TrackingError
+from ehrtrack.files import sha256_of
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import client, redacted, tracking_errors, tracking_uri
-from ehrtrack.tracking.client.sealed import check_seal, seal
 
 CHAMPION = "champion"
+CONTENT = "artifacts"
+"""The part of a stored model in which nothing may be added; mlflow itself writes files beside it."""
+
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 _META = "registered_model_meta"  # what mlflow calls the file with a fetched model's name and version
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "peft", "polars", "pyarrow", "pydantic", "safetensors", "torch")
@@ -237,6 +240,44 @@ def check_served(folder: Path) -> None:
         _log.warning("%s was registered before versions carried a hash: it cannot be checked", name)
 
 
+def seal(folder: Path) -> str:
+    """Write the list of a folder's files, as ``sha256sum -c`` reads it; returns the list's SHA-256."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    lines = [f"{sha256_of(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+    (folder / names.CHECKSUMS).write_text("".join(lines))
+    return sha256_of(folder / names.CHECKSUMS)
+
+
+def check_seal(folder: Path, digest: str, *, name: str) -> None:
+    """Make sure that a folder is what `seal` returned this digest for.
+
+    Parameters
+    ----------
+    digest : empty where it is not known, and the files are only compared with the list beside them
+    name : what the folder is called in a message
+
+    Raises
+    ------
+    CheckpointError
+        With the first file that is missing, changed or added.
+    """
+    sums = folder / names.CHECKSUMS
+    if not sums.is_file():
+        raise _broken(name, names.CHECKSUMS, "is missing")
+    if digest and sha256_of(sums) != digest:
+        raise _broken(name, names.CHECKSUMS, "was changed")
+    listed = {path: line for line, _, path in (row.partition("  ") for row in sums.read_text().splitlines())}
+    for path, wanted in listed.items():
+        if not (folder / path).is_file():
+            raise _broken(name, path, "is missing")
+        if sha256_of(folder / path) != wanted:
+            raise _broken(name, path, "was changed")
+    for file in sorted((folder / CONTENT).rglob("*")):
+        path = file.relative_to(folder).as_posix()
+        if not file.is_dir() and path not in listed:
+            raise _broken(name, path, "was added")
+
+
 def _version_beside(folder: Path) -> ModelVersion | None:
     if not (folder / _META).is_file():
         return None
@@ -297,3 +338,10 @@ def _save_pyfunc(model_folder: Path, target: Path) -> None:
 
 def _version(found: Any) -> ModelVersion:
     return ModelVersion(found.name, str(found.version), found.run_id, dict(found.tags), found.source)
+
+
+def _broken(name: str, path: str, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name} is not what was registered: {path} {what} in the store since then. It is not used: bring "
+        "the store's files back from a backup, or fit the model again and register that run"
+    )

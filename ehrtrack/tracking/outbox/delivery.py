@@ -18,10 +18,15 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from ehrtrack.errors import TrackingError
 from ehrtrack.files import sha256_of
 from ehrtrack.tracking import names
-from ehrtrack.tracking.client.connection import client, redacted, tracking_errors, tracking_uri
-from ehrtrack.tracking.client.failures import CallRefused, ServerUnavailable
+from ehrtrack.tracking.client.connection import (
+    CallRefused,
+    ServerUnavailable,
+    client,
+    redacted,
+    tracking_errors,
+    tracking_uri,
+)
 from ehrtrack.tracking.client.queries import download, list_artifacts
-from ehrtrack.tracking.outbox.joining import under_users_tags
 from ehrtrack.tracking.outbox.journal import (
     ARTIFACTS,
     REFUSED,
@@ -29,11 +34,11 @@ from ehrtrack.tracking.outbox.journal import (
     Record,
     read_log,
     read_progress,
-    without_secrets,
     write_progress,
 )
-from ehrtrack.tracking.outbox.registration import Registration, fetch_checksums
-from ehrtrack.tracking.recovery.attempts import RunClaimLost, check_claim
+from ehrtrack.tracking.outbox.masking import without_secrets
+from ehrtrack.tracking.outbox.registration import Registration, fetch_checksums, under_users_tags
+from ehrtrack.tracking.recovery.lease import RunClaimLost, check_claim
 
 _Row = TypeVar("_Row")
 

@@ -22,14 +22,14 @@ import shutil
 import threading
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, quote_plus, unquote
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.files import sha256_of
+from ehrtrack.tracking.outbox.masking import masked
 
 LOG = "journal.log"
 ARTIFACTS = "artifacts"
@@ -37,17 +37,6 @@ REFUSED = "refused.jsonl"
 _PROGRESS = "progress"
 _LOCK = "lock"
 _HEADER = re.compile(rb"([0-9a-f]{8}) ([0-9a-f]{8}) ")
-_SECRET_NAME = re.compile(
-    r"(PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|CREDENTIAL|API_?KEY|ACCESS_?KEY|CONNECTION_?STRING|CONN_STR"
-    r"|_(PWD|PASS|PAT|AUTH|KEY|DSN|SAS)(?=_|$))(?!.*_(PATH|FILE|DIR|SOCK|COMMAND|CACHE|ENABLED)$)"
-)
-_MIN_SECRET_CHARACTERS = 6
-_MIN_LINE_CHARACTERS = 16
-# what proves something within a connection string, such as AccountName=…;AccountKey=…
-_PART_OF_CONNECTION = re.compile(r"(?i)(?:key|signature|password|pwd|secret|token)=([^;\s]+)")
-# user:password@ of an address, whose second slash a Path takes away; or a token alone
-_URL_LOGIN = re.compile(r"(:/{1,2})[^/@:\s\"']+:[^/@\s\"']*@|(://)[^/@\s\"']+@")
-_CHUNK_BYTES = 1 << 20
 
 Record = dict[str, Any]
 
@@ -206,7 +195,7 @@ class _DiskErrors:
 
 def encoded(record: Mapping[str, Any]) -> bytes:
     """A record as a line of the journal, without any value of a secret environment variable, or login in an address."""
-    payload = json.dumps(_masked(record, _secrets()), ensure_ascii=False).encode()
+    payload = json.dumps(masked(record), ensure_ascii=False).encode()
     return b"%08x %08x %s\n" % (len(payload), zlib.crc32(payload), payload)
 
 
@@ -314,54 +303,9 @@ def hold(folder: Path) -> int:
     return descriptor
 
 
-def without_secrets(text: str) -> str:
-    """The text with the values of secret environment variables, and logins in addresses, replaced by ``***``."""
-    masked: str = _masked(text, _secrets())
-    return masked
-
-
 def remove_journal(folder: Path) -> None:
     """Remove a journal that is on the server as a whole."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _secrets() -> list[str]:
-    """What is masked, the longest first, so that none is left in part because another is a part of it."""
-    whole = {value for name, value in os.environ.items() if _SECRET_NAME.search(name.upper())}
-    logins = {match[1] for value in os.environ.values() for match in re.finditer(r"://[^/@:\s]*:([^/@\s]+)@", value)}
-    parts = {part for value in whole for part in _PART_OF_CONNECTION.findall(value)}
-    lines = {
-        line.strip()
-        for value in whole
-        if "\n" in value.strip()
-        for line in value.splitlines()
-        if len(line.strip()) >= _MIN_LINE_CHARACTERS and not line.startswith("-----")
-    }
-    plain = whole | logins | parts | {unquote(value) for value in logins}
-    written = {
-        form for value in plain if len(value.strip()) >= _MIN_SECRET_CHARACTERS for form in _written_forms(value)
-    }
-    return sorted(written | lines, key=len, reverse=True)
-
-
-def _written_forms(value: str) -> set[str]:
-    """A text as it is, without its outer white space, and as JSON, JSON within JSON, Python and an address write it."""
-    forms = {value, value.strip()}
-    for _ in range(2):
-        forms |= {json.dumps(form, ensure_ascii=is_ascii)[1:-1] for form in forms for is_ascii in (True, False)}
-    return forms | {repr(value)[1:-1], quote(value, safe=""), quote_plus(value)}
-
-
-def _masked(value: Any, secrets: Sequence[str]) -> Any:
-    if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, "***")
-        return _URL_LOGIN.sub(lambda match: f"{match[1] or match[2]}***@", value)
-    if isinstance(value, Mapping):
-        return {_masked(key, secrets): _masked(item, secrets) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_masked(item, secrets) for item in value]
-    return value
 
 
 def _record_at(data: bytes, start: int) -> tuple[Record | None, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,17 +11,26 @@ from typing import Any
 
 from mlflow.entities import RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 
 from ehrtrack.errors import JoinRefused, TrackingError
 from ehrtrack.tracking import names
-from ehrtrack.tracking.client.connection import client, redacted, tracking_errors, tracking_uri
+from ehrtrack.tracking.client.connection import (
+    CallRefused,
+    ServerUnavailable,
+    client,
+    redacted,
+    tracking_errors,
+    tracking_uri,
+)
 from ehrtrack.tracking.client.experiments import active_experiment, every_experiment_id, experiment_named, offer_view
-from ehrtrack.tracking.client.failures import CallRefused, ServerUnavailable
-from ehrtrack.tracking.outbox.joining import check_is_unclaimed, claim, is_generated, users_tags
-from ehrtrack.tracking.outbox.journal import LOG, Progress, Record, read_log, read_progress, without_secrets
-from ehrtrack.tracking.recovery.attempts import check_claim
-from ehrtrack.tracking.recovery.heartbeat import heartbeat_tags
+from ehrtrack.tracking.outbox.journal import LOG, Progress, Record, read_log, read_progress
+from ehrtrack.tracking.outbox.masking import without_secrets
+from ehrtrack.tracking.recovery.lease import check_claim, heartbeat_tags
 
+RUN_ID = "MLFLOW_RUN_ID"
+NOTE = "mlflow.note.content"
+_MOST_GENERATED_CHARACTERS = 20
 _NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 _log = logging.getLogger(__name__)
@@ -145,7 +155,7 @@ class Registration:
                 check_claim(run_id, self.attempt)
             else:
                 check_is_unclaimed(there, self.key)
-                claim(run_id, self.key)
+                claim_joined(run_id, self.key)
             is_ours = self.attempt or there.data.tags.get(names.RUN_KEY) == self.key
             given = {} if is_ours else users_tags(there)
             # `mlflow run` tags the address of the git remote, in which there may be a token
@@ -212,6 +222,91 @@ class Registration:
         )
 
 
+def check_join() -> None:
+    """Make sure, before any work, that the run of MLFLOW_RUN_ID can be joined, if that is set.
+
+    Raises
+    ------
+    JoinRefused
+        If it is a run that was begun or has ended well.
+    TrackingError
+        If there is no such run.
+    """
+    run_id = os.environ.get(RUN_ID)
+    if run_id:
+        with tracking_errors(f"join run {run_id} of {RUN_ID}"):
+            run = client().get_run(run_id)
+        check_is_unclaimed(run)
+
+
+def check_is_unclaimed(run: Any, key: str = "") -> None:
+    """Refuse a run of the server that is another's than that of a key.
+
+    Raises
+    ------
+    JoinRefused
+        With whose it is, and what to do.
+    """
+    tags, info = run.data.tags, run.info
+    kind = tags.get(names.KIND)
+    if kind and tags.get(names.RUN_KEY) == key:
+        return
+    if kind:
+        raise _refusal(
+            info.run_id, f"it is the {kind} run {info.run_name!r} of study {tags.get(names.STUDY)!r}, {info.status}"
+        )
+    if info.status == "FINISHED" or info.lifecycle_stage != "active":
+        state = "ended well" if info.lifecycle_stage == "active" else "was deleted"
+        raise _refusal(info.run_id, f"{info.run_name!r} is none that was made for this, and {state}")
+
+
+def claim_joined(run_id: str, key: str) -> None:
+    """Make a run the one of this key; of several processes that do so at once, one succeeds.
+
+    MLflow has no test-and-set of tags, but a param can never change.
+
+    Raises
+    ------
+    JoinRefused
+        If another process was first.
+    """
+    try:
+        client().log_param(run_id, names.RUN_KEY, key)
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE" or "Changing param values" not in str(error):
+            raise
+        raise _refusal(run_id, "another process has just joined it") from error
+
+
+def is_generated(name: str) -> bool:
+    """Whether a run's name is one that mlflow makes up where its user gave none, such as upbeat-crow-1."""
+    predicate, _, rest = name.partition("-")
+    noun, _, number = rest.partition("-")
+    is_whole = noun in _GENERATOR_NOUNS and number.isdigit()
+    return predicate in _GENERATOR_PREDICATES and (is_whole or len(name) == _MOST_GENERATED_CHARACTERS)
+
+
+def users_tags(run: Any) -> dict[str, str]:
+    """The tags that a user gave a run before it was joined: the description, and all that are no tool's."""
+    return {
+        key: value
+        for key, value in run.data.tags.items()
+        if key == NOTE or not key.startswith(("mlflow.", "ehrtrack."))
+    }
+
+
+def under_users_tags(tags: dict[str, str], given: dict[str, str]) -> dict[str, str]:
+    """A run's tags without those that its user gave before; a description goes below the user's own."""
+    shown = {key: value for key, value in tags.items() if key not in given}
+    if NOTE in tags and NOTE in given:
+        both = f"{given[NOTE]}\n\n{tags[NOTE]}"
+        most = names.MAX_TAG_CHARACTERS
+        if len(both) > most:
+            _log.warning("the description, with that which was there, has %d characters, %d are kept", len(both), most)
+        shown[NOTE] = both[:most]
+    return shown
+
+
 def fetch_checksums(run_id: str) -> dict[str, str]:
     """The SHA-256 of a run's artifacts by their paths, as far as they are stored beside them."""
     with tracking_errors(f"read the checksums of run {run_id}"):
@@ -225,3 +320,10 @@ def fetch_checksums(run_id: str) -> dict[str, str]:
 
 def _says_not_found(error: TrackingError) -> bool:
     return getattr(error.__cause__, "error_code", "") in _NOT_FOUND
+
+
+def _refusal(run_id: str, reason: str) -> JoinRefused:
+    return JoinRefused(
+        f"run {run_id} of {RUN_ID} (--run-id) cannot be joined: {reason}. A run is never written over: unset {RUN_ID}, "
+        f"or leave out --run-id, and a new run is made; `ehrtrack resume {run_id}` goes on with one that was cut off"
+    )

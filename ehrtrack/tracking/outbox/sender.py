@@ -12,11 +12,10 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from ehrtrack.errors import TrackingError
-from ehrtrack.tracking.client.connection import check_reachable, is_remote
-from ehrtrack.tracking.client.failures import AccessRefused, ServerUnavailable
+from ehrtrack.tracking.client.connection import AccessRefused, ServerUnavailable, check_reachable, is_remote
 from ehrtrack.tracking.outbox.delivery import Delivery
 from ehrtrack.tracking.outbox.journal import Journal
-from ehrtrack.tracking.recovery.attempts import RunClaimLost
+from ehrtrack.tracking.recovery.lease import RunClaimLost
 
 OFFLINE = "EHRTRACK_OFFLINE"
 OPEN_SECONDS = 10

@@ -12,8 +12,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ehrtrack.errors import TrackingError
-from ehrtrack.tracking.client.connection import check_reachable, redacted, tracking_uri
-from ehrtrack.tracking.client.failures import AccessRefused, ServerUnavailable
+from ehrtrack.tracking.client.connection import (
+    AccessRefused,
+    ServerUnavailable,
+    check_reachable,
+    redacted,
+    tracking_uri,
+)
 from ehrtrack.tracking.outbox.delivery import Account, Delivery
 from ehrtrack.tracking.outbox.journal import (
     LOG,
@@ -25,7 +30,7 @@ from ehrtrack.tracking.outbox.journal import (
     remove_journal,
 )
 from ehrtrack.tracking.outbox.registration import Registration
-from ehrtrack.tracking.recovery.attempts import RunClaimLost
+from ehrtrack.tracking.recovery.lease import RunClaimLost
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import psutil
 import sqlalchemy as sql
 
 from ehrtrack.errors import EhrtrackError
+from ehrtrack.tracking.recovery.processes import is_process_running
 
 LOST_BEATS = 2
 """Renewals that a worker must have missed before it is taken for dead."""
@@ -202,10 +203,5 @@ def _this_process() -> str:
 
 def _is_dead(holder: str) -> bool:
     """Whether a holder was a process of this machine that is no more."""
-    host, number, created, _ = holder.split(" ")
-    if host != socket.gethostname():
-        return False
-    try:
-        return str(psutil.Process(int(number)).create_time()) != created
-    except psutil.NoSuchProcess:
-        return True
+    host, number, began, _ = holder.split(" ")
+    return host == socket.gethostname() and not is_process_running(int(number), float(began))

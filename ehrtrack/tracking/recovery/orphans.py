@@ -16,8 +16,7 @@ from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import client, server_time, tracking_errors
 from ehrtrack.tracking.client.experiments import is_of_a_study
 from ehrtrack.tracking.client.queries import RunRecord, all_runs, get_run
-from ehrtrack.tracking.recovery.attempts import RunClaimRefused, claim_attempt
-from ehrtrack.tracking.recovery.heartbeat import DEFAULT_HEARTBEAT_SECONDS, heartbeat_tags
+from ehrtrack.tracking.recovery.lease import DEFAULT_HEARTBEAT_SECONDS, RunClaimRefused, claim_attempt, heartbeat_tags
 
 DEFAULT_STALE_MINUTES = 10.0
 LOST_BEATS = 4

@@ -1,4 +1,7 @@
-"""Ending together with ``mlflow run``: it does not pass SIGTERM on to the command that it started."""
+"""Processes of this machine: whether one still runs, and ending together with ``mlflow run``.
+
+``mlflow run`` does not pass SIGTERM on to the command that it started, so that command watches it.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,41 @@ POLL_SECONDS = 0.5
 _is_watched = threading.Event()
 
 
+def is_running(process: psutil.Process) -> bool:
+    """Whether a process still runs; one that has ended and that nobody asked for its exit code does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def is_process_running(pid: int, began: float, *, tolerance_seconds: float = 0.0) -> bool:
+    """Whether the process of this number that began at this time still runs: numbers are used again.
+
+    Parameters
+    ----------
+    began : psutil's ``create_time``, in seconds since 1970
+    tolerance_seconds : how far the times may differ, as they do once the system's clock has been set
+
+    Examples
+    --------
+    >>> import psutil
+    >>> began = psutil.Process().create_time()
+    >>> is_process_running(psutil.Process().pid, began), is_process_running(psutil.Process().pid, began - 3600)
+    (True, False)
+    """
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - began) <= tolerance_seconds and is_running(process)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def watch_mlflow_run() -> None:
     """Send this process SIGTERM once the ``mlflow run`` above it is gone; without one, do nothing.
 
-    A thread waits for that process's end. It may be the parent, or have a shell in between, and a shell outlives it;
-    so neither the parent's id nor the kernel's signal for a dead parent would tell.
+    A thread waits for the end of that process. It may be the parent, or have a shell in between, and a shell outlives
+    it; so neither the parent's id nor the kernel's signal for a dead parent would tell.
     """
     if "MLFLOW_RUN_ID" not in os.environ or _is_watched.is_set():
         return
@@ -31,7 +64,7 @@ def watch_mlflow_run() -> None:
 def end_mlflow_run() -> bool:
     """End the ``mlflow run`` above this process, if there is one, before it learns how this process ended.
 
-    MLflow 3.17 marks the run that it was given as FAILED, whatever became of that run, when its command fails. A run
+    When its command fails, MLflow 3.17 marks the run that it was given as FAILED, whatever became of that run. A run
     that may not be joined has to stay as it is.
 
     Returns
@@ -58,15 +91,7 @@ def _is_mlflow_run(process: psutil.Process) -> bool:
     return "run" in words and any(os.path.basename(word) == "mlflow" for word in words[: words.index("run")])
 
 
-def _is_alive(process: psutil.Process) -> bool:
-    """Whether it still runs; one that has ended and that nobody asked for its exit code does not."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
 def _end_with(process: psutil.Process) -> None:
-    while _is_alive(process):
+    while is_running(process):
         time.sleep(POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,12 @@
-"""A tag that says when a run's process was last alive, since a killed one leaves its run RUNNING for ever."""
+"""A run's lease: the heartbeat that says that its process lives, and the claim that says which process that is.
+
+A killed process leaves its run RUNNING for ever, so a tag of the run says when its process was last alive. Whoever
+resumes the run claims it: each claim has the next number (the attempt), which every later write of any process checks.
+
+MLflow changes no tag conditionally. A param it lets be set once: of two processes that log one name with different
+values, the second is refused, by the primary key of the store's table. So the n-th claim is the param
+``ehrtrack.attempt.n`` with a value that no other process has. Only who may write to the run can set it.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +14,29 @@ import logging
 import math
 import os
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from mlflow.exceptions import MlflowException
+
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import client, server_time, tracking_errors
-from ehrtrack.tracking.recovery.attempts import RunClaimLost, check_claim
+from ehrtrack.tracking.client.queries import attempt_of
 
 DEFAULT_HEARTBEAT_SECONDS = 30.0
 _log = logging.getLogger(__name__)
+
+
+class RunClaimLost(TrackingError):
+    """The run went on elsewhere: what this process has not sent yet is made there anew, and must not come twice."""
+
+
+class RunClaimRefused(TrackingError):
+    """Another process goes on with the run."""
 
 
 class Heartbeat:
@@ -71,6 +90,46 @@ def heartbeat_tags() -> dict[str, str]:
     """The tags that say that a run lives now, by the server's clock: those of two machines may be far apart."""
     now = server_time() or datetime.now(UTC)  # without a server's time the tag is watched for changes, not read
     return {names.HEARTBEAT: now.isoformat(), names.HEARTBEAT_SECONDS: f"{heartbeat_seconds():g}"}
+
+
+def check_claim(run_id: str, attempt: int) -> Any:
+    """Make sure that a run is still its writer's; returns the run.
+
+    Parameters
+    ----------
+    attempt : the writer's
+
+    Raises
+    ------
+    RunClaimLost
+        If another process took it up since.
+    """
+    with tracking_errors(f"read run {run_id}"):
+        run = client().get_run(run_id)
+    if attempt_of(run.data.tags, run.data.params) > attempt:
+        raise RunClaimLost(
+            f"run {run_id} was taken up by another process, which goes on with it from its last snapshot; what this "
+            "one has not sent yet is made there anew, and is not sent"
+        )
+    return run
+
+
+def claim_attempt(run_id: str, attempt: int) -> None:
+    """Become the one process that makes this attempt; from here on those before it may write no more.
+
+    Raises
+    ------
+    RunClaimRefused
+        If another process makes it.
+    """
+    with tracking_errors(f"take up run {run_id}"):
+        try:
+            # sent again after a lost answer, it is the same value, and no conflict
+            client().log_param(run_id, f"{names.CLAIM_PARAM}{attempt}", uuid.uuid4().hex)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            raise RunClaimRefused(f"run {run_id} was taken up by another process just now") from error
 
 
 @contextmanager
