@@ -76,8 +76,8 @@ def write_run(number: int, n_epochs: int, between: float, send: Callable[[dict[s
                     run.log_snapshot(snapshot)
             run.log_text("a figure's bytes" * 5_000, "plots/loss.txt")
         reader = mlflow.MlflowClient()
-        n_rows = len(reader.get_metric_history(run.run_id, "val/metric_7"))
-        n_files = len(reader.list_artifacts(run.run_id))
+        n_rows = len(reader.get_metric_history(run.server_run_id, "val/metric_7"))
+        n_files = len(reader.list_artifacts(run.server_run_id))
     send({"batch_ms": batch_ms, "file_ms": file_ms, "failed": failed, "n_rows": n_rows, "n_files": n_files})
 
 

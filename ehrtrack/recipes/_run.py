@@ -51,6 +51,7 @@ class RecipeResult:
 
     Attributes
     ----------
+    run_id : the server's id; the run's key where no server had it when it ended, by which a server finds it later
     url : page of the run in the tracking server's UI
     metrics : those by which the run is judged
     """
@@ -101,7 +102,7 @@ class Resumption:
 class SilentLogger(MemoryRunLogger):
     """The run as ranks other than the first see it: rank 0 alone talks to the tracking server."""
 
-    run_id: str = ""
+    reference: str = ""
     url: str = ""
 
     def log_dataset(self, name: str, *, fingerprint: str, source: str, context: str = "") -> None:
@@ -143,10 +144,10 @@ class Recorder:
     @property
     def how_to_resume(self) -> str:
         """What to do after the run was told to stop, for people."""
-        if self.kind in RESUMABLE_KINDS and isinstance(self.logger, TrackedRun) and not self.logger.experiment_id:
+        if self.kind in RESUMABLE_KINDS and isinstance(self.logger, TrackedRun) and self.logger.server_run_id is None:
             return f"go on: ehrtrack sync {self.config.runtime.cache}, then ehrtrack resume with the run's id there"
         if self.kind in RESUMABLE_KINDS:
-            return f"go on: ehrtrack resume {self.logger.run_id}"
+            return f"go on: ehrtrack resume {self.logger.reference}"
         if self.kind in CONTINUED_KINDS:
             return f"go on: start the same {self.kind} again; what is finished is not done anew"
         return f"the {self.kind} keeps no snapshot: start it again"
@@ -192,8 +193,8 @@ class Recorder:
             yield
         except Exception as error:
             error.add_note(
-                f"What failed came after training: the model of run {self.logger.run_id} is kept among its artifacts, "
-                "and so are the predictions that it made"
+                f"What failed came after training: the model of run {self.logger.reference} is kept among its "
+                "artifacts, and so are the predictions that it made"
             )
             raise
 
@@ -224,7 +225,7 @@ class Recorder:
         self.logger.log_metrics({"cost/total_seconds": seconds}, step=0)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name in HEADLINES)
         print(f"{self.kind} done in {seconds:.0f} s  {shown}\n", flush=True)
-        return RecipeResult(self.logger.run_id, self.kind, self.logger.url, dict(metrics))
+        return RecipeResult(self.logger.reference, self.kind, self.logger.url, dict(metrics))
 
 
 @contextmanager
@@ -255,8 +256,8 @@ def open_run(
     if resume is not None:
         resume.check(fingerprints or {})
     if ranks is not None and not ranks.is_main:
-        run_id = ranks.from_main(str)
-        yield Recorder(config, SilentLogger(run_id=run_id), kind, run_folder(config, run_id))
+        reference = ranks.from_main(str)
+        yield Recorder(config, SilentLogger(reference=reference), kind, run_folder(config, reference))
         return
     make_cache(config.runtime.cache)
     with tracked_run(
@@ -271,15 +272,16 @@ def open_run(
         stops=(TrainingStopped,),
         privacy=_privacy(config),
     ) as logger:
+        reference = logger.reference  # asked once: the folder of all ranks is named by what is known now
         if ranks is not None:
-            ranks.from_main(lambda: logger.run_id)
-        print(f"{kind} run {logger.run_id}  {logger.url}", flush=True)
+            ranks.from_main(lambda: reference)
+        print(f"{kind} run {logger.label}  {logger.url}", flush=True)
         if not resume:
             logger.log_json(config.to_json(), RUN_CONFIG)
         logger.is_resumable = kind in RESUMABLE_KINDS
         if resume and logger.is_resumable:
             logger.start_at_slot(resume.slot)
-        folder = run_folder(config, resume.run_id if resume else logger.run_id)
+        folder = run_folder(config, reference)
         run = Recorder(config, logger, kind, folder, config.runtime.upload_snapshots and logger.is_resumable)
         try:
             yield run
@@ -303,9 +305,9 @@ def _privacy(config: RunConfig) -> Privacy:
     return Privacy(key, hides_days=has_calendar_date)
 
 
-def run_folder(config: RunConfig, run_id: str) -> Path:
-    """Local folder of a run that is not finished."""
-    return config.runtime.cache / RUNS / run_id
+def run_folder(config: RunConfig, reference: str) -> Path:
+    """Local folder of a run that is not finished, named by the server's id, or by the run's key if it began without."""
+    return config.runtime.cache / RUNS / reference
 
 
 def describe(title: str, facts: Mapping[str, str]) -> str:

@@ -49,7 +49,7 @@ def frontier(config: RunConfig) -> RecipeResult:
                 print(f"finished before, as run {done[value].run_id}", flush=True)
                 found[value] = done[value]
             else:
-                found[value] = get_run(finetune(variant, parent_run_id=run.logger.run_id).run_id)
+                found[value] = get_run(finetune(variant, parent_run_id=run.logger.reference).run_id)
         table = frontier_table(_points(found))
         text = f"{to_markdown(table, parameter)}\n{conclusion(table, parameter)}\n"
         run.logger.log_table(table, "frontier.csv")

@@ -154,9 +154,9 @@ def _keep_record(sweep: Sweep, begun: str) -> RecipeResult:
             claims.finish(sweep.record)
             return _told(sweep, begun)
         with open_run(sweep.settled, kind="sweep", sections=SECTIONS, name="sweep", resume=resumption) as run:
-            claims.leave_note(sweep.record, run.logger.run_id)
+            claims.leave_note(sweep.record, run.logger.reference)
             run.logger.set_tags({f"fingerprint.{name}": value for name, value in sweep.inputs.items()})
-            result = _search_and_fit(sweep, run, is_resumed=resumption is not None)
+            result = _search_and_fit(sweep, run, resumed_run_id=resumption.run_id if resumption else None)
         claims.finish(sweep.record)
     except BaseException:
         claims.release(sweep.record)
@@ -189,14 +189,14 @@ def _claimed(sweep: Sweep, begun: str) -> Resumption | None:
     return Resumption(begun, attempt, {}, slot=0)
 
 
-def _search_and_fit(sweep: Sweep, run: Recorder, *, is_resumed: bool) -> RecipeResult:
-    parent = run.logger.run_id
+def _search_and_fit(sweep: Sweep, run: Recorder, *, resumed_run_id: str | None) -> RecipeResult:
+    parent = run.logger.reference
     print(f"{sweep.worker.n_done} of {sweep.n_trials} trials are done", flush=True)
     sweep.worker.run(_objective(sweep, parent), waits=True)
     trials = sweep.trials()
     best = best_of(trials)
     sweep.worker.claims.hold(sweep.record)
-    _log_trials(run, trials, is_resumed=is_resumed)
+    _log_trials(run, trials, resumed_run_id=resumed_run_id)
     run.logger.log_text(to_toml(override(sweep.config, best.overrides)), "best.toml")
     print(f"\nbest of {len(trials)} trials: {best.overrides}; fitting it for the record", flush=True)
     final = _fit_best(sweep, best, parent)
@@ -211,10 +211,10 @@ def _search_and_fit(sweep: Sweep, run: Recorder, *, is_resumed: bool) -> RecipeR
     return run.finished(run.log_kept(best.value))
 
 
-def _log_trials(run: Recorder, trials: list[optuna.trial.FrozenTrial], *, is_resumed: bool) -> None:
+def _log_trials(run: Recorder, trials: list[optuna.trial.FrozenTrial], *, resumed_run_id: str | None) -> None:
     """All trials, whoever ran them; of a run that goes on, those values that it does not have yet."""
     run.logger.log_table(trials_table(trials), "trials.csv")
-    there = metric_history(run.logger.run_id, VALUES) if is_resumed else {}
+    there = metric_history(resumed_run_id, VALUES) if resumed_run_id else {}
     for trial in trials:
         if trial.state == optuna.trial.TrialState.COMPLETE and trial.user_attrs[SLOT] not in there:
             run.logger.log_metrics({VALUES: float(trial.value or 0.0)}, step=trial.user_attrs[SLOT])

@@ -43,15 +43,25 @@ class TrackedRun:
     Every method writes to the local journal and returns; sending is the background's business. A server that is
     away, hangs or refuses is told in warnings and changes nothing here. TrackingError is raised for what cannot
     be right whatever the server says, and when the journal itself cannot be written; its kind RunClaimLost by
-    everything, once another process has taken the run up.
+    everything, once another process has claimed the run.
+
+    Parameters
+    ----------
+    run_key : names the run from its first record on, with or without a server, and never changes; its journal's folder
+        has this name, and the server finds by it the run that it made
+    resumed_run_id : the server's id of the run that this process resumes
+    attempt : the number of this process's claim to the run; 0 where it began it
     """
 
-    def __init__(self, journal: Journal, *, key: str, name: str, attempt: int = 0) -> None:
-        self.key = key
+    def __init__(
+        self, journal: Journal, *, run_key: str, name: str, resumed_run_id: str | None = None, attempt: int = 0
+    ) -> None:
+        self.run_key = run_key
         self.name = name
         self.status = "RUNNING"
         self.privacy: Privacy | None = None
         self._journal = journal
+        self._resumed_run_id = resumed_run_id
         self._params: dict[str, str] = {}
         self._has_description = False
         self.is_resumable = False
@@ -66,9 +76,22 @@ class TrackedRun:
         )
 
     @property
-    def run_id(self) -> str:
-        """The server's id; the run's own key as long as no server has made it."""
-        return self._sender.delivery.progress.run_id or self.key
+    def server_run_id(self) -> str | None:
+        """The id that the server gave the run; None as long as no server has it, which a resumed run's always had."""
+        return self._sender.delivery.progress.run_id or self._resumed_run_id
+
+    @property
+    def reference(self) -> str:
+        """What a run within this one names as its parent: the server's id where it is known by now, else the key.
+
+        Either stays valid, since a server that gets the run later finds it by its key.
+        """
+        return self.server_run_id or self.run_key
+
+    @property
+    def label(self) -> str:
+        """What messages call the run: the server's id, or "with key ..." as long as there is none."""
+        return self.server_run_id or f"with key {self.run_key}"
 
     @property
     def experiment_id(self) -> str | None:
@@ -78,7 +101,7 @@ class TrackedRun:
     @property
     def url(self) -> str:
         """The link to this run's page in the UI, or to the UI as long as there is no such page."""
-        return ui_command(self.experiment_id, run_id=self.run_id).url
+        return ui_command(self.experiment_id, run_id=self.server_run_id).url
 
     def check_is_ours(self) -> None:
         """Make sure that no other process has taken the run up, as far as is known; asks no server.
@@ -119,7 +142,7 @@ class TrackedRun:
             full = names.PARAM_PREFIX + key
             if self._params.setdefault(full, text) != text:
                 raise TrackingError(
-                    f"Changing param values is not allowed: {full} of run {self.run_id} is {self._params[full]!r}, "
+                    f"Changing param values is not allowed: {full} of run {self.label} is {self._params[full]!r}, "
                     f"and was to become {text!r}; log it under another name"
                 )
             rows[full] = text
@@ -254,7 +277,7 @@ class TrackedRun:
         """
         self._sender.wait_for_registration()
         if self._sender.trouble is not None or not self._sender.delivery.progress.run_id:
-            _log.warning("run %s is not on the server yet; it will be made when the server answers", self.key)
+            _log.warning("run %s is not on the server yet; it will be made when the server answers", self.label)
 
     def give_up(self) -> None:
         """Remove the journal of a run that can never be made."""
@@ -281,20 +304,20 @@ class TrackedRun:
         sender, folder = self._sender, self._journal.folder
         sender.finish(seconds, is_urgent=self.status == "KILLED")
         if self._claim_lost is not None:
-            _log.warning("%d records of run %s are left out", len(sender.delivery.pending()), self.run_id)
+            _log.warning("%d records of run %s are left out", len(sender.delivery.pending()), self.label)
             remove_journal(folder)
         elif sender.is_complete and sender.delivery.is_finished():
             remove_journal(folder)
         elif sender.is_complete and sender.delivery.account.refused:
             _log.warning(
                 "run %s is on the server but for %d of its values, which the server refuses: see %s",
-                *(self.run_id, sender.delivery.account.refused, folder / REFUSED),
+                *(self.label, sender.delivery.account.refused, folder / REFUSED),
             )
         elif not sender.is_complete:
             _log.warning(
                 "%d records of run %s are not on the server yet (%s); they are safe in %s. Send them with: "
                 "ehrtrack sync %s",
-                *(len(sender.delivery.pending()), self.run_id, sender.refusal or sender.trouble or "it is slow"),
+                *(len(sender.delivery.pending()), self.label, sender.refusal or sender.trouble or "it is slow"),
                 *(folder, shlex.quote(str(folder))),
             )
 

@@ -65,7 +65,7 @@ def tracked_run(
     kind
         pretrain, finetune, baseline, sweep, trial, compare or demo; the tag ``ehrtrack.kind``.
     parent_run_id
-        The `run_id` of the run to nest this one under, whether or not the server has made that one yet.
+        The `TrackedRun.reference` of the run to nest this one under, whether or not the server has made that one yet.
     run_id
         A run on the server that was begun before, and goes on.
     attempt
@@ -152,7 +152,7 @@ def _open_run(
     }
     journal = Journal(journals.absolute() / key)
     journal.append(opening, opening)
-    run = TrackedRun(journal, key=key, name=name, attempt=attempt)
+    run = TrackedRun(journal, run_key=key, name=name, resumed_run_id=run_id if attempt else None, attempt=attempt)
     try:
         run.wait_for_registration()
     except TrackingError:
@@ -185,7 +185,7 @@ def _end_aloud(run: TrackedRun, error: BaseException, stops: tuple[type[Exceptio
     except RunClaimLost as overtaken:
         _log.warning("%s", overtaken)
     except TrackingError as failure:
-        _log.error("run %s is left RUNNING on the server: %s", run.run_id, failure)
+        _log.error("run %s is left RUNNING on the server: %s", run.label, failure)
 
 
 def _signal_of(error: BaseException) -> str:

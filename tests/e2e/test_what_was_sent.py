@@ -100,7 +100,7 @@ def test_a_failed_run_does_not_say_which_subject_it_failed_for(
         with pytest.raises(DataError, match=str(FIRST_SUBJECT)), open_run(config, kind="finetune", sections=()) as run:
             raise DataError(f"1 of 400 subjects has two births (first: subject {FIRST_SUBJECT}, {day})")
     with closing(sqlite3.connect(mlflow_server_folder / "mlflow.db")) as database:
-        tags = dict(database.execute("SELECT key, value FROM tags WHERE run_uuid = ?", [run.logger.run_id]))
+        tags = dict(database.execute("SELECT key, value FROM tags WHERE run_uuid = ?", [run.logger.server_run_id]))
     assert tags["ehrtrack.error"] == (
         "DataError: <11 of 400 subjects has two births (first: subject (not logged), (date not logged))"
     )

@@ -74,7 +74,7 @@ def made(
             run.log_text("{}", "model/baseline.json")
         if "config" in files:
             run.log_json(told.to_json(), "run_config.json")
-    return run.run_id
+    return run.server_run_id
 
 
 def champion_run() -> str | None:
@@ -275,9 +275,9 @@ def test_damaged_predictions_and_missing_facts_are_left_out(local_store: Path) -
     with tracked_run(experiment="simulated", name="cox", kind="baseline") as unknown:
         pass
     left_out = compare(told).left_out
-    assert left_out.keys() == {damaged, unknown.run_id}
+    assert left_out.keys() == {damaged, unknown.server_run_id}
     assert "is damaged" in left_out[damaged]
-    assert "it has no param cfg.baseline.name and no tag fingerprint.cohort" in left_out[unknown.run_id]
+    assert "it has no param cfg.baseline.name and no tag fingerprint.cohort" in left_out[unknown.server_run_id]
     assert champion_run() == good
 
 

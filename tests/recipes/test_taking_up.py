@@ -44,7 +44,7 @@ def stopped_run(folder: Path, steps: list[int]) -> str:
 
     def interrupted() -> None:
         with tracked_run(experiment="s", name="x", kind="finetune") as run:
-            run_ids.append(run.run_id)
+            run_ids.append(run.server_run_id)
             run.is_resumable = True
             run.log_metrics({"train/loss": 2.0}, step=1)
             for state in states(folder, steps):
@@ -112,7 +112,7 @@ def test_a_whole_snapshot_here_before_a_damaged_one_is_used_where_the_server_has
     with tracked_run(experiment="s", name="x", kind="finetune") as run:
         pass
     flip(states(local_store / "b", [3, 6])[1] / "state.safetensors")
-    assert _fetch_snapshot(run.run_id, local_store / "b") == 0
+    assert _fetch_snapshot(run.server_run_id, local_store / "b") == 0
     snapshot = latest_snapshot(local_store / "b")
     assert snapshot is not None
     assert snapshot.step == 3
@@ -131,11 +131,11 @@ def test_a_run_that_ends_well_leaves_no_snapshot_on_the_server(local_store: Path
             run.log_snapshot(state, is_last=True)
         run.log_text("kept", "notes.txt")
         run.remove_snapshots()
-    assert queries.list_artifacts(run.run_id) == ["environment.json", "notes.txt", "sha256sums.txt"]
-    checksums = artifact_file(run.run_id, "sha256sums.txt").read_text()
+    assert queries.list_artifacts(run.server_run_id) == ["environment.json", "notes.txt", "sha256sums.txt"]
+    checksums = artifact_file(run.server_run_id, "sha256sums.txt").read_text()
     assert "resume/" not in checksums
     with pytest.raises(ConfigError, match="has ended well"):
-        resume(run.run_id)
+        resume(run.server_run_id)
 
 
 def test_a_server_that_is_away_costs_the_disk_of_one_snapshot(
@@ -218,7 +218,7 @@ def test_a_run_that_had_ended_well_is_sent_and_not_trained_again(
         with tracked_run(experiment="s", name="x", kind="finetune", journal=journals) as run:
             run.log_json(study(local_store / "data", local_store / "cache").to_json(), "run_config.json")
             run.log_metrics({"test/c_index": 0.6}, step=0)
-    log = journals / run.key / "journal.log"
+    log = journals / run.run_key / "journal.log"
     end = read_log(log.parent)[-1]
     whole = log.read_bytes()
     log.write_bytes(whole[: end.start])

@@ -50,7 +50,7 @@ with tracked_run(experiment="study", name="killed", kind="finetune") as run:
 ENDING = """
 from ehrtrack.tracking.run import tracked_run
 with tracked_run(experiment="study", name="ending", kind="finetune") as run:
-    print(run.key, flush=True)
+    print(run.run_key, flush=True)
     input()
     run.log_metrics({"test/c_index": 0.6}, step=0)
     print("ends", flush=True)
@@ -82,7 +82,7 @@ def offline(server: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 def fill(run: TrackedRun, folder: Path, n_steps: int = 30) -> None:
     """Metrics, tags, params, a dataset and artifacts, in a mixture that takes many calls to send."""
-    weights = folder / f"weights-{run.key}"
+    weights = folder / f"weights-{run.run_key}"
     weights.mkdir(parents=True)
     for step in range(n_steps):
         run.log_metrics({"train/loss": 1 / (step + 1), "val/c_index": 0.5 + step / 100}, step=step)
@@ -139,16 +139,16 @@ def rows(found: dict[str, Any]) -> list[tuple[str, int, int, float]]:
 
 def test_a_run_that_never_saw_a_server_is_there_after_sync(offline: Callable[[], None], tmp_path: Path) -> None:
     with tracked_run(experiment="never", name="sweep", kind="sweep") as parent:
-        assert parent.run_id == parent.key
-        with tracked_run(experiment="never", name="t0", kind="trial", parent_run_id=parent.run_id) as child:
+        assert parent.server_run_id is None
+        with tracked_run(experiment="never", name="t0", kind="trial", parent_run_id=parent.reference) as child:
             fill(child, tmp_path / "w")
     journals = find_journals(Path(".ehrtrack"))
-    assert [journal.name for journal in journals] == [parent.key, child.key]
+    assert [journal.name for journal in journals] == [parent.run_key, child.run_key]
     wanted = said(journals[1])
     ends = [read_log(journal)[-1].record for journal in journals]
     offline()
     assert [(run.problem, run.remark, run.account.left) for run in sync(Path(".ehrtrack"))] == [("", "", 0)] * 2
-    (parent_id,), (child_id,) = runs_on_server(parent.key), runs_on_server(child.key)
+    (parent_id,), (child_id,) = runs_on_server(parent.run_key), runs_on_server(child.run_key)
     found = everything(child_id, tmp_path / "got")
     assert found["tags"]["mlflow.parentRunId"] == parent_id
     assert found["tags"]["epoch"] == "25"
@@ -175,7 +175,7 @@ def test_sent_three_times_it_is_there_once(offline: Callable[[], None], tmp_path
     for n in range(3):
         (synced,) = sync(tmp_path / f"machine{n}")
         assert (synced.problem, synced.account.left) == ("", 0)
-        (run_id,) = runs_on_server(run.key)
+        (run_id,) = runs_on_server(run.run_key)
         states.append(everything(run_id, tmp_path / f"got{n}"))
         sent.append(synced.account.already_there)
     assert states[1] == states[0]
@@ -214,7 +214,7 @@ def test_killed_at_any_request_of_a_drain_nothing_is_lost_or_doubled(
         (synced,) = sync(Path(".ehrtrack"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     assert (synced.problem, synced.account.left, synced.account.refused) == ("", 0, 0)
-    (run_id,) = runs_on_server(run.key)
+    (run_id,) = runs_on_server(run.run_key)
     found = everything(run_id, tmp_path / "got")
     assert len(rows(found)) == len(wanted)
     assert set(rows(found)) == wanted
@@ -241,9 +241,9 @@ def test_a_server_that_fails_in_the_middle_misses_nothing(
             weather.mode = "fair"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     assert not find_journals(Path(".ehrtrack"))
-    assert queries.metric_history(run.run_id, "a") == {1: 1.0, 2: 2.0, 3: 3.0}
-    assert queries.get_run(run.run_id).status == "FINISHED"
-    assert runs_on_server(run.key) == [run.run_id]
+    assert queries.metric_history(run.server_run_id, "a") == {1: 1.0, 2: 2.0, 3: 3.0}
+    assert queries.get_run(run.server_run_id).status == "FINISHED"
+    assert runs_on_server(run.run_key) == [run.server_run_id]
 
 
 def test_a_server_that_stops_and_comes_back_misses_nothing(
@@ -262,7 +262,7 @@ def test_a_server_that_stops_and_comes_back_misses_nothing(
     assert told.wait(30)
     with proxy(server, port=int(address.rsplit(":", 1)[1])):
         opened.__exit__(None, None, None)
-        assert queries.metric_history(run.run_id, "a") == {1: 1.0, 2: 2.0}
+        assert queries.metric_history(run.server_run_id, "a") == {1: 1.0, 2: 2.0}
     assert "the run goes on, and keeps what it has to tell in" in caplog.text
     assert "the tracking server takes the run's records again" in caplog.text
 
@@ -309,7 +309,7 @@ def test_a_refused_login_is_named_and_the_rest_sent_later(
         sync(journal)
         assert len(weather.seen) > n_seen
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-    assert queries.metric_history(run.run_id, "a") == {1: 1.0}
+    assert queries.metric_history(run.server_run_id, "a") == {1: 1.0}
 
 
 def test_logging_never_touches_the_network(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +328,7 @@ def test_logging_never_touches_the_network(server: str, monkeypatch: pytest.Monk
             for step in range(100):
                 run.log_metrics({"a": 1.0}, step=step)
             run.log_text("text", "a.txt")
-            assert run.run_id == run.key
+            assert run.server_run_id is None
         assert len(weather.seen) <= 1
         (journal,) = find_journals(Path(".ehrtrack"))
         assert len(said(journal)) == 100
@@ -343,7 +343,7 @@ def test_what_the_server_refuses_is_set_aside_and_the_rest_goes_on(
         run._append({"do": "params", "values": {"cfg.bad@name": "1", "cfg.good": "1"}})
         run._append({"do": "sing"})
         run.log_metrics({"after": 1.0}, step=2)
-    record = queries.get_run(run.run_id)
+    record = queries.get_run(run.server_run_id)
     assert set(record.metrics) == {f"m{n}" for n in range(20)} | {"after"}
     assert (record.params, record.status) == ({"good": "1"}, "FINISHED")
     assert "is on the server but for 3 of its values, which the server refuses" in caplog.text
@@ -374,24 +374,24 @@ def test_a_lost_answer_to_the_making_of_a_run_makes_no_second(
         with tracked_run(experiment="twice", name="x", kind="demo") as run:
             run.log_metrics({"a": 1.0}, step=1)
         assert len(creations) == 2
-        assert runs_on_server(run.key) == [run.run_id]
-        assert queries.metric_history(run.run_id, "a") == {1: 1.0}
+        assert runs_on_server(run.run_key) == [run.server_run_id]
+        assert queries.metric_history(run.server_run_id, "a") == {1: 1.0}
 
 
 def test_a_run_deleted_on_the_server_is_not_taken_for_bad_records(
     server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with tracked_run(experiment="deleted", name="x", kind="demo") as run:
-        client().delete_run(run.run_id)
+        client().delete_run(run.server_run_id)
         run.log_metrics({"a": 1.0}, step=1)
-    assert f"mlflow runs restore --run-id {run.run_id}" in caplog.text
+    assert f"mlflow runs restore --run-id {run.server_run_id}" in caplog.text
     (journal,) = find_journals(Path(".ehrtrack"))
     assert not (journal / "refused.jsonl").exists()
     (synced,) = sync(journal)
     assert "was deleted on" in synced.problem
-    client().restore_run(run.run_id)
+    client().restore_run(run.server_run_id)
     sync(journal)
-    assert queries.metric_history(run.run_id, "a") == {1: 1.0}
+    assert queries.metric_history(run.server_run_id, "a") == {1: 1.0}
     assert not journal.exists()
 
 
@@ -426,7 +426,7 @@ def test_a_damaged_record_is_named_and_the_others_sent(
     (synced,) = sync(journal)
     assert (synced.account.lost, synced.problem) == (1, "")
     assert f"is damaged from byte {entry.start} to {entry.end}; at most one record is lost" in caplog.text
-    (run_id,) = runs_on_server(run.key)
+    (run_id,) = runs_on_server(run.run_key)
     lost = {0} if n_damaged else set()
     assert set(queries.metric_history(run_id, "a")) == {0, 1, 2, 3} - lost
 
@@ -487,7 +487,7 @@ def test_an_odd_journal_is_named_and_hinders_no_other(
     for number in range(3):
         with tracked_run(experiment="odd", name=f"o{number}", kind="demo") as run:
             run.log_metrics({"a": 1.0}, step=1)
-        keys.append(run.key)
+        keys.append(run.run_key)
     odd = Path(".ehrtrack/journal") / keys[1]
     if record is not None:
         payload = json.dumps(record).encode()
@@ -514,7 +514,7 @@ def test_a_journal_that_cannot_be_read_is_named_and_hinders_no_other(offline: Ca
     done = CliRunner().invoke(cli, ["sync"])
     assert done.exit_code == 1
     assert "the journal .ehrtrack/journal/folder cannot be read" in done.stdout
-    (run_id,) = runs_on_server(run.key)
+    (run_id,) = runs_on_server(run.run_key)
     assert queries.metric_history(run_id, "a") == {1: 1.0}
 
 
@@ -533,7 +533,7 @@ def test_what_was_sent_is_not_missed_when_that_is_no_longer_known(
     (journal / "progress").write_bytes(b"torn")
     (synced,) = sync(journal)
     assert (synced.problem, synced.account.refused) == ("", 0)
-    (run_id,) = runs_on_server(run.key)
+    (run_id,) = runs_on_server(run.run_key)
     assert {"notes.txt", "environment.json"} <= set(queries.list_artifacts(run_id))
 
 
@@ -546,7 +546,7 @@ def test_a_damaged_artifact_is_not_sent(offline: Callable[[], None]) -> None:
     offline()
     (synced,) = sync(journal)
     assert (synced.account.refused, synced.account.left) == (1, 0), synced.problem
-    (run_id,) = runs_on_server(run.key)
+    (run_id,) = runs_on_server(run.run_key)
     assert "w.txt" not in queries.list_artifacts(run_id)
 
 
@@ -571,7 +571,7 @@ def test_sync_leaves_a_run_alone_that_sends_itself(server: str) -> None:
         (synced,) = sync(Path(".ehrtrack"))
         assert "is being written or sent by another process" in synced.problem
         run.log_metrics({"a": 1.0}, step=1)
-    assert queries.metric_history(run.run_id, "a") == {1: 1.0}
+    assert queries.metric_history(run.server_run_id, "a") == {1: 1.0}
 
 
 def test_sync_without_a_server_says_so(offline: Callable[[], None]) -> None:
@@ -601,10 +601,10 @@ def test_of_the_folder_that_all_projects_share_the_others_runs_are_left(
     done = CliRunner().invoke(cli, ["sync"])
     assert done.exit_code == 0
     assert f"begun for {NOBODY}, so it was left; set MLFLOW_TRACKING_URI to that, or send it to" in done.stdout
-    assert [len(runs_on_server(run.key)) for run in (others, ours)] == [0, 1]
+    assert [len(runs_on_server(run.run_key)) for run in (others, ours)] == [0, 1]
     (journal,) = find_journals(tmp_path / "home")
     assert CliRunner().invoke(cli, ["sync", str(journal)]).exit_code == 0
-    assert len(runs_on_server(others.key)) == 1
+    assert len(runs_on_server(others.run_key)) == 1
 
 
 def test_trials_do_not_wait_for_a_server_that_is_away(offline: Callable[[], None], server: str) -> None:
@@ -612,12 +612,14 @@ def test_trials_do_not_wait_for_a_server_that_is_away(offline: Callable[[], None
     with tracked_run(experiment="trials", name="sweep", kind="sweep") as parent:
         children = []
         for number in range(3):
-            with tracked_run(experiment="trials", name=f"t{number}", kind="trial", parent_run_id=parent.run_id) as run:
+            with tracked_run(
+                experiment="trials", name=f"t{number}", kind="trial", parent_run_id=parent.reference
+            ) as run:
                 run.log_metrics({"a": 1.0}, step=number)
             children.append(run)
         offline()
     assert not find_journals(Path(".ehrtrack"))
-    assert {queries.get_run(run.run_id).parent_run_id for run in children} == {parent.run_id}
+    assert {queries.get_run(run.server_run_id).parent_run_id for run in children} == {parent.server_run_id}
 
 
 @pytest.mark.parametrize("text", ["soon", "-1"])
@@ -643,5 +645,5 @@ def test_an_offline_run_asks_no_server_and_is_there_after_sync(server: str, monk
         assert weather.seen == []
         (synced,) = sync(Path(".ehrtrack"))
         assert (synced.problem, synced.account.left) == ("", 0)
-        (run_id,) = runs_on_server(run.key)
+        (run_id,) = runs_on_server(run.run_key)
         assert queries.metric_history(run_id, "a") == {1: 1.0}

@@ -29,7 +29,7 @@ from ehrtrack.tracking.run import tracked_run
 sys.stdin.readline()
 try:
     with tracked_run(experiment="study", name="joiner", kind="baseline", params={"a": sys.argv[1]}) as run:
-        print(run.run_id)
+        print(run.server_run_id)
 except TrackingError as error:
     sys.exit(f"refused: {error}")
 """
@@ -55,10 +55,10 @@ def make_run(kind: str, *, is_nested: bool = False) -> str:
         run.log_metrics({"best/c_index": 0.7}, step=0)
         run.log_text("weights", "model/model.safetensors")
         if is_nested:
-            with tracked_run(experiment="study", name="t0", kind="trial", parent_run_id=run.run_id) as trial:
+            with tracked_run(experiment="study", name="t0", kind="trial", parent_run_id=run.reference) as trial:
                 pass
-            return trial.run_id
-    return run.run_id
+            return trial.server_run_id
+    return run.server_run_id
 
 
 @pytest.mark.parametrize("is_nested", [False, True])
@@ -139,12 +139,12 @@ def test_a_journal_that_may_not_join_becomes_a_run_of_its_own(
         offline.setenv("EHRTRACK_OFFLINE", "1")
         with tracked_run(experiment="study", name="other", kind="baseline", params={"a": 2}) as run:
             run.log_metrics({"best/c_index": 0.6}, step=0)
-            with tracked_run(experiment="study", name="t0", kind="trial", parent_run_id=run.run_id) as trial:
+            with tracked_run(experiment="study", name="t0", kind="trial", parent_run_id=run.reference) as trial:
                 pass
     states = []
     for _ in range(2):
         assert [(synced.problem, synced.account.left) for synced in sync(JOURNALS)] in ([("", 0)] * 2, [])
-        (own,) = client().search_runs(every_experiment_id(), f"tags.`ehrtrack.run_key` = '{run.key}'")
+        (own,) = client().search_runs(every_experiment_id(), f"tags.`ehrtrack.run_key` = '{run.run_key}'")
         states.append(state(own.info.run_id))
     assert states[0] == states[1]
     assert state(run_id) == before
@@ -153,7 +153,7 @@ def test_a_journal_that_may_not_join_becomes_a_run_of_its_own(
     assert (record.kind, record.status, record.params) == ("baseline", "FINISHED", {"a": "2"})
     assert record.tags["ehrtrack.join_refused"].startswith(f"run {run_id} of MLFLOW_RUN_ID (--run-id) cannot be joined")
     assert record.tags["mlflow.source.type"] == "LOCAL"
-    (child,) = client().search_runs(every_experiment_id(), f"tags.`ehrtrack.run_key` = '{trial.key}'")
+    (child,) = client().search_runs(every_experiment_id(), f"tags.`ehrtrack.run_key` = '{trial.run_key}'")
     assert child.data.tags["mlflow.parentRunId"] == record.run_id
 
 
@@ -200,12 +200,12 @@ def test_runs_go_to_the_experiment_that_the_user_names(
     monkeypatch.setenv(*variables.get(by, ("MLFLOW_EXPERIMENT_NAME", wanted)))
     with (
         tracked_run(experiment="study", name="x", kind="sweep") as run,
-        tracked_run(experiment="study", name="t", kind="trial", parent_run_id=run.run_id) as trial,
+        tracked_run(experiment="study", name="t", kind="trial", parent_run_id=run.reference) as trial,
     ):
         pass
-    records = [queries.get_run(run.run_id), queries.get_run(trial.run_id)]
+    records = [queries.get_run(run.server_run_id), queries.get_run(trial.server_run_id)]
     assert [client().get_experiment(record.experiment_id).name for record in records] == [wanted] * 2
-    assert [record.run_id for record in queries.search_runs("study")] == [run.run_id, trial.run_id]
+    assert [record.run_id for record in queries.search_runs("study")] == [run.server_run_id, trial.server_run_id]
     experiment = client().get_experiment(records[0].experiment_id)
     assert by != "name of none yet" or experiment.tags["ehrtrack.study"] == "study"
 

@@ -56,10 +56,10 @@ def run_with(status: str, *, silent_minutes: float, is_resumable: bool = False, 
     with tracked_run(experiment="s", name="x", kind=kind) as run:
         pass
     moment = datetime.now(UTC) - timedelta(minutes=silent_minutes)
-    client().set_tag(run.run_id, names.HEARTBEAT, moment.isoformat())
-    client().set_tag(run.run_id, names.RESUMABLE, str(is_resumable).lower())
-    client().update_run(run.run_id, status=status)
-    return run.run_id
+    client().set_tag(run.server_run_id, names.HEARTBEAT, moment.isoformat())
+    client().set_tag(run.server_run_id, names.RESUMABLE, str(is_resumable).lower())
+    client().update_run(run.server_run_id, status=status)
+    return run.server_run_id
 
 
 def made_by_mlflow_run(experiment_id: str, *, hours_ago: float, **tags: str) -> str:
@@ -184,7 +184,7 @@ def test_a_heartbeat_is_by_the_servers_clock_and_so_is_its_age(
         patch.setattr("ehrtrack.tracking.recovery.lease.datetime", Behind)
         patch.setattr("ehrtrack.tracking.recovery.orphans.datetime", Behind)
         with tracked_run(experiment="clocks", name="x", kind="finetune") as run:
-            run_id = run.run_id
+            run_id = run.server_run_id
             seen_from_there = [found.record.run_id for found in orphaned_runs(minutes=1)]
     client().update_run(run_id, status="RUNNING")
     assert run_id not in seen_from_there
@@ -311,9 +311,9 @@ def test_whatever_an_overtaken_run_has_to_log_is_refused_and_none_of_it_arrives(
     def overtaken_run() -> None:
         with tracked_run(experiment="s", name="x", kind="finetune") as run:
             run.log_metrics({"a": 1.0}, step=1)
-            wait_until(lambda: "a" in queries.get_run(run.run_id).metrics)
-            run_ids.append(run.run_id)
-            claim_run(queries.get_run(run.run_id))
+            wait_until(lambda: "a" in queries.get_run(run.server_run_id).metrics)
+            run_ids.append(run.server_run_id)
+            claim_run(queries.get_run(run.server_run_id))
             with pytest.raises(RunClaimLost):
                 wait_until(lambda: run.check_is_ours() is not None)
             run.log_metrics({"b": 1.0}, step=1)
@@ -329,8 +329,8 @@ def test_whatever_an_overtaken_run_has_to_log_is_refused_and_none_of_it_arrives(
 def test_a_run_that_is_overtaken_at_its_very_end_does_not_end_well(local_store: object) -> None:
     def overtaken_run() -> None:
         with tracked_run(experiment="s", name="x", kind="finetune") as run:
-            run_ids.append(run.run_id)
-            claim_run(queries.get_run(run.run_id))
+            run_ids.append(run.server_run_id)
+            claim_run(queries.get_run(run.server_run_id))
 
     run_ids: list[str] = []
     with pytest.raises(RunClaimLost):

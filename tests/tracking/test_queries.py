@@ -21,7 +21,7 @@ def store(request: pytest.FixtureRequest) -> object:
 def make_run(study: str, name: str, kind: str, **options: object) -> str:
     with tracked_run(experiment=study, name=name, kind=kind, **options) as run:  # type: ignore[arg-type]
         run.log_text("x", "model/config.json")
-    return run.run_id
+    return run.server_run_id
 
 
 def test_a_study_is_found_in_all_experiments(store: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,9 +48,9 @@ def test_a_study_is_found_in_all_experiments(store: object, monkeypatch: pytest.
 
 def test_trials_are_found_by_their_parent(local_store: Path) -> None:
     with tracked_run(experiment="s", name="sweep", kind="sweep") as sweep:
-        trials = [make_run("s", f"trial {n}", "trial", parent_run_id=sweep.run_id) for n in range(2)]
+        trials = [make_run("s", f"trial {n}", "trial", parent_run_id=sweep.reference) for n in range(2)]
     make_run("s", "other", "trial")
-    assert [run.run_id for run in queries.search_runs("s", parent_run_id=sweep.run_id)] == trials
+    assert [run.run_id for run in queries.search_runs("s", parent_run_id=sweep.reference)] == trials
 
 
 def test_runs_from_before_the_kept_epoch_had_its_name_are_read_by_the_name_it_has_now(local_store: Path) -> None:
@@ -59,9 +59,9 @@ def test_runs_from_before_the_kept_epoch_had_its_name_are_read_by_the_name_it_ha
     with tracked_run(experiment="s", name="new", kind="finetune") as new:
         new.log_metrics({"best/c_index": 0.1, "kept/c_index": 0.8}, step=0)
     found = {run.run_id: run.metrics for run in queries.search_runs("s")}
-    assert found[old.run_id] == {"kept/c_index": 0.7, "kept/epoch": 3.0, "test/c_index": 0.6}
-    assert found[new.run_id] == {"kept/c_index": 0.8}
-    assert queries.get_run(old.run_id).metrics == found[old.run_id]
+    assert found[old.server_run_id] == {"kept/c_index": 0.7, "kept/epoch": 3.0, "test/c_index": 0.6}
+    assert found[new.server_run_id] == {"kept/c_index": 0.8}
+    assert queries.get_run(old.server_run_id).metrics == found[old.server_run_id]
 
 
 def test_all_pages_are_read(local_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,8 +79,8 @@ def test_a_history_is_by_step(local_store: Path) -> None:
     with tracked_run(experiment="s", name="x", kind="demo") as run:
         for step in (1, 0, 2):
             run.log_metrics({"val/loss": step / 10}, step=step)
-    assert list(queries.metric_history(run.run_id, "val/loss").items()) == [(0, 0.0), (1, 0.1), (2, 0.2)]
-    assert queries.metric_history(run.run_id, "val/other") == {}
+    assert list(queries.metric_history(run.server_run_id, "val/loss").items()) == [(0, 0.0), (1, 0.1), (2, 0.2)]
+    assert queries.metric_history(run.server_run_id, "val/other") == {}
 
 
 @pytest.mark.parametrize("run_id", ["0" * 32, "nope", "../x"])

@@ -59,7 +59,7 @@ def model_folder(tmp_path: Path) -> Path:
 def make_run(folder: Path) -> str:
     with tracked_run(experiment="s", name="x", kind="finetune") as run:
         run.log_folder(folder, "model")
-    return run.run_id
+    return run.server_run_id
 
 
 def test_a_champion_is_found_again_by_its_alias(store: object, model_folder: Path, tmp_path: Path) -> None:

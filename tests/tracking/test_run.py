@@ -25,7 +25,7 @@ CHILD = """
 import sys, time
 from ehrtrack.tracking.run import tracked_run
 with tracked_run(experiment="study", name="child", kind="finetune") as run:
-    print(run.run_id, flush=True)
+    print(run.server_run_id, flush=True)
     while True:  # a signal that comes right before one long sleep would be seen after it
         time.sleep(0.05)
 """
@@ -54,7 +54,7 @@ def write_everything(folder: Path) -> str:
         run.log_table(pl.DataFrame({"risk": [0.5]}), "table.csv")
         run.log_figure(figure, "plots/loss.png")
         run.log_folder(folder / "weights", "model")
-    return run.run_id
+    return run.server_run_id
 
 
 def test_a_run_is_the_same_in_a_database_and_over_http(store: object, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_metrics_of_a_step_are_one_call(local_store: Path, monkeypatch: pytest.M
 def test_an_exception_ends_the_run_failed_with_its_message(store: object) -> None:
     with pytest.raises(DataError), tracked_run(experiment="study", name="x", kind="finetune") as run:
         raise DataError("12 of 300 subjects have no index date")
-    record = queries.get_run(run.run_id)
+    record = queries.get_run(run.server_run_id)
     assert record.status == run.status == "FAILED"
     assert record.tags["ehrtrack.error"] == "DataError: 12 of 300 subjects have no index date"
     assert record.tags["mlflow.note.content"] == "**Failed**: DataError: 12 of 300 subjects have no index date"
@@ -138,7 +138,7 @@ def test_every_way_out_ends_the_run(local_store: Path, error: BaseException, sta
         tracked_run(experiment="s", name="x", kind="trial", stops=(LookupError,)) as run,
     ):
         raise error
-    assert queries.get_run(run.run_id).status == status
+    assert queries.get_run(run.server_run_id).status == status
 
 
 def test_sigterm_ends_the_run_killed(http_store: str, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_handler_for_sigterm_that_is_there_is_left_alone(local_store: Path) ->
     finally:
         signal.signal(signal.SIGTERM, previous)
     assert seen == [True]
-    assert queries.get_run(run.run_id).status == "FINISHED"
+    assert queries.get_run(run.server_run_id).status == "FINISHED"
 
 
 def test_sigterm_is_as_before_after_the_run(local_store: Path) -> None:
@@ -176,19 +176,19 @@ def test_the_run_of_mlflow_run_is_joined_once(store: object, monkeypatch: pytest
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
     with tracked_run(experiment="study", name="lora r8", kind="finetune", params={"strategy.rank": 8}) as run:
         assert "MLFLOW_RUN_ID" not in os.environ
-        with tracked_run(experiment="study", name="t0", kind="trial", parent_run_id=run.run_id) as trial:
+        with tracked_run(experiment="study", name="t0", kind="trial", parent_run_id=run.reference) as trial:
             pass
         with tracked_run(experiment="study", name="other", kind="baseline") as other:
             pass
-    assert run.run_id == made.info.run_id
-    assert len({run.run_id, trial.run_id, other.run_id}) == 3
-    record = queries.get_run(run.run_id)
+    assert run.server_run_id == made.info.run_id
+    assert len({run.server_run_id, trial.server_run_id, other.server_run_id}) == 3
+    record = queries.get_run(run.server_run_id)
     assert (record.name, record.kind, record.study) == ("lora r8", "finetune", "study")
     assert (record.experiment_id, record.params) == ("0", {"strategy.rank": "8"})
-    assert client().get_run(run.run_id).data.params["strategy.rank"] == "08"
-    child = queries.get_run(trial.run_id)
-    assert (child.parent_run_id, child.experiment_id) == (run.run_id, "0")
-    assert client().get_experiment(queries.get_run(other.run_id).experiment_id).name == "study"
+    assert client().get_run(run.server_run_id).data.params["strategy.rank"] == "08"
+    child = queries.get_run(trial.server_run_id)
+    assert (child.parent_run_id, child.experiment_id) == (run.server_run_id, "0")
+    assert client().get_experiment(queries.get_run(other.server_run_id).experiment_id).name == "study"
 
 
 def test_joining_a_run_that_is_not_there_says_so(local_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,11 +210,11 @@ def test_long_values_are_cut_aloud_and_kept_whole(
     codes, summary = "x" * (MAX_PARAM_CHARACTERS + 1), "y" * (MAX_TAG_CHARACTERS + 1)
     with tracked_run(experiment="s", name="x", kind="demo", params={"cohort.codes": codes}) as run:
         run.set_description(summary)
-    record = queries.get_run(run.run_id)
+    record = queries.get_run(run.server_run_id)
     assert len(record.params["cohort.codes"]) == MAX_PARAM_CHARACTERS
     assert record.params["cohort.codes"].endswith("(6001 characters; whole in long_params/cohort.codes.txt)")
-    assert queries.download(run.run_id, "long_params/cohort.codes.txt", tmp_path / "got").read_text() == codes
-    assert queries.download(run.run_id, "description.md", tmp_path / "got").read_text() == summary
+    assert queries.download(run.server_run_id, "long_params/cohort.codes.txt", tmp_path / "got").read_text() == codes
+    assert queries.download(run.server_run_id, "description.md", tmp_path / "got").read_text() == summary
     assert "param cohort.codes has 6001 characters, 6000 are kept" in caplog.text
 
 
@@ -222,7 +222,7 @@ def test_more_than_a_hundred_params_are_all_there(local_store: Path) -> None:
     params = {f"p.{i}": i for i in range(250)}
     with tracked_run(experiment="s", name="x", kind="demo", params=params) as run:
         pass
-    assert queries.get_run(run.run_id).params == {key: str(value) for key, value in params.items()}
+    assert queries.get_run(run.server_run_id).params == {key: str(value) for key, value in params.items()}
 
 
 def test_json_has_no_nan(local_store: Path) -> None:
@@ -231,7 +231,7 @@ def test_json_has_no_nan(local_store: Path) -> None:
         tracked_run(experiment="s", name="x", kind="demo") as run,
     ):
         run.log_json({"loss": float("nan")}, "a.json")
-    assert queries.list_artifacts(run.run_id) == ["environment.json", "sha256sums.txt"]
+    assert queries.list_artifacts(run.server_run_id) == ["environment.json", "sha256sums.txt"]
 
 
 def test_a_deleted_experiment_says_how_to_restore_it(local_store: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_token_in_the_git_remote_that_mlflow_run_tagged_is_taken_away(
     monkeypatch.setenv("MLFLOW_RUN_ID", made)
     with tracked_run(experiment="study", name="run", kind="pretrain") as run:
         pass
-    assert run.run_id == made
+    assert run.server_run_id == made
     kept = client().get_run(made).data.tags
     assert kept["mlflow.source.git.repoURL"] == "https://***@github.com/o/r.git"
     assert kept["mlflow.source.name"] == "file:///home/anna/ehrtrack"

@@ -52,7 +52,14 @@ _TYPES: dict[str, dict[str, Any]] = {
     "end": {"status": str, "time": int},
 }
 _ITEMS = (str, int, float)
-_PROGRESS_TYPES = {"position": int, "run_id": str, "experiment_id": str, "server": str, "artifacts": dict}
+_PROGRESS_TYPES = {
+    "position": int,
+    "run_id": str,
+    "experiment_id": str,
+    "server": str,
+    "artifacts": dict,
+    "users_tags": dict,
+}
 
 
 @dataclass(frozen=True)
