@@ -231,7 +231,7 @@ def resume(context: click.Context, run_id: str | None, stale: bool, minutes: flo
     "--close", is_flag=True, help="end those that cannot go on as KILLED; those that can are left as they are"
 )
 def runs(stale: bool, minutes: float, close: bool) -> None:
-    """List runs of every kind whose process is gone; `ehrtrack resume --stale` goes on with those that can."""
+    """List runs of every kind whose process is gone; `ehrtrack resume --stale` resumes those that can be."""
     from ehrtrack.tracking.recovery.orphans import close_orphans, orphaned_runs
 
     found = orphaned_runs(minutes=minutes)

@@ -64,11 +64,11 @@ class RecipeResult:
 
 @dataclass(frozen=True)
 class Resumption:
-    """A run to go on with.
+    """A run to resume.
 
     Attributes
     ----------
-    attempt : how often it was taken up again, this time included
+    attempt : the number of this process's claim to it
     fingerprints : what it was made from, by name
     slot : of the two places for snapshots on the server, the one to write next
     """
@@ -79,7 +79,7 @@ class Resumption:
     slot: int
 
     def check(self, fingerprints: Mapping[str, str]) -> None:
-        """Make sure that the run goes on with what it was begun with.
+        """Make sure that the run is resumed with what it was begun with.
 
         Raises
         ------
@@ -118,7 +118,7 @@ class Recorder:
     config : what it was told
     logger : where metrics and artifacts go
     folder : local folder for the weights that may be kept and the last snapshots
-    sends_snapshots : whether snapshots go to the server, so that another machine can go on
+    sends_snapshots : whether snapshots go to the server, so that another machine can resume the run
     """
 
     config: RunConfig
@@ -173,7 +173,7 @@ class Recorder:
     def log_epochs_again(self, history: Sequence[Mapping[str, float]]) -> None:
         """Log epochs that a snapshot holds; those that the server has are left out when they are sent.
 
-        The journal that held them may be one that was not sent, because the run had meanwhile been taken up elsewhere.
+        The journal that held them may be one that was not sent, because the run had meanwhile been claimed elsewhere.
         """
         for epoch, metrics in enumerate(history, start=1):
             self.logger.log_metrics(metrics, step=epoch)
@@ -250,8 +250,8 @@ def open_run(
     sections : those of the configuration that this kind of run reads
     name : shown in lists of runs; made from the choices if empty
     ranks : of a run that several processes make together
-    resume : the run to go on with
-    fingerprints : what the run is made from; must be what a run that goes on was begun with
+    resume : the run to resume
+    fingerprints : what the run is made from; must be what a resumed run was begun with
     """
     if resume is not None:
         resume.check(fingerprints or {})
@@ -286,7 +286,7 @@ def open_run(
         try:
             yield run
         except RunClaimLost:
-            shutil.rmtree(folder, ignore_errors=True)  # states of a course that is taken elsewhere
+            shutil.rmtree(folder, ignore_errors=True)  # snapshots of a course that another process computes now
             raise
         except BaseException as error:
             run.keep_last_snapshot()
@@ -294,7 +294,7 @@ def open_run(
                 print(f"\n{run.how_to_resume}", flush=True)
             raise
         logger.remove_snapshots()
-    shutil.rmtree(folder, ignore_errors=True)  # after the last word of the run is in its journal
+    shutil.rmtree(folder, ignore_errors=True)  # after the last record of the run is in its journal
 
 
 def _privacy(config: RunConfig) -> Privacy:

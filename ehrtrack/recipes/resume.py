@@ -1,4 +1,4 @@
-"""Going on with a run that was cut off, from its last snapshot: on the same machine or on any other."""
+"""Resuming a run that was cut off, from its last snapshot: on the same machine or on any other."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ RECIPES = dict(zip(RESUMABLE_KINDS, (pretrain, finetune), strict=True))
 
 
 def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool = False) -> RecipeResult:
-    """Go on with a run, in the same run on the tracking server.
+    """Resume a run, in the same run on the tracking server.
 
-    A run that had ended well, and whose last words were still in its journal here, is sent and returned as it is.
+    A run that had finished, and whose last records were still in its journal here, is sent and returned as it is.
 
     Parameters
     ----------
@@ -52,9 +52,9 @@ def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool =
     ConfigError
         If the run cannot be resumed, or another setting is to change.
     StillAlive
-        If its process gave a sign of life a moment ago.
+        If its process set its heartbeat a moment ago.
     RunClaimRefused
-        If another process goes on with it.
+        If another process has claimed it.
     """
     record = get_run(run_id)
     if record.kind not in RECIPES:
@@ -94,11 +94,11 @@ def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool =
 
 
 def resume_orphans(overrides: Sequence[Override] = (), *, minutes: float) -> list[RecipeResult]:
-    """Go on with the runs that no process writes to any more, one after the other.
+    """Resume the runs that no process writes to any more, one after the other.
 
     Returns
     -------
-    Those that this process took up and that ended well. A run that cannot go on is told, and left.
+    Those that this process resumed and that finished. A run that cannot be resumed is named with the reason, and left.
     """
     done = []
     for stale in orphaned_runs(RESUMABLE_KINDS, minutes=minutes):
@@ -148,7 +148,7 @@ def _changes_of_digits(run_id: str, overrides: Sequence[Override]) -> str:
 
 @contextmanager
 def _alone_on_this_machine(record: RunRecord, folder: Path) -> Iterator[Path]:
-    """While inside, no other process brings snapshots into a run's folder; nor does one that has taken the run up."""
+    """While inside, no other process brings snapshots into a run's folder; nor does one that has claimed the run."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -150,7 +150,7 @@ def _keep_record(sweep: Sweep, begun: str) -> RecipeResult:
     try:
         begun = begun if begun and _is_there(begun) else ""
         resumption = _claimed(sweep, begun) if begun else None
-        if begun and resumption is None:  # its worker died after its last word
+        if begun and resumption is None:  # its worker died after its last record
             claims.finish(sweep.record)
             return _told(sweep, begun)
         with open_run(sweep.settled, kind="sweep", sections=SECTIONS, name="sweep", resume=resumption) as run:
@@ -212,7 +212,7 @@ def _search_and_fit(sweep: Sweep, run: Recorder, *, resumed_run_id: str | None) 
 
 
 def _log_trials(run: Recorder, trials: list[optuna.trial.FrozenTrial], *, resumed_run_id: str | None) -> None:
-    """All trials, whoever ran them; of a run that goes on, those values that it does not have yet."""
+    """All trials, whoever ran them; of a resumed run, those values that it does not have yet."""
     run.logger.log_table(trials_table(trials), "trials.csv")
     there = metric_history(resumed_run_id, VALUES) if resumed_run_id else {}
     for trial in trials:
@@ -249,7 +249,7 @@ def _objective(sweep: Sweep, parent_run_id: str) -> Callable[[optuna.Trial], flo
 def _ended_before(
     sweep: Sweep, trial: optuna.Trial, overrides: Mapping[str, Scalar], parent_run_id: str
 ) -> RunRecord | None:
-    """The run of a trial that was cut off between the run's last word and its own, so that it is not made twice."""
+    """The run of a trial that was cut off between the run's last record and its own, so that it is not made twice."""
     if DEATHS not in trial.user_attrs or is_offline():
         return None
     wanted = {name: str(value) for name, value in overrides.items()}
@@ -283,7 +283,7 @@ def _fit_best(sweep: Sweep, best: Best, parent_run_id: str) -> RecipeResult:
         [] if is_offline() else search_runs(config.study, kinds=["finetune"], status=None, parent_run_id=parent_run_id)
     )
     for cut_off in reversed(begun):
-        # what it is to go on from may still be here
+        # what it is to be resumed from may still be here
         send_left_behind(config.runtime.cache / JOURNALS, cut_off.run_id, attempt=cut_off.attempt)
         record = get_run(cut_off.run_id)
         if record.status == "FINISHED":

@@ -84,7 +84,7 @@ def create_app() -> Guard:
 
 
 def guarded(command: Sequence[str], folder: Path) -> tuple[list[str], str]:
-    """The command that serves the guard, and the application, the last word, that the guard is to serve.
+    """The command that serves the guard, and the application (the last word of mlflow's command) behind it.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a run has to tell: every call becomes a record of its journal, and the background sends it."""
+"""The writing side of a run: every call becomes a record in its outbox, and a thread sends it."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class TrackedRun:
         return ui_command(self.experiment_id, run_id=self.server_run_id).url
 
     def check_is_ours(self) -> None:
-        """Make sure that no other process has taken the run up, as far as is known; asks no server.
+        """Make sure that no other process has claimed the run, as far as is known; asks no server.
 
         Raises
         ------
@@ -288,7 +288,7 @@ class TrackedRun:
     def close(self, *, is_nested: bool) -> None:
         """Wait for the rest to be sent, in bounded time, and say what is left."""
         if is_nested and self._sender.trouble is not None:
-            _behind.append(self)  # its parent waits, once for all; training goes on
+            _behind.append(self)  # its parent waits, once for all; training continues
             return
         self._finish(drain_seconds())
         if not is_nested:
@@ -321,8 +321,8 @@ class TrackedRun:
                 *(folder, shlex.quote(str(folder))),
             )
 
-    def _note_claim_lost(self, overtaken: RunClaimLost) -> None:
-        self._claim_lost = overtaken
+    def _note_claim_lost(self, lost: RunClaimLost) -> None:
+        self._claim_lost = lost
 
     def _append(self, *records: Mapping[str, Any]) -> int:
         self.check_is_ours()

@@ -11,13 +11,13 @@ from ehrtrack.errors import TrackingError
 STUDY = "ehrtrack.study"
 RUN_KEY = "ehrtrack.run_key"  # a run's name for itself, before and whether or not a server has given it an id
 HEARTBEAT = "ehrtrack.heartbeat"  # when the run's process was last known to live, by the server's clock
-HEARTBEAT_SECONDS = "ehrtrack.heartbeat_seconds"  # from one sign of life to the next
+HEARTBEAT_SECONDS = "ehrtrack.heartbeat_seconds"  # from one heartbeat to the next
 CLOSED = "ehrtrack.closed"  # why `ehrtrack runs --stale --close` ended the run
-RESUMABLE = "ehrtrack.resumable"  # "true" once a run that can go on was told to stop
-ATTEMPT = "ehrtrack.attempt"  # how often the run was taken up again; the last to do so alone writes to it
+RESUMABLE = "ehrtrack.resumable"  # "true" once a run that can be resumed was told to stop
+ATTEMPT = "ehrtrack.attempt"  # how often the run was claimed to resume it; only the last claim may write to it
 CLAIM_PARAM = f"{ATTEMPT}."  # the param of each claim, with its number; a param can be set once
 JOIN_REFUSED = "ehrtrack.join_refused"  # why the run of MLFLOW_RUN_ID was not joined, and this one made in its place
-CONTINUED_WITH = "ehrtrack.continued_with"  # settings of a run that goes on which change the last digits of its values
+CONTINUED_WITH = "ehrtrack.continued_with"  # settings changed on resuming that alter the last digits of its values
 KIND = "ehrtrack.kind"
 SUBJECT_KEY = "ehrtrack.subject_key"  # fingerprint of the key under which subjects are logged; "raw" without one
 COHORT = "fingerprint.cohort"  # runs compare where this is equal
@@ -33,7 +33,7 @@ VIEW = "ehrtrack"  # the key of the columns that a study's page opens with
 # mlflow's limit; beyond it its client cuts silently.
 MAX_TAG_CHARACTERS = 8000
 
-# Kinds of runs that keep snapshots, from which `ehrtrack resume` goes on.
+# Kinds of runs that keep snapshots, from which `ehrtrack resume` continues.
 RESUMABLE_KINDS = ("pretrain", "finetune")
 
 # `mlflow run` logs its -P strings as params, and a param can never change: "0.10" and 0.1 under one name
@@ -52,7 +52,7 @@ VERSION_DIGEST = "ehrtrack.sha256"
 RESUME_ARTIFACTS = "resume"
 SNAPSHOT_SLOTS = ("resume/slot-0", "resume/slot-1")
 
-# SHA-256 of all artifacts, as `sha256sum -c` reads it; what a drain compares with before it sends a file again.
+# SHA-256 of all artifacts, as `sha256sum -c` reads it; what the sender compares with before it sends a file again.
 CHECKSUMS = "sha256sums.txt"
 
 KEPT_BEFORE = "best/"

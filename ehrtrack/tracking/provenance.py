@@ -1,4 +1,4 @@
-"""Which code, on which machine: what a run needs to tell so that it can be repeated."""
+"""Which code, on which machine: what a run has to record so that it can be repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run from its beginning to its end: made or joined, and always ended."""
+"""A tracked run from its beginning to its end: registered or joined, and always ended."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def tracked_run(
     chose, keeps the name and the tags that its user gave it, and carries the study as a tag); a run with a
     parent is a new one, in its parent's experiment. A run that is somebody's already is never joined.
 
-    Once another process has taken the run up, whatever is to be logged raises RunClaimLost.
+    Once another process has claimed the run, every call that logs raises RunClaimLost.
 
     Parameters
     ----------
@@ -67,9 +67,9 @@ def tracked_run(
     parent_run_id
         The `TrackedRun.reference` of the run to nest this one under, whether or not the server has made that one yet.
     run_id
-        A run on the server that was begun before, and goes on.
+        The server's id of a run that was begun before, and is resumed or joined.
     attempt
-        How often that run was taken up again, this time included.
+        The number of this process's claim to that run (`claim_run`); 0 for a new run.
     stops
         Exceptions that end the run as FINISHED all the same, such as optuna's TrialPruned; still raised.
     journal
@@ -98,7 +98,7 @@ def tracked_run(
                 run.log_json(environment(), "environment.json")
                 yield run
             except RunClaimLost:
-                raise  # its end is the other process's to tell
+                raise  # the process that claimed the run will record its end
             except BaseException as error:
                 _end_aloud(run, error, stops)
                 raise
@@ -136,7 +136,7 @@ def _open_run(
         "mlflow.source.name": f"ehrtrack {kind}",
         "mlflow.source.type": "LOCAL",
     }
-    opening = {
+    registration = {
         "do": "open",
         "key": key,
         "time": now_ms(),
@@ -151,7 +151,7 @@ def _open_run(
         "attempt": attempt,
     }
     journal = Journal(journals.absolute() / key)
-    journal.append(opening, opening)
+    journal.append(registration, registration)  # twice, so that one damaged byte leaves one
     run = TrackedRun(journal, run_key=key, name=name, resumed_run_id=run_id if attempt else None, attempt=attempt)
     try:
         run.wait_for_registration()
@@ -182,8 +182,8 @@ def _end_aloud(run: TrackedRun, error: BaseException, stops: tuple[type[Exceptio
             run.end("FINISHED")
         else:
             run.end("FAILED", tag=names.ERROR, reason=message)
-    except RunClaimLost as overtaken:
-        _log.warning("%s", overtaken)
+    except RunClaimLost as lost:
+        _log.warning("%s", lost)
     except TrackingError as failure:
         _log.error("run %s is left RUNNING on the server: %s", run.label, failure)
 

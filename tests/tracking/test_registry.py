@@ -220,3 +220,10 @@ def test_a_registered_model_predicts_and_holds_no_pickle(
     assert scored["risk"].tolist() == [0.2, 0.1]
     with_values = served.predict(events.assign(numeric_value=[None, 1.5, None, None]))
     assert with_values["risk"].tolist() == [0.2, 0.1]
+
+
+def test_the_code_stored_with_models_of_before_finds_its_check() -> None:
+    """Versions registered before 2026-11-29 carry `from ehrtrack.tracking.registry import check_served`."""
+    from ehrtrack.tracking.registry import check_served
+
+    assert check_served is registry.check_served

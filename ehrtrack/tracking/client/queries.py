@@ -1,4 +1,4 @@
-"""Reading runs back: what compare, best, predict and init.run ask the tracking server."""
+"""Runs read back from the tracking server: records, metrics, artifacts, and what a reference points at."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class RunRecord:
     """A run as the server knows it.
 
     `params` are the resolved configuration, by dotted names without the ``cfg.`` prefix; the raw strings that
-    ``mlflow run`` logs beside them are left out. `metrics` hold the last value of each. `attempt` is how often the run
-    was taken up by another process.
+    ``mlflow run`` logs beside them are left out. `metrics` hold the last value of each. `attempt` counts the
+    claims to the run, by processes that resumed it.
     """
 
     run_id: str
@@ -249,7 +249,7 @@ def fetch_model(reference: str, destination: Path) -> FetchedModel:
 
 
 def attempt_of(tags: Mapping[str, str], params: Mapping[str, str]) -> int:
-    """How often a run was taken up; of runs of earlier versions the tag alone knows."""
+    """How often a run was claimed; of runs of earlier versions only the tag knows."""
     numbers = [
         int(key.removeprefix(names.CLAIM_PARAM))
         for key in params

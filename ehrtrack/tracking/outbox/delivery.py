@@ -1,4 +1,4 @@
-"""Sending a journal to the tracking server, any number of times with the same result."""
+"""Delivery of a journal to the tracking server, any number of times with the same result."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Account:
 
 
 class Delivery:
-    """One journal on its way to the server. Sends in order, and remembers in the folder how far it came.
+    """The delivery of one journal: its records are sent in order, and the folder remembers how far it came.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class Delivery:
     Attributes
     ----------
     is_begun
-        The run's work goes on or is done; no refusal to join another run can stop it any more.
+        The run's work has begun or is done; no refusal to join another run can stop it any more.
     """
 
     def __init__(self, folder: Path, *, is_live: bool) -> None:
@@ -112,11 +112,11 @@ class Delivery:
         Raises
         ------
         RunClaimLost
-            If another process took the run up; what is left must not be sent.
+            If another process claimed the run; what is left must not be sent.
         ServerUnavailable, AccessRefused
-            If it stopped because of the server; calling again goes on where it stopped.
+            If it stopped because of the server; the next call continues where it stopped.
         TrackingError
-            If it cannot go on, such as when the run was deleted on the server.
+            If nothing more can be sent, such as when the run was deleted on the server.
         """
         self.open()
         while pending := self.pending():
@@ -136,22 +136,22 @@ class Delivery:
         Raises
         ------
         RunClaimLost
-            If another process took it up.
+            If another process claimed it.
         """
         if self._is_open:
             return
-        opening = Registration(self.folder)
-        opened = opening.find_or_make(self.progress, is_begun=self.is_begun)
+        registration = Registration(self.folder)
+        opened = registration.find_or_make(self.progress, is_begun=self.is_begun)
         self.progress.run_id, self.progress.experiment_id = opened.run_id, opened.experiment_id
         self.progress.users_tags |= opened.users_tags
         self.progress.server = redacted(tracking_uri())
         if not opened.is_new:
-            check_claim(opened.run_id, opening.attempt)
-            if opening.attempt:
+            check_claim(opened.run_id, registration.attempt)
+            if registration.attempt:
                 self._rows_there = _metric_rows(opened.run_id)
             self.progress.artifacts = fetch_checksums(opened.run_id) | self.progress.artifacts
         write_progress(self.folder, self.progress)
-        self._opening = opening
+        self._registration = registration
         self._is_open = True
 
     def reopen(self) -> None:
@@ -160,7 +160,7 @@ class Delivery:
 
     def write_checksums(self) -> None:
         """Store the hashes of all artifacts beside them."""
-        if self._opening.attempt:
+        if self._registration.attempt:
             self._hash_what_others_sent()
         if not self.progress.artifacts:
             return
@@ -285,7 +285,7 @@ class Delivery:
         for path in [path for path in self.progress.artifacts if removed and path.startswith(f"{removed}/")]:
             del self.progress.artifacts[path]
         self.write_checksums()
-        self._opening.remove_doubles(self.progress)
+        self._registration.remove_doubles(self.progress)
         with self._failures("end the run"):
             self._check_is_ours()
             client().set_terminated(self.progress.run_id, record["status"], record["time"])
@@ -309,8 +309,8 @@ class Delivery:
             self._send_rows(rows[middle:], send)
 
     def _check_is_ours(self) -> None:
-        """The last thing before a write: a process that was paused writes nothing when it goes on, if overtaken."""
-        check_claim(self.progress.run_id, self._opening.attempt)
+        """The last check before a write, so that a paused process writes nothing once another has claimed its run."""
+        check_claim(self.progress.run_id, self._registration.attempt)
 
     def _check_still_there(self) -> None:
         """Tell a record that is refused from a run that takes none at all."""

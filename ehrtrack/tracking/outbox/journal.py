@@ -1,12 +1,12 @@
-"""What a run has to tell, on the local disk first: an append-only journal of its tracking calls.
+"""The outbox of a run: an append-only journal of its tracking calls, on the local disk before any server.
 
 A journal is a folder::
 
     journal.log      a line a call: length and CRC-32 of the rest as 8 hexadecimal digits each, then JSON
     artifacts/       the files that calls refer to, each in a folder named by its content's hash
-    progress         how far a drain has come (a line of the same form, replaced as a whole)
+    progress         how much the server has confirmed (a line of the same form, replaced as a whole)
     refused.jsonl    what the server will never accept, with its reason
-    lock             held by the process that writes or drains
+    lock             held by the process that writes or sends
 
 A line is written by one call and synced before the call returns. Reading needs no line to be whole: one that
 was cut off or changed is passed over and named, and the others are read as ever.
@@ -93,7 +93,7 @@ class Progress:
 
 
 class JournalBusy(TrackingError):
-    """Another process writes or drains this journal."""
+    """Another process writes or sends this journal."""
 
 
 class Journal:
@@ -168,7 +168,7 @@ class Journal:
         }
 
     def close(self) -> None:
-        """Let other processes drain this journal; may be called twice."""
+        """Let other processes send this journal; may be called twice."""
         for descriptor in (self._file, self._process_lock):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -248,7 +248,7 @@ def read_log(folder: Path, start: int = 0) -> list[Entry]:
 
 
 def read_progress(folder: Path) -> Progress:
-    """How far the drain has come; nothing at all where that is not known, since sending again does no harm.
+    """How much the server has confirmed; nothing at all where that is not known, since sending again does no harm.
 
     What another version of ehrtrack wrote beside what this one knows is passed over: see `progress_oddity`.
 

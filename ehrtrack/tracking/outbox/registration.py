@@ -53,15 +53,15 @@ class Registered:
 
 
 class Registration:
-    """The opening words of a journal: what its run is called, where it belongs, and its tags.
+    """The first record of a journal: the run's name, where it belongs, and its tags.
 
     They stand at the head of the journal twice, so that one damaged byte cannot leave the rest without a run.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        openings = (entry.record for entry in read_log(folder) if entry.record and entry.record["do"] == "open")
-        record: Record | None = next(openings, None)
+        found = (entry.record for entry in read_log(folder) if entry.record and entry.record["do"] == "open")
+        record: Record | None = next(found, None)
         if record is None:
             raise TrackingError(
                 f"{folder} does not say which run it is of: both lines at its head are damaged; nothing was sent"
@@ -70,12 +70,12 @@ class Registration:
 
     @property
     def key(self) -> str:
-        """What the run is found by."""
+        """The run's key, by which it is found on the server."""
         return str(self.record["key"])
 
     @property
     def attempt(self) -> int:
-        """How often the run had been taken up again when this journal was begun."""
+        """The number of the claim under which this journal writes; 0 where its process began the run."""
         return int(self.record.get("attempt", 0))
 
     def find_or_make(self, progress: Progress, *, is_begun: bool) -> Registered:
@@ -84,8 +84,8 @@ class Registration:
         Parameters
         ----------
         is_begun
-            The run's work goes on or is done, so that a run that may not be joined cannot stop it any more: what it
-            has to tell becomes a run of its own.
+            The run's work has begun or is done, so that a run that may not be joined cannot stop it any more: the
+            journal is then sent as a run of its own.
 
         Raises
         ------
@@ -148,10 +148,10 @@ class Registration:
         return Registered(info.run_id, info.experiment_id, is_new=False)
 
     def _join(self, run_id: str) -> Registered:
-        """The run that ``mlflow run`` made becomes this one, or one of ours goes on; nobody else's is written to."""
+        """Join the run that ``mlflow run`` made, or resume one of ours; a run of somebody else is never written to."""
         with tracking_errors(f"join run {run_id} of MLFLOW_RUN_ID"):
             there = client().get_run(run_id)
-            if self.attempt:  # a run that goes on keeps the key that it is found by
+            if self.attempt:  # a resumed run keeps the key that it is found by
                 check_claim(run_id, self.attempt)
             else:
                 check_is_unclaimed(there, self.key)

@@ -34,7 +34,7 @@ class Sender:
 
     Parameters
     ----------
-    on_claim_lost : called by the thread, once, when another process has taken the run up; nothing is sent any more
+    on_claim_lost : called by the thread, once, when another process has claimed the run; nothing is sent any more
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Sender:
         self._closing = threading.Event()
         self._given_up = threading.Event()
         self._hurried = threading.Event()
-        self._thread = threading.Thread(target=self._work, name=f"drain {journal.folder.name[:8]}", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=f"sender {journal.folder.name[:8]}", daemon=True)
         self._thread.start()
 
     def wait_for_registration(self) -> None:

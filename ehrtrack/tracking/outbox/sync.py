@@ -111,11 +111,11 @@ def _server(folder: Path) -> str:
 
 
 def send_left_behind(folder: Path, run_id: str, *, attempt: int) -> bool:
-    """Send what earlier processes of a run left in a folder of journals, before the run goes on in a new one.
+    """Send what earlier processes of a run left in a folder of journals, before the run is resumed with a new one.
 
     Parameters
     ----------
-    attempt : how often the run had been taken up when its last process began
+    attempt : the claim to the run of its last process
 
     Returns
     -------
@@ -150,8 +150,8 @@ def _ids(folder: Path) -> set[str]:
     found: set[str] = set()
     with suppress(TrackingError):  # what cannot be read says nothing about a run
         found.add(read_progress(folder).run_id)
-        opening = Registration(folder)
-        found |= {opening.key, str(opening.record["joined"])}
+        registration = Registration(folder)
+        found |= {registration.key, str(registration.record["joined"])}
     return found
 
 
@@ -186,9 +186,9 @@ def _sync_held(folder: Path, on_confirmed: Callable[[int], object]) -> SyncOutco
         delivery.send(on_confirmed)
         if not delivery.is_finished():
             delivery.write_checksums()
-    except RunClaimLost as overtaken:
+    except RunClaimLost as lost:
         is_claim_lost = True
-        remarks.append(str(overtaken))
+        remarks.append(str(lost))
     except TrackingError as trouble:
         problem = str(trouble)
         is_server_away = isinstance(trouble, ServerUnavailable | AccessRefused) and not _answers()

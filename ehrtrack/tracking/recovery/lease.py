@@ -32,11 +32,11 @@ _log = logging.getLogger(__name__)
 
 
 class RunClaimLost(TrackingError):
-    """The run went on elsewhere: what this process has not sent yet is made there anew, and must not come twice."""
+    """Another process has claimed the run: it makes anew what this one has not sent yet, which must not come twice."""
 
 
 class RunClaimRefused(TrackingError):
-    """Another process goes on with the run."""
+    """Another process has claimed the run first."""
 
 
 class Heartbeat:
@@ -46,7 +46,7 @@ class Heartbeat:
     ----------
     run_id : the server's id of the run; empty as long as there is none
     attempt : of the run, that this process makes
-    on_claim_lost : called by the thread, once, when another process has taken the run up
+    on_claim_lost : called by the thread, once, when another process has claimed the run
     is_wanted : whether a run, as the server has it, is to get the tag
     """
 
@@ -55,7 +55,7 @@ class Heartbeat:
         run_id: Callable[[], str],
         *,
         attempt: int = 0,
-        on_claim_lost: Callable[[RunClaimLost], object] = lambda overtaken: None,
+        on_claim_lost: Callable[[RunClaimLost], object] = lambda lost: None,
         is_wanted: Callable[[Any], bool] = lambda run: True,
     ) -> None:
         self._run_id = run_id
@@ -79,8 +79,8 @@ class Heartbeat:
                 run = check_claim(run_id, self._attempt)
                 if self._is_wanted(run):
                     _set_heartbeat(run)
-            except RunClaimLost as overtaken:
-                self._on_claim_lost(overtaken)
+            except RunClaimLost as lost:
+                self._on_claim_lost(lost)
                 return
             except TrackingError as trouble:
                 _log.debug("%s", trouble)  # the sender says it aloud, once
@@ -102,7 +102,7 @@ def check_claim(run_id: str, attempt: int) -> Any:
     Raises
     ------
     RunClaimLost
-        If another process took it up since.
+        If another process has claimed it since.
     """
     with tracking_errors(f"read run {run_id}"):
         run = client().get_run(run_id)
@@ -115,12 +115,12 @@ def check_claim(run_id: str, attempt: int) -> Any:
 
 
 def claim_attempt(run_id: str, attempt: int) -> None:
-    """Become the one process that makes this attempt; from here on those before it may write no more.
+    """Claim a run under this number; from here on, the processes that held it before may write no more.
 
     Raises
     ------
     RunClaimRefused
-        If another process makes it.
+        If another process has claimed it under this number.
     """
     with tracking_errors(f"take up run {run_id}"):
         try:

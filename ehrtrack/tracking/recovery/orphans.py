@@ -1,4 +1,4 @@
-"""Runs whose process is gone: found by their heartbeat, and taken up or closed.
+"""Orphaned runs, whose process is gone: found by their heartbeat, and claimed or closed.
 
 A process lives if its heartbeat says so by the server's clock. Where a server tells no time, or a run's heartbeat is of
 the clock of a machine (runs of earlier versions), it is watched instead: one that changes is of a process that lives.
@@ -21,7 +21,7 @@ from ehrtrack.tracking.recovery.lease import DEFAULT_HEARTBEAT_SECONDS, RunClaim
 DEFAULT_STALE_MINUTES = 10.0
 LOST_BEATS = 4
 """Heartbeats that a process must have missed before it is taken for gone: with 30 s more than the 94 s for which a call
-that it began while it still lived may go on."""
+that it began while it still lived may last."""
 CERTAIN_SECONDS = 24 * 3600.0
 """Silence that needs no second look: no clock is so far off, and no environment of ``mlflow run`` takes so long."""
 _LONGEST_LOOK_SECONDS = 1.0
@@ -40,7 +40,7 @@ class StillAlive(TrackingError):
 
 @dataclass(frozen=True)
 class Orphan:
-    """A run that no process seems to write to, RUNNING all the same; or one that was told to stop and can go on.
+    """A run that no process seems to write to, RUNNING all the same; or one that was told to stop and can be resumed.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class Orphan:
 
     @property
     def can_resume(self) -> bool:
-        """Whether there may be a snapshot to go on from."""
+        """Whether there may be a snapshot to resume from."""
         return self.record.kind in names.RESUMABLE_KINDS
 
     def to_text(self) -> str:
@@ -67,7 +67,7 @@ class Orphan:
 
 
 def orphaned_runs(kinds: Sequence[str] = (), *, minutes: float = DEFAULT_STALE_MINUTES) -> list[Orphan]:
-    """Runs that are RUNNING without a heartbeat for so long, or were told to stop and can go on.
+    """Runs that are RUNNING without a heartbeat for so long, or were told to stop and can be resumed.
 
     Parameters
     ----------
@@ -112,14 +112,14 @@ def check_silent(record: RunRecord) -> None:
 
 
 def claim_run(record: RunRecord) -> int:
-    """Make this the one process that goes on with a run; returns the number of its attempt.
+    """Make this the one process that resumes a run; returns the number of its claim.
 
-    What older processes still have to say is not sent any more.
+    What earlier processes of the run have not sent yet is not sent any more.
 
     Raises
     ------
     RunClaimRefused
-        If another process has taken the run up since `record` was read, or the run has ended well.
+        If another process has claimed the run since `record` was read, or the run has ended well.
     """
     run_id, attempt = record.run_id, record.attempt + 1
     claim_attempt(run_id, attempt)
@@ -132,14 +132,14 @@ def claim_run(record: RunRecord) -> int:
 
 
 def note_tags(run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a run that this process has taken up and has not opened yet."""
+    """Set tags of a run that this process has claimed and has not opened yet."""
     with tracking_errors(f"set tags of run {run_id}"):
         for key, value in tags.items():
             client().set_tag(run_id, key, value)
 
 
 def release_run(record: RunRecord, attempt: int) -> None:
-    """Give a run that could not go on after all the status that it had, unless another process has it by now."""
+    """Give a run that could not be resumed after all its former status, unless another process has claimed it."""
     now = get_run(record.run_id)
     if now.status != "RUNNING" or now.attempt != attempt:
         return
@@ -151,7 +151,7 @@ def release_run(record: RunRecord, attempt: int) -> None:
 
 
 def close_orphans(found: Sequence[Orphan]) -> list[Orphan]:
-    """End those runs that cannot go on as KILLED, with the reason as a tag; returns these.
+    """End those runs that cannot be resumed as KILLED, with the reason as a tag; returns these.
 
     No process is hindered: should one be alive after all, its next heartbeat shows its run as RUNNING again.
     """
