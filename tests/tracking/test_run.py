@@ -19,6 +19,9 @@ from ehrtrack.tracking.client import queries
 from ehrtrack.tracking.client.connection import client, ui_command
 from ehrtrack.tracking.client.experiments import experiment_named
 from ehrtrack.tracking.logger import MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS, TrackedRun
+from ehrtrack.tracking.outbox.sync import sync
+from ehrtrack.tracking.recovery.lease import RunClaimLost
+from ehrtrack.tracking.recovery.orphans import claim_run
 from ehrtrack.tracking.run import TerminatedBySignal, tracked_run
 
 CHILD = """
@@ -289,3 +292,48 @@ def test_two_workers_that_make_one_experiment_get_the_same(local_store: Path, mo
     answers = iter([None])
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", lambda self, name: next(answers, look(self, name)))
     assert experiment_named("study") == made
+
+
+def test_the_key_of_a_run_is_permanent_and_its_id_is_the_servers_alone(
+    local_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("EHRTRACK_OFFLINE", "1")
+        with tracked_run(experiment="study", name="away", kind="finetune") as away:
+            assert (away.server_run_id, away.experiment_id) == (None, None)
+            assert (away.reference, away.label) == (away.run_key, f"with key {away.run_key}")
+    with tracked_run(experiment="study", name="here", kind="finetune") as here:
+        assert here.server_run_id is not None
+        assert here.reference == here.label == here.server_run_id
+        assert queries.get_run(here.server_run_id).tags["ehrtrack.run_key"] == here.run_key
+        assert here.url.endswith(f"/runs/{here.server_run_id}?workflowType=machine_learning")
+
+
+def lose_a_sweep(found: list[queries.RunRecord]) -> None:
+    with tracked_run(experiment="study", name="sweep", kind="sweep") as begun:
+        found.append(queries.get_run(begun.reference))
+        claim_run(found[0])
+
+
+def test_a_run_that_is_resumed_without_a_server_is_the_parent_of_those_within_it(
+    local_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their parent was once the key of the journal of then, which no server ever learns."""
+    found: list[queries.RunRecord] = []
+    with pytest.raises(RunClaimLost):
+        lose_a_sweep(found)
+    (record,) = found
+    attempt = queries.get_run(record.run_id).attempt
+    words = {"experiment": "study", "name": "sweep", "kind": "sweep", "run_id": record.run_id, "attempt": attempt}
+    with monkeypatch.context() as patch:
+        patch.setenv("EHRTRACK_OFFLINE", "1")
+        with tracked_run(**words, journal=local_store / "sweeps") as resumed:
+            assert resumed.server_run_id == resumed.reference == record.run_id
+            parent = resumed.reference
+            with tracked_run(
+                experiment="study", name="t0", kind="trial", parent_run_id=parent, journal=local_store / "trials"
+            ):
+                pass
+    assert [run.problem for run in sync(local_store / "sweeps") + sync(local_store / "trials")] == ["", ""]
+    (trial,) = queries.search_runs("study", kinds=["trial"])
+    assert trial.parent_run_id == record.run_id
