@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except EhrtrackError as error:
         click.echo("\n".join([f"ehrtrack: {error}", *getattr(error, "__notes__", [])]), err=True)
         if isinstance(error, JoinRefused):
-            from ehrtrack.tracking.recovery.processes import end_mlflow_run
+            from ehrtrack.tracking.recovery.liveness import end_mlflow_run
 
             if end_mlflow_run():
                 click.echo("ehrtrack: `mlflow run` is ended, since it would mark that run as FAILED", err=True)

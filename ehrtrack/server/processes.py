@@ -16,7 +16,7 @@ import psutil
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.server.logins import write_private
-from ehrtrack.tracking.recovery.processes import is_process_running
+from ehrtrack.tracking.recovery.liveness import is_process_running
 
 END_SECONDS = 10
 NOTED = "processes.json"

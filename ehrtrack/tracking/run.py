@@ -26,7 +26,7 @@ from ehrtrack.tracking.outbox.registration import RUN_ID
 from ehrtrack.tracking.outbox.sender import drain_seconds, is_offline
 from ehrtrack.tracking.provenance import UNKNOWN, environment, git_state, user_name
 from ehrtrack.tracking.recovery.lease import RunClaimLost
-from ehrtrack.tracking.recovery.processes import watch_mlflow_run
+from ehrtrack.tracking.recovery.liveness import watch_mlflow_run
 
 JOURNALS = "journal"
 MAX_ERROR_CHARACTERS = 500

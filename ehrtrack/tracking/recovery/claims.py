@@ -22,7 +22,7 @@ import psutil
 import sqlalchemy as sql
 
 from ehrtrack.errors import EhrtrackError
-from ehrtrack.tracking.recovery.processes import is_process_running
+from ehrtrack.tracking.recovery.liveness import is_process_running
 
 LOST_BEATS = 2
 """Renewals that a worker must have missed before it is taken for dead."""

@@ -9,11 +9,11 @@ import sys
 
 import psutil
 
-from ehrtrack.tracking.recovery.processes import is_process_running
+from ehrtrack.tracking.recovery.liveness import is_process_running
 
 CHILD = """
 import os, signal, sys, threading
-from ehrtrack.tracking.recovery.processes import watch_mlflow_run
+from ehrtrack.tracking.recovery.liveness import watch_mlflow_run
 def told(*_):
     os.write(1, b"told to stop\\n")  # print may be what the signal came into
     sys.exit(143)
