@@ -101,13 +101,13 @@ def resume_orphans(overrides: Sequence[Override] = (), *, minutes: float) -> lis
     Those that this process resumed and that finished. A run that cannot be resumed is named with the reason, and left.
     """
     done = []
-    for stale in orphaned_runs(RESUMABLE_KINDS, minutes=minutes):
+    for orphan in orphaned_runs(RESUMABLE_KINDS, minutes=minutes):
         try:
-            done.append(resume(stale.record.run_id, overrides))
+            done.append(resume(orphan.record.run_id, overrides))
         except RunClaimRefused as taken:
             print(taken, flush=True)
         except EhrtrackError as error:
-            print(f"run {stale.record.run_id} cannot go on: {error}", flush=True)
+            print(f"run {orphan.record.run_id} cannot go on: {error}", flush=True)
     return done
 
 

@@ -1,3 +1,3 @@
-"""The name under which models registered before 2026-11-29 import the check of their own files when they are served."""
+"""The name by which the code stored with registered models finds the check of its own files: it must not move."""
 
 from ehrtrack.tracking.client.registry import check_served as check_served

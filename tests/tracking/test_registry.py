@@ -222,8 +222,8 @@ def test_a_registered_model_predicts_and_holds_no_pickle(
     assert with_values["risk"].tolist() == [0.2, 0.1]
 
 
-def test_the_code_stored_with_models_of_before_finds_its_check() -> None:
-    """Versions registered before 2026-11-29 carry `from ehrtrack.tracking.registry import check_served`."""
+def test_the_code_stored_with_registered_models_finds_its_check() -> None:
+    """Registered versions carry `from ehrtrack.tracking.registry import check_served`."""
     from ehrtrack.tracking.registry import check_served
 
     assert check_served is registry.check_served

@@ -10,7 +10,7 @@ import mlflow.models
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel
 
-from ehrtrack.tracking.client.registry import check_served
+from ehrtrack.tracking.registry import check_served
 
 ANSWER = ("subject_id", "prediction_time", "cause", "risk", "reason")
 
