@@ -81,10 +81,14 @@ class SplitConfig(Section):
             )
 
 
-class VisitConfig(Section):
-    """What makes events one visit: the source's encounter (else the day), the calendar day, or the hour."""
+VisitUnit = Literal["encounter", "day", "hour"]
+"""What makes events one visit: the source's encounter (else the day), the calendar day, or the hour, both in UTC."""
 
-    unit: Literal["encounter", "day", "hour"] = "day"
+
+class VisitConfig(Section):
+    """What makes events one visit; see `VisitUnit`."""
+
+    unit: VisitUnit = "day"
 
 
 class VocabularyConfig(Section):
@@ -133,7 +137,7 @@ class VisitIndex(Section):
 
     rule: Literal["visit"]
     number: int = Field(ge=1)
-    unit: Literal["encounter", "day"] = "day"
+    unit: VisitUnit = "day"
 
 
 Index = Annotated[FirstCodeIndex | AgeIndex | DateIndex | VisitIndex, Field(discriminator="rule")]

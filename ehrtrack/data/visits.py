@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ from ehrtrack.data.histories import (
     subject_numbers,
     times_us,
 )
-from ehrtrack.data.settings import VisitConfig
+from ehrtrack.data.settings import VisitConfig, VisitUnit
 from ehrtrack.data.vocabulary import UNK, Vocabulary, slot_names, slots
 
 DAYS_PER_YEAR = 365.25
@@ -86,10 +85,10 @@ def days_after(start: str, days: float) -> pl.Expr:
     return pl.col(start) + pl.duration(microseconds=round(days * MICROSECONDS_PER_DAY))
 
 
-def visit_key(unit: Literal["encounter", "day"]) -> pl.Expr:
+def visit_key(unit: VisitUnit) -> pl.Expr:
     """What the events of one visit of a subject have in common; null for static facts."""
-    if unit == "day":
-        return pl.col("time").dt.date()
+    if unit != "encounter":
+        return pl.col("time").dt.truncate({"day": "1d", "hour": "1h"}[unit])
     day = pl.col("time").dt.strftime("%Y-%m-%d")
     return pl.when(pl.col("time").is_not_null()).then(pl.coalesce("visit_id", day))
 

@@ -128,6 +128,21 @@ def test_visit_index_by_encounter_orders_them_by_their_first_event(follow):
         assert follow(rows, index=index) == {1: (end, follow_up, False)}
 
 
+def test_visit_index_by_hour_is_the_last_event_of_the_nth_hour_with_events(follow):
+    rows = [
+        (1, None, "GENDER//F"),
+        (1, "2020-01-01 09:05", "B"),
+        (1, "2020-01-01 09:55", "B"),
+        (1, "2020-01-01 10:01", "B"),
+        (1, "2020-01-01 10:59", "B"),
+        (1, "2020-01-11 10:59", "B"),
+    ]
+    assert follow(rows, index={"rule": "visit", "number": 1, "unit": "hour"})[1][0] == "2020-01-01 09:55:00"
+    assert follow(rows, index={"rule": "visit", "number": 2, "unit": "hour"}) == {
+        1: ("2020-01-01 10:59:00", 10.0, False)
+    }
+
+
 # outcome and follow-up: index 1 January 2020 unless said
 
 INDEX = (1, "2020-01-01", "A")
