@@ -2,4 +2,6 @@
 
 # Sets the thread policy that a user's process has, before anything loads torch. Both sides of a comparison run in
 # the same process, so what helps the library helps its peer as well.
-import ehrtrack  # noqa: F401
+from ehrtrack.openmp import set_wait_policy
+
+set_wait_policy()

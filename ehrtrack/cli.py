@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ehrtrack.errors import ConfigError, EhrtrackError, JoinRefused
+from ehrtrack.openmp import set_wait_policy
 from ehrtrack.signals import received, signals_end_the_command
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Ctrl-C ends with exit code 130, and SIGTERM with 143.
     """
+    set_wait_policy()
     try:
         with signals_end_the_command():
             cli(args=arguments, prog_name="ehrtrack")

@@ -135,15 +135,25 @@ def test_torch_and_numpys_blas_use_the_same_number_of_threads() -> None:
         ({"GOMP_SPINCOUNT": "0"}, {"GOMP_SPINCOUNT": "0"}),
     ],
 )
-def test_importing_the_package_sets_how_threads_wait_unless_the_user_did(
-    given: dict[str, str], expected: dict[str, str]
-) -> None:
+def test_a_command_sets_how_threads_wait_unless_the_user_did(given: dict[str, str], expected: dict[str, str]) -> None:
+    program = "from ehrtrack import cli\ncli.cli.add_command(tell)\ncli.main(['tell'])"
+    assert policy_told_by(program, given) == expected
+
+
+def test_importing_the_package_leaves_the_environment_alone() -> None:
+    assert policy_told_by("import ehrtrack, ehrtrack.cli\ntell(standalone_mode=False)", {}) == {}
+
+
+def policy_told_by(program: str, given: dict[str, str]) -> dict[str, str]:
+    """How threads wait when a command `tell` runs, in a process of its own."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    program = f"import json, os, ehrtrack; print(json.dumps({{n: os.environ[n] for n in {names} if n in os.environ}}))"
+    tell = f"print(json.dumps({{n: os.environ[n] for n in {names} if n in os.environ}}))"
+    program = f"import click, json, os\n@click.command()\ndef tell():\n    {tell}\n{program}"
     environment = {name: value for name, value in os.environ.items() if name not in names} | given
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == expected
+    told: dict[str, str] = json.loads(done.stdout)
+    return told
 
 
 def test_cached_states_are_computed_with_one_thread() -> None:
