@@ -21,7 +21,7 @@ from ehrtrack.data.features import FeatureStore
 from ehrtrack.data.store import TokenStore
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import mlm, survival
-from ehrtrack.objectives._protocol import Objective, TrainingFacts
+from ehrtrack.objectives.base import Objective, TrainingFacts
 from ehrtrack.training import loop
 from ehrtrack.training.ranks import join_ranks
 from ehrtrack.training.snapshots import CheckpointWriter

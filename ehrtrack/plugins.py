@@ -17,6 +17,9 @@ from typing import cast
 from ehrtrack.errors import ConfigError
 from ehrtrack.section import Choice
 
+SHARED = ("base", "settings")
+"""Modules of a package of choices that are none themselves."""
+
 
 def names(package: str) -> list[str]:
     """Names of the choices in a package such as ``"strategies"``: its public modules, sorted.
@@ -26,7 +29,9 @@ def names(package: str) -> list[str]:
     """
     path = importlib.import_module(f"ehrtrack.{package}").__path__
     return sorted(
-        module.name.replace("_", "-") for module in pkgutil.iter_modules(path) if not module.name.startswith("_")
+        module.name.replace("_", "-")
+        for module in pkgutil.iter_modules(path)
+        if not module.name.startswith("_") and module.name not in SHARED
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.public_tables.tables import Array, Bools
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.objectives import survival
-from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.survival.curves import interpolate_survival, survival_curve
 from ehrtrack.survival.losses import negative_log_likelihood, survival_loss
 from ehrtrack.survival.time_grid import TimeGrid

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ehrtrack.baselines._protocol import (
+from ehrtrack.baselines._tokens import BROKEN_JSON, TokenModel, labelled_batches, read_fields, survival_objective
+from ehrtrack.baselines.base import (
     Labelled,
     Setting,
     TokenHistories,
     seen_within,
     tune,
 )
-from ehrtrack.baselines._settings._shared import SequenceSettings as Settings
-from ehrtrack.baselines._tokens import BROKEN_JSON, TokenModel, labelled_batches, read_fields, survival_objective
+from ehrtrack.baselines.settings import SequenceSettings as Settings
 from ehrtrack.errors import CheckpointError
 from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.models.heads import HazardHead

@@ -12,14 +12,14 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ehrtrack.baselines._protocol import FloatArray, Labelled, TokenHistories, check_events
+from ehrtrack.baselines.base import FloatArray, Labelled, TokenHistories, check_events
 from ehrtrack.data.batch import Batches, Outcomes
 from ehrtrack.errors import DataError
 from ehrtrack.files import BROKEN, parse_json
 from ehrtrack.models.code_effects import Levels
 from ehrtrack.models.settings import READOUT_DAYS
 from ehrtrack.objectives import survival
-from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.survival.curves import interpolate_survival
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.training.checkpoint import check_tensors

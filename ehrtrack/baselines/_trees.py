@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ehrtrack.baselines._protocol import Tabular, used_columns
-from ehrtrack.baselines._settings._shared import TreeSettings as TreeSettings
+from ehrtrack.baselines.base import Tabular, used_columns
+from ehrtrack.baselines.settings import TreeSettings as TreeSettings
 from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
 
 FloatArray = npt.NDArray[np.float64]

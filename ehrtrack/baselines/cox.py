@@ -22,7 +22,8 @@ from sksurv.linear_model import CoxnetSurvivalAnalysis
 from sksurv.linear_model.coxph import BreslowEstimator
 from sksurv.util import Surv
 
-from ehrtrack.baselines._protocol import (
+from ehrtrack.baselines._settings.cox import Config as Config
+from ehrtrack.baselines.base import (
     FloatArray,
     Tabular,
     check_events,
@@ -31,7 +32,6 @@ from ehrtrack.baselines._protocol import (
     read_counts,
     used_columns,
 )
-from ehrtrack.baselines._settings.cox import Config as Config
 from ehrtrack.errors import CheckpointError, ConfigError
 from ehrtrack.survival.metrics import c_index
 

@@ -21,7 +21,10 @@ import polars as pl
 from scipy.special import expit
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from ehrtrack.baselines._protocol import (
+from ehrtrack.baselines._settings.gradient_boosting import Config as Config
+from ehrtrack.baselines._settings.gradient_boosting import Settings
+from ehrtrack.baselines._trees import Trees, columns_and_grid, join
+from ehrtrack.baselines.base import (
     FloatArray,
     Setting,
     Tabular,
@@ -32,9 +35,6 @@ from ehrtrack.baselines._protocol import (
     seen_within,
     tune,
 )
-from ehrtrack.baselines._settings.gradient_boosting import Config as Config
-from ehrtrack.baselines._settings.gradient_boosting import Settings
-from ehrtrack.baselines._trees import Trees, columns_and_grid, join
 from ehrtrack.errors import CheckpointError
 from ehrtrack.files import BROKEN, parse_json
 from ehrtrack.survival.curves import interpolate_survival

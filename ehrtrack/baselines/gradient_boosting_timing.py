@@ -6,8 +6,8 @@ against this one, not against bags of codes.
 
 from __future__ import annotations
 
-from ehrtrack.baselines._protocol import read_timing
 from ehrtrack.baselines._settings.gradient_boosting_timing import Config as Config
+from ehrtrack.baselines.base import read_timing
 from ehrtrack.baselines.gradient_boosting import BoostingModel, fit
 
 __all__ = ["Config", "fit", "from_json", "read"]

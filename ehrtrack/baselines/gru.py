@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ehrtrack.baselines._protocol import read_tokens
 from ehrtrack.baselines._sequences import fit, from_json
 from ehrtrack.baselines._settings.gru import Config as Config
+from ehrtrack.baselines.base import read_tokens
 
 __all__ = ["Config", "fit", "from_json", "read"]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ehrtrack.baselines._protocol import Labelled, Setting, TokenHistories, read_tokens, tune
 from ehrtrack.baselines._settings.lasso import Config as Config
 from ehrtrack.baselines._tokens import BROKEN_JSON, TokenModel, read_fields, survival_objective
+from ehrtrack.baselines.base import Labelled, Setting, TokenHistories, read_tokens, tune
 from ehrtrack.data.batch import Batch
 from ehrtrack.errors import CheckpointError
 from ehrtrack.models.code_effects import CodeEffects

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from ehrtrack.baselines._protocol import Labelled, TokenHistories, read_tokens
 from ehrtrack.baselines._sequences import FittedSequenceModel, fit_sequences, from_json
 from ehrtrack.baselines._settings.mean_pool import Config as Config
+from ehrtrack.baselines.base import Labelled, TokenHistories, read_tokens
 from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.training.skip_gram import fit_skip_gram
 

@@ -16,7 +16,9 @@ import polars as pl
 from sksurv.ensemble import RandomSurvivalForest
 from sksurv.util import Surv
 
-from ehrtrack.baselines._protocol import (
+from ehrtrack.baselines._settings.random_survival_forest import Config as Config
+from ehrtrack.baselines._trees import Trees, columns_and_grid, join
+from ehrtrack.baselines.base import (
     FloatArray,
     Setting,
     Tabular,
@@ -26,8 +28,6 @@ from ehrtrack.baselines._protocol import (
     read_counts,
     tune,
 )
-from ehrtrack.baselines._settings.random_survival_forest import Config as Config
-from ehrtrack.baselines._trees import Trees, columns_and_grid, join
 from ehrtrack.errors import CheckpointError
 from ehrtrack.files import BROKEN, parse_json
 from ehrtrack.survival.curves import interpolate_survival

@@ -9,8 +9,8 @@ import polars as pl
 
 from ehrtrack.data._import_rows import EventColumns
 from ehrtrack.data.import_report import Results
-from ehrtrack.data.sources._reading import Reading
-from ehrtrack.data.sources._table import SourceTable
+from ehrtrack.data.sources.base import SourceTable
+from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import DataError
 
 _LIVES = {0: "births", 1: "deaths"}

@@ -25,9 +25,9 @@ from ehrtrack.data._import_judge import reason_number
 from ehrtrack.data._import_rows import EventColumns, row_query
 from ehrtrack.data.events import BIRTH, DEATH
 from ehrtrack.data.histories import NO_TIME
-from ehrtrack.data.sources._reading import Reading
 from ehrtrack.data.sources._relation import first_line
-from ehrtrack.data.sources._table import SourceTable
+from ehrtrack.data.sources.base import SourceTable
+from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import DataError
 
 OPTIONAL_COLUMNS = ("numeric_value", "text_value", "visit_id")

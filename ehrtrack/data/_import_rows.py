@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from ehrtrack.data.sources._relation import Relation, quote_text
-from ehrtrack.data.sources._table import NULL, Event, SourceTable
+from ehrtrack.data.sources.base import NULL, Event, SourceTable
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,10 @@ from ehrtrack.data.aside import scratch_folder
 from ehrtrack.data.engines import Engine, open_engine
 from ehrtrack.data.import_report import DROP_REASONS, ImportReport, TableReport
 from ehrtrack.data.sources._reader import Reader
-from ehrtrack.data.sources._reading import Reading
 from ehrtrack.data.sources._relation import first_line, quote_text
 from ehrtrack.data.sources._results import with_results_in_codes
-from ehrtrack.data.sources._table import SourceTable
+from ehrtrack.data.sources.base import SourceTable
+from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.study_file import read_toml
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.models.code_effects import CodeEffects, Entries
-from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.base import TrainingFacts
 
 Floats = npt.NDArray[np.float64]
 Loss = Callable[[Floats], tuple[float, Floats]]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ehrtrack.data.batch import Batch, Batches
 from ehrtrack.data.excerpts import excerpts, visits_of
 from ehrtrack.errors import DataError
-from ehrtrack.objectives._protocol import BatchLoss
+from ehrtrack.objectives.base import BatchLoss
 
 N_SAMPLED = 20_000
 """Training subjects whose records rates are counted in, at most."""

@@ -24,8 +24,8 @@ from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
-from ehrtrack.objectives._protocol import BatchLoss, TrainingFacts
 from ehrtrack.objectives._settings.classification import Config as Config
+from ehrtrack.objectives.base import BatchLoss, TrainingFacts
 from ehrtrack.objectives.survival import (
     Predictions,
     baseline_survival,

@@ -19,8 +19,8 @@ from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
-from ehrtrack.objectives._protocol import BatchLoss, TrainingFacts
 from ehrtrack.objectives._settings.competing_risks import Config as Config
+from ehrtrack.objectives.base import BatchLoss, TrainingFacts
 from ehrtrack.objectives.survival import Predictions, baseline_survival, error_of, score_survival, selection_by
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES
 from ehrtrack.survival.competing_risks import (

@@ -20,8 +20,8 @@ from ehrtrack.data.excerpts import excerpts, visits_of
 from ehrtrack.errors import DataError
 from ehrtrack.models.heads import Head, ProjectionHead
 from ehrtrack.objectives._cuts import loss_without_targets
-from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.contrastive import Config as Config
+from ehrtrack.objectives.base import BatchLoss, Selection, TrainingFacts
 
 
 class Contrastive:

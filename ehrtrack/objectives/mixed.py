@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ehrtrack import plugins
 from ehrtrack.data.batch import Batch
 from ehrtrack.models.heads import Head, PartHeads
-from ehrtrack.objectives._protocol import BatchLoss, PretrainingObjective, Selection, TrainingFacts
 from ehrtrack.objectives._settings.mixed import Config as Config
+from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
 
 
 class _Part(nn.Module):

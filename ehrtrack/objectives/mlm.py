@@ -15,8 +15,8 @@ from ehrtrack.data.vocabulary import MASK, SPECIAL_TOKENS
 from ehrtrack.models.heads import Head, TokenHead
 from ehrtrack.objectives._cooccurrence import CoOccurrence
 from ehrtrack.objectives._cuts import sampled
-from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.mlm import Config as Config
+from ehrtrack.objectives.base import BatchLoss, Selection, TrainingFacts
 
 
 class MaskedTokens:

@@ -21,8 +21,8 @@ from ehrtrack.data.vocabulary import SPECIAL_TOKENS
 from ehrtrack.errors import DataError
 from ehrtrack.models.heads import CodeHead, Head
 from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sampled
-from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.next_visit import Config as Config
+from ehrtrack.objectives.base import BatchLoss, Selection, TrainingFacts
 
 N_LISTED = 10
 """Codes that are listed for a visit when new onsets among them are counted."""

@@ -20,8 +20,8 @@ from ehrtrack.errors import ConfigError
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
-from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.survival import Config as Config
+from ehrtrack.objectives.base import BatchLoss, Selection, TrainingFacts
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, resampled_c_index, standard_error
 from ehrtrack.survival.curves import interpolate_survival, survival_curve
 from ehrtrack.survival.kaplan_meier import KaplanMeier

@@ -24,8 +24,8 @@ from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import CodeHead, Head
 from ehrtrack.objectives._code_effects import fit_onset_effects
 from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sampled
-from ehrtrack.objectives._protocol import BatchLoss, Selection, TrainingFacts
 from ehrtrack.objectives._settings.time_to_event import Config as Config
+from ehrtrack.objectives.base import BatchLoss, Selection, TrainingFacts
 
 MOST_TARGETS, MOST_CUTS = 50_000_000, 200_000
 """Cuts times codes, and cuts, that regressions are fitted to, at most: 800 MB of what came and what was to be expected,

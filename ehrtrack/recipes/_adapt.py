@@ -15,15 +15,17 @@ from ehrtrack.config import RunConfig
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import SIZES, Behrt, EhrModel, ModelConfig, encoder_weights, load_encoder_weights
 from ehrtrack.models.code_effects import Levels
-from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
 from ehrtrack.recipes._prepare import CohortRecords
 from ehrtrack.recipes._run import MODEL_FOLDER
 from ehrtrack.recipes._sanity import Weights, encoder_matrices
 from ehrtrack.recipes._train import known_feed, set_up
 from ehrtrack.recipes.embed import start_from_embeddings
-from ehrtrack.strategies._protocol import Base
-from ehrtrack.tracking.client.queries import fetch_model, get_run, search_runs
+from ehrtrack.strategies.base import Base
+from ehrtrack.tracking.client.queries import fetch_model
+from ehrtrack.tracking.client.queries import get_run
+from ehrtrack.tracking.client.queries import search_runs
 from ehrtrack.training.checkpoint import weights_fingerprint
 from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.sanity import failed_checks, unlearned

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Batches
 from ehrtrack.models.behrt import EhrModel
-from ehrtrack.objectives._protocol import Objective
+from ehrtrack.objectives.base import Objective
 
 FORWARD_SHARE = 1 / 3
 """Cost of a validation token in training tokens: the forward pass without the backward pass, which takes two."""

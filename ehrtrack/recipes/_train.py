@@ -15,7 +15,7 @@ from ehrtrack.data.batch import Batches
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.data.features import FeatureStore, build_features
 from ehrtrack.models.behrt import EhrModel, encoder_weights
-from ehrtrack.objectives._protocol import Objective
+from ehrtrack.objectives.base import Objective
 from ehrtrack.recipes._prepare import CohortRecords, Records
 from ehrtrack.recipes._run import Recorder
 from ehrtrack.training.checkpoint import weights_fingerprint

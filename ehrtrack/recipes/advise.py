@@ -17,7 +17,7 @@ from ehrtrack.errors import ConfigError
 from ehrtrack.recipes._adapt import adapt
 from ehrtrack.recipes._advice_measure import Cost, measure
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort, settle
-from ehrtrack.strategies._protocol import parameter_table
+from ehrtrack.strategies.base import parameter_table
 from ehrtrack.training.ranks import join_ranks
 
 TOKEN_STEP = 256

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ehrtrack import plugins
-from ehrtrack.baselines._protocol import Features, Labelled, TokenHistories
+from ehrtrack.baselines.base import Features, Labelled, TokenHistories
 from ehrtrack.config import RunConfig
 from ehrtrack.objectives.survival import Predictions
 from ehrtrack.recipes._evaluate import (

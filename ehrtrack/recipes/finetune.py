@@ -35,7 +35,7 @@ from ehrtrack.recipes._sanity import (
     learning_matrices,
 )
 from ehrtrack.recipes._train import feed, train, with_features
-from ehrtrack.strategies._protocol import parameter_table
+from ehrtrack.strategies.base import parameter_table
 from ehrtrack.training.loop import FitResult
 from ehrtrack.training.ranks import join_ranks
 from ehrtrack.training.sanity import based

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from ehrtrack.baselines._protocol import TokenHistories
+from ehrtrack.baselines.base import TokenHistories
 from ehrtrack.data.batch import Batches
 from ehrtrack.data.drift import Drift, events_by_token, silent_days_limit
 from ehrtrack.data.eligibility import NOT_IN_DATASET, REASON, silence_reason, with_reasons

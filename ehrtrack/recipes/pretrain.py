@@ -11,14 +11,14 @@ from ehrtrack.config import RunConfig
 from ehrtrack.data.batch import Batches
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.code_effects import Levels
-from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._prepare import Records, prepare_records, settle
 from ehrtrack.recipes._run import RecipeResult, Resumption, describe, open_run
 from ehrtrack.recipes._sanity import conclude, encoder_matrices, judge_encoder, judge_training, learning_matrices
 from ehrtrack.recipes._train import feed, set_up, train
 from ehrtrack.recipes.embed import start_from_embeddings
-from ehrtrack.strategies._protocol import parameter_table
+from ehrtrack.strategies.base import parameter_table
 from ehrtrack.training.loop import FitResult
 from ehrtrack.training.memory import CPU_BATCH_TOKENS
 from ehrtrack.training.ranks import join_ranks

@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from ehrtrack.models.behrt import EhrModel
-from ehrtrack.strategies._protocol import NO_BASE, Base
 from ehrtrack.strategies._settings.frozen import Config as Config
+from ehrtrack.strategies.base import NO_BASE, Base
 
 
 def refuse(config: Config, *, is_pretrained: bool, width: int) -> str | None:

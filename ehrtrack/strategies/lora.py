@@ -17,8 +17,8 @@ from torch import nn
 from ehrtrack.models.behrt import ADAPTED_LAYERS, EhrModel
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.dropout import Dropout
-from ehrtrack.strategies._protocol import NO_BASE, Base
 from ehrtrack.strategies._settings.lora import Config as Config
+from ehrtrack.strategies.base import NO_BASE, Base
 
 
 def refuse(config: Config, *, is_pretrained: bool, width: int) -> str | None:

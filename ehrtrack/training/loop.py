@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ehrtrack.data.batch import Batches
-from ehrtrack.objectives._protocol import Objective, Selection
+from ehrtrack.objectives.base import Objective, Selection
 from ehrtrack.runlog import RunLogger
 from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.settings import TrainConfig as TrainConfig

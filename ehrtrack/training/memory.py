@@ -13,7 +13,7 @@ from torch import nn
 
 from ehrtrack.data.batch import Batch, Batches
 from ehrtrack.errors import TrainingError
-from ehrtrack.objectives._protocol import Objective
+from ehrtrack.objectives.base import Objective
 
 CPU_BATCH_TOKENS = 4096
 """Tokens a second no longer grow beyond this on a CPU, and memory does."""

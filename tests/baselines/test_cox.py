@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from sksurv.datasets import load_whas500
 
-from ehrtrack.baselines._protocol import Tabular
+from ehrtrack.baselines.base import Tabular
 from ehrtrack.baselines.cox import Config, CoxModel, fit
 from ehrtrack.errors import CheckpointError, ConfigError, DataError
 from ehrtrack.survival.metrics import c_index

@@ -8,7 +8,7 @@ from simulated import random_store
 from torch import nn
 
 from ehrtrack.baselines import mean_pool
-from ehrtrack.baselines._protocol import Labelled, TokenHistories
+from ehrtrack.baselines.base import Labelled, TokenHistories
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.training.settings import SkipGramConfig

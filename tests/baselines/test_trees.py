@@ -13,7 +13,7 @@ from sksurv.nonparametric import kaplan_meier_estimator
 from sksurv.util import Surv
 
 from ehrtrack.baselines import gradient_boosting, random_survival_forest
-from ehrtrack.baselines._protocol import Tabular, candidates, seen_within
+from ehrtrack.baselines.base import Tabular, candidates, seen_within
 from ehrtrack.errors import DataError
 from ehrtrack.survival.time_grid import TimeGrid
 

@@ -11,7 +11,7 @@ import pytest
 from simulated import History, Visit, store_of
 
 from ehrtrack import plugins
-from ehrtrack.baselines._protocol import FittedBaseline, Labelled, TokenHistories, TunedChoice
+from ehrtrack.baselines.base import FittedBaseline, Labelled, TokenHistories, TunedChoice
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import CheckpointError, DataError
 from ehrtrack.survival.bootstrap import c_index_interval

@@ -15,7 +15,7 @@ from simulated import random_store
 from ehrtrack import plugins
 from ehrtrack.data.batch import Batches, Outcomes
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
-from ehrtrack.objectives._protocol import Objective, TrainingFacts
+from ehrtrack.objectives.base import Objective, TrainingFacts
 from ehrtrack.section import Choice
 from ehrtrack.training.loop import evaluate
 from ehrtrack.training.ranks import join_ranks

@@ -17,10 +17,10 @@ from ehrtrack import plugins
 from ehrtrack.data.batch import Batch, Batches, Outcomes, collate
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import survival
-from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.section import Choice
-from ehrtrack.strategies._protocol import parameter_table
+from ehrtrack.strategies.base import parameter_table
 from ehrtrack.training.loop import TrainConfig, fit, set_training_mode
 from ehrtrack.training.ranks import join_ranks
 

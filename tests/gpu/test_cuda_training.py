@@ -18,7 +18,7 @@ from ehrtrack.data.batch import Batch, Batches, Outcomes
 from ehrtrack.errors import TrainingError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import survival
-from ehrtrack.objectives._protocol import Objective, TrainingFacts
+from ehrtrack.objectives.base import Objective, TrainingFacts
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.tracking.doctor import check_gpu
 from ehrtrack.training import memory

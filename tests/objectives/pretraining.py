@@ -16,7 +16,7 @@ from ehrtrack.data.batch import Batches
 from ehrtrack.data.store import TokenStore
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.models.code_effects import Levels
-from ehrtrack.objectives._protocol import PretrainingObjective, TrainingFacts
+from ehrtrack.objectives.base import PretrainingObjective, TrainingFacts
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.training.loop import TrainConfig, fit
 from ehrtrack.training.ranks import join_ranks

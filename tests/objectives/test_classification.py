@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ehrtrack.data.batch import Batch, Outcomes, collate
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
-from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.classification import Classification, Config, Score, build
 from ehrtrack.objectives.survival import predict
 

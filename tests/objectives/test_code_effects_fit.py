@@ -16,7 +16,7 @@ from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.settings import READOUT_DAYS
 from ehrtrack.objectives import classification, competing_risks, survival
 from ehrtrack.objectives._code_effects import fit_onset_effects, read_table
-from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.base import TrainingFacts
 
 N, V, DRIVER = 300, 40, 7
 STORE = random_store(N, V)

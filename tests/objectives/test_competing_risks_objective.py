@@ -17,7 +17,7 @@ from ehrtrack.data.settings import CohortConfig, SplitConfig
 from ehrtrack.errors import DataError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import competing_risks
-from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.competing_risks import Score
 from ehrtrack.recipes._causes import log_causes
 from ehrtrack.runlog import MemoryRunLogger

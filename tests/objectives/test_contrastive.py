@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ehrtrack.data.batch import MAX_POSITION, Batch, collate
 from ehrtrack.data.vocabulary import CLS
-from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.contrastive import Config, build, two_views
 
 

@@ -16,7 +16,7 @@ from ehrtrack.data.batch import Batch, Batches, collate
 from ehrtrack.data.vocabulary import CLS, MASK, PAD, SPECIAL_TOKENS
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import mlm
-from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.mlm import Config, MaskedTokens, build, mask_tokens
 from ehrtrack.recipes._prepare import Records, prepare_records
 from ehrtrack.runlog import MemoryRunLogger

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ehrtrack.data.batch import Batch, Batches, collate
 from ehrtrack.errors import DataError
 from ehrtrack.objectives._cuts import draw_cuts
-from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.next_visit import Config, build, next_codes
 from ehrtrack.training.loop import evaluate
 from ehrtrack.training.ranks import join_ranks

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehrtrack.objectives._protocol import Selection
+from ehrtrack.objectives.base import Selection
 from ehrtrack.objectives.survival import selection_by
 
 RULE = Selection("c", is_higher_better=True, error="c_se", among="ibs")

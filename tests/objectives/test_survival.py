@@ -16,7 +16,7 @@ from simulated import HORIZON_DAYS, Population, random_store, study, write_datas
 from ehrtrack.data.batch import Batch, Batches, Outcomes, collate
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
-from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.survival import Config, Score, Survival, baseline_survival, build, predict, score_survival
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort
 from ehrtrack.runlog import MemoryRunLogger

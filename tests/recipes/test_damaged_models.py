@@ -19,7 +19,7 @@ import torch
 from simulated import HORIZON_DAYS, Population, study, write_dataset
 
 from ehrtrack import plugins
-from ehrtrack.baselines._protocol import Labelled, TokenHistories
+from ehrtrack.baselines.base import Labelled, TokenHistories
 from ehrtrack.errors import CheckpointError, EhrtrackError
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.code_effects import CodeEffects, Levels

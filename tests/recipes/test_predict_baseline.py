@@ -10,7 +10,7 @@ import pytest
 from simulated import HORIZON_DAYS, Population, study, write_dataset
 
 from ehrtrack import plugins
-from ehrtrack.baselines._protocol import Labelled, TokenHistories
+from ehrtrack.baselines.base import Labelled, TokenHistories
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort
 from ehrtrack.recipes.predict import load_predictor

@@ -111,7 +111,7 @@ def test_a_baseline_on_tokens_is_the_same_with_any_budget_of_prediction(
     records = prepare_cohort(config_of(dataset, tmp_path))
     module = plugins.load("baselines", name)
     from ehrtrack.baselines import _tokens
-    from ehrtrack.baselines._protocol import Labelled, TokenHistories
+    from ehrtrack.baselines.base import Labelled, TokenHistories
 
     config = config_of(dataset, tmp_path, baseline=baseline)
     features = module.read(TokenHistories(records.store, records.vocabulary, np.arange(len(records.store)), 64))

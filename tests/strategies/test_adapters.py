@@ -21,7 +21,7 @@ from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.section import Choice
 from ehrtrack.strategies import lora
-from ehrtrack.strategies._protocol import Base, parameter_table
+from ehrtrack.strategies.base import Base, parameter_table
 from ehrtrack.training.checkpoint import save_tensors
 from ehrtrack.training.loop import set_training_mode
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.objectives import competing_risks, survival
-from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.survival.competing_risks import (
     EventWeights,
     aalen_johansen,

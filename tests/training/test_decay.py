@@ -16,7 +16,7 @@ from ehrtrack.baselines._sequences import ENCODERS, _network
 from ehrtrack.data.batch import Batches, Outcomes
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig, Recency
 from ehrtrack.models.heads import CodeHead, HazardHead
-from ehrtrack.objectives._protocol import TrainingFacts
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.training.loop import TrainConfig, Training
 from ehrtrack.training.ranks import join_ranks
 

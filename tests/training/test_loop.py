@@ -18,7 +18,7 @@ from ehrtrack.data.batch import Batch, Batches
 from ehrtrack.errors import ConfigError, TrainingError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.models.heads import HazardHead, Head
-from ehrtrack.objectives._protocol import BatchLoss, Objective, Selection
+from ehrtrack.objectives.base import BatchLoss, Objective, Selection
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.training.checkpoint import load_tensors
 from ehrtrack.training.loop import (

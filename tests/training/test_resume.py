@@ -15,7 +15,7 @@ from torch import Tensor
 from ehrtrack.data.batch import Batches, Outcomes
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import survival
-from ehrtrack.objectives._protocol import BatchLoss, TrainingFacts
+from ehrtrack.objectives.base import BatchLoss, TrainingFacts
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.training.loop import FitResult, TrainConfig, fit
 from ehrtrack.training.ranks import join_ranks

@@ -12,7 +12,7 @@ from test_resume import train, without_times
 
 import ehrtrack.training.loop as loop
 from ehrtrack.errors import CheckpointError
-from ehrtrack.objectives._protocol import Selection
+from ehrtrack.objectives.base import Selection
 from ehrtrack.signals import STOPPING
 from ehrtrack.training.snapshots import CheckpointWriter, latest_snapshot
 from ehrtrack.training.stopping import signals_wait

@@ -17,7 +17,7 @@ from ehrtrack import plugins
 from ehrtrack.data.batch import Batches, Outcomes
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import mlm, survival
-from ehrtrack.objectives._protocol import Objective, TrainingFacts
+from ehrtrack.objectives.base import Objective, TrainingFacts
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.training.loop import TrainConfig, Training, fit
 from ehrtrack.training.ranks import Ranks, join_ranks

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ehrtrack.baselines._settings._shared import TunedChoice
+from ehrtrack.baselines.settings import TunedChoice
 
 
 class Config(TunedChoice):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ehrtrack.baselines._settings._shared import Numbers, Rates, Shares, Strengths, TreeSettings
+from ehrtrack.baselines.settings import Numbers, Rates, Shares, Strengths, TreeSettings
 
 
 class Settings(TreeSettings):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ehrtrack.baselines._settings._shared import Strengths, TunedChoice
+from ehrtrack.baselines.settings import Strengths, TunedChoice
 from ehrtrack.models.settings import READOUT_DAYS, ScalesDays
 
 

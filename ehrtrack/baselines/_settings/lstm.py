@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ehrtrack.baselines._settings._shared import SequenceSettings
+from ehrtrack.baselines.settings import SequenceSettings
 
 
 class Config(SequenceSettings):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ehrtrack.baselines._settings._shared import SequenceSettings
+from ehrtrack.baselines.settings import SequenceSettings
 from ehrtrack.training.settings import SkipGramConfig
 
 

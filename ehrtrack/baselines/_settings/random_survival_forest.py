@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ehrtrack.baselines._settings._shared import Numbers, Shares, TreeSettings
+from ehrtrack.baselines.settings import Numbers, Shares, TreeSettings
 
 
 class Config(TreeSettings):

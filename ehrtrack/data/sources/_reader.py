@@ -18,8 +18,8 @@ from typing import IO, cast
 import duckdb
 import pyarrow as pa
 
-from ehrtrack.data.sources._reading import Reading
 from ehrtrack.data.sources._relation import Relation, first_line, quote_name, quote_text
+from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import DataError
 
 _PLAIN = (".csv", ".tsv", ".txt", ".psv")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from ehrtrack.data.sources._reading import Reading
+from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import DataError
 
 _INTEGER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")

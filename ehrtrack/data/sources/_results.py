@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ehrtrack.data.sources._reader import Reader
 from ehrtrack.data.sources._relation import quote_text
-from ehrtrack.data.sources._table import NULL, SourceTable
+from ehrtrack.data.sources.base import NULL, SourceTable
 
 LONGEST_LEVEL = 100
 """Characters; a longer text is no level of a result, but a note."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ehrtrack.data.sources._reading import Reading
+from ehrtrack.data.sources.settings import Reading
 from ehrtrack.section import Section
 
 FILE_NAME = "file_name"

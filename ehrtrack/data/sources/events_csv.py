@@ -83,8 +83,8 @@ from pathlib import Path
 
 from ehrtrack.data.sources._reader import Reader, table_paths
 from ehrtrack.data.sources._relation import Relation, Time, quote_name, quote_text
-from ehrtrack.data.sources._table import NULL, Event, SourceTable, birth, death, when_present
 from ehrtrack.data.sources._tables_of_csv import FILE_NAME, Codes, Config, Join, Offset, Stamp, Table
+from ehrtrack.data.sources.base import NULL, Event, SourceTable, birth, death, when_present
 from ehrtrack.errors import DataError
 
 __all__ = ["Config", "tables"]

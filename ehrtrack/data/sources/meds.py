@@ -12,9 +12,9 @@ from pathlib import Path
 
 from ehrtrack.data.events import BIRTH, DEATH
 from ehrtrack.data.sources._reader import Reader
-from ehrtrack.data.sources._reading import Reading
 from ehrtrack.data.sources._relation import quote_text
-from ehrtrack.data.sources._table import Event, SourceTable
+from ehrtrack.data.sources.base import Event, SourceTable
+from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import DataError
 
 _VISIT_COLUMNS = ("visit_id", "hadm_id", "visit_occurrence_id", "encounter_id")

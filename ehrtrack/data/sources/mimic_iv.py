@@ -20,9 +20,8 @@ from pathlib import Path
 from pydantic import Field
 
 from ehrtrack.data.sources._reader import Reader, table_paths
-from ehrtrack.data.sources._reading import Reading
 from ehrtrack.data.sources._relation import Relation, Time, quote_name
-from ehrtrack.data.sources._table import (
+from ehrtrack.data.sources.base import (
     NULL,
     Event,
     SourceTable,
@@ -32,6 +31,7 @@ from ehrtrack.data.sources._table import (
     require_table,
     when_present,
 )
+from ehrtrack.data.sources.settings import Reading
 
 Find = Callable[[str], Relation | None]
 _SUBJECT, _STAY = "subject_id", "hadm_id"

@@ -30,9 +30,8 @@ from pathlib import Path
 from typing import Literal
 
 from ehrtrack.data.sources._reader import TABLE_SUFFIXES, DatabaseFile, Reader, table_paths
-from ehrtrack.data.sources._reading import Reading
 from ehrtrack.data.sources._relation import Relation, Time, quote_name
-from ehrtrack.data.sources._table import (
+from ehrtrack.data.sources.base import (
     NULL,
     Event,
     Note,
@@ -43,6 +42,7 @@ from ehrtrack.data.sources._table import (
     require_table,
     unit_where_several,
 )
+from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import DataError
 
 # Concepts that every model shares and that a partial concept table may lack.

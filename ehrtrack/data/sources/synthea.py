@@ -13,9 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ehrtrack.data.sources._reader import Reader, table_paths
-from ehrtrack.data.sources._reading import Reading
 from ehrtrack.data.sources._relation import Relation, quote_text
-from ehrtrack.data.sources._table import (
+from ehrtrack.data.sources.base import (
     Event,
     SourceTable,
     birth,
@@ -24,6 +23,7 @@ from ehrtrack.data.sources._table import (
     require_table,
     unit_where_several,
 )
+from ehrtrack.data.sources.settings import Reading
 
 _SYSTEM_NAMES = {
     "http://snomed.info/sct": "SNOMED-CT",

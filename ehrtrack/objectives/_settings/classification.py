@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ehrtrack.objectives._settings._shared import HazardSettings
+from ehrtrack.objectives.settings import HazardSettings
 
 
 class Config(HazardSettings):

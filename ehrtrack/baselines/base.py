@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ehrtrack.baselines._settings._shared import TunedChoice as TunedChoice
+from ehrtrack.baselines.settings import TunedChoice as TunedChoice
 from ehrtrack.data.count_features import count_features
 from ehrtrack.data.store import TokenStore
 from ehrtrack.data.timing_features import timing_features
