@@ -22,6 +22,7 @@ from ehrtrack.data.store import TokenStore
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import mlm, survival
 from ehrtrack.objectives.base import Objective, TrainingFacts
+from ehrtrack.strategies.base import strategy_of
 from ehrtrack.training import loop
 from ehrtrack.training.ranks import join_ranks
 from ehrtrack.training.snapshots import CheckpointWriter
@@ -95,7 +96,7 @@ def mlm_training(
     size: str, vocabulary_size: int, *, precision: str = "f32", dropout: float = 0.1, device: str = "cpu"
 ) -> Training:
     """Masked-token pretraining of an encoder of a size."""
-    objective = mlm.build(mlm.Config(), TrainingFacts(np.ones(vocabulary_size, dtype=np.int64)))
+    objective = mlm.MaskedTokens(mlm.MaskedTokensConfig(), TrainingFacts(np.ones(vocabulary_size, dtype=np.int64)))
     model = _model(size, vocabulary_size, objective, dropout)
     return Training(model, objective, precision=precision, device=device)
 
@@ -105,9 +106,9 @@ def survival_training(
 ) -> Training:
     """Fine-tuning to a time-to-event outcome with a strategy's default settings."""
     facts = TrainingFacts(np.ones(vocabulary_size, dtype=np.int64), outcomes, HORIZON_DAYS)
-    objective = survival.build(survival.Config(), facts)
-    module = plugins.load("strategies", strategy)
-    adapted = module.apply(_model(size, vocabulary_size, objective, dropout), module.Config())
+    objective = survival.Survival(survival.SurvivalConfig(), facts)
+    chosen = strategy_of(plugins.settings("strategies", strategy)())
+    adapted = chosen.apply(_model(size, vocabulary_size, objective, dropout))
     return Training(adapted, objective)
 
 
@@ -143,7 +144,9 @@ def batches_of(store: TokenStore, batch_size: int, outcomes: Outcomes | None = N
 def masked(training: Training, batch: Batch, seed: int) -> Batch:
     """The batch with its targets chosen, to give the same targets to a peer."""
     generator = torch.Generator().manual_seed(seed)
-    return mlm.mask_tokens(batch, mlm.Config().mask_probability, training.objective.vocabulary_size, generator)  # type: ignore[attr-defined]
+    return mlm.mask_tokens(
+        batch, mlm.MaskedTokensConfig().mask_probability, training.objective.vocabulary_size, generator
+    )  # type: ignore[attr-defined]
 
 
 def cached_frozen_training(size: str, vocabulary_size: int, store: TokenStore, outcomes: Outcomes) -> CachedTraining:

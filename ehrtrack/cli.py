@@ -17,7 +17,7 @@ from ehrtrack.openmp import set_wait_policy
 from ehrtrack.signals import received, signals_end_the_command
 
 if TYPE_CHECKING:
-    from ehrtrack.config import RunConfig
+    from ehrtrack.config import Kind, RunConfig
 
 PASS_THROUGH = {
     "ignore_unknown_options": True,
@@ -95,7 +95,9 @@ def _overrides(extra: Sequence[str]) -> list[tuple[str, str]]:
     return overrides
 
 
-def _load(config: Path, overrides: list[tuple[str, str]], *, objective: str = "survival") -> RunConfig:
+def _load(
+    config: Path, overrides: list[tuple[str, str]], *, objective: str = "survival", kind: Kind | None = None
+) -> RunConfig:
     """The configuration; a missing file is told before anything else is imported."""
     from ehrtrack.study_file import read_study_file
 
@@ -103,7 +105,7 @@ def _load(config: Path, overrides: list[tuple[str, str]], *, objective: str = "s
 
     from ehrtrack.config import load_config
 
-    return load_config(config, overrides, objective=objective)
+    return load_config(config, overrides, objective=objective, kind=kind)
 
 
 def _is_first_rank() -> bool:
@@ -111,13 +113,13 @@ def _is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _recipe(objective: str) -> Callable[[Callable[[RunConfig], Any]], click.Command]:
+def _recipe(kind: Kind) -> Callable[[Callable[[RunConfig], Any]], click.Command]:
     """A command that reads ``--config`` and dotted overrides, and checks the tracking server before any work."""
 
     def decorate(function: Callable[[RunConfig], Any]) -> click.Command:
         @click.pass_context
         def command(context: click.Context, config: Path) -> None:
-            loaded = _load(config, _overrides(context.args), objective=objective)
+            loaded = _load(config, _overrides(context.args), kind=kind)
             if _is_first_rank():
                 from ehrtrack.tracking.client.connection import check_reachable
                 from ehrtrack.tracking.outbox.registration import check_join
@@ -144,7 +146,7 @@ def _recipe(objective: str) -> Callable[[Callable[[RunConfig], Any]], click.Comm
     return decorate
 
 
-@_recipe("mlm")
+@_recipe("pretraining")
 def _pretrain(config: RunConfig) -> None:
     """Pretrain an encoder on the whole records of the training subjects."""
     from ehrtrack.recipes.pretrain import pretrain
@@ -152,7 +154,7 @@ def _pretrain(config: RunConfig) -> None:
     pretrain(config)
 
 
-@_recipe("survival")
+@_recipe("outcome")
 def _finetune(config: RunConfig) -> None:
     """Fine-tune an encoder to a time-to-event outcome: frozen, lora, full or scratch."""
     from ehrtrack.recipes.finetune import finetune
@@ -160,7 +162,7 @@ def _finetune(config: RunConfig) -> None:
     finetune(config)
 
 
-@_recipe("survival")
+@_recipe("outcome")
 def _baseline(config: RunConfig) -> None:
     """Fit a baseline, such as Cox on code counts, to the same cohort."""
     from ehrtrack.recipes.baseline import baseline
@@ -168,7 +170,7 @@ def _baseline(config: RunConfig) -> None:
     baseline(config)
 
 
-@_recipe("survival")
+@_recipe("outcome")
 def _sweep(config: RunConfig) -> None:
     """Search settings with Optuna; start it again to continue the same study."""
     from ehrtrack.recipes.sweep import sweep
@@ -176,7 +178,7 @@ def _sweep(config: RunConfig) -> None:
     sweep(config)
 
 
-@_recipe("survival")
+@_recipe("outcome")
 def _frontier(config: RunConfig) -> None:
     """Fine-tune at several values of one setting, and show what each buys and costs."""
     from ehrtrack.recipes.frontier import frontier
@@ -184,7 +186,7 @@ def _frontier(config: RunConfig) -> None:
     frontier(config)
 
 
-@_recipe("survival")
+@_recipe("outcome")
 def _canary(config: RunConfig) -> None:
     """Look for leakage: train small twins of a fine-tuning run; exit code 2 if one is not as it has to be."""
     from ehrtrack.recipes.canary import canary
@@ -192,7 +194,7 @@ def _canary(config: RunConfig) -> None:
     canary(config)
 
 
-@_recipe("survival")
+@_recipe("outcome")
 def _compare(config: RunConfig) -> None:
     """Make benchmark tables out of the study's runs, and name the best by validation champion."""
     from ehrtrack.recipes.compare import compare
@@ -261,8 +263,7 @@ def tokenize(
     """
     chosen = {"runtime.engine": engine, "runtime.workers": workers}
     given = [(name, str(value)) for name, value in chosen.items() if value is not None]
-    objective = "mlm" if recipe == "pretrain" else "survival"
-    loaded = _load(config, _overrides(context.args) + given, objective=objective)
+    loaded = _load(config, _overrides(context.args) + given, kind="pretraining" if recipe == "pretrain" else "outcome")
     from ehrtrack.data.shards import parse_slice
 
     part = parse_slice(shard)
@@ -309,7 +310,7 @@ def advise(context: click.Context, config: Path, price: float | None) -> None:
 
     Any setting can be overridden: --model.size medium --runtime.device cuda.
     """
-    loaded = _load(config, _overrides(context.args))
+    loaded = _load(config, _overrides(context.args), kind="outcome")
     from ehrtrack.recipes.advise import advise as run_advise
 
     click.echo(run_advise(loaded, price=price).to_text())

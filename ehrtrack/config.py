@@ -16,11 +16,13 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
 from ehrtrack import plugins
+from ehrtrack.baselines.settings import TunedChoice
 from ehrtrack.data.settings import CohortConfig, SplitConfig, VisitConfig, VocabularyConfig
 from ehrtrack.errors import ConfigError
 from ehrtrack.home import usual_cache
 from ehrtrack.models.settings import ModelConfig
-from ehrtrack.search_space import FrontierConfig, SearchConfig
+from ehrtrack.objectives.settings import OutcomeSettings, PretrainingSettings
+from ehrtrack.search_space import Choices, FrontierConfig, SearchConfig
 from ehrtrack.section import Choice, Section
 from ehrtrack.study_file import read_study_file
 from ehrtrack.study_file import to_toml as write_toml
@@ -35,6 +37,14 @@ MAX_SHOWN = 200
 
 PLUGIN_SECTIONS = {"objective": "objectives", "strategy": "strategies", "baseline": "baselines"}
 """Sections whose `name` chooses a module, and with it the settings there are."""
+
+Kind = Literal["outcome", "pretraining"]
+"""What a recipe needs the objective to be of."""
+OBJECTIVES: Mapping[Kind, tuple[type[Choice], str, str]] = {
+    "outcome": (OutcomeSettings, "survival", "learns the outcome of a cohort, as fine-tuning, sweeps and baselines do"),
+    "pretraining": (PretrainingSettings, "mlm", "takes its targets from the records themselves, as pretraining does"),
+}
+"""Of each kind the class of settings, the objective where none is named, and what such an objective does."""
 
 MAX_PROCESSES = 1024
 """Threads, or workers. OpenMP ends the process without a word where it cannot start as many as it is told to."""
@@ -122,7 +132,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     objective: SerializeAsAny[Choice]
     strategy: SerializeAsAny[Choice]
-    baseline: SerializeAsAny[Choice]
+    baseline: SerializeAsAny[TunedChoice]
     init: InitConfig = InitConfig()
     train: TrainConfig = TrainConfig()
     search: SearchConfig = SearchConfig()
@@ -141,7 +151,9 @@ class RunConfig(Section):
         return dict(_flatten({name: values[name] for name in sections}))
 
 
-def load_config(path: Path | str, overrides: Sequence[Override] = (), *, objective: str = "survival") -> RunConfig:
+def load_config(
+    path: Path | str, overrides: Sequence[Override] = (), *, objective: str = "survival", kind: Kind | None = None
+) -> RunConfig:
     """Read a configuration file.
 
     A file may name another in the same folder, ``extends = "pretrain.toml"``, and then holds only what differs.
@@ -149,21 +161,52 @@ def load_config(path: Path | str, overrides: Sequence[Override] = (), *, objecti
     Parameters
     ----------
     overrides : dotted paths and values that win over the file
-    objective : name of the objective, and the default where the file names none
+    objective : name of the objective where the file names none
+    kind : of objective that the recipe needs; it then says which objective is the default
 
     Raises
     ------
     ConfigError
-        If the file is missing or no TOML, a key or value is not one there is, or the model registry could not take the
-        name.
+        If the file is missing or no TOML, a key or value is not one there is, the objective (or one that a search or a
+        frontier may take) is of another kind, or the model registry could not take the name.
     """
     table = read_study_file(Path(path))
     choices_first = sorted(overrides, key=lambda override: not override[0].endswith((".name", ".rule")))
     for dotted, text in choices_first:
         _set(table, dotted, parse_value(text))
-    config = parse_config(table, objective=objective)
+    config = parse_config(table, objective=objective if kind is None else OBJECTIVES[kind][1])
+    if kind is not None:
+        check_objective(config, kind)
     _check_model_name(config)
     return config
+
+
+def check_objective(config: RunConfig, kind: Kind) -> None:
+    """Refuse an objective that a recipe could do nothing with, before anything is read or trained.
+
+    Raises
+    ------
+    ConfigError
+        If the objective is of another kind, or one is that a search or a frontier may take; with those there are.
+    """
+    needed, _, does = OBJECTIVES[kind]
+    for key, name in _objectives(config):
+        if not issubclass(plugins.settings("objectives", name), needed):
+            raise ConfigError(
+                f"{key} is {name!r}, and needed is an objective that {does}; "
+                f"there are: {', '.join(plugins.names('objectives', needed))}"
+            )
+
+
+def _objectives(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """The objectives that a run, its search and its frontier may have, each with the key that names it."""
+    path = "objective.name"
+    yield path, config.objective.name
+    searched = config.search.parameters.get(path)
+    for name in searched.choices if isinstance(searched, Choices) else ():
+        yield f"a choice of search.parameters.{path!r}", str(name)
+    for name in config.frontier.values if config.frontier.parameter == path else ():
+        yield f"a value of frontier.parameter={path!r}", str(name)
 
 
 def _check_model_name(config: RunConfig) -> None:

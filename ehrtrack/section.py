@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
@@ -46,6 +46,12 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 
 class Choice(Section):
-    """The settings of a plug-in; `name` says which one, and so which settings there are."""
+    """The settings of a plug-in; `name` says which one, and so which settings there are.
 
+    Attributes
+    ----------
+    module : the module of the plug-in's package that implements it, where that is not called as the plug-in is
+    """
+
+    module: ClassVar[str] = ""
     name: str

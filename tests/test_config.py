@@ -14,6 +14,7 @@ import pytest
 
 from ehrtrack import plugins
 from ehrtrack.config import RunConfig, load_config, override, parse_config, parse_value, to_toml
+from ehrtrack.data.sources.base import Source
 from ehrtrack.errors import ConfigError
 from ehrtrack.search_space import Choices
 
@@ -390,9 +391,8 @@ print(sorted(set({SLOW_TO_IMPORT!r}) & set(sys.modules)))
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_a_choice_without_a_settings_module_holds_its_settings_itself() -> None:
-    config = plugins.settings("data.sources", "events-csv")
-    assert config is plugins.load("data.sources", "events-csv").Config
+def test_the_settings_of_a_choice_are_those_of_its_class() -> None:
+    assert plugins.settings("data.sources", "events-csv") is plugins.plugin("data.sources", "events-csv", Source).Config
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,8 @@ import safetensors.torch
 import torch
 from simulated import study
 
-from ehrtrack.baselines import gru
-from ehrtrack.baselines._sequences import FittedSequenceModel, _network
 from ehrtrack.baselines._trees import Trees
+from ehrtrack.baselines.sequence import FittedSequenceModel, Sequence, _network
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import CheckpointError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
@@ -101,7 +100,7 @@ def test_a_tensor_larger_than_its_file_takes_no_memory(model: Path) -> None:
 def test_a_time_grid_larger_than_the_head_takes_no_memory(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (model / "time_grid.json").write_text(json.dumps({"edges_days": list(range(200_001))}))
     write_checksums(model)
-    monkeypatch.setattr("ehrtrack.recipes._model_folder.HazardHead", lambda *_: pytest.fail("a head was made"))
+    monkeypatch.setattr("ehrtrack.objectives.survival.HazardHead", lambda *_: pytest.fail("a head was made"))
     with pytest.raises(CheckpointError, match=r"hazards of shape \(2,\), 200000 intervals"):
         read_model_folder(model).survival_model()
 
@@ -110,17 +109,17 @@ def test_a_sequence_model_larger_than_its_weights_takes_no_memory(monkeypatch: p
     shape = {"name": "gru", "width": 8, "n_codes": V}
     network = _network(shape, HazardHead(8, torch.zeros(2)), dropout=0.0)
     text = FittedSequenceModel(network, shape, GRID, {}).to_json()
-    assert gru.from_json(text).shape == shape
-    monkeypatch.setattr("ehrtrack.baselines._sequences._network", lambda *_, **__: pytest.fail("a network was made"))
+    assert Sequence.from_json(text).shape == shape
+    monkeypatch.setattr("ehrtrack.baselines.sequence._network", lambda *_, **__: pytest.fail("a network was made"))
     for name in ("width", "n_codes"):
         fields = json.loads(text)
         fields["shape"][name] = 10**9
         with pytest.raises(CheckpointError, match="beside weights of another"):
-            gru.from_json(json.dumps(fields))
+            Sequence.from_json(json.dumps(fields))
     fields = json.loads(text)
     fields["weights"] = base64.b64encode(safetensors.torch.save({"a": torch.zeros(1)})).decode()
     with pytest.raises(CheckpointError):
-        gru.from_json(json.dumps(fields))
+        Sequence.from_json(json.dumps(fields))
 
 
 TREE = {

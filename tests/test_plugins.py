@@ -25,9 +25,11 @@ def test_every_public_module_is_a_choice_and_no_private_one_is(package: str, exp
 
 
 @pytest.mark.parametrize("package", ["strategies", "objectives", "baselines", "data.sources"])
-def test_every_choice_can_be_loaded_and_has_settings(package: str) -> None:
+def test_every_choice_has_one_class_with_its_settings(package: str) -> None:
     for name in plugins.names(package):
-        assert hasattr(plugins.load(package, name), "Config")
+        chosen, settings = plugins.plugin(package, name, object), plugins.settings(package, name)
+        assert issubclass(settings, chosen.Config)  # type: ignore[attr-defined]
+        assert settings.model_fields["name"].default == name
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,8 @@ def test_every_choice_can_be_loaded_and_has_settings(package: str) -> None:
             "unknown objective 'zzz'; there are: "
             "classification, competing-risks, contrastive, mixed, mlm, next-visit, survival, time-to-event",
         ),
-        ("strategies", "_protocol", "unknown strategy '_protocol'"),
+        ("strategies", "base", "unknown strategy 'base'"),
+        ("strategies", "_cuts", "unknown strategy '_cuts'"),
     ],
 )
 def test_an_unknown_name_lists_the_choices_and_the_nearest(package: str, word: str, message: str) -> None:

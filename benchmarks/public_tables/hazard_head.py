@@ -52,8 +52,9 @@ def fit_hazards(
     """
     horizon_days = float(np.percentile(days, 90))
     outcomes = Outcomes(np.minimum(days, horizon_days), is_event & (days <= horizon_days))
-    objective = survival.build(
-        survival.Config(n_intervals=N_INTERVALS), TrainingFacts(np.zeros(0, dtype=np.int64), outcomes, horizon_days)
+    objective = survival.Survival(
+        survival.SurvivalConfig(n_intervals=N_INTERVALS),
+        TrainingFacts(np.zeros(0, dtype=np.int64), outcomes, horizon_days),
     )
     bias = objective.make_head(1).baseline
     assert isinstance(bias, Tensor)

@@ -18,8 +18,9 @@ from ehrtrack.errors import DataError
 from ehrtrack.files import BROKEN, parse_json
 from ehrtrack.models.code_effects import Levels
 from ehrtrack.models.settings import READOUT_DAYS
-from ehrtrack.objectives import survival
 from ehrtrack.objectives.base import TrainingFacts
+from ehrtrack.objectives.settings import SurvivalConfig
+from ehrtrack.objectives.survival import Survival, predict
 from ehrtrack.survival.curves import interpolate_survival
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.training.checkpoint import check_tensors
@@ -64,7 +65,7 @@ class TokenModel:
         if not len(features):
             return np.zeros((0, len(days)))
         device = next(iter(self.network.state_dict().values())).device
-        predicted = survival.predict(self.network, histories_in_batches(features, CPU_BATCH_TOKENS), device)
+        predicted = predict(self.network, histories_in_batches(features, CPU_BATCH_TOKENS), device)
         return interpolate_survival(predicted.survival, self.grid, days)
 
     def risk(self, features: TokenHistories, horizon_days: float) -> FloatArray:
@@ -87,8 +88,8 @@ def read_fields(text: str) -> tuple[dict[str, Any], TimeGrid, dict[str, Tensor]]
 
 
 def survival_objective(
-    config: survival.Config, train: Labelled[TokenHistories], scales_days: tuple[float, ...] = READOUT_DAYS
-) -> survival.Survival:
+    config: SurvivalConfig, train: Labelled[TokenHistories], scales_days: tuple[float, ...] = READOUT_DAYS
+) -> Survival:
     """The survival objective for training subjects, up to the longest follow-up.
 
     Raises
@@ -98,7 +99,7 @@ def survival_objective(
     """
     check_events(train)
     vocabulary = train.features.vocabulary
-    return survival.build(
+    return Survival(
         config,
         TrainingFacts(
             token_counts=np.zeros(len(vocabulary), dtype=np.int64),  # of no use to this objective

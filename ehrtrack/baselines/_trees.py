@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ehrtrack.baselines.base import Tabular, used_columns
-from ehrtrack.baselines.settings import TreeSettings as TreeSettings
+from ehrtrack.baselines.settings import TreeSettings
 from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
 
 FloatArray = npt.NDArray[np.float64]

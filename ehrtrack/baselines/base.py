@@ -1,22 +1,20 @@
-"""What a baseline is to the recipes: a module with a `Config`, `read`, `fit` and `from_json`.
-
-``read`` makes of token histories what the module is fitted on: a table with one row a subject, or the histories
-themselves. ``fit(config, train, validation)`` tries `TunedChoice.n_candidates` settings on the training subjects and
-returns the model with the best validation C-index.
-"""
+"""What a baseline is to the recipes, and what baselines share: reading, tuning, and checks of tables."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, Generic, NamedTuple, Never, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from typing_extensions import TypeVar
 
-from ehrtrack.baselines.settings import TunedChoice as TunedChoice
+from ehrtrack import plugins
+from ehrtrack.baselines.settings import TunedChoice
 from ehrtrack.data.count_features import count_features
 from ehrtrack.data.store import TokenStore
 from ehrtrack.data.timing_features import timing_features
@@ -26,8 +24,6 @@ from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.survival.metrics import c_index
 
 FloatArray = npt.NDArray[np.float64]
-
-"""Settings that every baseline tries unless told otherwise: one budget, so that none wins by being tuned more."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +63,10 @@ def read_timing(histories: TokenHistories) -> pl.DataFrame:
     return timing_features(histories.store, histories.vocabulary).drop("subject_id")[histories.rows]
 
 
-def read_tokens(histories: TokenHistories) -> TokenHistories:
-    """The histories as they are, for a sequence model."""
-    return histories
-
-
-Features = TypeVar("Features", pl.DataFrame, TokenHistories)
+AnyFeatures = pl.DataFrame | TokenHistories
+"""What a baseline reads of N subjects: a table with a row for each, or their histories."""
+Features = TypeVar("Features", bound=AnyFeatures, covariant=True, default=AnyFeatures)
+ReadFeatures = TypeVar("ReadFeatures", bound=AnyFeatures, contravariant=True, default=AnyFeatures)
 
 
 @dataclass(frozen=True)
@@ -114,24 +108,73 @@ def _check_numeric(features: pl.DataFrame) -> None:
         )
 
 
-class FittedBaseline(Protocol):
+class FittedBaseline(Protocol[ReadFeatures]):
     """A fitted baseline. Columns of features go by name: in any order, with others beside them."""
 
-    def survival(self, features: Any, times: npt.ArrayLike) -> FloatArray:
+    def survival(self, features: ReadFeatures, times: npt.ArrayLike) -> FloatArray:
         """(B, M) probability of no event up to each of the M `times` in days."""
 
-    def risk(self, features: Any, horizon_days: float) -> FloatArray:
+    def risk(self, features: ReadFeatures, horizon_days: float) -> FloatArray:
         """(B,) probability of an event up to the horizon."""
 
     def describe(self) -> Mapping[str, float | int | str]:
         """Facts to log: at least n_features, n_parameters, n_candidates and validation_c_index."""
 
     def to_json(self) -> str:
-        """All that predicting needs, as JSON text; the module's ``from_json`` reads it."""
+        """All that predicting needs, as JSON text; `Baseline.from_json` reads it."""
 
 
-Model = TypeVar("Model", bound=FittedBaseline)
-Setting = Mapping[str, Any]
+class Baseline(ABC, Generic[Features]):
+    """A model of the outcome that a transformer has to beat.
+
+    A subclass says its settings as ``Config``, and narrows ``config`` to them.
+    """
+
+    Config: ClassVar[type[TunedChoice]]
+
+    def __init__(self, config: TunedChoice) -> None:
+        self.config = config
+
+    @abstractmethod
+    def read(self, histories: TokenHistories) -> Features:
+        """What it is fitted on, of token histories: `read_counts`, `read_timing`, or the histories as they are."""
+
+    @abstractmethod
+    def fit(self, train: Labelled[Features], validation: Labelled[Features]) -> FittedBaseline[Features]:
+        """Try `TunedChoice.n_candidates` settings on the training subjects; the model with the best validation C-index.
+
+        Raises
+        ------
+        DataError
+            If there is no training event, or no comparable validation pair.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_json(cls, text: str) -> FittedBaseline[Features]:
+        """The model back from its `FittedBaseline.to_json`.
+
+        Raises
+        ------
+        CheckpointError
+            If the text is no such model.
+        """
+
+
+def baseline_class(name: str) -> type[Baseline]:
+    """The baseline of a name; ``baseline_class("cox")(config)`` is one with these settings.
+
+    Raises
+    ------
+    ConfigError
+        If there is no baseline of this name.
+    """
+    return plugins.plugin("baselines", name, Baseline)
+
+
+Model = TypeVar("Model", bound=FittedBaseline[Never])
+Setting = Mapping[str, float]
+"""One value of each setting that is tuned; of whole numbers and of truths, which are numbers, too."""
 
 
 class Tuned(NamedTuple, Generic[Model]):
@@ -143,7 +186,7 @@ class Tuned(NamedTuple, Generic[Model]):
     n_candidates: int
 
 
-def candidates(space: Mapping[str, Sequence[Any]], n: int, seed: int) -> list[dict[str, Any]]:
+def candidates(space: Mapping[str, Sequence[float]], n: int, seed: int) -> list[dict[str, float]]:
     """At most n combinations of values: the first value of each setting together, then others drawn without repeat.
 
     >>> candidates({"rate": [0.1, 0.2], "leaves": [8]}, 3, seed=0)
@@ -156,7 +199,7 @@ def candidates(space: Mapping[str, Sequence[Any]], n: int, seed: int) -> list[di
 
 def tune(
     config: TunedChoice,
-    space: Mapping[str, Sequence[Any]],
+    space: Mapping[str, Sequence[float]],
     fit_one: Callable[[Setting], Model],
     validation: Labelled[Features],
 ) -> Tuned[Model]:
@@ -174,7 +217,8 @@ def tune(
     tried = candidates(space, config.n_candidates, config.seed)
     for setting in tried:
         model = fit_one(setting)
-        score = c_index(model.risk(validation.features, float(days.max())), days, is_event)
+        reader = cast(FittedBaseline[Features], model)  # it was fitted to what the same baseline reads
+        score = c_index(reader.risk(validation.features, float(days.max())), days, is_event)
         if best is None or score > best.validation_c_index:
             best = Tuned(model, setting, score, len(tried))
     assert best is not None
@@ -246,9 +290,9 @@ def matrix(features: pl.DataFrame, names: Sequence[str], *, allows_missing: bool
     return x
 
 
-def names_of(values: Any) -> tuple[str, ...]:
+def names_of(values: object) -> tuple[str, ...]:
     """Column names that were read from JSON. Raises ValueError where something else is among them, or one twice."""
-    is_list = isinstance(values, list) and all(isinstance(value, str) for value in values)
-    if not is_list or len(set(values)) < len(values):
+    names = [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
+    if not isinstance(values, list) or len(set(names)) < len(values):
         raise ValueError(f"names of columns are different texts in a list, not {str(values)[:60]}")
-    return tuple(values)
+    return tuple(names)

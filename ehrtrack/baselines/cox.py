@@ -22,21 +22,20 @@ from sksurv.linear_model import CoxnetSurvivalAnalysis
 from sksurv.linear_model.coxph import BreslowEstimator
 from sksurv.util import Surv
 
-from ehrtrack.baselines._settings.cox import Config as Config
 from ehrtrack.baselines.base import (
+    Baseline,
     FloatArray,
     Tabular,
+    TokenHistories,
     check_events,
     matrix,
     names_of,
     read_counts,
     used_columns,
 )
+from ehrtrack.baselines.settings import CoxConfig
 from ehrtrack.errors import CheckpointError, ConfigError
 from ehrtrack.survival.metrics import c_index
-
-read = read_counts
-
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -148,52 +147,64 @@ class CoxModel:
             ) from error
 
 
-def fit(config: Config, train: Tabular, validation: Tabular) -> CoxModel:
-    """Fit on the training subjects; choose the penalty by C-index on the validation subjects.
+class Cox(Baseline[pl.DataFrame]):
+    """Cox proportional hazards on counts of codes; the penalty with the best validation C-index is kept."""
 
-    Parameters
-    ----------
-    config : settings
-    train, validation : the same feature columns; features that never vary in training are left out
+    Config = CoxConfig
+    config: CoxConfig
 
-    Raises
-    ------
-    DataError
-        If there is no training event, no usable feature, a missing value, or no comparable validation pair.
-    ConfigError
-        If every penalty asked for is too weak to be fitted.
-    """
-    check_events(train)
-    matrix(train.features, train.features.columns)  # nothing may be missing
-    names = used_columns(train.features, min_subjects=config.min_subjects)
-    x = matrix(train.features, names)
-    is_count = config.log_counts & (x >= 0).all(axis=0) & (x == np.round(x)).all(axis=0)
-    _take_log(x, is_count)
-    mean, scale = x.mean(axis=0), x.std(axis=0)
-    z_train = (x - mean) / scale
-    z_validation = _standardised(matrix(validation.features, names), is_count, mean, scale)
+    def read(self, histories: TokenHistories) -> pl.DataFrame:
+        return read_counts(histories)
 
-    penalties, betas = _penalty_path(config, z_train, train)
-    scores = [c_index(z_validation @ beta, validation.follow_up_days, validation.is_event) for beta in betas.T]
-    best = int(np.argmax(scores))  # the first of equals: the strongest penalty
-    beta = betas[:, best]
-    breslow = BreslowEstimator().fit(z_train @ beta, train.is_event, train.follow_up_days)
-    kept = np.flatnonzero(beta)
-    return CoxModel(
-        features=tuple(
-            Feature(names[j], bool(is_count[j]), float(mean[j]), float(scale[j]), float(beta[j])) for j in kept
-        ),
-        baseline_days=tuple(breslow.cum_baseline_hazard_.x.tolist()),
-        baseline_cumulative_hazard=tuple(breslow.cum_baseline_hazard_.y.tolist()),
-        penalty=float(penalties[best]),
-        l1_ratio=config.l1_ratio,
-        n_features=len(names),
-        n_candidates=len(penalties),
-        validation_c_index=float(scores[best]),
-    )
+    def fit(self, train: Tabular, validation: Tabular) -> CoxModel:
+        """Fit on the training subjects; choose the penalty by C-index on the validation subjects.
+
+        Parameters
+        ----------
+        train, validation : the same feature columns; features that never vary in training are left out
+
+        Raises
+        ------
+        DataError
+            If there is no training event, no usable feature, a missing value, or no comparable validation pair.
+        ConfigError
+            If every penalty asked for is too weak to be fitted.
+        """
+        check_events(train)
+        matrix(train.features, train.features.columns)  # nothing may be missing
+        names = used_columns(train.features, min_subjects=self.config.min_subjects)
+        x = matrix(train.features, names)
+        is_count = self.config.log_counts & (x >= 0).all(axis=0) & (x == np.round(x)).all(axis=0)
+        _take_log(x, is_count)
+        mean, scale = x.mean(axis=0), x.std(axis=0)
+        z_train = (x - mean) / scale
+        z_validation = _standardised(matrix(validation.features, names), is_count, mean, scale)
+
+        penalties, betas = _penalty_path(self.config, z_train, train)
+        scores = [c_index(z_validation @ beta, validation.follow_up_days, validation.is_event) for beta in betas.T]
+        best = int(np.argmax(scores))  # the first of equals: the strongest penalty
+        beta = betas[:, best]
+        breslow = BreslowEstimator().fit(z_train @ beta, train.is_event, train.follow_up_days)
+        kept = np.flatnonzero(beta)
+        return CoxModel(
+            features=tuple(
+                Feature(names[j], bool(is_count[j]), float(mean[j]), float(scale[j]), float(beta[j])) for j in kept
+            ),
+            baseline_days=tuple(breslow.cum_baseline_hazard_.x.tolist()),
+            baseline_cumulative_hazard=tuple(breslow.cum_baseline_hazard_.y.tolist()),
+            penalty=float(penalties[best]),
+            l1_ratio=self.config.l1_ratio,
+            n_features=len(names),
+            n_candidates=len(penalties),
+            validation_c_index=float(scores[best]),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> CoxModel:
+        return CoxModel.from_json(text)
 
 
-def _penalty_path(config: Config, z: FloatArray, train: Tabular) -> tuple[FloatArray, FloatArray]:
+def _penalty_path(config: CoxConfig, z: FloatArray, train: Tabular) -> tuple[FloatArray, FloatArray]:
     """Penalties (P,) from strong to weak, and the coefficients (D, P) at each.
 
     With more features than subjects the weak end can diverge, and the library then refuses the whole path.

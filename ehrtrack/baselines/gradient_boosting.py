@@ -1,4 +1,4 @@
-"""Gradient boosted trees on counts of codes: the hazard of each interval as a classification.
+"""Gradient boosted trees on counts of codes, or on their timing too: the hazard of each interval as a classification.
 
     logit h_k(x) = F(x, k),      S(t_k | x) = prod_{j <= k} (1 - h_j(x))
 
@@ -21,20 +21,22 @@ import polars as pl
 from scipy.special import expit
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from ehrtrack.baselines._settings.gradient_boosting import Config as Config
-from ehrtrack.baselines._settings.gradient_boosting import Settings
 from ehrtrack.baselines._trees import Trees, columns_and_grid, join
 from ehrtrack.baselines.base import (
+    Baseline,
     FloatArray,
     Setting,
     Tabular,
+    TokenHistories,
     check_events,
     matrix,
     names_of,
     read_counts,
+    read_timing,
     seen_within,
     tune,
 )
+from ehrtrack.baselines.settings import GradientBoostingConfig
 from ehrtrack.errors import CheckpointError
 from ehrtrack.files import BROKEN, parse_json
 from ehrtrack.survival.curves import interpolate_survival
@@ -45,9 +47,6 @@ ROWS_AT_ONCE = 20_000
 
 PATIENCE_TREES = 15
 """Trees without a better validation loss after which no more are added."""
-
-
-read = read_counts
 
 
 @dataclass(frozen=True)
@@ -124,52 +123,62 @@ class BoostingModel:
             ) from error
 
 
-from_json = BoostingModel.from_json
+class GradientBoosting(Baseline[pl.DataFrame]):
+    """Boosted trees on counts of codes, or on counts and timing."""
 
+    Config = GradientBoostingConfig
+    config: GradientBoostingConfig
 
-def fit(config: Settings, train: Tabular, validation: Tabular) -> BoostingModel:
-    """Fit on the training subjects; settings and number of trees are chosen on the validation subjects.
+    def read(self, histories: TokenHistories) -> pl.DataFrame:
+        return read_timing(histories) if self.config.has_timing else read_counts(histories)
 
-    Raises
-    ------
-    DataError
-        If there is no training event, no usable feature, an infinite value, or no comparable validation pair.
-    """
-    check_events(train)
-    columns, grid = columns_and_grid(config, train)
-    of_train = person_periods(train, columns, grid)
-    of_validation = person_periods(seen_within(validation, grid.horizon_days), columns, grid)
+    def fit(self, train: Tabular, validation: Tabular) -> BoostingModel:
+        """Fit on the training subjects; settings and number of trees are chosen on the validation subjects.
 
-    def fit_one(setting: Setting) -> BoostingModel:
-        library = _library_model(config, setting)
-        library.fit(
-            of_train.x,
-            of_train.is_event,
-            of_train.weight,
-            X_val=of_validation.x,
-            y_val=of_validation.is_event,
-            sample_weight_val=of_validation.weight,
-        )
-        n_trees = int(np.argmax(library.validation_score_))  # the score before the first tree is the first
-        return _from_library(library, n_trees, columns, grid)
+        Raises
+        ------
+        DataError
+            If there is no training event, no usable feature, an infinite value, or no comparable validation pair.
+        """
+        check_events(train)
+        columns, grid = columns_and_grid(self.config, train)
+        of_train = person_periods(train, columns, grid)
+        of_validation = person_periods(seen_within(validation, grid.horizon_days), columns, grid)
 
-    space = {
-        "learning_rate": config.learning_rates,
-        "max_leaf_nodes": config.max_leaves,
-        "min_samples_leaf": config.min_rows,
-        "l2_regularization": config.penalties,
-        "max_features": config.feature_shares,
-    }
-    best = tune(config, space, fit_one, validation)
-    best.model.facts.update(
-        {
-            "n_features": len(columns),
-            **best.setting,
-            "validation_c_index": best.validation_c_index,
-            "n_candidates": best.n_candidates,
+        def fit_one(setting: Setting) -> BoostingModel:
+            library = _library_model(self.config, setting)
+            library.fit(
+                of_train.x,
+                of_train.is_event,
+                of_train.weight,
+                X_val=of_validation.x,
+                y_val=of_validation.is_event,
+                sample_weight_val=of_validation.weight,
+            )
+            n_trees = int(np.argmax(library.validation_score_))  # the score before the first tree is the first
+            return _from_library(library, n_trees, columns, grid)
+
+        space = {
+            "learning_rate": self.config.learning_rates,
+            "max_leaf_nodes": self.config.max_leaves,
+            "min_samples_leaf": self.config.min_rows,
+            "l2_regularization": self.config.penalties,
+            "max_features": self.config.feature_shares,
         }
-    )
-    return best.model
+        best = tune(self.config, space, fit_one, validation)
+        best.model.facts.update(
+            {
+                "n_features": len(columns),
+                **best.setting,
+                "validation_c_index": best.validation_c_index,
+                "n_candidates": best.n_candidates,
+            }
+        )
+        return best.model
+
+    @classmethod
+    def from_json(cls, text: str) -> BoostingModel:
+        return BoostingModel.from_json(text)
 
 
 class PersonPeriods(NamedTuple):
@@ -198,7 +207,7 @@ def person_periods(subjects: Tabular, columns: list[str], grid: TimeGrid) -> Per
     return PersonPeriods(np.column_stack([x[row], k]), is_event, np.clip(survived[row] - k, 0, 1) + is_event)
 
 
-def _library_model(config: Settings, setting: Setting) -> HistGradientBoostingClassifier:
+def _library_model(config: GradientBoostingConfig, setting: Setting) -> HistGradientBoostingClassifier:
     parameters: dict[str, Any] = dict(setting)
     return HistGradientBoostingClassifier(
         max_iter=config.max_trees,

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ehrtrack.baselines._settings.lasso import Config as Config
 from ehrtrack.baselines._tokens import BROKEN_JSON, TokenModel, read_fields, survival_objective
-from ehrtrack.baselines.base import Labelled, Setting, TokenHistories, read_tokens, tune
+from ehrtrack.baselines.base import Baseline, Labelled, Setting, TokenHistories, tune
+from ehrtrack.baselines.settings import LassoConfig
 from ehrtrack.data.batch import Batch
 from ehrtrack.errors import CheckpointError
 from ehrtrack.models.code_effects import CodeEffects
-from ehrtrack.objectives import survival
+from ehrtrack.objectives.settings import SurvivalConfig
 from ehrtrack.survival.time_grid import TimeGrid
-
-read = read_tokens
 
 
 class Regression(nn.Module):
@@ -60,43 +58,52 @@ class LassoModel(TokenModel):
         return json.dumps(self.fields())
 
 
-def from_json(text: str) -> LassoModel:
-    """The model back from `LassoModel.to_json`.
+class Lasso(Baseline[TokenHistories]):
+    """One regression for each strength of the penalty, of which the one with the best validation C-index is kept."""
 
-    Raises
-    ------
-    CheckpointError
-        If the text is not such a model.
-    """
-    try:
-        fields, grid, weights = read_fields(text)
-        codes = CodeEffects.from_weights(weights, "codes.")
-        if codes is None or weights["baseline"].shape != (grid.n_intervals,):
-            raise ValueError(f"no effects, or a baseline that does not fit {grid.n_intervals} intervals")
-        return LassoModel(Regression(codes, weights["baseline"]).eval(), grid, dict(fields["facts"]))
-    except BROKEN_JSON as error:
-        raise CheckpointError(
-            f"{text[:60]!r} is not a lasso regression ({error!r}); give what LassoModel.to_json wrote"
-        ) from error
+    Config = LassoConfig
+    config: LassoConfig
 
+    def read(self, histories: TokenHistories) -> TokenHistories:
+        return histories
 
-def fit(config: Config, train: Labelled[TokenHistories], validation: Labelled[TokenHistories]) -> LassoModel:
-    """Fit one regression for each strength, and keep the one with the best validation C-index.
+    def fit(self, train: Labelled[TokenHistories], validation: Labelled[TokenHistories]) -> LassoModel:
+        """Fit one regression for each strength, and keep the one with the best validation C-index.
 
-    Raises
-    ------
-    DataError
-        If there is no training event, or no comparable validation pair.
-    """
+        Raises
+        ------
+        DataError
+            If there is no training event, or no comparable validation pair.
+        """
 
-    def fit_one(setting: Setting) -> LassoModel:
-        config_of_one = survival.Config(lasso=setting["strength"], n_intervals=config.n_intervals)
-        objective = survival_objective(config_of_one, train, scales_days=config.scales_days)
-        assert objective.codes is not None
-        return LassoModel(Regression(objective.codes, objective.baseline_logits()).eval(), objective.grid, {})
+        def fit_one(setting: Setting) -> LassoModel:
+            config_of_one = SurvivalConfig(lasso=setting["strength"], n_intervals=self.config.n_intervals)
+            objective = survival_objective(config_of_one, train, scales_days=self.config.scales_days)
+            assert objective.codes is not None
+            return LassoModel(Regression(objective.codes, objective.baseline_logits()).eval(), objective.grid, {})
 
-    best = tune(config, {"strength": config.strengths}, fit_one, validation)
-    best.model.facts.update(
-        {**best.setting, "validation_c_index": best.validation_c_index, "n_candidates": best.n_candidates}
-    )
-    return best.model
+        best = tune(self.config, {"strength": self.config.strengths}, fit_one, validation)
+        best.model.facts.update(
+            {**best.setting, "validation_c_index": best.validation_c_index, "n_candidates": best.n_candidates}
+        )
+        return best.model
+
+    @classmethod
+    def from_json(cls, text: str) -> LassoModel:
+        """The model back from `LassoModel.to_json`.
+
+        Raises
+        ------
+        CheckpointError
+            If the text is not such a model.
+        """
+        try:
+            fields, grid, weights = read_fields(text)
+            codes = CodeEffects.from_weights(weights, "codes.")
+            if codes is None or weights["baseline"].shape != (grid.n_intervals,):
+                raise ValueError(f"no effects, or a baseline that does not fit {grid.n_intervals} intervals")
+            return LassoModel(Regression(codes, weights["baseline"]).eval(), grid, dict(fields["facts"]))
+        except BROKEN_JSON as error:
+            raise CheckpointError(
+                f"{text[:60]!r} is not a lasso regression ({error!r}); give what LassoModel.to_json wrote"
+            ) from error

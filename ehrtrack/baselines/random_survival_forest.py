@@ -16,18 +16,20 @@ import polars as pl
 from sksurv.ensemble import RandomSurvivalForest
 from sksurv.util import Surv
 
-from ehrtrack.baselines._settings.random_survival_forest import Config as Config
 from ehrtrack.baselines._trees import Trees, columns_and_grid, join
 from ehrtrack.baselines.base import (
+    Baseline,
     FloatArray,
     Setting,
     Tabular,
+    TokenHistories,
     check_events,
     matrix,
     names_of,
     read_counts,
     tune,
 )
+from ehrtrack.baselines.settings import RandomSurvivalForestConfig
 from ehrtrack.errors import CheckpointError
 from ehrtrack.files import BROKEN, parse_json
 from ehrtrack.survival.curves import interpolate_survival
@@ -35,9 +37,6 @@ from ehrtrack.survival.time_grid import TimeGrid
 
 ROWS_AT_ONCE = 20_000
 """Subjects whose features are in memory together when predicting."""
-
-
-read = read_counts
 
 
 @dataclass(frozen=True)
@@ -103,43 +102,53 @@ class ForestModel:
             ) from error
 
 
-from_json = ForestModel.from_json
+class Forest(Baseline[pl.DataFrame]):
+    """A random survival forest on counts of codes."""
 
+    Config = RandomSurvivalForestConfig
+    config: RandomSurvivalForestConfig
 
-def fit(config: Config, train: Tabular, validation: Tabular) -> ForestModel:
-    """Fit on the training subjects; settings are chosen on the validation subjects.
+    def read(self, histories: TokenHistories) -> pl.DataFrame:
+        return read_counts(histories)
 
-    Raises
-    ------
-    DataError
-        If there is no training event, no usable feature, a missing value, or no comparable validation pair.
-    """
-    check_events(train)
-    columns, grid = columns_and_grid(config, train)
-    x, y, weight = _on_grid(train, columns, grid)
-    drawn_by = None if (weight == 1).all() else weight  # bootstrap samples drawn by weights of 1 are other samples
+    def fit(self, train: Tabular, validation: Tabular) -> ForestModel:
+        """Fit on the training subjects; settings are chosen on the validation subjects.
 
-    def fit_one(setting: Setting) -> ForestModel:
-        library = RandomSurvivalForest(
-            n_estimators=config.n_trees,
-            max_samples=min(config.max_rows, round(weight.sum())),
-            random_state=config.seed,
-            **setting,
+        Raises
+        ------
+        DataError
+            If there is no training event, no usable feature, a missing value, or no comparable validation pair.
+        """
+        check_events(train)
+        columns, grid = columns_and_grid(self.config, train)
+        x, y, weight = _on_grid(train, columns, grid)
+        drawn_by = None if (weight == 1).all() else weight  # bootstrap samples drawn by weights of 1 are other samples
+
+        def fit_one(setting: Setting) -> ForestModel:
+            library = RandomSurvivalForest(
+                n_estimators=self.config.n_trees,
+                max_samples=min(self.config.max_rows, round(weight.sum())),
+                random_state=self.config.seed,
+                **setting,
+            )
+            return from_library(library.fit(x, y, drawn_by), columns, grid)
+
+        space = {"min_samples_leaf": self.config.min_rows, "max_features": self.config.feature_shares}
+        best = tune(self.config, space, fit_one, validation)
+        best.model.facts.update(
+            {
+                "n_features": len(columns),
+                "n_trees": self.config.n_trees,
+                **best.setting,
+                "validation_c_index": best.validation_c_index,
+                "n_candidates": best.n_candidates,
+            }
         )
-        return from_library(library.fit(x, y, drawn_by), columns, grid)
+        return best.model
 
-    space = {"min_samples_leaf": config.min_rows, "max_features": config.feature_shares}
-    best = tune(config, space, fit_one, validation)
-    best.model.facts.update(
-        {
-            "n_features": len(columns),
-            "n_trees": config.n_trees,
-            **best.setting,
-            "validation_c_index": best.validation_c_index,
-            "n_candidates": best.n_candidates,
-        }
-    )
-    return best.model
+    @classmethod
+    def from_json(cls, text: str) -> ForestModel:
+        return ForestModel.from_json(text)
 
 
 def _on_grid(

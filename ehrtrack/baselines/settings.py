@@ -1,12 +1,14 @@
-"""Settings that several baselines share."""
+"""The settings of all baselines, free of torch and scikit-learn: which there are, and what each may be told."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from ehrtrack.models.settings import READOUT_DAYS, ScalesDays
 from ehrtrack.section import Choice
+from ehrtrack.training.settings import SkipGramConfig
 
 N_CANDIDATES = 8
 
@@ -57,6 +59,7 @@ class SequenceSettings(TunedChoice):
     lambda_rank, n_intervals : of the survival objective
     """
 
+    module: ClassVar[str] = "sequence"
     learning_rates: Rates = (2e-3, 1e-3, 5e-3)
     dropouts: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (0.2, 0.1, 0.4)
     widths: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=1)] = (96, 48)
@@ -66,3 +69,117 @@ class SequenceSettings(TunedChoice):
     batch_tokens: int = Field(0, ge=0)
     lambda_rank: float = Field(0.0, ge=0)
     n_intervals: int = Field(20, ge=1)
+
+
+class CoxConfig(TunedChoice):
+    """Settings of the Cox model.
+
+    Attributes
+    ----------
+    penalties : penalty strengths to try; empty takes a path of `n_candidates` from the smallest that zeroes every
+        coefficient, down
+    min_penalty_ratio : its last strength as a share of its first
+    l1_ratio : 1 is the lasso; towards 0 it is ridge, which keeps correlated codes together
+    min_subjects : a feature that is not 0 in fewer training subjects is left out
+    log_counts : take log(1 + x) of whole-number features, whose tails are long
+    """
+
+    name: Literal["cox"] = "cox"
+    penalties: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    min_penalty_ratio: float = Field(0.01, gt=0, lt=1)
+    l1_ratio: float = Field(0.1, gt=0, le=1)
+    min_subjects: int = Field(5, ge=1)
+    log_counts: bool = True
+
+
+class LassoConfig(TunedChoice):
+    """Settings of the lasso regression.
+
+    Attributes
+    ----------
+    strengths : of the penalty, in units of ``sqrt(log P / N)``; `n_candidates` of them are tried
+    scales_days : of times: a day, a month and a year; where a record is two days of intensive care, take hours
+    n_intervals : of the time grid, at most
+    """
+
+    name: Literal["lasso"] = "lasso"
+    strengths: Strengths = (0.25, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
+    scales_days: ScalesDays = READOUT_DAYS
+    n_intervals: int = Field(20, ge=1)
+
+
+class GradientBoostingConfig(TreeSettings):
+    """Settings of gradient boosting; the tuples are what `n_candidates` combinations are taken from.
+
+    Attributes
+    ----------
+    learning_rates, max_leaves, min_rows, penalties, feature_shares : of the trees: step, leaves a tree, person-periods
+        a leaf, L2 penalty, and share of the columns that a split may choose from
+    max_trees : the most trees; fewer where the validation loss stops falling
+    n_intervals : of the time grid, at most; rows and time of the fit grow with it
+    has_timing : whether it reads when codes came, and first, last and trend of values, beside the counts of codes
+    """
+
+    has_timing: ClassVar[bool] = False
+    name: Literal["gradient-boosting"] = "gradient-boosting"
+    learning_rates: Rates = (0.06, 0.03, 0.12)
+    max_leaves: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (8, 4, 16)
+    min_rows: Numbers = (40, 100)
+    penalties: Strengths = (1.0, 10.0)
+    feature_shares: Shares = (0.3, 1.0)
+    max_trees: int = Field(400, ge=1)
+    n_intervals: int = Field(4, ge=1)
+
+
+class GradientBoostingTimingConfig(GradientBoostingConfig):
+    """Settings of gradient boosting with timing features: whether a sequence model is worth its cost shows against it,
+    not against bags of codes."""
+
+    module: ClassVar[str] = "gradient_boosting"
+    has_timing: ClassVar[bool] = True
+    name: Literal["gradient-boosting-timing"] = "gradient-boosting-timing"  # type: ignore[assignment]
+
+
+class RandomSurvivalForestConfig(TreeSettings):
+    """Settings of the forest; the tuples are what `n_candidates` combinations are taken from.
+
+    Attributes
+    ----------
+    n_trees : trees of the forest
+    min_rows, feature_shares : subjects a leaf, and share of the columns that a split may choose from
+    max_rows : subjects that a tree is grown on, at most, drawn with replacement
+    n_intervals : of the time grid, at most
+    """
+
+    name: Literal["random-survival-forest"] = "random-survival-forest"
+    n_trees: int = Field(100, ge=1)
+    min_rows: Numbers = (15, 8, 30, 60)
+    feature_shares: Shares = (0.05, 0.02, 0.1)
+    max_rows: int = Field(5_000, ge=1)
+    n_intervals: int = Field(10, ge=1)
+
+
+class GruConfig(SequenceSettings):
+    """Settings of a GRU (Cho et al. 2014, arXiv:1406.1078) over the visit tokens."""
+
+    name: Literal["gru"] = "gru"
+
+
+class LstmConfig(SequenceSettings):
+    """Settings of an LSTM (Hochreiter & Schmidhuber 1997, Neural Comput 9:1735-1780) over the visit tokens."""
+
+    name: Literal["lstm"] = "lstm"
+
+
+class MeanPoolConfig(SequenceSettings):
+    """Settings of the mean of embeddings.
+
+    Attributes
+    ----------
+    skip_gram : of the embeddings, where none were fitted before
+    trains_embeddings : whether they go on learning with the head
+    """
+
+    name: Literal["mean-pool"] = "mean-pool"
+    skip_gram: SkipGramConfig = SkipGramConfig()
+    trains_embeddings: Annotated[tuple[bool, ...], Field(min_length=1)] = (True, False)

@@ -47,7 +47,7 @@ from ehrtrack.data.import_report import DROP_REASONS, ImportReport, TableReport
 from ehrtrack.data.sources._reader import Reader
 from ehrtrack.data.sources._relation import first_line, quote_text
 from ehrtrack.data.sources._results import with_results_in_codes
-from ehrtrack.data.sources.base import SourceTable
+from ehrtrack.data.sources.base import Source
 from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.study_file import read_toml
@@ -94,8 +94,8 @@ def import_dataset(
     """
     started = time.monotonic()
     path, out = Path(path), Path(out)
-    module = plugins.load("data.sources", source)
-    settings = read_config(module.Config, source, config)
+    chosen = plugins.plugin("data.sources", source, Source)
+    settings = read_config(chosen.Config, source, config)
     _check_paths(path, out)
     report = progress or _print_progress
     with open_engine(engine, n_workers) as workers, _staging_folder(out) as staging:
@@ -103,7 +103,7 @@ def import_dataset(
         with _database(staging / "scratch", memory_limit, threads, settings.time_zone) as connection:
             reader = Reader(connection, settings, staging / "scratch")
             try:
-                tables: list[SourceTable] = module.tables(reader, path, settings)
+                tables = chosen(settings).tables(reader, path)
                 present = [with_results_in_codes(reader, table) for table in tables if table.relation is not None]
                 for table in present:
                     began = time.monotonic()

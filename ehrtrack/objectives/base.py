@@ -1,20 +1,30 @@
-"""What an objective is to the training loop, and what it may know of the training subjects."""
+"""What an objective is to the training loop and the recipes, and what it may know of the training subjects."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import ClassVar, Generic, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
+from ehrtrack import plugins
 from ehrtrack.data.batch import Batch, Batches, Outcomes
 from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.heads import Head
 from ehrtrack.models.settings import READOUT_DAYS
+from ehrtrack.section import Choice
+from ehrtrack.survival.time_grid import TimeGrid
+
+Score = TypeVar("Score", covariant=True, default=object)
+"""What an objective keeps of a validation batch. Scores come from `score` of the same objective alone, so that any may
+stand where an `Objective` is asked for, whatever its scores."""
 
 History = Sequence[Mapping[str, float]]
 """The metrics of each epoch, in order."""
@@ -126,29 +136,78 @@ class BatchLoss(NamedTuple):
     mean: float  # of this batch, for the log
 
 
-class Objective(Protocol):
-    """A loss with its head and its validation metrics."""
+@dataclass(frozen=True)
+class Predictions:
+    """What a survival model says of N subjects.
 
+    Attributes
+    ----------
+    rows : (N,) rows of the token store
+    survival : (N, K + 1) S at the edges of the time grid
+    incidence : (N, R, K + 1) cumulative incidence of each of R causes there, or None where there is one
+    """
+
+    rows: npt.NDArray[np.int64]
+    survival: npt.NDArray[np.float64]
+    incidence: npt.NDArray[np.float64] | None = None
+
+    @property
+    def risk(self) -> npt.NDArray[np.float64]:
+        """(N,) probability of the outcome up to the horizon."""
+        return 1 - self.survival[:, -1]
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What it takes to predict with weights that were kept.
+
+    Attributes
+    ----------
+    head : of the shapes of the weights, which are still to be loaded
+    predict : from a model with this head, batches and a device to predictions in the order of the batches
+    n_causes : R, causes of which the incidence is told; 1 where there is one outcome, or any of several
+    """
+
+    head: Head
+    predict: Callable[[nn.Module, Iterable[Batch], torch.device], Predictions]
+    n_causes: int = 1
+
+
+class Objective(ABC, Generic[Score]):
+    """A loss with its head and its validation metrics; `Score` is what it keeps of a validation batch.
+
+    A subclass says its settings as ``Config``, and is made of these and of facts of the training subjects.
+    """
+
+    Config: ClassVar[type[Choice]]
     selection: Selection
 
+    @abstractmethod
+    def __init__(self, config: Choice, facts: TrainingFacts) -> None:
+        """Fit what the objective knows of the training subjects, such as a time grid or the rates of codes."""
+
+    @abstractmethod
     def make_head(self, width: int) -> Head:
         """A fresh head for an encoder of width D."""
 
+    @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         """Training loss of a batch; what is random comes from ``batch.generator()``."""
 
-    def score(self, model: nn.Module, batch: Batch) -> Any:
+    @abstractmethod
+    def score(self, model: nn.Module, batch: Batch) -> Score:
         """What `metrics` needs to know of a validation batch, as plain values and arrays."""
 
-    def metrics(self, scores: Sequence[Any]) -> dict[str, float]:
+    @abstractmethod
+    def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
         """Validation metrics from the scores of all batches in their order, named ``val/...``.
 
         Always ``val/loss`` and the metrics of the selection among them.
         """
 
 
-class PretrainingObjective(Objective, Protocol):
-    """An objective that takes its targets from the records themselves.
+class PretrainingObjective(Objective[Score]):
+    """An objective that takes its targets from the records themselves; its settings are `PretrainingSettings`.
 
     Attributes
     ----------
@@ -157,3 +216,63 @@ class PretrainingObjective(Objective, Protocol):
     """
 
     trivial: Mapping[str, str]
+
+
+class OutcomeObjective(Objective[Score]):
+    """An objective that learns the outcome of a cohort, read as survival curves; its settings are `OutcomeSettings`.
+
+    Attributes
+    ----------
+    grid : time axis of the curves, fitted to the training subjects
+    """
+
+    grid: TimeGrid
+
+    @abstractmethod
+    def baseline_logits(self) -> Tensor:
+        """(K,) or (K, R) of the population: where a head begins, and what effects of codes are added to."""
+
+    @abstractmethod
+    def likelihood(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
+        """Mean loss of logits (B, K) or (B, K R), without what is no likelihood."""
+
+    @abstractmethod
+    def rehearse(self, outcomes: Outcomes) -> None:
+        """Score what a model without inputs says of validation subjects: fails where they are too few to score.
+
+        Raises
+        ------
+        NotMeasurable
+            If a measure that every epoch needs cannot be had of these subjects.
+        """
+
+    @abstractmethod
+    def predict(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
+        """Survival curves at the edges of the grid, with dropout off, in the order of the batches."""
+
+    @classmethod
+    @abstractmethod
+    def rebuild(cls, weights: Mapping[str, Tensor], *, width: int, n_intervals: int | None = None) -> Rebuilt:
+        """The head that some weights are of, to be loaded with them, and how a model with it predicts.
+
+        Parameters
+        ----------
+        weights : of the head, by name
+        width : D, of the encoder
+        n_intervals : K of the time grid that was kept beside the weights, or None where none was
+
+        Raises
+        ------
+        CheckpointError
+            If the weights are of no such head, or do not fit the grid: before memory is taken for a large one.
+        """
+
+
+def pretraining_objective(config: Choice, facts: TrainingFacts) -> PretrainingObjective:
+    """The objective that these settings are of, for these training subjects."""
+    return plugins.plugin("objectives", config.name, PretrainingObjective)(config, facts)
+
+
+def outcome_objective(config: Choice, facts: TrainingFacts) -> OutcomeObjective:
+    """The objective that these settings are of, for these training subjects."""
+    return plugins.plugin("objectives", config.name, OutcomeObjective)(config, facts)

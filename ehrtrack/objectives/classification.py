@@ -8,7 +8,7 @@ where censoring does not depend on the outcome; `survival` uses the censored sub
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,16 +21,15 @@ from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
-from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
-from ehrtrack.objectives._settings.classification import Config as Config
-from ehrtrack.objectives.base import BatchLoss, TrainingFacts
+from ehrtrack.objectives.base import BatchLoss, OutcomeObjective, Predictions, Rebuilt, TrainingFacts
+from ehrtrack.objectives.settings import ClassificationConfig
 from ehrtrack.objectives.survival import (
-    Predictions,
     baseline_survival,
     error_of,
     predict,
+    rebuild_hazard_head,
     score_survival,
     selection_by,
 )
@@ -47,7 +46,7 @@ class Score(NamedTuple):
     outcomes: Outcomes
 
 
-class Classification:
+class Classification(OutcomeObjective[Score]):
     """Weighted binary cross-entropy of the outcome at the horizon.
 
     Attributes
@@ -56,7 +55,12 @@ class Classification:
     prevalence : share with the outcome by the horizon, by Kaplan-Meier in the training subjects
     """
 
-    def __init__(self, config: Config, training: Outcomes, horizon_days: float) -> None:
+    Config = ClassificationConfig
+
+    def __init__(self, config: ClassificationConfig, facts: TrainingFacts) -> None:
+        if facts.outcomes is None or facts.horizon_days is None:
+            raise ConfigError("objective classification needs a [cohort] with an outcome; pretraining uses another")
+        training, horizon_days = facts.outcomes, facts.horizon_days
         self.selection = selection_by(config.select_by, "auroc", "brier")
         self.training = training
         self.grid = TimeGrid((0.0, horizon_days)).timed_by(training.follow_up_days, training.is_event)
@@ -68,7 +72,7 @@ class Classification:
                 "classification needs both classes; change cohort.horizon_days or the outcome"
             )
         self.threshold = config.threshold or self.prevalence
-        self.codes: CodeEffects | None = None
+        self.codes = fit_code_effects(config.lasso, facts, self)
 
     def make_head(self, width: int) -> Head:
         return HazardHead(width, self.baseline_logits(), self.codes)
@@ -141,8 +145,11 @@ class Classification:
         )
 
     def predict(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
-        """One interval's survival curves, with dropout off."""
         return predict(model, batches, device)
+
+    @classmethod
+    def rebuild(cls, weights: Mapping[str, Tensor], *, width: int, n_intervals: int | None = None) -> Rebuilt:
+        return Rebuilt(rebuild_hazard_head(weights, 1, width=width, n_intervals=n_intervals), predict)
 
     def score_classes(self, risk: Floats, outcomes: Outcomes) -> dict[str, float]:
         """Scores of N risks of the outcome by the horizon.
@@ -202,12 +209,3 @@ class Censoring:
         is_known = outcomes.is_event | (outcomes.follow_up_days >= self.horizon_days)
         weights: Floats = np.where(is_known, 1 / self.followed[np.maximum(before, 0)], 0.0)
         return weights
-
-
-def build(config: Config, facts: TrainingFacts) -> Classification:
-    """The objective for these training subjects."""
-    if facts.outcomes is None or facts.horizon_days is None:
-        raise ConfigError("objective classification needs a [cohort] with an outcome; pretraining uses another")
-    objective = Classification(config, facts.outcomes, facts.horizon_days)
-    objective.codes = fit_code_effects(config.lasso, facts, objective)
-    return objective

@@ -6,7 +6,8 @@ C-index of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +17,11 @@ from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
-from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
-from ehrtrack.objectives._settings.competing_risks import Config as Config
-from ehrtrack.objectives.base import BatchLoss, TrainingFacts
-from ehrtrack.objectives.survival import Predictions, baseline_survival, error_of, score_survival, selection_by
+from ehrtrack.objectives.base import BatchLoss, OutcomeObjective, Predictions, Rebuilt, TrainingFacts
+from ehrtrack.objectives.settings import CompetingRisksConfig
+from ehrtrack.objectives.survival import baseline_survival, error_of, rebuild_hazard_head, score_survival, selection_by
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES
 from ehrtrack.survival.competing_risks import (
     EventWeights,
@@ -31,7 +31,7 @@ from ehrtrack.survival.competing_risks import (
     marginal_logits,
     resampled_cause_c_index,
 )
-from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
+from ehrtrack.survival.time_grid import fit_time_grid
 
 Floats = npt.NDArray[np.float64]
 
@@ -45,16 +45,38 @@ class Score(NamedTuple):
     outcomes: Outcomes
 
 
-class CompetingRisks:
-    """Cause-specific hazards on a grid that was fitted to the training subjects."""
+class CompetingRisks(OutcomeObjective[Score]):
+    """Cause-specific hazards on a grid that is fitted to the training subjects.
 
-    def __init__(self, config: Config, training: Outcomes, grid: TimeGrid) -> None:
+    Raises
+    ------
+    DataError
+        If the labels name no causes, or a cause up to the highest has no training subject.
+    """
+
+    Config = CompetingRisksConfig
+
+    def __init__(self, config: CompetingRisksConfig, facts: TrainingFacts) -> None:
+        if facts.outcomes is None or facts.horizon_days is None:
+            raise ConfigError("objective competing-risks needs a [cohort] with an outcome; pretraining uses another")
+        training = facts.outcomes
+        found = np.bincount(_causes(training))
+        if not found[1:].size or not found[1:].all():
+            missing = ", ".join(str(r) for r in range(1, max(len(found), 2)) if r >= len(found) or not found[r])
+            raise DataError(
+                f"no training subject has cause {missing}; number the causes from 1 without gaps, or drop it"
+            )
         self.selection = selection_by(config.select_by, "c_index_causes", "ibs")
         self.training = training
-        self.grid = grid
-        self.weights = EventWeights.of(grid, training.follow_up_days, _causes(training))
+        self.grid = fit_time_grid(
+            training.follow_up_days,
+            training.is_event,
+            horizon_days=facts.horizon_days,
+            n_intervals=config.n_intervals,
+        )
+        self.weights = EventWeights.of(self.grid, training.follow_up_days, _causes(training))
         self.n_causes = int(_causes(training).max())
-        self.codes: CodeEffects | None = None
+        self.codes = fit_code_effects(config.lasso, facts, self)
 
     def make_head(self, width: int) -> Head:
         """K x R logits in one row, which start at the population's incidence."""
@@ -148,6 +170,12 @@ class CompetingRisks:
         """Survival free of all causes and the incidence of each, with dropout off."""
         return predict(model, batches, device, n_causes=self.n_causes)
 
+    @classmethod
+    def rebuild(cls, weights: Mapping[str, Tensor], *, width: int, n_intervals: int | None = None) -> Rebuilt:
+        head = rebuild_hazard_head(weights, 2, width=width, n_intervals=n_intervals)
+        n_causes = weights["baseline"].shape[1]
+        return Rebuilt(head, partial(predict, n_causes=n_causes), n_causes)
+
     def likelihood(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
         """Mean negative log-likelihood of logits (B, K R)."""
         return self._losses(self._logits(logits), outcomes).mean()
@@ -187,28 +215,3 @@ def _causes(outcomes: Outcomes) -> npt.NDArray[np.int64]:
             "0 for the censored and 1, 2, ... for the causes; or use objective.name=survival"
         )
     return outcomes.cause
-
-
-def build(config: Config, facts: TrainingFacts) -> CompetingRisks:
-    """The objective for these training subjects.
-
-    Raises
-    ------
-    DataError
-        If the labels name no causes, or a cause up to the highest has no training subject.
-    """
-    if facts.outcomes is None or facts.horizon_days is None:
-        raise ConfigError("objective competing-risks needs a [cohort] with an outcome; pretraining uses another")
-    found = np.bincount(_causes(facts.outcomes))
-    if not found[1:].size or not found[1:].all():
-        missing = ", ".join(str(r) for r in range(1, max(len(found), 2)) if r >= len(found) or not found[r])
-        raise DataError(f"no training subject has cause {missing}; number the causes from 1 without gaps, or drop it")
-    grid = fit_time_grid(
-        facts.outcomes.follow_up_days,
-        facts.outcomes.is_event,
-        horizon_days=facts.horizon_days,
-        n_intervals=config.n_intervals,
-    )
-    objective = CompetingRisks(config, facts.outcomes, grid)
-    objective.codes = fit_code_effects(config.lasso, facts, objective)
-    return objective

@@ -20,17 +20,18 @@ from ehrtrack.data.excerpts import excerpts, visits_of
 from ehrtrack.errors import DataError
 from ehrtrack.models.heads import Head, ProjectionHead
 from ehrtrack.objectives._cuts import loss_without_targets
-from ehrtrack.objectives._settings.contrastive import Config as Config
-from ehrtrack.objectives.base import BatchLoss, Selection, TrainingFacts
+from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
+from ehrtrack.objectives.settings import ContrastiveConfig
 
 
-class Contrastive:
+class Contrastive(PretrainingObjective[dict[str, float]]):
     """Cross-entropy of finding each view's other half among all other views of the batch."""
 
+    Config = ContrastiveConfig
     selection = Selection("val/loss", is_higher_better=False)
     trivial = {"val/contrastive_loss": "val/guessing_loss"}  # noqa: RUF012
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: ContrastiveConfig, facts: TrainingFacts) -> None:
         self.config = config
 
     def make_head(self, width: int) -> Head:
@@ -78,11 +79,6 @@ class Contrastive:
         itself = torch.eye(n_views, dtype=torch.bool, device=z.device)
         similarity = (z @ z.T / self.config.temperature).masked_fill(itself, -torch.inf)
         return similarity, torch.arange(n_views, device=z.device).roll(n_views // 2)
-
-
-def build(config: Config, facts: TrainingFacts) -> Contrastive:
-    """The objective; it needs no facts."""
-    return Contrastive(config)
 
 
 def two_views(batch: Batch, generator: torch.Generator) -> Batch | None:

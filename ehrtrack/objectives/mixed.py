@@ -6,18 +6,17 @@ the memory of a step is that of all of them together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ehrtrack import plugins
 from ehrtrack.data.batch import Batch
 from ehrtrack.models.heads import Head, PartHeads
-from ehrtrack.objectives._settings.mixed import Config as Config
-from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
+from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts, pretraining_objective
+from ehrtrack.objectives.settings import MixedConfig
 
 
 class _Part(nn.Module):
@@ -32,19 +31,20 @@ class _Part(nn.Module):
         return cast(Tensor, self.model(replace(batch, part=self.name)))
 
 
-class Mixed:
+class Mixed(PretrainingObjective[dict[str, object]]):
     """The parts' mean losses in a batch, weighted and added.
 
     A batch weighs as many as it has subjects: over the batches of a step the loss is the mean of the batches' losses,
     weighted so. The parts' validation metrics keep their names.
     """
 
+    Config = MixedConfig
     selection = Selection("val/loss", is_higher_better=False)
 
-    def __init__(self, weights: Mapping[str, float], parts: Mapping[str, PretrainingObjective]) -> None:
-        self.weights = weights
-        self.parts = parts
-        self.trivial = {loss: trivial for part in parts.values() for loss, trivial in part.trivial.items()}
+    def __init__(self, config: MixedConfig, facts: TrainingFacts) -> None:
+        self.weights = config.weights
+        self.parts = {name: pretraining_objective(part, facts) for name, part in config.parts().items()}
+        self.trivial = {loss: trivial for part in self.parts.values() for loss, trivial in part.trivial.items()}
 
     def make_head(self, width: int) -> Head:
         return PartHeads({name: part.make_head(width) for name, part in self.parts.items()})
@@ -55,11 +55,11 @@ class Mixed:
         mean = torch.stack([self.weights[name] * part.total / part.weight for name, part in losses.items()]).sum()
         return BatchLoss(mean * n_subjects, n_subjects, mean.item())
 
-    def score(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+    def score(self, model: nn.Module, batch: Batch) -> dict[str, object]:
         """The parts' scores, by name."""
         return {name: part.score(_Part(model, name), batch) for name, part in self.parts.items()}
 
-    def metrics(self, scores: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def metrics(self, scores: Sequence[dict[str, object]]) -> dict[str, float]:
         """The parts' metrics, and the weighted sum of their losses."""
         found: dict[str, float] = {}
         loss = 0.0
@@ -68,9 +68,3 @@ class Mixed:
             loss += self.weights[name] * metrics.pop("val/loss")
             found |= metrics
         return found | {"val/loss": loss}
-
-
-def build(config: Config, facts: TrainingFacts) -> Mixed:
-    """The parts for these training subjects."""
-    parts = {name: plugins.load("objectives", name).build(part, facts) for name, part in config.parts().items()}
-    return Mixed(config.weights, parts)

@@ -15,11 +15,11 @@ from ehrtrack.data.vocabulary import MASK, SPECIAL_TOKENS
 from ehrtrack.models.heads import Head, TokenHead
 from ehrtrack.objectives._cooccurrence import CoOccurrence
 from ehrtrack.objectives._cuts import sampled
-from ehrtrack.objectives._settings.mlm import Config as Config
-from ehrtrack.objectives.base import BatchLoss, Selection, TrainingFacts
+from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
+from ehrtrack.objectives.settings import MaskedTokensConfig
 
 
-class MaskedTokens:
+class MaskedTokens(PretrainingObjective[dict[str, float]]):
     """Cross-entropy of masked tokens, beside that of two predictors that only count, on the same tokens.
 
     The unigram predictor gives each token its (add-one smoothed) share among the training subjects' tokens. A model
@@ -27,10 +27,11 @@ class MaskedTokens:
     below the co-occurrence predictor too, which there is where training records are given.
     """
 
+    Config = MaskedTokensConfig
     selection = Selection("val/loss", is_higher_better=False)
     trivial = {"val/mlm_loss": "val/unigram_loss"}  # noqa: RUF012
 
-    def __init__(self, config: Config, facts: TrainingFacts) -> None:
+    def __init__(self, config: MaskedTokensConfig, facts: TrainingFacts) -> None:
         self.config = config
         self.vocabulary_size = len(facts.token_counts)
         counts = facts.token_counts.astype(np.float64) + 1
@@ -78,11 +79,6 @@ class MaskedTokens:
 
     def _masked(self, batch: Batch) -> Batch:
         return mask_tokens(batch, self.config.mask_probability, self.vocabulary_size, batch.generator())
-
-
-def build(config: Config, facts: TrainingFacts) -> MaskedTokens:
-    """The objective for these training subjects."""
-    return MaskedTokens(config, facts)
 
 
 def mask_tokens(batch: Batch, probability: float, vocabulary_size: int, generator: torch.Generator) -> Batch:

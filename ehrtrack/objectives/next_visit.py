@@ -21,8 +21,8 @@ from ehrtrack.data.vocabulary import SPECIAL_TOKENS
 from ehrtrack.errors import DataError
 from ehrtrack.models.heads import CodeHead, Head
 from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sampled
-from ehrtrack.objectives._settings.next_visit import Config as Config
-from ehrtrack.objectives.base import BatchLoss, Selection, TrainingFacts
+from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
+from ehrtrack.objectives.settings import NextVisitConfig
 
 N_LISTED = 10
 """Codes that are listed for a visit when new onsets among them are counted."""
@@ -59,13 +59,14 @@ class Rates(NamedTuple):
         return torch.where(is_known, self.repeated.logit(), self.new.logit())
 
 
-class NextVisit:
+class NextVisit(PretrainingObjective[dict[str, float]]):
     """Binary cross-entropy of all codes, summed over codes and averaged over visits.
 
     It is scored on new onsets and on repeats apart, each beside a predictor that knows, for every code, how often it
     comes anew and how often again. To copy the last visits forward is no better than that.
     """
 
+    Config = NextVisitConfig
     selection = Selection("val/loss", is_higher_better=False)
     trivial = {  # noqa: RUF012
         "val/next_visit_loss": "val/prevalence_loss",
@@ -73,10 +74,10 @@ class NextVisit:
         "val/repeat_loss": "val/prevalence_repeat_loss",
     }
 
-    def __init__(self, config: Config, vocabulary_size: int, rates: Rates) -> None:
+    def __init__(self, config: NextVisitConfig, facts: TrainingFacts) -> None:
         self.config = config
-        self.codes = torch.arange(len(SPECIAL_TOKENS), vocabulary_size)
-        self.rates = rates
+        self.codes = torch.arange(len(SPECIAL_TOKENS), len(facts.token_counts))
+        self.rates = count_rates(config, facts)
 
     def make_head(self, width: int) -> Head:
         return CodeHead(width, self.codes, self.rates.overall.logit()[None])
@@ -128,12 +129,6 @@ class NextVisit:
         return self.rates.logits(targets.is_known)
 
 
-def build(config: Config, facts: TrainingFacts) -> NextVisit:
-    """The objective for these training subjects."""
-    vocabulary_size = len(facts.token_counts)
-    return NextVisit(config, vocabulary_size, count_rates(config, facts))
-
-
 def next_codes(batch: Batch, cuts: Cuts, n_codes: int) -> Targets:
     """The codes of the visit after each cut, special tokens aside.
 
@@ -163,7 +158,7 @@ def listed_onsets(logits: Tensor, targets: Targets) -> int:
     return int(is_onset.gather(1, listed).sum())
 
 
-def count_rates(config: Config, facts: TrainingFacts) -> Rates:
+def count_rates(config: NextVisitConfig, facts: TrainingFacts) -> Rates:
     """Rates among the training subjects at cuts like those of training.
 
     A code's rate is drawn towards the mean of all codes with the weight of one visit: none is 0 or 1.

@@ -1,13 +1,24 @@
-"""Settings that the objectives of an outcome share."""
+"""The settings of all objectives, free of torch: which there are, and what each may be told."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any, Literal
 
+from pydantic import Field, model_validator
+
+from ehrtrack import plugins
 from ehrtrack.section import Choice
 
 
-class HazardSettings(Choice):
+class OutcomeSettings(Choice):
+    """Settings of an objective that learns the outcome of a cohort."""
+
+
+class PretrainingSettings(Choice):
+    """Settings of an objective that takes its targets from the records themselves."""
+
+
+class HazardSettings(OutcomeSettings):
     """Settings of an objective whose head is a `HazardHead`.
 
     Attributes
@@ -19,3 +30,149 @@ class HazardSettings(Choice):
     """
 
     lasso: float = Field(0.0, ge=0)
+
+
+class SurvivalConfig(HazardSettings):
+    """Settings of the survival objective.
+
+    Attributes
+    ----------
+    lambda_rank : weight of the ranking loss beside the negative log-likelihood. It did not raise the C-index
+        wherever it was tried (`ehrtrack frontier`) and mostly cost Brier score, so that it is off until asked for
+    sigma : scale of the ranking loss; below .02 its exponential overflows
+    n_intervals : intervals of the time grid, at most; its edges are quantiles of training event times
+    select_by : validation measure by which training stops and an epoch is kept. By c_index, of the epochs within one
+        standard error of the best C-index the one with the lowest integrated Brier score is kept, and training stops
+        `patience` epochs after it, or after the best where that is later: alone, with few validation events, the
+        C-index is mostly noise and may keep a first epoch whose risks are all alike. By ibs, both go by the integrated
+        Brier score
+    """
+
+    name: Literal["survival"] = "survival"
+    lambda_rank: float = Field(0.0, ge=0)
+    sigma: float = Field(0.1, gt=0)
+    n_intervals: int = Field(20, ge=1)
+    select_by: Literal["c_index", "ibs"] = "c_index"
+
+
+class CompetingRisksConfig(HazardSettings):
+    """Settings of competing risks.
+
+    Attributes
+    ----------
+    n_intervals : intervals of the time grid, at most; its edges are quantiles of training event times of any cause
+    select_by : as in `objective.survival`; c_index is the mean of the causes', ibs that of any cause
+    """
+
+    name: Literal["competing-risks"] = "competing-risks"
+    n_intervals: int = Field(20, ge=1)
+    select_by: Literal["c_index", "ibs"] = "c_index"
+
+
+class ClassificationConfig(HazardSettings):
+    """Settings of classification at the cohort's horizon (``cohort.horizon_days``).
+
+    Attributes
+    ----------
+    threshold : risk from which a subject is called positive in the confusion matrix; None takes the share of training
+        subjects that have the outcome by the horizon
+    select_by : as in `objective.survival`, by the area under the ROC curve, auroc, and the Brier score at the horizon,
+        brier
+    """
+
+    name: Literal["classification"] = "classification"
+    threshold: float | None = Field(None, gt=0, lt=1)
+    select_by: Literal["auroc", "brier"] = "auroc"
+
+
+class MaskedTokensConfig(PretrainingSettings):
+    """Settings of masked-token pretraining.
+
+    Attributes
+    ----------
+    mask_probability : share of tokens that are to be predicted; 80 % of them show [MASK], 10 % a random token,
+        10 % themselves
+    """
+
+    name: Literal["mlm"] = "mlm"
+    mask_probability: float = Field(0.15, gt=0, lt=1)
+
+
+class NextVisitConfig(PretrainingSettings):
+    """Settings of next-visit pretraining.
+
+    Attributes
+    ----------
+    n_cuts : visits of a subject that are predicted at each pass, each from an excerpt of its own; two excerpts have
+        together about as many tokens as the record
+    """
+
+    name: Literal["next-visit"] = "next-visit"
+    n_cuts: int = Field(2, ge=1, le=1000)
+
+
+class TimeToEventConfig(PretrainingSettings):
+    """Settings of time-to-event pretraining.
+
+    Attributes
+    ----------
+    n_codes : the codes with the most first occurrences after cuts of training records, at most
+    n_pieces : pieces of the time axis, at most; their edges are quantiles of the times to first occurrences
+    n_cuts : cuts of a subject's record at each pass
+    lasso : strength of the penalty of a regression of each onset on single codes and values that the head starts from,
+        and whose rest the network learns (`models.code_effects`); seconds for each of `n_codes`. Fine-tuning with a
+        lasso then starts from what it says of the onsets. 0 leaves it out; .1 suited 58,000 records and 190 codes
+    """
+
+    name: Literal["time-to-event"] = "time-to-event"
+    n_codes: int = Field(512, ge=1)
+    n_pieces: int = Field(8, ge=1, le=1000)
+    n_cuts: int = Field(2, ge=1, le=1000)
+    lasso: float = Field(0.0, ge=0)
+
+
+class ContrastiveConfig(PretrainingSettings):
+    """Settings of contrastive pretraining.
+
+    Attributes
+    ----------
+    temperature : tau of the paper
+    projection : width of the space in which views are compared
+    """
+
+    name: Literal["contrastive"] = "contrastive"
+    temperature: float = Field(0.1, ge=1e-6)
+    projection: int = Field(64, ge=2, le=65_536)
+
+
+class MixedConfig(PretrainingSettings):
+    """Settings of a sum of objectives.
+
+    Attributes
+    ----------
+    weights : of each part's mean loss, by the part's name. Losses differ in scale: one of masked tokens is in nats a
+        token, one of the next visit in nats a visit, over all codes
+    settings : of the parts that are not to have their defaults, by name
+    """
+
+    name: Literal["mixed"] = "mixed"
+    weights: dict[str, float] = Field({"mlm": 1.0, "time-to-event": 0.1})
+    settings: dict[str, dict[str, Any]] = Field({})
+
+    @model_validator(mode="after")
+    def _parts_are_right(self) -> MixedConfig:
+        if not self.weights or min(self.weights.values()) <= 0 or self.name in self.weights:
+            raise ValueError("weights needs one positive weight a part, such as {mlm = 1.0}, and no part is 'mixed'")
+        if unknown := sorted(self.settings.keys() - self.weights.keys()):
+            raise ValueError(f"settings of {', '.join(unknown)}, and weights names only {', '.join(self.weights)}")
+        others = [name for name, part in self.parts().items() if not isinstance(part, PretrainingSettings)]
+        if others:
+            raise ValueError(f"weights names {', '.join(others)}: each part is an objective that pretrains on records")
+        return self
+
+    def parts(self) -> dict[str, Choice]:
+        """The parts' own configurations, by name."""
+        return {
+            name: plugins.settings("objectives", name).model_validate(self.settings.get(name, {}))
+            for name in self.weights
+        }

@@ -6,8 +6,7 @@ a score summed over visits, or read at a time that depends on the outcome, would
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Outcomes
-from ehrtrack.errors import ConfigError
+from ehrtrack.errors import CheckpointError, ConfigError
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
-from ehrtrack.objectives._settings.survival import Config as Config
-from ehrtrack.objectives.base import BatchLoss, Selection, TrainingFacts
+from ehrtrack.objectives.base import BatchLoss, OutcomeObjective, Predictions, Rebuilt, Selection, TrainingFacts
+from ehrtrack.objectives.settings import SurvivalConfig
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, resampled_c_index, standard_error
 from ehrtrack.survival.curves import interpolate_survival, survival_curve
 from ehrtrack.survival.kaplan_meier import KaplanMeier
@@ -33,27 +32,6 @@ LEAST_SIGMA = 0.02
 """Of the ranking loss: exp(1 / .02) = 5e21 is a number in 32 bits, with its sum over pairs; exp(1 / .01) is none."""
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What a survival model says of N subjects.
-
-    Attributes
-    ----------
-    rows : (N,) rows of the token store
-    survival : (N, K + 1) S at the edges of the time grid
-    incidence : (N, R, K + 1) cumulative incidence of each of R causes there, or None where there is one
-    """
-
-    rows: npt.NDArray[np.int64]
-    survival: npt.NDArray[np.float64]
-    incidence: npt.NDArray[np.float64] | None = None
-
-    @property
-    def risk(self) -> npt.NDArray[np.float64]:
-        """(N,) probability of the outcome up to the horizon."""
-        return 1 - self.survival[:, -1]
-
-
 class Score(NamedTuple):
     """A validation batch: its loss, survival (B, K + 1) at the grid's edges, and what came."""
 
@@ -62,15 +40,31 @@ class Score(NamedTuple):
     outcomes: Outcomes
 
 
-class Survival:
-    """Hazards on a grid that was fitted to the training subjects."""
+class Survival(OutcomeObjective[Score]):
+    """Hazards on a grid that is fitted to the training subjects."""
 
-    def __init__(self, config: Config, training: Outcomes, grid: TimeGrid) -> None:
+    Config = SurvivalConfig
+
+    def __init__(self, config: SurvivalConfig, facts: TrainingFacts) -> None:
+        if facts.outcomes is None or facts.horizon_days is None:
+            raise ConfigError(
+                "objective survival needs a [cohort] with an outcome; pretraining uses objective.name=mlm"
+            )
+        if config.lambda_rank and config.sigma < LEAST_SIGMA:
+            raise ConfigError(
+                f"objective.sigma is {config.sigma:g}, and the ranking loss exp(difference of risks / sigma) overflows "
+                f"below {LEAST_SIGMA:g}; set objective.sigma to at least that, or objective.lambda_rank=0"
+            )
         self.config = config
         self.selection = selection_by(config.select_by, "c_index", "ibs")
-        self.training = training
-        self.grid = grid
-        self.codes: CodeEffects | None = None
+        self.training = facts.outcomes
+        self.grid = fit_time_grid(
+            facts.outcomes.follow_up_days,
+            facts.outcomes.is_event,
+            horizon_days=facts.horizon_days,
+            n_intervals=config.n_intervals,
+        )
+        self.codes = fit_code_effects(config.lasso, facts, self)
 
     def make_head(self, width: int) -> Head:
         return HazardHead(width, self.baseline_logits(), self.codes)
@@ -149,8 +143,11 @@ class Survival:
         score_survival(np.tile(population, (len(outcomes.is_event), 1)), self.grid, self.training, outcomes)
 
     def predict(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
-        """Survival curves with dropout off."""
         return predict(model, batches, device)
+
+    @classmethod
+    def rebuild(cls, weights: Mapping[str, Tensor], *, width: int, n_intervals: int | None = None) -> Rebuilt:
+        return Rebuilt(rebuild_hazard_head(weights, 1, width=width, n_intervals=n_intervals), predict)
 
 
 def selection_by(select_by: str, discrimination: str, error: str) -> Selection:
@@ -177,26 +174,6 @@ def _of_all_ranks(logits: Tensor, outcomes: Outcomes) -> tuple[Tensor, Outcomes]
     return torch.cat(parts), Outcomes(days, np.concatenate([part.is_event for _, part in gathered]))
 
 
-def build(config: Config, facts: TrainingFacts) -> Survival:
-    """The objective for these training subjects."""
-    if facts.outcomes is None or facts.horizon_days is None:
-        raise ConfigError("objective survival needs a [cohort] with an outcome; pretraining uses objective.name=mlm")
-    if config.lambda_rank and config.sigma < LEAST_SIGMA:
-        raise ConfigError(
-            f"objective.sigma is {config.sigma:g}, and the ranking loss exp(difference of risks / sigma) overflows "
-            f"below {LEAST_SIGMA:g}; set objective.sigma to at least that, or objective.lambda_rank=0"
-        )
-    grid = fit_time_grid(
-        facts.outcomes.follow_up_days,
-        facts.outcomes.is_event,
-        horizon_days=facts.horizon_days,
-        n_intervals=config.n_intervals,
-    )
-    objective = Survival(config, facts.outcomes, grid)
-    objective.codes = fit_code_effects(config.lasso, facts, objective)
-    return objective
-
-
 def predict(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:
     """Survival curves with dropout off, in the order of the batches."""
     model.eval()
@@ -206,6 +183,24 @@ def predict(model: nn.Module, batches: Iterable[Batch], device: torch.device) ->
             curves.append(survival_curve(model(batch.to(device)).cpu()).double().numpy())
             rows.append(batch.rows.numpy())
     return Predictions(np.concatenate(rows), np.concatenate(curves))
+
+
+def rebuild_hazard_head(
+    weights: Mapping[str, Tensor], n_dims: int, *, width: int, n_intervals: int | None
+) -> HazardHead:
+    """A hazard head of the shapes of some weights, whose baseline is (K,) or (K, R); as `OutcomeObjective.rebuild`.
+
+    Raises
+    ------
+    CheckpointError
+        If there is a grid beside, and the baseline has not `n_dims` axes or not as many intervals as the grid.
+    """
+    shape = tuple(weights["baseline"].shape) if "baseline" in weights else ()
+    if n_intervals is not None and (len(shape) != n_dims or shape[0] != n_intervals):
+        raise CheckpointError(
+            f"the weights do not fit the time grid beside: hazards of shape {shape}, {n_intervals} intervals"
+        )
+    return HazardHead(width, torch.zeros(shape), CodeEffects.from_weights(weights, "codes."))
 
 
 def score_survival(

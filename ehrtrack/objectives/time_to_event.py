@@ -24,8 +24,8 @@ from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import CodeHead, Head
 from ehrtrack.objectives._code_effects import fit_onset_effects
 from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sampled
-from ehrtrack.objectives._settings.time_to_event import Config as Config
-from ehrtrack.objectives.base import BatchLoss, Selection, TrainingFacts
+from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
+from ehrtrack.objectives.settings import TimeToEventConfig
 
 MOST_TARGETS, MOST_CUTS = 50_000_000, 200_000
 """Cuts times codes, and cuts, that regressions are fitted to, at most: 800 MB of what came and what was to be expected,
@@ -77,21 +77,22 @@ class Axis:
         return (is_in & onsets.is_event[:, None]).float()
 
 
-class TimeToEvent:
+class TimeToEvent(PretrainingObjective[dict[str, float]]):
     """Negative log-likelihood of the onsets of all codes, summed over codes and averaged over cuts.
 
     Beside it that of the marginal predictor: each code's rate in each piece among the training subjects; and, where
     the head starts from one, that of the regression on single codes by itself.
     """
 
+    Config = TimeToEventConfig
     selection = Selection("val/loss", is_higher_better=False)
     trivial = {"val/onset_loss": "val/marginal_loss"}  # noqa: RUF012
 
-    def __init__(self, config: Config, axis: Axis, log_rate: Tensor, effects: CodeEffects | None = None) -> None:
+    def __init__(self, config: TimeToEventConfig, facts: TrainingFacts) -> None:
         self.config = config
-        self.axis = axis
-        self.log_rate = log_rate  # (K, C)
-        self.effects = effects
+        self.axis = fit_axis(config, facts)
+        self.log_rate = _log_rates(config, facts, self.axis)  # (K, C)
+        self.effects = _effects(config, facts, self.axis, self.log_rate)
 
     def make_head(self, width: int) -> Head:
         return CodeHead(width, self.axis.codes, self.log_rate, self.effects)
@@ -143,13 +144,6 @@ class TimeToEvent:
         }
 
 
-def build(config: Config, facts: TrainingFacts) -> TimeToEvent:
-    """The objective for these training subjects."""
-    axis = fit_axis(config, facts)
-    log_rate = _log_rates(config, facts, axis)
-    return TimeToEvent(config, axis, log_rate, _effects(config, facts, axis, log_rate))
-
-
 def negative_log_likelihood(log_hazard: Tensor, events: Tensor, exposure: Tensor) -> Tensor:
     """Sum over P, K and C of ``hazard * exposure - event * log(hazard)``; the three are (P, K, C).
 
@@ -185,7 +179,7 @@ def onsets_after(batch: Batch, cuts: Cuts, axis: Axis) -> Onsets:
     return Onsets(days, is_event, ~is_known)
 
 
-def fit_axis(config: Config, facts: TrainingFacts) -> Axis:
+def fit_axis(config: TimeToEventConfig, facts: TrainingFacts) -> Axis:
     """Codes and pieces, from what came after cuts like those of training."""
     vocabulary_size = len(facts.token_counts)
     every = _axis(torch.arange(len(SPECIAL_TOKENS), vocabulary_size), vocabulary_size, torch.zeros(1))
@@ -205,7 +199,7 @@ def fit_axis(config: Config, facts: TrainingFacts) -> Axis:
     return _axis(every.codes[torch.from_numpy(np.sort(frequent))], vocabulary_size, torch.from_numpy(edges))
 
 
-def _effects(config: Config, facts: TrainingFacts, axis: Axis, log_rate: Tensor) -> CodeEffects | None:
+def _effects(config: TimeToEventConfig, facts: TrainingFacts, axis: Axis, log_rate: Tensor) -> CodeEffects | None:
     """The regression of each onset on what the record holds at the cuts."""
     if not config.lasso:
         return None
@@ -228,7 +222,7 @@ def _axis(codes: Tensor, vocabulary_size: int, edges_days: Tensor) -> Axis:
     return Axis(codes, column, edges_days)
 
 
-def _log_rates(config: Config, facts: TrainingFacts, axis: Axis) -> Tensor:
+def _log_rates(config: TimeToEventConfig, facts: TrainingFacts, axis: Axis) -> Tensor:
     """(K, C) log of events a day, each drawn towards its code's rate over all pieces with the weight of one event."""
     shape = (len(axis.edges_days), len(axis.codes))
     events: npt.NDArray[np.float64] = np.zeros(shape)

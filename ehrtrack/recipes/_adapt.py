@@ -5,27 +5,22 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from torch import nn
 
-from ehrtrack import plugins
 from ehrtrack.config import RunConfig
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import SIZES, Behrt, EhrModel, ModelConfig, encoder_weights, load_encoder_weights
 from ehrtrack.models.code_effects import Levels
-from ehrtrack.objectives.base import TrainingFacts
+from ehrtrack.objectives.base import OutcomeObjective, TrainingFacts, outcome_objective
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
 from ehrtrack.recipes._prepare import CohortRecords
 from ehrtrack.recipes._run import MODEL_FOLDER
 from ehrtrack.recipes._sanity import Weights, encoder_matrices
 from ehrtrack.recipes._train import known_feed, set_up
 from ehrtrack.recipes.embed import start_from_embeddings
-from ehrtrack.strategies.base import Base
-from ehrtrack.tracking.client.queries import fetch_model
-from ehrtrack.tracking.client.queries import get_run
-from ehrtrack.tracking.client.queries import search_runs
+from ehrtrack.strategies.base import Base, Strategy, strategy_of
+from ehrtrack.tracking.client.queries import fetch_model, get_run, search_runs
 from ehrtrack.training.checkpoint import weights_fingerprint
 from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.sanity import failed_checks, unlearned
@@ -47,8 +42,8 @@ class Adaptation:
     base : what the encoder is before training
     """
 
-    strategy: ModuleType
-    objective: Any
+    strategy: Strategy
+    objective: OutcomeObjective
     plain: EhrModel
     model: nn.Module
     start: Weights
@@ -57,7 +52,7 @@ class Adaptation:
 
 def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, ranks: Ranks) -> Adaptation:
     """Put an encoder, new or pretrained, the objective's head and the strategy together."""
-    strategy = plugins.load("strategies", config.strategy.name)
+    strategy = strategy_of(config.strategy)
     facts = TrainingFacts(
         records.token_counts(),
         records.outcomes[records.rows["train"]],
@@ -67,7 +62,7 @@ def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, r
         scales_days=config.model.readout_days,
         onsets=None if base is None else base.onset_effects(),
     )
-    objective = plugins.load("objectives", config.objective.name).build(config.objective, facts)
+    objective = outcome_objective(config.objective, facts)
     encoder = Behrt(config.model, len(records.vocabulary))
     plain = EhrModel(encoder, objective.make_head(encoder.width))
     if base is not None:
@@ -76,12 +71,13 @@ def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, r
         start_from_embeddings(config, records, encoder.embeddings.code)
     start = encoder_matrices(plain)
     fingerprint = weights_fingerprint(encoder_weights(plain))
-    begun = (
-        Base("pretrained", f"runs:/{config.init.run}/{MODEL_FOLDER}", fingerprint)
-        if base is not None
-        else Base("random", fingerprint=fingerprint)
+    begun = Base(
+        kind="random" if base is None else "pretrained",
+        uri="" if base is None else f"runs:/{config.init.run}/{MODEL_FOLDER}",
+        fingerprint=fingerprint,
+        objective=config.objective.name,
     )
-    model = strategy.apply(set_up(plain, config, ranks), config.strategy).to(ranks.device)
+    model = strategy.apply(set_up(plain, config, ranks)).to(ranks.device)
     return Adaptation(strategy, objective, plain, model, start, begun)
 
 
@@ -93,13 +89,13 @@ def read_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
     ConfigError
         If there is no such run, or the strategy could not learn from this start.
     """
-    strategy = plugins.load("strategies", config.strategy.name)
-    if config.init.run and strategy.starts_anew(config.strategy):
+    strategy = strategy_of(config.strategy)
+    if config.init.run and strategy.starts_anew:
         print(f"strategy {config.strategy.name} starts from random weights: init.run={config.init.run} is dropped")
         config = config.model_copy(update={"init": config.init.model_copy(update={"run": ""})})
     base, config = download_base(config)
     width = SIZES[config.model.size].width
-    reason = strategy.refuse(config.strategy, is_pretrained=base is not None, width=width)
+    reason = strategy.refuse(is_pretrained=base is not None, width=width)
     if reason:
         raise ConfigError(reason)
     return base, config

@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from ehrtrack import plugins
 from ehrtrack.errors import CheckpointError
 from ehrtrack.models.behrt import Behrt, EhrModel, load_encoder_weights
-from ehrtrack.models.code_effects import CodeEffects
-from ehrtrack.models.heads import HazardHead
+from ehrtrack.objectives.base import OutcomeObjective
 from ehrtrack.recipes._model_folder import read_model_folder
 from ehrtrack.training.checkpoint import load_tensors, weights_fingerprint
 
@@ -48,9 +46,10 @@ def adapter_base(base: Path | str, adapter: Path | str) -> EhrModel:
         print(f"the adapter in {adapter} is from before adapters named their base: whether {base} is it is not checked")
     weights = load_tensors(Path(adapter) / "adapter_model.safetensors")
     try:
-        codes = CodeEffects.from_weights(weights, f"{HEAD}codes.")
         encoder = Behrt(folder.config.model, len(folder.vocabulary))
-        model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(weights[f"{HEAD}baseline"].shape), codes))
+        objective = plugins.plugin("objectives", said.get("objective", "survival"), OutcomeObjective)
+        of_head = {name.removeprefix(HEAD): tensor for name, tensor in weights.items() if name.startswith(HEAD)}
+        model = EhrModel(encoder, objective.rebuild(of_head, width=encoder.width).head)
         load_encoder_weights(model, folder.encoder_weights())
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"the adapter in {adapter} and the base in {base} do not fit: {error}") from error

@@ -14,7 +14,8 @@ from ehrtrack import plots
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.data.cohort import Cohort, summarise_cohort
 from ehrtrack.data.labels import ANY_CAUSE, CAUSE
-from ehrtrack.objectives.survival import Predictions, baseline_survival, survival_ibs
+from ehrtrack.objectives.base import Predictions
+from ehrtrack.objectives.survival import baseline_survival, survival_ibs
 from ehrtrack.privacy import hide_in_attrition, hide_in_groups, hide_in_summary
 from ehrtrack.recipes._groups import subject_groups
 from ehrtrack.recipes._oracle import Oracle, score_oracle

@@ -8,17 +8,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ehrtrack import plugins
 from ehrtrack.config import RunConfig, parse_config
 from ehrtrack.data.drift import Seen
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import CheckpointError, ConfigError
 from ehrtrack.files import BROKEN, parse_json, sha256_of
-from ehrtrack.models.behrt import Behrt, EhrModel, encoder_weights
+from ehrtrack.models.behrt import SIZES, Behrt, EhrModel, encoder_weights
 from ehrtrack.models.code_effects import CodeEffects
-from ehrtrack.models.heads import HazardHead
+from ehrtrack.objectives.base import OutcomeObjective, Rebuilt
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.outbox.masking import without_secrets
 from ehrtrack.training.checkpoint import check_tensors, load_tensors, save_tensors, weights_fingerprint
@@ -68,14 +68,11 @@ class ModelFolder:
     @property
     def n_causes(self) -> int:
         """Causes of which the model tells the incidence; 1 where it knows one outcome, or any of several."""
-        baseline = self.weights.get("head.baseline")
-        is_competing = self.config.objective.name == "competing-risks"
-        return baseline.shape[1] if is_competing and baseline is not None and baseline.ndim == 2 else 1
+        return self.rebuilt().n_causes if self.weights and self.grid else 1
 
     def encoder_weights(self) -> dict[str, Tensor]:
         """The encoder's tensors."""
-        prefix = "encoder."
-        return {k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)}
+        return _below(self.weights, "encoder.")
 
     def onset_effects(self) -> CodeEffects | None:
         """What single codes and values say of the onsets of codes, where pretraining fitted that.
@@ -101,6 +98,23 @@ class ModelFolder:
             )
         return effects
 
+    def rebuilt(self) -> Rebuilt:
+        """The head, as its objective builds it anew, without its weights; and how the objective reads predictions.
+
+        Raises
+        ------
+        CheckpointError
+            If the folder holds no survival model, or the weights are of no such head.
+        """
+        if self.grid is None or not self.weights:
+            raise CheckpointError("this model predicts no survival: it is not from a finetune run")
+        of_head = plugins.plugin("objectives", self.config.objective.name, OutcomeObjective).rebuild
+        width = SIZES[self.config.model.size].width
+        try:
+            return of_head(_below(self.weights, "head."), width=width, n_intervals=self.grid.n_intervals)
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(f"the weights do not fit the configuration beside them: {error}") from error
+
     def survival_model(self) -> nn.Module:
         """The fine-tuned model, ready to predict: hazard logits (B, K), or of R causes (B, K R).
 
@@ -109,22 +123,18 @@ class ModelFolder:
         CheckpointError
             If the folder holds no survival model, or its weights do not fit.
         """
-        if self.grid is None or not self.weights:
-            raise CheckpointError("this model predicts no survival: it is not from a finetune run")
-        shape = tuple(self.weights["head.baseline"].shape) if "head.baseline" in self.weights else ()
-        n_intervals, has_causes = self.grid.n_intervals, self.config.objective.name == "competing-risks"
-        if shape[:1] != (n_intervals,) or len(shape) != 1 + has_causes:  # before memory is taken for such a head
-            raise CheckpointError(
-                f"the weights do not fit the time grid beside: hazards of shape {shape}, {n_intervals} intervals"
-            )
-        encoder = Behrt(self.config.model, len(self.vocabulary))
+        head = self.rebuilt().head
+        model = EhrModel(Behrt(self.config.model, len(self.vocabulary)), head)
         try:
-            codes = CodeEffects.from_weights(self.weights, "head.codes.")
-            model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(shape), codes))
             model.load_state_dict(self.weights)
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"the weights do not fit the configuration beside them: {error}") from error
         return model.eval()
+
+
+def _below(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with a prefix, by the rest of the name."""
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
 def write_model_folder(

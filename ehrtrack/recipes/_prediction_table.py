@@ -7,7 +7,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ehrtrack.data.labels import ANY_CAUSE, CAUSE
-from ehrtrack.objectives.survival import Predictions
+from ehrtrack.objectives.base import Predictions
 
 CURVE = pl.List(pl.Float64)
 

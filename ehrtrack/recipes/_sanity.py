@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ehrtrack.models.behrt import EhrModel, encoder_weights
 from ehrtrack.recipes._evaluate import Evaluation
 from ehrtrack.runlog import RunLogger
+from ehrtrack.strategies.base import Strategy
 from ehrtrack.training import sanity
 from ehrtrack.training.loop import FitResult
 from ehrtrack.training.sanity import Verdict
@@ -22,14 +23,14 @@ def encoder_matrices(model: EhrModel) -> Weights:
     return {name: w.detach().clone() for name, w in encoder_weights(model).items() if w.dim() >= 2}
 
 
-def learning_matrices(model: nn.Module) -> set[str]:
-    """Names of the encoder's matrices that are to learn, whether themselves or through an adapter."""
-    learning = set()
+def learning_matrices(model: nn.Module, strategy: Strategy | None = None) -> set[str]:
+    """Names of the encoder's matrices that are to learn, whether themselves or through the strategy's adapter."""
+    learning, prefix = set(), strategy.adapter_prefix if strategy else ""
     for name, parameter in model.named_parameters():
         path = name.split(".")
         if parameter.requires_grad and parameter.dim() >= 2 and "encoder" in path:
             inner = [p for p in path[path.index("encoder") + 1 :] if p not in ("modules_to_save", "default")]
-            adapter = [number for number, part in enumerate(inner) if part.startswith("lora_")]
+            adapter = [number for number, part in enumerate(inner) if prefix and part.startswith(prefix)]
             learning.add(".".join([*inner[: adapter[0]], "weight"] if adapter else inner))
     return learning
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ehrtrack.config import RunConfig, override
+from ehrtrack import plugins
+from ehrtrack.config import RunConfig, check_objective, override
 from ehrtrack.data.batch import Batches
-from ehrtrack.errors import ConfigError
 from ehrtrack.recipes._adapt import adapt
 from ehrtrack.recipes._advice_measure import Cost, measure
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort, settle
@@ -156,11 +156,7 @@ def advise(config: RunConfig, *, price: float | None = None, seconds: float = 3.
     EhrtrackError
         If the configuration or the data cannot be used.
     """
-    if config.objective.name != "survival":
-        raise ConfigError(
-            f"advice is for fine-tuning to an outcome, and objective.name is {config.objective.name}; "
-            "give the study's finetune.toml"
-        )
+    check_objective(config, "outcome")
     config = settle(config)
     records = prepare_cohort(config)
     rows = records.rows["train"]
@@ -193,10 +189,19 @@ def _option(
 ) -> Option:
     """A strategy of the rule on the config's model and cohort."""
     n_subjects = rule.batch_subjects[1]
+    suggested = {**rule.settings, "objective.lambda_rank": rule.lambda_rank[0]}
+    known = {
+        "strategy": plugins.settings("strategies", name).model_fields,
+        "objective": type(config.objective).model_fields,
+    }
+
+    def is_known(key: str) -> bool:
+        section, _, setting = key.partition(".")
+        return section not in known or setting in known[section]
+
     overrides: dict[str, str | int | float] = {
         "strategy.name": name,
-        **{key: value for key, value in rule.settings.items() if not key.startswith("strategy.") or name == "lora"},
-        "objective.lambda_rank": rule.lambda_rank[0],
+        **{key: value for key, value in suggested.items() if is_known(key)},
         "train.batch_tokens": max(_batch_tokens(mean_tokens, n_subjects), config.data.max_tokens),
     }
     chosen = override(config, overrides | {"init.embeddings": ""})  # what a step costs does not depend on the weights
@@ -210,8 +215,8 @@ def _option(
         outcomes=records.outcomes,
         shuffle_seed=config.runtime.seed,
     )
-    counts = parameter_table(adapted.model).row(-1, named=True)
-    encoder = adapted.plain if adapted.strategy.keeps_encoder(chosen.strategy) else None
+    counts = parameter_table(adapted.model, adapted.strategy).row(-1, named=True)
+    encoder = adapted.plain if adapted.strategy.keeps_encoder else None
     cost = measure(adapted.model, adapted.objective, batches, ranks.device, encoder=encoder, seconds=seconds)
     return Option(overrides, counts["total"], counts["trainable"], cost)
 

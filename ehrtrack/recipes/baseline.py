@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ehrtrack import plugins
-from ehrtrack.baselines.base import Features, Labelled, TokenHistories
-from ehrtrack.config import RunConfig
-from ehrtrack.objectives.survival import Predictions
+from ehrtrack.baselines.base import AnyFeatures, Labelled, TokenHistories, baseline_class
+from ehrtrack.config import RunConfig, check_objective
+from ehrtrack.objectives.base import Predictions
 from ehrtrack.recipes._evaluate import (
     Evaluation,
     attained,
@@ -43,6 +42,7 @@ def baseline(config: RunConfig) -> RecipeResult:
     EhrtrackError
         If the configuration, the data or the tracking server cannot be used.
     """
+    check_objective(config, "outcome")
     config = settle(config)
     records = prepare_cohort(config)
     truth = checked_truth(config.cohort, records)
@@ -55,7 +55,7 @@ def baseline(config: RunConfig) -> RecipeResult:
         n_intervals=N_INTERVALS,
     )
     name = config.baseline.name
-    module = plugins.load("baselines", name)
+    chosen = baseline_class(name)(config.baseline)
     histories = TokenHistories(
         records.store,
         records.vocabulary,
@@ -64,23 +64,18 @@ def baseline(config: RunConfig) -> RecipeResult:
         config.runtime.device,
         read_embeddings(config, records),
     )
-    features = module.read(histories)
+    features = chosen.read(histories)
     with open_run(config, kind="baseline", sections=SECTIONS, name=name) as run:
         fingerprints = records.fingerprints()
         run.log_fingerprints(fingerprints)
         log_cohort(run.logger, records)
         started = time.monotonic()
-        model = module.fit(config.baseline, *(_labelled(records, features, split) for split in ("train", "validation")))
+        model = chosen.fit(*(_labelled(records, features, split) for split in ("train", "validation")))
         run.logger.log_metrics({"cost/train_seconds": time.monotonic() - started}, step=0)
         facts = model.describe()
         run.logger.log_json(dict(facts), "baseline_fit.json")
-        run.logger.log_metrics(
-            {
-                "parameters/total": facts["n_parameters"],
-                "parameters/trainable": facts["n_parameters"],
-            },
-            step=0,
-        )
+        n_parameters = float(facts["n_parameters"])
+        run.logger.log_metrics({"parameters/total": n_parameters, "parameters/trainable": n_parameters}, step=0)
 
         def predictions(split: str) -> Predictions:
             rows = records.rows[split]
@@ -113,7 +108,7 @@ def baseline(config: RunConfig) -> RecipeResult:
             return run.finished(evaluations["kept"].to_metrics("kept") | evaluations["test"].to_metrics("test"))
 
 
-def _labelled(records: CohortRecords, features: Features, split: str) -> Labelled[Features]:
+def _labelled(records: CohortRecords, features: AnyFeatures, split: str) -> Labelled:
     rows = records.rows[split]
     outcomes = records.outcomes[rows]
     return Labelled(features[rows], outcomes.follow_up_days, outcomes.is_event)

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ehrtrack import plugins
-from ehrtrack.config import RunConfig
+from ehrtrack.config import RunConfig, check_objective
 from ehrtrack.data.aside import make_cache, scratch_folder
 from ehrtrack.data.cohort import Cohort, build_cohort
 from ehrtrack.data.events import MedsDataset, open_dataset
@@ -22,7 +21,7 @@ from ehrtrack.data.settings import CohortConfig
 from ehrtrack.data.twins import Change, leak_edges, planted_leak, scrambled_future, unchanged, write_twin
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.behrt import ModelConfig
-from ehrtrack.objectives.survival import Predictions
+from ehrtrack.objectives.base import Predictions
 from ehrtrack.recipes._adapt import Adaptation, adapt, read_base
 from ehrtrack.recipes._model_folder import ModelFolder
 from ehrtrack.recipes._prepare import (
@@ -37,6 +36,7 @@ from ehrtrack.recipes._run import RecipeResult, describe, open_run
 from ehrtrack.recipes._sanity import conclude
 from ehrtrack.recipes._train import feed, with_features
 from ehrtrack.runlog import MemoryRunLogger
+from ehrtrack.strategies.settings import ScratchConfig
 from ehrtrack.survival.bootstrap import Interval, c_index_interval
 from ehrtrack.training import canaries
 from ehrtrack.training.loop import TrainConfig, fit
@@ -64,10 +64,7 @@ class Twin:
     def predict(self, records: CohortRecords) -> Predictions:
         """Of the test subjects of some records."""
         batches = feed(self.config, records, self.adapted.model, self.adapted.objective, self.ranks)
-        found: Predictions = self.adapted.objective.predict(
-            self.adapted.model, batches.split("test"), self.ranks.device
-        )
-        return found
+        return self.adapted.objective.predict(self.adapted.model, batches.split("test"), self.ranks.device)
 
     def c_index(self, *, level: float = 0.95) -> Interval:
         """Of the risk at the horizon, for its own test subjects."""
@@ -76,7 +73,7 @@ class Twin:
     def c_index_of_time(self) -> Interval:
         """Of the mean days lost up to the horizon, the area over S(t): it orders those who all have a risk of 1."""
         survival = self.predict(self.records).survival
-        lost = np.trapezoid(1 - survival, self.adapted.objective.grid.edges_days, axis=1)
+        lost = np.asarray(np.trapezoid(1 - survival, self.adapted.objective.grid.edges_days, axis=1))
         return self._interval(lost, 0.95)
 
     def _interval(self, risk: npt.NDArray[np.float64], level: float) -> Interval:
@@ -99,6 +96,7 @@ def canary(config: RunConfig) -> RecipeResult:
         After the run is written: if a canary failed.
     """
     ranks = join_ranks(config.runtime.device)
+    check_objective(config, "outcome")
     config = settle(config)
     base, config = read_base(config)
     if config.cohort is None:
@@ -183,7 +181,7 @@ class Twins:
         check_validation(records, adapted.objective.rehearse)
         _check_test(records)
         batches = feed(config, records, adapted.model, adapted.objective, ranks)
-        if adapted.strategy.keeps_encoder(config.strategy):
+        if adapted.strategy.keeps_encoder:
             batches = with_features(batches, adapted.plain, ranks)
         with tempfile.TemporaryDirectory(dir=self.folder) as checkpoints:
             fit(
@@ -232,7 +230,7 @@ def _quick_learner(config: RunConfig) -> RunConfig:
         update={
             "data": config.data.model_copy(update={"max_tokens": 24}),
             "model": ModelConfig(size="tiny", dropout=0),
-            "strategy": plugins.load("strategies", "scratch").Config(),
+            "strategy": ScratchConfig(),
             "train": TrainConfig(**steps, lr=1e-2, batch_tokens=256),
         }
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrtrack import plots
-from ehrtrack.config import RunConfig
+from ehrtrack.config import RunConfig, check_objective
 from ehrtrack.privacy import count_text
 from ehrtrack.recipes._adapt import adapt, read_base
 from ehrtrack.recipes._causes import causes_text, log_causes
@@ -65,6 +65,7 @@ def finetune(
     EhrtrackError
         If the configuration, the data or the tracking server cannot be used, or the loss is not finite.
     """
+    check_objective(config, "outcome")
     ranks = join_ranks(config.runtime.device)
     config = settle(config)
     base, config = ranks.from_main(partial(read_base, config))
@@ -92,9 +93,9 @@ def finetune(
         fingerprints=fingerprints,
     ) as run:
         run.log_fingerprints(fingerprints)
-        run.log_parameters(parameter_table(model))
+        run.log_parameters(parameter_table(model, strategy))
         log_cohort(run.logger, records)
-        if strategy.keeps_encoder(config.strategy):
+        if strategy.keeps_encoder:
             batches = with_features(batches, adapted.plain, ranks)
         result = train(run, model, objective, batches, ranks, on_epoch)
         if is_trial:
@@ -136,7 +137,9 @@ def finetune(
                 *judge_risks(evaluations),
                 judge_training(result),
                 *([] if base is None else [based(config.init.run, base.failed_checks)]),
-                *judge_encoder(adapted.start, merged.cpu(), learning_matrices(model), is_pretrained=base is not None),
+                *judge_encoder(
+                    adapted.start, merged.cpu(), learning_matrices(model, strategy), is_pretrained=base is not None
+                ),
             ]
             conclude(run.logger, _summary(config, records, result, evaluations, causes), verdicts)
             return run.finished(evaluations["kept"].to_metrics("kept") | evaluations["test"].to_metrics("test"))

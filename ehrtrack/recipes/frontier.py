@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ehrtrack import plots
 from ehrtrack.compare import differences_to, unpaired
-from ehrtrack.config import RunConfig, override, parse_value
+from ehrtrack.config import RunConfig, check_objective, override, parse_value
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError
 from ehrtrack.frontier import Point, conclusion, frontier_table, to_markdown
@@ -34,6 +34,7 @@ def frontier(config: RunConfig) -> RecipeResult:
     """
     if join_ranks(config.runtime.device).count > 1:
         raise ConfigError("a frontier is one process; its values are fitted one after another")
+    check_objective(config, "outcome")
     config = settle(pin_base(config))  # another pretraining may finish between two values
     parameter, values = config.frontier.parameter, config.frontier.values
     variants = {value: override(config, {parameter: value}) for value in values}  # a wrong path or value ends it here

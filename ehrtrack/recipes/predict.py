@@ -13,7 +13,7 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from ehrtrack.baselines.base import TokenHistories
+from ehrtrack.baselines.base import TokenHistories, baseline_class
 from ehrtrack.data.batch import Batches
 from ehrtrack.data.drift import Drift, events_by_token, silent_days_limit
 from ehrtrack.data.eligibility import NOT_IN_DATASET, REASON, silence_reason, with_reasons
@@ -24,10 +24,7 @@ from ehrtrack.data.histories import damage_named, holding_shards, read_shard
 from ehrtrack.data.labels import of_any_cause, read_labels
 from ehrtrack.data.store import TokenStore, build_store
 from ehrtrack.errors import CheckpointError, DataError
-from ehrtrack.objectives.competing_risks import predict as predict_causes
-from ehrtrack.objectives.survival import Predictions
-from ehrtrack.objectives.survival import predict as predict_survival
-from ehrtrack.plugins import load
+from ehrtrack.objectives.base import Predictions
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
 from ehrtrack.recipes._prediction_table import with_predictions
 from ehrtrack.survival.time_grid import TimeGrid
@@ -173,15 +170,13 @@ class Predictor:
         """Of some rows of a store, in their order."""
         config, longest = self.folder.config, self.folder.max_tokens
         if self.folder.baseline is not None:
-            module = load("baselines", config.baseline.name)
+            chosen = baseline_class(config.baseline.name)(config.baseline)
             histories = TokenHistories(store, self.folder.vocabulary, rows, longest)
-            model = module.from_json(self.folder.baseline)
-            return _checked(Predictions(rows, np.asarray(model.survival(module.read(histories), self.grid.edges_days))))
+            model = chosen.from_json(self.folder.baseline)
+            return _checked(Predictions(rows, np.asarray(model.survival(chosen.read(histories), self.grid.edges_days))))
         batches, cpu = Batches(store, rows, BATCH_TOKENS, longest), torch.device("cpu")
-        network, n_causes = self.folder.survival_model(), self.folder.n_causes
-        if n_causes > 1:
-            return _checked(predict_causes(network, batches, cpu, n_causes=n_causes))
-        return _checked(predict_survival(network, batches, cpu))
+        network = self.folder.survival_model()
+        return _checked(self.folder.rebuilt().predict(network, batches, cpu))
 
     def _count_events(self, dataset: MedsDataset, cutoffs: pl.DataFrame) -> npt.NDArray[np.int64]:
         """(V,) events of each token that are known of the subjects at their cutoffs."""

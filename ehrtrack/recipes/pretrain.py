@@ -6,12 +6,12 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from ehrtrack import plots, plugins
-from ehrtrack.config import RunConfig
+from ehrtrack import plots
+from ehrtrack.config import RunConfig, check_objective
 from ehrtrack.data.batch import Batches
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.code_effects import Levels
-from ehrtrack.objectives.base import TrainingFacts
+from ehrtrack.objectives.base import TrainingFacts, pretraining_objective
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._prepare import Records, prepare_records, settle
 from ehrtrack.recipes._run import RecipeResult, Resumption, describe, open_run
@@ -39,6 +39,7 @@ def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> RecipeRe
     EhrtrackError
         If the configuration, the data or the tracking server cannot be used.
     """
+    check_objective(config, "pretraining")
     ranks = join_ranks(config.runtime.device)
     config = settle(config)
     records = ranks.main_first(lambda: prepare_records(config))
@@ -48,7 +49,7 @@ def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> RecipeRe
         levels=Levels.of(records.vocabulary),
         scales_days=config.model.readout_days,
     )
-    objective = plugins.load("objectives", config.objective.name).build(config.objective, facts)
+    objective = pretraining_objective(config.objective, facts)
     encoder = Behrt(config.model, len(records.vocabulary))
     start_from_embeddings(config, records, encoder.embeddings.code)
     plain = EhrModel(encoder, objective.make_head(encoder.width))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import optuna
 
-from ehrtrack.config import RunConfig, override, to_toml
+from ehrtrack.config import RunConfig, check_objective, override, to_toml
 from ehrtrack.data.aside import make_cache
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError, TrackingError
@@ -78,6 +78,7 @@ def sweep(config: RunConfig) -> RecipeResult:
     EhrtrackError
         If the configuration, the data or the tracking server cannot be used, or no trial ran to its end.
     """
+    check_objective(config, "outcome")
     if join_ranks(config.runtime.device).count > 1:
         raise ConfigError("a sweep is one process; start it several times, and all take trials of the same study")
     make_cache(config.runtime.cache)

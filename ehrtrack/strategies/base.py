@@ -1,15 +1,19 @@
-"""What a strategy is to the recipes, and the parameter table that every run shows before it trains."""
+"""What a strategy is to the recipes: a class of its own module, which they get by name.
+And the parameter table that every run shows before it trains."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal
 
 import polars as pl
 from torch import nn
 
+from ehrtrack import plugins
 from ehrtrack.models.behrt import EhrModel
+from ehrtrack.section import Choice
 
 
 @dataclass(frozen=True)
@@ -20,48 +24,81 @@ class Base:
     ----------
     kind : pretrained, and kept under `uri`, such as ``runs:/ID/model``; or random weights, which are kept nowhere
     fingerprint : of the encoder's weights before the strategy touched them
+    objective : name of the objective that the head is of
     """
 
     kind: Literal["pretrained", "random"]
     uri: str = ""
     fingerprint: str = ""
+    objective: str = "survival"
 
 
 NO_BASE = Base("random")
 
 
-class Strategy(Protocol):
-    """The functions a strategy module has, beside its `Config`."""
+class Strategy(ABC):
+    """What of a model trains, and how.
 
-    def refuse(self, config: object, *, is_pretrained: bool, width: int) -> str | None:
+    A subclass says its settings as ``Config``, and narrows ``config`` to them.
+
+    Attributes
+    ----------
+    adapter_prefix : what the names of the modules that its adapter adds begin with; empty where it adds none
+    """
+
+    Config: ClassVar[type[Choice]]
+    adapter_prefix: ClassVar[str] = ""
+
+    def __init__(self, config: Choice) -> None:
+        self.config = config
+
+    @abstractmethod
+    def refuse(self, *, is_pretrained: bool, width: int) -> str | None:
         """The reason why this run, with an encoder of width D, could not learn or is misnamed, or None."""
 
-    def starts_anew(self, config: object) -> bool:
-        """Whether a pretrained model is of no use to it, even where the configuration names one."""
-
-    def apply(self, model: EhrModel, config: object) -> nn.Module:
+    @abstractmethod
+    def apply(self, model: EhrModel) -> nn.Module:
         """Choose what trains: sets ``requires_grad``, wraps layers. Returns the model to train."""
 
-    def keeps_encoder(self, config: object) -> bool:
+    @property
+    def starts_anew(self) -> bool:
+        """Whether a pretrained model is of no use to it, even where the configuration names one."""
+        return False
+
+    @property
+    def keeps_encoder(self) -> bool:
         """Whether the encoder's states of a subject never change in training, and are to be computed once."""
+        return False
 
     def merge(self, model: nn.Module) -> EhrModel:
         """A plain model that predicts the same, with nothing wrapped."""
+        assert isinstance(model, EhrModel), "a strategy that wraps the model says how to unwrap it"
+        return model
 
-    def save_adapter(self, model: nn.Module, folder: Path, *, base: Base = NO_BASE) -> None:
+    def save_adapter(self, model: nn.Module, folder: Path, *, base: Base = NO_BASE) -> None:  # noqa: B027  most have none
         """Write the adapter alone, where the strategy has one; it is of no use without its base."""
 
 
-def parameter_table(model: nn.Module) -> pl.DataFrame:
+def strategy_of(config: Choice) -> Strategy:
+    """The strategy that these settings are of."""
+    return plugins.plugin("strategies", config.name, Strategy)(config)
+
+
+def parameter_table(model: nn.Module, strategy: Strategy | None = None) -> pl.DataFrame:
     """Parameters by part: columns part, total, trainable, frozen; the last row sums them.
 
     Modules that peft keeps as unused originals beside their trained copies are left out.
+
+    Parameters
+    ----------
+    strategy : that was applied to the model, which knows its adapter's parameters by name; None in pretraining
     """
+    prefix = strategy.adapter_prefix if strategy else ""
     parts: dict[str, tuple[int, int]] = dict.fromkeys(("embedding", "encoder", "adapter", "head"), (0, 0))
     for name, parameter in model.named_parameters():
         if "original_module" in name:
             continue
-        part = _part(name)
+        part = _part(name.split("."), prefix)
         total, trainable = parts[part]
         n = parameter.numel()
         parts[part] = (total + n, trainable + n * int(parameter.requires_grad))
@@ -71,10 +108,9 @@ def parameter_table(model: nn.Module) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=["part", "total", "trainable", "frozen"], orient="row")
 
 
-def _part(name: str) -> str:
-    if "lora_" in name:
+def _part(path: list[str], adapter_prefix: str) -> str:
+    if adapter_prefix and any(module.startswith(adapter_prefix) for module in path):
         return "adapter"
-    path = name.split(".")
     if "head" in path:
         return "head"
     return "embedding" if "embeddings" in path else "encoder"

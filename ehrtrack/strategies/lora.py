@@ -17,66 +17,69 @@ from torch import nn
 from ehrtrack.models.behrt import ADAPTED_LAYERS, EhrModel
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.dropout import Dropout
-from ehrtrack.strategies._settings.lora import Config as Config
-from ehrtrack.strategies.base import NO_BASE, Base
+from ehrtrack.strategies.base import NO_BASE, Base, Strategy
+from ehrtrack.strategies.settings import LoraConfig
 
 
-def refuse(config: Config, *, is_pretrained: bool, width: int) -> str | None:
-    if config.rank > width:
+class Lora(Strategy):
+    """Adapters on the encoder's layers, and the head; where the settings say so the embeddings of codes too."""
+
+    Config = LoraConfig
+    config: LoraConfig
+    adapter_prefix = "lora_"
+
+    def refuse(self, *, is_pretrained: bool, width: int) -> str | None:
+        if self.config.rank > width:
+            return (
+                f"strategy.rank is {self.config.rank} and the encoder is {width} wide: beyond its width an adapter has "
+                f"more parameters than what it adapts and can say no more; set strategy.rank to at most {width}"
+            )
+        if is_pretrained or self.config.embeddings:
+            return None
         return (
-            f"strategy.rank is {config.rank} and the encoder is {width} wide: beyond its width an adapter has more "
-            f"parameters than what it adapts and can say no more; set strategy.rank to at most {width}"
+            "strategy lora has no pretrained base and its embeddings are frozen: codes would stay random vectors; "
+            "set init.run to a pretrain run, or strategy.embeddings=true, or strategy.name=scratch"
         )
-    if is_pretrained or config.embeddings:
-        return None
-    return (
-        "strategy lora has no pretrained base and its embeddings are frozen: codes would stay random vectors; "
-        "set init.run to a pretrain run, or strategy.embeddings=true, or strategy.name=scratch"
-    )
 
+    def apply(self, model: EhrModel) -> nn.Module:
+        adapter = peft.LoraConfig(
+            r=self.config.rank,
+            lora_alpha=self.config.alpha,
+            lora_dropout=self.config.dropout,
+            target_modules=list(ADAPTED_LAYERS),
+            modules_to_save=["head", "embeddings"] if self.config.embeddings else ["head"],
+        )
+        adapted = peft.get_peft_model(model, adapter)
+        for module in adapted.modules():
+            if isinstance(module, LoraLayer) and self.config.dropout:
+                # the same, and a third of the step faster
+                module.lora_dropout["default"] = Dropout(self.config.dropout)
+        return cast(nn.Module, adapted)
 
-def starts_anew(config: Config) -> bool:
-    return False
+    def merge(self, model: nn.Module) -> EhrModel:
+        return cast(EhrModel, copy.deepcopy(cast(peft.PeftModel, model)).merge_and_unload())
 
+    def save_adapter(self, model: nn.Module, folder: Path, *, base: Base = NO_BASE) -> None:
+        """Write ``adapter_model.safetensors`` and ``adapter_config.json``, which a stock ``peft.PeftModel`` loads.
 
-def apply(model: EhrModel, config: Config) -> nn.Module:
-    adapter = peft.LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=list(ADAPTED_LAYERS),
-        modules_to_save=["head", "embeddings"] if config.embeddings else ["head"],
-    )
-    adapted = peft.get_peft_model(model, adapter)
-    for module in adapted.modules():
-        if isinstance(module, LoraLayer) and config.dropout:
-            module.lora_dropout["default"] = Dropout(config.dropout)  # the same, and a third of the step faster
-    return cast(nn.Module, adapted)
-
-
-def keeps_encoder(config: Config) -> bool:
-    return False
-
-
-def merge(model: nn.Module) -> EhrModel:
-    return cast(EhrModel, copy.deepcopy(cast(peft.PeftModel, model)).merge_and_unload())
-
-
-def save_adapter(model: nn.Module, folder: Path, *, base: Base = NO_BASE) -> None:
-    """Write ``adapter_model.safetensors`` and ``adapter_config.json``, which a stock ``peft.PeftModel`` loads.
-
-    The configuration's ``auto_mapping.base``, where peft allows for more than it knows, says of the base what kind it
-    is and the fingerprint of its encoder's weights, and which parts a model needs to take this adapter.
-    """
-    adapted = cast(peft.PeftModel, model)
-    adapted.peft_config["default"].base_model_name_or_path = base.uri
-    # "auto" would look for the base's configuration on a model hub; trained embeddings are among modules_to_save.
-    adapted.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").unlink()  # peft's empty model card; the run's page says what this is
-    config = folder / "adapter_config.json"
-    table = json.loads(config.read_text())
-    table["auto_mapping"]["base"] = {"kind": base.kind, "fingerprint": base.fingerprint, "parts": _parts(adapted)}
-    config.write_text(json.dumps(table, indent=2, sort_keys=True))
+        The configuration's ``auto_mapping.base``, where peft allows for more than it knows, says of the base what kind
+        it is and the fingerprint of its encoder's weights, which objective the head is of, and which parts a model
+        needs to take this adapter.
+        """
+        adapted = cast(peft.PeftModel, model)
+        adapted.peft_config["default"].base_model_name_or_path = base.uri
+        # "auto" would look for the base's configuration on a model hub; trained embeddings are among modules_to_save.
+        adapted.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink()  # peft's empty model card; the run's page says what this is
+        config = folder / "adapter_config.json"
+        table = json.loads(config.read_text())
+        table["auto_mapping"]["base"] = {
+            "kind": base.kind,
+            "fingerprint": base.fingerprint,
+            "objective": base.objective,
+            "parts": _parts(adapted),
+        }
+        config.write_text(json.dumps(table, indent=2, sort_keys=True))
 
 
 def _parts(adapted: peft.PeftModel) -> list[str]:

@@ -7,8 +7,9 @@ import torch
 from simulated import random_store
 from torch import nn
 
-from ehrtrack.baselines import mean_pool
 from ehrtrack.baselines.base import Labelled, TokenHistories
+from ehrtrack.baselines.sequence import Sequence
+from ehrtrack.baselines.settings import MeanPoolConfig
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.training.settings import SkipGramConfig
@@ -25,8 +26,9 @@ def subjects(rows: np.ndarray, embeddings: CodeEmbeddings | None = None) -> Labe
 
 
 def fit(embeddings: CodeEmbeddings | None, *, trains: bool) -> torch.Tensor:
-    config = mean_pool.Config(n_candidates=1, epochs=2, batch_tokens=256, widths=(8,), trains_embeddings=(trains,))
-    model = mean_pool.fit(config, subjects(np.arange(60), embeddings), subjects(np.arange(60, 120), embeddings))
+    config = MeanPoolConfig(n_candidates=1, epochs=2, batch_tokens=256, widths=(8,), trains_embeddings=(trains,))
+    train, validation = subjects(np.arange(60), embeddings), subjects(np.arange(60, 120), embeddings)
+    model = Sequence(config).fit(train, validation)
     return model.network.encoder.embeddings.code.weight.detach()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import numpy as np
 import polars as pl
 import pytest
@@ -13,7 +11,9 @@ from sksurv.nonparametric import kaplan_meier_estimator
 from sksurv.util import Surv
 
 from ehrtrack.baselines import gradient_boosting, random_survival_forest
-from ehrtrack.baselines.base import Tabular, candidates, seen_within
+from ehrtrack.baselines.base import Baseline, Tabular, candidates, seen_within
+from ehrtrack.baselines.gradient_boosting import GradientBoosting, GradientBoostingConfig
+from ehrtrack.baselines.random_survival_forest import Forest, RandomSurvivalForestConfig
 from ehrtrack.errors import DataError
 from ehrtrack.survival.time_grid import TimeGrid
 
@@ -53,7 +53,7 @@ def test_a_splits_column_that_is_not_used_need_not_be_there() -> None:
     """Of constant and noise columns beside a strong one, those that no tree asks for are not kept."""
     train = subjects(300, 1)
     wide = Tabular(train.features.with_columns(f=pl.lit(1.0)), train.follow_up_days, train.is_event)
-    model = gradient_boosting.fit(gradient_boosting.Config(n_candidates=1, max_trees=5), wide, wide)
+    model = GradientBoosting(GradientBoostingConfig(n_candidates=1, max_trees=5)).fit(wide, wide)
     assert "a" in model.columns
     assert "f" not in model.columns
     model.risk(train.features.select(model.columns), 365.0)
@@ -122,13 +122,13 @@ def test_an_interval_that_nobody_leaves_has_the_curve_of_the_one_before() -> Non
 def test_the_forest_refuses_missing_values() -> None:
     train = subjects(100, 1, share_missing=0.1)
     with pytest.raises(DataError, match="missing or infinite"):
-        random_survival_forest.fit(random_survival_forest.Config(n_candidates=1, n_trees=2), train, train)
+        Forest(RandomSurvivalForestConfig(n_candidates=1, n_trees=2)).fit(train, train)
 
 
 def test_validation_events_past_the_last_training_follow_up_do_not_stop_a_fit() -> None:
     train, late = subjects(200, 1), subjects(200, 2)
     short = Tabular(train.features, np.minimum(train.follow_up_days, 100), train.is_event & (train.follow_up_days < 90))
-    model = gradient_boosting.fit(gradient_boosting.Config(n_candidates=1), short, late)
+    model = GradientBoosting(GradientBoostingConfig(n_candidates=1)).fit(short, late)
     assert model.grid.horizon_days == 100
 
 
@@ -139,8 +139,8 @@ def test_an_event_past_the_grid_is_a_censoring_at_its_end() -> None:
     assert seen.is_event.tolist() == [True, True, False]
 
 
-@pytest.mark.parametrize("module", [gradient_boosting, random_survival_forest])
-def test_with_staggered_entry_the_mean_risk_is_kaplan_meiers(module: ModuleType) -> None:
+@pytest.mark.parametrize("kind", [GradientBoosting, Forest])
+def test_with_staggered_entry_the_mean_risk_is_kaplan_meiers(kind: type[Baseline]) -> None:
     """Features mean nothing. Without the share of the interval of censoring, risks are .1 too high and more."""
     rng = np.random.default_rng(0)
     came, censored = rng.exponential(900, 1000), rng.uniform(1, 1095, 1000)
@@ -148,8 +148,8 @@ def test_with_staggered_entry_the_mean_risk_is_kaplan_meiers(module: ModuleType)
     everybody = Tabular(features, np.minimum(came, censored), came <= censored)
     everybody = seen_within(everybody, float(np.sort(everybody.follow_up_days)[-10]))
     config = {"n_candidates": 1, "n_intervals": 4, "n_trees": 50, "min_rows": (50,)}
-    settings = {name: value for name, value in config.items() if name in module.Config.model_fields}
-    model = module.fit(module.Config(**settings), everybody, everybody)
+    settings = {name: value for name, value in config.items() if name in kind.Config.model_fields}
+    model = kind(kind.Config(**settings)).fit(everybody, everybody)
     _, curve = kaplan_meier_estimator(everybody.is_event, everybody.follow_up_days)
     risk = model.risk(features, model.grid.horizon_days)
     assert risk.mean() == pytest.approx(1 - curve[-1], abs=0.02)

@@ -11,7 +11,8 @@ import pytest
 from simulated import History, Visit, store_of
 
 from ehrtrack import plugins
-from ehrtrack.baselines.base import FittedBaseline, Labelled, TokenHistories, TunedChoice
+from ehrtrack.baselines.base import Baseline, FittedBaseline, Labelled, TokenHistories, baseline_class
+from ehrtrack.baselines.settings import TunedChoice
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import CheckpointError, DataError
 from ehrtrack.survival.bootstrap import c_index_interval
@@ -43,18 +44,18 @@ HISTORIES, FOLLOW_UP_DAYS, IS_EVENT = population()
 
 def subjects(name: str, rows: np.ndarray, order: np.ndarray | None = None) -> Labelled:
     """Subjects as a baseline reads them; `order` gives them each other's outcomes."""
-    features = plugins.load("baselines", name).read(HISTORIES)[rows]
+    features = quick(name).read(HISTORIES)[rows]
     labels = rows if order is None else rows[order]
     return Labelled(features, FOLLOW_UP_DAYS[labels], IS_EVENT[labels])
 
 
-def quick(name: str) -> TunedChoice:
-    config = plugins.load("baselines", name).Config
-    return typing.cast(TunedChoice, config(**{k: v for k, v in QUICK.items() if k in config.model_fields}))
+def quick(name: str) -> Baseline:
+    config = plugins.settings("baselines", name)
+    return baseline_class(name)(config(**{k: v for k, v in QUICK.items() if k in config.model_fields}))
 
 
 def fit(name: str, train: Labelled, validation: Labelled) -> FittedBaseline:
-    return typing.cast(FittedBaseline, plugins.load("baselines", name).fit(quick(name), train, validation))
+    return quick(name).fit(train, validation)
 
 
 @pytest.fixture(scope="module", params=plugins.names("baselines"))
@@ -73,13 +74,14 @@ def test_features(name: str) -> pl.DataFrame | TokenHistories:
 
 
 def test_config_is_a_choice_that_carries_its_name(name: str) -> None:
-    config = plugins.load("baselines", name).Config()
+    config = plugins.settings("baselines", name)()
     assert isinstance(config, TunedChoice)
+    assert isinstance(config, baseline_class(name).Config)
     assert config.name == name
 
 
 def test_all_have_the_same_budget_for_tuning(name: str) -> None:
-    assert plugins.load("baselines", name).Config().n_candidates == TunedChoice.model_fields["n_candidates"].default
+    assert plugins.settings("baselines", name)().n_candidates == TunedChoice.model_fields["n_candidates"].default
 
 
 def test_no_more_candidates_are_tried_than_the_budget(name: str, model: FittedBaseline) -> None:
@@ -154,21 +156,21 @@ def test_facts_can_be_logged(model: FittedBaseline) -> None:
 def test_json_brings_back_the_same_predictions(name: str, model: FittedBaseline, test_features) -> None:
     text = model.to_json()
     json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
-    again = plugins.load("baselines", name).from_json(text)
+    again = baseline_class(name).from_json(text)
     np.testing.assert_array_equal(again.survival(test_features, TIMES), model.survival(test_features, TIMES))
 
 
 @pytest.mark.parametrize("text", ["no JSON", "[]", "{}", '{"facts": {}}'])
 def test_other_text_is_no_model(name: str, text: str) -> None:
     with pytest.raises(CheckpointError, match="is not a"):
-        plugins.load("baselines", name).from_json(text)
+        baseline_class(name).from_json(text)
 
 
 def test_a_model_of_another_vocabulary_is_told(name: str, model: FittedBaseline) -> None:
     other = Vocabulary((*SPECIAL_TOKENS, "E", "F", "G"), {})
     histories = TokenHistories(store_of([History([Visit([4], 50.0)])]), other, np.arange(1), max_tokens=32)
     with pytest.raises(DataError, match="vocabulary of the training run"):
-        model.risk(plugins.load("baselines", name).read(histories), 365.0)
+        model.risk(quick(name).read(histories), 365.0)
 
 
 def test_without_a_training_event_there_is_no_model(name: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import typing
 from dataclasses import replace
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,9 +13,10 @@ from simulated import random_store
 
 from ehrtrack import plugins
 from ehrtrack.data.batch import Batches, Outcomes
+from ehrtrack.errors import CheckpointError, NotMeasurable
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
-from ehrtrack.objectives.base import Objective, TrainingFacts
-from ehrtrack.section import Choice
+from ehrtrack.objectives.base import Objective, OutcomeObjective, PretrainingObjective, TrainingFacts
+from ehrtrack.objectives.settings import OutcomeSettings, PretrainingSettings
 from ehrtrack.training.loop import evaluate
 from ehrtrack.training.ranks import join_ranks
 
@@ -38,14 +38,21 @@ def batches() -> Batches:
 
 
 @pytest.fixture(params=plugins.names("objectives"))
-def module(request: pytest.FixtureRequest) -> ModuleType:
-    return plugins.load("objectives", typing.cast(str, request.param))
+def name(request: pytest.FixtureRequest) -> str:
+    return typing.cast(str, request.param)
 
 
 @pytest.fixture
-def objective(module: ModuleType) -> Objective:
-    counts = np.bincount(STORE.token, minlength=V)
-    return typing.cast(Objective, module.build(module.Config(), TrainingFacts(counts, outcomes(), 365.0, batches())))
+def objective(name: str) -> Objective:
+    facts = TrainingFacts(np.bincount(STORE.token, minlength=V), outcomes(), 365.0, batches())
+    return plugins.plugin("objectives", name, Objective)(plugins.settings("objectives", name)(), facts)
+
+
+@pytest.fixture
+def of_outcome(objective: Objective) -> OutcomeObjective:
+    if not isinstance(objective, OutcomeObjective):
+        pytest.skip("learns no outcome")
+    return objective
 
 
 @pytest.fixture
@@ -55,10 +62,13 @@ def model(objective: Objective) -> EhrModel:
     return EhrModel(encoder, objective.make_head(encoder.width))
 
 
-def test_config_is_a_choice_that_carries_the_modules_name(module: ModuleType) -> None:
-    config = module.Config()
-    assert isinstance(config, Choice)
-    assert config.name == module.__name__.rsplit(".", 1)[-1].replace("_", "-")
+def test_config_is_a_choice_that_carries_its_name_and_is_of_the_objectives_kind(name: str) -> None:
+    config, kind = plugins.settings("objectives", name)(), plugins.plugin("objectives", name, Objective)
+    assert isinstance(config, kind.Config)
+    assert config.name == name
+    assert isinstance(config, OutcomeSettings) is issubclass(kind, OutcomeObjective)
+    assert isinstance(config, PretrainingSettings) is issubclass(kind, PretrainingObjective)
+    assert isinstance(config, OutcomeSettings | PretrainingSettings)
 
 
 def test_the_loss_is_one_finite_number_whose_gradient_reaches_encoder_and_head(
@@ -135,3 +145,50 @@ def test_selection_prefers_the_better_score(objective: Objective) -> None:
     assert selection.best_epoch([low, high]) == (2 if selection.is_higher_better else 1)
     assert selection.best_epoch([high, low]) == (1 if selection.is_higher_better else 2)
     assert selection.best_epoch([low, low]) == 1
+
+
+def test_an_outcome_is_predicted_as_curves_that_fall_from_one_over_the_grid(
+    of_outcome: OutcomeObjective, model: EhrModel
+) -> None:
+    predicted = of_outcome.predict(model, batches(), torch.device("cpu"))
+    np.testing.assert_array_equal(predicted.rows, np.arange(N_SUBJECTS))
+    assert predicted.survival.shape == (N_SUBJECTS, len(of_outcome.grid.edges_days))
+    assert (predicted.survival[:, 0] == 1).all()
+    assert (np.diff(predicted.survival, axis=1) <= 0).all()
+
+
+def test_a_fresh_head_begins_near_the_baseline_whose_likelihood_is_a_finite_number(
+    of_outcome: OutcomeObjective, model: EhrModel
+) -> None:
+    logits = of_outcome.baseline_logits().flatten().expand(N_SUBJECTS, -1)
+    found = model.eval()(next(iter(replace(batches(), batch_tokens=10_000))))
+    torch.testing.assert_close(found.detach(), logits[: len(found)], atol=0.05, rtol=0)
+    assert math.isfinite(float(of_outcome.likelihood(logits, outcomes())))
+
+
+def test_a_rebuilt_head_takes_the_kept_weights_and_predicts_the_same(
+    of_outcome: OutcomeObjective, model: EhrModel
+) -> None:
+    expected = of_outcome.predict(model, batches(), torch.device("cpu"))
+    rebuilt = type(of_outcome).rebuild(
+        model.head.state_dict(), width=model.encoder.width, n_intervals=of_outcome.grid.n_intervals
+    )
+    again = EhrModel(model.encoder, rebuilt.head)
+    again.load_state_dict(model.state_dict())
+    found = rebuilt.predict(again, batches(), torch.device("cpu"))
+    np.testing.assert_array_equal(found.survival, expected.survival)
+    assert rebuilt.n_causes == (1 if expected.incidence is None else expected.incidence.shape[1])
+
+
+def test_weights_of_another_grid_or_of_no_head_are_refused(of_outcome: OutcomeObjective, model: EhrModel) -> None:
+    n_intervals = of_outcome.grid.n_intervals + 1
+    for weights in (model.head.state_dict(), {}):
+        with pytest.raises(CheckpointError):
+            type(of_outcome).rebuild(weights, width=model.encoder.width, n_intervals=n_intervals)
+
+
+def test_validation_subjects_that_are_too_few_are_told_before_training(of_outcome: OutcomeObjective) -> None:
+    of_outcome.rehearse(outcomes())
+    nobody = Outcomes(np.full(4, 100.0), np.zeros(4, dtype=bool), np.zeros(4, dtype=np.int64))
+    with pytest.raises(NotMeasurable):
+        of_outcome.rehearse(nobody)

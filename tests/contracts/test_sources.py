@@ -1,10 +1,12 @@
 """Every import source, over tiny data in its own form: three subjects, of whom one dies.
 
-A new source is tested as soon as it has an entry in `MAKERS`; without one, the first test fails and says so.
+A new source is tested as soon as there is `source_NAME.py` beside this file, with a function ``make`` that writes such
+data; without one, the first test fails and says so.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +122,8 @@ MAKERS: dict[str, Callable[[Path], Path | None]] = {
     "events-csv": make_events_csv,
     "meds": make_meds,
 }
+for file in sorted(Path(__file__).parent.glob("source_*.py")):
+    MAKERS[file.stem.removeprefix("source_").replace("_", "-")] = importlib.import_module(file.stem).make
 
 
 def imported(source: str, tmp_path: Path) -> tuple[ImportReport, pl.DataFrame]:

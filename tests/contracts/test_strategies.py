@@ -5,7 +5,6 @@ from __future__ import annotations
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,8 +18,7 @@ from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import survival
 from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.runlog import MemoryRunLogger
-from ehrtrack.section import Choice
-from ehrtrack.strategies.base import parameter_table
+from ehrtrack.strategies.base import Strategy, parameter_table, strategy_of
 from ehrtrack.training.loop import TrainConfig, fit, set_training_mode
 from ehrtrack.training.ranks import join_ranks
 
@@ -28,6 +26,10 @@ N_SUBJECTS = 40
 V = 30
 STORE = random_store(N_SUBJECTS, V)
 ROWS = np.arange(N_SUBJECTS)
+
+
+def strategy_named(name: str) -> Strategy:
+    return strategy_of(plugins.settings("strategies", name)())
 
 
 def outcomes() -> Outcomes:
@@ -38,7 +40,7 @@ def outcomes() -> Outcomes:
 
 def objective() -> survival.Survival:
     facts = TrainingFacts(np.ones(V, dtype=np.int64), outcomes(), 365.0)
-    return survival.build(survival.Config(n_intervals=5), facts)
+    return survival.Survival(survival.SurvivalConfig(n_intervals=5), facts)
 
 
 def base(seed: int = 0) -> EhrModel:
@@ -60,7 +62,7 @@ class Trained:
     """A model before and after a real fit of three epochs."""
 
     name: str
-    module: ModuleType
+    strategy: Strategy
     model: nn.Module
     frozen_before: dict[str, Tensor]
     trainable_before: dict[str, Tensor]
@@ -73,8 +75,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def trained(name: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    module = plugins.load("strategies", name)
-    model = module.apply(base(), module.Config())
+    strategy = strategy_named(name)
+    model = strategy.apply(base())
     before = tensors(model, trainable=False), tensors(model, trainable=True)
     scores = objective()
     batches = Batches(STORE, ROWS, 120, 30, outcomes=outcomes())
@@ -88,19 +90,19 @@ def trained(name: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
         folder=tmp_path_factory.mktemp(name),
         logger=MemoryRunLogger(),
     )
-    return Trained(name, module, model, *before)
+    return Trained(name, strategy, model, *before)
 
 
 def test_config_is_a_choice_that_carries_its_name(name: str) -> None:
-    config = plugins.load("strategies", name).Config()
-    assert isinstance(config, Choice)
+    config = strategy_named(name).config
+    assert isinstance(config, strategy_named(name).Config)
     assert config.name == name
 
 
 def test_it_accepts_a_pretrained_model_or_none_and_says_why_not_the_other(name: str) -> None:
-    module = plugins.load("strategies", name)
-    answers = [module.refuse(module.Config(), is_pretrained=is_pretrained, width=32) for is_pretrained in (True, False)]
-    if module.starts_anew(module.Config()):
+    strategy = strategy_named(name)
+    answers = [strategy.refuse(is_pretrained=is_pretrained, width=32) for is_pretrained in (True, False)]
+    if strategy.starts_anew:
         assert answers == [None, None]  # it is given none, whatever the configuration names
         return
     assert answers.count(None) == 1
@@ -110,10 +112,9 @@ def test_it_accepts_a_pretrained_model_or_none_and_says_why_not_the_other(name: 
 
 
 def test_it_starts_at_the_predictions_of_the_model_it_was_given(name: str) -> None:
-    module = plugins.load("strategies", name)
     with torch.no_grad():
         plain = base().eval()(batch())
-        applied = module.apply(base(), module.Config()).eval()(batch())
+        applied = strategy_named(name).apply(base()).eval()(batch())
     torch.testing.assert_close(applied, plain, atol=1e-6, rtol=0)
 
 
@@ -139,8 +140,7 @@ def test_the_whole_head_is_trainable(trained: Trained) -> None:
 
 def test_gradients_reach_every_trainable_tensor_after_two_steps_and_the_readouts_after_three(name: str) -> None:
     """The readout starts as 0: an adapter's first step opens its last layer, the second those behind that."""
-    module = plugins.load("strategies", name)
-    model, loss = module.apply(base(), module.Config()), objective()
+    model, loss = strategy_named(name).apply(base()), objective()
     set_training_mode(model)
     learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(learned.values(), lr=1e-2)
@@ -156,7 +156,7 @@ def test_gradients_reach_every_trainable_tensor_after_two_steps_and_the_readouts
 
 
 def test_merged_is_a_plain_model_that_predicts_the_same(trained: Trained) -> None:
-    merged = trained.module.merge(trained.model)
+    merged = trained.strategy.merge(trained.model)
     assert type(merged) is EhrModel
     assert merged.state_dict().keys() == base().state_dict().keys()
     with torch.no_grad():
@@ -167,13 +167,13 @@ def test_merged_is_a_plain_model_that_predicts_the_same(trained: Trained) -> Non
 def test_merging_leaves_the_trained_model_as_it_was(trained: Trained) -> None:
     with torch.no_grad():
         before = trained.model.eval()(batch())
-        trained.module.merge(trained.model)
+        trained.strategy.merge(trained.model)
         assert torch.equal(trained.model.eval()(batch()), before)
     assert tensors(trained.model, trainable=True).keys() == trained.trainable_before.keys()
 
 
 def test_the_parameter_table_sums(trained: Trained) -> None:
-    table = {row["part"]: row for row in parameter_table(trained.model).iter_rows(named=True)}
+    table = {row["part"]: row for row in parameter_table(trained.model, trained.strategy).iter_rows(named=True)}
     assert list(table) == ["embedding", "encoder", "adapter", "head", "all"]
     for column in ("total", "trainable", "frozen"):
         assert table["all"][column] == sum(row[column] for part, row in table.items() if part != "all")
@@ -185,5 +185,5 @@ def test_the_parameter_table_sums(trained: Trained) -> None:
 
 
 def test_it_writes_no_adapter_or_one_that_is_safetensors_and_json(trained: Trained, tmp_path: Path) -> None:
-    trained.module.save_adapter(trained.model, tmp_path)
+    trained.strategy.save_adapter(trained.model, tmp_path)
     assert {file.suffix for file in tmp_path.iterdir()} <= {".safetensors", ".json", ".md"}

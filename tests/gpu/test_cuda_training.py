@@ -20,6 +20,7 @@ from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import survival
 from ehrtrack.objectives.base import Objective, TrainingFacts
 from ehrtrack.runlog import MemoryRunLogger
+from ehrtrack.strategies.base import strategy_of
 from ehrtrack.tracking.doctor import check_gpu
 from ehrtrack.training import memory
 from ehrtrack.training.loop import FitResult, TrainConfig, evaluate, fit, set_training_mode
@@ -51,9 +52,9 @@ def batches(batch_tokens: int = 300, seed: int | None = None) -> Batches:
 
 
 def objective_of(name: str) -> Objective:
-    module = plugins.load("objectives", name)
+    chosen = plugins.plugin("objectives", name, Objective)
     facts = TrainingFacts(np.bincount(STORE.token, minlength=V), outcomes(), 365.0, batches())
-    return typing.cast(Objective, module.build(module.Config(), facts))
+    return chosen(chosen.Config(), facts)
 
 
 def model_of(objective: Objective, *, device: torch.device, is_bf16: bool = False) -> EhrModel:
@@ -115,7 +116,7 @@ def test_20_steps_in_float32_have_the_cpus_losses() -> None:
 
 def survival_objective() -> survival.Survival:
     facts = TrainingFacts(np.ones(V, dtype=np.int64), outcomes(), 365.0)
-    return survival.build(survival.Config(n_intervals=5), facts)
+    return survival.Survival(survival.SurvivalConfig(n_intervals=5), facts)
 
 
 def trained(model: nn.Module, folder: Path, *, epochs: int, on_epoch: OnEpoch | None = None) -> FitResult:
@@ -134,9 +135,8 @@ def trained(model: nn.Module, folder: Path, *, epochs: int, on_epoch: OnEpoch | 
 
 @pytest.mark.parametrize("name", plugins.names("strategies"))
 def test_each_strategy_trains_what_it_says_and_nothing_else(name: str, tmp_path: Path) -> None:
-    module = plugins.load("strategies", name)
     base = model_of(survival_objective(), device=CPU, is_bf16=True)
-    model = module.apply(base, module.Config()).to(CUDA)
+    model = strategy_of(plugins.settings("strategies", name)()).apply(base).to(CUDA)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     result = trained(model, tmp_path, epochs=3)
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}

@@ -44,12 +44,11 @@ def dealt_out(store: TokenStore) -> TokenStore:
 
 def objective_for(store: TokenStore, name: str, **settings: Any) -> PretrainingObjective:
     """An objective fitted to the training subjects."""
-    module = plugins.load("objectives", name)
+    chosen = plugins.plugin("objectives", name, PretrainingObjective)
     counts = np.bincount(store.token, minlength=V)
     levels = Levels(torch.full((V,), -1), torch.zeros(V))
     facts = TrainingFacts(counts, records=Batches(store, TRAIN, 4096, 64), levels=levels)
-    built: PretrainingObjective = module.build(module.Config(**settings), facts)
-    return built
+    return chosen(chosen.Config(**settings), facts)
 
 
 def train(

@@ -16,7 +16,7 @@ from ehrtrack.data.batch import Batch, Outcomes, collate
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives.base import TrainingFacts
-from ehrtrack.objectives.classification import Classification, Config, Score, build
+from ehrtrack.objectives.classification import Classification, ClassificationConfig, Score
 from ehrtrack.objectives.survival import predict
 
 COUNTS = np.ones(30, dtype=np.int64)
@@ -31,7 +31,7 @@ def outcomes_of(n_subjects: int, seed: int = 0, *, censors: bool = True) -> Outc
 
 
 def objective_of(outcomes: Outcomes, **settings: float) -> Classification:
-    return build(Config(**settings), TrainingFacts(COUNTS, outcomes, HORIZON_DAYS))
+    return Classification(ClassificationConfig(**settings), TrainingFacts(COUNTS, outcomes, HORIZON_DAYS))
 
 
 def test_known_classes_are_weighted_by_the_chance_of_being_followed_as_long() -> None:
@@ -122,7 +122,7 @@ def test_a_horizon_that_nobody_is_followed_to_is_refused() -> None:
 
 def test_pretraining_facts_alone_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"\[cohort\]"):
-        build(Config(), TrainingFacts(COUNTS))
+        Classification(ClassificationConfig(), TrainingFacts(COUNTS))
 
 
 def test_one_known_class_alone_is_refused() -> None:

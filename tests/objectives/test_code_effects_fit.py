@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +13,11 @@ from ehrtrack.data.batch import Batches, Outcomes
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.settings import READOUT_DAYS
-from ehrtrack.objectives import classification, competing_risks, survival
 from ehrtrack.objectives._code_effects import fit_onset_effects, read_table
-from ehrtrack.objectives.base import TrainingFacts
+from ehrtrack.objectives.base import OutcomeObjective, TrainingFacts
+from ehrtrack.objectives.classification import Classification
+from ehrtrack.objectives.competing_risks import CompetingRisks
+from ehrtrack.objectives.survival import Survival, SurvivalConfig
 
 N, V, DRIVER = 300, 40, 7
 STORE = random_store(N, V)
@@ -42,24 +43,24 @@ def sizes(codes: CodeEffects) -> np.ndarray:
     return of_token.abs().reshape(V, -1).sum(dim=1).numpy()  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("module", [survival, competing_risks, classification])
-def test_the_code_that_matters_has_the_largest_effect_and_most_have_none(module: Any) -> None:
-    codes = module.build(module.Config(lasso=0.5), facts()).codes
+@pytest.mark.parametrize("kind", [Survival, CompetingRisks, Classification])
+def test_the_code_that_matters_has_the_largest_effect_and_most_have_none(kind: type[OutcomeObjective]) -> None:
+    codes = kind(kind.Config(lasso=0.5), facts()).codes
     found = sizes(codes)
     assert found.argmax() == DRIVER
     assert (found == 0).mean() > 0.6
-    assert codes.effect.shape[1] == (2 if module is competing_risks else 1)
+    assert codes.effect.shape[1] == (2 if kind is CompetingRisks else 1)
 
 
 def test_a_stronger_penalty_leaves_fewer_and_smaller_effects() -> None:
-    weak, strong = (sizes(survival.build(survival.Config(lasso=s), facts()).codes) for s in (0.1, 0.5))
+    weak, strong = (sizes(Survival(SurvivalConfig(lasso=s), facts()).codes) for s in (0.1, 0.5))
     assert (strong > 0).sum() < (weak > 0).sum() / 2
     assert strong[DRIVER] < weak[DRIVER]
 
 
 @pytest.mark.parametrize("strength", [0.15, 0.3])  # at the first, L-BFGS-B ends too early and has to start again
 def test_no_small_change_of_an_effect_lowers_the_penalised_loss(strength: float) -> None:
-    objective = survival.build(survival.Config(lasso=strength), facts())
+    objective = Survival(SurvivalConfig(lasso=strength), facts())
     assert objective.codes is not None
     batch = next(iter(Batches(STORE, np.arange(N), 10**6, 64, outcomes=facts().outcomes)))
     entries = objective.codes.entries(batch)
@@ -78,8 +79,8 @@ def test_no_small_change_of_an_effect_lowers_the_penalised_loss(strength: float)
     torch.testing.assert_close(slope[not_zero], -weight * effect[not_zero].sign(), rtol=0, atol=0.02 * weight)
 
 
-@pytest.mark.parametrize("module", [survival, competing_risks, classification])
-def test_where_no_code_is_let_in_the_intercept_does_not_move_the_population(module: Any) -> None:
+@pytest.mark.parametrize("kind", [Survival, CompetingRisks, Classification])
+def test_where_no_code_is_let_in_the_intercept_does_not_move_the_population(kind: type[OutcomeObjective]) -> None:
     """The baseline is where the likelihood is greatest, with staggered entry and half of the subjects censored too."""
     plain = facts()
     assert plain.outcomes is not None
@@ -88,7 +89,7 @@ def test_where_no_code_is_let_in_the_intercept_does_not_move_the_population(modu
     is_event = plain.outcomes.is_event & (came <= end)
     outcomes = Outcomes(np.minimum(came, end), is_event, np.where(is_event, plain.outcomes.cause, 0))
     records = replace(plain.records, outcomes=outcomes)  # type: ignore[type-var]
-    codes = module.build(module.Config(lasso=100.0), replace(plain, outcomes=outcomes, records=records)).codes
+    codes = kind(kind.Config(lasso=100.0), replace(plain, outcomes=outcomes, records=records)).codes
     assert not codes.effect.any()
     np.testing.assert_allclose(codes.intercept.numpy(), 0, atol=2e-3)
 
@@ -96,7 +97,7 @@ def test_where_no_code_is_let_in_the_intercept_does_not_move_the_population(modu
 def test_without_a_strength_the_head_has_none_and_with_one_it_predicts_with_them_from_the_start() -> None:
     torch.manual_seed(0)
     encoder = Behrt(ModelConfig(size="tiny"), V)
-    plain, fitted = (survival.build(survival.Config(lasso=s), facts()) for s in (0.0, 0.3))
+    plain, fitted = (Survival(SurvivalConfig(lasso=s), facts()) for s in (0.0, 0.3))
     assert plain.make_head(encoder.width).codes is None  # type: ignore[attr-defined]
     batch = next(iter(Batches(STORE, np.arange(N), 10**6, 64)))
     with torch.no_grad():
@@ -128,7 +129,7 @@ def test_an_outcome_that_follows_what_an_onset_follows_is_found_by_few_subjects(
     truth = (truth - truth.mean()) / truth.std()
 
     def agreement(known: CodeEffects | None) -> float:
-        codes = survival.build(survival.Config(lasso=0.3), facts(truth, known)).codes
+        codes = Survival(SurvivalConfig(lasso=0.3), facts(truth, known)).codes
         assert codes is not None
         assert codes.effect.shape == (len(effect), 1)  # nothing of the onsets is needed to predict
         return float(np.corrcoef((table_of(codes) @ codes.effect)[:, 0].numpy(), truth)[0, 1])
@@ -140,7 +141,7 @@ def test_an_outcome_that_follows_what_an_onset_follows_is_found_by_few_subjects(
 def test_onsets_that_say_nothing_are_passed_over() -> None:
     torch.manual_seed(0)
     noise = onsets_with(torch.randn(CodeEffects.n_columns(LEVELS, len(READOUT_DAYS)), 3) * 0.01)
-    with_noise, without = (survival.build(survival.Config(lasso=0.5), facts(onsets=o)).codes for o in (noise, None))
+    with_noise, without = (Survival(SurvivalConfig(lasso=0.5), facts(onsets=o)).codes for o in (noise, None))
     assert with_noise is not None
     assert without is not None
     torch.testing.assert_close(with_noise.effect, without.effect, rtol=0, atol=0.02)

@@ -44,7 +44,7 @@ def subjects() -> tuple[list[History], Outcomes]:
 
 def objective_of(outcomes: Outcomes) -> competing_risks.CompetingRisks:
     facts = TrainingFacts(np.ones(V, dtype=np.int64), outcomes, HORIZON)
-    return competing_risks.build(competing_risks.Config(n_intervals=5), facts)
+    return competing_risks.CompetingRisks(competing_risks.CompetingRisksConfig(n_intervals=5), facts)
 
 
 def test_each_cause_is_learned_from_its_own_code(tmp_path: Path) -> None:

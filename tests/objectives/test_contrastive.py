@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ehrtrack.data.batch import MAX_POSITION, Batch, collate
 from ehrtrack.data.vocabulary import CLS
 from ehrtrack.objectives.base import TrainingFacts
-from ehrtrack.objectives.contrastive import Config, build, two_views
+from ehrtrack.objectives.contrastive import Contrastive, ContrastiveConfig, two_views
 
 
 def batch_of(n_subjects: int) -> Batch:
@@ -60,7 +60,7 @@ class Fixed(nn.Module):
 
 def test_the_loss_equals_equation_1_of_simclr_written_out() -> None:
     batch, places = batch_of(5), torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
-    objective = build(Config(temperature=0.3), TrainingFacts(np.ones(28, dtype=np.int64)))
+    objective = Contrastive(ContrastiveConfig(temperature=0.3), TrainingFacts(np.ones(28, dtype=np.int64)))
     z = places.double().numpy() / np.linalg.norm(places.double().numpy(), axis=1, keepdims=True)
     s = np.exp(z @ z.T / 0.3)
     parts = [-np.log(s[i, (i + 5) % 10] / sum(s[i, k] for k in range(10) if k != i)) for i in range(10)]

@@ -11,7 +11,7 @@ from ehrtrack.config import parse_config
 from ehrtrack.data.batch import Batches, collate
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
-from ehrtrack.objectives.mixed import Config, Mixed
+from ehrtrack.objectives.mixed import Mixed, MixedConfig
 from ehrtrack.training.loop import evaluate
 from ehrtrack.training.ranks import join_ranks
 
@@ -46,7 +46,7 @@ def test_loss_and_metrics_are_the_weighted_sums_of_the_parts_alone(mixed: tuple[
 
 
 def test_settings_reach_their_part() -> None:
-    config = Config(weights=WEIGHTS, settings={"next-visit": {"n_cuts": 7}})
+    config = MixedConfig(weights=WEIGHTS, settings={"next-visit": {"n_cuts": 7}})
     assert config.parts()["next-visit"].model_dump()["n_cuts"] == 7
 
 
@@ -56,6 +56,10 @@ def test_settings_reach_their_part() -> None:
         ({"weights": {"mlm": 0.0}}, "one positive weight a part"),
         ({"weights": {"mixed": 1.0}}, "one positive weight a part"),
         ({"weights": {"mln": 1.0}}, "did you mean 'mlm'"),
+        (
+            {"weights": {"mlm": 1.0, "survival": 1.0}},
+            "weights names survival: each part is an objective that pretrains",
+        ),
         ({"weights": {"mlm": 1.0}, "settings": {"next-visit": {}}}, "settings of next-visit"),
         ({"weights": {"mlm": 1.0}, "settings": {"mlm": {"n_cut": 3}}}, "n_cut"),
     ],

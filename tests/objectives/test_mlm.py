@@ -17,7 +17,7 @@ from ehrtrack.data.vocabulary import CLS, MASK, PAD, SPECIAL_TOKENS
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import mlm
 from ehrtrack.objectives.base import TrainingFacts
-from ehrtrack.objectives.mlm import Config, MaskedTokens, build, mask_tokens
+from ehrtrack.objectives.mlm import MaskedTokens, MaskedTokensConfig, mask_tokens
 from ehrtrack.recipes._prepare import Records, prepare_records
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.training.loop import FitResult, TrainConfig, evaluate, fit
@@ -112,7 +112,7 @@ def batches_of(n_subjects: int, seed: int = 0) -> Batches:
 
 
 def test_validation_hides_the_same_tokens_at_every_call() -> None:
-    objective, model = build(Config(), TrainingFacts(np.ones(V, dtype=np.int64))), Uniform()
+    objective, model = MaskedTokens(MaskedTokensConfig(), TrainingFacts(np.ones(V, dtype=np.int64))), Uniform()
     first, second = (evaluate(model, objective, batches_of(64), ALONE) for _ in range(2))
     assert first == second
     tokens = [batch.token for batch in model.seen]
@@ -122,7 +122,7 @@ def test_validation_hides_the_same_tokens_at_every_call() -> None:
 
 def test_validation_losses_equal_an_independent_computation() -> None:
     counts = np.random.default_rng(0).integers(0, 50, V)
-    objective, model = build(Config(), TrainingFacts(counts)), Uniform()
+    objective, model = MaskedTokens(MaskedTokensConfig(), TrainingFacts(counts)), Uniform()
     metrics = evaluate(model, objective, batches_of(64), ALONE)
     targets = np.concatenate([batch.targets.numpy() for batch in model.seen if batch.targets is not None])
     # add one to every code, and give the specials one each as well: they are never targets
@@ -134,7 +134,7 @@ def test_validation_losses_equal_an_independent_computation() -> None:
 
 
 def test_the_training_loss_is_the_cross_entropy_of_the_targets() -> None:
-    objective, model = build(Config(), TrainingFacts(np.ones(V, dtype=np.int64))), Uniform()
+    objective, model = MaskedTokens(MaskedTokensConfig(), TrainingFacts(np.ones(V, dtype=np.int64))), Uniform()
     loss = objective.loss(model, next(iter(batches_of(16))))
     assert loss.mean == pytest.approx(np.log(V), abs=1e-5)
 
@@ -148,7 +148,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
 
 def train(records: Records, folder: Path, epochs: int) -> FitResult:
     torch.manual_seed(0)
-    objective = build(Config(), TrainingFacts(records.token_counts()))
+    objective = MaskedTokens(MaskedTokensConfig(), TrainingFacts(records.token_counts()))
     encoder = Behrt(ModelConfig(size="tiny", dropout=0.0), len(records.vocabulary))
     return fit(
         EhrModel(encoder, objective.make_head(encoder.width)),
@@ -199,7 +199,7 @@ def test_mask_probability_is_what_is_used(monkeypatch: pytest.MonkeyPatch) -> No
         return mask_tokens(batch, probability, size, generator)
 
     monkeypatch.setattr(mlm, "mask_tokens", spy)
-    objective = MaskedTokens(Config(mask_probability=0.4), TrainingFacts(np.ones(V, dtype=np.int64)))
+    objective = MaskedTokens(MaskedTokensConfig(mask_probability=0.4), TrainingFacts(np.ones(V, dtype=np.int64)))
     batches: Iterable[Batch] = batches_of(16)
     objective.loss(Uniform(), next(iter(batches)))
     objective.score(Uniform(), next(iter(batches)))

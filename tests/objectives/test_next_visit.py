@@ -18,7 +18,7 @@ from ehrtrack.data.batch import Batch, Batches, collate
 from ehrtrack.errors import DataError
 from ehrtrack.objectives._cuts import draw_cuts
 from ehrtrack.objectives.base import TrainingFacts
-from ehrtrack.objectives.next_visit import Config, build, next_codes
+from ehrtrack.objectives.next_visit import NextVisit, NextVisitConfig, next_codes
 from ehrtrack.training.loop import evaluate
 from ehrtrack.training.ranks import join_ranks
 
@@ -102,7 +102,7 @@ def targets_of(batch: Batch) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bo
 
 def test_losses_equal_an_independent_computation() -> None:
     records = Batches(random_store(80, V), np.arange(80), 300, 100)
-    objective = build(Config(), facts(records))
+    objective = NextVisit(NextVisitConfig(), facts(records))
     logits = torch.linspace(-2, 1, N_CODES)
     metrics = evaluate(Constant(logits), objective, records, join_ranks("cpu"))
     there, known = (np.concatenate(parts) for parts in zip(*(targets_of(batch) for batch in records), strict=True))
@@ -125,7 +125,7 @@ def test_losses_equal_an_independent_computation() -> None:
 def test_rates_are_counted_anew_and_again_apart() -> None:
     same = History([Visit([4]), Visit([4], 1.0, 5.0)])  # code 4 always comes again
     other = History([Visit([5]), Visit([6], 1.0, 5.0)])  # code 6 comes anew, code 5 never again
-    rates = build(Config(n_cuts=1), facts(records_of(*[same] * 50, *[other] * 50))).rates
+    rates = NextVisit(NextVisitConfig(n_cuts=1), facts(records_of(*[same] * 50, *[other] * 50))).rates
     assert float(rates.repeated[0]) > 0.98
     assert float(rates.repeated[1]) < 0.02
     assert float(rates.new[2]) == pytest.approx(0.5, abs=0.01)
@@ -134,7 +134,7 @@ def test_rates_are_counted_anew_and_again_apart() -> None:
 
 def test_records_of_one_visit_are_refused() -> None:
     with pytest.raises(DataError, match="no training subject has two visits"):
-        build(Config(), facts(records_of(History([Visit([4])]))))
+        NextVisit(NextVisitConfig(), facts(records_of(History([Visit([4])]))))
 
 
 def test_it_beats_the_prevalence_where_codes_tell_each_other(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from ehrtrack.data.batch import Batch, Batches, Outcomes, collate
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives.base import TrainingFacts
-from ehrtrack.objectives.survival import Config, Score, Survival, baseline_survival, build, predict, score_survival
+from ehrtrack.objectives.survival import Score, Survival, SurvivalConfig, baseline_survival, predict, score_survival
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.survival.bootstrap import Interval, c_index_interval
@@ -39,7 +39,7 @@ def outcomes_of(n_subjects: int, seed: int = 0) -> Outcomes:
 
 
 def objective_of(outcomes: Outcomes, **settings: Any) -> Survival:
-    return build(Config(**settings), TrainingFacts(np.ones(40, dtype=np.int64), outcomes, HORIZON_DAYS))
+    return Survival(SurvivalConfig(**settings), TrainingFacts(np.ones(40, dtype=np.int64), outcomes, HORIZON_DAYS))
 
 
 def model_for(objective: Survival, seed: int = 0, vocabulary_size: int = 40) -> EhrModel:
@@ -156,7 +156,7 @@ def test_the_loss_is_likelihood_plus_weighted_ranking(lambda_rank: float) -> Non
 
 def test_pretraining_facts_alone_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"\[cohort\]"):
-        build(Config(), TrainingFacts(np.ones(40, dtype=np.int64)))
+        Survival(SurvivalConfig(), TrainingFacts(np.ones(40, dtype=np.int64)))
 
 
 def test_validation_metrics_do_not_depend_on_the_batch_size() -> None:
@@ -175,7 +175,7 @@ def test_validation_metrics_do_not_depend_on_the_batch_size() -> None:
 def train(records: CohortRecords, folder: Path, epochs: int = 6) -> tuple[float, Interval]:
     """C-index of test subjects after training from scratch, and its bootstrap interval."""
     facts = TrainingFacts(records.token_counts(), records.outcomes[records.rows["train"]], HORIZON_DAYS)
-    objective = build(Config(), facts)
+    objective = Survival(SurvivalConfig(), facts)
     model = model_for(objective, vocabulary_size=len(records.vocabulary))
 
     def batches(split: str, shuffle_seed: int | None = None) -> Batches:

@@ -121,7 +121,7 @@ def test_the_command_needs_no_tracking_server(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--objective.name", "mlm"], "advice is for fine-tuning to an outcome"),
+        (["--objective.name", "mlm"], "needed is an objective that learns the outcome of a cohort"),
         (["--model.size", "huge"], "unknown model.size 'huge'"),
         (["--data.path", "/nowhere"], "/nowhere"),
     ],

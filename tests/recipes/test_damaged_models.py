@@ -19,7 +19,7 @@ import torch
 from simulated import HORIZON_DAYS, Population, study, write_dataset
 
 from ehrtrack import plugins
-from ehrtrack.baselines.base import Labelled, TokenHistories
+from ehrtrack.baselines.base import Labelled, TokenHistories, baseline_class
 from ehrtrack.errors import CheckpointError, EhrtrackError
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.code_effects import CodeEffects, Levels
@@ -85,18 +85,17 @@ def network(records: CohortRecords) -> dict[str, Any]:
 
 
 def fitted(records: CohortRecords, name: str) -> str:
-    module = plugins.load("baselines", name)
-    config = module.Config.model_validate({"name": name} | QUICK[name])
+    chosen = baseline_class(name)(plugins.settings("baselines", name).model_validate({"name": name} | QUICK[name]))
     histories = TokenHistories(records.store, records.vocabulary, np.arange(len(records.store)), 64)
     train, validation = (
         Labelled(
-            module.read(histories)[records.rows[split]],
+            chosen.read(histories)[records.rows[split]],
             records.outcomes[records.rows[split]].follow_up_days,
             records.outcomes[records.rows[split]].is_event,
         )
         for split in ("train", "validation")
     )
-    return str(module.fit(config, train, validation).to_json())
+    return str(chosen.fit(train, validation).to_json())
 
 
 def predicted(folder: Path, records: CohortRecords) -> str:

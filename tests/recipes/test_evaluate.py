@@ -9,7 +9,7 @@ import pytest
 from simulated import HORIZON_DAYS, Population, study, write_dataset
 
 from ehrtrack.data.batch import Outcomes
-from ehrtrack.objectives.survival import Predictions
+from ehrtrack.objectives.base import Predictions
 from ehrtrack.recipes._evaluate import Evaluation, horizon, log_evaluation, not_measured
 from ehrtrack.recipes._groups import subject_groups
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort

@@ -12,6 +12,7 @@ from ehrtrack.models.behrt import ADAPTED_LAYERS, Behrt, EhrModel, ModelConfig
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.recipes._sanity import CODES, conclude, encoder_matrices, judge_encoder, learning_matrices
 from ehrtrack.runlog import MemoryRunLogger
+from ehrtrack.strategies.base import Strategy, strategy_of
 from ehrtrack.training.sanity import Verdict
 
 
@@ -21,10 +22,12 @@ def model() -> EhrModel:
     return EhrModel(encoder, HazardHead(encoder.width, torch.zeros(4)))
 
 
+def strategy_named(name: str, **settings: Any) -> Strategy:
+    return strategy_of(plugins.settings("strategies", name)(**settings))
+
+
 def adapted(name: str, plain: EhrModel, **settings: Any) -> torch.nn.Module:
-    strategy = plugins.load("strategies", name)
-    applied: torch.nn.Module = strategy.apply(plain, strategy.Config(**settings))
-    return applied
+    return strategy_named(name, **settings).apply(plain)
 
 
 def states(name: str, *, moves: tuple[str, ...] = ("",), is_pretrained: bool, **settings: Any) -> dict[str, str]:
@@ -32,12 +35,12 @@ def states(name: str, *, moves: tuple[str, ...] = ("",), is_pretrained: bool, **
     plain = model()
     start = encoder_matrices(plain)
     trained = adapted(name, plain, **settings)
-    learning = learning_matrices(trained)
+    learning = learning_matrices(trained, strategy_named(name))
     with torch.no_grad():
         for parameter_name, p in trained.named_parameters():
             if p.requires_grad and any(part in parameter_name for part in moves):
                 p.add_(0.01)
-    end = plugins.load("strategies", name).merge(trained)
+    end = strategy_named(name).merge(trained)
     return {v.check: v.state for v in judge_encoder(start, end, learning, is_pretrained=is_pretrained)}
 
 
@@ -47,9 +50,10 @@ def test_each_strategy_has_its_layers_that_are_to_learn() -> None:
     assert learning_matrices(adapted("full", model())) == everything
     layers = {name for name in everything if name.split(".")[-2] in ADAPTED_LAYERS}
     assert len(layers) == 2 * 6 + 3  # two layers and the readout
-    assert learning_matrices(adapted("lora", model(), rank=2)) == layers
+    lora = strategy_named("lora")
+    assert learning_matrices(adapted("lora", model(), rank=2), lora) == layers
     embedded = {name for name in everything if name.startswith("embeddings.")}
-    assert learning_matrices(adapted("lora", model(), rank=2, embeddings=True)) == layers | embedded
+    assert learning_matrices(adapted("lora", model(), rank=2, embeddings=True), lora) == layers | embedded
 
 
 def test_a_lora_whose_b_stays_zero_has_not_moved() -> None:

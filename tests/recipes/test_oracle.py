@@ -13,7 +13,7 @@ from simulated import study
 
 from ehrtrack.data.settings import CohortConfig
 from ehrtrack.errors import DataError
-from ehrtrack.objectives.survival import Predictions
+from ehrtrack.objectives.base import Predictions
 from ehrtrack.recipes._evaluate import attained, log_evaluation
 from ehrtrack.recipes._oracle import score_oracle, truth_beside
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort

@@ -9,8 +9,7 @@ import polars as pl
 import pytest
 from simulated import HORIZON_DAYS, Population, study, write_dataset
 
-from ehrtrack import plugins
-from ehrtrack.baselines.base import Labelled, TokenHistories
+from ehrtrack.baselines.base import Labelled, TokenHistories, baseline_class
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort
 from ehrtrack.recipes.predict import load_predictor
@@ -37,14 +36,14 @@ def test_a_logged_baseline_scores_as_when_it_was_fitted(
 ) -> None:
     folder, records = cohort
     config = study(folder / "meds", folder / "cache", baseline={"name": name} | READERS[name])
-    module = plugins.load("baselines", name)
+    chosen = baseline_class(name)(config.baseline)
     every = np.arange(len(records.store))
-    features = module.read(TokenHistories(records.store, records.vocabulary, every, config.data.max_tokens))
+    features = chosen.read(TokenHistories(records.store, records.vocabulary, every, config.data.max_tokens))
     train, validation = (
         Labelled(features[rows], records.outcomes[rows].follow_up_days, records.outcomes[rows].is_event)
         for rows in (records.rows["train"], records.rows["validation"])
     )
-    model = module.fit(config.baseline, train, validation)
+    model = chosen.fit(train, validation)
     write_model_folder(
         tmp_path,
         config=config,

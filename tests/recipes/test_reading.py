@@ -12,7 +12,6 @@ import pytest
 import torch
 from simulated import Population, study, write_dataset
 
-from ehrtrack import plugins
 from ehrtrack.config import RunConfig, override
 from ehrtrack.data.events import MedsDataset
 from ehrtrack.recipes._adapt import adapt
@@ -109,17 +108,17 @@ def test_a_baseline_on_tokens_is_the_same_with_any_budget_of_prediction(
 ) -> None:
     baseline = {"name": name, "n_candidates": 1, "epochs": 1, "widths": [8], "batch_tokens": SHORT}
     records = prepare_cohort(config_of(dataset, tmp_path))
-    module = plugins.load("baselines", name)
     from ehrtrack.baselines import _tokens
-    from ehrtrack.baselines.base import Labelled, TokenHistories
+    from ehrtrack.baselines.base import Labelled, TokenHistories, baseline_class
 
     config = config_of(dataset, tmp_path, baseline=baseline)
-    features = module.read(TokenHistories(records.store, records.vocabulary, np.arange(len(records.store)), 64))
+    chosen = baseline_class(name)(config.baseline)
+    features = chosen.read(TokenHistories(records.store, records.vocabulary, np.arange(len(records.store)), 64))
     train, validation = (
         Labelled(features[rows], records.outcomes[rows].follow_up_days, records.outcomes[rows].is_event)
         for rows in (records.rows["train"], records.rows["validation"])
     )
-    model = module.fit(config.baseline, train, validation)
+    model = chosen.fit(train, validation)
     at_once = model.survival(features, [100.0, 300.0])
     monkeypatch.setattr(_tokens, "CPU_BATCH_TOKENS", SHORT)
     np.testing.assert_allclose(model.survival(features, [100.0, 300.0]), at_once, atol=1e-6)

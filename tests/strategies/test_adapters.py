@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import peft
+import polars as pl
 import pytest
 import torch
 from simulated import random_store
@@ -20,8 +21,9 @@ from ehrtrack.models.behrt import ADAPTED_LAYERS, SIZES, Behrt, EhrModel, ModelC
 from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.section import Choice
-from ehrtrack.strategies import lora
-from ehrtrack.strategies.base import Base, parameter_table
+from ehrtrack.strategies.base import Base, parameter_table, strategy_of
+from ehrtrack.strategies.lora import Lora
+from ehrtrack.strategies.settings import LoraConfig
 from ehrtrack.training.checkpoint import save_tensors
 from ehrtrack.training.loop import set_training_mode
 
@@ -34,18 +36,23 @@ def base(size: str = "tiny", vocabulary_size: int = 1000, seed: int = 0) -> EhrM
     return EhrModel(encoder, HazardHead(encoder.width, torch.zeros(N_INTERVALS)))
 
 
+LORA = Lora(LoraConfig())
+
+
 def batch() -> Batch:
     return collate(random_store(12, 40), np.arange(12), max_tokens=30)
 
 
 def config_of(name: str, **settings: Any) -> Choice:
-    config: Choice = plugins.load("strategies", name).Config(**settings)
-    return config
+    return plugins.settings("strategies", name)(**settings)
+
+
+def table_of(name: str, model: nn.Module) -> pl.DataFrame:
+    return parameter_table(model, strategy_of(config_of(name)))
 
 
 def apply(name: str, model: EhrModel, **settings: Any) -> nn.Module:
-    applied: nn.Module = plugins.load("strategies", name).apply(model, config_of(name, **settings))
-    return applied
+    return strategy_of(config_of(name, **settings)).apply(model)
 
 
 def n_trainable(model: nn.Module) -> int:
@@ -75,7 +82,7 @@ def test_lora_adds_rank_times_in_plus_out_to_each_linear_layer() -> None:
     d, f, n_layers = SIZES["tiny"].width, SIZES["tiny"].mlp_width, SIZES["tiny"].n_layers
     readout = (d + d) + (7 * d + d) + (d + d)  # a detector for each feature, read in seven ways
     expected = 3 * (n_layers * (4 * (d + d) + 2 * (d + f)) + readout)
-    table = {row["part"]: row["total"] for row in parameter_table(model).iter_rows(named=True)}
+    table = {row["part"]: row["total"] for row in table_of("lora", model).iter_rows(named=True)}
     assert table["adapter"] == expected
     wrapped = {n.split(".lora_")[0].rsplit(".", 1)[-1] for n, _ in model.named_parameters() if "lora_" in n}
     assert wrapped == set(ADAPTED_LAYERS)
@@ -85,7 +92,7 @@ def test_lora_adds_rank_times_in_plus_out_to_each_linear_layer() -> None:
 def test_embeddings_learn_only_if_asked(name: str) -> None:
     for embeddings in (False, True):
         model = apply(name, base(), embeddings=embeddings)
-        table = {row["part"]: row for row in parameter_table(model).iter_rows(named=True)}
+        table = {row["part"]: row for row in table_of(name, model).iter_rows(named=True)}
         n_embedding = sum(p.numel() for p in base().encoder.embeddings.parameters())
         assert table["embedding"]["total"] == n_embedding
         assert table["embedding"]["trainable"] == (n_embedding if embeddings else 0)
@@ -113,7 +120,7 @@ def test_embeddings_learn_only_if_asked(name: str) -> None:
 def test_what_cannot_learn_is_refused(
     name: str, settings: dict[str, Any], is_pretrained: bool, reason: str | None
 ) -> None:
-    answer = plugins.load("strategies", name).refuse(config_of(name, **settings), is_pretrained=is_pretrained, width=32)
+    answer = strategy_of(config_of(name, **settings)).refuse(is_pretrained=is_pretrained, width=32)
     assert (answer is None) if reason is None else (answer is not None and re.search(reason, answer))
 
 
@@ -132,7 +139,7 @@ def test_dropout_is_off_in_a_frozen_encoder_and_on_under_adapters() -> None:
 @pytest.mark.parametrize("embeddings", [False, True])
 def test_a_stock_peft_loads_the_adapter_on_the_base_and_predicts_the_same(tmp_path: Path, embeddings: bool) -> None:
     model = shake(apply("lora", base(), rank=4, embeddings=embeddings))
-    lora.save_adapter(model, tmp_path)
+    LORA.save_adapter(model, tmp_path)
     fresh = peft.PeftModel.from_pretrained(base(), str(tmp_path)).eval()
     with torch.no_grad():
         expected, found, plain = model(batch()), fresh(batch()), base().eval()(batch())
@@ -154,24 +161,25 @@ def base_with(effect: torch.Tensor) -> EhrModel:
 
 def test_a_stock_peft_refuses_a_base_that_lacks_a_part_of_the_adapters_head(tmp_path: Path) -> None:
     """It would pass over the effects of codes, and predict without them."""
-    lora.save_adapter(shake(apply("lora", base_with(NOTHING + 1), rank=4)), tmp_path)
+    LORA.save_adapter(shake(apply("lora", base_with(NOTHING + 1), rank=4)), tmp_path)
     with pytest.raises(RuntimeError, match=r"such as head\.codes\.code, .*it lacks a part.*adapter_base"):
         peft.PeftModel.from_pretrained(base(), str(tmp_path))
 
 
 def test_a_stock_peft_refuses_a_base_with_a_part_that_the_adapter_lacks(tmp_path: Path) -> None:
-    lora.save_adapter(shake(apply("lora", base(), rank=4)), tmp_path)
+    LORA.save_adapter(shake(apply("lora", base(), rank=4)), tmp_path)
     with pytest.raises(KeyError, match=r"head\.codes"):
         peft.PeftModel.from_pretrained(base_with(NOTHING + 1), str(tmp_path))
 
 
 @pytest.mark.parametrize(("lasso", "parts"), [(False, ["encoder", "head"]), (True, ["encoder", "head", "head.codes"])])
 def test_an_adapters_configuration_says_what_its_base_is(tmp_path: Path, lasso: bool, parts: list[str]) -> None:
-    made = Base("pretrained", "runs:/abc/model", "0123456789abcdef")
-    lora.save_adapter(apply("lora", base_with(NOTHING) if lasso else base(), rank=4), tmp_path, base=made)
+    made = Base("pretrained", "runs:/abc/model", "0123456789abcdef", "classification")
+    LORA.save_adapter(apply("lora", base_with(NOTHING) if lasso else base(), rank=4), tmp_path, base=made)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "runs:/abc/model"
-    assert config["auto_mapping"]["base"] == {"kind": "pretrained", "fingerprint": "0123456789abcdef", "parts": parts}
+    said = {"kind": "pretrained", "fingerprint": "0123456789abcdef", "objective": "classification", "parts": parts}
+    assert config["auto_mapping"]["base"] == said
     assert peft.PeftConfig.from_pretrained(str(tmp_path)).auto_mapping["base_model_class"] == "EhrModel"
 
 
@@ -185,7 +193,7 @@ def test_weights_that_no_part_takes_are_refused_even_where_a_part_of_them_would_
 
 def test_effects_of_codes_are_kept_with_the_adapter_and_do_not_learn(tmp_path: Path) -> None:
     model = shake(apply("lora", base_with(NOTHING + 1), rank=4))
-    lora.save_adapter(model, tmp_path)
+    LORA.save_adapter(model, tmp_path)
     fresh = peft.PeftModel.from_pretrained(base_with(NOTHING), str(tmp_path)).eval()
     with torch.no_grad():
         torch.testing.assert_close(fresh(batch()), model(batch()), atol=1e-6, rtol=0)
@@ -194,7 +202,7 @@ def test_effects_of_codes_are_kept_with_the_adapter_and_do_not_learn(tmp_path: P
 
 def test_merging_folds_a_strong_adapter_in_to_1e_5() -> None:
     model = shake(apply("lora", base(), rank=8, alpha=32))
-    merged = lora.merge(model)
+    merged = LORA.merge(model)
     with torch.no_grad():
         torch.testing.assert_close(merged.eval()(batch()), model(batch()), atol=1e-5, rtol=0)
     assert not any("lora" in name for name, _ in merged.named_parameters())
@@ -203,7 +211,7 @@ def test_merging_folds_a_strong_adapter_in_to_1e_5() -> None:
 @pytest.mark.parametrize(("size", "rank", "share"), [("small", 8, 0.20), ("large", 16, 0.08)])
 def test_the_adapter_is_a_small_part_of_the_full_checkpoint(tmp_path: Path, size: str, rank: int, share: float) -> None:
     model = apply("lora", base(size), rank=rank)
-    lora.save_adapter(model, tmp_path / "adapter")
-    save_tensors(tmp_path / "model.safetensors", lora.merge(model).state_dict())
+    LORA.save_adapter(model, tmp_path / "adapter")
+    save_tensors(tmp_path / "model.safetensors", LORA.merge(model).state_dict())
     adapter = sum(file.stat().st_size for file in (tmp_path / "adapter").glob("*.safetensors"))
     assert 0 < adapter < share * (tmp_path / "model.safetensors").stat().st_size

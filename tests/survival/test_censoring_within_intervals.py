@@ -194,7 +194,9 @@ def after_training(start: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
 @COHORTS
 def test_training_does_not_move_the_risk_of_the_population(cohort: Callable[[], tuple[Outcomes, float]]) -> None:
     outcomes, horizon = cohort()
-    objective = survival.build(survival.Config(), TrainingFacts(np.ones(5, dtype=np.int64), outcomes, horizon))
+    objective = survival.Survival(
+        survival.SurvivalConfig(), TrainingFacts(np.ones(5, dtype=np.int64), outcomes, horizon)
+    )
     expected = 1 - kaplan_meier(outcomes.follow_up_days, outcomes.is_event, np.array([horizon]))[0]
     start = objective.baseline_logits()
     assert risk_at_horizon(start[None]).item() == pytest.approx(expected, abs=1e-5)
@@ -205,7 +207,9 @@ def test_training_does_not_move_the_risk_of_the_population(cohort: Callable[[], 
 @COHORTS
 def test_ranking_moves_nothing_where_all_are_alike(cohort: Callable[[], tuple[Outcomes, float]]) -> None:
     outcomes, horizon = cohort()
-    objective = survival.build(survival.Config(), TrainingFacts(np.ones(5, dtype=np.int64), outcomes, horizon))
+    objective = survival.Survival(
+        survival.SurvivalConfig(), TrainingFacts(np.ones(5, dtype=np.int64), outcomes, horizon)
+    )
     logits = objective.baseline_logits().double().requires_grad_()
     days, event = outcomes.follow_up_days, outcomes.is_event
     survived, is_event = torch.from_numpy(objective.grid.survived(days, event)), torch.from_numpy(event)
@@ -218,7 +222,7 @@ def test_ranking_moves_nothing_where_all_are_alike(cohort: Callable[[], tuple[Ou
 def test_training_does_not_move_the_incidence_of_each_cause(cohort: Callable[[], tuple[Outcomes, float]]) -> None:
     outcomes, horizon = cohort()
     facts = TrainingFacts(np.ones(5, dtype=np.int64), outcomes, horizon)
-    objective = competing_risks.build(competing_risks.Config(n_intervals=10), facts)
+    objective = competing_risks.CompetingRisks(competing_risks.CompetingRisksConfig(n_intervals=10), facts)
     start = objective.baseline_logits()
     end = after_training(start, lambda logits: objective.likelihood(logits.flatten().expand(300, -1), outcomes))
     assert outcomes.cause is not None

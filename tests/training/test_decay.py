@@ -12,11 +12,12 @@ from simulated import random_store
 from torch import nn
 
 from ehrtrack import plugins
-from ehrtrack.baselines._sequences import ENCODERS, _network
+from ehrtrack.baselines.sequence import ENCODERS, _network
 from ehrtrack.data.batch import Batches, Outcomes
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig, Recency
 from ehrtrack.models.heads import CodeHead, HazardHead
-from ehrtrack.objectives.base import TrainingFacts
+from ehrtrack.objectives.base import Objective, TrainingFacts
+from ehrtrack.strategies.base import strategy_of
 from ehrtrack.training.loop import TrainConfig, Training
 from ehrtrack.training.ranks import join_ranks
 
@@ -29,10 +30,10 @@ OUTCOMES = Outcomes(np.minimum(DAYS, 365.0), IS_EVENT, IS_EVENT * RNG.integers(1
 
 
 def objective_named(name: str) -> Any:
-    module = plugins.load("objectives", name)
+    chosen = plugins.plugin("objectives", name, Objective)
     counts = np.bincount(STORE.token, minlength=V)
     batches = Batches(STORE, np.arange(N), 300, 30, outcomes=OUTCOMES)
-    return module.build(module.Config(), TrainingFacts(counts, OUTCOMES, 365.0, batches))
+    return chosen(chosen.Config(), TrainingFacts(counts, OUTCOMES, 365.0, batches))
 
 
 def model_for(objective: Any) -> EhrModel:
@@ -73,8 +74,8 @@ def test_of_every_objectives_model_the_matrices_decay_and_nothing_else(name: str
 
 @pytest.mark.parametrize("name", plugins.names("strategies"))
 def test_of_every_strategys_model_the_matrices_decay_and_nothing_else(name: str, tmp_path: Path) -> None:
-    strategy, objective = plugins.load("strategies", name), objective_named("competing-risks")
-    model = strategy.apply(model_for(objective), strategy.Config())
+    objective = objective_named("competing-risks")
+    model = strategy_of(plugins.settings("strategies", name)()).apply(model_for(objective))
     found = decayed(model, objective, tmp_path)
     assert found == matrices(model)
     assert found

@@ -34,7 +34,7 @@ class Stop(Exception):
 def objective(stop_at: int = 0, select_by: Literal["c_index", "ibs"] = "c_index") -> survival.Survival:
     """The survival objective, which raises at its n-th batch."""
     facts = TrainingFacts(np.ones(V, dtype=np.int64), OUTCOMES, 365.0)
-    built, n_seen = survival.build(survival.Config(n_intervals=5, select_by=select_by), facts), 0
+    built, n_seen = survival.Survival(survival.SurvivalConfig(n_intervals=5, select_by=select_by), facts), 0
     loss: Callable[..., BatchLoss] = built.loss
 
     def counted(*arguments: Any) -> BatchLoss:

@@ -19,6 +19,7 @@ from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import mlm, survival
 from ehrtrack.objectives.base import Objective, TrainingFacts
 from ehrtrack.runlog import MemoryRunLogger
+from ehrtrack.strategies.base import strategy_of
 from ehrtrack.training.loop import TrainConfig, Training, fit
 from ehrtrack.training.ranks import Ranks, join_ranks
 
@@ -33,16 +34,15 @@ CASES = (("survival", "full"), ("survival", "lora"), ("mlm", "full"))
 def objective_named(name: str) -> Objective:
     facts = TrainingFacts(np.bincount(STORE.token, minlength=V), OUTCOMES, 365.0)
     if name == "mlm":
-        return mlm.build(mlm.Config(), facts)
-    return survival.build(survival.Config(n_intervals=5, lambda_rank=0.3), facts)
+        return mlm.MaskedTokens(mlm.MaskedTokensConfig(), facts)
+    return survival.Survival(survival.SurvivalConfig(n_intervals=5, lambda_rank=0.3), facts)
 
 
 def model_for(objective: Objective, strategy: str) -> nn.Module:
     torch.manual_seed(0)
     encoder = Behrt(ModelConfig(size="tiny", dropout=0.0), V)
     model = EhrModel(encoder, objective.make_head(encoder.width))
-    chosen = plugins.load("strategies", strategy)
-    applied: nn.Module = chosen.apply(model, chosen.Config())
+    applied = strategy_of(plugins.settings("strategies", strategy)()).apply(model)
     for module in applied.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # so that a batch and its halves are the same function

@@ -1,16 +1,18 @@
 """What a source says of its tables: which rows there are and which events each row makes.
 
-A source is a module of `ehrtrack.data.sources` with a `Config` (a `Reading` with settings of its own) and a function
-``tables(reader, path, config) -> list[SourceTable]``. It only describes; `ehrtrack.data.importing` reads,
-checks, counts and writes, the same way for every source.
+A source only describes; `ehrtrack.data.importing` reads, checks, counts and writes, the same way for every source.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 from ehrtrack.data.sources._reader import Reader
 from ehrtrack.data.sources._relation import Relation, Time, quote_text
+from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import DataError
 
 NULL = "NULL"
@@ -80,6 +82,29 @@ class SourceTable:
     splits: str | None = None
     notes: tuple[Note, ...] = ()
     left_out: str | None = None
+
+
+class Source(ABC):
+    """A form in which records come.
+
+    A subclass says its settings as ``Config``, a `Reading` with a name and perhaps settings of its own, and narrows
+    ``config`` to them.
+    """
+
+    Config: ClassVar[type[Reading]]
+
+    def __init__(self, config: Reading) -> None:
+        self.config = config
+
+    @abstractmethod
+    def tables(self, reader: Reader, path: Path) -> list[SourceTable]:
+        """The tables of the source at `path`; those that it does not have are among them, without a relation.
+
+        Raises
+        ------
+        DataError
+            If a table or a column is missing without which the records mean nothing.
+        """
 
 
 def require_table(relation: Relation | None, name: str, found: list[str], where: object) -> Relation:

@@ -83,20 +83,24 @@ from pathlib import Path
 
 from ehrtrack.data.sources._reader import Reader, table_paths
 from ehrtrack.data.sources._relation import Relation, Time, quote_name, quote_text
-from ehrtrack.data.sources._tables_of_csv import FILE_NAME, Codes, Config, Join, Offset, Stamp, Table
-from ehrtrack.data.sources.base import NULL, Event, SourceTable, birth, death, when_present
+from ehrtrack.data.sources.base import NULL, Event, Source, SourceTable, birth, death, when_present
+from ehrtrack.data.sources.settings import FILE_NAME, Codes, EventsCsvConfig, Join, Offset, Stamp, Table
 from ehrtrack.errors import DataError
-
-__all__ = ["Config", "tables"]
 
 _MICROSECONDS = {"seconds": 10**6, "minutes": 60 * 10**6, "hours": 3600 * 10**6, "days": 86_400 * 10**6}
 _MICROSECONDS["years"] = 31_557_600 * 10**6  # of 365.25 days: an age in years has no day of birth
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2})?)?")
 
 
-def tables(reader: Reader, path: Path, config: Config) -> list[SourceTable]:
-    """One table for each ``[[table]]``."""
-    return [_source_table(reader, path, table) for table in config.table]
+class EventsCsv(Source):
+    """Any tables, whose columns the settings describe."""
+
+    Config = EventsCsvConfig
+    config: EventsCsvConfig
+
+    def tables(self, reader: Reader, path: Path) -> list[SourceTable]:
+        """One table for each ``[[table]]``."""
+        return [_source_table(reader, path, table) for table in self.config.table]
 
 
 def _source_table(reader: Reader, path: Path, table: Table) -> SourceTable:

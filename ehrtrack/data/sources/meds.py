@@ -13,54 +13,48 @@ from pathlib import Path
 from ehrtrack.data.events import BIRTH, DEATH
 from ehrtrack.data.sources._reader import Reader
 from ehrtrack.data.sources._relation import quote_text
-from ehrtrack.data.sources.base import Event, SourceTable
-from ehrtrack.data.sources.settings import Reading
+from ehrtrack.data.sources.base import Event, Source, SourceTable
+from ehrtrack.data.sources.settings import MedsConfig
 from ehrtrack.errors import DataError
 
 _VISIT_COLUMNS = ("visit_id", "hadm_id", "visit_occurrence_id", "encounter_id")
 
 
-class Config(Reading):
-    """How cells are read, and how the dataset spells birth and death.
+class Meds(Source):
+    """A dataset that is in MEDS form already."""
 
-    Attributes
-    ----------
-    birth_codes, death_codes : codes that stand for birth and for death; MEDS's own by default.
-    """
+    Config = MedsConfig
+    config: MedsConfig
 
-    birth_codes: tuple[str, ...] = (BIRTH,)
-    death_codes: tuple[str, ...] = (DEATH,)
-
-
-def tables(reader: Reader, path: Path, config: Config) -> list[SourceTable]:
-    """The one table of events."""
-    folder = path / "data" if (path / "data").is_dir() else path
-    files = sorted(file for file in folder.rglob("*.parquet") if not file.is_dir()) if folder.is_dir() else [path]
-    if not files:
-        raise DataError(f"no parquet file under {folder}; needed: a MEDS dataset with data/*.parquet")
-    events = reader.files(files, "data").require("subject_id", "time", "code")
-    visit = next((column for column in _VISIT_COLUMNS if events.has(column)), None)
-    event = Event(
-        code=_code(events.text("code"), config),
-        time=events.time("time"),
-        numeric_value=events.number("numeric_value"),
-        text_value=events.text("text_value"),
-        may_lack_time=True,
-        decimal_comma=events.decimal_commas("numeric_value"),
-    )
-    table = SourceTable(
-        name="data",
-        relation=events,
-        subject="subject_id",
-        events=(event,),
-        visit=visit,
-        code_metadata=_code_metadata(reader, path / "metadata" / "codes.parquet"),
-        splits=_splits(reader, path / "metadata" / "subject_splits.parquet"),
-    )
-    return [table]
+    def tables(self, reader: Reader, path: Path) -> list[SourceTable]:
+        """The one table of events."""
+        folder = path / "data" if (path / "data").is_dir() else path
+        files = sorted(file for file in folder.rglob("*.parquet") if not file.is_dir()) if folder.is_dir() else [path]
+        if not files:
+            raise DataError(f"no parquet file under {folder}; needed: a MEDS dataset with data/*.parquet")
+        events = reader.files(files, "data").require("subject_id", "time", "code")
+        visit = next((column for column in _VISIT_COLUMNS if events.has(column)), None)
+        event = Event(
+            code=_code(events.text("code"), self.config),
+            time=events.time("time"),
+            numeric_value=events.number("numeric_value"),
+            text_value=events.text("text_value"),
+            may_lack_time=True,
+            decimal_comma=events.decimal_commas("numeric_value"),
+        )
+        table = SourceTable(
+            name="data",
+            relation=events,
+            subject="subject_id",
+            events=(event,),
+            visit=visit,
+            code_metadata=_code_metadata(reader, path / "metadata" / "codes.parquet"),
+            splits=_splits(reader, path / "metadata" / "subject_splits.parquet"),
+        )
+        return [table]
 
 
-def _code(code: str, config: Config) -> str:
+def _code(code: str, config: MedsConfig) -> str:
     """SQL of the code, with births and deaths spelt as MEDS spells them."""
     if (config.birth_codes, config.death_codes) == ((BIRTH,), (DEATH,)):
         return code

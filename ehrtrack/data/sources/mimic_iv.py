@@ -17,13 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field
-
 from ehrtrack.data.sources._reader import Reader, table_paths
 from ehrtrack.data.sources._relation import Relation, Time, quote_name
 from ehrtrack.data.sources.base import (
     NULL,
     Event,
+    Source,
     SourceTable,
     birth,
     death,
@@ -31,16 +30,10 @@ from ehrtrack.data.sources.base import (
     require_table,
     when_present,
 )
-from ehrtrack.data.sources.settings import Reading
+from ehrtrack.data.sources.settings import MimicIvConfig
 
 Find = Callable[[str], Relation | None]
 _SUBJECT, _STAY = "subject_id", "hadm_id"
-
-
-class Config(Reading):
-    """How cells are read; MIMIC's dates are shifted into the years 2100 to 2200."""
-
-    years: tuple[int, int] = Field(default=(1800, 2250))
 
 
 @dataclass(frozen=True)
@@ -97,27 +90,33 @@ _TIMED_TABLES = (
 )
 
 
-def tables(reader: Reader, path: Path, config: Config) -> list[SourceTable]:
-    """Patients (the roster), stays, what is coded at discharge, and the timed tables."""
-    folders = (path, path / "core", path / "hosp", path / "icu")  # core/ is of versions 0.4 and 1.0
+class MimicIv(Source):
+    """MIMIC-IV, of its CSV files."""
 
-    def find(name: str) -> Relation | None:
-        return reader.find(folders, name)
+    Config = MimicIvConfig
+    config: MimicIvConfig
 
-    found = [file.name for folder in folders for file in table_paths(folder)]
-    patients = require_table(find("patients"), "patients", found, path)
-    admissions = require_table(find("admissions"), "admissions", found, path)
-    admissions.require(_SUBJECT, _STAY, "admittime", "dischtime", "deathtime", "admission_type")
-    return [
-        _patients(patients),
-        _race(reader, admissions),
-        _admissions(admissions),
-        *(_timed(reader, timed, find) for timed in _TIMED_TABLES),
-        _microbiology(find("microbiologyevents")),
-        _procedures(reader, find),
-        _diagnoses(reader, admissions, find),
-        _drgs(reader, admissions, find),
-    ]
+    def tables(self, reader: Reader, path: Path) -> list[SourceTable]:
+        """Patients (the roster), stays, what is coded at discharge, and the timed tables."""
+        folders = (path, path / "core", path / "hosp", path / "icu")  # core/ is of versions 0.4 and 1.0
+
+        def find(name: str) -> Relation | None:
+            return reader.find(folders, name)
+
+        found = [file.name for folder in folders for file in table_paths(folder)]
+        patients = require_table(find("patients"), "patients", found, path)
+        admissions = require_table(find("admissions"), "admissions", found, path)
+        admissions.require(_SUBJECT, _STAY, "admittime", "dischtime", "deathtime", "admission_type")
+        return [
+            _patients(patients),
+            _race(reader, admissions),
+            _admissions(admissions),
+            *(_timed(reader, timed, find) for timed in _TIMED_TABLES),
+            _microbiology(find("microbiologyevents")),
+            _procedures(reader, find),
+            _diagnoses(reader, admissions, find),
+            _drgs(reader, admissions, find),
+        ]
 
 
 def _patients(relation: Relation) -> SourceTable:

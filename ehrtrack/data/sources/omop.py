@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ehrtrack.data.sources._reader import TABLE_SUFFIXES, DatabaseFile, Reader, table_paths
 from ehrtrack.data.sources._relation import Relation, Time, quote_name
@@ -35,6 +34,7 @@ from ehrtrack.data.sources.base import (
     NULL,
     Event,
     Note,
+    Source,
     SourceTable,
     birth,
     death,
@@ -42,7 +42,7 @@ from ehrtrack.data.sources.base import (
     require_table,
     unit_where_several,
 )
-from ehrtrack.data.sources.settings import Reading
+from ehrtrack.data.sources.settings import OmopConfig
 from ehrtrack.errors import DataError
 
 # Concepts that every model shares and that a partial concept table may lack.
@@ -52,18 +52,6 @@ _SHARED_CONCEPTS = (
     (9203, "Visit//ER", "Emergency Room Visit"),
     (262, "Visit//ERIP", "Emergency Room and Inpatient Visit"),
 )
-
-
-class Config(Reading):
-    """How cells are read, and when diagnoses are known.
-
-    Attributes
-    ----------
-    conditions_at : ``visit_end`` puts conditions that are dated within an inpatient visit at its end, ``start`` leaves
-        them at their own start.
-    """
-
-    conditions_at: Literal["visit_end", "start"] = "visit_end"
 
 
 @dataclass(frozen=True)
@@ -87,30 +75,38 @@ _CLINICAL_TABLES = (
 _INPATIENT_VISITS = (9201, 262, 8717)  # inpatient, emergency room and inpatient, inpatient hospital
 
 
-def tables(reader: Reader, path: Path, config: Config) -> list[SourceTable]:
-    """Person (the roster), observation periods, clinical tables and deaths."""
-    database = None if path.is_dir() else _open(reader, path)
+class Omop(Source):
+    """An OMOP common data model."""
 
-    def find(name: str) -> Relation | None:
-        if database is None:
-            return reader.find((path,), name, pattern=rf"(\d\w*_)?{name}")
-        relation = database.find(name)
-        return None if relation is None else _with_header_from_first_row(reader, relation)
+    Config = OmopConfig
+    config: OmopConfig
 
-    found = [file.name for file in table_paths(path)] if database is None else database.tables
-    person = require_table(find("person"), "person", found, path)
-    _load_concepts(reader, find("concept"))
-    visits = find("visit_occurrence")
-    at_visit_end = visits if config.conditions_at == "visit_end" else None
-    return [
-        _person(reader, person),
-        _observation_period(find("observation_period")),
-        *(
-            _clinical(reader, clinical, find(clinical.table), at_visit_end if clinical.word == "condition" else None)
-            for clinical in _CLINICAL_TABLES
-        ),
-        _death(find("death"), person),
-    ]
+    def tables(self, reader: Reader, path: Path) -> list[SourceTable]:
+        """Person (the roster), observation periods, clinical tables and deaths."""
+        database = None if path.is_dir() else _open(reader, path)
+
+        def find(name: str) -> Relation | None:
+            if database is None:
+                return reader.find((path,), name, pattern=rf"(\d\w*_)?{name}")
+            relation = database.find(name)
+            return None if relation is None else _with_header_from_first_row(reader, relation)
+
+        found = [file.name for file in table_paths(path)] if database is None else database.tables
+        person = require_table(find("person"), "person", found, path)
+        _load_concepts(reader, find("concept"))
+        visits = find("visit_occurrence")
+        at_visit_end = visits if self.config.conditions_at == "visit_end" else None
+        return [
+            _person(reader, person),
+            _observation_period(find("observation_period")),
+            *(
+                _clinical(
+                    reader, clinical, find(clinical.table), at_visit_end if clinical.word == "condition" else None
+                )
+                for clinical in _CLINICAL_TABLES
+            ),
+            _death(find("death"), person),
+        ]
 
 
 def _open(reader: Reader, path: Path) -> DatabaseFile:

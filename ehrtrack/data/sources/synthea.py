@@ -16,6 +16,7 @@ from ehrtrack.data.sources._reader import Reader, table_paths
 from ehrtrack.data.sources._relation import Relation, quote_text
 from ehrtrack.data.sources.base import (
     Event,
+    Source,
     SourceTable,
     birth,
     death,
@@ -23,7 +24,7 @@ from ehrtrack.data.sources.base import (
     require_table,
     unit_where_several,
 )
-from ehrtrack.data.sources.settings import Reading
+from ehrtrack.data.sources.settings import SyntheaConfig
 
 _SYSTEM_NAMES = {
     "http://snomed.info/sct": "SNOMED-CT",
@@ -45,27 +46,27 @@ _CODED_TABLES = (
 )
 
 
-class Config(Reading):
-    """How cells are read; the Java exporter may write devices without any code, which nothing can be learned from."""
+class Synthea(Source):
+    """Synthea's CSV export."""
 
-    allow_dropped_tables: tuple[str, ...] = ("devices",)
+    Config = SyntheaConfig
+    config: SyntheaConfig
 
+    def tables(self, reader: Reader, path: Path) -> list[SourceTable]:
+        """Patients (the roster), encounters, the coded tables and observations."""
+        folders = (path, path / "csv")
 
-def tables(reader: Reader, path: Path, config: Config) -> list[SourceTable]:
-    """Patients (the roster), encounters, the coded tables and observations."""
-    folders = (path, path / "csv")
+        def find(name: str) -> Relation | None:
+            return reader.find(folders, name)
 
-    def find(name: str) -> Relation | None:
-        return reader.find(folders, name)
-
-    found = [file.name for folder in folders for file in table_paths(folder)]
-    patients = require_table(find("patients"), "patients", found, path)
-    return [
-        _patients(patients),
-        _encounters(find("encounters")),
-        *(_coded(reader, name, find(name), code=code, system=system) for name, code, system in _CODED_TABLES),
-        _observations(reader, find("observations")),
-    ]
+        found = [file.name for folder in folders for file in table_paths(folder)]
+        patients = require_table(find("patients"), "patients", found, path)
+        return [
+            _patients(patients),
+            _encounters(find("encounters")),
+            *(_coded(reader, name, find(name), code=code, system=system) for name, code, system in _CODED_TABLES),
+            _observations(reader, find("observations")),
+        ]
 
 
 def _patients(relation: Relation) -> SourceTable:

@@ -1,37 +1,44 @@
-"""Sequence models as baselines: the tokens, embeddings, head, loss and training loop of the transformer."""
+"""Sequence models as baselines: the tokens, embeddings, head, loss and training loop of the transformer.
+
+GRU (Cho et al. 2014, arXiv:1406.1078), LSTM (Hochreiter & Schmidhuber 1997, Neural Comput 9:1735-1780), and the mean of
+Med2Vec embeddings with one hidden layer, each with the discrete-time hazard head.
+"""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ehrtrack.baselines._tokens import BROKEN_JSON, TokenModel, labelled_batches, read_fields, survival_objective
 from ehrtrack.baselines.base import (
+    Baseline,
     Labelled,
     Setting,
     TokenHistories,
     seen_within,
     tune,
 )
-from ehrtrack.baselines.settings import SequenceSettings as Settings
+from ehrtrack.baselines.settings import MeanPoolConfig, SequenceSettings
 from ehrtrack.errors import CheckpointError
 from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.models.recurrent import MeanPool, Recurrent, SequenceModel
-from ehrtrack.objectives import survival
+from ehrtrack.objectives.settings import SurvivalConfig
+from ehrtrack.objectives.survival import Survival
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.training.loop import TrainConfig
 from ehrtrack.training.loop import fit as train_model
 from ehrtrack.training.memory import find_batch_tokens
 from ehrtrack.training.ranks import Ranks, join_ranks
+from ehrtrack.training.skip_gram import fit_skip_gram
 
 ENCODERS: Mapping[str, Callable[[int, int, float], Recurrent | MeanPool]] = {
     "gru": lambda width, n_codes, dropout: Recurrent(nn.GRUCell, width, n_codes, dropout),
@@ -90,76 +97,107 @@ def from_json(text: str) -> FittedSequenceModel:
         ) from error
 
 
-def fit(config: Settings, train: Labelled[TokenHistories], validation: Labelled[TokenHistories]) -> FittedSequenceModel:
-    """`fit_sequences` from random weights."""
-    return fit_sequences(config, train, validation)
+class Sequence(Baseline[TokenHistories]):
+    """A GRU, an LSTM, or the mean of a subject's embeddings, which knows no order, but ages and gaps.
 
-
-def fit_sequences(
-    config: Settings,
-    train: Labelled[TokenHistories],
-    validation: Labelled[TokenHistories],
-    *,
-    embeddings: Callable[[int], CodeEmbeddings] | None = None,
-    more_settings: Mapping[str, Sequence[Any]] | None = None,
-) -> FittedSequenceModel:
-    """Train each candidate with early stopping as the transformer's, and keep the one with the best validation C-index.
-
-    Parameters
-    ----------
-    embeddings : of a width, what the code embeddings start from; ``trains_embeddings`` of a setting says whether they
-        are trained further
-    more_settings : values of further settings, by name, which the candidates also combine
-
-    Raises
-    ------
-    DataError
-        If there is no training event, or no comparable validation pair.
-    TrainingError
-        If a loss is not finite.
+    The mean starts from embeddings of codes that are fitted by skip-gram (Med2Vec) on the training subjects' histories,
+    or were fitted before on more records (``init.embeddings``); whether they are trained further with the head is one
+    of the settings tried.
     """
-    objective = survival_objective(
-        survival.Config(lambda_rank=config.lambda_rank, n_intervals=config.n_intervals), train
-    )
-    ranks = join_ranks(train.features.device)
-    stopping = seen_within(validation, objective.grid.horizon_days)
 
-    def fit_one(setting: Setting) -> FittedSequenceModel:
-        return _train(config, setting, objective, train, stopping, ranks, embeddings)
+    Config = SequenceSettings
+    config: SequenceSettings
 
-    space = {
+    def read(self, histories: TokenHistories) -> TokenHistories:
+        return histories
+
+    def fit(self, train: Labelled[TokenHistories], validation: Labelled[TokenHistories]) -> FittedSequenceModel:
+        """Train each candidate with early stopping as the transformer's; the best validation C-index is kept.
+
+        Raises
+        ------
+        DataError
+            If there is no training event, no comparable validation pair, or, for the mean, no two codes occur together.
+        TrainingError
+            If a loss is not finite.
+        """
+        config = self.config
+        objective = survival_objective(
+            SurvivalConfig(lambda_rank=config.lambda_rank, n_intervals=config.n_intervals), train
+        )
+        ranks = join_ranks(train.features.device)
+        stopping = seen_within(validation, objective.grid.horizon_days)
+        start = _embeddings_of(config, train.features) if isinstance(config, MeanPoolConfig) else None
+        best = tune(
+            config,
+            _space(config, train.features),
+            lambda setting: _train(config, setting, objective, train, stopping, ranks, start),
+            validation,
+        )
+        best.model.facts.update(
+            {**best.setting, "validation_c_index": best.validation_c_index, "n_candidates": best.n_candidates}
+        )
+        return best.model
+
+    @classmethod
+    def from_json(cls, text: str) -> FittedSequenceModel:
+        return from_json(text)
+
+
+def _space(config: SequenceSettings, histories: TokenHistories) -> dict[str, tuple[float, ...]]:
+    """The settings that are tuned, with the values of each."""
+    space: dict[str, tuple[float, ...]] = {
         "lr": config.learning_rates,
         "dropout": config.dropouts,
         "width": config.widths,
         "weight_decay": config.weight_decays,
-        **(more_settings or {}),
     }
-    best = tune(config, space, fit_one, validation)
-    best.model.facts.update(
-        {**best.setting, "validation_c_index": best.validation_c_index, "n_candidates": best.n_candidates}
-    )
-    return best.model
+    if isinstance(config, MeanPoolConfig):
+        widths = config.widths if histories.embeddings is None else (histories.embeddings.width,)
+        space |= {"width": widths, "trains_embeddings": config.trains_embeddings}
+    return space
+
+
+def _embeddings_of(config: MeanPoolConfig, histories: TokenHistories) -> Callable[[int], CodeEmbeddings]:
+    """From a width to the embeddings of codes to start from: those that were fitted before, or the histories' own."""
+
+    @cache
+    def embeddings(width: int) -> CodeEmbeddings:
+        if histories.embeddings is not None:
+            return histories.embeddings
+        vectors = fit_skip_gram(
+            histories.store,
+            histories.rows,
+            n_codes=len(histories.vocabulary),
+            width=width,
+            config=config.skip_gram,
+            seed=config.seed,
+        )
+        return CodeEmbeddings(histories.vocabulary, vectors, {})
+
+    return embeddings
 
 
 def _train(
-    config: Settings,
+    config: SequenceSettings,
     setting: Setting,
-    objective: survival.Survival,
+    objective: Survival,
     train: Labelled[TokenHistories],
     validation: Labelled[TokenHistories],
     ranks: Ranks,
     embeddings: Callable[[int], CodeEmbeddings] | None,
 ) -> FittedSequenceModel:
-    """One candidate."""
-    shape = {"name": config.name, "width": setting["width"], "n_codes": len(train.features.vocabulary)}
+    """One candidate. `embeddings` : of a width, what the code embeddings start from, or None for random ones."""
+    width = int(setting["width"])
+    shape: dict[str, str | int] = {"name": config.name, "width": width, "n_codes": len(train.features.vocabulary)}
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        head = objective.make_head(setting["width"])
+        head = objective.make_head(width)
         network = _network(shape, head, dropout=setting["dropout"]).to(ranks.device)
         if embeddings is not None:
             code = network.encoder.embeddings.code
-            embeddings(setting["width"]).initialise(code, train.features.vocabulary)
-            code.requires_grad_(setting["trains_embeddings"])
+            embeddings(width).initialise(code, train.features.vocabulary)
+            code.requires_grad_(bool(setting["trains_embeddings"]))
         in_order = labelled_batches(train, config.batch_tokens or train.features.max_tokens)
         budget = config.batch_tokens or find_batch_tokens(network, objective, in_order, ranks.device)
         with tempfile.TemporaryDirectory() as folder:
