@@ -1,0 +1,137 @@
+"""The examples of docs/extending/: applied to a copy of the package, and as a package of their own by entry points."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from simulated import HORIZON_DAYS, Population, write_dataset
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "docs" / "extending"
+STUDY = """
+study = "simulated"
+data = { path = "study", vocabulary = { min_subjects = 2 } }
+cohort.horizon_days = HORIZON
+cohort.index = { rule = "first_code", codes = ["INDEX$"] }
+cohort.outcome = { codes = ["OUTCOME$"] }
+baseline = { name = "exponential", n_candidates = 2 }
+runtime = { cache = "cache", device = "cpu" }
+""".replace("HORIZON", f"{HORIZON_DAYS:g}")
+NAMES = {"objective": "weibull", "baseline": "exponential", "source": "i2b2", "strategy": "last-layers"}
+FACTS = {
+    "objective": "fresh_head or rebuilt or total_is_the_mean or curves_that_fall",
+    "baseline": "falling_probability or json_brings_back or strong_effect",
+    "source": "valid_meds or after_death",
+    "strategy": "frozen_tensor or trainable_tensor or merged or why_not",
+}
+"""Which contract tests are run here; `make test` in a copy to which an example was applied runs them all."""
+MOST_FILES = {"objective": 3, "baseline": 1, "source": 1, "strategy": 1}
+
+
+def run(arguments: list[str], folder: Path, *paths: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def apply(example: str, folder: Path) -> None:
+    done = run(["git", "apply", str(EXAMPLES / f"{example}.patch")], folder)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("example", list(NAMES))
+def test_an_example_is_as_few_files_as_promised_and_all_are_new(example: str) -> None:
+    touched = [line.split(" b/")[1] for line in (EXAMPLES / f"{example}.patch").read_text().splitlines()
+               if line.startswith("diff --git")]  # fmt: skip
+    assert len([name for name in touched if name.startswith("ehrtrack/")]) <= MOST_FILES[example]
+    assert not any((ROOT / name).exists() for name in touched)
+
+
+@pytest.mark.parametrize("example", list(NAMES))
+def test_the_contract_tests_accept_an_example(example: str, tmp_path: Path) -> None:
+    for name in ("ehrtrack", "tests/contracts"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "tests/conftest.py", "tests/simulated.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    apply(example, tmp_path)
+    package = {"objective": "objectives", "strategy": "strategies"}.get(example, f"{example}s")
+    chosen = ["-k", f"{NAMES[example]} and ({FACTS[example]})", f"tests/contracts/test_{package}.py"]
+    done = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen], tmp_path, tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as pip leaves it: a package with a baseline, a source and a strategy that breaks, and its dist-info."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "copied").mkdir()
+    for example in ("baseline", "source"):
+        apply(example, folder / "copied")
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "__init__.py").write_text("")
+    (folder / "elsewhere" / "broken.py").write_text("import no_such_library\n")
+    shutil.move(folder / "copied/ehrtrack/baselines/exponential.py", folder / "elsewhere/regression.py")
+    shutil.move(folder / "copied/ehrtrack/data/sources/i2b2.py", folder / "elsewhere/star.py")
+    info = folder / "elsewhere-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text(
+        "[ehrtrack.baselines]\nexponential = elsewhere.regression:Exponential\ncox = elsewhere.regression:Exponential\n"
+        "misnamed = elsewhere.regression:Exponential\n"
+        "[ehrtrack.sources]\ni2b2 = elsewhere.star:I2b2\n[ehrtrack.strategies]\nbroken = elsewhere.broken:Broken\n"
+    )
+    return folder
+
+
+def answers(outside: Path, program: str) -> str:
+    done = run([sys.executable, "-c", f"from ehrtrack import plugins\n{program}"], outside, outside, ROOT)
+    return done.stdout + done.stderr
+
+
+def test_a_package_outside_adds_choices_which_are_imported_only_when_asked_for(outside: Path) -> None:
+    said = answers(
+        outside,
+        "import sys\nprint('exponential' in plugins.names('baselines'), 'broken' in plugins.names('strategies'))\n"
+        "print('elsewhere' in sys.modules, plugins.settings('baselines', 'exponential')().penalties[0])\n"
+        "print('torch' in sys.modules, plugins.settings('strategies', 'lora')().rank)",
+    )
+    assert said.splitlines()[:2] == ["True True", "False 0.0001"]
+    assert said.splitlines()[2].endswith(" 8")
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "message"),
+    [
+        ("strategies", "broken", "strategy 'broken' of the package elsewhere 1.2 cannot be imported from "
+                                 "elsewhere.broken:Broken: ModuleNotFoundError: No module named 'no_such_library'"),
+        ("baselines", "cox", "baseline 'cox' is there more than once: in EHRTrack itself and in "
+                             "elsewhere.regression:Exponential of the package elsewhere 1.2"),
+        ("baselines", "misnamed", "is no class with settings of that name; it needs Config = a subclass of"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_told_by_name(outside: Path, package: str, name: str, message: str) -> None:
+    assert message in answers(outside, f"plugins.settings({package!r}, {name!r})")
+
+
+def test_a_baseline_and_a_source_from_outside_go_through_the_commands(outside: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "patient_dimension.csv").write_text(
+        "patient_num,birth_date,death_date,sex_cd\n1,1950-01-01,,F\n2,1960-01-01,2010-05-05,M\n"
+    )
+    (raw / "observation_fact.csv").write_text(
+        "encounter_num,patient_num,concept_cd,start_date,nval_num,tval_char\n10,1,ICD10:I21,2009-01-01,,\n"
+        "11,2,LOINC:718-7,2009-01-01,11.5,\n"
+    )
+    main = [sys.executable, "-m", "ehrtrack"]
+    done = run([*main, "import", "i2b2", str(raw), str(tmp_path / "meds")], tmp_path, outside, ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    write_dataset(tmp_path / "study", Population(n_subjects=300))
+    (tmp_path / "study.toml").write_text(STUDY)
+    done = run([*main, "baseline", "--config", "study.toml"], tmp_path, outside, ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Baseline exponential" in done.stdout
