@@ -37,7 +37,9 @@ def additions() -> str:
     for name, most in MOST_FILES.items():
         touched = files_touched(PATCHES / f"{name}.patch")
         which = ", ".join(f"`{file}`" for file in touched)
-        lines.append(f"| {name} | {len(touched)} of at most {most} | {which} | [`{name}.patch`](extending/{name}.patch) |")
+        lines.append(
+            f"| {name} | {len(touched)} of at most {most} | {which} | [`{name}.patch`](extending/{name}.patch) |"
+        )
     return "\n".join(lines)
 
 
