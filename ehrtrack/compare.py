@@ -17,9 +17,9 @@ import polars as pl
 
 from ehrtrack.data.labels import of_any_cause
 from ehrtrack.errors import DataError
+from ehrtrack.evaluation.measures import Report
 from ehrtrack.privacy import KEY_FILE, KEY_VARIABLE, RAW
 from ehrtrack.survival.bootstrap import Interval, paired_difference
-from ehrtrack.survival.evaluation import Report
 
 REFERENCE_MODEL = "cox"
 ORACLE = "oracle"

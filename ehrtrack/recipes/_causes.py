@@ -10,10 +10,10 @@ import polars as pl
 from ehrtrack.compare import RunRow, aligned, interval_text
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.data.labels import ANY_CAUSE, CAUSE
+from ehrtrack.evaluation.measures import Report
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.runlog import RunLogger
 from ehrtrack.survival.competing_risks import aalen_johansen, cause_c_index, cause_c_index_interval
-from ehrtrack.survival.evaluation import Report
 
 
 def log_causes(

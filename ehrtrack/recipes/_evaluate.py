@@ -14,18 +14,18 @@ from ehrtrack import plots
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.data.cohort import Cohort, summarise_cohort
 from ehrtrack.data.labels import ANY_CAUSE, CAUSE
+from ehrtrack.evaluation.measures import EvaluationConfig, Report, Split, evaluate
+from ehrtrack.evaluation.predictions import with_predictions
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.objectives.survival import baseline_survival, survival_ibs
 from ehrtrack.privacy import hide_in_attrition, hide_in_groups, hide_in_summary
 from ehrtrack.recipes._groups import subject_groups
 from ehrtrack.recipes._oracle import Oracle, score_oracle
-from ehrtrack.recipes._prediction_table import with_predictions
 from ehrtrack.recipes._prepare import CohortRecords
 from ehrtrack.runlog import RunLogger
 from ehrtrack.survival.bootstrap import Interval, c_index_interval
 from ehrtrack.survival.calibration import calibration_table
 from ehrtrack.survival.censoring import FollowUp
-from ehrtrack.survival.evaluation import EvaluationConfig, Report, Split, evaluate
 from ehrtrack.survival.likelihood import likelihood_gain
 from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.time_grid import TimeGrid

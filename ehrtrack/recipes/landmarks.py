@@ -18,12 +18,12 @@ from ehrtrack.data.drift import Drift
 from ehrtrack.data.events import open_dataset
 from ehrtrack.data.labels import of_any_cause
 from ehrtrack.errors import ConfigError
+from ehrtrack.evaluation.measures import Report
 from ehrtrack.privacy import hide_small
 from ehrtrack.recipes._evaluate import Evaluation, evaluate_survival
 from ehrtrack.recipes._prepare import outcomes_of
 from ehrtrack.recipes._run import RecipeResult, describe, open_run
 from ehrtrack.recipes.predict import Predictor, load_predictor
-from ehrtrack.survival.evaluation import Report
 from ehrtrack.survival.landmarks import AtLandmark, pooled_c_index
 from ehrtrack.tracking.client.queries import fetch_model
 

@@ -24,9 +24,9 @@ from ehrtrack.data.histories import damage_named, holding_shards, read_shard
 from ehrtrack.data.labels import of_any_cause, read_labels
 from ehrtrack.data.store import TokenStore, build_store
 from ehrtrack.errors import CheckpointError, DataError
+from ehrtrack.evaluation.predictions import with_predictions
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
-from ehrtrack.recipes._prediction_table import with_predictions
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.client.queries import fetch_model
 from ehrtrack.training.threads import use_threads

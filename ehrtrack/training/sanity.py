@@ -33,7 +33,7 @@ lr 1e-4 on weights of scale .02 changes them by 5e-3."""
 SLOPE_LIMITS = (0.8, 1.25)
 """Calibration slopes that are read as right; outside, risks are a quarter too extreme or too timid on the log scale."""
 OF_GROUPS = "subgroup "
-"""Begins the names of measures of some of the test subjects (`survival.evaluation`)."""
+"""Begins the names of measures of some of the test subjects (`evaluation.measures`)."""
 ICI_LIMIT = 0.05
 """Mean difference between predicted and observed risk: five in a hundred."""
 

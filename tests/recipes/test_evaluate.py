@@ -9,13 +9,13 @@ import pytest
 from simulated import HORIZON_DAYS, Population, study, write_dataset
 
 from ehrtrack.data.batch import Outcomes
+from ehrtrack.evaluation.measures import EvaluationConfig
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.recipes._evaluate import Evaluation, horizon, log_evaluation, not_measured
 from ehrtrack.recipes._groups import subject_groups
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort
 from ehrtrack.recipes._sanity import judge_risks
 from ehrtrack.runlog import MemoryRunLogger
-from ehrtrack.survival.evaluation import EvaluationConfig
 from ehrtrack.survival.time_grid import TimeGrid
 
 GRID = TimeGrid((0.0, 90.0, 180.0, 270.0, HORIZON_DAYS))

@@ -13,13 +13,13 @@ from simulated import study
 
 from ehrtrack.data.settings import CohortConfig
 from ehrtrack.errors import DataError
+from ehrtrack.evaluation.measures import EvaluationConfig
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.recipes._evaluate import attained, log_evaluation
 from ehrtrack.recipes._oracle import score_oracle, truth_beside
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort
 from ehrtrack.recipes.compare import run_row
 from ehrtrack.runlog import MemoryRunLogger
-from ehrtrack.survival.evaluation import EvaluationConfig
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.client.queries import RunRecord
 

@@ -6,12 +6,12 @@ import polars as pl
 import pytest
 
 from ehrtrack.errors import DataError
+from ehrtrack.evaluation.measures import EvaluationConfig, Split, evaluate
 from ehrtrack.survival.calibration_curve import calibration_curve, calibration_slope, spline_columns
 from ehrtrack.survival.censoring import FollowUp, censored_after_events, risk_without_interval
 from ehrtrack.survival.conformal import LowerBounds, covered_share, fit_lower_bounds
 from ehrtrack.survival.decision import decision_curve
 from ehrtrack.survival.discrimination import dynamic_auc, uno_c
-from ehrtrack.survival.evaluation import EvaluationConfig, Split, evaluate
 from ehrtrack.survival.proportional_hazards import ProportionalHazards
 from ehrtrack.survival.recalibration import fit_recalibration
 from ehrtrack.survival.subgroups import score_subgroups
