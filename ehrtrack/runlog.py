@@ -5,11 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
+
+TRAINING, VALIDATION, KEPT, TEST = "train", "val", "kept", "test"
+"""The first part of a metric's name, which says of what it is: of the training subjects and of the validation subjects
+after each epoch; of the validation subjects by the weights that were kept, by which runs are compared; of the test
+subjects."""
+VALIDATION_LOSS = f"{VALIDATION}/loss"
+
+Task = Literal["survival", "classification", "pretraining"]
+"""What a model is trained and judged for."""
+
+
+def named(split: str, values: Mapping[str, float]) -> dict[str, float]:
+    """Metrics under the names by which runs log them.
+
+    >>> named(KEPT, {"c_index": 0.7})
+    {'kept/c_index': 0.7}
+    """
+    return {f"{split}/{name}": value for name, value in values.items()}
 
 
 class RunLogger(Protocol):

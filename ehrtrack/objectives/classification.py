@@ -33,6 +33,7 @@ from ehrtrack.objectives.survival import (
     score_survival,
     selection_by,
 )
+from ehrtrack.runlog import VALIDATION, Task, named
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, resampled_auc
 from ehrtrack.survival.time_grid import TimeGrid
 
@@ -56,6 +57,7 @@ class Classification(OutcomeObjective[Score]):
     """
 
     Config = ClassificationConfig
+    task: Task = "classification"
 
     def __init__(self, config: ClassificationConfig, facts: TrainingFacts) -> None:
         if facts.outcomes is None or facts.horizon_days is None:
@@ -116,13 +118,16 @@ class Classification(OutcomeObjective[Score]):
         prevalence = torch.full_like(logits, self.prevalence).logit()
         curves = np.stack([np.ones_like(risk), 1 - risk], axis=1)
         survival = score_survival(curves, self.grid, self.training, outcomes)
-        return {
-            "val/loss": float(self._loss(logits, outcomes).mean()),
-            "val/prevalence_loss": float(self._loss(prevalence, outcomes).mean()),
-            **{f"val/{name}": value for name, value in self.score_classes(risk, outcomes).items()},
-            **error_of("val/auroc", self._resampled_auroc(risk, outcomes)),
-            **{f"val/{name}": value for name, value in survival.items()},
-        }
+        return named(
+            VALIDATION,
+            {
+                "loss": float(self._loss(logits, outcomes).mean()),
+                "prevalence_loss": float(self._loss(prevalence, outcomes).mean()),
+                **self.score_classes(risk, outcomes),
+                **error_of("auroc", self._resampled_auroc(risk, outcomes)),
+                **survival,
+            },
+        )
 
     def rehearse(self, outcomes: Outcomes) -> None:
         """Score the prevalence for everybody, as `Survival.rehearse` does the population's curve.

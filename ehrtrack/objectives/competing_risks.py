@@ -19,9 +19,20 @@ from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
-from ehrtrack.objectives.base import BatchLoss, OutcomeObjective, Predictions, Rebuilt, TrainingFacts
+from ehrtrack.objectives.base import BatchLoss
+from ehrtrack.objectives.base import OutcomeObjective
+from ehrtrack.objectives.base import Predictions
+from ehrtrack.objectives.base import Rebuilt
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.settings import CompetingRisksConfig
-from ehrtrack.objectives.survival import baseline_survival, error_of, rebuild_hazard_head, score_survival, selection_by
+from ehrtrack.objectives.survival import baseline_survival
+from ehrtrack.objectives.survival import error_of
+from ehrtrack.objectives.survival import rebuild_hazard_head
+from ehrtrack.objectives.survival import score_survival
+from ehrtrack.objectives.survival import selection_by
+from ehrtrack.runlog import Task
+from ehrtrack.runlog import VALIDATION
+from ehrtrack.runlog import named
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES
 from ehrtrack.survival.competing_risks import (
     EventWeights,
@@ -55,6 +66,7 @@ class CompetingRisks(OutcomeObjective[Score]):
     """
 
     Config = CompetingRisksConfig
+    task: Task = "survival"
 
     def __init__(self, config: CompetingRisksConfig, facts: TrainingFacts) -> None:
         if facts.outcomes is None or facts.horizon_days is None:
@@ -118,12 +130,15 @@ class CompetingRisks(OutcomeObjective[Score]):
         )
         any_cause = score_survival(survival, self.grid, self.training, outcomes)
         by_cause = self.score_causes(incidence, outcomes)
-        return {
-            "val/loss": sum(score.loss for score in scores) / len(survival),
-            **{f"val/{name}": value for name, value in (any_cause | by_cause).items()},
-            "val/c_index_causes": float(np.mean(list(by_cause.values()))),
-            **error_of("val/c_index_causes", self._resampled_mean(incidence, outcomes)),
-        }
+        return named(
+            VALIDATION,
+            {
+                "loss": sum(score.loss for score in scores) / len(survival),
+                **(any_cause | by_cause),
+                "c_index_causes": float(np.mean(list(by_cause.values()))),
+                **error_of("c_index_causes", self._resampled_mean(incidence, outcomes)),
+            },
+        )
 
     def _resampled_mean(self, incidence: Floats, outcomes: Outcomes) -> Floats:
         """(S,) mean of the causes' C-indices in each of S resamples, NaN where a cause has none."""

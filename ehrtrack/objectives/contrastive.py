@@ -20,16 +20,22 @@ from ehrtrack.data.excerpts import excerpts, visits_of
 from ehrtrack.errors import DataError
 from ehrtrack.models.heads import Head, ProjectionHead
 from ehrtrack.objectives._cuts import loss_without_targets
-from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
+from ehrtrack.objectives.base import BatchLoss
+from ehrtrack.objectives.base import PretrainingObjective
+from ehrtrack.objectives.base import Selection
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.settings import ContrastiveConfig
+from ehrtrack.runlog import VALIDATION
+from ehrtrack.runlog import VALIDATION_LOSS
+from ehrtrack.runlog import named
 
 
 class Contrastive(PretrainingObjective[dict[str, float]]):
     """Cross-entropy of finding each view's other half among all other views of the batch."""
 
     Config = ContrastiveConfig
-    selection = Selection("val/loss", is_higher_better=False)
-    trivial = {"val/contrastive_loss": "val/guessing_loss"}  # noqa: RUF012
+    selection = Selection(VALIDATION_LOSS, is_higher_better=False)
+    trivial = {f"{VALIDATION}/contrastive_loss": f"{VALIDATION}/guessing_loss"}  # noqa: RUF012
 
     def __init__(self, config: ContrastiveConfig, facts: TrainingFacts) -> None:
         self.config = config
@@ -65,12 +71,15 @@ class Contrastive(PretrainingObjective[dict[str, float]]):
         if not total["views"]:
             raise DataError("no validation batch has two subjects of two visits each; raise train.batch_tokens")
         loss = total["loss"] / total["views"]
-        return {
-            "val/loss": loss,
-            "val/contrastive_loss": loss,
-            "val/guessing_loss": total["guessing"] / total["views"],
-            "val/contrastive_accuracy": total["found"] / total["views"],
-        }
+        return named(
+            VALIDATION,
+            {
+                "loss": loss,
+                "contrastive_loss": loss,
+                "guessing_loss": total["guessing"] / total["views"],
+                "contrastive_accuracy": total["found"] / total["views"],
+            },
+        )
 
     def _logits(self, projected: Tensor) -> tuple[Tensor, Tensor]:
         """Similarities (2B, 2B) of all views, their own left out, and where each one's other half is."""

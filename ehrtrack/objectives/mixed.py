@@ -15,8 +15,13 @@ from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch
 from ehrtrack.models.heads import Head, PartHeads
-from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts, pretraining_objective
+from ehrtrack.objectives.base import BatchLoss
+from ehrtrack.objectives.base import PretrainingObjective
+from ehrtrack.objectives.base import Selection
+from ehrtrack.objectives.base import TrainingFacts
+from ehrtrack.objectives.base import pretraining_objective
 from ehrtrack.objectives.settings import MixedConfig
+from ehrtrack.runlog import VALIDATION_LOSS
 
 
 class _Part(nn.Module):
@@ -39,7 +44,7 @@ class Mixed(PretrainingObjective[dict[str, object]]):
     """
 
     Config = MixedConfig
-    selection = Selection("val/loss", is_higher_better=False)
+    selection = Selection(VALIDATION_LOSS, is_higher_better=False)
 
     def __init__(self, config: MixedConfig, facts: TrainingFacts) -> None:
         self.weights = config.weights
@@ -65,6 +70,6 @@ class Mixed(PretrainingObjective[dict[str, object]]):
         loss = 0.0
         for name, part in self.parts.items():
             metrics = part.metrics([score[name] for score in scores])
-            loss += self.weights[name] * metrics.pop("val/loss")
+            loss += self.weights[name] * metrics.pop(VALIDATION_LOSS)
             found |= metrics
-        return found | {"val/loss": loss}
+        return found | {VALIDATION_LOSS: loss}

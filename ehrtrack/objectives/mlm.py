@@ -15,8 +15,14 @@ from ehrtrack.data.vocabulary import MASK, SPECIAL_TOKENS
 from ehrtrack.models.heads import Head, TokenHead
 from ehrtrack.objectives._cooccurrence import CoOccurrence
 from ehrtrack.objectives._cuts import sampled
-from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
+from ehrtrack.objectives.base import BatchLoss
+from ehrtrack.objectives.base import PretrainingObjective
+from ehrtrack.objectives.base import Selection
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.settings import MaskedTokensConfig
+from ehrtrack.runlog import VALIDATION
+from ehrtrack.runlog import VALIDATION_LOSS
+from ehrtrack.runlog import named
 
 
 class MaskedTokens(PretrainingObjective[dict[str, float]]):
@@ -28,8 +34,8 @@ class MaskedTokens(PretrainingObjective[dict[str, float]]):
     """
 
     Config = MaskedTokensConfig
-    selection = Selection("val/loss", is_higher_better=False)
-    trivial = {"val/mlm_loss": "val/unigram_loss"}  # noqa: RUF012
+    selection = Selection(VALIDATION_LOSS, is_higher_better=False)
+    trivial = {f"{VALIDATION}/mlm_loss": f"{VALIDATION}/unigram_loss"}  # noqa: RUF012
 
     def __init__(self, config: MaskedTokensConfig, facts: TrainingFacts) -> None:
         self.config = config
@@ -70,12 +76,15 @@ class MaskedTokens(PretrainingObjective[dict[str, float]]):
         total = {name: sum(score[name] for score in scores) for name in scores[0]}
         loss = total["loss"] / total["targets"]
         counting = [name for name in ("unigram_loss", "cooccurrence_loss") if name in total]
-        return {
-            "val/loss": loss,
-            "val/mlm_loss": loss,
-            **{f"val/{name}": total[name] / total["targets"] for name in counting},
-            "val/mlm_accuracy": total["correct"] / total["targets"],
-        }
+        return named(
+            VALIDATION,
+            {
+                "loss": loss,
+                "mlm_loss": loss,
+                **{name: total[name] / total["targets"] for name in counting},
+                "mlm_accuracy": total["correct"] / total["targets"],
+            },
+        )
 
     def _masked(self, batch: Batch) -> Batch:
         return mask_tokens(batch, self.config.mask_probability, self.vocabulary_size, batch.generator())

@@ -21,8 +21,14 @@ from ehrtrack.data.vocabulary import SPECIAL_TOKENS
 from ehrtrack.errors import DataError
 from ehrtrack.models.heads import CodeHead, Head
 from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sampled
-from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
+from ehrtrack.objectives.base import BatchLoss
+from ehrtrack.objectives.base import PretrainingObjective
+from ehrtrack.objectives.base import Selection
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.settings import NextVisitConfig
+from ehrtrack.runlog import VALIDATION
+from ehrtrack.runlog import VALIDATION_LOSS
+from ehrtrack.runlog import named
 
 N_LISTED = 10
 """Codes that are listed for a visit when new onsets among them are counted."""
@@ -67,11 +73,11 @@ class NextVisit(PretrainingObjective[dict[str, float]]):
     """
 
     Config = NextVisitConfig
-    selection = Selection("val/loss", is_higher_better=False)
+    selection = Selection(VALIDATION_LOSS, is_higher_better=False)
     trivial = {  # noqa: RUF012
-        "val/next_visit_loss": "val/prevalence_loss",
-        "val/new_onset_loss": "val/prevalence_new_onset_loss",
-        "val/repeat_loss": "val/prevalence_repeat_loss",
+        f"{VALIDATION}/next_visit_loss": f"{VALIDATION}/prevalence_loss",
+        f"{VALIDATION}/new_onset_loss": f"{VALIDATION}/prevalence_new_onset_loss",
+        f"{VALIDATION}/repeat_loss": f"{VALIDATION}/prevalence_repeat_loss",
     }
 
     def __init__(self, config: NextVisitConfig, facts: TrainingFacts) -> None:
@@ -113,17 +119,20 @@ class NextVisit(PretrainingObjective[dict[str, float]]):
         total = {name: sum(score[name] for score in found) for name in found[0]}
         n_visits, n_onsets = total["visits"], max(total["onsets"], 1.0)
         loss = (total["new"] + total["repeat"]) / n_visits
-        return {
-            "val/loss": loss,
-            "val/next_visit_loss": loss,
-            "val/prevalence_loss": (total["prevalence_new"] + total["prevalence_repeat"]) / n_visits,
-            "val/new_onset_loss": total["new"] / n_visits,
-            "val/prevalence_new_onset_loss": total["prevalence_new"] / n_visits,
-            "val/repeat_loss": total["repeat"] / n_visits,
-            "val/prevalence_repeat_loss": total["prevalence_repeat"] / n_visits,
-            "val/new_onset_recall_at_10": total["listed"] / n_onsets,
-            "val/prevalence_new_onset_recall_at_10": total["prevalence_listed"] / n_onsets,
-        }
+        return named(
+            VALIDATION,
+            {
+                "loss": loss,
+                "next_visit_loss": loss,
+                "prevalence_loss": (total["prevalence_new"] + total["prevalence_repeat"]) / n_visits,
+                "new_onset_loss": total["new"] / n_visits,
+                "prevalence_new_onset_loss": total["prevalence_new"] / n_visits,
+                "repeat_loss": total["repeat"] / n_visits,
+                "prevalence_repeat_loss": total["prevalence_repeat"] / n_visits,
+                "new_onset_recall_at_10": total["listed"] / n_onsets,
+                "prevalence_new_onset_recall_at_10": total["prevalence_listed"] / n_onsets,
+            },
+        )
 
     def _trivial(self, targets: Targets) -> Tensor:
         return self.rates.logits(targets.is_known)

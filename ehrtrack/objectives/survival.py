@@ -19,8 +19,16 @@ from ehrtrack.errors import CheckpointError, ConfigError
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
-from ehrtrack.objectives.base import BatchLoss, OutcomeObjective, Predictions, Rebuilt, Selection, TrainingFacts
+from ehrtrack.objectives.base import BatchLoss
+from ehrtrack.objectives.base import OutcomeObjective
+from ehrtrack.objectives.base import Predictions
+from ehrtrack.objectives.base import Rebuilt
+from ehrtrack.objectives.base import Selection
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.settings import SurvivalConfig
+from ehrtrack.runlog import Task
+from ehrtrack.runlog import VALIDATION
+from ehrtrack.runlog import named
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, resampled_c_index, standard_error
 from ehrtrack.survival.curves import interpolate_survival, survival_curve
 from ehrtrack.survival.kaplan_meier import KaplanMeier
@@ -44,6 +52,7 @@ class Survival(OutcomeObjective[Score]):
     """Hazards on a grid that is fitted to the training subjects."""
 
     Config = SurvivalConfig
+    task: Task = "survival"
 
     def __init__(self, config: SurvivalConfig, facts: TrainingFacts) -> None:
         if facts.outcomes is None or facts.horizon_days is None:
@@ -125,11 +134,14 @@ class Survival(OutcomeObjective[Score]):
         resampled = resampled_c_index(
             1 - curves[:, -1], outcomes.follow_up_days, outcomes.is_event, n_resamples=FEWER_RESAMPLES, seed=0
         )
-        return {
-            "val/loss": loss,
-            **{f"val/{name}": value for name, value in metrics.items()},
-            **error_of("val/c_index", resampled),
-        }
+        return named(
+            VALIDATION,
+            {
+                "loss": loss,
+                **metrics,
+                **error_of("c_index", resampled),
+            },
+        )
 
     def rehearse(self, outcomes: Outcomes) -> None:
         """Score the population's curve for everybody: fails as every epoch would, where these subjects are too few.
@@ -153,9 +165,9 @@ class Survival(OutcomeObjective[Score]):
 def selection_by(select_by: str, discrimination: str, error: str) -> Selection:
     """By a measure of error alone, or by one of discrimination and, within its standard error, by the other."""
     if select_by == error:
-        return Selection(f"val/{error}", is_higher_better=False)
-    name = f"val/{discrimination}"
-    return Selection(name, is_higher_better=True, error=f"{name}_se", among=f"val/{error}")
+        return Selection(f"{VALIDATION}/{error}", is_higher_better=False)
+    name = f"{VALIDATION}/{discrimination}"
+    return Selection(name, is_higher_better=True, error=f"{name}_se", among=f"{VALIDATION}/{error}")
 
 
 def error_of(metric: str, resampled: npt.NDArray[np.float64]) -> dict[str, float]:

@@ -24,8 +24,14 @@ from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import CodeHead, Head
 from ehrtrack.objectives._code_effects import fit_onset_effects
 from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sampled
-from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
+from ehrtrack.objectives.base import BatchLoss
+from ehrtrack.objectives.base import PretrainingObjective
+from ehrtrack.objectives.base import Selection
+from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.settings import TimeToEventConfig
+from ehrtrack.runlog import VALIDATION
+from ehrtrack.runlog import VALIDATION_LOSS
+from ehrtrack.runlog import named
 
 MOST_TARGETS, MOST_CUTS = 50_000_000, 200_000
 """Cuts times codes, and cuts, that regressions are fitted to, at most: 800 MB of what came and what was to be expected,
@@ -85,8 +91,8 @@ class TimeToEvent(PretrainingObjective[dict[str, float]]):
     """
 
     Config = TimeToEventConfig
-    selection = Selection("val/loss", is_higher_better=False)
-    trivial = {"val/onset_loss": "val/marginal_loss"}  # noqa: RUF012
+    selection = Selection(VALIDATION_LOSS, is_higher_better=False)
+    trivial = {f"{VALIDATION}/onset_loss": f"{VALIDATION}/marginal_loss"}  # noqa: RUF012
 
     def __init__(self, config: TimeToEventConfig, facts: TrainingFacts) -> None:
         self.config = config
@@ -134,14 +140,17 @@ class TimeToEvent(PretrainingObjective[dict[str, float]]):
         if not total["cuts"]:
             raise DataError("no validation subject has two visits within data.max_tokens: nothing comes after a cut")
         loss = total["loss"] / total["cuts"]
-        of_regression = {} if self.effects is None else {"val/regression_loss": total["regression"] / total["cuts"]}
-        return {
-            "val/loss": loss,
-            "val/onset_loss": loss,
-            "val/marginal_loss": total["marginal"] / total["cuts"],
-            "val/onsets_per_cut": total["events"] / total["cuts"],
-            **of_regression,
-        }
+        of_regression = {} if self.effects is None else {"regression_loss": total["regression"] / total["cuts"]}
+        return named(
+            VALIDATION,
+            {
+                "loss": loss,
+                "onset_loss": loss,
+                "marginal_loss": total["marginal"] / total["cuts"],
+                "onsets_per_cut": total["events"] / total["cuts"],
+                **of_regression,
+            },
+        )
 
 
 def negative_log_likelihood(log_hazard: Tensor, events: Tensor, exposure: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ehrtrack.recipes._run import RecipeResult, Resumption, describe, open_run
 from ehrtrack.recipes._sanity import conclude, encoder_matrices, judge_encoder, judge_training, learning_matrices
 from ehrtrack.recipes._train import feed, set_up, train
 from ehrtrack.recipes.embed import start_from_embeddings
+from ehrtrack.runlog import VALIDATION
 from ehrtrack.strategies.base import parameter_table
 from ehrtrack.training.loop import FitResult
 from ehrtrack.training.memory import CPU_BATCH_TOKENS
@@ -105,7 +106,7 @@ def _summary(config: RunConfig, records: Records, result: FitResult, trivial: Ma
         f"Pretraining of a {config.model.size} encoder ({config.objective.name})",
         {
             "validation loss": f"{best['val/loss']:.3f}",
-            **{loss.removeprefix("val/"): _beside(best, loss, other) for loss, other in trivial.items()},
+            **{loss.removeprefix(f"{VALIDATION}/"): _beside(best, loss, other) for loss, other in trivial.items()},
             "subjects (train, validation)": f"{len(records.rows['train']):,}, {len(records.rows['validation']):,}",
             "tokens, vocabulary": f"{len(records.store.token):,}, {len(records.vocabulary):,}",
             "kept epoch": f"{result.kept_epoch} of {len(result.history)} ({result.stop_reason})",
@@ -115,5 +116,5 @@ def _summary(config: RunConfig, records: Records, result: FitResult, trivial: Ma
 
 def _beside(best: Mapping[str, float], loss: str, trivial: str) -> str:
     """A loss beside the trivial predictor's."""
-    name = trivial.removeprefix("val/").removesuffix("_loss").replace("_", " ")
+    name = trivial.removeprefix(f"{VALIDATION}/").removesuffix("_loss").replace("_", " ")
     return f"{best[loss]:.3f}, {name} predictor {best[trivial]:.3f}"

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from ehrtrack.runlog import VALIDATION
 from ehrtrack.survival.bootstrap import Interval
 
 State = Literal["ok", "warn", "fail"]
@@ -18,7 +19,10 @@ STATES: tuple[State, ...] = ("ok", "warn", "fail")
 
 LEAST_GAIN = 0.02
 """Share by which a pretraining loss is under a trivial predictor's. Seeds of the same training differ by some .5 %."""
-COUNTING = {"val/mlm_loss": "val/cooccurrence_loss", "val/onset_loss": "val/regression_loss"}
+COUNTING = {
+    f"{VALIDATION}/mlm_loss": f"{VALIDATION}/cooccurrence_loss",
+    f"{VALIDATION}/onset_loss": f"{VALIDATION}/regression_loss",
+}
 """Losses, and what counting pairs of codes, or a regression on single codes, comes to on the same targets."""
 RISEN, FAR_RISEN = 0.02, 0.10
 """Share by which the validation loss of the kept weights may lie over the lowest of all epochs. Within 2 % epochs

@@ -18,6 +18,8 @@ from tqdm import tqdm
 from ehrtrack.data.batch import Batch, Batches
 from ehrtrack.errors import CheckpointError, TrainingError
 from ehrtrack.objectives.base import Objective
+from ehrtrack.runlog import TRAINING
+from ehrtrack.runlog import named
 from ehrtrack.training.checkpoint import load_tensors, save_tensors
 from ehrtrack.training.memory import out_of_memory_is_told
 from ehrtrack.training.ranks import Ranks
@@ -198,7 +200,7 @@ class Training:
         tensors = {f"model/{name}": p.detach() for name, p in self.trainable.items()}
         for name, p in self.trainable.items():
             tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state[p].items()}
-        n_before = int(sum(epoch["train/batches"] for epoch in self.progress.history))
+        n_before = int(sum(epoch[f"{TRAINING}/batches"] for epoch in self.progress.history))
         beside = [self._weights_of(epoch) for epoch in self.objective.selection.candidates(self.progress.history)]
         self.writer.save(n_before + self.progress.n_done, tensors, asdict(self.progress), beside=beside)
 
@@ -276,15 +278,18 @@ class Training:
 
     def _epoch_metrics(self) -> dict[str, float]:
         sums = self.progress.sums
-        return {
-            "train/loss": sums["loss"] / sums["weight"],
-            "train/grad_norm": sums["norm"] / sums["steps"],
-            "train/tokens_per_second": sums["tokens"] / sums["seconds"],
-            "train/epoch_seconds": sums["seconds"],
-            "train/batches": float(self.progress.n_batches),
-            "train/lr": sums["lr"],
-            "train/memory_mb": memory_mb(self.ranks.device),
-        }
+        return named(
+            TRAINING,
+            {
+                "loss": sums["loss"] / sums["weight"],
+                "grad_norm": sums["norm"] / sums["steps"],
+                "tokens_per_second": sums["tokens"] / sums["seconds"],
+                "epoch_seconds": sums["seconds"],
+                "batches": float(self.progress.n_batches),
+                "lr": sums["lr"],
+                "memory_mb": memory_mb(self.ranks.device),
+            },
+        )
 
     def _where(self) -> str:
         return f"at step {self.progress.n_done // self.config.accumulate + 1} of epoch {self.progress.epoch}"
