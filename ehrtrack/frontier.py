@@ -13,21 +13,22 @@ from typing import Any
 
 import polars as pl
 
-from ehrtrack.compare import interval_text, number_text, verdict_of
+from ehrtrack.evaluation.benchmark import verdict_of
+from ehrtrack.evaluation.metric_table import Entry, interval_text, shown, with_bounds
+from ehrtrack.runlog import TEST
 from ehrtrack.search_space import Scalar
 from ehrtrack.survival.bootstrap import Interval
 
-MEASURES = {
-    "c_index": "test/c_index",
-    "c_index_lower": "test/c_index_lower",
-    "c_index_upper": "test/c_index_upper",
-    "ibs": "test/ibs",
-    "calibration_slope": "test/calibration_slope",
-    "calibration_slope_lower": "test/calibration_slope_lower",
-    "calibration_slope_upper": "test/calibration_slope_upper",
-    "ici": "test/ici",
-    "val_c_index": "kept/c_index",
-}
+SHOWN = sorted(shown("frontier"), key=lambda entry: entry.split != TEST)
+"""What test subjects say, then what validation subjects do."""
+
+
+def _column(entry: Entry, name: str) -> str:
+    """The column of a metric or of a bound: those of test subjects do not name the split."""
+    return name.removeprefix(f"{TEST}/") if entry.split == TEST else f"val_{entry.metric.key}"
+
+
+MEASURES = {_column(entry, name): name for entry in SHOWN for name in entry.names}
 """Columns of the table, and the metrics of a run that they are."""
 
 
@@ -93,22 +94,15 @@ def conclusion(table: pl.DataFrame, parameter: str) -> str:
 
 def to_markdown(table: pl.DataFrame, parameter: str) -> str:
     """The table for a reader."""
-    titles = [parameter, "test C-index", "difference", "verdict", "IBS", "calibration slope", "ICI", "val C-index"]
+    first, *others = SHOWN
+    titles = [parameter, first.title(), "difference (95 % interval)", "verdict", *(entry.title() for entry in others)]
     lines = [" | ".join(titles), " | ".join("---" for _ in titles)]
     for row in table.iter_rows(named=True):
-        cells = [
-            row["value"],
-            _with_interval(row, "c_index", ".3f"),
-            _with_interval(row, "difference", "+.3f"),
-            row["verdict"],
-            number_text(row["ibs"], ".4f"),
-            _with_interval(row, "calibration_slope", ".2f"),
-            number_text(row["ici"], ".3f"),
-            number_text(row["val_c_index"], ".3f"),
-        ]
+        difference = interval_text(row, *with_bounds("difference"), form="+.3f")
+        cells = [row["value"], _cell(row, first), difference, row["verdict"], *(_cell(row, entry) for entry in others)]
         lines.append(" | ".join(cells))
     return "".join(f"| {line} |\n" for line in lines)
 
 
-def _with_interval(row: Mapping[str, Any], name: str, form: str) -> str:
-    return interval_text(row, name, f"{name}_lower", f"{name}_upper", form)
+def _cell(row: Mapping[str, Any], entry: Entry) -> str:
+    return interval_text(row, *(_column(entry, name) for name in entry.names), form=entry.metric.form)

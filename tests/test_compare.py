@@ -1,23 +1,25 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
-from ehrtrack.compare import (
+from ehrtrack.compare import differences
+from ehrtrack.errors import DataError
+from ehrtrack.evaluation.benchmark import (
     SCHEMA,
     RunRow,
     benchmark_table,
     best_by_validation,
-    differences,
     group_by_cohort,
     to_markdown,
     verdict_of,
 )
-from ehrtrack.errors import DataError
 from ehrtrack.privacy import Privacy
+from ehrtrack.runlog import named
 from ehrtrack.survival.bootstrap import Interval, paired_difference
 
 COX = RunRow(
@@ -28,11 +30,13 @@ COX = RunRow(
     n_parameters=41,
     n_trainable=41,
     seconds=0.84,
-    val_c_index=0.61,
-    test_c_index=0.6321,
-    test_lower=0.59,
-    test_upper=0.67,
-    test_ibs=0.1234,
+    metrics={
+        "kept/c_index": 0.61,
+        "test/c_index": 0.6321,
+        "test/c_index_lower": 0.59,
+        "test/c_index_upper": 0.67,
+        "test/ibs": 0.1234,
+    },
 )
 LORA = RunRow(
     run_id="b" * 32,
@@ -45,13 +49,22 @@ LORA = RunRow(
     n_trainable=24_576,
     checkpoint_mb=0.31,
     seconds=1234.5,
-    val_c_index=0.71,
-    test_c_index=0.7,
-    test_lower=0.66,
-    test_upper=0.74,
-    test_ibs=0.119,
+    metrics={
+        "kept/c_index": 0.71,
+        "test/c_index": 0.7,
+        "test/c_index_lower": 0.66,
+        "test/c_index_upper": 0.74,
+        "test/ibs": 0.119,
+    },
 )
-FROZEN = dataclasses.replace(LORA, run_id="a" * 32, strategy="frozen", n_trainable=1_300, val_c_index=0.69)
+
+
+def scored(row: RunRow, metrics: dict[str, float], **facts: Any) -> RunRow:
+    """The same run with other scores, and other facts."""
+    return dataclasses.replace(row, metrics={**row.metrics, **metrics}, **facts)
+
+
+FROZEN = scored(LORA, {"kept/c_index": 0.69}, run_id="a" * 32, strategy="frozen", n_trainable=1_300)
 
 
 def predictions(seed: int, noise: float) -> pl.DataFrame:
@@ -69,17 +82,18 @@ def predictions(seed: int, noise: float) -> pl.DataFrame:
 
 
 def test_best_is_chosen_by_validation_and_not_by_test() -> None:
-    lucky = dataclasses.replace(LORA, run_id="d" * 32, val_c_index=0.5, test_c_index=0.99)
+    lucky = scored(LORA, {"kept/c_index": 0.5, "test/c_index": 0.99}, run_id="d" * 32)
     assert best_by_validation([COX, lucky, LORA, FROZEN]) is LORA
 
 
 def test_of_equal_runs_the_one_that_trains_less_is_best() -> None:
-    assert best_by_validation([LORA, dataclasses.replace(FROZEN, val_c_index=0.71)]).strategy == "frozen"
+    assert best_by_validation([LORA, scored(FROZEN, {"kept/c_index": 0.71})]).strategy == "frozen"
 
 
 @pytest.mark.parametrize("score", [None, float("nan")])
 def test_a_run_without_a_validation_score_is_never_best(score: float | None) -> None:
-    unscored = dataclasses.replace(LORA, val_c_index=score)
+    metrics = {name: value for name, value in LORA.metrics.items() if name != "kept/c_index"}
+    unscored = dataclasses.replace(LORA, metrics=metrics if score is None else metrics | {"kept/c_index": score})
     assert best_by_validation([unscored, COX]) is COX
     with pytest.raises(DataError, match="none of 1 runs has a validation C-index"):
         best_by_validation([unscored])
@@ -111,7 +125,7 @@ def test_table_has_a_line_a_run_best_validation_first() -> None:
 
 
 def test_differences_are_paired_and_against_the_best_reference_by_validation() -> None:
-    worse_cox = dataclasses.replace(COX, run_id="e" * 32, val_c_index=0.55)
+    worse_cox = scored(COX, {"kept/c_index": 0.55}, run_id="e" * 32)
     mine, theirs = predictions(1, noise=0.1), predictions(2, noise=2.0)
     frames = {LORA.run_id: mine, COX.run_id: theirs, worse_cox.run_id: predictions(3, noise=9.0)}
     found = differences([worse_cox, LORA, COX, FROZEN], frames)
@@ -194,8 +208,9 @@ def test_markdown_is_aligned_and_complete() -> None:
 
 
 def with_oracle(row: RunRow, share: float) -> RunRow:
-    bounds = {"attainable": share, "attainable_lower": share - 0.1, "attainable_upper": share + 0.1}
-    return dataclasses.replace(row, **bounds, oracle_c_index=0.8, oracle_lower=0.78, oracle_upper=0.82)
+    attained = {"attainable": share, "attainable_lower": share - 0.1, "attainable_upper": share + 0.1}
+    oracle = {"oracle_c_index": 0.8, "oracle_c_index_lower": 0.78, "oracle_c_index_upper": 0.82}
+    return scored(row, named("test", attained | oracle))
 
 
 def test_the_oracle_has_one_line_of_its_own_after_the_runs() -> None:
@@ -219,7 +234,7 @@ def test_records_without_a_known_truth_have_no_oracle() -> None:
 
 
 def test_columns_that_nobody_fills_are_left_out_of_markdown() -> None:
-    text = to_markdown(benchmark_table([dataclasses.replace(COX, test_ibs=float("nan"))]))
+    text = to_markdown(benchmark_table([scored(COX, {"test/ibs": float("nan")})]))
     assert "IBS" not in text
     assert "difference" not in text
     assert "strategy" not in text

@@ -11,7 +11,8 @@ import polars as pl
 
 from ehrtrack.data.store import TokenStore
 from ehrtrack.data.vocabulary import Vocabulary
-from ehrtrack.recipes._prepare import CohortRecords, Rows
+
+Rows = npt.NDArray[np.int64]
 
 CODED = {"sex": "GENDER//", "race": "RACE//"}
 """Attribute -> prefix of its codes. Codes of too few training subjects have no token and count as not recorded."""
@@ -21,13 +22,12 @@ AGE_EDGES_YEARS = (18, 40, 55, 65, 75, 85)
 HISTORY_EDGES_YEARS = (1, 3, 5, 10)
 
 
-def subject_groups(records: CohortRecords, rows: Rows) -> dict[str, pl.Series]:
+def subject_groups(store: TokenStore, vocabulary: Vocabulary, rows: Rows) -> dict[str, pl.Series]:
     """Attribute -> (B,) group of each subject, as an Enum in the order to be shown; only attributes that divide them.
 
     Age is that at the index date; history runs from the first visit to the index date.
     """
-    store = records.store
-    groups = {name: _by_code(store, records.vocabulary, rows, prefix) for name, prefix in CODED.items()}
+    groups = {name: _by_code(store, vocabulary, rows, prefix) for name, prefix in CODED.items()}
     groups["age_years"] = _bands(store.end_age_years[rows], AGE_EDGES_YEARS)
     groups["history_years"] = _bands(_history_years(store, rows), HISTORY_EDGES_YEARS)
     return {name: of_subject for name, of_subject in groups.items() if of_subject.n_unique() > 1}

@@ -1,18 +1,35 @@
-"""All measures of one split together: numbers, tables, and what has no value with its reason."""
+"""Every measure of a model's predictions, and the one evaluator that goes through them.
+
+A measure is a function of a `Split` and its `Context`, marked with `@measure`. It gives values by key: numbers,
+intervals and tables. Where these subjects are too few for it, it raises `NotMeasurable`, and is left out with the
+reason. Where a metric is shown, and how, says its row in `evaluation.metric_table`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from pydantic import Field
 
-from ehrtrack.errors import NotMeasurable
-from ehrtrack.section import Section
-from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, Interval, auc_interval, slope_interval, uno_c_interval
+from ehrtrack.evaluation.causes import score_causes
+from ehrtrack.evaluation.metric_table import OUTCOME_TASKS
+from ehrtrack.evaluation.report import Found, Report, Values
+from ehrtrack.evaluation.split import Context, Split
+from ehrtrack.objectives.survival import survival_ibs
+from ehrtrack.runlog import Task
+from ehrtrack.survival.attainable import attainable_interval
+from ehrtrack.survival.bootstrap import (
+    FEWER_RESAMPLES,
+    Interval,
+    auc_interval,
+    c_index_interval,
+    slope_interval,
+    uno_c_interval,
+)
 from ehrtrack.survival.brier import brier_at
 from ehrtrack.survival.calibration import calibration_table
 from ehrtrack.survival.calibration_curve import (
@@ -22,7 +39,7 @@ from ehrtrack.survival.calibration_curve import (
     observed_to_expected,
     risk_at,
 )
-from ehrtrack.survival.censoring import FollowUp, risk_without_interval
+from ehrtrack.survival.censoring import risk_without_interval
 from ehrtrack.survival.conformal import covered_share, fit_lower_bounds
 from ehrtrack.survival.curves import interpolate_survival
 from ehrtrack.survival.decision import decision_curve
@@ -34,178 +51,172 @@ from ehrtrack.survival.discrimination import (
     roc_table,
     times_with_events,
 )
-from ehrtrack.survival.metrics import FloatArray, evaluation_times, integrated_brier_score
+from ehrtrack.survival.likelihood import likelihood_gain
+from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.recalibration import fit_recalibration
 from ehrtrack.survival.subgroups import score_subgroups
-from ehrtrack.survival.time_grid import TimeGrid
 
-Found = Mapping[str, float | Interval | pl.DataFrame]
-Value = TypeVar("Value")
 MIN_EVENTS_BY_DAY = 5
 """Days with fewer events up to them, or fewer subjects past them, have no place in the AUC by day."""
 CALIBRATION_SHARES = (0.25, 0.5, 1.0)
 """Days at which calibration is looked at, as shares of the horizon."""
 
 
-class EvaluationConfig(Section):
-    """What is reported of a fitted model.
-
-    Attributes
-    ----------
-    n_resamples : of the bootstrap over subjects; at most 200 within groups and of the calibration slope
-    recalibration : how a second set of curves is made on validation subjects, reported apart from the raw ones
-    conformal_coverage : share of subjects for whom lower bounds on survival time are to hold; 0 makes none
-    """
-
-    n_resamples: int = Field(500, ge=20)
-    recalibration: Literal["none", "platt", "isotonic"] = "platt"
-    conformal_coverage: float = Field(0.9, ge=0, lt=1)
+Compute = Callable[[Split, Context], Found]
 
 
-@dataclass(frozen=True)
-class Split:
-    """Survival curves (B, K + 1) at the edges of the grid, and what came."""
+class Measure(NamedTuple):
+    """A function of a split, under the name by which it is left out."""
 
-    survival: FloatArray
-    grid: TimeGrid
-    follow_up: FollowUp
-
-    @property
-    def horizon_days(self) -> float:
-        return self.grid.horizon_days
-
-    @property
-    def risk(self) -> FloatArray:
-        """(B,) probability of the event up to the horizon."""
-        risk: FloatArray = 1 - self.survival[:, -1]
-        return risk
-
-    def evaluation_times(self) -> FloatArray:
-        """Within the 10th to 90th percentile of training follow-up."""
-        follow_up = self.follow_up
-        return evaluation_times(follow_up.train_days, follow_up.train_is_event, follow_up.days)
+    name: str
+    compute: Compute
+    is_of_validation: bool
+    tasks: tuple[Task, ...]
 
 
-@dataclass
-class Report:
-    """What could be measured, and what could not.
-
-    Attributes
-    ----------
-    metrics : by name, without the split
-    tables : by name
-    left_out : measure -> why it has no value
-    """
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    tables: dict[str, pl.DataFrame] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-
-    def measure(self, name: str, compute: Callable[[], Value]) -> Value | None:
-        """What `compute` gives; None where it has no value on these subjects, which is left out with its reason."""
-        try:
-            return compute()
-        except NotMeasurable as reason:
-            self.left_out[name] = str(reason)
-            return None
-
-    def include(self, measure: str, compute: Callable[[], Found]) -> None:
-        """Add what `compute` gives: numbers and intervals to the metrics, tables to the tables."""
-        for name, value in (self.measure(measure, compute) or {}).items():
-            if isinstance(value, pl.DataFrame):
-                self.tables[name] = value
-            elif isinstance(value, Interval):
-                self.metrics |= value.to_metrics(name)
-            else:
-                self.metrics[name] = value
-
-    def left_out_table(self) -> pl.DataFrame:
-        """Columns measure, reason."""
-        rows = {"measure": list(self.left_out), "reason": list(self.left_out.values())}
-        return pl.DataFrame(rows, schema={"measure": pl.String, "reason": pl.String})
+MEASURES: list[Measure] = []
+"""All there are, in the order in which they are computed."""
 
 
-def evaluate(
-    test: Split,
-    validation: Split,
-    groups: Mapping[str, pl.Series],
-    config: EvaluationConfig,
-    *,
-    seed: int,
-) -> Report:
-    """Discrimination, error, calibration and net benefit of the test subjects, overall and by group.
+def measure(
+    name: str, *, is_of_validation: bool = False, tasks: tuple[Task, ...] = OUTCOME_TASKS
+) -> Callable[[Compute], Compute]:
+    """Mark a function as a measure of test subjects, and if so said of validation subjects, of models of some tasks."""
 
-    Parameters
-    ----------
-    validation : on which recalibration and conformal bounds are fitted
-    groups : attribute -> (B,) the group of each test subject
+    def add(compute: Compute) -> Compute:
+        MEASURES.append(Measure(name, compute, is_of_validation, tasks))
+        return compute
+
+    return add
+
+
+def evaluate(split: Split, context: Context, *, task: Task = "survival") -> Report:
+    """All measures of a split; of validation subjects, which have no others beside them, those that both splits have.
+
+    Discrimination, error, calibration and net benefit of test subjects, overall and by group.
     """
     report = Report()
-    _discrimination(report, test, config, seed)
-    _calibration(report, test, seed)
-    _net_benefit(report, test)
-    _subgroups(report, test, groups, config, seed)
-    if config.recalibration != "none":
-        _recalibrated(report, test, validation, config.recalibration)
-    if config.conformal_coverage:
-        report.include("conformal", lambda: _lower_bounds(test, validation, config.conformal_coverage))
+    for name, compute, is_of_validation, tasks in MEASURES:
+        if task in tasks and (is_of_validation or context.validation is not None):
+            report.include(name, partial(compute, split, context))
     return report
 
 
-def _discrimination(report: Report, test: Split, config: EvaluationConfig, seed: int) -> None:
-    risk, follow_up, horizon, n_resamples = test.risk, test.follow_up, test.horizon_days, config.n_resamples
-
-    def of_uno() -> Found:
-        return {"uno_c": uno_c_interval(risk, follow_up, horizon_days=horizon, n_resamples=n_resamples, seed=seed)}
-
-    def auc_at_horizon() -> Found:
-        return {"auc_horizon": auc_interval(risk, follow_up, horizon_days=horizon, n_resamples=n_resamples, seed=seed)}
-
-    def auc_by_day() -> Found:
-        times = times_with_events(test.evaluation_times(), follow_up, least=MIN_EVENTS_BY_DAY)
-        auc, mean = dynamic_auc(1 - interpolate_survival(test.survival, test.grid, times), follow_up, times)
-        return {"auc_mean": mean, "auc": pl.DataFrame({"day": times, "auc": auc})}
-
-    def precision_recall() -> Found:
-        table = precision_recall_table(risk, follow_up, horizon_days=horizon)
-        return {"average_precision": average_precision(table), "precision_recall": _thinned(table)}
-
-    report.include("uno_c", of_uno)
-    report.include("antolini_c", lambda: {"antolini_c": antolini_c(test.survival, test.grid, follow_up)})
-    report.include("auc_horizon", auc_at_horizon)
-    report.include("auc_mean", auc_by_day)
-    report.include("roc", lambda: {"roc": _thinned(roc_table(risk, follow_up, horizon_days=horizon))})
-    report.include("average_precision", precision_recall)
+def names_of_both() -> set[str]:
+    """The measures of validation and test subjects alike, which are told apart by the split before their name."""
+    return {found.name for found in MEASURES if found.is_of_validation}
 
 
-def _calibration(report: Report, test: Split, seed: int) -> None:
-    risk, follow_up, horizon = test.risk, test.follow_up, test.horizon_days
+@measure("c_index", is_of_validation=True)
+def _c_index(split: Split, context: Context) -> Found:
+    return {"c_index": c_index(*split.observed)}
 
-    def slope() -> Found:
-        return {"calibration_slope": slope_interval(risk, follow_up, horizon_days=horizon, seed=seed)}
 
-    def of_curves() -> Found:
-        p_value, shares = d_calibration(test.survival, test.grid, follow_up)
-        edges = np.linspace(0, 1, shares.size + 1)
-        bins = {"survival_from": edges[:-1], "survival_to": edges[1:], "share": shares}
-        return {"d_calibration_p": p_value, "d_calibration": pl.DataFrame(bins)}
+@measure("c_index_interval", is_of_validation=True)
+def _c_index_interval(split: Split, context: Context) -> Found:
+    return {"c_index": c_index_interval(*split.observed, **context.resampling)}
 
-    report.include("brier", lambda: brier_with_skill(test))
-    report.include("calibration_slope", slope)
-    report.include("observed_to_expected", lambda: _observed_to_expected(test))
-    report.include("d_calibration_p", of_curves)
-    at_days = [_calibration_at(test, share * horizon) for share in CALIBRATION_SHARES]
-    report.metrics |= at_days[-1].metrics  # at the horizon
+
+@measure("ibs", is_of_validation=True)
+def _ibs(split: Split, context: Context) -> Found:
+    return {"ibs": split.ibs}
+
+
+@measure("ibs_kaplan_meier", is_of_validation=True)
+def _ibs_skill(split: Split, context: Context) -> Found:
+    """The integrated Brier score of the training subjects' curve, and the share by which the model's is below it."""
+    trivial = np.tile(split.population, (len(split.survival), 1))
+    of_trivial = survival_ibs(trivial, split.grid, split.training, split.outcomes)
+    skill: Values = {"ibs_skill": 1 - split.ibs / of_trivial} if of_trivial else {}
+    return {"ibs_kaplan_meier": of_trivial, **skill}
+
+
+@measure("log_likelihood_gain", is_of_validation=True)
+def _log_likelihood_gain(split: Split, context: Context) -> Found:
+    """Mean log-likelihood over that of the training subjects' curve, in nats a subject."""
+    days, event = split.outcomes.follow_up_days, split.outcomes.is_event
+    return {"log_likelihood_gain": likelihood_gain(split.survival, split.population, split.grid, days, event)}
+
+
+@measure("uno_c")
+def _uno_c(split: Split, context: Context) -> Found:
+    horizon = split.horizon_days
+    return {"uno_c": uno_c_interval(split.risk, split.follow_up, horizon_days=horizon, **context.resampling)}
+
+
+@measure("antolini_c")
+def _antolini_c(split: Split, context: Context) -> Found:
+    return {"antolini_c": antolini_c(split.survival, split.grid, split.follow_up)}
+
+
+@measure("auc_horizon")
+def _auc_horizon(split: Split, context: Context) -> Found:
+    horizon = split.horizon_days
+    return {"auc_horizon": auc_interval(split.risk, split.follow_up, horizon_days=horizon, **context.resampling)}
+
+
+@measure("auc_mean")
+def _auc_by_day(split: Split, context: Context) -> Found:
+    times = times_with_events(split.evaluation_times(), split.follow_up, least=MIN_EVENTS_BY_DAY)
+    auc, mean = dynamic_auc(1 - interpolate_survival(split.survival, split.grid, times), split.follow_up, times)
+    return {"auc_mean": mean, "auc": pl.DataFrame({"day": times, "auc": auc})}
+
+
+@measure("roc")
+def _roc(split: Split, context: Context) -> Found:
+    return {"roc": _thinned(roc_table(split.risk, split.follow_up, horizon_days=split.horizon_days))}
+
+
+@measure("average_precision")
+def _precision_recall(split: Split, context: Context) -> Found:
+    table = precision_recall_table(split.risk, split.follow_up, horizon_days=split.horizon_days)
+    return {"average_precision": average_precision(table), "precision_recall": _thinned(table)}
+
+
+@measure("brier")
+def brier_with_skill(split: Split, context: Context) -> Found:
+    """Brier score at the horizon, and 1 - it over that of the training subjects' risk for everybody."""
+    follow_up, horizon = split.follow_up, split.horizon_days
+    population = risk_without_interval(follow_up.train_days, follow_up.train_is_event, horizon)
+    score = brier_at(split.risk, follow_up, horizon_days=horizon)
+    return {"brier": score, "brier_skill": 1 - score / brier_at(population, follow_up, horizon_days=horizon)}
+
+
+@measure("calibration_slope")
+def _calibration_slope(split: Split, context: Context) -> Found:
+    horizon = split.horizon_days
+    return {"calibration_slope": slope_interval(split.risk, split.follow_up, horizon_days=horizon, seed=context.seed)}
+
+
+@measure("observed_to_expected")
+def _observed_to_expected(split: Split, context: Context) -> Found:
+    ratio = observed_to_expected(split.risk, split.follow_up, horizon_days=split.horizon_days)
+    return {"observed_to_expected": ratio}
+
+
+@measure("d_calibration_p")
+def _d_calibration(split: Split, context: Context) -> Found:
+    p_value, shares = d_calibration(split.survival, split.grid, split.follow_up)
+    edges = np.linspace(0, 1, shares.size + 1)
+    bins = {"survival_from": edges[:-1], "survival_to": edges[1:], "share": shares}
+    return {"d_calibration_p": p_value, "d_calibration": pl.DataFrame(bins)}
+
+
+@measure("calibration")
+def _calibration(split: Split, context: Context) -> Found:
+    """Groups of risk and the smooth curve at several days; the numbers are those at the horizon, the last of them."""
+    at_days = [_calibration_at(split, share * split.horizon_days) for share in CALIBRATION_SHARES]
+    report = Report(metrics=at_days[-1].metrics)
     for name in ("calibration", "calibration_curve"):
         tables = [at_day.tables[name] for at_day in at_days if name in at_day.tables]
         report.tables |= {name: pl.concat(tables)} if tables else {}
     for at_day in at_days:
         report.left_out |= at_day.left_out
+    return report
 
 
-def _calibration_at(test: Split, day: float) -> Report:
-    """Groups of risk and the smooth curve at one day."""
-    risk, follow_up = risk_at(test.survival, test.grid, day), test.follow_up
+def _calibration_at(split: Split, day: float) -> Report:
+    risk, follow_up = risk_at(split.survival, split.grid, day), split.follow_up
 
     def groups() -> Found:
         follow_up.require_both(day)
@@ -214,7 +225,7 @@ def _calibration_at(test: Split, day: float) -> Report:
 
     def smooth() -> Found:
         curve = calibration_curve(risk, follow_up, horizon_days=day)
-        measures: Found = {"ici": curve.ici, "e50": curve.quantile(0.5), "e90": curve.quantile(0.9)}
+        measures: Values = {"ici": curve.ici, "e50": curve.quantile(0.5), "e90": curve.quantile(0.9)}
         return {**measures, "calibration_curve": curve.table(day)}
 
     report = Report()
@@ -223,88 +234,92 @@ def _calibration_at(test: Split, day: float) -> Report:
     return report
 
 
-def brier_with_skill(split: Split) -> Found:
-    """Brier score at the horizon, and 1 - it over that of the training subjects' risk for everybody."""
-    follow_up, horizon = split.follow_up, split.horizon_days
-    population = risk_without_interval(follow_up.train_days, follow_up.train_is_event, horizon)
-    score = brier_at(split.risk, follow_up, horizon_days=horizon)
-    return {"brier": score, "brier_skill": 1 - score / brier_at(population, follow_up, horizon_days=horizon)}
+@measure("decision_curve")
+def _net_benefit(split: Split, context: Context) -> Found:
+    return {"decision_curve": decision_curve(split.risk, split.follow_up, horizon_days=split.horizon_days)}
 
 
-def _observed_to_expected(split: Split) -> Found:
-    ratio = observed_to_expected(split.risk, split.follow_up, horizon_days=split.horizon_days)
-    return {"observed_to_expected": ratio}
-
-
-def _net_benefit(report: Report, test: Split) -> None:
-    report.include(
-        "decision_curve",
-        lambda: {"decision_curve": decision_curve(test.risk, test.follow_up, horizon_days=test.horizon_days)},
-    )
-
-
-def _subgroups(
-    report: Report, test: Split, groups: Mapping[str, pl.Series], config: EvaluationConfig, seed: int
-) -> None:
+@measure("subgroups")
+def _subgroups(split: Split, context: Context) -> Found:
     scored = score_subgroups(
-        test.risk,
-        test.follow_up,
-        groups,
-        horizon_days=test.horizon_days,
-        n_resamples=min(config.n_resamples, FEWER_RESAMPLES),
-        seed=seed,
+        split.risk,
+        split.follow_up,
+        context.groups,
+        horizon_days=split.horizon_days,
+        n_resamples=min(context.config.n_resamples, FEWER_RESAMPLES),
+        seed=context.seed,
     )
-    report.tables |= {"subgroups": scored.table, "subgroup_gaps": scored.gaps}
+    report = Report(tables={"subgroups": scored.table, "subgroup_gaps": scored.gaps})
     for row in scored.gaps.iter_rows(named=True):
-        name = f"gap_{row['attribute']}"
-        report.metrics |= {name: row["gap"], f"{name}_lower": row["lower"], f"{name}_upper": row["upper"]}
+        report.add({f"gap_{row['attribute']}": Interval(row["gap"], row["lower"], row["upper"])})
     for row in scored.table.filter(pl.col("left_out").is_not_null()).iter_rows(named=True):
         report.left_out[f"subgroup {row['attribute']}: {row['group']}"] = row["left_out"]
+    return report
 
 
-def _recalibrated(report: Report, test: Split, validation: Split, method: Literal["platt", "isotonic"]) -> None:
+@measure("recalibrated")
+def _recalibrated(split: Split, context: Context) -> Found:
     """The measures that recalibration is to better, under names of their own: ``recalibrated_...``."""
+    method, validation = context.config.recalibration, context.validation
+    if method == "none" or validation is None:
+        return {}
+    report = Report()
     days, event = validation.follow_up.recorded_days, validation.follow_up.is_event
     fitted = report.measure(
         f"recalibrated ({method})",
         lambda: fit_recalibration(method, validation.survival, validation.grid, days, event),
     )
     if fitted is None:
-        return
-    after = replace(test, survival=fitted.apply(test.survival))
-    horizon, again = test.horizon_days, Report()
-    again.include("brier", lambda: brier_with_skill(after))
-    again.include("ibs", lambda: {"ibs": _ibs(after)})
+        return report
+    after, again = replace(split, survival=fitted.apply(split.survival)), Report()
+    risk, follow_up, horizon = after.risk, after.follow_up, after.horizon_days
+    again.include("brier", lambda: brier_with_skill(after, context))
+    again.include("ibs", lambda: {"ibs": after.ibs})
     again.include(
-        "calibration_slope",
-        lambda: {"calibration_slope": calibration_slope(after.risk, after.follow_up, horizon_days=horizon)},
+        "calibration_slope", lambda: {"calibration_slope": calibration_slope(risk, follow_up, horizon_days=horizon)}
     )
-    again.include("ici", lambda: {"ici": calibration_curve(after.risk, after.follow_up, horizon_days=horizon).ici})
-    again.include("observed_to_expected", lambda: _observed_to_expected(after))
+    again.include("ici", lambda: {"ici": calibration_curve(risk, follow_up, horizon_days=horizon).ici})
+    again.include("observed_to_expected", lambda: _observed_to_expected(after, context))
     again.include(
-        "d_calibration_p", lambda: {"d_calibration_p": d_calibration(after.survival, after.grid, after.follow_up)[0]}
+        "d_calibration_p", lambda: {"d_calibration_p": d_calibration(after.survival, after.grid, follow_up)[0]}
     )
-    report.metrics |= {f"recalibrated_{name}": value for name, value in again.metrics.items()}
-    report.left_out |= {f"recalibrated_{name}": reason for name, reason in again.left_out.items()}
-
-
-def _ibs(split: Split) -> float:
-    follow_up = split.follow_up
-    train_days = np.where(follow_up.train_is_event, follow_up.train_days, np.nextafter(follow_up.train_days, 0))
-    times = evaluation_times(train_days, follow_up.train_is_event, follow_up.recorded_days)
-    at_times = interpolate_survival(split.survival, split.grid, times)
-    return integrated_brier_score(
-        train_days, follow_up.train_is_event, follow_up.recorded_days, follow_up.is_event, at_times, times
+    return Report(
+        metrics={f"recalibrated_{name}": value for name, value in again.metrics.items()},
+        left_out={f"recalibrated_{name}": reason for name, reason in again.left_out.items()},
     )
 
 
-def _lower_bounds(test: Split, validation: Split, coverage: float) -> Found:
+@measure("conformal")
+def _lower_bounds(split: Split, context: Context) -> Found:
+    coverage, validation = context.config.conformal_coverage, context.validation
+    if not coverage or validation is None:
+        return {}
     bounds = fit_lower_bounds(validation.survival, validation.grid, validation.follow_up, coverage=coverage)
-    days = bounds.days(test.survival, test.grid)
+    days = bounds.days(split.survival, split.grid)
     return {
-        "conformal_coverage": covered_share(days, test.follow_up, horizon_days=test.horizon_days),
+        "conformal_coverage": covered_share(days, split.follow_up, horizon_days=split.horizon_days),
         "conformal_median_bound_days": float(np.median(days)),
     }
+
+
+@measure("oracle")
+def _oracle(split: Split, context: Context) -> Found:
+    """C-index of the true risk on the same subjects, and the share of it that the model has attained."""
+    if context.true_risk is None:
+        return {}
+    risk, days, event = split.observed
+    return {
+        "oracle_c_index": c_index_interval(context.true_risk, days, event, **context.resampling),
+        "attainable": attainable_interval(risk, context.true_risk, days, event, **context.resampling),
+    }
+
+
+@measure("causes")
+def _causes(split: Split, context: Context) -> Found:
+    days, cause = split.outcomes.follow_up_days, split.outcomes.cause
+    if split.incidence is None or cause is None:
+        return {}
+    return score_causes(split.incidence, days, cause, horizon_days=split.horizon_days, seed=context.seed)
 
 
 def _thinned(table: pl.DataFrame, n_points: int = 400) -> pl.DataFrame:

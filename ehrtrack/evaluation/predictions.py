@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.data.cohort import Cohort
 from ehrtrack.data.labels import ANY_CAUSE, CAUSE
 from ehrtrack.objectives.base import Predictions
 
@@ -41,3 +42,16 @@ def _of_cause(subjects: pl.DataFrame, cause: str, incidence: npt.NDArray[np.floa
         incidence=pl.Series(incidence.tolist(), dtype=CURVE),
         survival=pl.lit(None, dtype=CURVE),
     )
+
+
+def prediction_table(cohort: Cohort, predictions: Predictions) -> pl.DataFrame:
+    """Subjects with outcome and prediction; of a cohort whose labels tell causes apart, which cause each risk is of.
+
+    observed_cause is the label's cause, 0 for the censored.
+    """
+    subjects = cohort.subjects[predictions.rows].rename({"index_date": "prediction_time"})
+    columns = ["subject_id", "prediction_time", "follow_up_days", "is_event"]
+    if CAUSE not in subjects.columns:
+        return with_predictions(subjects.select(columns), predictions)
+    table = with_predictions(subjects.select(*columns, observed_cause=CAUSE), predictions)
+    return table if CAUSE in table.columns else table.with_columns(pl.lit(ANY_CAUSE).alias(CAUSE))

@@ -19,20 +19,10 @@ from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
-from ehrtrack.objectives.base import BatchLoss
-from ehrtrack.objectives.base import OutcomeObjective
-from ehrtrack.objectives.base import Predictions
-from ehrtrack.objectives.base import Rebuilt
-from ehrtrack.objectives.base import TrainingFacts
+from ehrtrack.objectives.base import BatchLoss, OutcomeObjective, Predictions, Rebuilt, TrainingFacts
 from ehrtrack.objectives.settings import CompetingRisksConfig
-from ehrtrack.objectives.survival import baseline_survival
-from ehrtrack.objectives.survival import error_of
-from ehrtrack.objectives.survival import rebuild_hazard_head
-from ehrtrack.objectives.survival import score_survival
-from ehrtrack.objectives.survival import selection_by
-from ehrtrack.runlog import Task
-from ehrtrack.runlog import VALIDATION
-from ehrtrack.runlog import named
+from ehrtrack.objectives.survival import baseline_survival, error_of, rebuild_hazard_head, score_survival, selection_by
+from ehrtrack.runlog import VALIDATION, Task, named
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES
 from ehrtrack.survival.competing_risks import (
     EventWeights,

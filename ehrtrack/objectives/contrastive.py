@@ -20,14 +20,9 @@ from ehrtrack.data.excerpts import excerpts, visits_of
 from ehrtrack.errors import DataError
 from ehrtrack.models.heads import Head, ProjectionHead
 from ehrtrack.objectives._cuts import loss_without_targets
-from ehrtrack.objectives.base import BatchLoss
-from ehrtrack.objectives.base import PretrainingObjective
-from ehrtrack.objectives.base import Selection
-from ehrtrack.objectives.base import TrainingFacts
+from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
 from ehrtrack.objectives.settings import ContrastiveConfig
-from ehrtrack.runlog import VALIDATION
-from ehrtrack.runlog import VALIDATION_LOSS
-from ehrtrack.runlog import named
+from ehrtrack.runlog import VALIDATION, VALIDATION_LOSS, named
 
 
 class Contrastive(PretrainingObjective[dict[str, float]]):

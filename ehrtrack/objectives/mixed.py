@@ -15,11 +15,7 @@ from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch
 from ehrtrack.models.heads import Head, PartHeads
-from ehrtrack.objectives.base import BatchLoss
-from ehrtrack.objectives.base import PretrainingObjective
-from ehrtrack.objectives.base import Selection
-from ehrtrack.objectives.base import TrainingFacts
-from ehrtrack.objectives.base import pretraining_objective
+from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts, pretraining_objective
 from ehrtrack.objectives.settings import MixedConfig
 from ehrtrack.runlog import VALIDATION_LOSS
 

@@ -15,14 +15,9 @@ from ehrtrack.data.vocabulary import MASK, SPECIAL_TOKENS
 from ehrtrack.models.heads import Head, TokenHead
 from ehrtrack.objectives._cooccurrence import CoOccurrence
 from ehrtrack.objectives._cuts import sampled
-from ehrtrack.objectives.base import BatchLoss
-from ehrtrack.objectives.base import PretrainingObjective
-from ehrtrack.objectives.base import Selection
-from ehrtrack.objectives.base import TrainingFacts
+from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
 from ehrtrack.objectives.settings import MaskedTokensConfig
-from ehrtrack.runlog import VALIDATION
-from ehrtrack.runlog import VALIDATION_LOSS
-from ehrtrack.runlog import named
+from ehrtrack.runlog import VALIDATION, VALIDATION_LOSS, named
 
 
 class MaskedTokens(PretrainingObjective[dict[str, float]]):

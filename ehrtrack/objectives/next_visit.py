@@ -21,14 +21,9 @@ from ehrtrack.data.vocabulary import SPECIAL_TOKENS
 from ehrtrack.errors import DataError
 from ehrtrack.models.heads import CodeHead, Head
 from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sampled
-from ehrtrack.objectives.base import BatchLoss
-from ehrtrack.objectives.base import PretrainingObjective
-from ehrtrack.objectives.base import Selection
-from ehrtrack.objectives.base import TrainingFacts
+from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
 from ehrtrack.objectives.settings import NextVisitConfig
-from ehrtrack.runlog import VALIDATION
-from ehrtrack.runlog import VALIDATION_LOSS
-from ehrtrack.runlog import named
+from ehrtrack.runlog import VALIDATION, VALIDATION_LOSS, named
 
 N_LISTED = 10
 """Codes that are listed for a visit when new onsets among them are counted."""

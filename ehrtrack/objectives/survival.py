@@ -19,16 +19,9 @@ from ehrtrack.errors import CheckpointError, ConfigError
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
-from ehrtrack.objectives.base import BatchLoss
-from ehrtrack.objectives.base import OutcomeObjective
-from ehrtrack.objectives.base import Predictions
-from ehrtrack.objectives.base import Rebuilt
-from ehrtrack.objectives.base import Selection
-from ehrtrack.objectives.base import TrainingFacts
+from ehrtrack.objectives.base import BatchLoss, OutcomeObjective, Predictions, Rebuilt, Selection, TrainingFacts
 from ehrtrack.objectives.settings import SurvivalConfig
-from ehrtrack.runlog import Task
-from ehrtrack.runlog import VALIDATION
-from ehrtrack.runlog import named
+from ehrtrack.runlog import VALIDATION, Task, named
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, resampled_c_index, standard_error
 from ehrtrack.survival.curves import interpolate_survival, survival_curve
 from ehrtrack.survival.kaplan_meier import KaplanMeier

@@ -24,14 +24,9 @@ from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import CodeHead, Head
 from ehrtrack.objectives._code_effects import fit_onset_effects
 from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sampled
-from ehrtrack.objectives.base import BatchLoss
-from ehrtrack.objectives.base import PretrainingObjective
-from ehrtrack.objectives.base import Selection
-from ehrtrack.objectives.base import TrainingFacts
+from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
 from ehrtrack.objectives.settings import TimeToEventConfig
-from ehrtrack.runlog import VALIDATION
-from ehrtrack.runlog import VALIDATION_LOSS
-from ehrtrack.runlog import named
+from ehrtrack.runlog import VALIDATION, VALIDATION_LOSS, named
 
 MOST_TARGETS, MOST_CUTS = 50_000_000, 200_000
 """Cuts times codes, and cuts, that regressions are fitted to, at most: 800 MB of what came and what was to be expected,

@@ -5,7 +5,7 @@ last reference.
 """
 
 from ehrtrack.plots.cohort import attrition_flow
-from ehrtrack.plots.evaluation import calibration_curves, decision_curve_plot, discrimination_plot
+from ehrtrack.plots.evaluation import Tables, calibration_curves, decision_curve_plot, discrimination_plot
 from ehrtrack.plots.forest import ForestRow, comparison_plot, subgroup_forest
 from ehrtrack.plots.frontier import frontier_plot
 from ehrtrack.plots.landmarks import landmark_plot
@@ -15,6 +15,7 @@ from ehrtrack.plots.training import History, loss_curves, losses_beside_trivial,
 __all__ = [
     "ForestRow",
     "History",
+    "Tables",
     "attrition_flow",
     "calibration_curves",
     "calibration_plot",

@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ehrtrack.errors import DataError
+from ehrtrack.evaluation.metric_table import C_INDEX, IBS
 from ehrtrack.plots._style import BLUE, GREEN, GREY, ORANGE, dress, panels
+from ehrtrack.runlog import TRAINING, VALIDATION, VALIDATION_LOSS
 
 History = Sequence[Mapping[str, float]]
 """One mapping of metric names to values an epoch, in order, as the training loop returns it."""
@@ -24,8 +26,8 @@ def loss_curves(history: History, *, kept_epoch: int | None = None) -> Figure:
     kept_epoch : epoch (from 1) whose weights were kept; marked
     """
     figure, axes = panels(1, width=6.4, height=4.0)
-    _draw_metric(axes[0], history, "train/loss", "training", BLUE)
-    _draw_metric(axes[0], history, "val/loss", "validation", ORANGE)
+    _draw_metric(axes[0], history, f"{TRAINING}/loss", "training", BLUE)
+    _draw_metric(axes[0], history, VALIDATION_LOSS, "validation", ORANGE)
     _finish_epochs(axes[0], "Loss by epoch", "loss", kept_epoch)
     return figure
 
@@ -60,17 +62,13 @@ def metric_curves(history: History, *, kept_epoch: int | None = None) -> Figure:
     kept_epoch : epoch (from 1) whose weights were kept; marked
     """
     figure, axes = panels(2, width=10.0, height=4.0)
-    _draw_metric(axes[0], history, "val/c_index", "model", BLUE)
-    axes[0].axhline(0.5, color=GREY, linestyle="--", linewidth=1.2, label="chance")
-    _finish_epochs(axes[0], "C-index, validation (higher is better)", "C-index", kept_epoch)
-    _draw_metric(axes[1], history, "val/ibs", "model", BLUE)
-    _finish_epochs(
-        axes[1],
-        "Integrated Brier score, validation (lower is better)",
-        "integrated Brier score",
-        kept_epoch,
-        is_legend=False,
-    )
+    for ax, metric in zip(axes, (C_INDEX, IBS), strict=True):
+        _draw_metric(ax, history, metric.named(VALIDATION), "model", BLUE)
+        name = metric.long_title or metric.title
+        title = f"{name[0].upper()}{name[1:]}, validation ({metric.better} is better)"
+        if metric is C_INDEX:
+            ax.axhline(0.5, color=GREY, linestyle="--", linewidth=1.2, label="chance")
+        _finish_epochs(ax, title, name, kept_epoch, is_legend=metric is C_INDEX)
     return figure
 
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ehrtrack.compare import RunRow, best_by_validation
 from ehrtrack.config import RunConfig
 from ehrtrack.data.settings import CohortConfig, SplitConfig
 from ehrtrack.errors import DataError
+from ehrtrack.evaluation.benchmark import RunRow, best_by_validation, metric_of_choice
+from ehrtrack.evaluation.metric_table import Metric
 from ehrtrack.recipes._run import MODEL_FOLDER, RUN_CONFIG
+from ehrtrack.runlog import KEPT, TEST
 from ehrtrack.tracking.client.queries import MissingArtifact, download
 from ehrtrack.tracking.client.registry import (
     ModelVersion,
@@ -80,7 +82,7 @@ def propose(name: str, rows: Sequence[RunRow]) -> Decision:
     if isinstance(found, str):
         return Decision(before, None, before, f"{was}\nproposed none: {found}\nchampion stays as it was")
     best, version = found
-    lines = f"{was}\nproposed {version.uri} ({best.label}, validation C-index {best.val_c_index:.4f}, {_of(version)})"
+    lines = f"{was}\nproposed {version.uri} ({best.label}, {_score(best, metric_of_choice(rows))}, {_of(version)})"
     stays = why_champion_stays(version, before)
     if stays is not None:
         return Decision(before, version, before, f"{lines}\nchampion stays: {stays}")
@@ -103,7 +105,7 @@ def _registered_best(name: str, rows: Sequence[RunRow]) -> tuple[RunRow, ModelVe
         except DataError as reason:
             return str(reason)
         try:
-            return best, _register(best, name)
+            return best, _register(best, name, metric_of_choice(rows))
         except MissingArtifact as reason:
             print(f"run {best.run_id} cannot be champion: {reason}", flush=True)
             without.append(best.run_id)
@@ -111,15 +113,19 @@ def _registered_best(name: str, rows: Sequence[RunRow]) -> tuple[RunRow, ModelVe
     return f"no model is among the artifacts of {', '.join(without)}"
 
 
-def _register(best: RunRow, name: str) -> ModelVersion:
+def _register(best: RunRow, name: str, metric: Metric) -> ModelVersion:
     with tempfile.TemporaryDirectory() as folder:
         return log_and_register_model(
             best.run_id,
             download(best.run_id, MODEL_FOLDER, Path(folder)),
             name,
-            description=f"{best.label}: validation C-index {best.val_c_index:.4f}, test {best.test_c_index:.4f}",
+            description=f"{best.label}: {_score(best, metric)}, test {best.metrics[metric.named(TEST)]:.4f}",
             tags={COHORT: best.cohort_fingerprint} | ({HORIZON: best.horizon_days} if best.horizon_days else {}),
         )
+
+
+def _score(best: RunRow, metric: Metric) -> str:
+    return f"validation {metric.title} {best.metrics[metric.named(KEPT)]:.4f}"
 
 
 def _of(version: ModelVersion) -> str:

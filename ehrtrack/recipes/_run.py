@@ -16,9 +16,10 @@ from ehrtrack.config import RunConfig
 from ehrtrack.data.aside import make_cache
 from ehrtrack.data.settings import DateIndex
 from ehrtrack.errors import DataError
+from ehrtrack.evaluation.metric_table import C_INDEX, names_shown
 from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.recipes._model_folder import WEIGHTS
-from ehrtrack.runlog import MemoryRunLogger
+from ehrtrack.runlog import KEPT, MemoryRunLogger, named
 from ehrtrack.signals import INTERRUPTIONS
 from ehrtrack.tracking.logger import TrackedRun
 from ehrtrack.tracking.names import RESUMABLE_KINDS
@@ -34,15 +35,6 @@ ADAPTER_FOLDER = "adapter"
 RUN_CONFIG = "run_config.json"
 CONTINUED_KINDS = ("sweep", "frontier")
 """Kinds of runs that take what is finished from where it is when they are started again."""
-HEADLINES = (
-    "val/mlm_loss",
-    "val/unigram_loss",
-    "kept/c_index",
-    "test/c_index",
-    "test/c_index_lower",
-    "test/c_index_upper",
-    "test/ibs",
-)
 
 
 @dataclass(frozen=True)
@@ -180,7 +172,8 @@ class Recorder:
 
     def log_training(self, result: FitResult) -> None:
         """Log which epoch was kept, and the cost of training."""
-        self.logger.log_metrics({"kept/epoch": float(result.kept_epoch), "cost/train_seconds": result.seconds}, step=0)
+        kept = named(KEPT, {"epoch": float(result.kept_epoch)})
+        self.logger.log_metrics(kept | {"cost/train_seconds": result.seconds}, step=0)
 
     def log_loss(self, result: FitResult) -> None:
         """Log the curves of training and validation loss."""
@@ -200,7 +193,7 @@ class Recorder:
 
     def log_kept(self, c_index: float) -> dict[str, float]:
         """Log the validation C-index that a trial or a sweep is judged by; returns it by its name."""
-        kept = {"kept/c_index": c_index}
+        kept = {C_INDEX.named(KEPT): c_index}
         self.logger.log_metrics(kept, step=0)
         return kept
 
@@ -223,7 +216,7 @@ class Recorder:
         """Log the total time; returns what the caller of the recipe gets."""
         seconds = time.monotonic() - self._started
         self.logger.log_metrics({"cost/total_seconds": seconds}, step=0)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name in HEADLINES)
+        shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in names_shown("headline") if name in metrics)
         print(f"{self.kind} done in {seconds:.0f} s  {shown}\n", flush=True)
         return RecipeResult(self.logger.reference, self.kind, self.logger.url, dict(metrics))
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ehrtrack.evaluation.report import Report
 from ehrtrack.models.behrt import EhrModel, encoder_weights
-from ehrtrack.recipes._evaluate import Evaluation
-from ehrtrack.runlog import RunLogger
+from ehrtrack.runlog import KEPT, TEST, TRAINING, VALIDATION, RunLogger
 from ehrtrack.strategies.base import Strategy
 from ehrtrack.training import sanity
 from ehrtrack.training.loop import FitResult
@@ -52,20 +52,20 @@ def judge_encoder(start: Weights, end: EhrModel, learning: set[str], *, is_pretr
 
 def judge_training(result: FitResult) -> Verdict:
     """Whether the kept weights are overfitted."""
-    training, validation = ([epoch[f"{part}/loss"] for epoch in result.history] for part in ("train", "val"))
+    training, validation = ([epoch[f"{part}/loss"] for epoch in result.history] for part in (TRAINING, VALIDATION))
     return sanity.overfit(training, validation, result.kept_epoch)
 
 
-def judge_risks(evaluations: dict[str, Evaluation]) -> list[Verdict]:
+def judge_risks(reports: dict[str, Report]) -> list[Verdict]:
     """Whether risks are better than Kaplan-Meier's on validation subjects, and calibrated on test subjects.
 
     Whether the test subjects are enough for every measure, and for any judgement at all, are verdicts of their own.
     """
-    test = evaluations["test"]
+    test = reports[TEST]
     reasons = [test.left_out[measure] for measure in ("c_index", "c_index_interval") if measure in test.left_out]
     return [
-        sanity.learned_risk(evaluations["kept"].likelihood_gain),
-        sanity.calibrated(test.calibration_slope, test.ici),
+        sanity.learned_risk(reports[KEPT].intervals["log_likelihood_gain"]),
+        sanity.calibrated(test.intervals.get("calibration_slope"), test.metrics.get("ici")),
         sanity.measured(test.left_out),
         *(sanity.unjudged(reason) for reason in reasons[:1]),
     ]

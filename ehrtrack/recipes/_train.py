@@ -14,10 +14,12 @@ from ehrtrack.config import RunConfig
 from ehrtrack.data.batch import Batches
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.data.features import FeatureStore, build_features
+from ehrtrack.evaluation.metric_table import names_shown
 from ehrtrack.models.behrt import EhrModel, encoder_weights
 from ehrtrack.objectives.base import Objective
 from ehrtrack.recipes._prepare import CohortRecords, Records
 from ehrtrack.recipes._run import Recorder
+from ehrtrack.runlog import TRAINING, named
 from ehrtrack.training.checkpoint import weights_fingerprint
 from ehrtrack.training.loop import FitResult, fit
 from ehrtrack.training.memory import find_batch_tokens
@@ -116,9 +118,8 @@ def train(
     """Fit the model, and log how."""
     config, n_truncated = run.config, batches.split("train").n_truncated
     _tell_lengths(batches.split("train"))
-    run.logger.log_metrics(
-        {"train/batch_tokens": float(batches.batch_tokens), "data/truncated_subjects": float(n_truncated)}, step=0
-    )
+    facts = {"data/truncated_subjects": float(n_truncated)}
+    run.logger.log_metrics(named(TRAINING, {"batch_tokens": float(batches.batch_tokens)}) | facts, step=0)
     result = fit(
         model,
         objective,
@@ -132,6 +133,7 @@ def train(
         snapshot_seconds=config.runtime.snapshot_minutes * 60,
         on_snapshot=run.keep_snapshot,
         on_go_on=run.log_epochs_again,
+        printed=names_shown("progress"),
     )
     run.log_training(result)
     return result

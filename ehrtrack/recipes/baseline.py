@@ -11,22 +11,24 @@ import numpy as np
 
 from ehrtrack.baselines.base import AnyFeatures, Labelled, TokenHistories, baseline_class
 from ehrtrack.config import RunConfig, check_objective
+from ehrtrack.evaluation.oracle import checked_truth
+from ehrtrack.evaluation.report import Report
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.recipes._evaluate import (
-    Evaluation,
     attained,
     horizon,
+    ibs_text,
     log_cohort,
     log_evaluation,
     log_predictions,
     not_measured,
 )
 from ehrtrack.recipes._model_folder import write_model_folder
-from ehrtrack.recipes._oracle import checked_truth
 from ehrtrack.recipes._prepare import CohortRecords, check_validation, prepare_cohort, settle
 from ehrtrack.recipes._run import RecipeResult, describe, open_run
 from ehrtrack.recipes._sanity import conclude, judge_risks
 from ehrtrack.recipes.embed import read_embeddings
+from ehrtrack.runlog import KEPT, TEST, named
 from ehrtrack.survival.metrics import require_comparable_pair
 from ehrtrack.survival.time_grid import fit_time_grid
 
@@ -45,7 +47,7 @@ def baseline(config: RunConfig) -> RecipeResult:
     check_objective(config, "outcome")
     config = settle(config)
     records = prepare_cohort(config)
-    truth = checked_truth(config.cohort, records)
+    truth = checked_truth(config.cohort, records.store.subject_ids[records.rows["test"]])
     check_validation(records, lambda outcomes: require_comparable_pair(outcomes.follow_up_days, outcomes.is_event))
     training = records.outcomes[records.rows["train"]]
     grid = fit_time_grid(
@@ -95,7 +97,7 @@ def baseline(config: RunConfig) -> RecipeResult:
         validation, test = predictions("validation"), predictions("test")
         log_predictions(run.logger, records, validation=validation, test=test)
         with run.judging():
-            evaluations = log_evaluation(
+            reports = log_evaluation(
                 run.logger,
                 records,
                 grid,
@@ -104,8 +106,8 @@ def baseline(config: RunConfig) -> RecipeResult:
                 seed=config.runtime.seed,
                 truth=truth,
             )
-            conclude(run.logger, _summary(name, records, facts, evaluations), judge_risks(evaluations))
-            return run.finished(evaluations["kept"].to_metrics("kept") | evaluations["test"].to_metrics("test"))
+            conclude(run.logger, _summary(name, records, facts, reports), judge_risks(reports))
+            return run.finished(named(KEPT, reports[KEPT].metrics) | named(TEST, reports[TEST].metrics))
 
 
 def _labelled(records: CohortRecords, features: AnyFeatures, split: str) -> Labelled:
@@ -114,17 +116,17 @@ def _labelled(records: CohortRecords, features: AnyFeatures, split: str) -> Labe
     return Labelled(features[rows], outcomes.follow_up_days, outcomes.is_event)
 
 
-def _summary(name: str, records: CohortRecords, facts: Mapping[str, object], evaluations: dict[str, Evaluation]) -> str:
-    test = evaluations["test"]
+def _summary(name: str, records: CohortRecords, facts: Mapping[str, object], reports: dict[str, Report]) -> str:
+    test = reports[TEST]
     return describe(
         f"Baseline {name}",
         {
-            "test C-index (95 % interval)": test.c_index_text,
-            "test integrated Brier score": test.ibs_text,
+            "test C-index (95 % interval)": test.text("c_index"),
+            "test integrated Brier score": ibs_text(test),
             **attained(test),
             **not_measured(test),
             **horizon(records.cohort),
-            "validation C-index": evaluations["kept"].c_index_text,
+            "validation C-index": reports[KEPT].text("c_index"),
             "tuning": f"{facts['n_candidates']} settings tried, the best by validation C-index kept",
         }
         | {key: str(value) for key, value in facts.items() if key != "n_candidates"},

@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
 import polars as pl
 from matplotlib.figure import Figure
 
 from ehrtrack import plots
-from ehrtrack.compare import (
-    RunRow,
-    benchmark_table,
-    differences,
-    group_by_cohort,
-    reference_run,
-    to_markdown,
-    unpaired,
-)
+from ehrtrack.compare import differences, reference_run, unpaired
 from ehrtrack.config import RunConfig
 from ehrtrack.errors import DataError
+from ehrtrack.evaluation.benchmark import (
+    RunRow,
+    benchmark_table,
+    cause_table,
+    causes_to_markdown,
+    group_by_cohort,
+    to_markdown,
+)
+from ehrtrack.evaluation.metric_table import BOUNDS, C_INDEX, LONG_NAMES, Entry, shown
 from ehrtrack.privacy import RAW
-from ehrtrack.recipes._causes import cause_table, causes_to_markdown
 from ehrtrack.recipes._champion import own_cohort, propose
 from ehrtrack.recipes._run import RecipeResult, open_run
+from ehrtrack.runlog import TEST, Task
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import MissingArtifact, RunRecord, download, get_run, search_runs
 from ehrtrack.tracking.client.registry import ModelVersion, champion
-from ehrtrack.tracking.names import COHORT, HORIZON, SUBJECT_KEY
+from ehrtrack.tracking.names import COHORT, HORIZON, SUBJECT_KEY, TASK
 
 SECTIONS = ("study", "registry")
+_FOREST = Entry(C_INDEX, TEST)
 TEST_PREDICTIONS = "predictions/test.parquet"
 _TO_MEND = (
     "send what the machine of that run still keeps (`ehrtrack sync` there), or make the run again and delete this one"
 )
-_CAUSE_METRIC = re.compile(r"test/c_index_cause_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def compare(config: RunConfig) -> Comparison:
                 run.logger.log_table(of_causes, f"benchmark/{cohort}_causes.csv")
             run.logger.log_table(benchmark.table, f"benchmark/{cohort}.csv")
             run.logger.log_text(texts[cohort], f"benchmark/{cohort}.md")
-            if benchmark.table["test_lower"].drop_nulls().len():
+            if benchmark.table.drop_nulls(_FOREST.columns).height:
                 run.logger.log_figure(_forest(benchmark.table), f"benchmark/{cohort}.png")
             print(f"\n{benchmark.title}\n\n{texts[cohort]}", flush=True)
         if left_out:
@@ -194,15 +195,10 @@ def describe_champion(name: str) -> str:
     record = get_run(version.run_id)
     metrics = record.metrics
     scores = [
-        f"{label:<24}{metrics[key]:.4f}"
-        for label, key in (
-            ("validation C-index", "kept/c_index"),
-            ("test C-index", "test/c_index"),
-            ("  lower (95 %)", "test/c_index_lower"),
-            ("  upper (95 %)", "test/c_index_upper"),
-            ("test IBS", "test/ibs"),
-        )
-        if key in metrics
+        f"{label:<24}{metrics[name]:.4f}"
+        for entry in shown("headline")
+        for name, label in _labels(entry).items()
+        if name in metrics
     ]
     scores += [
         f"{label:<24}{record.tags[tag]}"
@@ -218,6 +214,13 @@ def describe_champion(name: str) -> str:
             str(page),
         ]
     )
+
+
+def _labels(entry: Entry) -> dict[str, str]:
+    """Name under which runs log a metric, or a bound of its interval -> what it is called in a list for a terminal."""
+    title = f"{LONG_NAMES[entry.split]} {entry.metric.title}"
+    bounds = (f"  {bound.removeprefix('_')} (95 %)" for bound in BOUNDS)
+    return dict(zip(entry.names, (title, *bounds), strict=False))
 
 
 def run_row(record: RunRecord) -> RunRow:
@@ -246,31 +249,19 @@ def run_row(record: RunRecord) -> RunRow:
         n_trainable=_whole(metrics.get("parameters/trainable")),
         checkpoint_mb=metrics.get("cost/checkpoint_mb"),
         seconds=metrics.get("cost/train_seconds"),
-        val_c_index=metrics.get("kept/c_index"),
-        test_c_index=metrics.get("test/c_index"),
-        test_lower=metrics.get("test/c_index_lower"),
-        test_upper=metrics.get("test/c_index_upper"),
-        test_ibs=metrics.get("test/ibs"),
         horizon_days=record.tags.get(HORIZON, params.get("cohort.horizon_days", "")),
         subject_key=record.tags.get(SUBJECT_KEY, RAW),  # runs from before there were keys have the subjects' own ids
-        attainable=metrics.get("test/attainable"),
-        attainable_lower=metrics.get("test/attainable_lower"),
-        attainable_upper=metrics.get("test/attainable_upper"),
-        oracle_c_index=metrics.get("test/oracle_c_index"),
-        oracle_lower=metrics.get("test/oracle_c_index_lower"),
-        oracle_upper=metrics.get("test/oracle_c_index_upper"),
-        causes=_causes(metrics),
+        metrics=metrics,
+        task=_task(record),
     )
 
 
-def _causes(metrics: dict[str, float]) -> dict[int, tuple[float, float | None, float | None]]:
-    """The test C-index of each cause with its bounds, by number."""
-    numbers = [int(found[1]) for name in metrics if (found := _CAUSE_METRIC.fullmatch(name))]
-    names = {number: f"test/c_index_cause_{number}" for number in numbers}
-    return {
-        number: (metrics[name], metrics.get(f"{name}_lower"), metrics.get(f"{name}_upper"))
-        for number, name in names.items()
-    }
+def _task(record: RunRecord) -> Task:
+    """What the model was judged for; runs from before it was logged were all judged as survival models."""
+    task = record.tags.get(TASK, "survival")
+    if task not in get_args(Task):
+        raise DataError(f"its tag {TASK} is {task!r}, and this version knows {', '.join(get_args(Task))}; {_TO_MEND}")
+    return cast(Task, task)
 
 
 def _strategy(params: dict[str, str]) -> str:
@@ -309,17 +300,17 @@ def _read_predictions(file: Path) -> pl.DataFrame:
 
 
 def _forest(table: pl.DataFrame) -> Figure:
-    scored = table.drop_nulls(["test_c_index", "test_lower", "test_upper"])
+    estimate, lower, upper = _FOREST.columns
     return plots.comparison_plot(
         [
             plots.ForestRow(
                 " · ".join(part for part in (row["model"], row["strategy"], row["size"]) if part),
-                row["test_c_index"],
-                row["test_lower"],
-                row["test_upper"],
+                row[estimate],
+                row[lower],
+                row[upper],
                 is_highlighted=number == 0,
             )
-            for number, row in enumerate(scored.iter_rows(named=True))
+            for number, row in enumerate(table.drop_nulls(_FOREST.columns).iter_rows(named=True))
         ]
     )
 

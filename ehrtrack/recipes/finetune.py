@@ -7,24 +7,24 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import polars as pl
-
 from ehrtrack import plots
 from ehrtrack.config import RunConfig, check_objective
+from ehrtrack.evaluation.causes import causes_text
+from ehrtrack.evaluation.metric_table import C_INDEX
+from ehrtrack.evaluation.oracle import checked_truth
+from ehrtrack.evaluation.report import Report
 from ehrtrack.privacy import count_text
 from ehrtrack.recipes._adapt import adapt, read_base
-from ehrtrack.recipes._causes import causes_text, log_causes
 from ehrtrack.recipes._evaluate import (
-    Evaluation,
     attained,
     horizon,
+    ibs_text,
     log_cohort,
     log_evaluation,
     log_predictions,
     not_measured,
 )
 from ehrtrack.recipes._model_folder import write_model_folder
-from ehrtrack.recipes._oracle import checked_truth
 from ehrtrack.recipes._prepare import CohortRecords, check_same_reading, check_validation, prepare_cohort, settle
 from ehrtrack.recipes._run import RecipeResult, Recorder, Resumption, describe, open_run
 from ehrtrack.recipes._sanity import (
@@ -35,6 +35,7 @@ from ehrtrack.recipes._sanity import (
     learning_matrices,
 )
 from ehrtrack.recipes._train import feed, train, with_features
+from ehrtrack.runlog import KEPT, TEST, VALIDATION, named
 from ehrtrack.strategies.base import parameter_table
 from ehrtrack.training.loop import FitResult
 from ehrtrack.training.ranks import join_ranks
@@ -73,7 +74,7 @@ def finetune(
     if base is not None:
         is_same_data = base.fingerprints["data"] == records.dataset.fingerprint()
         check_same_reading(config.data, base.config.data, is_same_data=is_same_data)
-    truth = checked_truth(config.cohort, records)
+    truth = checked_truth(config.cohort, records.store.subject_ids[records.rows["test"]])
     adapted = adapt(config, records, base, ranks)
     strategy, objective, model = adapted.strategy, adapted.objective, adapted.model
     check_validation(records, objective.rehearse)
@@ -100,7 +101,7 @@ def finetune(
         result = train(run, model, objective, batches, ranks, on_epoch)
         if is_trial:
             _log_curves(run, result)
-            return run.finished(run.log_kept(result.kept["val/c_index"]))
+            return run.finished(run.log_kept(result.kept[C_INDEX.named(VALIDATION)]))
         merged = strategy.merge(model)
         with tempfile.TemporaryDirectory() as folder:
             write_model_folder(
@@ -120,7 +121,7 @@ def finetune(
         log_predictions(run.logger, records, validation=validation, test=test)
         with run.judging():
             _log_curves(run, result)
-            evaluations = log_evaluation(
+            reports = log_evaluation(
                 run.logger,
                 records,
                 objective.grid,
@@ -128,21 +129,18 @@ def finetune(
                 test=test,
                 seed=config.runtime.seed,
                 truth=truth,
-            )
-            of_test = records.outcomes[test.rows]
-            causes = log_causes(
-                run.logger, test, of_test, horizon_days=objective.grid.horizon_days, seed=config.runtime.seed
+                task=objective.task,
             )
             verdicts = [
-                *judge_risks(evaluations),
+                *judge_risks(reports),
                 judge_training(result),
                 *([] if base is None else [based(config.init.run, base.failed_checks)]),
                 *judge_encoder(
                     adapted.start, merged.cpu(), learning_matrices(model, strategy), is_pretrained=base is not None
                 ),
             ]
-            conclude(run.logger, _summary(config, records, result, evaluations, causes), verdicts)
-            return run.finished(evaluations["kept"].to_metrics("kept") | evaluations["test"].to_metrics("test"))
+            conclude(run.logger, _summary(config, records, result, reports), verdicts)
+            return run.finished(named(KEPT, reports[KEPT].metrics) | named(TEST, reports[TEST].metrics))
 
 
 def _log_curves(run: Recorder, result: FitResult) -> None:
@@ -154,22 +152,22 @@ def _summary(
     config: RunConfig,
     records: CohortRecords,
     result: FitResult,
-    evaluations: dict[str, Evaluation],
-    causes: pl.DataFrame,
+    reports: dict[str, Report],
 ) -> str:
-    of_what = "" if causes.is_empty() else " of any cause"
-    test = evaluations["test"]
-    skill = "" if test.ibs_skill is None else f", {test.ibs_skill:+.0%} against it"
+    test = reports[TEST]
+    of_what = " of any cause" if "causes" in test.tables else ""
+    ibs_skill = test.metrics.get("ibs_skill")
+    skill = "" if ibs_skill is None else f", {ibs_skill:+.0%} against it"
     n_events = int(records.outcomes.is_event[records.rows["train"]].sum())
     return describe(
         f"{config.strategy.name} fine-tuning of a {config.model.size} encoder",
         {
-            f"test C-index{of_what} (95 % interval)": f"{test.c_index_text} ({_against_chance(test)})",
-            "test integrated Brier score": f"{test.ibs_text}{skill}",
-            **causes_text(causes),
+            f"test C-index{of_what} (95 % interval)": f"{test.text('c_index')} ({_against_chance(test)})",
+            "test integrated Brier score": f"{ibs_text(test)}{skill}",
+            **causes_text(test),
             **attained(test),
             **not_measured(test),
-            f"validation C-index{of_what}": evaluations["kept"].c_index_text,
+            f"validation C-index{of_what}": reports[KEPT].text("c_index"),
             "training subjects (events)": f"{len(records.rows['train']):,} ({count_text(n_events)})",
             **horizon(records.cohort),
             "pretrained by run": config.init.run or "none",
@@ -178,7 +176,8 @@ def _summary(
     )
 
 
-def _against_chance(test: Evaluation) -> str:
-    if test.c_index_interval is None:
+def _against_chance(test: Report) -> str:
+    interval = test.intervals.get("c_index")
+    if interval is None:
         return "**not enough events to judge**"
-    return "better than chance" if test.c_index_interval.lower > 0.5 else "**not shown to be better than chance**"
+    return "better than chance" if interval.lower > 0.5 else "**not shown to be better than chance**"

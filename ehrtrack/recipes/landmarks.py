@@ -11,19 +11,21 @@ import numpy as np
 import polars as pl
 
 from ehrtrack import plots
-from ehrtrack.compare import interval_text, number_text
 from ehrtrack.config import RunConfig, override
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.drift import Drift
 from ehrtrack.data.events import open_dataset
 from ehrtrack.data.labels import of_any_cause
 from ehrtrack.errors import ConfigError
-from ehrtrack.evaluation.measures import Report
+from ehrtrack.evaluation.measures import evaluate
+from ehrtrack.evaluation.metric_table import interval_text, number_text, with_bounds
+from ehrtrack.evaluation.report import Report
+from ehrtrack.evaluation.split import Context, EvaluationConfig, Split
 from ehrtrack.privacy import hide_small
-from ehrtrack.recipes._evaluate import Evaluation, evaluate_survival
 from ehrtrack.recipes._prepare import outcomes_of
 from ehrtrack.recipes._run import RecipeResult, describe, open_run
 from ehrtrack.recipes.predict import Predictor, load_predictor
+from ehrtrack.runlog import TEST, named
 from ehrtrack.survival.landmarks import AtLandmark, pooled_c_index
 from ehrtrack.tracking.client.queries import fetch_model
 
@@ -44,7 +46,7 @@ class Landmark:
 
     days: float
     predictions: pl.DataFrame
-    evaluation: Evaluation
+    report: Report
     drift: Drift
 
     @property
@@ -88,7 +90,7 @@ def landmarks(model: str, days: Sequence[float]) -> RecipeResult:
         run.logger.log_table(table, "landmarks.csv")
         run.logger.log_table(of_all, "predictions/landmarks.parquet")
         run.logger.log_figure(plots.landmark_plot(table, pooled), "plots/landmarks.png")
-        metrics = {} if pooled is None else pooled.to_metrics("test/landmark_c_index")
+        metrics = {} if pooled is None else named(TEST, pooled.to_metrics("landmark_c_index"))
         run.logger.log_metrics(metrics, step=0)
         text = _to_markdown(table)
         of_all_text = str(pooled or f"none ({report.left_out['landmark_c_index']})")
@@ -117,13 +119,12 @@ def landmark_table(scored: Sequence[Landmark]) -> pl.DataFrame:
 
 
 def _landmark_line(at: Landmark) -> dict[str, object]:
-    metrics = at.evaluation.to_metrics("test")
     return {
         "landmark_days": at.days,
         "n_subjects": at.predictions.height,
         "n_events": int(at.predictions["is_event"].sum()),
-        **{name: metrics.get(f"test/{name}") for name in LANDMARK_MEASURES},
-        "left_out": "; ".join(f"{name}: {why}" for name, why in at.evaluation.left_out.items()),
+        **{name: at.report.metrics.get(name) for name in LANDMARK_MEASURES},
+        "left_out": "; ".join(f"{name}: {why}" for name, why in at.report.left_out.items()),
     }
 
 
@@ -146,16 +147,17 @@ def _scored(predictor: Predictor, config: RunConfig, days: Sequence[float]) -> I
         is_scored = predicted["risk"].is_not_null()
         test, predicted = test.filter(is_scored), predicted.filter(is_scored)
         survival = np.array(predicted["survival"].to_list())
-        evaluation = evaluate_survival(
-            survival, predictor.grid, outcomes_of(training), outcomes_of(test), seed=config.runtime.seed
-        )
+        of_training = outcomes_of(training)
+        grid = predictor.grid.timed_by(of_training.follow_up_days, of_training.is_event)
+        split = Split(survival, grid, of_training, outcomes_of(test))
+        at_day = evaluate(split, Context(EvaluationConfig(), config.runtime.seed))
         outcomes = test.select("subject_id", "follow_up_days", "is_event")
         print(
-            f"landmark {landmark_days:g} days: {test.height:,} test subjects, C-index {evaluation.c_index_text}",
+            f"landmark {landmark_days:g} days: {test.height:,} test subjects, C-index {at_day.text('c_index')}",
             flush=True,
         )
         print("\n".join(f"  {line}" for line in scored.to_lines()), flush=True)
-        yield Landmark(landmark_days, outcomes.with_columns(predicted["risk"]), evaluation, scored.drift)
+        yield Landmark(landmark_days, outcomes.with_columns(predicted["risk"]), at_day, scored.drift)
 
 
 def _to_markdown(table: pl.DataFrame) -> str:
@@ -163,7 +165,7 @@ def _to_markdown(table: pl.DataFrame) -> str:
     lines.append(" | ".join("---" for _ in lines[0].split("|")))
     for row in table.iter_rows(named=True):
         counts = f"{row['landmark_days']:g} | {row['n_subjects']} | {row['n_events']}"
-        c_index = interval_text(row, "c_index", "c_index_lower", "c_index_upper", ".3f")
+        c_index = interval_text(row, *with_bounds("c_index"), form=".3f")
         brier = f"{number_text(row['ibs'], '.4f')} | {number_text(row['ibs_kaplan_meier'], '.4f')}"
         lines.append(f"{counts} | {c_index} | {brier}")
     return "".join(f"| {line} |\n" for line in lines)

@@ -12,11 +12,13 @@ from ehrtrack.config import RunConfig, check_objective, override, to_toml
 from ehrtrack.data.aside import make_cache
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError, TrackingError
+from ehrtrack.evaluation.metric_table import C_INDEX
 from ehrtrack.recipes._inputs import differences, input_fingerprints, pin_base
 from ehrtrack.recipes._prepare import settle
 from ehrtrack.recipes._run import RecipeResult, Recorder, Resumption, describe, open_run
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.resume import resume
+from ehrtrack.runlog import KEPT, VALIDATION
 from ehrtrack.search import DEATHS, SLOT, Best, Worker, best_of, study_storage, suggest, trials_of, trials_table
 from ehrtrack.search_space import Scalar
 from ehrtrack.tracking.client.connection import ui_command
@@ -232,7 +234,7 @@ def _objective(sweep: Sweep, parent_run_id: str) -> Callable[[optuna.Trial], flo
             return _told_by(ended, trial)
 
         def prune(epoch: int, metrics: dict[str, float]) -> None:
-            trial.report(metrics["val/c_index"], epoch)
+            trial.report(metrics[C_INDEX.named(VALIDATION)], epoch)
             if trial.should_prune():
                 raise TrainingStopped(f"pruned after epoch {epoch}: below the median of the trials before")
 
@@ -242,7 +244,7 @@ def _objective(sweep: Sweep, parent_run_id: str) -> Callable[[optuna.Trial], flo
             )
         except TrainingStopped as stop:
             raise optuna.TrialPruned(str(stop)) from stop
-        return child.metrics["kept/c_index"]
+        return child.metrics[C_INDEX.named(KEPT)]
 
     return run_trial
 
@@ -270,11 +272,11 @@ def _ended_before(
 
 def _told_by(ended: RunRecord, trial: optuna.Trial) -> float:
     """What a trial's run tells of it: the score of each epoch, and its best, or that it was pruned."""
-    for epoch, value in metric_history(ended.run_id, "val/c_index").items():
+    for epoch, value in metric_history(ended.run_id, C_INDEX.named(VALIDATION)).items():
         trial.report(value, epoch)
     if STOPPED in ended.tags:
         raise optuna.TrialPruned(ended.tags[STOPPED])
-    return ended.metrics["kept/c_index"]
+    return ended.metrics[C_INDEX.named(KEPT)]
 
 
 def _fit_best(sweep: Sweep, best: Best, parent_run_id: str) -> RecipeResult:

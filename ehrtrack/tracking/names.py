@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from ehrtrack.errors import TrackingError
+from ehrtrack.runlog import KEPT
 
 STUDY = "ehrtrack.study"
 RUN_KEY = "ehrtrack.run_key"  # a run's name for itself, before and whether or not a server has given it an id
@@ -19,6 +20,7 @@ CLAIM_PARAM = f"{ATTEMPT}."  # the param of each claim, with its number; a param
 JOIN_REFUSED = "ehrtrack.join_refused"  # why the run of MLFLOW_RUN_ID was not joined, and this one made in its place
 CONTINUED_WITH = "ehrtrack.continued_with"  # settings changed on resuming that alter the last digits of its values
 KIND = "ehrtrack.kind"
+TASK = "ehrtrack.task"  # what the model is judged for; of runs without it, survival
 SUBJECT_KEY = "ehrtrack.subject_key"  # fingerprint of the key under which subjects are logged; "raw" without one
 COHORT = "fingerprint.cohort"  # runs compare where this is equal
 HORIZON = "ehrtrack.horizon_days"  # what a survival run's risks are of
@@ -56,12 +58,12 @@ SNAPSHOT_SLOTS = ("resume/slot-0", "resume/slot-1")
 CHECKSUMS = "sha256sums.txt"
 
 KEPT_BEFORE = "best/"
-"""Runs logged before 2026-11-29 have metrics of this prefix for what is now ``kept/``: those of the kept epoch."""
+"""Runs logged before 2026-11-29 have metrics of this prefix for what is now of `KEPT`: those of the kept epoch."""
 
 
 def present_name(metric: str) -> str:
     """The name that a metric has now."""
-    return f"kept/{metric.removeprefix(KEPT_BEFORE)}" if metric.startswith(KEPT_BEFORE) else metric
+    return f"{KEPT}/{metric.removeprefix(KEPT_BEFORE)}" if metric.startswith(KEPT_BEFORE) else metric
 
 
 def present_metrics(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from ehrtrack.data.batch import Batches
 from ehrtrack.objectives.base import Objective, Selection
-from ehrtrack.runlog import RunLogger
+from ehrtrack.runlog import TRAINING, VALIDATION_LOSS, RunLogger
 from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.settings import TrainConfig as TrainConfig
 from ehrtrack.training.snapshots import latest_snapshot
@@ -71,6 +71,7 @@ def fit(
     snapshot_seconds: float = 600,
     on_snapshot: Callable[[Path], object] | None = None,
     on_go_on: Callable[[list[dict[str, float]]], object] = lambda history: None,
+    printed: Sequence[str] = (VALIDATION_LOSS,),
 ) -> FitResult:
     """Train until the last epoch or until patience ends, and leave the model with the weights of the kept epoch.
 
@@ -86,6 +87,7 @@ def fit(
     snapshot_seconds : longest time between two snapshots; there is one after each epoch anyway
     on_snapshot : called from another thread with the folder of a snapshot that is on the disk
     on_go_on : called with the metrics of the epochs that are done already, when training goes on from a snapshot
+    printed : names of the metrics in the line of an epoch; those that the objective lacks are passed over
 
     Raises
     ------
@@ -106,7 +108,7 @@ def fit(
         )
         try:
             _go_on_if_begun(run, on_go_on)
-            stop_reason = _train(run, training, validation, logger, on_epoch)
+            stop_reason = _train(run, training, validation, logger, on_epoch, printed)
         finally:
             run.close()
     run.restore_kept()
@@ -120,6 +122,7 @@ def _train(
     validation: Batches,
     logger: RunLogger,
     on_epoch: Callable[[int, dict[str, float]], None] | None,
+    printed: Sequence[str],
 ) -> str:
     config, progress = run.config, run.progress
     while progress.epoch <= config.epochs:
@@ -134,7 +137,7 @@ def _train(
         run.save_snapshot()
         if run.ranks.is_main:
             _tell_missing_error(run.objective.selection, metrics, epoch)
-            print(_progress_line(epoch, config.epochs, metrics, is_kept=is_kept), flush=True)
+            print(_progress_line(f"epoch {epoch:>3}/{config.epochs}", metrics, printed, is_kept=is_kept), flush=True)
         if on_epoch is not None:
             on_epoch(epoch, metrics)
     return "all epochs done"
@@ -179,8 +182,7 @@ def _tell_missing_error(selection: Selection, metrics: dict[str, float], epoch: 
         )
 
 
-def _progress_line(epoch: int, n_epochs: int, metrics: dict[str, float], *, is_kept: bool) -> str:
-    shown = ("train/loss", "val/loss", "val/unigram_loss", "val/mlm_accuracy", "val/c_index", "val/ibs")
-    values = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
-    speed = f"{metrics['train/tokens_per_second'] / 1000:.1f}k tokens/s"
-    return f"epoch {epoch:>3}/{n_epochs}  {values}  {speed}{'  *' if is_kept else ''}"
+def _progress_line(epoch: str, metrics: dict[str, float], printed: Sequence[str], *, is_kept: bool) -> str:
+    values = "  ".join(f"{name} {metrics[name]:.4f}" for name in printed if name in metrics)
+    speed = f"{metrics[f'{TRAINING}/tokens_per_second'] / 1000:.1f}k tokens/s"
+    return f"{epoch}  {values}  {speed}{'  *' if is_kept else ''}"

@@ -5,8 +5,11 @@ import numpy.typing as npt
 import polars as pl
 import pytest
 
+from ehrtrack.data.batch import Outcomes
 from ehrtrack.errors import DataError
-from ehrtrack.evaluation.measures import EvaluationConfig, Split, evaluate
+from ehrtrack.evaluation.measures import evaluate
+from ehrtrack.evaluation.report import Report
+from ehrtrack.evaluation.split import Context, EvaluationConfig, Split
 from ehrtrack.survival.calibration_curve import calibration_curve, calibration_slope, spline_columns
 from ehrtrack.survival.censoring import FollowUp, censored_after_events, risk_without_interval
 from ehrtrack.survival.conformal import LowerBounds, covered_share, fit_lower_bounds
@@ -24,20 +27,24 @@ GRID = TimeGrid(tuple(np.linspace(0, HORIZON, 11).tolist()))
 RATE = 0.006
 
 
-def made(n: int, seed: int) -> tuple[Array, FollowUp]:
+def made(n: int, seed: int) -> tuple[Array, Outcomes]:
     """True hazards a day, and outcomes followed to the horizon at most."""
     rng = np.random.default_rng(seed)
     rate = RATE * np.exp(rng.normal(size=n))
     event_day, censored = rng.exponential(1 / rate), np.minimum(rng.exponential(150, n), HORIZON)
     days, event = np.minimum(event_day, censored), event_day <= censored
-    return rate, FollowUp.of(days, event, days, event)
+    return rate, Outcomes(days, event)
 
 
 def split_of(n: int, seed: int, spread: float = 1.0) -> Split:
     """The true curves, or with their log hazards spread out: risks too far apart, as of an overfitted model."""
-    rate, follow_up = made(n, seed)
+    rate, outcomes = made(n, seed)
     told = RATE * (rate / RATE) ** spread
-    return Split(np.exp(-np.outer(told, GRID.edges_days)), GRID, follow_up)
+    return Split(np.exp(-np.outer(told, GRID.edges_days)), GRID, outcomes, outcomes)
+
+
+def evaluated(test: Split, validation: Split, config: EvaluationConfig, **groups: pl.Series) -> Report:
+    return evaluate(test, Context(config, 0, validation, groups))
 
 
 def test_who_is_followed_to_the_horizon_outlives_it_and_an_event_on_its_day_does_not() -> None:
@@ -70,7 +77,7 @@ def test_true_curves_are_calibrated_and_spread_ones_are_seen() -> None:
 @pytest.mark.parametrize("method", ["platt", "isotonic"])
 def test_recalibration_on_validation_betters_curves_that_are_too_far_apart(method: str) -> None:
     config = EvaluationConfig(n_resamples=20, recalibration=method, conformal_coverage=0)  # type: ignore[arg-type]
-    report = evaluate(split_of(1_500, 1, spread=2), split_of(1_500, 2, spread=2), {}, config, seed=0)
+    report = evaluated(split_of(1_500, 1, spread=2), split_of(1_500, 2, spread=2), config)
     assert report.metrics["recalibrated_ici"] < 0.5 * report.metrics["ici"]
     assert report.metrics["recalibrated_brier"] < report.metrics["brier"]
     assert report.metrics["d_calibration_p"] < 1e-6
@@ -105,7 +112,7 @@ def test_bounds_from_too_few_subjects_are_refused() -> None:
 
 def test_risks_that_do_not_vary_have_no_slope_and_the_rest_is_still_reported() -> None:
     split = split_of(400, 7, spread=0)
-    report = evaluate(split, split, {}, EvaluationConfig(n_resamples=20), seed=0)
+    report = evaluated(split, split, EvaluationConfig(n_resamples=20))
     assert report.left_out["calibration_slope"].endswith("use a larger split")
     assert report.metrics["uno_c"] == report.metrics["auc_horizon"] == 0.5
     assert report.metrics["brier"] > 0
@@ -158,9 +165,9 @@ def test_no_number_of_events_fails_an_evaluation(n_events: int) -> None:
     event = np.zeros(60, bool)
     event[:n_events] = True
     train = split_of(200, 11).follow_up
-    follow_up = FollowUp.of(train.recorded_days, train.is_event, days, event)
-    split = Split(split_of(60, 11).survival, GRID, follow_up)
-    report = evaluate(split, split, {"sex": pl.Series(["F", "M"] * 30)}, EvaluationConfig(n_resamples=20), seed=0)
+    outcomes = Outcomes(train.recorded_days, train.is_event), Outcomes(days, event)
+    split = Split(split_of(60, 11).survival, GRID, *outcomes)
+    report = evaluated(split, split, EvaluationConfig(n_resamples=20), sex=pl.Series(["F", "M"] * 30))
     assert {"calibration_slope", "decision_curve"} <= set(report.left_out)
     assert all(np.isfinite(value) for value in report.metrics.values())
     assert all(reason for reason in report.left_out.values())

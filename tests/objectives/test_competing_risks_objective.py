@@ -15,11 +15,11 @@ from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import MedsDataset
 from ehrtrack.data.settings import CohortConfig, SplitConfig
 from ehrtrack.errors import DataError
+from ehrtrack.evaluation.causes import score_causes
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import competing_risks
 from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.competing_risks import Score
-from ehrtrack.recipes._causes import log_causes
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.survival.competing_risks import aalen_johansen, cause_c_index
 from ehrtrack.training.loop import TrainConfig, fit
@@ -68,12 +68,13 @@ def test_each_cause_is_learned_from_its_own_code(tmp_path: Path) -> None:
     found = objective.predict(model, Batches(store, test, 512, 16), torch.device("cpu"))
     assert found.incidence is not None
     np.testing.assert_allclose(found.survival + found.incidence.sum(axis=1), 1, atol=1e-6)
-    logger = MemoryRunLogger()
-    table = log_causes(logger, found, outcomes[test], horizon_days=HORIZON, seed=0)
-    assert logger.metrics["test/c_index_cause_1"][0] == pytest.approx(result.kept["val/c_index_cause_1"])
+    days, cause = outcomes.follow_up_days[test], outcomes.cause[test]
+    report = score_causes(found.incidence, days, cause, horizon_days=HORIZON, seed=0)
+    table = report.tables["causes"]
+    assert report.metrics["c_index_cause_1"] == pytest.approx(result.kept["val/c_index_cause_1"])
     np.testing.assert_allclose(table["predicted"], table["observed"], atol=0.12)
-    swapped = Outcomes(outcomes.follow_up_days, outcomes.is_event, np.array([0, 2, 1])[outcomes.cause])
-    wrong = log_causes(MemoryRunLogger(), found, swapped[test], horizon_days=HORIZON, seed=0)
+    swapped = np.array([0, 2, 1])[cause]
+    wrong = score_causes(found.incidence, days, swapped, horizon_days=HORIZON, seed=0).tables["causes"]
     assert (wrong["c_index"] < 0.5).all()  # the code of one cause says nothing good of the other
 
 

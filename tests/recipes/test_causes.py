@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ehrtrack.compare import RunRow
-from ehrtrack.recipes._causes import cause_table, causes_to_markdown
+from ehrtrack.evaluation.benchmark import RunRow, cause_table, causes_to_markdown
 
-COX = RunRow("c" * 32, "baseline", "cox", "aaaa", test_c_index=0.6)
+COX = RunRow("c" * 32, "baseline", "cox", "aaaa", metrics={"test/c_index": 0.6})
 BEHRT = RunRow(
     run_id="b" * 32,
     kind="finetune",
@@ -13,10 +12,15 @@ BEHRT = RunRow(
     cohort_fingerprint="aaaa",
     strategy="scratch",
     size="tiny",
-    test_c_index=0.7,
-    test_lower=0.65,
-    test_upper=0.75,
-    causes={2: (0.5, None, None), 1: (0.8, 0.7, 0.9)},
+    metrics={
+        "test/c_index": 0.7,
+        "test/c_index_lower": 0.65,
+        "test/c_index_upper": 0.75,
+        "test/c_index_cause_2": 0.5,
+        "test/c_index_cause_1": 0.8,
+        "test/c_index_cause_1_lower": 0.7,
+        "test/c_index_cause_1_upper": 0.9,
+    },
 )
 
 

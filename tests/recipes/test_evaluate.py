@@ -9,10 +9,11 @@ import pytest
 from simulated import HORIZON_DAYS, Population, study, write_dataset
 
 from ehrtrack.data.batch import Outcomes
-from ehrtrack.evaluation.measures import EvaluationConfig
+from ehrtrack.evaluation.groups import subject_groups
+from ehrtrack.evaluation.report import Report
+from ehrtrack.evaluation.split import EvaluationConfig
 from ehrtrack.objectives.base import Predictions
-from ehrtrack.recipes._evaluate import Evaluation, horizon, log_evaluation, not_measured
-from ehrtrack.recipes._groups import subject_groups
+from ehrtrack.recipes._evaluate import horizon, log_evaluation, not_measured
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort
 from ehrtrack.recipes._sanity import judge_risks
 from ehrtrack.runlog import MemoryRunLogger
@@ -52,7 +53,7 @@ def logged(records: CohortRecords, test_rows: np.ndarray, config: EvaluationConf
 
 def evaluated(
     records: CohortRecords, test_rows: np.ndarray, config: EvaluationConfig
-) -> tuple[MemoryRunLogger, dict[str, Evaluation]]:
+) -> tuple[MemoryRunLogger, dict[str, Report]]:
     logger = MemoryRunLogger()
     evaluations = log_evaluation(
         logger,
@@ -110,7 +111,7 @@ def test_options_turn_recalibration_and_bounds_off(records: CohortRecords) -> No
 
 def test_groups_are_those_of_the_records(records: CohortRecords) -> None:
     rows = records.rows["test"]
-    groups = subject_groups(records, rows)
+    groups = subject_groups(records.store, records.vocabulary, rows)
     assert set(groups) == {"sex", "age_years", "history_years"}  # no race is recorded
     assert set(groups["sex"]) == {"F", "M"}
     age = records.store.end_age_years[rows]
@@ -141,7 +142,7 @@ def test_groups_that_the_data_call_other_or_not_recorded_are_groups_like_others(
     records = prepare_cohort(study(tmp_path / "data", tmp_path / "cache"))
     rows = records.rows["test"]
     recorded = pl.Series([race[subject] for subject in records.store.subject_ids[rows].tolist()])
-    group = subject_groups(records, rows)["race"]
+    group = subject_groups(records.store, records.vocabulary, rows)["race"]
     common = RACES[:6]
     assert group.dtype.categories.to_list() == [*sorted(common), "((other))", "(not recorded)"]  # type: ignore[attr-defined]
     expected = recorded.replace({"r7": "((other))", "r8": "((other))", "": "(not recorded)"})

@@ -13,10 +13,11 @@ from simulated import study
 
 from ehrtrack.data.settings import CohortConfig
 from ehrtrack.errors import DataError
-from ehrtrack.evaluation.measures import EvaluationConfig
+from ehrtrack.evaluation.benchmark import benchmark_table
+from ehrtrack.evaluation.oracle import read_true_risk, truth_beside
+from ehrtrack.evaluation.split import EvaluationConfig
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.recipes._evaluate import attained, log_evaluation
-from ehrtrack.recipes._oracle import score_oracle, truth_beside
 from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort
 from ehrtrack.recipes.compare import run_row
 from ehrtrack.runlog import MemoryRunLogger
@@ -78,7 +79,7 @@ def test_the_truth_of_another_population_is_refused(target_site: Path, records: 
     absent = records.store.subject_ids[rows][:3].tolist()
     truth.filter(~pl.col("subject_id").is_in(absent)).write_parquet(tmp_path / "truth.parquet")
     with pytest.raises(DataError, match=rf"lacks 3 of {len(rows)} test subjects"):
-        score_oracle(tmp_path / "truth.parquet", records, rows, np.ones(len(rows)), records.outcomes[rows], seed=0)
+        read_true_risk(tmp_path / "truth.parquet", records.store.subject_ids[rows])
 
 
 def test_a_comparison_reads_what_the_run_logged() -> None:
@@ -90,7 +91,7 @@ def test_a_comparison_reads_what_the_run_logged() -> None:
         metrics=metrics, tags={"fingerprint.cohort": "c"}, started=now, ended=now, experiment_id="1",
         parent_run_id=None,
     )  # fmt: skip
-    row = run_row(record)
-    found = (row.attainable, row.attainable_lower, row.attainable_upper, row.oracle_c_index, row.oracle_lower)
-    assert found == tuple(metrics.values())
-    assert row.oracle_upper is None
+    cox, oracle = benchmark_table([run_row(record)]).iter_rows(named=True)
+    found = (cox["attainable"], cox["attainable_lower"], cox["attainable_upper"])
+    assert (*found, oracle["test_c_index"], oracle["test_lower"]) == tuple(metrics.values())
+    assert oracle["test_upper"] is None

@@ -12,17 +12,19 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from ehrtrack.errors import TrackingError
+from ehrtrack.evaluation.metric_table import C_INDEX, shown
+from ehrtrack.runlog import KEPT, TEST
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import client, redacted, tracking_errors, tracking_uri
 
 _DESCRIPTION = """\
 Runs of the EHRTrack study **{study}**. Group or filter them by the tag `ehrtrack.kind`: pretrain, finetune,
 baseline, sweep (its trials are nested), compare (the benchmark table). Each run's page begins with a summary;
-`cfg.*` params are its resolved configuration. Compare models by `kept/c_index`; read `test/c_index` once,
+`cfg.*` params are its resolved configuration. Compare models by `{chosen_by}`; read `{at_the_end}` once,
 at the end.
 """
 
-PRIMARY_METRIC = "kept/c_index"
+PRIMARY_METRIC = C_INDEX.named(KEPT)
 _PRIMARY_TAG = "mlflow.experiment.primaryMetric.name"
 _NAME, _ID = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
 _NOBODYS_CHOICE = "0"  # mlflow's Default, where `mlflow run` puts runs of which nobody said where they belong
@@ -31,9 +33,7 @@ _VIEW_TAG = f"mlflow.sharedViewState.{names.VIEW}"
 _COLUMNS = (
     "attributes.`Created`",
     "attributes.`Duration`",
-    f"metrics.`{PRIMARY_METRIC}`",
-    "metrics.`test/c_index`",
-    "metrics.`test/ibs`",
+    *(f"metrics.`{entry.name}`" for entry in shown("ui")),
     f"params.`{names.PARAM_PREFIX}strategy.name`",
     f"params.`{names.PARAM_PREFIX}model.size`",
     f"tags.`{names.KIND}`",
@@ -157,10 +157,12 @@ def offer_view(experiment_id: str) -> None:
 def _create(mlflow_client: MlflowClient, name: str, study: str) -> str:
     tags = {
         names.STUDY: study,
-        "mlflow.note.content": _DESCRIPTION.format(study=study),
+        "mlflow.note.content": _DESCRIPTION.format(
+            study=study, chosen_by=PRIMARY_METRIC, at_the_end=C_INDEX.named(TEST)
+        ),
         "mlflow.experimentKind": "custom_model_development",  # the UI's pages for models, not for GenAI
         _PRIMARY_TAG: PRIMARY_METRIC,
-        "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
+        "mlflow.experiment.primaryMetric.greaterIsBetter": str(C_INDEX.better == "higher"),
     }
     try:
         return str(mlflow_client.create_experiment(name, tags=tags))

@@ -1,0 +1,204 @@
+"""One row a metric: what it is called, how it is read, and where it is shown.
+
+Whatever shows metrics reads this table: the line of an epoch, the line that ends a run, the tables of `compare` and
+`frontier`, the choice of a champion, and the columns of the tracking UI. A metric is added by its measure
+(`evaluation.measures`) and its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from ehrtrack.errors import DataError
+from ehrtrack.runlog import KEPT, TEST, TRAINING, VALIDATION, Task
+
+Better = Literal["higher", "lower", "nearer 1", "nearer 0"]
+Place = Literal["progress", "headline", "compare", "frontier", "ui"]
+OUTCOME_TASKS: tuple[Task, ...] = ("survival", "classification")
+PRETRAINING: tuple[Task, ...] = ("pretraining",)
+BOUNDS = ("_lower", "_upper")
+"""Ends of the names of an interval's bounds."""
+SHORT_NAMES = {TRAINING: "train", VALIDATION: "val", KEPT: "val", TEST: "test"}
+LONG_NAMES = {TRAINING: "training", VALIDATION: "validation", KEPT: "validation", TEST: "test"}
+_COLUMNS = {
+    "test/c_index_lower": "test_lower",
+    "test/c_index_upper": "test_upper",
+    "test/attainable": "attainable",
+    "test/attainable_lower": "attainable_lower",
+    "test/attainable_upper": "attainable_upper",
+}
+"""Columns of a benchmark's files that were named before there was a rule, and that readers of the files know."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What is to be known of a metric.
+
+    Attributes
+    ----------
+    key : its name without the split: ``c_index`` is logged as ``test/c_index``
+    title : in tables
+    long_title : in figures, where it is another than in tables
+    form : of a value, as `format` takes it
+    better : which values are better
+    unit : of the values; empty where they have none
+    has_interval : whether ``_lower`` and ``_upper`` are logged with it
+    tasks : of the models that it judges
+    splits : on which it is measured; of one alone its title does not name it
+    chooses : whether a champion is chosen by it, on validation subjects
+    shown : where, and of which splits:
+
+        - progress: after each epoch
+        - headline: in the line that ends a run, and in what is said of a champion
+        - compare, frontier: in their tables
+        - ui: as a column of the tracking UI
+    """
+
+    key: str
+    title: str
+    better: Better
+    long_title: str = ""
+    form: str = ".3f"
+    unit: str = ""
+    has_interval: bool = False
+    tasks: tuple[Task, ...] = OUTCOME_TASKS
+    splits: tuple[str, ...] = (VALIDATION, KEPT, TEST)
+    chooses: bool = False
+    shown: Mapping[Place, tuple[str, ...]] = field(default_factory=dict)
+
+    def named(self, split: str) -> str:
+        """The name under which runs log it.
+
+        >>> METRICS["c_index"].named(TEST)
+        'test/c_index'
+        """
+        return f"{split}/{self.key}"
+
+    def shortfall(self, value: float) -> float:
+        """What puts the best of values first.
+
+        >>> sorted([0.9, 1.3, 1.05], key=METRICS["calibration_slope"].shortfall)
+        [1.05, 0.9, 1.3]
+        """
+        return {"higher": -value, "lower": value, "nearer 1": abs(value - 1), "nearer 0": abs(value)}[self.better]
+
+
+METRICS: dict[str, Metric] = {
+    metric.key: metric
+    for metric in (
+        Metric(key="loss", title="loss", better="lower", form=".4f", tasks=(*PRETRAINING, *OUTCOME_TASKS),
+            splits=(TRAINING, VALIDATION), shown={"progress": (TRAINING, VALIDATION)}),
+        Metric(key="mlm_loss", title="loss of masked codes", better="lower", unit="nats", tasks=PRETRAINING,
+            splits=(VALIDATION,), shown={"headline": (VALIDATION,)}),
+        Metric(key="unigram_loss", title="loss of code counts", better="lower", unit="nats", tasks=PRETRAINING,
+            splits=(VALIDATION,), shown={"progress": (VALIDATION,), "headline": (VALIDATION,)}),
+        Metric(key="mlm_accuracy", title="accuracy of masked codes", better="higher", tasks=PRETRAINING,
+            splits=(VALIDATION,), shown={"progress": (VALIDATION,)}),
+        Metric(key="c_index", title="C-index", better="higher", has_interval=True, chooses=True,
+            shown={"progress": (VALIDATION,), "headline": (KEPT, TEST), "compare": (KEPT, TEST),
+                "frontier": (KEPT, TEST), "ui": (KEPT, TEST)}),
+        Metric(key="attainable", title="% of attainable", better="higher", form=".0%", has_interval=True,
+            splits=(TEST,), shown={"compare": (TEST,)}),
+        Metric(key="oracle_c_index", title="C-index of the oracle", better="higher", has_interval=True,
+            splits=(TEST,)),
+        Metric(key="ibs", title="IBS", long_title="integrated Brier score", better="lower", form=".4f",
+            shown={"progress": (VALIDATION,), "headline": (TEST,), "compare": (TEST,), "frontier": (TEST,),
+                "ui": (TEST,)}),
+        Metric(key="calibration_slope", title="calibration slope", better="nearer 1", form=".2f", has_interval=True,
+            splits=(TEST,), shown={"frontier": (TEST,)}),
+        Metric(key="ici", title="ICI", long_title="integrated calibration index", better="nearer 0", splits=(TEST,),
+            shown={"frontier": (TEST,)}),
+    )
+}  # fmt: skip
+"""By key, in the order in which tables show them."""
+C_INDEX, IBS = METRICS["c_index"], METRICS["ibs"]
+
+
+def with_bounds(name: str) -> list[str]:
+    """The name of a metric with an interval, and those of its bounds."""
+    return [name, *(f"{name}{bound}" for bound in BOUNDS)]
+
+
+class Entry(NamedTuple):
+    """A metric of one split, as a table shows it."""
+
+    metric: Metric
+    split: str
+
+    @property
+    def name(self) -> str:
+        """The name under which runs log it."""
+        return self.metric.named(self.split)
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether its interval is shown: that of test subjects, as validation subjects choose and claim nothing."""
+        return self.metric.has_interval and self.split == TEST
+
+    @property
+    def names(self) -> list[str]:
+        """Its name, and those of its bounds where they are shown."""
+        return with_bounds(self.name) if self.has_bounds else [self.name]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Column of a benchmark table -> the name under which runs log what stands there."""
+        split, key = SHORT_NAMES[self.split], self.metric.key
+        return {_COLUMNS.get(name, f"{split}_{key}{name.removeprefix(self.name)}"): name for name in self.names}
+
+    def title(self, of_what: str = "") -> str:
+        """The head of its column, such as ``test C-index of any cause (95 % interval)``."""
+        split = f"{SHORT_NAMES[self.split]} " if len(self.metric.splits) > 1 else ""
+        return f"{split}{self.metric.title}{of_what}{' (95 % interval)' if self.has_bounds else ''}"
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """Its cell of a row of a benchmark table, with the bounds where they are shown and known."""
+        return interval_text(row, *self.columns, form=self.metric.form)
+
+
+def shown(place: Place) -> list[Entry]:
+    """What is shown in a place, in the order of the table."""
+    return [Entry(metric, split) for metric in METRICS.values() for split in metric.shown.get(place, ())]
+
+
+def names_shown(place: Place) -> list[str]:
+    """The names under which runs log what is shown in a place, bounds among them."""
+    return [name for entry in shown(place) for name in entry.names]
+
+
+def chosen_by(tasks: Collection[Task]) -> Metric:
+    """The metric by which the best of models of these tasks is chosen, on validation subjects.
+
+    Raises
+    ------
+    DataError
+        If no metric judges models of all of them.
+    """
+    for metric in METRICS.values():
+        if metric.chooses and set(tasks) <= set(metric.tasks):
+            return metric
+    raise DataError(f"no metric chooses between models of {' and '.join(sorted(tasks))}; compare each task by itself")
+
+
+def number_text(value: float | None, form: str) -> str:
+    """A cell with a number, empty where it is not known."""
+    return "" if value is None else format(value, form)
+
+
+def interval_text(row: Mapping[str, Any], name: str, *bounds: str, form: str) -> str:
+    """A cell such as ``0.612 [0.537, 0.684]``: without bounds where they are not known, empty without an estimate.
+
+    Parameters
+    ----------
+    bounds : names of the lower and the upper bound, or none
+
+    >>> interval_text({"gain": 0.1, "low": -0.2, "high": 0.4}, "gain", "low", "high", form="+.1f")
+    '+0.1 [-0.2, +0.4]'
+    """
+    text = number_text(row.get(name), form)
+    values = [row.get(bound) for bound in bounds]
+    return (
+        text if not text or not values or None in values else f"{text} [{', '.join(format(v, form) for v in values)}]"
+    )

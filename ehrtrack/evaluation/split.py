@@ -1,0 +1,110 @@
+"""What is evaluated: predictions of one split with what came, and all that measures take beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import polars as pl
+from pydantic import Field
+
+from ehrtrack.data.batch import Outcomes
+from ehrtrack.objectives.survival import baseline_survival, survival_ibs
+from ehrtrack.section import Section
+from ehrtrack.survival.censoring import FollowUp
+from ehrtrack.survival.metrics import BoolArray, FloatArray, evaluation_times
+from ehrtrack.survival.time_grid import TimeGrid
+
+
+class EvaluationConfig(Section):
+    """What is reported of a fitted model.
+
+    Attributes
+    ----------
+    n_resamples : of the bootstrap over subjects; at most 200 within groups and of the calibration slope
+    recalibration : how a second set of curves is made on validation subjects, reported apart from the raw ones
+    conformal_coverage : share of subjects for whom lower bounds on survival time are to hold; 0 makes none
+    """
+
+    n_resamples: int = Field(500, ge=20)
+    recalibration: Literal["none", "platt", "isotonic"] = "platt"
+    conformal_coverage: float = Field(0.9, ge=0, lt=1)
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a model says of B subjects, and what came.
+
+    Attributes
+    ----------
+    survival : (B, K + 1) at the edges of the grid
+    training : outcomes of the training subjects, which weight the censored and set the days of evaluation
+    outcomes : of the B subjects
+    incidence : (B, R, K + 1) cumulative incidence of each of R causes, or None where there is one
+    """
+
+    survival: FloatArray
+    grid: TimeGrid
+    training: Outcomes
+    outcomes: Outcomes
+    incidence: FloatArray | None = None
+
+    @property
+    def horizon_days(self) -> float:
+        return self.grid.horizon_days
+
+    @property
+    def risk(self) -> FloatArray:
+        """(B,) probability of the event up to the horizon."""
+        risk: FloatArray = 1 - self.survival[:, -1]
+        return risk
+
+    @property
+    def observed(self) -> tuple[FloatArray, FloatArray, BoolArray]:
+        """(B,) risk, follow-up in days as recorded, and whether the event was seen: what a C-index takes."""
+        return self.risk, self.outcomes.follow_up_days, self.outcomes.is_event
+
+    @cached_property
+    def follow_up(self) -> FollowUp:
+        """Follow-up by the rule for ties, and no longer than that of the training subjects."""
+        training, outcomes = self.training, self.outcomes
+        return FollowUp.of(training.follow_up_days, training.is_event, outcomes.follow_up_days, outcomes.is_event)
+
+    @cached_property
+    def population(self) -> FloatArray:
+        """(K + 1,) survival curve of the training subjects, the same for everybody."""
+        return baseline_survival(self.training, self.grid)
+
+    @cached_property
+    def ibs(self) -> float:
+        """Integrated Brier score."""
+        return survival_ibs(self.survival, self.grid, self.training, self.outcomes)
+
+    def evaluation_times(self) -> FloatArray:
+        """Within the 10th to 90th percentile of training follow-up."""
+        follow_up = self.follow_up
+        return evaluation_times(follow_up.train_days, follow_up.train_is_event, follow_up.days)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What measures have beside the split.
+
+    Attributes
+    ----------
+    validation : on which recalibration and bounds are fitted; None where validation subjects themselves are evaluated
+    groups : attribute -> (B,) the group of each subject
+    true_risk : (B,) of simulated subjects, or None
+    """
+
+    config: EvaluationConfig
+    seed: int
+    validation: Split | None = None
+    groups: Mapping[str, pl.Series] = field(default_factory=dict)
+    true_risk: FloatArray | None = None
+
+    @property
+    def resampling(self) -> dict[str, int]:
+        return {"n_resamples": self.config.n_resamples, "seed": self.seed}
