@@ -10,7 +10,6 @@ import polars as pl
 
 from ehrtrack.evaluation.metric_table import interval_text
 from ehrtrack.evaluation.report import Report
-from ehrtrack.objectives.base import Predictions
 from ehrtrack.survival.competing_risks import aalen_johansen, cause_c_index, cause_c_index_interval
 
 SCHEMA: dict[str, type[pl.DataType]] = {

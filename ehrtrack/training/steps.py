@@ -18,8 +18,7 @@ from tqdm import tqdm
 from ehrtrack.data.batch import Batch, Batches
 from ehrtrack.errors import CheckpointError, TrainingError
 from ehrtrack.objectives.base import Objective
-from ehrtrack.runlog import TRAINING
-from ehrtrack.runlog import named
+from ehrtrack.runlog import TRAINING, named
 from ehrtrack.training.checkpoint import load_tensors, save_tensors
 from ehrtrack.training.memory import out_of_memory_is_told
 from ehrtrack.training.ranks import Ranks
