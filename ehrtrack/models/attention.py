@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch
-from ehrtrack.models.linear import Linear
-from ehrtrack.models.short_attention import attend_short
+from ehrtrack.models.cpu.linear import Linear
+from ehrtrack.models.cpu.short_attention import attend_short
 
 SHORT = 256
 """Tokens of a record up to which `attend_short` is as fast as the kernel with one thread, and faster with two."""

@@ -21,9 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from ehrtrack.data.batch import MAX_POSITION, N_GAPS, Batch
 from ehrtrack.data.visits import MAX_AGE_YEARS
 from ehrtrack.models.attention import SelfAttention
-from ehrtrack.models.dropout import Dropout
+from ehrtrack.models.cpu.dropout import Dropout
+from ehrtrack.models.cpu.linear import Linear
 from ehrtrack.models.heads import Head
-from ehrtrack.models.linear import Linear
 from ehrtrack.models.pooling import subject_max
 from ehrtrack.models.settings import SIZES as SIZES
 from ehrtrack.models.settings import ModelConfig as ModelConfig

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch
 from ehrtrack.models.code_effects import CodeEffects
-from ehrtrack.models.dropout import Dropout
+from ehrtrack.models.cpu.dropout import Dropout
 from ehrtrack.models.pooling import attention_pool, subject_max
 
 

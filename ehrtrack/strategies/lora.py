@@ -16,7 +16,7 @@ from torch import nn
 
 from ehrtrack.models.behrt import ADAPTED_LAYERS, EhrModel
 from ehrtrack.models.code_effects import CodeEffects
-from ehrtrack.models.dropout import Dropout
+from ehrtrack.models.cpu.dropout import Dropout
 from ehrtrack.strategies.base import NO_BASE, Base, Strategy
 from ehrtrack.strategies.settings import LoraConfig
 

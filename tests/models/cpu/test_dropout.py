@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ehrtrack.models.dropout import Dropout
+from ehrtrack.models.cpu.dropout import Dropout
 
 ONES = torch.ones(401, 503)  # not a multiple of eight
 

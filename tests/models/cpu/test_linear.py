@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ehrtrack.models import linear
-from ehrtrack.models.linear import BLOCK, FEWEST, Linear
+from ehrtrack.models.cpu import linear
+from ehrtrack.models.cpu.linear import BLOCK, FEWEST, Linear
 
 ROWS = [FEWEST - 1, FEWEST, FEWEST + BLOCK + 7]
 SHAPES = [(192, 192), (192, 768), (768, 192), (96, 384)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ehrtrack.models import attention
-from ehrtrack.models.short_attention import attend_short
+from ehrtrack.models.cpu.short_attention import attend_short
 
 
 @pytest.fixture(params=[1, 2], ids=["one-thread", "two-threads"], autouse=True)
