@@ -20,6 +20,7 @@ from ehrtrack.data.batch import Batch, Batches, Outcomes, collate
 from ehrtrack.data.features import FeatureStore
 from ehrtrack.data.store import TokenStore
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
+from ehrtrack.models.device import place
 from ehrtrack.objectives import mlm, survival
 from ehrtrack.objectives.base import Objective, TrainingFacts
 from ehrtrack.strategies.base import strategy_of
@@ -37,7 +38,7 @@ class Training:
 
     def __init__(self, model: Any, objective: Objective, *, precision: str = "f32", device: str = "cpu") -> None:
         ranks = join_ranks(device)
-        self.model = model.to(ranks.device)
+        self.model = place(model, ranks.device)
         self.objective = objective
         folder = Path(tempfile.mkdtemp(prefix="ehrtrack-benchmark-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -28,6 +28,7 @@ from ehrtrack.baselines.base import (
 from ehrtrack.baselines.settings import MeanPoolConfig, SequenceSettings
 from ehrtrack.errors import CheckpointError
 from ehrtrack.models.code_embeddings import CodeEmbeddings
+from ehrtrack.models.device import place
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.models.recurrent import MeanPool, Recurrent, SequenceModel
 from ehrtrack.objectives.settings import SurvivalConfig
@@ -193,7 +194,7 @@ def _train(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         head = objective.make_head(width)
-        network = _network(shape, head, dropout=setting["dropout"]).to(ranks.device)
+        network = place(_network(shape, head, dropout=setting["dropout"]), ranks.device)
         if embeddings is not None:
             code = network.encoder.embeddings.code
             embeddings(width).initialise(code, train.features.vocabulary)

@@ -21,8 +21,6 @@ from torch.utils.checkpoint import checkpoint
 from ehrtrack.data.batch import MAX_POSITION, N_GAPS, Batch
 from ehrtrack.data.visits import MAX_AGE_YEARS
 from ehrtrack.models.attention import SelfAttention
-from ehrtrack.models.cpu.dropout import Dropout
-from ehrtrack.models.cpu.linear import Linear
 from ehrtrack.models.heads import Head
 from ehrtrack.models.pooling import subject_max
 from ehrtrack.models.settings import SIZES as SIZES
@@ -67,7 +65,7 @@ class Embeddings(nn.Module):
         self.gap = nn.Embedding(N_GAPS, width)
         self.recency = Recency(width)
         self.norm = nn.LayerNorm(width)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.apply(_initialise)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -93,15 +91,15 @@ class Layer(nn.Module):
         self.attention_norm = nn.LayerNorm(size.width)
         self.attention = SelfAttention(size.width, size.n_heads)
         self.mlp_norm = nn.LayerNorm(size.width)
-        self.fc1 = Linear(size.width, size.mlp_width)
-        self.fc2 = Linear(size.mlp_width, size.width)
+        self.fc1 = nn.Linear(size.width, size.mlp_width)
+        self.fc2 = nn.Linear(size.mlp_width, size.width)
         self.activation = nn.GELU()
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, batch: Batch, places: Tensor | None = None) -> Tensor:
         attended = self.attention(self.attention_norm(x), batch, places)  # (R, D)
-        x = self.dropout(attended, onto=x if places is None else x[places])
-        return self.dropout(self.fc2(self.activation(self.fc1(self.mlp_norm(x)))), onto=x)  # type: ignore[no-any-return]
+        x = (x if places is None else x[places]) + self.dropout(attended)
+        return x + self.dropout(self.fc2(self.activation(self.fc1(self.mlp_norm(x)))))  # type: ignore[no-any-return]
 
 
 class Readout(nn.Module):
@@ -126,12 +124,12 @@ class Readout(nn.Module):
         self.register_buffer("per_day", 1 / torch.tensor(scales_days), persistent=False)
         n_read = width * (1 + 2 * len(scales_days))
         self.norm = nn.LayerNorm(width)
-        self.detect = Linear(width, width)
+        self.detect = nn.Linear(width, width)
         self.read_norm = nn.LayerNorm(n_read)
         self.fc1 = nn.Linear(n_read, width)
         self.fc2 = nn.Linear(width, width)
         self.activation = nn.GELU()
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         """(B, D) what is added to the [CLS] states, of states (T, D)."""

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch
 from ehrtrack.models.code_effects import CodeEffects
-from ehrtrack.models.cpu.dropout import Dropout
 from ehrtrack.models.pooling import attention_pool, subject_max
 
 
@@ -135,7 +134,7 @@ class HazardHead(Head):
         self.register_buffer("terms", terms[: min(n_intervals, 2), :, None], persistent=False)  # one interval: no drift
         self.query = nn.Parameter(0.02 * torch.randn(width))
         self.norm = nn.LayerNorm(3 * width)
-        self.dropout = Dropout(self.DROPOUT)
+        self.dropout = nn.Dropout(self.DROPOUT)
         self.out = nn.Linear(3 * width, len(self.terms) * baseline[0].numel(), bias=False)
         self.baseline = nn.Parameter(baseline.clone())
         self.codes = codes

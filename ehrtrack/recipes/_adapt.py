@@ -12,7 +12,10 @@ from ehrtrack.config import RunConfig
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import SIZES, Behrt, EhrModel, ModelConfig, encoder_weights, load_encoder_weights
 from ehrtrack.models.code_effects import Levels
-from ehrtrack.objectives.base import OutcomeObjective, TrainingFacts, outcome_objective
+from ehrtrack.models.device import place
+from ehrtrack.objectives.base import OutcomeObjective
+from ehrtrack.objectives.base import TrainingFacts
+from ehrtrack.objectives.base import outcome_objective
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
 from ehrtrack.recipes._prepare import CohortRecords
 from ehrtrack.recipes._run import MODEL_FOLDER
@@ -77,7 +80,7 @@ def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, r
         fingerprint=fingerprint,
         objective=config.objective.name,
     )
-    model = strategy.apply(set_up(plain, config, ranks)).to(ranks.device)
+    model = place(strategy.apply(set_up(plain, config, ranks)), ranks.device)
     return Adaptation(strategy, objective, plain, model, start, begun)
 
 

@@ -16,6 +16,7 @@ from ehrtrack.data.events import fingerprint_of
 from ehrtrack.data.features import FeatureStore, build_features
 from ehrtrack.evaluation.metric_table import names_shown
 from ehrtrack.models.behrt import EhrModel, encoder_weights
+from ehrtrack.models.device import place
 from ehrtrack.objectives.base import Objective
 from ehrtrack.recipes._prepare import CohortRecords, Records
 from ehrtrack.recipes._run import Recorder
@@ -60,7 +61,7 @@ def set_up(model: EhrModel, config: RunConfig, ranks: Ranks) -> EhrModel:
     """The model on its device, with the precision and the use of memory that the configuration says."""
     model.is_bf16 = multiplies_in_bf16(config.runtime.precision, ranks.device)
     model.encoder.recomputes = config.train.recompute
-    return model.to(ranks.device)
+    return place(model, ranks.device)
 
 
 def known_feed(config: RunConfig, records: Records) -> Feed:

@@ -25,6 +25,7 @@ from ehrtrack.data.labels import of_any_cause, read_labels
 from ehrtrack.data.store import TokenStore, build_store
 from ehrtrack.errors import CheckpointError, DataError
 from ehrtrack.evaluation.predictions import with_predictions
+from ehrtrack.models.device import place
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
 from ehrtrack.survival.time_grid import TimeGrid
@@ -175,7 +176,7 @@ class Predictor:
             model = chosen.from_json(self.folder.baseline)
             return _checked(Predictions(rows, np.asarray(model.survival(chosen.read(histories), self.grid.edges_days))))
         batches, cpu = Batches(store, rows, BATCH_TOKENS, longest), torch.device("cpu")
-        network = self.folder.survival_model()
+        network = place(self.folder.survival_model(), cpu)
         return _checked(self.folder.rebuilt().predict(network, batches, cpu))
 
     def _count_events(self, dataset: MedsDataset, cutoffs: pl.DataFrame) -> npt.NDArray[np.int64]:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import cast
 
 import peft
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ehrtrack.models.behrt import ADAPTED_LAYERS, EhrModel
 from ehrtrack.models.code_effects import CodeEffects
-from ehrtrack.models.cpu.dropout import Dropout
-from ehrtrack.strategies.base import NO_BASE, Base, Strategy
+from ehrtrack.strategies.base import Base
+from ehrtrack.strategies.base import NO_BASE
+from ehrtrack.strategies.base import Strategy
 from ehrtrack.strategies.settings import LoraConfig
 
 
@@ -49,12 +49,7 @@ class Lora(Strategy):
             target_modules=list(ADAPTED_LAYERS),
             modules_to_save=["head", "embeddings"] if self.config.embeddings else ["head"],
         )
-        adapted = peft.get_peft_model(model, adapter)
-        for module in adapted.modules():
-            if isinstance(module, LoraLayer) and self.config.dropout:
-                # the same, and a third of the step faster
-                module.lora_dropout["default"] = Dropout(self.config.dropout)
-        return cast(nn.Module, adapted)
+        return cast(nn.Module, peft.get_peft_model(model, adapter))
 
     def merge(self, model: nn.Module) -> EhrModel:
         return cast(EhrModel, copy.deepcopy(cast(peft.PeftModel, model)).merge_and_unload())

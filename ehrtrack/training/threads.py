@@ -48,9 +48,9 @@ def free_threads() -> int:
 
 
 def use_threads(n_threads: int) -> None:
-    """Threads of torch, and of the BLAS that numpy uses: attention asks it where torch has one thread.
+    """Threads of torch, and of the BLAS of numpy and scipy, which regressions and tables are computed with.
 
-    Left to itself it starts a thread for each core, for products of longer records.
+    Left to itself that one starts a thread for each core.
     """
     torch.set_num_threads(n_threads)
     threadpool_limits(n_threads, user_api="blas")

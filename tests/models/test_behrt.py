@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch, collate
 from ehrtrack.errors import ConfigError
-from ehrtrack.models import attention
+from ehrtrack.models import attention, cpu
 from ehrtrack.models.behrt import (
     ADAPTED_LAYERS,
     SIZES,
@@ -27,10 +27,23 @@ from ehrtrack.models.behrt import (
     encoder_weights,
     load_encoder_weights,
 )
+from ehrtrack.models.device import place
 from ehrtrack.models.heads import HazardHead, TokenHead
 from ehrtrack.models.recurrent import Recurrent
 
 VOCABULARY_SIZE = 40
+IS_PLACED = False
+
+
+@pytest.fixture(params=[False, True], ids=["as-written", "placed"], autouse=True)
+def _layers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of the encoder holds of torch's layers and of those that take their places on a CPU."""
+    monkeypatch.setitem(globals(), "IS_PLACED", request.param)
+
+
+def attend_by(attend: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    for layer in (attention.SelfAttention, cpu.SelfAttention):
+        monkeypatch.setattr(layer, "attend", lambda _, *inputs: attend(*inputs))
 
 
 def batch_of(n_subjects: int, seed: int = 0) -> Batch:
@@ -44,7 +57,7 @@ def make_model(seed: int = 0, size: str = "tiny") -> EhrModel:
     with torch.no_grad():
         for parameter in model.parameters():  # so that attention differs from its mean
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.eval()
+    return (place(model, torch.device("cpu")) if IS_PLACED else model).eval()
 
 
 def padded_attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch, places: None = None) -> Tensor:
@@ -77,7 +90,7 @@ def test_packed_attention_equals_padded_attention_with_masks(monkeypatch: pytest
         calls.append(q.shape)
         return padded_attention(q, k, v, batch)
 
-    monkeypatch.setattr(attention, "packed_attention", reference)
+    attend_by(reference, monkeypatch)
     padded_loss, padded_gradients = loss_and_gradients(model, batch)
     assert len(calls) == SIZES["tiny"].n_layers
     torch.testing.assert_close(loss, padded_loss, atol=1e-5, rtol=1e-5)
@@ -200,8 +213,9 @@ def test_dropout_in_a_layer_leaves_its_input_in_place() -> None:
 def test_the_loop_over_subjects_trains_like_padded_attention_over_20_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other way, `attend_varlen`, is a CUDA kernel for 16 bits, and is not run here."""
 
-    def losses(attend: Callable[..., Tensor]) -> list[float]:
-        monkeypatch.setattr(attention, "packed_attention", attend)
+    def losses(attend: Callable[..., Tensor] | None) -> list[float]:
+        if attend is not None:
+            attend_by(attend, monkeypatch)
         model, found = make_model(), []
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         for step in range(20):
@@ -212,7 +226,7 @@ def test_the_loop_over_subjects_trains_like_padded_attention_over_20_steps(monke
             found.append(loss.item())
         return found
 
-    assert losses(attention.packed_attention) == pytest.approx(losses(padded_attention), abs=1e-5)
+    assert losses(None) == pytest.approx(losses(padded_attention), abs=1e-5)
 
 
 def test_in_bfloat16_products_are_rounded_and_attention_and_logits_are_not() -> None:
@@ -232,6 +246,8 @@ def test_recomputing_layers_changes_memory_and_nothing_else() -> None:
         encoder = Behrt(ModelConfig(size="tiny", dropout=0.3), VOCABULARY_SIZE)
         encoder.recomputes = recomputes
         model = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(5))).train()
+        if IS_PLACED:
+            place(model, torch.device("cpu"))
         torch.manual_seed(1)  # the same dropout
         return loss_and_gradients(model, batch_of(8))
 

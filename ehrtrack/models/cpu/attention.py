@@ -1,19 +1,58 @@
-"""Attention of short records on a CPU, as plain products of matrices.
+"""Attention of short records as plain products of matrices.
 
-The CPU's flash kernel cuts each head into blocks of 32 queries and shares heads among threads: for records of a hundred
-tokens these are products too small to be fast, and a second thread gains little (6 heads of 134 tokens and 32 features,
-both passes: .84 ms with one thread, .86 with two). One batched product over the heads takes .64 and .39. Its price is
-that the weights are kept for the backward pass, so long records stay with the kernel.
+What it buys: the CPU's flash kernel cuts each head into blocks of 32 queries and shares heads among threads. For
+records of a hundred tokens these are products too small to be fast, and a second thread gains little (6 heads of 134
+tokens and 32 features, both passes, on an AMD EPYC, Zen 4: .84 ms with one thread, .86 with two). One batched product
+over the heads takes .64 and .39. Its price is that the weights are kept for the backward pass, so long records stay
+with the kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from ehrtrack.data.batch import Batch
+from ehrtrack.models import attention
+
+SHORT = 256
+"""Tokens of a record up to which `attend_short` is as fast as the kernel with one thread, and faster with two."""
+
+Way = Callable[[Tensor, Tensor, Tensor, Sequence[int], Sequence[int]], Tensor]
+
+
+class SelfAttention(attention.SelfAttention):
+    """`attention.SelfAttention` of tokens on a CPU."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, batch: Batch, places: Tensor | None) -> Tensor:
+        return attend_short_and_long(q, k, v, batch, attention.count_queries(batch, places))
+
+
+def attend_short_and_long(q: Tensor, k: Tensor, v: Tensor, batch: Batch, n_queries: Tensor | None) -> Tensor:
+    """As `attention.attend_in_loop`, with subjects of few tokens going another way, in runs as they lie in the row."""
+    queries = batch.lengths if n_queries is None else tuple(n_queries.tolist())
+    runs = list(_runs(queries, batch.lengths))
+    with torch.autocast(q.device.type, enabled=False):
+        rows = (q.float(), k.float(), v.float())
+        if len(runs) == 1:
+            attend, *counts = runs[0]
+            return attend(*rows, *counts)
+        n_keys = [sum(keys) for _, _, keys in runs]
+        sizes = ([sum(queries) for _, queries, _ in runs], n_keys, n_keys)
+        parts = zip(*map(torch.split_with_sizes, rows, sizes), strict=True)
+        return torch.cat([attend(*part, *counts) for part, (attend, *counts) in zip(parts, runs, strict=True)])
+
+
+def _runs(queries: Sequence[int], keys: Sequence[int]) -> Iterator[tuple[Way, tuple[int, ...], tuple[int, ...]]]:
+    """Subjects in a row that attend in the same way: the way, and how many queries and keys each has."""
+    for is_short, run in groupby(zip(queries, keys, strict=True), lambda counts: counts[1] <= SHORT):
+        of_run = tuple(run)
+        attend = attend_short if is_short else attention.attend_by_kernel
+        yield attend, tuple(n for n, _ in of_run), tuple(n for _, n in of_run)
 
 
 def attend_short(q: Tensor, k: Tensor, v: Tensor, n_queries: Sequence[int], n_keys: Sequence[int]) -> Tensor:
@@ -49,14 +88,13 @@ class _ShortAttention(torch.autograd.Function):
         q = q * q.shape[-1] ** -0.5
         attended = torch.empty_like(q)
         weights = []
-        multiply = _multiplication()
         by_subject = zip(
             _rows(q, n_queries), _columns(k, n_keys), _rows(v, n_keys), _rows(attended, n_queries), strict=True
         )
         for q_i, k_i, v_i, out in by_subject:
             # Not in place: scores lie in memory that was just freed, and is in the cache; what is kept is not.
             p = torch.softmax(torch.bmm(q_i, k_i), -1)  # (heads, R_i, T_i)
-            multiply(p, v_i, out)
+            out.copy_(torch.bmm(p, v_i))
             weights.append(p)
         ctx.save_for_backward(q, k, v, *weights)
         ctx.counts = n_queries, n_keys
@@ -66,7 +104,6 @@ class _ShortAttention(torch.autograd.Function):
     def backward(ctx: Any, d_attended: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, *weights = ctx.saved_tensors
         n_queries, n_keys = ctx.counts
-        multiply = _multiplication()
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         by_subject = zip(
             weights, _rows(q, n_queries), _rows(k, n_keys), _columns(v, n_keys), _rows(d_attended, n_queries),
@@ -75,28 +112,10 @@ class _ShortAttention(torch.autograd.Function):
         for p, q_i, k_i, v_i, d_out, dq_i, dk_i, dv_i in by_subject:
             ds = torch.bmm(d_out, v_i)
             torch._softmax_backward_data(ds, p, -1, p.dtype, grad_input=ds)  # reads p in order: before products do
-            multiply(p.mT, d_out, dv_i)
-            multiply(ds, k_i, dq_i)
-            multiply(ds.mT, q_i, dk_i)
+            dv_i.copy_(torch.bmm(p.mT, d_out))
+            dq_i.copy_(torch.bmm(ds, k_i))
+            dk_i.copy_(torch.bmm(ds.mT, q_i))
         return dq.mul_(q.shape[-1] ** -0.5), dk, dv, None, None
-
-
-def _multiplication() -> Callable[[Tensor, Tensor, Tensor], object]:
-    """How to put products (heads, n, D / heads) of each head's matrices to where its subject's rows are.
-
-    These lie apart, one head beside the other. So torch makes the products elsewhere and copies them, where numpy's
-    BLAS writes them in place; but torch shares heads out among threads. 6 heads of 131 tokens and 32 features: torch
-    85 us with one thread and 52 with two, numpy 62.
-    """
-    return _by_numpy if torch.get_num_threads() == 1 else _by_torch
-
-
-def _by_numpy(a: Tensor, b: Tensor, out: Tensor) -> None:
-    np.matmul(a.numpy(), b.numpy(), out=out.numpy())
-
-
-def _by_torch(a: Tensor, b: Tensor, out: Tensor) -> None:
-    out.copy_(torch.bmm(a, b))
 
 
 def _rows(x: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:

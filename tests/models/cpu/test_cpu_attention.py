@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ehrtrack.models import attention
-from ehrtrack.models.cpu.short_attention import attend_short
+from ehrtrack.models.attention import attend_by_kernel
+from ehrtrack.models.cpu import attention
+from ehrtrack.models.cpu.attention import attend_short, attend_short_and_long
 
 
 @pytest.fixture(params=[1, 2], ids=["one-thread", "two-threads"], autouse=True)
 def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With one thread numpy multiplies, with more torch."""
+    """Heads are shared out among them."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield
@@ -50,6 +51,6 @@ def test_short_and_long_records_in_a_row_attend_alike(
         return found, *torch.autograd.grad(found, (q, k, v), d_attended)
 
     monkeypatch.setattr(attention, "SHORT", short)
-    found = both_passes(attention.attend_in_loop, (batch, None if n_queries is None else torch.tensor(n_queries)))
-    expected = both_passes(attention.attend_by_kernel, (n_queries or lengths, lengths))
+    found = both_passes(attend_short_and_long, (batch, None if n_queries is None else torch.tensor(n_queries)))
+    expected = both_passes(attend_by_kernel, (n_queries or lengths, lengths))
     torch.testing.assert_close(found, expected)
