@@ -55,6 +55,29 @@ def known_caches() -> list[Path]:
     return list(dict.fromkeys([usual_cache(), *others]))
 
 
+def make_cache(folder: Path) -> None:
+    """Make sure, before any work, that the cache is a folder that can be written to.
+
+    One that is made here is kept out of git, whatever repository it lies in: it holds records, and the key of subjects.
+
+    Raises
+    ------
+    ConfigError
+        If it is not.
+    """
+    try:
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            (folder / ".gitignore").write_text("*\n")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"runtime.cache is {str(folder)[:200]!r}, where nothing can be written ({error.strerror}); "
+            "set it to a folder that you may write to"
+        ) from error
+
+
 def _data_folder() -> Path:
     """The user's data folder, after the XDG base directory specification, or as macOS has it."""
     given = Path(os.environ.get("XDG_DATA_HOME", ""))

@@ -15,6 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrtrack.errors import ConfigError
+from ehrtrack.files import written_aside
 from ehrtrack.home import VARIABLE as HOME_VARIABLE
 from ehrtrack.home import home
 
@@ -196,16 +197,8 @@ def _check_private(file: Path) -> None:
 def _make_key_file(file: Path, text: str) -> None:
     """Make the file; of several processes that do so at once, one wins."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as output:
-        output.write(text + "\n")
-    try:
-        os.link(aside, file)
-    except FileExistsError:
-        pass
-    except OSError:  # a disk that knows no links
-        aside.replace(file)
-    aside.unlink(missing_ok=True)
+    with written_aside(file, mode=0o600, keeps_first=True) as aside:
+        aside.write_text(text + "\n")
 
 
 def _hash(key: bytes, message: str) -> str:

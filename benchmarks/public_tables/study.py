@@ -13,6 +13,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from benchmarks.public_tables.models import MODELS, Model, Setting
 from benchmarks.public_tables.tables import Array, Bools, Rows, Table, fit_preprocessing
+from ehrtrack.files import written_aside
 from ehrtrack.survival.metrics import evaluation_times, integrated_brier_score
 
 N_FOLDS = 5
@@ -85,9 +86,8 @@ def score_fold(table: Table, name: str, fold: int, cache: Path, *, n_settings: i
         setting = choose_setting(table, model, train, seed)
         times, survival = fit_and_predict(table, model, setting, train, test, seed)
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(f"aside_{file.name}")
-        np.savez(aside, times=times, survival=survival, setting=json.dumps(dict(setting)))
-        aside.rename(file)
+        with written_aside(file) as aside:
+            np.savez(aside, times=times, survival=survival, setting=json.dumps(dict(setting)))
     with np.load(file) as kept:
         return Scored(test, train, kept["times"], kept["survival"], json.loads(str(kept["setting"])))
 

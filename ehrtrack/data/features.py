@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ehrtrack.data.aside import folder_aside
 from ehrtrack.errors import DataError
+from ehrtrack.files import folder_aside
 
 
 @dataclass(frozen=True)

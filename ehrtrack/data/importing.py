@@ -41,7 +41,6 @@ from ehrtrack.data._import_events import Candidates, number_subjects
 from ehrtrack.data._import_metadata import write_codes, write_description, write_splits, write_subjects
 from ehrtrack.data._import_shards import name_shards, order_codes, plan_shards
 from ehrtrack.data._import_write import ShardAccount, write_shard
-from ehrtrack.data.aside import scratch_folder
 from ehrtrack.data.engines import Engine, open_engine
 from ehrtrack.data.import_report import DROP_REASONS, ImportReport, TableReport
 from ehrtrack.data.sources._reader import Reader
@@ -50,6 +49,7 @@ from ehrtrack.data.sources._results import with_results_in_codes
 from ehrtrack.data.sources.base import Source
 from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.files import publish, scratch_folder
 from ehrtrack.study_file import read_toml
 
 _SOUNDS_LIKE_LIFE = r"(?i)(^|[/_ ])(dob|birth|born|dod|death|died|dead|deceased|expired)($|[/_ ])"
@@ -308,10 +308,7 @@ def _database(
 def _publish(staging: Path, out: Path) -> None:
     """Move the finished dataset to its place in one step."""
     shutil.rmtree(staging / "scratch")
-    staging.chmod(0o755)
-    if out.exists():
-        out.rmdir()
-    staging.rename(out)
+    publish(staging, out)
 
 
 def _check_something_left(accounts: list[TableReport], path: Path, settings: Reading) -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import polars as pl
 
-from ehrtrack.data.aside import make_cache, written_aside
 from ehrtrack.data.engines import Engine, open_engine
 from ehrtrack.data.events import MedsDataset
 from ehrtrack.data.histories import holding_shards
 from ehrtrack.data.tables import READ_ERRORS
 from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.files import written_aside
+from ehrtrack.home import make_cache
 
 FORMAT = 2
 """Raised when what a pass finds in a shard changes, so that an older file is not taken for a new one."""

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ehrtrack.data.aside import folder_aside, written_aside
 from ehrtrack.data.events import BIRTH, DEATH, MedsDataset, fingerprint_of
 from ehrtrack.data.histories import NO_TIME, Ints, read_shard, subject_numbers, times_us
 from ehrtrack.data.settings import SplitConfig, VisitConfig
@@ -23,7 +22,7 @@ from ehrtrack.data.splits import assign_splits
 from ehrtrack.data.visits import DAYS_PER_YEAR, MAX_AGE_YEARS, MICROSECONDS_PER_DAY, VisitTokens, visit_tokens
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import DataError
-from ehrtrack.files import BROKEN, parse_json
+from ehrtrack.files import BROKEN, folder_aside, parse_json, written_aside
 
 FORMAT = 1
 """Raised when the tokeniser or the layout changes, so that an older folder is not taken for a new one."""

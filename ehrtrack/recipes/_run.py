@@ -13,10 +13,10 @@ import polars as pl
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig
-from ehrtrack.data.aside import make_cache
 from ehrtrack.data.settings import DateIndex
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.metric_table import C_INDEX, names_shown
+from ehrtrack.home import make_cache
 from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.recipes._model_folder import WEIGHTS
 from ehrtrack.runlog import KEPT, MemoryRunLogger, named

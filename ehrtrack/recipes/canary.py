@@ -14,12 +14,13 @@ import numpy.typing as npt
 import polars as pl
 
 from ehrtrack.config import RunConfig, check_objective
-from ehrtrack.data.aside import make_cache, scratch_folder
 from ehrtrack.data.cohort import Cohort, build_cohort
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.settings import CohortConfig
 from ehrtrack.data.twins import Change, leak_edges, planted_leak, scrambled_future, unchanged, write_twin
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
+from ehrtrack.files import scratch_folder
+from ehrtrack.home import make_cache
 from ehrtrack.models.behrt import ModelConfig
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.recipes._adapt import Adaptation, adapt, read_base

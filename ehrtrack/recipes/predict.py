@@ -25,6 +25,7 @@ from ehrtrack.data.labels import of_any_cause, read_labels
 from ehrtrack.data.store import TokenStore, build_store
 from ehrtrack.errors import CheckpointError, DataError
 from ehrtrack.evaluation.predictions import with_predictions
+from ehrtrack.files import written_aside
 from ehrtrack.models.device import place
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
@@ -257,9 +258,8 @@ def predict(
     ):
         model_folder = fetch_model(model, Path(folder)).folder.resolve()
         scored = score_shards(model_folder, dataset, times, opened)
-    aside = out.with_suffix(".part")
-    scored.table.write_parquet(aside, metadata={DRIFT_METADATA: scored.drift.to_json()})
-    aside.replace(out)
+    with written_aside(out) as aside:
+        scored.table.write_parquet(aside, metadata={DRIFT_METADATA: scored.drift.to_json()})
     print("\n".join([*scored.to_lines(), f"-> {out}"]), flush=True)
     return scored.table
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import optuna
 
 from ehrtrack.config import RunConfig, check_objective, override, to_toml
-from ehrtrack.data.aside import make_cache
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError, TrackingError
 from ehrtrack.evaluation.metric_table import C_INDEX
+from ehrtrack.home import make_cache
 from ehrtrack.recipes._inputs import differences, input_fingerprints, pin_base
 from ehrtrack.recipes._prepare import settle
 from ehrtrack.recipes._run import RecipeResult, Recorder, Resumption, describe, open_run

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ehrtrack.errors import TrackingError
+from ehrtrack.files import written_aside
 
 ADMIN = "admin"
 AUTH_CACHE_SECONDS = 60
@@ -45,11 +45,8 @@ def load_secrets(folder: Path, users: tuple[str, ...]) -> Secrets:
 
 def write_private(file: Path, text: str) -> None:
     """Write a file that only its owner can read, whole or not at all."""
-    aside = file.with_name(file.name + ".new")
-    aside.unlink(missing_ok=True)
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as output:
-        output.write(text)
-    aside.rename(file)
+    with written_aside(file, mode=0o600) as aside:
+        aside.write_text(text)
 
 
 def write_auth_config(folder: Path, database_uri: str) -> Path:

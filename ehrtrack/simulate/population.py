@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from meds.schema import CodeMetadataSchema, DataSchema, DatasetMetadataSchema
 
-from ehrtrack.data.aside import scratch_folder
 from ehrtrack.data.events import BIRTH, DEATH
 from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.files import publish, scratch_folder
 from ehrtrack.simulate.block import SUBJECTS_PER_BLOCK, Block, draw_block
 from ehrtrack.simulate.dictionary import CONCEPTS, N_CONCEPTS, Dictionary
 from ehrtrack.simulate.motifs import SECONDS_PER_DAY, FloatArray
@@ -241,7 +241,4 @@ def _whole_or_nothing(out: Path) -> Iterator[Path]:
         except OSError as error:
             raise DataError(f"{out} cannot be written: {error.strerror}; choose another output") from error
         yield staging
-        staging.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        staging.rename(out)
+        publish(staging, out)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import stat
@@ -25,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ehrtrack.errors import CheckpointError
-from ehrtrack.files import sha256_of
+from ehrtrack.files import flush, sha256_of
 from ehrtrack.training.checkpoint import load_tensors
 
 STATE_FILE = "state.safetensors"
@@ -66,7 +65,7 @@ def write_state(folder: Path, tensors: dict[str, Tensor], step: int, facts: Mapp
     """
     state = folder / STATE_FILE
     save_file(tensors, state)
-    _flush(state)
+    flush(state)
     written = load_tensors(state)
     if not all(_same_bytes(written[name], tensor) for name, tensor in tensors.items()):
         raise CheckpointError(f"{state} does not hold what was written to it; check the disk")
@@ -84,8 +83,8 @@ def write_state(folder: Path, tensors: dict[str, Tensor], step: int, facts: Mapp
             f"the facts of step {step} take {len(text):,} bytes; {MAX_FACTS_BYTES:,} are read back: keep less in them"
         )
     (folder / FACTS_FILE).write_text(text, encoding="utf-8")
-    _flush(folder / FACTS_FILE)
-    _flush(folder)
+    flush(folder / FACTS_FILE)
+    flush(folder)
 
 
 def put_in_place(aside: Path, target: Path) -> None:
@@ -95,7 +94,7 @@ def put_in_place(aside: Path, target: Path) -> None:
         remove(replaced)
         target.rename(replaced)
     aside.rename(target)
-    _flush(target.parent)
+    flush(target.parent)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -228,12 +227,3 @@ def bytes_of(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def _record_digest(record: Any) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Have a file's content, or a folder's list of names, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,15 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ehrtrack.errors import CheckpointError
-from ehrtrack.files import BROKEN
+from ehrtrack.files import BROKEN, written_aside
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors aside and rename, so that `path` is the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
-    aside.replace(path)
+    with written_aside(path) as aside:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ehrtrack.errors import TrackingError
-from ehrtrack.files import sha256_of
+from ehrtrack.files import flush, sha256_of
 from ehrtrack.tracking.outbox.masking import masked
 
 LOG = "journal.log"
@@ -107,7 +107,7 @@ class Journal:
             self._process_lock = hold(folder)
             self._file = os.open(folder / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
             self._end_torn_line()
-            _sync_folder(folder)
+            flush(folder)
 
     def append(self, *records: Mapping[str, Any]) -> int:
         """Write records; once this returns they survive the process and the machine's power.
@@ -154,11 +154,11 @@ class Journal:
                 _link_or_copy(file, staged, is_linked=is_handed_over)
                 file = staged
             digest = sha256_of(file)
-            _sync_file(file)
+            flush(file)
             kept = self.folder / ARTIFACTS / f"{digest}-{uuid.uuid4().hex[:8]}"
             file.parent.rename(kept)
-            _sync_folder(kept)
-            _sync_folder(self.folder / ARTIFACTS)
+            flush(kept)
+            flush(self.folder / ARTIFACTS)
         return {
             "do": "artifact",
             "path": path,
@@ -361,14 +361,3 @@ def _link_or_copy(source: Path, target: Path, *, is_linked: bool) -> None:
         else:
             return
     shutil.copyfile(source, target)
-
-
-def _sync_file(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-_sync_folder = _sync_file

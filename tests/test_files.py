@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from simulated import Population, write_dataset
 
-from ehrtrack.data.aside import folder_aside, make_cache, scratch_folder, written_aside
 from ehrtrack.errors import ConfigError
+from ehrtrack.files import flush, folder_aside, publish, scratch_folder, written_aside
+from ehrtrack.home import make_cache
 
 WRITER = """
 import sys
 from pathlib import Path
-from ehrtrack.data import aside
-with getattr(aside, sys.argv[1])(Path(sys.argv[2])) as path:
+from ehrtrack import files
+with getattr(files, sys.argv[1])(Path(sys.argv[2])) as path:
     inside = path / "records" if path.is_dir() else path
     inside.write_text("of subjects")
     print(path, flush=True)
@@ -123,3 +129,106 @@ def test_a_cache_that_is_made_is_kept_out_of_git_and_another_folder_is_left_alon
     assert (tmp_path / "a" / "cache" / ".gitignore").read_text() == "*\n"
     make_cache(tmp_path)
     assert not (tmp_path / ".gitignore").exists()
+
+
+def calls_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of the disk, in order: which names are flushed, and what is renamed to what."""
+    calls: list[str] = []
+    fsync, replace, rename = os.fsync, Path.replace, Path.rename
+
+    def flushed(descriptor: int) -> None:
+        calls.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    def moved(move: Callable[..., Path]) -> Callable[..., Path]:
+        def call(path: Path, target: Path) -> Path:
+            calls.append(f"{path.name} -> {target.name}")
+            return move(path, target)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", moved(replace))
+    monkeypatch.setattr(Path, "rename", moved(rename))
+    return calls
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the names of descriptors are read there")
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = calls_of(monkeypatch)
+    with written_aside(tmp_path / "a.json") as aside:
+        aside.write_text("whole")
+        assert calls == []
+    assert calls == [f"flush {aside.name}", f"{aside.name} -> a.json", f"flush {tmp_path.name}"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the names of descriptors are read there")
+def test_all_of_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = calls_of(monkeypatch)
+    with folder_aside(tmp_path / "out") as aside:
+        (aside / "data").mkdir()
+        (aside / "data" / "0.parquet").write_text("rows")
+    assert calls[-2:] == [f"{aside.name} -> out", f"flush {tmp_path.name}"]
+    assert sorted(calls[:-2]) == sorted([f"flush {aside.name}", "flush data", "flush 0.parquet"])
+
+
+def _write_half(file: Path) -> None:
+    file.write_text("hal")
+    raise OSError("half of it")
+
+
+def test_a_file_that_was_not_finished_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("before")
+    with pytest.raises(OSError, match="half"), written_aside(tmp_path / "a.txt") as aside:
+        _write_half(aside)
+    assert (tmp_path / "a.txt").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_only_its_owner_can_read_a_private_file_also_while_it_is_written(tmp_path: Path) -> None:
+    with written_aside(tmp_path / "key", mode=0o600) as aside:
+        assert stat.S_IMODE(aside.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+    with written_aside(tmp_path / "table.csv") as aside:
+        assert stat.S_IMODE(aside.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "table.csv").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("knows_links", [True, False])
+def test_the_first_of_two_writers_is_kept_where_that_is_asked(
+    knows_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not knows_links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
+    for text in ("first", "second"):
+        with written_aside(tmp_path / "key", keeps_first=True) as aside:
+            aside.write_text(text)
+    assert (tmp_path / "key").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_folder_takes_the_place_of_an_empty_one_and_of_no_other(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for text in ("first", "second"):
+        with scratch_folder(tmp_path, ".out-") as aside:
+            (aside / "records").write_text(text)
+            if text == "first":
+                publish(aside, tmp_path / "out")
+            else:
+                with pytest.raises(OSError, match="not empty"):
+                    publish(aside, tmp_path / "out")
+    assert (tmp_path / "out" / "records").read_text() == "first"
+
+
+@pytest.mark.parametrize(("reason", "is_told"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_disk_that_keeps_no_lists_of_names_will_do_and_one_that_fails_is_told(
+    reason: int, is_told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(reason, os.strerror(reason))))
+    with pytest.raises(OSError, match=re.escape(os.strerror(reason))):
+        flush(tmp_path / "file")
+    with pytest.raises(OSError, match=re.escape(os.strerror(reason))) if is_told else nullcontext():
+        flush(tmp_path)
