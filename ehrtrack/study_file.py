@@ -109,4 +109,6 @@ def to_toml(overrides: Mapping[str, Any]) -> str:
     try:
         return tomli_w.dumps(tree, multiline_strings=False)
     except TypeError as error:
-        raise ConfigError(f"{error}: it has no form in TOML; give texts, numbers, truth values, lists or tables") from error
+        raise ConfigError(
+            f"{error}: it has no form in TOML; give texts, numbers, truth values, lists or tables"
+        ) from error
