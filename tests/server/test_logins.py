@@ -228,6 +228,6 @@ def test_secrets_are_made_once_and_users_are_added(tmp_path: Path) -> None:
 
 
 def test_a_file_left_half_written_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "secrets.json.new").write_text("{")
+    (tmp_path / ".secrets.json.left.json").write_text("{")
     write_private(tmp_path / "secrets.json", json.dumps({}))
     assert [file.name for file in tmp_path.iterdir()] == ["secrets.json"]
