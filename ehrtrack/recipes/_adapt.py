@@ -13,9 +13,7 @@ from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import SIZES, Behrt, EhrModel, ModelConfig, encoder_weights, load_encoder_weights
 from ehrtrack.models.code_effects import Levels
 from ehrtrack.models.device import place
-from ehrtrack.objectives.base import OutcomeObjective
-from ehrtrack.objectives.base import TrainingFacts
-from ehrtrack.objectives.base import outcome_objective
+from ehrtrack.objectives.base import OutcomeObjective, TrainingFacts, outcome_objective
 from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
 from ehrtrack.recipes._prepare import CohortRecords
 from ehrtrack.recipes._run import MODEL_FOLDER

@@ -15,9 +15,7 @@ from torch import nn
 
 from ehrtrack.models.behrt import ADAPTED_LAYERS, EhrModel
 from ehrtrack.models.code_effects import CodeEffects
-from ehrtrack.strategies.base import Base
-from ehrtrack.strategies.base import NO_BASE
-from ehrtrack.strategies.base import Strategy
+from ehrtrack.strategies.base import NO_BASE, Base, Strategy
 from ehrtrack.strategies.settings import LoraConfig
 
 
