@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
@@ -19,10 +20,16 @@ from ehrtrack.data.outcomes import add_follow_up, add_outcome, clip_to_horizon, 
 from ehrtrack.data.settings import CohortConfig, SplitConfig
 from ehrtrack.data.splits import SPLITS, assign_splits
 from ehrtrack.data.visits import DAYS_PER_YEAR, days_after
-from ehrtrack.errors import DataError
+from ehrtrack.errors import ConfigError, DataError
 
 SAFE_EVENTS = 3.0
 """Events expected in a split that has one in 19 of 20 draws: of a Poisson number with this mean, exp(-3) are 0."""
+
+Task = Literal["survival", "classification"]
+"""What labels tell of the outcome: when it comes, or only whether it does."""
+
+CLASS_DAYS = 1.0
+"""Follow-up and horizon of those of whom only the class is known: everybody is followed to it, nobody is censored."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +37,23 @@ class Cohort:
     """The subjects of a study, and how they were arrived at."""
 
     subjects: pl.DataFrame
-    """subject_id i64, index_date datetime[us], follow_up_days f64 (> 0, <= horizon_days), is_event bool,
-    split str; sorted by subject_id. Labels that have a cause i64 keep it, before the split."""
+    """A row a subject and index date: subject_id i64, index_date datetime[us], follow_up_days f64 (> 0, <=
+    horizon_days), is_event bool, split str; sorted by subject_id and index_date. Labels that have a cause i64 keep it,
+    before the split. All rows of a subject are in one split."""
     horizon_days: float
     attrition: pl.DataFrame
-    """step str, n_subjects i64 (remaining), n_dropped i64."""
+    """step str, n_subjects i64 (remaining), n_dropped i64 (of whom no row is left); where subjects have several rows
+    also n_times i64 (rows remaining), n_times_dropped i64 and n_subjects_with_dropped i64, whose rows those were."""
     fingerprint: str
     is_horizon_cut: bool = False
     """No horizon was given, and the longest follow-up is longer than what enough training subjects reach."""
+    task: Task = "survival"
+    """Of a classification follow_up_days and horizon_days are `CLASS_DAYS`, and is_event is the class."""
+
+    @property
+    def has_several_times(self) -> bool:
+        """Whether a subject is there at more than one index date."""
+        return bool(self.subjects["subject_id"].is_duplicated().any())
 
     @property
     def cutoffs(self) -> pl.DataFrame:
@@ -56,9 +72,10 @@ def build_cohort(dataset: MedsDataset, config: CohortConfig, split: SplitConfig)
         is missing.
     """
     is_cut = False
+    task: Task = "survival"
     with damage_named(dataset.shards):
         if config.labels is not None:
-            subjects, attrition = _from_labels(dataset, config.labels, config)
+            subjects, attrition, task = _from_labels(dataset, config.labels, config)
             longest_days = float(subjects["follow_up_days"].to_numpy().max())
             horizon_days = config.horizon_days or _default_horizon(subjects, config.min_followed_share, split)
             is_cut = config.horizon_days is None and horizon_days < longest_days
@@ -66,18 +83,22 @@ def build_cohort(dataset: MedsDataset, config: CohortConfig, split: SplitConfig)
         else:
             subjects, attrition, horizon_days = _from_rules(dataset, config)
     columns = ["subject_id", "index_date", "follow_up_days", "is_event"]
-    subjects = subjects.sort("subject_id").select(*columns, *([CAUSE] if CAUSE in subjects.columns else []))
+    subjects = subjects.sort("subject_id", "index_date").select(
+        *columns, *([CAUSE] if CAUSE in subjects.columns else [])
+    )
     subjects = subjects.with_columns(assign_splits(subjects["subject_id"], split))
     _check_events(subjects)
     check_horizon(subjects.filter(pl.col("split") == "train"), horizon_days, config.min_followed_share)
     # Of the labels the table holds what the file says, wherever it lies; of the share, what it cut.
     rules = config.model_dump(mode="json", exclude={"labels", "min_followed_share"})
+    of_task = () if task == "survival" else (task,)
     return Cohort(
         subjects=subjects,
         horizon_days=horizon_days,
         attrition=attrition,
-        fingerprint=fingerprint_of("cohort", dataset.fingerprint(), rules, split, subjects),
+        fingerprint=fingerprint_of("cohort", dataset.fingerprint(), rules, split, subjects, *of_task),
         is_horizon_cut=is_cut,
+        task=task,
     )
 
 
@@ -86,10 +107,17 @@ def summarise_cohort(cohort: Cohort) -> pl.DataFrame:
 
     Returns
     -------
-    split, n_subjects, n_events, event_rate, median_follow_up_days, person_years; in the order of `SPLITS`
+    split, n_subjects, n_events, event_rate, median_follow_up_days, person_years; in the order of `SPLITS`. Where
+    subjects have several rows also n_times (rows, of which the events are counted) and n_subjects_with_event.
     """
+    person = pl.col("subject_id")
+    of_rows = {
+        "n_times": pl.len().cast(pl.Int64),
+        "n_subjects_with_event": person.filter("is_event").n_unique().cast(pl.Int64),
+    }
     table = cohort.subjects.group_by("split").agg(
-        n_subjects=pl.len().cast(pl.Int64),
+        n_subjects=person.n_unique().cast(pl.Int64),
+        **(of_rows if cohort.has_several_times else {}),
         n_events=pl.col("is_event").sum().cast(pl.Int64),
         event_rate=pl.col("is_event").mean(),
         median_follow_up_days=pl.col("follow_up_days").median(),
@@ -99,36 +127,54 @@ def summarise_cohort(cohort: Cohort) -> pl.DataFrame:
 
 
 class _Attrition:
-    """Keeps the subjects that pass each step, and counts those that do not."""
+    """Keeps the rows that pass each step, and counts them, and their subjects, and those that do not."""
 
     def __init__(self, step: str, subjects: pl.DataFrame) -> None:
         self.subjects = subjects
-        self.rows = [(step, subjects.height, 0)]
+        self.rows = [(step, n_people(subjects), 0, subjects.height, 0, 0)]
         self._check_left(step, 0)
 
     def keep(self, step: str, condition: pl.Expr) -> None:
-        """Keep the subjects for which the condition is true; an unknown (null) one drops them."""
-        before = self.subjects.height
-        self.subjects = self.subjects.filter(condition)
-        self.rows.append((step, self.subjects.height, before - self.subjects.height))
-        self._check_left(step, before)
+        """Keep the rows for which the condition is true; an unknown (null) one drops them."""
+        before, n_before = self.subjects, self.rows[-1][1]
+        self.subjects = before.filter(condition)
+        n_left = n_people(self.subjects)
+        n_with_dropped = n_people(before.filter(~condition.fill_null(False)))
+        n_dropped, n_rows_dropped = n_before - n_left, before.height - self.subjects.height
+        self.rows.append((step, n_left, n_dropped, self.subjects.height, n_rows_dropped, n_with_dropped))
+        self._check_left(step, n_before)
 
     def keep_by(self, *rules: Rule) -> None:
-        """Keep the subjects that pass each rule."""
+        """Keep the rows that pass each rule."""
         for rule in rules:
             self.keep(rule.step, rule.holds)
 
     def table(self) -> pl.DataFrame:
-        schema = {"step": pl.String, "n_subjects": pl.Int64, "n_dropped": pl.Int64}
-        return pl.DataFrame(self.rows, schema=schema, orient="row")
+        schema = {
+            "step": pl.String,
+            "n_subjects": pl.Int64,
+            "n_dropped": pl.Int64,
+            "n_times": pl.Int64,
+            "n_times_dropped": pl.Int64,
+            "n_subjects_with_dropped": pl.Int64,
+        }
+        table = pl.DataFrame(self.rows, schema=schema, orient="row")
+        has_several = (table["n_times"] > table["n_subjects"]).any()
+        return table if has_several else table.select("step", "n_subjects", "n_dropped")
 
     def _check_left(self, step: str, before: int) -> None:
         if self.subjects.is_empty():
-            flow = "; ".join(f"{name}: {n}" for name, n, _ in self.rows)
+            flow = "; ".join(f"{name}: {n}" for name, n, *_ in self.rows)
             raise DataError(
                 f"the cohort is empty: the step {step!r} dropped the last {before} subjects ({flow}); "
                 "look at that step's settings in the [cohort] table, and at data.path"
             )
+
+
+def n_people(rows: pl.DataFrame) -> int:
+    """How many different subjects there are in the rows; one whose id is not known (null) is another each time."""
+    ids = rows["subject_id"]
+    return ids.drop_nulls().n_unique() + ids.null_count()
 
 
 def _from_rules(dataset: MedsDataset, config: CohortConfig) -> tuple[pl.DataFrame, pl.DataFrame, float]:
@@ -157,16 +203,32 @@ def _from_rules(dataset: MedsDataset, config: CohortConfig) -> tuple[pl.DataFram
     return flow.subjects.with_columns(rounded), flow.table(), config.horizon_days
 
 
-def _from_labels(dataset: MedsDataset, path: Path, config: CohortConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _from_labels(dataset: MedsDataset, path: Path, config: CohortConfig) -> tuple[pl.DataFrame, pl.DataFrame, Task]:
     spans = life_spans(dataset.scan()).with_columns(is_in_dataset=pl.lit(True)).collect(engine="streaming")
-    labels = read_labels(path, dataset).join(spans, on="subject_id", how="left")
-    flow = _Attrition("subjects in the labels", labels)
+    labels = read_labels(path, dataset)
+    task: Task = "survival" if "follow_up_days" in labels.columns else "classification"
+    if task == "classification":
+        _check_no_time(path, config)
+        labels = labels.with_columns(follow_up_days=pl.lit(CLASS_DAYS))
+    flow = _Attrition("subjects in the labels", labels.join(spans, on="subject_id", how="left"))
     flow.keep("in the dataset", pl.col("is_in_dataset"))
     flow.keep_by(*living_rules("index_date", "prediction time"))
     _keep_eligible(flow, config)
-    flow.keep("follow-up after the prediction time", pl.col("follow_up_days") > 0)
+    if task == "survival":
+        flow.keep("follow-up after the prediction time", pl.col("follow_up_days") > 0)
     _move_to_landmark(flow, config.landmark_days)
-    return flow.subjects, flow.table()
+    return flow.subjects, flow.table(), task
+
+
+def _check_no_time(path: Path, config: CohortConfig) -> None:
+    """Classes are of no time, so that there is nothing for a horizon or a landmark to cut."""
+    given = {"cohort.horizon_days": config.horizon_days, "cohort.landmark_days": config.landmark_days or None}
+    found = [f"{name} is {days:g}" for name, days in given.items() if days is not None]
+    if found:
+        raise ConfigError(
+            f"{' and '.join(found)}, and {path} tells whether the outcome comes and not when, so no day of it is "
+            "known: leave the setting out, or give labels with follow_up_days (or censor_time) and is_event"
+        )
 
 
 def _default_horizon(subjects: pl.DataFrame, min_share: float, split: SplitConfig) -> float:
@@ -203,11 +265,12 @@ def _keep_eligible(flow: _Attrition, config: CohortConfig) -> None:
 
 def _check_events(subjects: pl.DataFrame) -> None:
     """Every split must teach or judge something: it needs subjects, and events among them."""
+    subjects = subjects.group_by("subject_id").agg(pl.col("is_event").any(), pl.col("split").first())
     n_events = int(subjects["is_event"].sum())
     if n_events == 0:
         raise DataError(
             f"all {subjects.height} subjects of the cohort are censored, and a survival model needs events; "
-            "look at cohort.outcome and cohort.horizon_days, or at is_event in the labels"
+            "look at cohort.outcome and cohort.horizon_days, or at is_event (or boolean_value) in the labels"
         )
     for split in SPLITS:
         part = subjects.filter(pl.col("split") == split)

@@ -108,7 +108,7 @@ def with_reasons(dataset: MedsDataset, times: pl.DataFrame, config: CohortConfig
 
     Parameters
     ----------
-    times : subject_id, prediction_time, in any order, with any other columns; a subject once
+    times : subject_id, prediction_time, in any order, with any other columns; each pair once
     config : of the study that the model was trained in
 
     Returns

@@ -41,6 +41,7 @@ def birthday(years: int) -> pl.Expr:
 
 def check_births(subjects: pl.DataFrame, needed_by: str) -> None:
     """Raises DataError if a subject has no birth, from a column `birth`."""
+    subjects = subjects.unique("subject_id")
     missing = subjects.filter(pl.col("birth").is_null()).sort("subject_id")
     if not missing.is_empty():
         raise DataError(

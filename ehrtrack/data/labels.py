@@ -1,33 +1,46 @@
-"""External labels: a file of subject_id, prediction_time, follow_up_days, is_event."""
+"""External labels: what becomes of subjects after the times at which it is to be foretold.
+
+A row is a subject at a prediction time, and a subject may have several. Labels say when the outcome comes
+(`follow_up_days` or `censor_time`, with `is_event`), or only whether it does: the label schema of MEDS (`LabelSchema`
+of the package meds 0.4), as ACES and MEDS-DEV write it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
+from typing import NoReturn
 
 import polars as pl
 
 from ehrtrack.data.events import MedsDataset
 from ehrtrack.data.histories import check_times, times_us
-from ehrtrack.data.tables import open_table
+from ehrtrack.data.tables import open_tables
 from ehrtrack.data.visits import MICROSECONDS_PER_DAY
 from ehrtrack.errors import DataError
 
-COLUMNS = ("subject_id", "prediction_time", "follow_up_days", "is_event")
+KEYS = ("subject_id", "prediction_time")
+NEED = "cohort.labels needs a parquet or CSV file, or a folder of them, with the columns subject_id, prediction_time"
+OUTCOMES = (
+    "and either follow_up_days (or censor_time, when it ended) with is_event (or boolean_value), or boolean_value alone"
+)
 CAUSE = "cause"
 """An optional column: which of several causes ended the follow-up, from 1; 0 for the censored."""
 ANY_CAUSE = "any"
 """In predictions, which have a column `cause` where there are several: what a risk of any of them is called."""
 TIME_FORMATS = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f")
 MEDS_VALUES = ("boolean_value", "integer_value", "float_value", "categorical_value")
-"""Columns of MEDS's schema of labels that hold what is to be foretold, without a follow-up."""
+"""Columns of MEDS's schema of labels. The last two are of what no objective here foretells."""
 TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 def read_labels(path: Path, dataset: MedsDataset, *, needs_outcome: bool = True) -> pl.DataFrame:
-    """One row a subject, from parquet or CSV.
+    """One row a subject and prediction time, from a parquet or CSV file or a folder of them.
 
-    Subject ids that are no integers are looked up among the source's ids (`metadata/subjects.parquet`).
+    Subject ids that are no integers are looked up among the source's ids (`metadata/subjects.parquet`). Of MEDS's value
+    columns one that is wholly empty counts as not there: ACES writes all of them, whatever its task has. Where there
+    are several, `follow_up_days` goes before `censor_time`, `is_event` before `boolean_value`, and that before
+    `integer_value`, which is read where it holds 0 and 1 alone.
 
     Parameters
     ----------
@@ -35,38 +48,81 @@ def read_labels(path: Path, dataset: MedsDataset, *, needs_outcome: bool = True)
 
     Returns
     -------
-    subject_id i64, index_date datetime[us], and with the outcome follow_up_days f64, is_event bool, and cause i64 where
-    the file has it.
+    subject_id i64, index_date datetime[us]; with the outcome is_event bool, follow_up_days f64 where the labels tell
+    of a follow-up, and cause i64 where they have it.
     Source ids that the dataset does not have get a null subject_id.
 
     Raises
     ------
     DataError
-        If the file or a column is missing, there is no row, a value cannot be read, or a subject appears twice.
+        If the file or a column is missing, there is no row, a value cannot be read, or a subject has a prediction time
+        twice.
     """
     path = Path(path)
-    columns = COLUMNS if needs_outcome else COLUMNS[:2]
-    need = f"cohort.labels needs a parquet or CSV file with the columns {', '.join(columns)}"
-    table = open_table(path, need)
-    _check_columns(table, path, columns, need)
+    need = f"{NEED}, {OUTCOMES}" if needs_outcome else NEED
+    table = open_tables(path, need)
     if table.is_empty():
-        raise DataError(f"the labels are empty: {path} has no row; give one a subject, with {', '.join(columns)}")
+        raise DataError(f"the labels are empty: {path} has no row; {need}")
+    _check_columns(table.columns, path, KEYS, need)
     times = _read_times(table["prediction_time"], path, dataset.time_zone)
     result = pl.DataFrame({"subject_id": _read_subjects(table["subject_id"], dataset), "index_date": times})
     if needs_outcome:
-        result = result.with_columns(
-            _read_numbers(table["follow_up_days"], path), _read_truths(table["is_event"], path)
-        )
-        if CAUSE in table.columns:
-            result = result.with_columns(_read_causes(table[CAUSE], result["is_event"], path))
-    twice = result.filter(pl.col("subject_id").is_not_null() & pl.col("subject_id").is_duplicated())
-    if not twice.is_empty():
-        first = twice["subject_id"][0]
-        raise DataError(
-            f"{path}: {twice['subject_id'].n_unique()} subjects appear more than once (first: subject "
-            f"{first}, {(twice['subject_id'] == first).sum()} times); keep one prediction time a subject"
-        )
+        result = result.with_columns(*_read_outcome(table, path, need, result["index_date"], dataset.time_zone))
+    _check_once(result, path)
     return result
+
+
+def _read_outcome(
+    table: pl.DataFrame, path: Path, need: str, index_dates: pl.Series, time_zone: str
+) -> list[pl.Series]:
+    """The columns of the outcome: is_event, with follow_up_days and cause where the labels have them."""
+    empty = [name for name in MEDS_VALUES if name in table.columns and table[name].null_count() == table.height]
+    table = table.drop(empty)
+    names = table.columns
+    if "follow_up_days" in names:
+        follow_up = [_read_numbers(table["follow_up_days"], path)]
+    elif "censor_time" in names:
+        ends = _read_times(table["censor_time"], path, time_zone)
+        days = (ends - index_dates).dt.total_microseconds() / MICROSECONDS_PER_DAY
+        follow_up = [days.alias("follow_up_days")]
+    else:
+        follow_up = []
+    truths = [name for name in ("is_event", "boolean_value", "integer_value") if name in names]
+    if not follow_up and "is_event" in truths:
+        truths.remove("is_event")  # it says what ended a follow-up
+    if not truths:
+        _refuse(table, path, empty, need)
+    is_event = _read_truths(table[truths[0]], path).alias("is_event")
+    if not follow_up or CAUSE not in names:
+        return [*follow_up, is_event]
+    return [*follow_up, is_event, _read_causes(table[CAUSE], is_event, path)]
+
+
+def _refuse(table: pl.DataFrame, path: Path, empty: Collection[str], need: str) -> NoReturn:
+    """Say what the labels hold instead of an outcome."""
+    if others := [name for name in MEDS_VALUES if name in table.columns]:
+        raise DataError(
+            f"{path} has labels of {', '.join(others)} (MEDS's schema), and what is foretold here is whether something "
+            "happens, or when: make it a boolean_value, such as whether a value is above a limit or which category it "
+            "is, or give follow_up_days and is_event"
+        )
+    lacking = "follow_up_days" if "is_event" in table.columns else "is_event"
+    is_empty = f"; wholly empty: {', '.join(empty)}" if empty else ""
+    raise DataError(f"{path} lacks {lacking} (it has {', '.join(table.columns)}{is_empty}); {need}")
+
+
+def _check_once(labels: pl.DataFrame, path: Path) -> None:
+    """A subject may have several prediction times, and each of them once."""
+    known = labels.filter(pl.col("subject_id").is_not_null())
+    twice = known.filter(pl.struct("subject_id", "index_date").is_duplicated())
+    if not twice.is_empty():
+        first = twice.row(0, named=True)
+        n_pairs = twice.n_unique(["subject_id", "index_date"])
+        n_of_first = twice.filter(subject_id=first["subject_id"], index_date=first["index_date"]).height
+        raise DataError(
+            f"{path}: {n_pairs} pairs of subject_id and prediction_time appear more than once (first: subject "
+            f"{first['subject_id']} at {first['index_date']}, {n_of_first} times); keep one label of each"
+        )
 
 
 def of_any_cause(predictions: pl.DataFrame) -> pl.DataFrame:
@@ -127,17 +183,10 @@ def _read_subjects(column: pl.Series, dataset: MedsDataset) -> pl.Series:
     return found["subject_id"]
 
 
-def _check_columns(table: pl.DataFrame, path: Path, columns: Sequence[str], need: str) -> None:
-    missing = [name for name in columns if name not in table.columns]
-    if not missing:
-        return
-    if meds := [name for name in MEDS_VALUES if name in table.columns]:
-        raise DataError(
-            f"{path} has the label schema of MEDS ({', '.join(meds)}), which tells whether something happens and not "
-            f"when: it lacks {', '.join(missing)}. {need}: add how long each subject was followed (follow_up_days) and "
-            "whether the outcome ended it (is_event)"
-        )
-    raise DataError(f"{path} lacks {', '.join(missing)} (it has {', '.join(table.columns)}); {need}")
+def _check_columns(present: Collection[str], path: Path, columns: Collection[str], need: str) -> None:
+    missing = [name for name in columns if name not in present]
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing)} (it has {', '.join(present)}); {need}")
 
 
 def _read_numbers(column: pl.Series, path: Path) -> pl.Series:
@@ -156,7 +205,8 @@ def _read_truths(column: pl.Series, path: Path) -> pl.Series:
     else:
         lower = column.cast(pl.String).str.strip_chars().str.to_lowercase()
         truths = lower.replace_strict(TRUTHS, default=None, return_dtype=pl.Boolean)
-    _check_read(column, truths, path, "true, false, 1 or 0")
+    hint = "; make classes in greater number and counts a boolean_value, such as whether one is above a limit"
+    _check_read(column, truths, path, "true, false, 1 or 0" + (hint if column.name == "integer_value" else ""))
     return truths
 
 

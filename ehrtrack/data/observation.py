@@ -39,13 +39,15 @@ def add_observation(subjects: pl.DataFrame, events: pl.LazyFrame) -> pl.DataFram
     holds = (pl.col("start") <= index) & ((index < last) | (index == pl.col("end")) | pl.col("end").is_null())
     held = (
         asked.with_columns(is_observed=holds)
-        .group_by("subject_id")
+        .group_by("subject_id", "index_date")
         .agg(
             is_observed=pl.col("is_observed").any(),
             # of periods that overlap the longest; an open one has no end
             is_open=(pl.col("is_observed") & pl.col("end").is_null()).any(),
             observed_until=pl.col("end").filter(pl.col("is_observed")).max(),
         )
-        .select("subject_id", "is_observed", observed_until=pl.when(~pl.col("is_open")).then("observed_until"))
+        .select(
+            "subject_id", "index_date", "is_observed", observed_until=pl.when(~pl.col("is_open")).then("observed_until")
+        )
     )
-    return subjects.join(held, on="subject_id", how="left", maintain_order="left")
+    return subjects.join(held, on=["subject_id", "index_date"], how="left", maintain_order="left")

@@ -19,11 +19,11 @@ def add_outcome(subjects: pl.DataFrame, events: pl.LazyFrame, outcome: OutcomeCo
     outcomes = (
         events.filter(time.is_not_null() & starts_with_any(outcome.codes))
         .join(subjects.lazy().select("subject_id", "index_date"), on="subject_id")
-        .group_by("subject_id")
+        .group_by("subject_id", "index_date")
         .agg(outcome_time=time.filter(time > index).min(), has_prior_outcome=(time <= index).any())
         .collect(engine="streaming")
     )
-    return subjects.join(outcomes, on="subject_id", how="left", maintain_order="left").with_columns(
+    return subjects.join(outcomes, on=["subject_id", "index_date"], how="left", maintain_order="left").with_columns(
         pl.col("has_prior_outcome").fill_null(False)
     )
 

@@ -11,6 +11,8 @@ from ehrtrack.errors import DataError
 
 READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 """What polars raises for a file that is damaged: it panics over some pages."""
+MOST_NAMED = 5
+"""Files that a message names one by one."""
 
 
 def read_table(path: Path, columns: Sequence[str], setting: str) -> pl.DataFrame:
@@ -54,3 +56,68 @@ def open_table(path: Path, need: str) -> pl.DataFrame:
     except READ_ERRORS as error:
         raise DataError(f"{path} cannot be read ({error}); {need}") from error
     return table
+
+
+def open_tables(path: Path, need: str) -> pl.DataFrame:
+    """As `open_table`, and also a folder whose parquet or CSV files are parts of one table, at any depth.
+
+    Parts are read in the order of their paths. What is no part is named: other files, and those whose name, or a
+    folder's above them, begins with a dot or an underscore, which writers keep for themselves.
+
+    Raises
+    ------
+    DataError
+        If nothing can be read, or parts differ in their columns or in what these hold.
+    """
+    if not path.is_dir():
+        return open_table(path, need)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    parts = [file for file in files if file.suffix in (".parquet", ".csv") and not _is_hidden(file.relative_to(path))]
+    others = [str(file.relative_to(path)) for file in files if file not in parts]
+    if not parts:
+        found = _listed(others) or "no file"
+        raise DataError(f"the folder {path} holds no *.parquet or *.csv (it has {found}); {need}")
+    if others:
+        print(f"{path}: not read as parts of the table: {_listed(others)}", flush=True)
+    tables = [open_table(part, need) for part in parts]
+    for part, table in zip(parts, tables, strict=True):
+        _check_alike(table, part, tables[0], parts[0])
+    named = [table.select(tables[0].columns) for table in tables]
+    for name in tables[0].columns:
+        _check_kinds(name, [table[name] for table in named], parts)
+    return pl.concat(named, how="vertical_relaxed")
+
+
+def _is_hidden(relative: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in relative.parts)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _check_alike(table: pl.DataFrame, part: Path, first: pl.DataFrame, first_part: Path) -> None:
+    if differing := sorted(set(table.columns) ^ set(first.columns)):
+        raise DataError(
+            f"the parts of a table have the same columns, and {', '.join(differing)} is in one alone of {first_part} "
+            f"and {part}; move what is another table out of the folder"
+        )
+
+
+def _check_kinds(name: str, columns: Sequence[pl.Series], parts: Sequence[Path]) -> None:
+    """Text beside numbers would make 001 and 1 the same, or not, by which part comes first."""
+    typed = zip((column.dtype for column in columns), parts, strict=True)
+    known = [(_kind(dtype), part) for dtype, part in typed if dtype != pl.Null]
+    for kind, part in known[1:]:
+        if kind != known[0][0]:
+            raise DataError(
+                f"{name} is {known[0][0]} in {known[0][1]} and {kind} in {part}; write it alike in all parts of the "
+                "table (parts as CSV and as parquet do not mix)"
+            )
+
+
+def _kind(dtype: pl.DataType) -> str:
+    if dtype.is_numeric():
+        return "numbers"
+    return f"times of zone {dtype.time_zone}" if isinstance(dtype, pl.Datetime) else str(dtype.base_type())

@@ -114,10 +114,10 @@ def test_prediction_needs_no_outcome_columns(make_dataset, tmp_path):
     ("text", "message"),
     [
         (
-            HEADER + "1,2020-01-01,1,1\n2,2020-01-01,1,1\n1,2020-02-01,1,0\n",
-            r"1 subjects .*subject 1, 2 times",
+            HEADER + "1,2020-01-01,1,1\n2,2020-01-01,1,1\n1,2020-01-01T00:00,1,0\n",
+            r"1 pairs of subject_id and prediction_time .*subject 1 at 2020-01-01 00:00:00, 2 times",
         ),
-        ("subject_id,time,is_event\n1,2020-01-01,1\n", "lacks prediction_time, follow_up_days"),
+        ("subject_id,time,is_event\n1,2020-01-01,1\n", "lacks prediction_time"),
         (
             HEADER + "1,2020-01-01,1,1\n2,01/02/2020,1,1\n",
             r"1 of 2 .*prediction_time .*'01/02/2020' in row 2",
@@ -257,12 +257,3 @@ def test_a_duration_is_so_many_days(tmp_path: Path) -> None:
     assert labels["follow_up_days"].to_list() == [11.5]
     with pytest.raises(DataError, match=r"follow_up_days is Date; it must be a number of days, or a duration"):
         read_labels(labels_of(tmp_path, follow_up_days=[date(2010, 1, 1)]), dataset)
-
-
-def test_labels_of_meds_that_say_whether_and_not_when_are_told_apart(tmp_path: Path) -> None:
-    dataset = dataset_with(tmp_path / "meds", ["001"])
-    table = pl.DataFrame({"subject_id": [1], "prediction_time": [datetime(2010, 2, 1)], "boolean_value": [True]})
-    table.write_parquet(tmp_path / "task.parquet")
-    with pytest.raises(DataError, match=r"label schema of MEDS \(boolean_value\).*lacks follow_up_days, is_event"):
-        read_labels(tmp_path / "task.parquet", dataset)
-    assert read_labels(tmp_path / "task.parquet", dataset, needs_outcome=False).height == 1  # enough to predict
