@@ -236,37 +236,51 @@ def hide_parts(counts: Sequence[int]) -> list[str | None]:
 def hide_in_attrition(attrition: pl.DataFrame) -> pl.DataFrame:
     """The flow of subjects without steps that dropped a few, of which no difference of other numbers tells either.
 
-    A step that dropped fewer than 11 shares its numbers with neighbours: of them all, the last alone says how many are
-    left, and none how many it dropped.
+    A step that dropped fewer than 11, or rows of fewer than 11, shares its numbers with neighbours: of them all, the
+    last alone says how many are left, and none how many it dropped.
 
     Parameters
     ----------
-    attrition : step, n_subjects (left), n_dropped; the first row is the start
+    attrition : step, n_subjects (left), n_dropped; the first row is the start. Where subjects have several rows also
+        n_times (rows left), n_times_dropped, n_subjects_with_dropped
 
     Returns
     -------
     The same columns and rows, counts as text; None is a number that would give another one away.
     """
-    dropped, left = attrition["n_dropped"].to_list(), attrition["n_subjects"].to_list()
+    counts = {name: attrition[name].to_list() for name in attrition.columns if name != "step"}
+    for group in _steps_together(counts["n_dropped"], counts.get("n_subjects_with_dropped")):
+        if len(group) > 1:
+            for name, of_name in counts.items():
+                _hide_in_group(name, of_name, group)
+    return attrition.with_columns(pl.Series(name, hide_small(found), dtype=pl.String) for name, found in counts.items())
+
+
+def _hide_in_group(name: str, counts: list[int | None], group: Sequence[int]) -> None:
+    """Of what steps have in common, keep what is left after the last, and that a step dropped none, or a few."""
+    is_left, is_of_rows = name in ("n_subjects", "n_times"), name.startswith("n_times")
+    for row in group[:-1] if is_left else group:
+        is_kept = not is_left and counts[row] in range(1 if is_of_rows else LEAST_COUNT)
+        counts[row] = counts[row] if is_kept else None
+
+
+def _steps_together(dropped: Sequence[int], touched: Sequence[int] | None) -> list[list[int]]:
+    """Groups of neighbouring steps, each of which dropped nobody or enough subjects, and rows of none or of enough."""
+
+    def is_of_few(group: Sequence[int]) -> bool:
+        most_touched = None if touched is None else max(touched[row] for row in group)
+        return is_small(sum(dropped[row] for row in group)) or is_small(most_touched)
+
     groups: list[list[int]] = []
-    for row in range(attrition.height):
-        if len(groups) > 1 and is_small(sum(dropped[i] for i in groups[-1])):
+    for row in range(len(dropped)):
+        if len(groups) > 1 and is_of_few(groups[-1]):
             groups[-1].append(row)
         else:
             groups.append([row])
-    while len(groups) > 1 and is_small(sum(dropped[i] for i in groups[-1])):
+    while len(groups) > 1 and is_of_few(groups[-1]):
         last = groups.pop()
         groups[-1] += last
-    for group in groups:
-        if len(group) > 1:
-            for row in group:
-                dropped[row] = dropped[row] if dropped[row] < LEAST_COUNT else None
-            for row in group[:-1]:
-                left[row] = None
-    return attrition.with_columns(
-        n_subjects=pl.Series(hide_small(left), dtype=pl.String),
-        n_dropped=pl.Series(hide_small(dropped), dtype=pl.String),
-    )
+    return groups
 
 
 def hide_in_summary(summary: pl.DataFrame) -> pl.DataFrame:
@@ -274,17 +288,24 @@ def hide_in_summary(summary: pl.DataFrame) -> pl.DataFrame:
 
     Parameters
     ----------
-    summary : split, n_subjects, n_events, event_rate and other statistics
+    summary : split, n_subjects, n_events, event_rate and other statistics. Where subjects have several rows, of which
+        the events are counted, also n_subjects_with_event, by which it is judged whether they are of a few
     """
-    subjects, events = summary["n_subjects"].to_list(), summary["n_events"].to_list()
-    hidden = [is_small(d) or is_small(n - d) for n, d in zip(subjects, events, strict=True)]
+    has_several = "n_subjects_with_event" in summary.columns
+    of_events = ["n_subjects_with_event", "n_events"] if has_several else ["n_events"]
+    subjects, with_event = summary["n_subjects"].to_list(), summary[of_events[0]].to_list()
+    hidden = [is_small(d) or is_small(n - d) for n, d in zip(subjects, with_event, strict=True)]
     others = [name for name in summary.columns if name not in ("split", "n_subjects", "n_events")]
-    shown = [None if h and not is_small(d) else d for d, h in zip(events, hidden, strict=True)]
     few = pl.Series([is_small(n) for n in subjects])
+    shown = {name: summary[name].to_list() for name in of_events}
+    for row in (row for row, is_hidden in enumerate(hidden) if is_hidden):
+        kept = of_events[:1] if is_small(with_event[row]) else []  # a few are told as such
+        for name in of_events:
+            shown[name][row] = shown[name][row] if name in kept else None
     return summary.with_columns(pl.when(~few).then(pl.col(name)) for name in others).with_columns(
         event_rate=pl.when(~pl.Series(hidden)).then("event_rate"),
         n_subjects=pl.Series(hide_parts(subjects), dtype=pl.String),
-        n_events=pl.Series(hide_small(shown), dtype=pl.String),
+        **{name: pl.Series(hide_small(counts), dtype=pl.String) for name, counts in shown.items()},
     )
 
 

@@ -12,7 +12,7 @@ from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 
 def count_features(store: TokenStore, vocabulary: Vocabulary) -> pl.DataFrame:
-    """One row a subject, in the order of the store.
+    """One row a subject, or where the store has several cutoffs of it one a cutoff, in the order of the store.
 
     Returns
     -------

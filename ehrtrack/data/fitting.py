@@ -1,7 +1,7 @@
 """Fitting a vocabulary on training subjects, and its coverage: counted shard by shard, then added up.
 
 What a shard counts depends on the shard alone, and the sums on no order, so any number of shards, workers and
-machines comes to the same vocabulary.
+machines comes to the same vocabulary. Of a subject with several cutoffs each event is counted once, up to the last.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.data.cutoffs import latest
 from ehrtrack.data.events import MedsDataset, fingerprint_of
 from ehrtrack.data.histories import Histories, Ints, distinct, read_shard, run_starts, subject_numbers
 from ehrtrack.data.settings import VocabularyConfig
@@ -51,7 +52,7 @@ def fit_vocabulary(
     groups = read_groups(config.groups) if config.groups else {}
     exclude = NEVER_TOKENS + config.exclude
     if config.n_value_bins > 1:
-        training = cutoffs.filter(pl.col("split") == "train")
+        training = latest(cutoffs.filter(pl.col("split") == "train"))
         key = fingerprint_of("values", training, exclude)
         function = partial(_count_values, cutoffs=work.share(training, key), exclude=exclude)
         edges = value_edges(map(read_kept, work.tables(dataset, function, "values", key)), config)
@@ -300,6 +301,7 @@ def _name_counts(
     groups: dict[str, str],
     work: ShardWork,
 ) -> pl.DataFrame:
+    cutoffs = latest(cutoffs)
     key = fingerprint_of("names", cutoffs, edges, exclude, groups)
     function = partial(_count_names, cutoffs=work.share(cutoffs, key), edges=edges, exclude=exclude, groups=groups)
     return add_counts(map(read_kept, work.tables(dataset, function, "names", key)))

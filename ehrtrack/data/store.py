@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.data.cutoffs import check_different, has_several, one_history_a_cutoff, row_keys
 from ehrtrack.data.events import BIRTH, DEATH, MedsDataset, fingerprint_of
 from ehrtrack.data.histories import NO_TIME, Ints, read_shard, subject_numbers, times_us
 from ehrtrack.data.settings import SplitConfig, VisitConfig
@@ -42,9 +43,12 @@ PER_TOKEN = ("token", "age_years", "visit", "gap_days")
 
 @dataclass(frozen=True)
 class TokenStore:
-    """The visit tokens of N subjects, T in all; those of subject i are `offsets[i]:offsets[i + 1]`."""
+    """The visit tokens of N cutoffs, T in all; those of cutoff i are `offsets[i]:offsets[i + 1]`.
 
-    subject_ids: npt.NDArray[np.int64]  # (N,) in the order of the cutoffs
+    A cutoff is a subject at a time. Most stores have one a subject, and there a row and a subject are the same.
+    """
+
+    subject_ids: npt.NDArray[np.int64]  # (N,) in the order of the cutoffs; again where a subject has several
     offsets: npt.NDArray[np.int64]  # (N + 1,)
     token: npt.NDArray[np.int32]  # (T,) vocabulary index
     age_years: npt.NDArray[np.float32]  # (T,) age at the visit; 0 for static facts
@@ -68,8 +72,10 @@ class TokenStore:
         Raises
         ------
         DataError
-            If a subject is not in the store.
+            If a subject is not in the store, or subjects have several rows.
         """
+        if has_several(pl.DataFrame({"subject_id": self.subject_ids})):
+            raise DataError("subjects have several rows in this token store; ask for them by their numbers")
         wanted = np.asarray(subject_ids, dtype=np.int64)
         order = np.argsort(self.subject_ids, kind="stable")
         position = np.searchsorted(self.subject_ids, wanted, sorter=order)
@@ -93,10 +99,12 @@ def build_store(
 ) -> TokenStore:
     """Tokenise the subjects of `cutoffs` (columns subject_id, cutoff), or open the folder where it was done.
 
+    A subject may have several cutoffs; each has a row of the store, in the order of `cutoffs`.
+
     Raises
     ------
     DataError
-        If a subject appears twice, lies in two shards, or has no birth at or before its cutoff.
+        If a subject has a cutoff twice, lies in two shards, or has no birth at or before its cutoff.
     """
     everything = ShardWork(cache_dir, work.engine) if work else ShardWork(cache_dir)
     store = tokenise_slice(dataset, cutoffs, vocabulary, visits, cache_dir, everything)
@@ -123,9 +131,7 @@ def tokenise_slice(
         As `build_store`, when the parts are joined.
     """
     table = cutoffs.select(pl.col("subject_id").cast(pl.Int64), pl.col("cutoff").cast(pl.Datetime("us")))
-    if table["subject_id"].is_duplicated().any():
-        first = table.filter(pl.col("subject_id").is_duplicated())["subject_id"][0]
-        raise DataError(f"subject {first} has more than one cutoff; give one a subject")
+    check_different(table)
     made_from = {
         "format": FORMAT,
         "dataset": dataset.fingerprint(),
@@ -261,7 +267,7 @@ def _keep_part(
     if file.is_file():  # another machine may have done it since
         return
     events = read_shard(shard, has_visit_ids=visits.unit == "encounter")
-    tokens = visit_tokens(events, pl.read_ipc(cutoffs), vocabulary, visits)
+    tokens = visit_tokens(*one_history_a_cutoff(events, pl.read_ipc(cutoffs)), vocabulary, visits)
     with written_aside(file) as aside, aside.open("wb") as out:
         for array in vars(tokens).values():
             np.save(out, array)
@@ -285,15 +291,16 @@ def _join(folder: Path, files: list[Path], cutoffs: pl.DataFrame, meta: dict[str
 
 
 def _join_subjects(files: list[Path], cutoffs: pl.DataFrame) -> tuple[dict[str, npt.NDArray[np.generic]], list[Ints]]:
-    """The arrays with an entry a subject, in the order of the cutoffs; and the rows of each part's subjects."""
+    """The arrays with an entry a cutoff, in the order of the cutoffs; and the rows of each part's cutoffs."""
     subject_ids, cutoff_us = cutoffs["subject_id"].to_numpy(), times_us(cutoffs["cutoff"])
+    keys = row_keys(cutoffs)
     n_tokens = np.zeros(len(cutoffs), dtype=np.int64)
     birth_us, last_visit_us = np.full(len(cutoffs), NO_TIME), np.full(len(cutoffs), NO_TIME)
     part_of = np.full(len(cutoffs), -1)
     rows = []
     for number, file in enumerate(files):
-        subjects_of_part, *of_subject = _read_part(file, 4)
-        row, _ = subject_numbers(subjects_of_part, subject_ids)
+        keys_of_part, *of_subject = _read_part(file, 4)
+        row, _ = subject_numbers(keys_of_part, keys)
         if (part_of[row] >= 0).any():
             twice = row[part_of[row] >= 0][0]
             raise DataError(_in_two_shards(subject_ids[twice], [files[part_of[twice]], file]))

@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def timing_features(store: TokenStore, vocabulary: Vocabulary) -> pl.DataFrame:
-    """One row a subject, in the order of the store. What a subject does not have is missing (NaN).
+    """One row a row of the store, in its order. What a subject does not have is missing (NaN).
 
     Returns
     -------

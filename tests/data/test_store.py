@@ -203,8 +203,8 @@ def test_rows_are_found_in_the_order_asked_for(make_dataset, tmp_path):
         store.rows([1, 9, 0])
 
 
-def test_subject_with_two_cutoffs_is_refused(make_dataset, tmp_path):
-    with pytest.raises(DataError, match="subject 1 has more than one cutoff"):
+def test_the_same_cutoff_of_a_subject_twice_is_refused(make_dataset, tmp_path):
+    with pytest.raises(DataError, match="subject 1 has the cutoff 2020-02-01 00:00:00 more than once"):
         build_store(make_dataset(ROWS), cutoffs(1, 2, 1), VOCABULARY, VisitConfig(), tmp_path)
 
 
