@@ -123,4 +123,5 @@ def labelled_batches(subjects: Labelled[TokenHistories], batch_tokens: int, shuf
     days, is_event = np.ones(len(histories.store)), np.zeros(len(histories.store), dtype=bool)
     days[histories.rows], is_event[histories.rows] = subjects.follow_up_days, subjects.is_event
     batches = histories_in_batches(histories, batch_tokens)
-    return replace(batches, outcomes=Outcomes(days, is_event), shuffle_seed=shuffle_seed)
+    outcomes = Outcomes(days, is_event, subject=np.asarray(histories.store.subject_ids))
+    return replace(batches, outcomes=outcomes, shuffle_seed=shuffle_seed)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.data.batch import Outcomes
 from ehrtrack.evaluation.metric_table import interval_text
 from ehrtrack.evaluation.report import Report
 from ehrtrack.survival.competing_risks import aalen_johansen, cause_c_index, cause_c_index_interval
@@ -25,8 +26,7 @@ SCHEMA: dict[str, type[pl.DataType]] = {
 
 def score_causes(
     incidence: npt.NDArray[np.float64],
-    follow_up_days: npt.NDArray[np.float64],
-    cause: npt.NDArray[np.int64],
+    outcomes: Outcomes,
     *,
     horizon_days: float,
     seed: int,
@@ -36,21 +36,23 @@ def score_causes(
     Parameters
     ----------
     incidence : (B, R, K + 1) predicted, at the edges of the time grid
-    follow_up_days : (B,)
-    cause : (B,) from 1; 0 for the censored
+    outcomes : of B rows, with the cause of each, from 1; 0 for the censored
 
     Returns
     -------
     The metrics ``c_index_cause_1`` and so on, and the table ``causes``: cause, c_index, lower, upper, predicted (mean
     cumulative incidence at the horizon), observed (Aalen-Johansen), left_out (why there is no C-index or no interval).
     """
+    assert outcomes.cause is not None
     report, rows = Report(), []
+    follow_up_days, cause = outcomes.follow_up_days, outcomes.cause
+    drawn_interval = partial(cause_c_index_interval, seed=seed, subject=outcomes.subject)
     for number in range(1, incidence.shape[1] + 1):
         at_horizon = incidence[:, number - 1, -1]
         name = f"c_index_cause_{number}"
         of_cause = (at_horizon, follow_up_days, cause)
         estimate = report.measure(name, partial(cause_c_index, *of_cause, of=number))
-        interval = report.measure(name, partial(cause_c_index_interval, *of_cause, of=number, seed=seed))
+        interval = report.measure(name, partial(drawn_interval, *of_cause, of=number))
         for value in (estimate, interval):
             report.add({} if value is None else {name: value})
         scores = [report.metrics.get(f"{name}{bound}") for bound in ("", "_lower", "_upper")]

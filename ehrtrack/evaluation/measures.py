@@ -114,7 +114,7 @@ def _c_index(split: Split, context: Context) -> Found:
 
 @measure("c_index_interval", is_of_validation=True)
 def _c_index_interval(split: Split, context: Context) -> Found:
-    return {"c_index": c_index_interval(*split.observed, **context.resampling)}
+    return {"c_index": c_index_interval(*split.observed, **context.resampling, subject=split.outcomes.subject)}
 
 
 @measure("ibs", is_of_validation=True)
@@ -135,7 +135,8 @@ def _ibs_skill(split: Split, context: Context) -> Found:
 def _log_likelihood_gain(split: Split, context: Context) -> Found:
     """Mean log-likelihood over that of the training subjects' curve, in nats a subject."""
     days, event = split.outcomes.follow_up_days, split.outcomes.is_event
-    return {"log_likelihood_gain": likelihood_gain(split.survival, split.population, split.grid, days, event)}
+    gain = likelihood_gain(split.survival, split.population, split.grid, days, event, subject=split.outcomes.subject)
+    return {"log_likelihood_gain": gain}
 
 
 @measure("uno_c")
@@ -220,7 +221,7 @@ def _calibration_at(split: Split, day: float) -> Report:
 
     def groups() -> Found:
         follow_up.require_both(day)
-        table = calibration_table(risk, follow_up.days, follow_up.is_event, horizon_days=day)
+        table = calibration_table(risk, follow_up.days, follow_up.is_event, horizon_days=day, subject=follow_up.subject)
         return {"calibration": table.select(pl.lit(day).alias("horizon_days"), "*")}
 
     def smooth() -> Found:
@@ -308,18 +309,18 @@ def _oracle(split: Split, context: Context) -> Found:
     if context.true_risk is None:
         return {}
     risk, days, event = split.observed
+    subject = split.outcomes.subject
     return {
-        "oracle_c_index": c_index_interval(context.true_risk, days, event, **context.resampling),
-        "attainable": attainable_interval(risk, context.true_risk, days, event, **context.resampling),
+        "oracle_c_index": c_index_interval(context.true_risk, days, event, **context.resampling, subject=subject),
+        "attainable": attainable_interval(risk, context.true_risk, days, event, **context.resampling, subject=subject),
     }
 
 
 @measure("causes")
 def _causes(split: Split, context: Context) -> Found:
-    days, cause = split.outcomes.follow_up_days, split.outcomes.cause
-    if split.incidence is None or cause is None:
+    if split.incidence is None or split.outcomes.cause is None:
         return {}
-    return score_causes(split.incidence, days, cause, horizon_days=split.horizon_days, seed=context.seed)
+    return score_causes(split.incidence, split.outcomes, horizon_days=split.horizon_days, seed=context.seed)
 
 
 def _thinned(table: pl.DataFrame, n_points: int = 400) -> pl.DataFrame:

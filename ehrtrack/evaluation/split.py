@@ -70,7 +70,10 @@ class Split:
     def follow_up(self) -> FollowUp:
         """Follow-up by the rule for ties, and no longer than that of the training subjects."""
         training, outcomes = self.training, self.outcomes
-        return FollowUp.of(training.follow_up_days, training.is_event, outcomes.follow_up_days, outcomes.is_event)
+        return FollowUp.of(
+            *(training.follow_up_days, training.is_event, outcomes.follow_up_days, outcomes.is_event),
+            subject=outcomes.subject,
+        )
 
     @cached_property
     def population(self) -> FloatArray:

@@ -113,11 +113,7 @@ class CompetingRisks(OutcomeObjective[Score]):
         """Loss; C-index and IBS of any cause; the C-index of each cause, and their mean with its standard error."""
         survival = np.concatenate([score.survival for score in scores])
         incidence = np.concatenate([score.incidence for score in scores])
-        outcomes = Outcomes(
-            np.concatenate([score.outcomes.follow_up_days for score in scores]),
-            np.concatenate([score.outcomes.is_event for score in scores]),
-            np.concatenate([_causes(score.outcomes) for score in scores]),
-        )
+        outcomes = Outcomes.joined([score.outcomes for score in scores])
         any_cause = score_survival(survival, self.grid, self.training, outcomes)
         by_cause = self.score_causes(incidence, outcomes)
         return named(
@@ -133,10 +129,10 @@ class CompetingRisks(OutcomeObjective[Score]):
     def _resampled_mean(self, incidence: Floats, outcomes: Outcomes) -> Floats:
         """(S,) mean of the causes' C-indices in each of S resamples, NaN where a cause has none."""
         days, cause = outcomes.follow_up_days, _causes(outcomes)
-        causes = range(1, self.n_causes + 1)
+        draw = {"n_resamples": FEWER_RESAMPLES, "seed": 0}
         resampled = [
-            resampled_cause_c_index(incidence[:, r - 1, -1], days, cause, of=r, n_resamples=FEWER_RESAMPLES, seed=0)
-            for r in causes
+            resampled_cause_c_index(incidence[:, r - 1, -1], days, cause, of=r, subject=outcomes.subject, **draw)
+            for r in range(1, self.n_causes + 1)
         ]
         mean: Floats = np.mean(resampled, axis=0)
         return mean

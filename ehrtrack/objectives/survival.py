@@ -118,14 +118,16 @@ class Survival(OutcomeObjective[Score]):
     def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
         """Loss, C-index of the risk at the horizon with its standard error, and integrated Brier score."""
         curves = np.concatenate([score.survival for score in scores])
-        outcomes = Outcomes(
-            np.concatenate([score.outcomes.follow_up_days for score in scores]),
-            np.concatenate([score.outcomes.is_event for score in scores]),
-        )
+        outcomes = Outcomes.joined([score.outcomes for score in scores])
         loss = sum(score.loss * len(score.survival) for score in scores) / len(curves)
         metrics = score_survival(curves, self.grid, self.training, outcomes)
         resampled = resampled_c_index(
-            1 - curves[:, -1], outcomes.follow_up_days, outcomes.is_event, n_resamples=FEWER_RESAMPLES, seed=0
+            1 - curves[:, -1],
+            outcomes.follow_up_days,
+            outcomes.is_event,
+            n_resamples=FEWER_RESAMPLES,
+            seed=0,
+            subject=outcomes.subject,
         )
         return named(
             VALIDATION,

@@ -36,6 +36,7 @@ def attainable_interval(
     *,
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
+    subject: npt.ArrayLike | None = None,
 ) -> Interval:
     """Share of the attainable, with its percentile interval over resampled subjects.
 
@@ -45,9 +46,10 @@ def attainable_interval(
     ----------
     risk, true_risk : (B,) of the model and of the oracle
     follow_up_days, is_event : (B,)
+    subject : (B,) whose row each is; None where each is of another
     """
     of_model, of_oracle = (
-        resampled_c_index(values, follow_up_days, is_event, n_resamples=n_resamples, seed=seed)
+        resampled_c_index(values, follow_up_days, is_event, n_resamples=n_resamples, seed=seed, subject=subject)
         for values in (risk, true_risk)
     )
     share = share_of_attainable(c_index(risk, follow_up_days, is_event), c_index(true_risk, follow_up_days, is_event))

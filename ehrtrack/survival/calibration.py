@@ -59,6 +59,7 @@ def calibration_table(
     *,
     horizon_days: float,
     n_groups: int = 10,
+    subject: npt.NDArray[np.int64] | None = None,
 ) -> pl.DataFrame:
     """Mean predicted risk and observed Kaplan-Meier risk at the horizon, for groups of rising predicted risk.
 
@@ -68,6 +69,7 @@ def calibration_table(
     follow_up_days, is_event : (B,)
     horizon_days : the horizon of the prediction
     n_groups : the most groups; tied risks stay together, so there can be fewer
+    subject : (B,) whose row each is, where subjects have several: of these are the counts, and of those with an event
 
     Returns
     -------
@@ -88,15 +90,15 @@ def calibration_table(
         )
     # Groups of about one subject would have no Kaplan-Meier estimate worth the name.
     group = risk_groups(scores, min(n_groups, scores.size // MIN_GROUP_SUBJECTS))
-    rows = []
+    person, rows = np.arange(scores.size) if subject is None else subject, []
     for number in range(group.max() + 1):
         members = group == number
         observed, lower, upper = observed_risk(days[members], event[members], horizon_days)
         rows.append(
             {
                 "group": number + 1,
-                "n_subjects": int(members.sum()),
-                "n_events": int((event[members] & (days[members] <= horizon_days)).sum()),
+                "n_subjects": len(np.unique(person[members])),
+                "n_events": len(np.unique(person[members & event & (days <= horizon_days)])),
                 "predicted": float(scores[members].mean()),
                 "observed": observed,
                 "lower": lower,

@@ -52,12 +52,14 @@ class FollowUp:
     is_event : (B,) bool
     train_days, train_is_event : (N,) of the training subjects, by whose Kaplan-Meier estimate of the censoring
         G(t) = P(C >= t) the evaluated are weighted (Uno et al. 2011; Graf et al. 1999)
+    subject : (B,) whose row each of the evaluated is, where subjects have several; None where each is of another
     """
 
     days: FloatArray
     is_event: BoolArray
     train_days: FloatArray
     train_is_event: BoolArray
+    subject: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def of(
@@ -66,6 +68,8 @@ class FollowUp:
         train_is_event: npt.ArrayLike,
         follow_up_days: npt.ArrayLike,
         is_event: npt.ArrayLike,
+        *,
+        subject: npt.NDArray[np.int64] | None = None,
     ) -> FollowUp:
         """Check the follow-up of training and evaluated subjects, and apply the rule for ties."""
         _, train_days, train_event = checked_predictions(
@@ -77,7 +81,7 @@ class FollowUp:
         train_days = censored_after_events(train_days, train_event)
         moved = censored_after_events(days, event)
         event = event & (moved <= train_days.max())
-        return cls(np.minimum(moved, train_days.max()), event, train_days, train_event)
+        return cls(np.minimum(moved, train_days.max()), event, train_days, train_event, subject)
 
     @property
     def train_surv(self) -> np.ndarray:
@@ -119,7 +123,12 @@ class FollowUp:
 
     def of_members(self, members: BoolArray) -> FollowUp:
         """The same for some of the evaluated subjects (B,)."""
-        return replace(self, days=self.days[members], is_event=self.is_event[members])
+        subject = None if self.subject is None else self.subject[members]
+        return replace(self, days=self.days[members], is_event=self.is_event[members], subject=subject)
+
+    def n_people(self, members: BoolArray) -> int:
+        """How many different subjects there are among some of the rows (B,)."""
+        return int(members.sum()) if self.subject is None else len(np.unique(self.subject[members]))
 
     def weights_at(self, horizon_days: float) -> FloatArray:
         """(B,) 1 / G: of an event at its day, of those outliving the horizon at the horizon; 0 for the censored.

@@ -154,18 +154,32 @@ def cause_c_index(incidence: npt.ArrayLike, follow_up_days: FloatArray, cause: I
 
 
 def cause_c_index_interval(
-    incidence: npt.ArrayLike, follow_up_days: FloatArray, cause: IntArray, *, of: int, seed: int = 0
+    incidence: npt.ArrayLike,
+    follow_up_days: FloatArray,
+    cause: IntArray,
+    *,
+    of: int,
+    seed: int = 0,
+    subject: IntArray | None = None,
 ) -> Interval:
-    """`cause_c_index` with its percentile interval over resampled subjects."""
-    return c_index_interval(incidence, _days_without_end(follow_up_days, cause, of), cause == of, seed=seed)
+    """`cause_c_index` with its percentile interval over resampled subjects; `subject` as in `c_index_interval`."""
+    days = _days_without_end(follow_up_days, cause, of)
+    return c_index_interval(incidence, days, cause == of, seed=seed, subject=subject)
 
 
 def resampled_cause_c_index(
-    incidence: npt.ArrayLike, follow_up_days: FloatArray, cause: IntArray, *, of: int, n_resamples: int, seed: int
+    incidence: npt.ArrayLike,
+    follow_up_days: FloatArray,
+    cause: IntArray,
+    *,
+    of: int,
+    n_resamples: int,
+    seed: int,
+    subject: IntArray | None = None,
 ) -> FloatArray:
     """(S,) `cause_c_index` in each of S resamples of subjects, NaN without a comparable pair."""
     days = _days_without_end(follow_up_days, cause, of)
-    return resampled_c_index(incidence, days, cause == of, n_resamples=n_resamples, seed=seed)
+    return resampled_c_index(incidence, days, cause == of, n_resamples=n_resamples, seed=seed, subject=subject)
 
 
 def aalen_johansen(follow_up_days: FloatArray, cause: IntArray, *, of: int, by_day: float) -> float:

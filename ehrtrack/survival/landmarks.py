@@ -19,7 +19,7 @@ class AtLandmark:
 
     Attributes
     ----------
-    subject : (B,) identifiers, each once; a subject has the same one at every landmark
+    subject : (B,) identifiers; a subject has the same one at every landmark, and at each of its index dates
     risk, follow_up_days, is_event : (B,) from the landmark on, as in `metrics.c_index`
     """
 

@@ -46,19 +46,31 @@ def likelihood_gain(
     grid: TimeGrid,
     follow_up_days: FloatArray,
     is_event: npt.NDArray[np.bool_],
+    *,
+    subject: npt.NDArray[np.int64] | None = None,
 ) -> Interval:
-    """Mean log-likelihood of the curves less that of the population's curve, in nats a subject.
+    """Mean log-likelihood of the curves less that of the population's curve, in nats a row.
 
-    The interval is the normal one of a mean of paired differences.
+    The interval is the normal one of a mean of paired differences. Where subjects have several rows it is that of a
+    ratio of the subjects' sums to their numbers of rows (Cochran 1977, Sampling Techniques, section 2.11).
 
     Parameters
     ----------
     survival : (B, K + 1) of the model
     population : (K + 1,) Kaplan-Meier curve of the training subjects at the edges
+    subject : (B,) whose row each is; None where each is of another
     """
     everybody = np.tile(population, (len(survival), 1))
     gain = log_likelihood(survival, grid, follow_up_days, is_event)
     gain = gain - log_likelihood(everybody, grid, follow_up_days, is_event)
-    half = NORMAL_95 * float(gain.std(ddof=1)) / np.sqrt(len(gain)) if len(gain) > 1 else np.inf
     mean = float(gain.mean())
+    parts = gain if subject is None else mean + _residuals_of_subjects(gain - mean, subject)
+    half = NORMAL_95 * float(parts.std(ddof=1)) / np.sqrt(len(parts)) if len(parts) > 1 else np.inf
     return Interval(mean, mean - half, mean + half)
+
+
+def _residuals_of_subjects(residual: FloatArray, subject: npt.NDArray[np.int64]) -> FloatArray:
+    """(S,) sums of the residuals (B,) of each subject, over the mean number of rows a subject."""
+    sums = np.bincount(np.unique(subject, return_inverse=True)[1], weights=residual).astype(np.float64)
+    scaled: FloatArray = sums * len(sums) / len(residual)
+    return scaled

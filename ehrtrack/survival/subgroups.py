@@ -45,7 +45,8 @@ class SubgroupReport:
 
     Attributes
     ----------
-    table : a row a group, by `SUBGROUP_SCHEMA`; a number without a value is null, and ``left_out`` says why
+    table : a row a group, by `SUBGROUP_SCHEMA`; a number without a value is null, and ``left_out`` says why. Counts are
+        of different subjects, and of those with an event
     gaps : a row an attribute, by `GAP_SCHEMA`: the C-index of its best group minus that of its worst. The two are
         chosen on the same subjects, so among many groups some gap is always found: only an interval that excludes 0 by
         much is a finding. Attributes with fewer than two scored groups are not in it
@@ -81,12 +82,13 @@ def score_subgroups(
             members = (of_subject == name).to_numpy()
             # Groups are drawn independently of each other, the same group always alike.
             draw = {"n_resamples": n_resamples, "seed": seed + len(rows)}
-            row: dict[str, object] = {"attribute": attribute, "group": name, "n_subjects": int(members.sum())}
+            row: dict[str, object] = {"attribute": attribute, "group": name, "n_subjects": follow_up.n_people(members)}
             try:
                 row |= _score(scores[members], follow_up.of_members(members), horizon_days, resampled, name, draw)
             except NotMeasurable as error:
                 row["left_out"] = str(error)
-            rows.append(row | {"n_events": int(follow_up.has_event_by(horizon_days)[members].sum())})
+            has_event = members & follow_up.has_event_by(horizon_days)
+            rows.append(row | {"n_events": follow_up.n_people(has_event)})
         if len(resampled) > 1:
             gaps.append({"attribute": attribute} | _gap(resampled))
     return SubgroupReport(pl.DataFrame(rows, schema=SUBGROUP_SCHEMA), pl.DataFrame(gaps, schema=GAP_SCHEMA))
@@ -100,10 +102,10 @@ def _score(
     name: str,
     draw: dict[str, int],
 ) -> dict[str, object]:
-    n_events = int(group.has_event_by(horizon_days).sum())
+    n_events = group.n_people(group.has_event_by(horizon_days))
     if n_events < MIN_GROUP_EVENTS:
         raise NotMeasurable(f"{n_events} events, fewer than {MIN_GROUP_EVENTS}")
-    c_indices = resampled_c_index(scores, group.days, group.is_event, **draw)
+    c_indices = resampled_c_index(scores, group.days, group.is_event, subject=group.subject, **draw)
     c_of_group = percentile_interval(c_index(scores, group.days, group.is_event), c_indices)
     resampled[name] = c_of_group.estimate, c_indices
     return {

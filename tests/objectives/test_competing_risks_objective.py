@@ -69,12 +69,14 @@ def test_each_cause_is_learned_from_its_own_code(tmp_path: Path) -> None:
     assert found.incidence is not None
     np.testing.assert_allclose(found.survival + found.incidence.sum(axis=1), 1, atol=1e-6)
     days, cause = outcomes.follow_up_days[test], outcomes.cause[test]
-    report = score_causes(found.incidence, days, cause, horizon_days=HORIZON, seed=0)
+    report = score_causes(found.incidence, Outcomes(days, cause > 0, cause), horizon_days=HORIZON, seed=0)
     table = report.tables["causes"]
     assert report.metrics["c_index_cause_1"] == pytest.approx(result.kept["val/c_index_cause_1"])
     np.testing.assert_allclose(table["predicted"], table["observed"], atol=0.12)
     swapped = np.array([0, 2, 1])[cause]
-    wrong = score_causes(found.incidence, days, swapped, horizon_days=HORIZON, seed=0).tables["causes"]
+    wrong = score_causes(found.incidence, Outcomes(days, swapped > 0, swapped), horizon_days=HORIZON, seed=0).tables[
+        "causes"
+    ]
     assert (wrong["c_index"] < 0.5).all()  # the code of one cause says nothing good of the other
 
 
