@@ -230,7 +230,9 @@ def parse_config(table: Mapping[str, Any], *, objective: str = "survival") -> Ru
         if not isinstance(found, Mapping):
             raise ConfigError(f"config key {section!r} is {found!r}, and a table is needed; write {section}.name")
         given = dict(found)
-        settings = plugins.settings(package, str(given.setdefault("name", defaults[section])))
+        if defaults[section] != "survival":  # that one stays unnamed: labels of classes settle for another
+            given.setdefault("name", defaults[section])
+        settings = plugins.settings(package, str(given.get("name", defaults[section])))
         values[section] = _validate(settings, given, prefix=section)
     config = _validate(RunConfig, values)
     assert isinstance(config, RunConfig)

@@ -15,7 +15,7 @@ import polars as pl
 
 from ehrtrack.data.events import MedsDataset
 from ehrtrack.data.histories import check_times, times_us
-from ehrtrack.data.tables import open_tables
+from ehrtrack.data.tables import open_table, open_tables, parts_of
 from ehrtrack.data.visits import MICROSECONDS_PER_DAY
 from ehrtrack.errors import DataError
 
@@ -28,10 +28,26 @@ CAUSE = "cause"
 """An optional column: which of several causes ended the follow-up, from 1; 0 for the censored."""
 ANY_CAUSE = "any"
 """In predictions, which have a column `cause` where there are several: what a risk of any of them is called."""
+NUMBER = "prediction_number"
+"""A column of predictions where subjects have several prediction times: which of a subject's they are of, the first
+being 1. Logged predictions have no dates, and go by it."""
 TIME_FORMATS = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f")
 MEDS_VALUES = ("boolean_value", "integer_value", "float_value", "categorical_value")
 """Columns of MEDS's schema of labels. The last two are of what no objective here foretells."""
 TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
+def tells_when(path: Path) -> bool:
+    """Whether labels tell when the outcome comes, and not only whether, by their columns.
+
+    Raises
+    ------
+    DataError
+        If they cannot be read.
+    """
+    need = f"{NEED}, {OUTCOMES}"
+    first = parts_of(path, need)[0][0] if path.is_dir() else path
+    return not {"follow_up_days", "censor_time"}.isdisjoint(open_table(first, need).columns)
 
 
 def read_labels(path: Path, dataset: MedsDataset, *, needs_outcome: bool = True) -> pl.DataFrame:
@@ -125,8 +141,21 @@ def _check_once(labels: pl.DataFrame, path: Path) -> None:
         )
 
 
+def with_numbers(times: pl.DataFrame) -> pl.DataFrame:
+    """Rows of subjects at prediction times with `NUMBER` where a subject has several, else as they are.
+
+    Parameters
+    ----------
+    times : subject_id, prediction_time and any other columns, in any order
+    """
+    if not times["subject_id"].is_duplicated().any():
+        return times
+    number = pl.col("prediction_time").rank("ordinal").over("subject_id").cast(pl.Int64)
+    return times.with_columns(number.alias(NUMBER))
+
+
 def of_any_cause(predictions: pl.DataFrame) -> pl.DataFrame:
-    """One row a subject: of predictions that tell causes apart, the risk of any of them."""
+    """One row a subject and prediction time: of predictions that tell causes apart, the risk of any of them."""
     if CAUSE not in predictions.columns:
         return predictions
     return predictions.filter(pl.col(CAUSE) == ANY_CAUSE)

@@ -71,12 +71,7 @@ def open_tables(path: Path, need: str) -> pl.DataFrame:
     """
     if not path.is_dir():
         return open_table(path, need)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    parts = [file for file in files if file.suffix in (".parquet", ".csv") and not _is_hidden(file.relative_to(path))]
-    others = [str(file.relative_to(path)) for file in files if file not in parts]
-    if not parts:
-        found = _listed(others) or "no file"
-        raise DataError(f"the folder {path} holds no *.parquet or *.csv (it has {found}); {need}")
+    parts, others = parts_of(path, need)
     if others:
         print(f"{path}: not read as parts of the table: {_listed(others)}", flush=True)
     tables = [open_table(part, need) for part in parts]
@@ -86,6 +81,17 @@ def open_tables(path: Path, need: str) -> pl.DataFrame:
     for name in tables[0].columns:
         _check_kinds(name, [table[name] for table in named], parts)
     return pl.concat(named, how="vertical_relaxed")
+
+
+def parts_of(folder: Path, need: str) -> tuple[list[Path], list[str]]:
+    """The files of a folder that are parts of one table, and the names of the others; as in `open_tables`."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    parts = [file for file in files if file.suffix in (".parquet", ".csv") and not _is_hidden(file.relative_to(folder))]
+    others = [str(file.relative_to(folder)) for file in files if file not in parts]
+    if not parts:
+        found = _listed(others) or "no file"
+        raise DataError(f"the folder {folder} holds no *.parquet or *.csv (it has {found}); {need}")
+    return parts, others
 
 
 def _is_hidden(relative: Path) -> bool:

@@ -106,6 +106,8 @@ METRICS: dict[str, Metric] = {
         Metric(key="ibs", title="IBS", long_title="integrated Brier score", better="lower", form=".4f",
             shown={"progress": (VALIDATION,), "headline": (TEST,), "compare": (TEST,), "frontier": (TEST,),
                 "ui": (TEST,)}),
+        Metric(key="brier", title="Brier score", better="lower", form=".4f", tasks=("classification",),
+            splits=(VALIDATION,)),
         Metric(key="calibration_slope", title="calibration slope", better="nearer 1", form=".2f", has_interval=True,
             splits=(TEST,), shown={"frontier": (TEST,)}),
         Metric(key="ici", title="ICI", long_title="integrated calibration index", better="nearer 0", splits=(TEST,),

@@ -1,9 +1,10 @@
-"""Whether the outcome comes within the cohort's horizon: one probability a subject.
+"""Whether the outcome comes: within the cohort's horizon, or where labels are classes, at all. One probability a row.
 
 A subject that was censored before the horizon has no known class. To leave it out would keep the early events and drop
 the long followed, so the others stand in for it: each known class is weighted by one over the probability, among the
 training subjects, of being followed as long (inverse probability of censoring weights, Graf et al. 1999). This holds
-where censoring does not depend on the outcome; `survival` uses the censored subjects' own follow-up.
+where censoring does not depend on the outcome; `survival` uses the censored subjects' own follow-up. Where labels are
+classes everybody's is known: all weigh 1, and there are no days by which an error could be integrated.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from ehrtrack.objectives.survival import (
 )
 from ehrtrack.runlog import VALIDATION, Task, named
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, resampled_auc
+from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.time_grid import TimeGrid
 
 Floats = npt.NDArray[np.float64]
@@ -54,6 +56,7 @@ class Classification(OutcomeObjective[Score]):
     ----------
     grid : one interval up to the horizon, so that the risk is read as survival models' is
     prevalence : share with the outcome by the horizon, by Kaplan-Meier in the training subjects
+    has_days : False where labels are classes, and everybody is followed for as long
     """
 
     Config = ClassificationConfig
@@ -67,6 +70,7 @@ class Classification(OutcomeObjective[Score]):
         self.training = training
         self.grid = TimeGrid((0.0, horizon_days)).timed_by(training.follow_up_days, training.is_event)
         self.censoring = Censoring(training, horizon_days)
+        self.has_days = bool(np.ptp(training.follow_up_days) > 0)
         self.prevalence = float(1 - baseline_survival(training, self.grid)[-1])
         if not 0 < self.prevalence < 1:
             raise DataError(
@@ -104,20 +108,16 @@ class Classification(OutcomeObjective[Score]):
 
     def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
         """Loss beside that of the prevalence for everybody, AUROC with its standard error, AUPRC, Brier score at the
-        horizon, the confusion matrix, C-index and IBS.
+        horizon, the confusion matrix, C-index and, where there are days, IBS.
 
         All are weighted for censoring, but for the four counts, which are of the subjects whose class is known, and
         Harrell's C-index.
         """
         logits = torch.from_numpy(np.concatenate([score.logits for score in scores]))
-        outcomes = Outcomes(
-            np.concatenate([score.outcomes.follow_up_days for score in scores]),
-            np.concatenate([score.outcomes.is_event for score in scores]),
-        )
+        outcomes = Outcomes.joined([score.outcomes for score in scores])
         risk = logits.sigmoid().numpy()
         prevalence = torch.full_like(logits, self.prevalence).logit()
-        curves = np.stack([np.ones_like(risk), 1 - risk], axis=1)
-        survival = score_survival(curves, self.grid, self.training, outcomes)
+        survival = self._score_over_time(risk, outcomes)
         return named(
             VALIDATION,
             {
@@ -138,15 +138,23 @@ class Classification(OutcomeObjective[Score]):
             If they have no C-index or no integrated Brier score, or only one class is known.
         """
         risk = np.full(len(outcomes.is_event), self.prevalence)
-        score_survival(np.stack([np.ones_like(risk), 1 - risk], axis=1), self.grid, self.training, outcomes)
+        self._score_over_time(risk, outcomes)
         self.score_classes(risk, outcomes)
+
+    def _score_over_time(self, risk: Floats, outcomes: Outcomes) -> dict[str, float]:
+        """C-index and IBS of N risks; of classes the C-index alone, which is their AUROC."""
+        if not self.has_days:
+            return {"c_index": c_index(risk, outcomes.follow_up_days, outcomes.is_event)}
+        curves = np.stack([np.ones_like(risk), 1 - risk], axis=1)
+        return score_survival(curves, self.grid, self.training, outcomes)
 
     def _resampled_auroc(self, risk: Floats, outcomes: Outcomes) -> Floats:
         """(S,) AUROC in each of S resamples. Those who are known not to have the outcome all weigh alike."""
         weights = self.censoring.weights(outcomes)
-        is_known = weights > 0
+        rows = np.flatnonzero(weights > 0)
+        known, n_resamples = outcomes[rows], FEWER_RESAMPLES
         return resampled_auc(
-            risk[is_known], outcomes.is_event[is_known], weights[is_known], n_resamples=FEWER_RESAMPLES, seed=0
+            risk[rows], known.is_event, weights[rows], n_resamples=n_resamples, seed=0, subject=known.subject
         )
 
     def predict(self, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Predictions:

@@ -12,12 +12,15 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
+from ehrtrack import plugins
 from ehrtrack.config import DataConfig, RunConfig, RuntimeConfig
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.data.cohort import Cohort, build_cohort
+from ehrtrack.data.cutoffs import has_several
 from ehrtrack.data.drift import Seen, events_by_token
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.fitting import count_tokens, coverage, fit_vocabulary, share_known
+from ehrtrack.data.labels import tells_when
 from ehrtrack.data.shards import ShardSlice, ShardWork, open_work
 from ehrtrack.data.splits import SPLITS
 from ehrtrack.data.store import TokenStore, build_store, record_cutoffs, tokenise_slice
@@ -34,6 +37,9 @@ SUBJECTS_AT_ONCE = 10_000
 STORES = "stores"
 """Folder of the token stores in the cache."""
 
+OBJECTIVES_OF_TIME = ("survival", "competing-risks")
+"""Objectives that need to know when the outcome comes."""
+
 LEAST_COVERAGE = 0.5
 """Share of training events that a base model's vocabulary has to know."""
 
@@ -44,6 +50,7 @@ class Records:
 
     Attributes
     ----------
+    store : a row a subject, or where subjects have several prediction times a row each
     rows : rows of the store by split
     coverage : share of events that the vocabulary knows, by split
     seen : codes and values of the training subjects, to which those of later predictions are compared
@@ -112,7 +119,9 @@ def prepare_cohort(config: RunConfig, vocabulary: Vocabulary | None = None) -> C
 def outcomes_of(subjects: pl.DataFrame) -> Outcomes:
     """The labels of subjects of a cohort, row for row."""
     cause = subjects["cause"].to_numpy().copy() if "cause" in subjects.columns else None
-    return Outcomes(subjects["follow_up_days"].to_numpy().copy(), subjects["is_event"].to_numpy().copy(), cause)
+    subject = subjects["subject_id"].to_numpy().copy() if has_several(subjects) else None
+    days, is_event = (subjects[name].to_numpy().copy() for name in ("follow_up_days", "is_event"))
+    return Outcomes(days, is_event, cause, subject)
 
 
 def _open_work(runtime: RuntimeConfig, part: ShardSlice = (1, 1)) -> AbstractContextManager[ShardWork]:
@@ -147,13 +156,18 @@ def _cohort(config: RunConfig) -> tuple[MedsDataset, Cohort]:
         raise ConfigError("this recipe needs a [cohort] table: an index date and an outcome, or a file of labels")
     dataset = open_dataset(config.data.path)
     cohort = build_cohort(dataset, config.cohort, config.data.split)
-    dropped = cohort.attrition.filter(pl.col("n_dropped") > 0)
-    if dropped.height:
-        steps = ", ".join(f"{n:,} not: {step}" for step, n in dropped.select("step", "n_dropped").iter_rows())
-        print(
-            f"of {cohort.attrition['n_subjects'][0]:,} {cohort.attrition['step'][0]} are left out {steps}", flush=True
-        )
+    _print_left_out(cohort.attrition, "n_subjects", "n_dropped", "")
+    if "n_times" in cohort.attrition.columns:
+        _print_left_out(cohort.attrition, "n_times", "n_times_dropped", "prediction times of ")
     return dataset, cohort
+
+
+def _print_left_out(attrition: pl.DataFrame, left: str, dropped: str, of_what: str) -> None:
+    """How many of the first step are not there in the end, and by which steps."""
+    losses = attrition.filter(pl.col(dropped) > 0)
+    if losses.height:
+        steps = ", ".join(f"{n:,} not: {step}" for step, n in losses.select("step", dropped).iter_rows())
+        print(f"of {attrition[left][0]:,} {of_what}{attrition['step'][0]} are left out {steps}", flush=True)
 
 
 def _tokenise(
@@ -171,8 +185,10 @@ def _tokenise(
     store = build_store(dataset, cutoffs, vocabulary, config.data.visits, config.runtime.cache / STORES, work)
     split = cutoffs["split"].to_numpy()
     rows = {name: np.flatnonzero(split == name) for name in SPLITS}
+    n_subjects = cutoffs["subject_id"].n_unique()
+    times = f" at {len(store):,} prediction times" if len(store) > n_subjects else ""
     print(
-        f"{config.data.path}: {len(store):,} subjects "
+        f"{config.data.path}: {n_subjects:,} subjects{times} "
         f"({', '.join(f'{len(rows[name]):,} {name}' for name in SPLITS)}), {len(store.token):,} tokens, "
         f"vocabulary of {len(vocabulary):,}",
         flush=True,
@@ -260,12 +276,37 @@ def check_validation(records: CohortRecords, score: Callable[[Outcomes], object]
 
 
 def settle(config: RunConfig) -> RunConfig:
-    """Set all seeds and the threads; returns the configuration to go on with, which says how many threads.
+    """Set all seeds and the threads; returns the configuration to go on with, which says how many threads, and the
+    objective that fits the labels.
 
-    That number is logged with the run, so that it is resumed with the same one: another number adds up in another
-    order, which shows in the last digits.
+    The number of threads is logged with the run, so that it is resumed with the same one: another number adds up in
+    another order, which shows in the last digits.
     """
     seed_everything(config.runtime)
+    config = with_objective_of_labels(config)
     n_threads = config.runtime.threads or free_threads()
     use_threads(n_threads)
     return config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": n_threads})})
+
+
+def with_objective_of_labels(config: RunConfig) -> RunConfig:
+    """The configuration with objective classification where labels tell classes alone, and no objective was asked for.
+
+    Raises
+    ------
+    ConfigError
+        If an objective was asked for that needs to know when the outcome comes.
+    """
+    labels, objective = None if config.cohort is None else config.cohort.labels, config.objective
+    if labels is None or objective.name not in OBJECTIVES_OF_TIME or tells_when(labels):
+        return config
+    if objective.model_fields_set:
+        asked = ", ".join(f"objective.{name}" for name in sorted(objective.model_fields_set))
+        raise ConfigError(
+            f"objective {objective.name} ({asked} is set) needs to know when the outcome comes, and {labels} tells "
+            "whether it does and not when: set objective.name=classification and leave out what is not of it, or give "
+            "labels with follow_up_days (or censor_time) and is_event"
+        )
+    print(f"{labels} tells whether the outcome comes and not when: the objective is classification", flush=True)
+    settled = plugins.settings("objectives", "classification").model_validate({"name": "classification"})
+    return config.model_copy(update={"objective": settled})
