@@ -7,7 +7,7 @@ from functools import partial
 
 import polars as pl
 
-from ehrtrack.data.labels import of_any_cause
+from ehrtrack.data.labels import NUMBER, of_any_cause
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.benchmark import REFERENCE_MODEL, RunRow, best_first, require_one_cohort
 from ehrtrack.evaluation.report import Report
@@ -50,8 +50,8 @@ def differences(
     Parameters
     ----------
     rows : runs of one cohort
-    predictions : by run id, with columns subject_id, follow_up_days (or follow_up_rank), is_event, risk; runs without
-        are left out
+    predictions : by run id, with columns subject_id, prediction_number (where subjects have several), follow_up_days
+        (or follow_up_rank), is_event, risk; runs without are left out
     reference : a model's name; of several such runs, the best by validation
 
     Returns
@@ -101,18 +101,23 @@ def _require_one_key(rows: Sequence[RunRow]) -> None:
 
 
 def _pairs(run_id: str, base: str, predictions: Mapping[str, pl.DataFrame]) -> tuple[str, pl.DataFrame]:
-    """The column of follow-up, and the outcome with the risks of both runs (risk, other_risk), a row a subject."""
+    """The column of follow-up, and the outcome with the risks of both runs (risk, other_risk), a row a prediction."""
     # A study that names a calendar date logs ranks of days, which order subjects alike (`privacy.Privacy`).
     days = "follow_up_rank" if "follow_up_rank" in predictions[base].columns else "follow_up_days"
     if days not in predictions[run_id].columns:
         raise DataError(f"run {run_id} logged no {days}, which run {base} did; make one of them again")
-    columns = ["subject_id", days, "is_event", "risk"]
-    mine, theirs = (of_any_cause(predictions[name]).select(columns).sort("subject_id") for name in (run_id, base))
-    if not mine["subject_id"].equals(theirs["subject_id"]):
-        unshared = set(mine["subject_id"]) ^ set(theirs["subject_id"])
+    # Of subjects with several prediction times there is a row for each, by its number.
+    keys = ["subject_id", *(name for name in (NUMBER,) if name in predictions[base].columns)]
+    if (NUMBER in keys) != (NUMBER in predictions[run_id].columns):
+        raise DataError(f"of runs {run_id} and {base} one has several predictions a subject; make one of them again")
+    columns = [*keys, days, "is_event", "risk"]
+    mine, theirs = (of_any_cause(predictions[name]).select(columns).sort(keys) for name in (run_id, base))
+    if not mine.select(keys).equals(theirs.select(keys)):
+        unshared = set(mine.select(keys).rows()) ^ set(theirs.select(keys).rows())
+        what = "subjects" if len(keys) == 1 else "prediction times"
         raise DataError(
-            f"runs {run_id} and {base} predict for {mine.height} and {theirs.height} subjects, "
-            f"{len(unshared)} of them in one run alone; a paired difference needs the same subjects in both"
+            f"runs {run_id} and {base} predict for {mine.height} and {theirs.height} {what}, "
+            f"{len(unshared)} of them in one run alone; a paired difference needs the same {what} in both"
         )
     outcome = [days, "is_event"]
     if not mine.select(outcome).equals(theirs.select(outcome)):
@@ -128,4 +133,4 @@ def _paired(
     days, pairs = _pairs(run_id, base, predictions)
     pairs = pairs.sort(days, "is_event", "risk", "other_risk")  # resamples must not depend on what subjects are called
     columns = (pairs[name].to_numpy() for name in ("risk", "other_risk", days, "is_event"))
-    return paired_difference(*columns, n_resamples=n_resamples, seed=seed)
+    return paired_difference(*columns, n_resamples=n_resamples, seed=seed, subject=pairs["subject_id"].to_numpy())

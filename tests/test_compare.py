@@ -168,6 +168,43 @@ def test_runs_that_name_subjects_under_different_keys_are_refused_by_their_keys(
     assert "Set the same EHRTRACK_SUBJECT_SECRET" in str(raised.value)
 
 
+def several(seed: int, noise: float) -> pl.DataFrame:
+    """Five predictions of each of 60 subjects, whose risks are alike: rows of 300 that say as much as 60."""
+    rng = np.random.default_rng(0)
+    risk = np.repeat(rng.normal(size=60), 5)
+    days = np.repeat(rng.exponential(np.exp(-risk[::5])), 5)
+    return pl.DataFrame(
+        {
+            "subject_id": np.repeat([f"{number:032x}" for number in rng.permutation(60)], 5),
+            "prediction_number": np.tile(np.arange(1, 6), 60),
+            "follow_up_days": days,
+            "is_event": np.repeat(rng.random(60) < 0.7, 5),
+            "risk": risk + np.repeat(np.random.default_rng(seed).normal(scale=noise, size=60), 5),
+        }
+    )
+
+
+def test_predictions_at_several_times_are_paired_by_their_numbers_and_drawn_by_subject() -> None:
+    tables = {COX.run_id: several(1, 2.0), LORA.run_id: several(2, 0.1)}
+    found = differences([COX, LORA], tables, n_resamples=200)[LORA.run_id]
+    shuffled = tables | {LORA.run_id: several(2, 0.1).sample(fraction=1, shuffle=True, seed=3)}
+    assert differences([COX, LORA], shuffled, n_resamples=200)[LORA.run_id] == found
+    once = {run_id: table.filter(prediction_number=1) for run_id, table in tables.items()}
+    of_subjects = differences([COX, LORA], once, n_resamples=200)[LORA.run_id]
+    assert found.upper - found.lower == pytest.approx(of_subjects.upper - of_subjects.lower, rel=0.1)
+    columns = [tables[LORA.run_id]["risk"], tables[COX.run_id]["risk"], *several(1, 0)["follow_up_days", "is_event"]]
+    of_rows = paired_difference(*columns, n_resamples=200)
+    assert of_rows.upper - of_rows.lower < 0.6 * (found.upper - found.lower)
+
+
+def test_other_prediction_times_of_the_same_subjects_are_refused() -> None:
+    mine, theirs = several(1, 2.0), several(2, 0.1)
+    with pytest.raises(DataError, match=r"300 and 240 prediction times, 60 of them in one run alone"):
+        differences([COX, LORA], {COX.run_id: theirs.filter(pl.col("prediction_number") < 5), LORA.run_id: mine})
+    with pytest.raises(DataError, match="one has several predictions a subject"):
+        differences([COX, LORA], {COX.run_id: theirs.drop("prediction_number"), LORA.run_id: mine})
+
+
 def test_without_a_reference_there_are_no_differences() -> None:
     assert differences([LORA, FROZEN], {LORA.run_id: predictions(1, 0.1)}) == {}
     assert differences([LORA, COX], {LORA.run_id: predictions(1, 0.1)}) == {}

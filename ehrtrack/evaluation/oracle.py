@@ -47,6 +47,11 @@ def read_true_risk(truth: Path, subject_ids: npt.NDArray[np.int64]) -> npt.NDArr
         If the file cannot be read, or lacks a subject.
     """
     subjects = pl.DataFrame({"subject_id": subject_ids})
+    if subjects["subject_id"].is_duplicated().any():
+        raise DataError(
+            f"{truth} has a true risk a subject, at one index date, and subjects of the labels beside it have several "
+            "prediction times: move the labels to a folder of their own"
+        )
     risks = read_table(truth, ("subject_id", "risk"), "the file of true risks beside cohort.labels")
     found = subjects.join(risks, on="subject_id", how="left", maintain_order="left")
     if n_absent := found["risk"].null_count():

@@ -1,4 +1,4 @@
-"""Predictions as rows: one a subject, or where causes are told apart one a subject and cause."""
+"""Predictions as rows: one a subject and prediction time, or where causes are told apart one for each cause."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import numpy.typing as npt
 import polars as pl
 
 from ehrtrack.data.cohort import Cohort
-from ehrtrack.data.labels import ANY_CAUSE, CAUSE
+from ehrtrack.data.labels import ANY_CAUSE, CAUSE, NUMBER, with_numbers
 from ehrtrack.objectives.base import Predictions
 
 CURVE = pl.List(pl.Float64)
 
 
 def with_predictions(subjects: pl.DataFrame, predictions: Predictions) -> pl.DataFrame:
-    """The N rows of subjects with what a model says of them, row for row.
+    """The N rows of subjects at prediction times with what a model says of them, row for row.
 
     Returns
     -------
     With one outcome: risk (1 - S at the horizon) and survival (list of K + 1, S at the edges of the time grid).
 
-    With R causes: 1 + R rows a subject, told apart by cause: `ANY_CAUSE` in the first and then 1 to R, as text.
+    With R causes: 1 + R rows for each, told apart by cause: `ANY_CAUSE` in the first and then 1 to R, as text.
     risk is the cumulative incidence at the horizon, of any cause 1 - S; incidence (list of K + 1) is its curve, and
     survival, free of all causes, stands in the first row alone.
     """
@@ -47,10 +47,13 @@ def _of_cause(subjects: pl.DataFrame, cause: str, incidence: npt.NDArray[np.floa
 def prediction_table(cohort: Cohort, predictions: Predictions) -> pl.DataFrame:
     """Subjects with outcome and prediction; of a cohort whose labels tell causes apart, which cause each risk is of.
 
-    observed_cause is the label's cause, 0 for the censored.
+    Where subjects have several prediction times, their numbers in the whole cohort are kept. observed_cause is the
+    label's cause, 0 for the censored.
     """
-    subjects = cohort.subjects[predictions.rows].rename({"index_date": "prediction_time"})
-    columns = ["subject_id", "prediction_time", "follow_up_days", "is_event"]
+    everybody = with_numbers(cohort.subjects.rename({"index_date": "prediction_time"}))
+    subjects = everybody[predictions.rows]
+    numbers = [name for name in (NUMBER,) if name in subjects.columns]
+    columns = ["subject_id", "prediction_time", *numbers, "follow_up_days", "is_event"]
     if CAUSE not in subjects.columns:
         return with_predictions(subjects.select(columns), predictions)
     table = with_predictions(subjects.select(*columns, observed_cause=CAUSE), predictions)

@@ -19,8 +19,8 @@ def attrition_flow(attrition: pl.DataFrame, splits: pl.DataFrame | None = None) 
 
     Parameters
     ----------
-    attrition : columns step, n_subjects (left after the step), n_dropped; the first row is the start. Counts may be
-        text, as `privacy.hide_in_attrition` makes them
+    attrition : columns step, n_subjects (left after the step), n_dropped; the first row is the start. Where subjects
+        have several prediction times also n_times. Counts may be text, as `privacy.hide_in_attrition` makes them
     splits : columns split, n_subjects, n_events, event_rate; drawn at the bottom
     """
     n_steps = attrition.height
@@ -32,6 +32,8 @@ def attrition_flow(attrition: pl.DataFrame, splits: pl.DataFrame | None = None) 
     for number, row in enumerate(attrition.iter_rows(named=True)):
         y = -float(number)
         step, left = textwrap.shorten(row["step"], 64, placeholder=" …"), f"{count_text(row['n_subjects'])} subjects"
+        if "n_times" in row:
+            left += f" at {count_text(row['n_times'])} times"
         _box(ax, 3.2, y, step, left, width=5.2, height=0.56, colour=BLUE)
         if number == 0:
             continue

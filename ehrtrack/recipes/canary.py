@@ -198,7 +198,14 @@ class Twins:
 
 
 def _sample(cohort: Cohort, config: RunConfig) -> Cohort:
-    """Some subjects of the cohort, as many as the canaries are to have."""
+    """Some subjects of the cohort, as many as the canaries are to have, each at its last index date.
+
+    What a twin hides after one index date, or plants before it, would be the past of a later one.
+    """
+    if cohort.has_several_times:
+        last = cohort.subjects.unique("subject_id", keep="last", maintain_order=True)
+        print(f"canaries: {last.height:,} of {cohort.subjects.height:,} rows, the last of each subject", flush=True)
+        cohort = replace(cohort, subjects=last)
     n = config.canary.n_subjects
     if not 0 < n < cohort.subjects.height:
         return cohort

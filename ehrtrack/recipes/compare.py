@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from ehrtrack import plots
 from ehrtrack.compare import differences, reference_run, unpaired
 from ehrtrack.config import RunConfig
+from ehrtrack.data.labels import NUMBER
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.benchmark import (
     RunRow,
@@ -171,7 +172,8 @@ def strangers(rows: Sequence[RunRow], predictions: Mapping[str, pl.DataFrame]) -
 
 def _subjects_of(row: RunRow, table: pl.DataFrame) -> tuple[object, ...]:
     """Equal for runs that have the same subjects and outcomes, in whatever order."""
-    outcomes = table.select(sorted({"subject_id", "follow_up_days", "follow_up_rank", "is_event"} & set(table.columns)))
+    names = {"subject_id", NUMBER, "follow_up_days", "follow_up_rank", "is_event"}
+    outcomes = table.select(sorted(names & set(table.columns)))
     return row.subject_key, *outcomes.columns, table.height, outcomes.hash_rows().sum()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig, check_objective
+from ehrtrack.data.cohort import n_people
 from ehrtrack.evaluation.causes import causes_text
 from ehrtrack.evaluation.metric_table import C_INDEX
 from ehrtrack.evaluation.oracle import checked_truth
@@ -158,7 +159,8 @@ def _summary(
     of_what = " of any cause" if "causes" in test.tables else ""
     ibs_skill = test.metrics.get("ibs_skill")
     skill = "" if ibs_skill is None else f", {ibs_skill:+.0%} against it"
-    n_events = int(records.outcomes.is_event[records.rows["train"]].sum())
+    training = records.cohort.subjects[records.rows["train"]]
+    n_subjects, n_with_event = n_people(training), n_people(training.filter("is_event"))
     return describe(
         f"{config.strategy.name} fine-tuning of a {config.model.size} encoder",
         {
@@ -168,7 +170,7 @@ def _summary(
             **attained(test),
             **not_measured(test),
             f"validation C-index{of_what}": reports[KEPT].text("c_index"),
-            "training subjects (events)": f"{len(records.rows['train']):,} ({count_text(n_events)})",
+            "training subjects (events)": f"{n_subjects:,} ({count_text(n_with_event)})",
             **horizon(records.cohort),
             "pretrained by run": config.init.run or "none",
             "kept epoch": f"{result.kept_epoch} of {len(result.history)} ({result.stop_reason})",

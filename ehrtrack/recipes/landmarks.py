@@ -15,7 +15,7 @@ from ehrtrack.config import RunConfig, override
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.drift import Drift
 from ehrtrack.data.events import open_dataset
-from ehrtrack.data.labels import of_any_cause
+from ehrtrack.data.labels import NUMBER, of_any_cause, with_numbers
 from ehrtrack.errors import ConfigError
 from ehrtrack.evaluation.measures import evaluate
 from ehrtrack.evaluation.metric_table import interval_text, number_text, with_bounds
@@ -40,7 +40,8 @@ class Landmark:
     Attributes
     ----------
     days : from the index date
-    predictions : subject_id, risk (of any cause), follow_up_days, is_event; days from the landmark on
+    predictions : subject_id, risk (of any cause), follow_up_days, is_event; days from the landmark on. Where subjects
+        have several index dates also prediction_number
     drift : of codes and values against the model's training
     """
 
@@ -108,8 +109,9 @@ def landmark_table(scored: Sequence[Landmark]) -> pl.DataFrame:
 
     Returns
     -------
-    landmark_days, n_subjects, n_events (text; few are hidden), c_index with its interval, ibs, ibs_kaplan_meier (of the
-    training subjects who are followed beyond the landmark), left_out (measures without a value, and why)
+    landmark_days, n_subjects, n_events (those with one; both text, few are hidden), c_index with its interval, ibs,
+    ibs_kaplan_meier (of the training subjects who are followed beyond the landmark), left_out (measures without a
+    value, and why)
     """
     table = pl.DataFrame(
         [_landmark_line(at) for at in scored], schema_overrides=dict.fromkeys(LANDMARK_MEASURES, pl.Float64)
@@ -121,8 +123,8 @@ def landmark_table(scored: Sequence[Landmark]) -> pl.DataFrame:
 def _landmark_line(at: Landmark) -> dict[str, object]:
     return {
         "landmark_days": at.days,
-        "n_subjects": at.predictions.height,
-        "n_events": int(at.predictions["is_event"].sum()),
+        "n_subjects": at.predictions["subject_id"].n_unique(),
+        "n_events": at.predictions.filter("is_event")["subject_id"].n_unique(),
         **{name: at.report.metrics.get(name) for name in LANDMARK_MEASURES},
         "left_out": "; ".join(f"{name}: {why}" for name, why in at.report.left_out.items()),
     }
@@ -139,10 +141,11 @@ def _scored(predictor: Predictor, config: RunConfig, days: Sequence[float]) -> I
         moved = override(config, settings)
         assert moved.cohort is not None  # a model that predicts survival was fitted on a cohort
         cohort = build_cohort(dataset, moved.cohort, config.data.split)
-        training, test = (cohort.subjects.filter(pl.col("split") == split) for split in ("train", "test"))
+        rows = with_numbers(cohort.subjects.rename({"index_date": "prediction_time"}))
+        training, test = (rows.filter(pl.col("split") == split) for split in ("train", "test"))
         # who is eligible is judged at the index date, as it was for the cohort
         at_landmark = replace(predictor, folder=replace(predictor.folder, config=moved))
-        scored = at_landmark.score_dataset(dataset, test.select("subject_id", prediction_time="index_date"))
+        scored = at_landmark.score_dataset(dataset, test.select("subject_id", "prediction_time"))
         predicted = of_any_cause(scored.table)
         is_scored = predicted["risk"].is_not_null()
         test, predicted = test.filter(is_scored), predicted.filter(is_scored)
@@ -151,9 +154,11 @@ def _scored(predictor: Predictor, config: RunConfig, days: Sequence[float]) -> I
         grid = predictor.grid.timed_by(of_training.follow_up_days, of_training.is_event)
         split = Split(survival, grid, of_training, outcomes_of(test))
         at_day = evaluate(split, Context(EvaluationConfig(), config.runtime.seed))
-        outcomes = test.select("subject_id", "follow_up_days", "is_event")
+        numbers = [name for name in (NUMBER,) if name in test.columns]
+        outcomes = test.select("subject_id", *numbers, "follow_up_days", "is_event")
+        n_subjects = test["subject_id"].n_unique()
         print(
-            f"landmark {landmark_days:g} days: {test.height:,} test subjects, C-index {at_day.text('c_index')}",
+            f"landmark {landmark_days:g} days: {n_subjects:,} test subjects, C-index {at_day.text('c_index')}",
             flush=True,
         )
         print("\n".join(f"  {line}" for line in scored.to_lines()), flush=True)

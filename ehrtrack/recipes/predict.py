@@ -15,6 +15,7 @@ import torch
 
 from ehrtrack.baselines.base import TokenHistories, baseline_class
 from ehrtrack.data.batch import Batches
+from ehrtrack.data.cutoffs import latest
 from ehrtrack.data.drift import Drift, events_by_token, silent_days_limit
 from ehrtrack.data.eligibility import NOT_IN_DATASET, REASON, silence_reason, with_reasons
 from ehrtrack.data.engines import Engine, open_engine
@@ -43,7 +44,7 @@ DRIFT_METADATA = "ehrtrack.drift"
 
 @dataclass(frozen=True)
 class Scored:
-    """Subjects that were asked for, and how their records compare with those of training.
+    """Subjects that were asked for at prediction times, and how their records compare with those of training.
 
     Attributes
     ----------
@@ -58,7 +59,9 @@ class Scored:
         """How many were scored, why others were not, and what is new in their records."""
         asked = of_any_cause(self.table)
         left_out = asked.filter(pl.col("risk").is_null())
-        lines = [f"{asked.height - left_out.height:,} of {asked.height:,} subjects scored"]
+        n_subjects = asked["subject_id"].n_unique()
+        what = "subjects" if n_subjects == asked.height else f"prediction times of {n_subjects:,} subjects"
+        lines = [f"{asked.height - left_out.height:,} of {asked.height:,} {what} scored"]
         if not left_out.is_empty():
             counts = left_out[REASON].value_counts(sort=True).sort("count", REASON, descending=[True, False])
             reasons = "; ".join(f"{reason}: {count:,}" for reason, count in counts.iter_rows())
@@ -87,8 +90,8 @@ class Predictor:
         Parameters
         ----------
         events : subject_id, time, code and, if there are any, numeric_value, visit_id
-        prediction_times : subject_id, prediction_time, a subject once; later events are not used
-        tells_causes : False for one row a subject, of any cause, which is what code that was registered with a model
+        prediction_times : subject_id, prediction_time, each pair once; later events are not used
+        tells_causes : False for one row a pair, of any cause, which is what code that was registered with a model
             before there were several relies on
         """
         with tempfile.TemporaryDirectory() as folder:
@@ -181,10 +184,10 @@ class Predictor:
         return _checked(self.folder.rebuilt().predict(network, batches, cpu))
 
     def _count_events(self, dataset: MedsDataset, cutoffs: pl.DataFrame) -> npt.NDArray[np.int64]:
-        """(V,) events of each token that are known of the subjects at their cutoffs."""
+        """(V,) events of each token that are known of the subjects at their cutoffs, each event once."""
         vocabulary = self.folder.vocabulary
         n_events = np.zeros(len(vocabulary), dtype=np.int64)
-        one_split = cutoffs.with_columns(split=pl.lit("test"))
+        one_split = latest(cutoffs).with_columns(split=pl.lit("test"))
         for shard in dataset.shards if cutoffs.height else ():
             names = count_names(
                 read_shard(shard), one_split, vocabulary.value_edges, vocabulary.exclude, vocabulary.groups
@@ -233,7 +236,7 @@ def load_predictor(folder: Path) -> Predictor:
 def predict(
     model: str, data: Path, labels: Path, out: Path, *, engine: str = "local", n_workers: int = 1
 ) -> pl.DataFrame:
-    """Score the subjects of a file of prediction times, and write the table.
+    """Score the subjects of a file of prediction times, of which a subject may have several, and write the table.
 
     Subjects are scored shard by shard, so that any engine and any number of workers write the same bytes. The closing
     lines count who has no risk and why, and the drift of codes and values against training, which the file's metadata
@@ -243,7 +246,7 @@ def predict(
     ----------
     model : run id, ``models:/NAME@champion`` or ``models:/NAME/VERSION``
     data : MEDS dataset
-    labels : parquet or CSV with subject_id and prediction_time; other columns are not read
+    labels : parquet or CSV, or a folder of them, with subject_id and prediction_time; other columns are not read
     out : parquet file to write; on a cluster its folder is shared by all nodes, for the model is put beside it
     engine : ``local`` or ``ray``
     n_workers : shards that are worked on at the same time

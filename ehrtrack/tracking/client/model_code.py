@@ -27,7 +27,7 @@ class SurvivalModel(PythonModel):
         self.predictor = predict.load_predictor(folder)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Score the subjects of the input, each at one prediction time.
+        """Score the subjects of the input at their prediction times.
 
         Parameters
         ----------
@@ -37,8 +37,9 @@ class SurvivalModel(PythonModel):
 
         Returns
         -------
-        One row a subject: subject_id, prediction_time, risk, reason. Whom the model was not trained for has no risk,
-        and the reason. A model that tells causes apart gives several rows with a column cause: any, 1, 2, ...
+        One row a subject and prediction time: subject_id, prediction_time, risk, reason. Whom the model was not trained
+        for has no risk, and the reason. A model that tells causes apart gives several rows with a column cause: any, 1,
+        2, ...
         """
         import polars as pl
 
