@@ -376,7 +376,9 @@ def best(name: str) -> None:
 @cli.command()
 @click.option("--model", required=True, help="run id, models:/NAME@champion or models:/NAME/VERSION")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="MEDS dataset")
-@click.option("--labels", required=True, type=click.Path(path_type=Path), help="subject_id, prediction_time")
+@click.option(
+    "--labels", required=True, type=click.Path(path_type=Path), help="subject_id, prediction_time: a file or folder"
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="parquet file to write")
 @click.option("--engine", default="local", show_default=True, help="what works on the shards: local or ray")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="shards at the same time")

@@ -29,7 +29,7 @@ def columns_and_grid(config: TreeSettings, train: Tabular) -> tuple[list[str], T
         If no column can be used.
     """
     n_needed = max(config.min_subjects, int(np.ceil(config.min_share * len(train.features))))
-    columns = used_columns(train.features, min_subjects=n_needed)
+    columns = used_columns(train, min_subjects=n_needed)
     grid = fit_time_grid(
         train.follow_up_days,
         train.is_event,

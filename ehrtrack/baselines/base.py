@@ -78,11 +78,13 @@ class Labelled(Generic[Features]):
     features : B rows of numeric columns (no subject_id), or B histories
     follow_up_days : (B,) days from the index date to event or censoring
     is_event : (B,) bool
+    subject : (B,) whose row each is, where subjects have several prediction times; None where each is of another
     """
 
     features: Features
     follow_up_days: npt.NDArray[np.float64]
     is_event: npt.NDArray[np.bool_]
+    subject: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         lengths = (len(self.features), len(self.follow_up_days), len(self.is_event))
@@ -237,12 +239,11 @@ def check_events(train: Labelled[Features]) -> None:
 def seen_within(subjects: Labelled[Features], horizon_days: float) -> Labelled[Features]:
     """Subjects as far as a time grid goes: an event past the last training follow-up is a censoring there."""
     is_past = subjects.follow_up_days > horizon_days
-    return Labelled(
-        subjects.features, np.where(is_past, horizon_days, subjects.follow_up_days), subjects.is_event & ~is_past
-    )
+    days = np.where(is_past, horizon_days, subjects.follow_up_days)
+    return replace(subjects, follow_up_days=days, is_event=subjects.is_event & ~is_past)
 
 
-def used_columns(features: pl.DataFrame, *, min_subjects: int) -> list[str]:
+def used_columns(train: Tabular, *, min_subjects: int) -> list[str]:
     """Columns that vary, and that are neither 0 nor missing in at least `min_subjects` of the training subjects.
 
     Raises
@@ -250,8 +251,9 @@ def used_columns(features: pl.DataFrame, *, min_subjects: int) -> list[str]:
     DataError
         If there is none.
     """
+    features = train.features
     x = matrix(features, features.columns, allows_missing=True)
-    is_there = (np.nan_to_num(x) != 0).sum(axis=0) >= min_subjects
+    is_there = _n_people_with(np.nan_to_num(x) != 0, train.subject) >= min_subjects
     # A column of NaN and one value varies too: whether it is missing is told by it.
     varies = np.array([len(np.unique(column)) > 1 for column in x.T])
     names = [name for name, used in zip(features.columns, is_there & varies, strict=True) if used]
@@ -261,6 +263,16 @@ def used_columns(features: pl.DataFrame, *, min_subjects: int) -> list[str]:
             "training subjects; lower baseline.min_subjects or use a larger cohort"
         )
     return names
+
+
+def _n_people_with(is_there: npt.NDArray[np.bool_], subject: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
+    """(D,) in how many subjects each of (B, D) is true; a subject with several rows counts once."""
+    if subject is not None and len(subject):
+        order = np.argsort(subject, kind="stable")
+        starts = np.flatnonzero(np.diff(subject[order], prepend=subject[order[0]] - 1))
+        is_there = np.logical_or.reduceat(is_there[order], starts, axis=0)
+    counts: npt.NDArray[np.int64] = is_there.sum(axis=0)
+    return counts
 
 
 def matrix(features: pl.DataFrame, names: Sequence[str], *, allows_missing: bool = False) -> FloatArray:

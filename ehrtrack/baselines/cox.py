@@ -172,7 +172,7 @@ class Cox(Baseline[pl.DataFrame]):
         """
         check_events(train)
         matrix(train.features, train.features.columns)  # nothing may be missing
-        names = used_columns(train.features, min_subjects=self.config.min_subjects)
+        names = used_columns(train, min_subjects=self.config.min_subjects)
         x = matrix(train.features, names)
         is_count = self.config.log_counts & (x >= 0).all(axis=0) & (x == np.round(x)).all(axis=0)
         _take_log(x, is_count)

@@ -155,7 +155,10 @@ class OutcomeConfig(Section):
 
 
 class CohortConfig(Section):
-    """Either `labels`, a file of subjects, times and outcomes, or `index` + `outcome` + `horizon_days`.
+    """Either `labels`, a file or folder of subjects, times and outcomes, or `index` + `outcome` + `horizon_days`.
+
+    Labels that tell whether the outcome comes and not when (`boolean_value`, in MEDS's schema) go with neither
+    `horizon_days` nor `landmark_days`.
 
     Ages are completed years at the index date, both bounds included. Follow-up ends for everybody at the
     start (00:00) of `end_of_study`. With labels, `horizon_days` defaults to the longest follow-up that

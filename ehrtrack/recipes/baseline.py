@@ -113,7 +113,7 @@ def baseline(config: RunConfig) -> RecipeResult:
 def _labelled(records: CohortRecords, features: AnyFeatures, split: str) -> Labelled:
     rows = records.rows[split]
     outcomes = records.outcomes[rows]
-    return Labelled(features[rows], outcomes.follow_up_days, outcomes.is_event)
+    return Labelled(features[rows], outcomes.follow_up_days, outcomes.is_event, outcomes.subject)
 
 
 def _summary(name: str, records: CohortRecords, facts: Mapping[str, object], reports: dict[str, Report]) -> str:

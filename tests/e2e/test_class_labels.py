@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from ehrtrack.tracking.queries import download, get_run
 from simulated import Population, study_values, write_dataset
 
 from ehrtrack.config import RunConfig, parse_config
@@ -18,6 +17,7 @@ from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.predict import predict
+from ehrtrack.tracking.client.queries import download, get_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning")
 

@@ -148,7 +148,7 @@ def test_the_standard_error_of_the_auroc_is_that_of_resampled_subjects() -> None
 def test_of_classes_everybody_weighs_the_same_and_the_c_index_is_the_auroc() -> None:
     rng = np.random.default_rng(0)
     classes = Outcomes(np.ones(200), rng.random(200) < 0.3, subject=np.repeat(np.arange(100), 2))
-    objective = build(Config(), TrainingFacts(COUNTS, classes, 1.0))
+    objective = Classification(ClassificationConfig(), TrainingFacts(COUNTS, classes, 1.0))
     assert objective.censoring.weights(classes).tolist() == [1] * 200
     assert objective.prevalence == pytest.approx(classes.is_event.mean())
     logits = rng.normal(size=200) + classes.is_event

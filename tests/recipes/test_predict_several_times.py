@@ -68,6 +68,16 @@ def test_each_time_is_scored_as_if_it_were_asked_alone(model: tuple[Path, MedsDa
         assert score_shards(folder / "model", dataset, both, engine).table.equals(scored.table)
 
 
+def test_who_has_had_the_outcome_by_one_time_had_not_by_another(model: tuple[Path, MedsDataset, pl.DataFrame]) -> None:
+    folder, dataset, index = model
+    outcomes = dataset.scan().filter(code="OUTCOME").select("subject_id", outcome="time").collect()
+    both = index.join(outcomes, on="subject_id").head(5)
+    after = both.select("subject_id", prediction_time=pl.col("outcome") + timedelta(days=1))
+    times = pl.concat([after, both.select("subject_id", "prediction_time")])
+    scored = load_predictor(folder / "model").predict_dataset(dataset, times)
+    assert scored["reason"].to_list() == ["outcome at or before the prediction time"] * 5 + [None] * 5
+
+
 def test_drift_counts_an_event_of_a_subject_once(model: tuple[Path, MedsDataset, pl.DataFrame]) -> None:
     folder, dataset, index = model
     earlier = index.with_columns(pl.col("prediction_time") - timedelta(days=1))
