@@ -17,7 +17,11 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
 from ehrtrack import plugins
 from ehrtrack.baselines.settings import TunedChoice
-from ehrtrack.data.settings import CohortConfig, SplitConfig, VisitConfig, VocabularyConfig
+from ehrtrack.data.settings import CohortConfig
+from ehrtrack.data.settings import Split
+from ehrtrack.data.settings import SplitConfig
+from ehrtrack.data.settings import VisitConfig
+from ehrtrack.data.settings import VocabularyConfig
 from ehrtrack.errors import ConfigError
 from ehrtrack.home import usual_cache
 from ehrtrack.models.settings import ModelConfig
@@ -34,6 +38,9 @@ Override = tuple[str, str]
 
 MAX_SHOWN = 200
 """Characters, or bits, of a value in a message."""
+
+IMPLIED_RULES = {"data.split.rule": "hash"}
+"""Rules that hold where a table names none."""
 
 PLUGIN_SECTIONS = {"objective": "objectives", "strategy": "strategies", "baseline": "baselines"}
 """Sections whose `name` chooses a module, and with it the settings there are."""
@@ -61,7 +68,7 @@ class DataConfig(Section):
 
     path: Path
     max_tokens: int = Field(512, ge=8)
-    split: SplitConfig = SplitConfig()
+    split: Split = SplitConfig()
     visits: VisitConfig = VisitConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
 
@@ -239,6 +246,19 @@ def parse_config(table: Mapping[str, Any], *, objective: str = "survival") -> Ru
     return config
 
 
+def parse_run_config(table: Mapping[str, Any]) -> RunConfig:
+    """The configuration that a run logged as ``run_config.json``.
+
+    It says all that was decided. A run of before there were several rules of splitting does not say that it was split
+    by the hash.
+    """
+    data = table.get("data")
+    split = data.get("split") if isinstance(data, Mapping) else None
+    if isinstance(data, Mapping) and isinstance(split, Mapping):
+        table = {**table, "data": {**data, "split": {"rule": "hash", **split}}}
+    return parse_config(table)
+
+
 def override(config: RunConfig, values: Mapping[str, str | int | float | bool]) -> RunConfig:
     """The configuration with some dotted paths set anew."""
     table = config.model_dump(mode="json", exclude_unset=True)
@@ -321,10 +341,11 @@ def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
         copied = dict(below)
         table[parent] = copied
         table = copied
-    if key in ("name", "rule") and key in table and table[key] != value:
+    before = table.get(key, IMPLIED_RULES.get(dotted))
+    if key in ("name", "rule") and before not in (None, value):
         dropped = [k for k in table if k != key]
         if dropped:
-            print(f"{dotted}={value}: {', '.join(dropped)} of {table[key]} no longer apply", flush=True)
+            print(f"{dotted}={value}: {', '.join(dropped)} of {before} no longer apply", flush=True)
         table.clear()
     table[key] = value
 

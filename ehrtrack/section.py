@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from enum import Enum
+from typing import Any
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
 MAX_WHOLE = 2**31 - 1
 MAX_REAL = 3e38
 """What no setting has a use for, and 32-bit numbers, C libraries and random generators overflow beyond."""
+
+
+class Mark(Enum):
+    """What is said of a setting beside its type, as in ``Annotated[float, Mark.ADDED_LATER]``."""
+
+    ADDED_LATER = "added after runs had been logged: at its default it is no part of an identity"
 
 
 class Section(BaseModel):
@@ -31,6 +39,21 @@ class Section(BaseModel):
             if most < abs(number) < math.inf:
                 raise ValueError(f"a number here is at most {most:g}, above or below 0")
         return value
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values of what the settings ask for: fingerprints are made of these.
+
+        They are those of `model_dump`, without settings that are marked `Mark.ADDED_LATER` and have their default. So
+        a run that was logged before there was such a setting keeps its fingerprint.
+        """
+        plain = self.model_dump(mode="json")
+        values: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if Mark.ADDED_LATER in field.metadata and value == field.get_default(call_default_factory=True):
+                continue
+            values[name] = value.identity() if isinstance(value, Section) else plain[name]
+        return values
 
 
 def _numbers(value: Any) -> Iterator[int | float]:

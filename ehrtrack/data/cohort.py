@@ -12,15 +12,24 @@ import polars as pl
 from ehrtrack.data.eligibility import Rule, living_rules, outcome_rule, study_rules
 from ehrtrack.data.events import MedsDataset, fingerprint_of, life_spans
 from ehrtrack.data.histories import damage_named
-from ehrtrack.data.horizon import check_horizon, longest_horizon
+from ehrtrack.data.horizon import Days, check_horizon, longest_horizon
 from ehrtrack.data.index_rules import check_births, index_dates
 from ehrtrack.data.labels import CAUSE, read_labels
 from ehrtrack.data.observation import add_observation
-from ehrtrack.data.outcomes import add_follow_up, add_outcome, clip_to_horizon, midnight
-from ehrtrack.data.settings import CohortConfig, SplitConfig
-from ehrtrack.data.splits import SPLITS, assign_splits
-from ehrtrack.data.visits import DAYS_PER_YEAR, days_after
-from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.data.outcomes import add_follow_up
+from ehrtrack.data.outcomes import add_outcome
+from ehrtrack.data.outcomes import clip_follow_up
+from ehrtrack.data.outcomes import midnight
+from ehrtrack.data.settings import CohortConfig
+from ehrtrack.data.settings import Split
+from ehrtrack.data.settings import TimeSplit
+from ehrtrack.data.split_rules import with_splits
+from ehrtrack.data.splits import SPLITS
+from ehrtrack.data.visits import DAYS_PER_YEAR
+from ehrtrack.data.visits import MICROSECONDS_PER_DAY
+from ehrtrack.data.visits import days_after
+from ehrtrack.errors import ConfigError
+from ehrtrack.errors import DataError
 
 SAFE_EVENTS = 3.0
 """Events expected in a split that has one in 19 of 20 draws: of a Poisson number with this mean, exp(-3) are 0."""
@@ -61,7 +70,7 @@ class Cohort:
         return self.subjects.select("subject_id", pl.col("index_date").alias("cutoff"), "split")
 
 
-def build_cohort(dataset: MedsDataset, config: CohortConfig, split: SplitConfig) -> Cohort:
+def build_cohort(dataset: MedsDataset, config: CohortConfig, split: Split) -> Cohort:
     """Find the subjects, their index dates, and what followed.
 
     Raises
@@ -71,34 +80,29 @@ def build_cohort(dataset: MedsDataset, config: CohortConfig, split: SplitConfig)
         events, or too few are followed to the horizon; if the labels cannot be read; if an age is needed and a birth
         is missing.
     """
-    is_cut = False
-    task: Task = "survival"
     with damage_named(dataset.shards):
-        if config.labels is not None:
-            subjects, attrition, task = _from_labels(dataset, config.labels, config)
-            longest_days = float(subjects["follow_up_days"].to_numpy().max())
-            horizon_days = config.horizon_days or _default_horizon(subjects, config.min_followed_share, split)
-            is_cut = config.horizon_days is None and horizon_days < longest_days
-            subjects = clip_to_horizon(subjects, horizon_days)
-        else:
-            subjects, attrition, horizon_days = _from_rules(dataset, config)
+        flow = _from_rules(dataset, config) if config.labels is None else _from_labels(dataset, config.labels, config)
+        _divide(flow, dataset, config, split)
+    training = flow.subjects.filter(pl.col("split") == "train")["follow_up_days"].to_numpy()
+    longest_days = float(flow.subjects["follow_up_days"].to_numpy().max())
+    horizon_days = config.horizon_days or _default_horizon(training, longest_days, config.min_followed_share)
+    if config.labels is not None:
+        flow.subjects = clip_follow_up(flow.subjects, horizon_days)
+    _check_events(flow.subjects, split)
+    check_horizon(flow.subjects.filter(pl.col("split") == "train"), horizon_days, config.min_followed_share)
     columns = ["subject_id", "index_date", "follow_up_days", "is_event"]
-    subjects = subjects.sort("subject_id", "index_date").select(
-        *columns, *([CAUSE] if CAUSE in subjects.columns else [])
-    )
-    subjects = subjects.with_columns(assign_splits(subjects["subject_id"], split))
-    _check_events(subjects)
-    check_horizon(subjects.filter(pl.col("split") == "train"), horizon_days, config.min_followed_share)
+    columns += [CAUSE] if CAUSE in flow.subjects.columns else []
+    subjects = flow.subjects.sort("subject_id", "index_date").select(*columns, "split")
     # Of the labels the table holds what the file says, wherever it lies; of the share, what it cut.
-    rules = config.model_dump(mode="json", exclude={"labels", "min_followed_share"})
-    of_task = () if task == "survival" else (task,)
+    rules = {name: rule for name, rule in config.identity().items() if name not in ("labels", "min_followed_share")}
+    of_task = () if flow.task == "survival" else (flow.task,)
     return Cohort(
         subjects=subjects,
         horizon_days=horizon_days,
-        attrition=attrition,
+        attrition=flow.table(),
         fingerprint=fingerprint_of("cohort", dataset.fingerprint(), rules, split, subjects, *of_task),
-        is_horizon_cut=is_cut,
-        task=task,
+        is_horizon_cut=config.horizon_days is None and horizon_days < longest_days,
+        task=flow.task,
     )
 
 
@@ -129,7 +133,8 @@ def summarise_cohort(cohort: Cohort) -> pl.DataFrame:
 class _Attrition:
     """Keeps the rows that pass each step, and counts them, and their subjects, and those that do not."""
 
-    def __init__(self, step: str, subjects: pl.DataFrame) -> None:
+    def __init__(self, step: str, subjects: pl.DataFrame, task: Task = "survival") -> None:
+        self.task = task
         self.subjects = subjects
         self.rows = [(step, n_people(subjects), 0, subjects.height, 0, 0)]
         self._check_left(step, 0)
@@ -177,7 +182,7 @@ def n_people(rows: pl.DataFrame) -> int:
     return ids.drop_nulls().n_unique() + ids.null_count()
 
 
-def _from_rules(dataset: MedsDataset, config: CohortConfig) -> tuple[pl.DataFrame, pl.DataFrame, float]:
+def _from_rules(dataset: MedsDataset, config: CohortConfig) -> _Attrition:
     assert config.index is not None
     assert config.outcome is not None
     assert config.horizon_days is not None
@@ -200,24 +205,25 @@ def _from_rules(dataset: MedsDataset, config: CohortConfig) -> tuple[pl.DataFram
     flow.keep("follow-up after the index date", pl.col("follow_up_days") > 0)
     _move_to_landmark(flow, config.landmark_days)
     rounded = pl.col("follow_up_days").clip(upper_bound=config.horizon_days)  # .1 + .2 is more than .3
-    return flow.subjects.with_columns(rounded), flow.table(), config.horizon_days
+    flow.subjects = flow.subjects.with_columns(rounded)
+    return flow
 
 
-def _from_labels(dataset: MedsDataset, path: Path, config: CohortConfig) -> tuple[pl.DataFrame, pl.DataFrame, Task]:
+def _from_labels(dataset: MedsDataset, path: Path, config: CohortConfig) -> _Attrition:
     spans = life_spans(dataset.scan()).with_columns(is_in_dataset=pl.lit(True)).collect(engine="streaming")
     labels = read_labels(path, dataset)
     task: Task = "survival" if "follow_up_days" in labels.columns else "classification"
     if task == "classification":
         _check_no_time(path, config)
         labels = labels.with_columns(follow_up_days=pl.lit(CLASS_DAYS))
-    flow = _Attrition("subjects in the labels", labels.join(spans, on="subject_id", how="left"))
+    flow = _Attrition("subjects in the labels", labels.join(spans, on="subject_id", how="left"), task)
     flow.keep("in the dataset", pl.col("is_in_dataset"))
     flow.keep_by(*living_rules("index_date", "prediction time"))
     _keep_eligible(flow, config)
     if task == "survival":
         flow.keep("follow-up after the prediction time", pl.col("follow_up_days") > 0)
     _move_to_landmark(flow, config.landmark_days)
-    return flow.subjects, flow.table(), task
+    return flow
 
 
 def _check_no_time(path: Path, config: CohortConfig) -> None:
@@ -231,11 +237,37 @@ def _check_no_time(path: Path, config: CohortConfig) -> None:
         )
 
 
-def _default_horizon(subjects: pl.DataFrame, min_share: float, split: SplitConfig) -> float:
+def _divide(flow: _Attrition, dataset: MedsDataset, config: CohortConfig, split: Split) -> None:
+    """Give each row its split; by time, follow-up that is learnt from ends when the first test subject is asked about.
+
+    A row's time is that of the index date, also at a landmark: subjects stay in their split however late it is.
+    """
+    rows = flow.subjects.with_columns(time=days_after("index_date", -config.landmark_days))
+    flow.subjects, steps = with_splits(dataset, rows, split)
+    for step in steps:
+        flow.keep(step.name, step.holds)
+    if isinstance(split, TimeSplit):
+        _end_learning(flow, midnight(split.test_from))
+
+
+def _end_learning(flow: _Attrition, end: pl.Expr) -> None:
+    """End the follow-up of training and validation subjects at a moment."""
+    is_test = pl.col("split") == "test"
+    days = (end - pl.col("index_date")).dt.total_microseconds() / MICROSECONDS_PER_DAY
+    most_days = pl.when(is_test).then(math.inf).otherwise(days)
+    flow.keep("follow-up before split.test_from, or for testing", most_days > 0)
+    n_longer = int(flow.subjects.select((pl.col("follow_up_days") > most_days).sum()).item())
+    n_learning = int(flow.subjects.select((~is_test).sum()).item())
+    print(
+        f"cohort: the follow-up of {n_longer:,} of {n_learning:,} training and validation rows is cut at "
+        "split.test_from: what came later was not known then",
+        flush=True,
+    )
+    flow.subjects = clip_follow_up(flow.subjects, most_days)
+
+
+def _default_horizon(training: Days, longest: float, min_share: float) -> float:
     """The longest follow-up that enough training subjects reach; says so where that is not the longest of all."""
-    days, is_training = subjects["follow_up_days"].to_numpy(), assign_splits(subjects["subject_id"], split) == "train"
-    training = days[is_training.to_numpy()]
-    longest = float(days.max())
     horizon_days = longest_horizon(training, min_share) if len(training) else longest
     if horizon_days < longest:
         print(
@@ -263,7 +295,7 @@ def _keep_eligible(flow: _Attrition, config: CohortConfig) -> None:
         flow.keep_by(rule)
 
 
-def _check_events(subjects: pl.DataFrame) -> None:
+def _check_events(subjects: pl.DataFrame, split: Split) -> None:
     """Every split must teach or judge something: it needs subjects, and events among them."""
     subjects = subjects.group_by("subject_id").agg(pl.col("is_event").any(), pl.col("split").first())
     n_events = int(subjects["is_event"].sum())
@@ -272,12 +304,12 @@ def _check_events(subjects: pl.DataFrame) -> None:
             f"all {subjects.height} subjects of the cohort are censored, and a survival model needs events; "
             "look at cohort.outcome and cohort.horizon_days, or at is_event (or boolean_value) in the labels"
         )
-    for split in SPLITS:
-        part = subjects.filter(pl.col("split") == split)
+    for name in SPLITS:
+        part = subjects.filter(pl.col("split") == name)
         if not part["is_event"].any():
             n_safe = math.ceil(SAFE_EVENTS * subjects.height / n_events)
             raise DataError(
-                f"the {split} split has no events ({part.height} subjects; {n_events} events among all "
+                f"the {name} split has no events ({part.height} subjects; {n_events} events among all "
                 f"{subjects.height} subjects). Needed is at least 1 in each split, which splits of {n_safe} subjects "
-                "have in 19 of 20 draws at this rate; change split.seed or the split's shares, or widen the cohort"
+                f"have in 19 of 20 draws at this rate; {split.remedy}, or widen the cohort"
             )

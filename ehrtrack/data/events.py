@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from ehrtrack.data.tables import READ_ERRORS, read_table
 from ehrtrack.errors import DataError
 from ehrtrack.files import sha256_of
+from ehrtrack.section import Section
 
 BIRTH = "MEDS_BIRTH"
 DEATH = "MEDS_DEATH"
@@ -171,6 +172,8 @@ def fingerprint_of(*parts: object) -> str:
 
 
 def _plain(part: object) -> Any:
+    if isinstance(part, Section):
+        return part.identity()
     if isinstance(part, BaseModel):
         return part.model_dump(mode="json")
     if isinstance(part, pl.DataFrame):

@@ -155,7 +155,10 @@ class ImportReport:
         if self.n_future:
             lines.append(f"Events after today: {self.n_future:,}")
         if self.has_splits:
-            lines.append("The source's own split of subjects is kept: metadata/subject_splits.parquet")
+            lines.append(
+                "The source's own split of subjects is kept in metadata/subject_splits.parquet: runs that name no "
+                "data.split.rule use it"
+            )
         if self.missing_tables:
             lines.append(f"Not in the source: {', '.join(self.missing_tables)}")
         if self.unread:

@@ -81,7 +81,7 @@ def read_labels(path: Path, dataset: MedsDataset, *, needs_outcome: bool = True)
         raise DataError(f"the labels are empty: {path} has no row; {need}")
     _check_columns(table.columns, path, KEYS, need)
     times = _read_times(table["prediction_time"], path, dataset.time_zone)
-    result = pl.DataFrame({"subject_id": _read_subjects(table["subject_id"], dataset), "index_date": times})
+    result = pl.DataFrame({"subject_id": read_subjects(table["subject_id"], dataset), "index_date": times})
     if needs_outcome:
         result = result.with_columns(*_read_outcome(table, path, need, result["index_date"], dataset.time_zone))
     _check_once(result, path)
@@ -195,7 +195,7 @@ def _read_stamps(column: pl.Series, time_zone: str) -> pl.Series:
     return local.to_frame("a").select(pl.coalesce(local, *zoned)).to_series().alias(column.name)
 
 
-def _read_subjects(column: pl.Series, dataset: MedsDataset) -> pl.Series:
+def read_subjects(column: pl.Series, dataset: MedsDataset) -> pl.Series:
     """The dataset's subject ids, of its own or the source's; ``12.0``, as pandas writes integers with gaps, is 12."""
     if column.dtype.is_integer():
         return column.cast(pl.Int64)

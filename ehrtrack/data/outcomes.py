@@ -44,13 +44,13 @@ def add_follow_up(subjects: pl.DataFrame, *, horizon_days: float, end_of_study: 
     )
 
 
-def clip_to_horizon(subjects: pl.DataFrame, horizon_days: float) -> pl.DataFrame:
-    """The subjects with those followed for longer than the horizon censored at it."""
-    is_longer = pl.col("follow_up_days") > horizon_days
+def clip_follow_up(subjects: pl.DataFrame, most_days: float | pl.Expr) -> pl.DataFrame:
+    """The subjects with those followed for longer than so many days, such as the horizon, censored there."""
+    is_longer = pl.col("follow_up_days") > most_days
     if "cause" in subjects.columns:
         subjects = subjects.with_columns(cause=pl.when(is_longer).then(0).otherwise("cause"))
     return subjects.with_columns(
-        follow_up_days=pl.when(is_longer).then(horizon_days).otherwise("follow_up_days"),
+        follow_up_days=pl.when(is_longer).then(most_days).otherwise("follow_up_days"),
         is_event=pl.col("is_event") & ~is_longer,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,16 @@ import polars as pl
 from ehrtrack.data.cutoffs import check_different, has_several, one_history_a_cutoff, row_keys
 from ehrtrack.data.events import BIRTH, DEATH, MedsDataset, fingerprint_of
 from ehrtrack.data.histories import NO_TIME, Ints, read_shard, subject_numbers, times_us
-from ehrtrack.data.settings import SplitConfig, VisitConfig
+from ehrtrack.data.settings import Split, VisitConfig
 from ehrtrack.data.shards import ShardWork, read_kept
-from ehrtrack.data.splits import assign_splits
-from ehrtrack.data.visits import DAYS_PER_YEAR, MAX_AGE_YEARS, MICROSECONDS_PER_DAY, VisitTokens, visit_tokens
+from ehrtrack.data.split_rules import split_records
+from ehrtrack.data.visits import (
+    DAYS_PER_YEAR,
+    MAX_AGE_YEARS,
+    MICROSECONDS_PER_DAY,
+    VisitTokens,
+    visit_tokens,
+)
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import DataError
 from ehrtrack.files import BROKEN, folder_aside, parse_json, written_aside
@@ -144,7 +150,8 @@ def tokenise_slice(
     parts = folder.with_name(f"{fingerprint}.parts")
     if not folder.is_dir():
         try:
-            files = _tokenise(dataset, table, vocabulary, visits, parts, work)
+            keep = partial(_keep_part, vocabulary=vocabulary, visits=visits)
+            files = _tokenise(dataset, table, keep, parts, work)
             if not all(file.is_file() for file in files) and not folder.is_dir():
                 return None
             _join(folder, files, table, {"fingerprint": fingerprint, **made_from})
@@ -183,18 +190,18 @@ def _check_lengths(store: TokenStore) -> None:
         raise ValueError(f"arrays of lengths {found}")
 
 
-def record_cutoffs(dataset: MedsDataset, split: SplitConfig, work: ShardWork) -> pl.DataFrame:
-    """Where each whole record ends, for pretraining: at death, else at the last event.
+def record_cutoffs(dataset: MedsDataset, split: Split, work: ShardWork) -> pl.DataFrame:
+    """Where each whole record ends, for pretraining: at death, else at the last event; or earlier (`split_records`).
 
     Returns
     -------
     subject_id, cutoff datetime[us], split; sorted by subject_id. Subjects with no dated event are left out, and those
-    who are older than `MAX_AGE_YEARS` there, who are counted aloud.
+    who are older than `MAX_AGE_YEARS` there, who are counted aloud, as are those who are in no split.
 
     Raises
     ------
     DataError
-        If a subject lies in two shards.
+        If a subject lies in two shards, or there is nobody in a split that is needed.
     """
     tables = [read_kept(file) for file in work.tables(dataset, _record_ends, "records", "ends")]
     ends = pl.concat(tables).sort("subject_id")
@@ -216,7 +223,7 @@ def record_cutoffs(dataset: MedsDataset, split: SplitConfig, work: ShardWork) ->
             flush=True,
         )
     ends = ends.filter(~pl.col("is_too_old")).drop("is_too_old")
-    return ends.with_columns(assign_splits(ends["subject_id"], split))
+    return split_records(dataset, ends, split)
 
 
 def _record_ends(shard: Path) -> pl.DataFrame:
@@ -239,12 +246,7 @@ def _latest(time_us: Ints, starts: Ints) -> Ints:
 
 
 def _tokenise(
-    dataset: MedsDataset,
-    cutoffs: pl.DataFrame,
-    vocabulary: Vocabulary,
-    visits: VisitConfig,
-    parts: Path,
-    work: ShardWork,
+    dataset: MedsDataset, cutoffs: pl.DataFrame, keep_part: Callable[..., None], parts: Path, work: ShardWork
 ) -> list[Path]:
     """Write the parts that fall to this machine and are not there yet; the paths of all parts."""
     files = [(parts / f"{number:05d}.npy").resolve() for number in range(len(dataset.shards))]
@@ -253,15 +255,17 @@ def _tokenise(
         parts.mkdir(parents=True, exist_ok=True)
         with written_aside(parts / "cutoffs.arrow") as aside:
             cutoffs.write_ipc(aside, compression="uncompressed")
-        function = partial(
-            _keep_part, cutoffs=(parts / "cutoffs.arrow").resolve(), vocabulary=vocabulary, visits=visits
-        )
+        function = partial(keep_part, cutoffs=(parts / "cutoffs.arrow").resolve())
         work.engine.map(function, [(dataset.shards[number].resolve(), files[number]) for number in missing], "tokens")
     return files
 
 
 def _keep_part(
-    shard_and_file: tuple[Path, Path], *, cutoffs: Path, vocabulary: Vocabulary, visits: VisitConfig
+    shard_and_file: tuple[Path, Path],
+    *,
+    cutoffs: Path,
+    vocabulary: Vocabulary,
+    visits: VisitConfig,
 ) -> None:
     shard, file = shard_and_file
     if file.is_file():  # another machine may have done it since

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from ehrtrack.config import RunConfig
-from ehrtrack.data.settings import CohortConfig, SplitConfig
+from ehrtrack.data.settings import CohortConfig, Split
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.benchmark import RunRow, best_by_validation, metric_of_choice
 from ehrtrack.evaluation.metric_table import Metric
@@ -143,8 +144,12 @@ def _was_told(config: RunConfig, run_id: str) -> bool:
         except MissingArtifact as reason:
             print(f"which cohort run {run_id} is of cannot be told: {reason}", flush=True)
             return False
-    return told.get("cohort") is not None and _settings(told["cohort"], told["data"]["split"]) == _settings(
-        config.to_json()["cohort"], config.to_json()["data"]["split"]
+    own = config.to_json()
+    split = told["data"]["split"]
+    if not config.data.split.model_fields_set and split.get("rule") == "dataset":  # where no rule is said, runs take it
+        own["data"]["split"] = split
+    return told.get("cohort") is not None and _settings(told["cohort"], split) == _settings(
+        own["cohort"], own["data"]["split"]
     )
 
 
@@ -152,4 +157,7 @@ def _settings(cohort: Mapping[str, Any], split: Mapping[str, Any]) -> tuple[obje
     """Both with defaults filled in, as a run from before a setting was there has no value of it."""
     read = CohortConfig.model_validate(cohort)
     labels = read.labels and read.labels.name
-    return read.model_copy(update={"labels": None}), labels, SplitConfig.model_validate(split)
+    return read.model_copy(update={"labels": None}), labels, _SPLIT.validate_python(split).identity()
+
+
+_SPLIT: TypeAdapter[Split] = TypeAdapter(Split)

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ehrtrack import plugins
-from ehrtrack.config import RunConfig, parse_config
+from ehrtrack.config import RunConfig
+from ehrtrack.config import parse_run_config
 from ehrtrack.data.drift import Seen
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import CheckpointError, ConfigError
@@ -258,7 +259,7 @@ def _read_checksums(sums: Path) -> dict[str, str]:
 
 def _read_config(path: Path) -> RunConfig:
     try:
-        return parse_config(_read_json(path))
+        return parse_run_config(_read_json(path))
     except (ConfigError, *BROKEN) as error:
         raise CheckpointError(f"{path} is no configuration of a run: {error}") from error
 

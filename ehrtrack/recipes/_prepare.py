@@ -21,7 +21,10 @@ from ehrtrack.data.drift import Seen, events_by_token
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.fitting import count_tokens, coverage, fit_vocabulary, share_known
 from ehrtrack.data.labels import tells_when
+from ehrtrack.data.settings import Split
+from ehrtrack.data.settings import TimeSplit
 from ehrtrack.data.shards import ShardSlice, ShardWork, open_work
+from ehrtrack.data.split_rules import n_read_in_pretraining, settle_split, table_fingerprint
 from ehrtrack.data.splits import SPLITS
 from ehrtrack.data.store import TokenStore, build_store, record_cutoffs, tokenise_slice
 from ehrtrack.data.vocabulary import Vocabulary
@@ -40,6 +43,9 @@ STORES = "stores"
 OBJECTIVES_OF_TIME = ("survival", "competing-risks")
 """Objectives that need to know when the outcome comes."""
 
+SPLIT_TABLE = "split_table"
+"""Among a run's fingerprints, that of the table that says who is in which split."""
+
 LEAST_COVERAGE = 0.5
 """Share of training events that a base model's vocabulary has to know."""
 
@@ -54,6 +60,7 @@ class Records:
     rows : rows of the store by split
     coverage : share of events that the vocabulary knows, by split
     seen : codes and values of the training subjects, to which those of later predictions are compared
+    split_table : fingerprint of the table that says who is in which split, where one beside the events does
     """
 
     dataset: MedsDataset
@@ -62,14 +69,16 @@ class Records:
     rows: dict[str, Rows]
     coverage: pl.DataFrame
     seen: Seen
+    split_table: str
 
     def fingerprints(self) -> dict[str, str]:
         """Of everything that these tokens were made from, by name."""
-        return {
+        found = {
             "data": self.dataset.fingerprint(),
             "vocabulary": self.vocabulary.fingerprint,
             "store": self.store.fingerprint,
         }
+        return found | ({SPLIT_TABLE: self.split_table} if self.split_table else {})
 
     def token_counts(self) -> npt.NDArray[np.int64]:
         """(V,) tokens of the training subjects."""
@@ -130,6 +139,7 @@ def _open_work(runtime: RuntimeConfig, part: ShardSlice = (1, 1)) -> AbstractCon
 
 def tokenise_records(config: RunConfig, part: ShardSlice) -> TokenStore | None:
     """Do the i-th of n slices of the shards of `prepare_records`; the store, if nothing is missing any more."""
+    config = _with_rule(config)
     dataset = open_dataset(config.data.path)
     with _open_work(config.runtime, part) as work:
         cutoffs = record_cutoffs(dataset, config.data.split, work)
@@ -138,6 +148,7 @@ def tokenise_records(config: RunConfig, part: ShardSlice) -> TokenStore | None:
 
 def tokenise_cohort(config: RunConfig, part: ShardSlice) -> TokenStore | None:
     """As `tokenise_records`, for `prepare_cohort` with a vocabulary of its own."""
+    config = _with_rule(config)
     dataset, cohort = _cohort(config)
     with _open_work(config.runtime, part) as work:
         return _tokenise_slice(config, dataset, cohort.cutoffs, work)
@@ -148,7 +159,8 @@ def _tokenise_slice(
 ) -> TokenStore | None:
     vocabulary = _fit_vocabulary(config.data, dataset, cutoffs, work)
     _check_coverage(coverage(dataset, cutoffs, vocabulary, work))
-    return tokenise_slice(dataset, cutoffs, vocabulary, config.data.visits, config.runtime.cache / STORES, work)
+    stores = config.runtime.cache / STORES
+    return tokenise_slice(dataset, cutoffs, vocabulary, config.data.visits, stores, work)
 
 
 def _cohort(config: RunConfig) -> tuple[MedsDataset, Cohort]:
@@ -179,10 +191,12 @@ def _tokenise(
 ) -> Records:
     if vocabulary is None:
         vocabulary = _fit_vocabulary(config.data, dataset, cutoffs, work)
+    visits = config.data.visits
     counts = count_tokens(dataset, cutoffs, vocabulary, work)
     covered = share_known(counts, vocabulary)
     _check_coverage(covered)
-    store = build_store(dataset, cutoffs, vocabulary, config.data.visits, config.runtime.cache / STORES, work)
+    stores = config.runtime.cache / STORES
+    store = build_store(dataset, cutoffs, vocabulary, visits, stores, work)
     split = cutoffs["split"].to_numpy()
     rows = {name: np.flatnonzero(split == name) for name in SPLITS}
     n_subjects = cutoffs["subject_id"].n_unique()
@@ -195,7 +209,7 @@ def _tokenise(
     )
     of_training = events_by_token(counts.filter(pl.col("split") == "train"), vocabulary)
     seen = Seen.of(of_training, vocabulary, store.end_gap_days)
-    return Records(dataset, vocabulary, store, rows, covered, seen)
+    return Records(dataset, vocabulary, store, rows, covered, seen, table_fingerprint(dataset, config.data.split))
 
 
 def _fit_vocabulary(config: DataConfig, dataset: MedsDataset, cutoffs: pl.DataFrame, work: ShardWork) -> Vocabulary:
@@ -222,10 +236,36 @@ def check_same_reading(config: DataConfig, base: DataConfig, *, is_same_data: bo
             f"the base model was pretrained with data.visits.unit={base.visits.unit}, this run says "
             f"{config.visits.unit}: its tokens would mean something else; use the same"
         )
-    if is_same_data and config.split != base.split:
+    if is_same_data and config.split.identity() != base.split.identity():
         raise ConfigError(
             f"the base model was pretrained on this dataset with data.split {base.split!r}, this run says "
             f"{config.split!r}: test subjects would have been seen in pretraining; use the same split"
+        )
+
+
+def check_base_split(dataset: MedsDataset, cohort: Cohort, split: Split, base_fingerprints: Mapping[str, str]) -> None:
+    """Of a base that was pretrained on this dataset by the same rule: refuse other groups, and tell of earlier records.
+
+    Raises
+    ------
+    ConfigError
+        If the table of the rule is another one than it was then.
+    """
+    if base_fingerprints["data"] != dataset.fingerprint():
+        return
+    now, then = table_fingerprint(dataset, split), base_fingerprints.get(SPLIT_TABLE, "")
+    if now != then:
+        raise ConfigError(
+            f"the base model was pretrained on this dataset with data.split {split!r}, whose table has changed since "
+            f"(then {then or 'none'}, now {now or 'none'}): test subjects may have been seen in pretraining; bring the "
+            "table back, or pretrain again"
+        )
+    if isinstance(split, TimeSplit) and (n_read := n_read_in_pretraining(dataset, cohort.subjects, split)):
+        n_test = cohort.subjects.filter(pl.col("split") == "test")["subject_id"].n_unique()
+        print(
+            f"of {n_test:,} test subjects {n_read:,} have a record before split.train_before = {split.train_before}, "
+            "from which the base model learnt; of what came later it knows nothing",
+            flush=True,
         )
 
 
@@ -237,7 +277,7 @@ def check_unseen(facts: Mapping[str, object], what: str, config: DataConfig, dat
     facts : what it was fitted on: the fingerprint of the ``data``, and their ``split``
     what : in the words of the message
     """
-    split = config.split.model_dump(mode="json")
+    split = config.split.identity()
     if facts.get("split") != split and facts.get("data") == dataset.fingerprint():  # which reads all shards
         raise ConfigError(
             f"{what} were fitted on this dataset with data.split {facts.get('split')}, this run says {split}: they "
@@ -276,16 +316,23 @@ def check_validation(records: CohortRecords, score: Callable[[Outcomes], object]
 
 
 def settle(config: RunConfig) -> RunConfig:
-    """Set all seeds and the threads; returns the configuration to go on with, which says how many threads, and the
-    objective that fits the labels.
+    """Set all seeds and the threads; returns the configuration to go on with, with what was decided written out.
 
-    The number of threads is logged with the run, so that it is resumed with the same one: another number adds up in
-    another order, which shows in the last digits.
+    That is how many threads there are, so that the run is resumed with as many: another number adds up in another
+    order, which shows in the last digits; the objective that fits the labels; and the rule of the split
+    (`settle_split`).
+
+    Raises
+    ------
+    ConfigError
+        If the dataset has a split, and another one is asked for without a rule; if an objective was asked for that
+        needs to know when the outcome comes, and the labels do not tell.
     """
     seed_everything(config.runtime)
     config = with_objective_of_labels(config)
     n_threads = config.runtime.threads or free_threads()
     use_threads(n_threads)
+    config = _with_rule(config)
     return config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": n_threads})})
 
 
@@ -310,3 +357,9 @@ def with_objective_of_labels(config: RunConfig) -> RunConfig:
     print(f"{labels} tells whether the outcome comes and not when: the objective is classification", flush=True)
     settled = plugins.settings("objectives", "classification").model_validate({"name": "classification"})
     return config.model_copy(update={"objective": settled})
+
+
+def _with_rule(config: RunConfig) -> RunConfig:
+    """The configuration with the rule of its split written out (`settle_split`)."""
+    split = settle_split(config.data.split, config.data.path)
+    return config.model_copy(update={"data": config.data.model_copy(update={"split": split})})

@@ -14,6 +14,7 @@ import polars as pl
 from ehrtrack import plots
 from ehrtrack.config import RunConfig
 from ehrtrack.data.settings import DateIndex
+from ehrtrack.data.settings import TimeSplit
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.metric_table import C_INDEX, names_shown
 from ehrtrack.home import make_cache
@@ -293,7 +294,11 @@ def open_run(
 def _privacy(config: RunConfig) -> Privacy:
     """What of the subjects may be logged: hashes under this machine's key, unless raw ids were asked for."""
     cohort = config.cohort
-    has_calendar_date = cohort is not None and (cohort.end_of_study is not None or isinstance(cohort.index, DateIndex))
+    has_calendar_date = cohort is not None and (
+        cohort.end_of_study is not None
+        or isinstance(cohort.index, DateIndex)
+        or isinstance(config.data.split, TimeSplit)  # at which follow-up ends
+    )
     key = None if config.runtime.log_raw_subjects else read_key(config.runtime.cache)
     return Privacy(key, hides_days=has_calendar_date)
 

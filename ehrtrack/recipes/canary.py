@@ -16,7 +16,8 @@ import polars as pl
 from ehrtrack.config import RunConfig, check_objective
 from ehrtrack.data.cohort import Cohort, build_cohort
 from ehrtrack.data.events import MedsDataset, open_dataset
-from ehrtrack.data.settings import CohortConfig
+from ehrtrack.data.settings import CohortConfig, DatasetSplit
+from ehrtrack.data.split_rules import write_split
 from ehrtrack.data.twins import Change, leak_edges, planted_leak, scrambled_future, unchanged, write_twin
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.files import scratch_folder
@@ -27,6 +28,7 @@ from ehrtrack.recipes._adapt import Adaptation, adapt, read_base
 from ehrtrack.recipes._model_folder import ModelFolder
 from ehrtrack.recipes._prepare import (
     CohortRecords,
+    check_base_split,
     check_same_reading,
     check_validation,
     prepare_cohort,
@@ -106,7 +108,10 @@ def canary(config: RunConfig) -> RecipeResult:
     if base is not None:
         is_same_data = base.fingerprints["data"] == dataset.fingerprint()
         check_same_reading(config.data, base.config.data, is_same_data=is_same_data)
-    cohort = _sample(build_cohort(dataset, config.cohort, config.data.split), config)
+    cohort = build_cohort(dataset, config.cohort, config.data.split)
+    if base is not None:
+        check_base_split(dataset, cohort, config.data.split, base.fingerprints)
+    cohort = _sample(cohort, config)
     with open_run(config, kind="canary", sections=SECTIONS, name="canary") as run, _work_folder(config) as folder:
         twins = Twins(_inside(config, folder), dataset, cohort, base, ranks, folder)
         as_is, with_leak = twins.records("plain", unchanged), twins.records("planted", twins.leak, is_new=True)
@@ -163,7 +168,8 @@ class Twins:
         folder = self.folder / name
         write_twin(self.dataset, self.labels, folder, change)
         self.labels.write_parquet(folder / "labels.parquet")
-        data = self.config.data.model_copy(update={"path": folder})
+        write_split(folder, self.cohort.subjects)
+        data = self.config.data.model_copy(update={"path": folder, "split": DatasetSplit(rule="dataset")})
         cohort = CohortConfig(
             labels=folder / "labels.parquet",
             horizon_days=self.cohort.horizon_days,

@@ -61,7 +61,7 @@ def embed(
     groups = group_codes(records.vocabulary, vectors, n_groups, seed=config.runtime.seed) if n_groups else None
     facts = {
         **records.fingerprints(),
-        "split": config.data.split.model_dump(mode="json"),
+        "split": config.data.split.identity(),
         "method": "cooccurrence" if skip_gram is None else "skip-gram",
         "skip_gram": None if skip_gram is None else skip_gram.model_dump(mode="json"),
         "n_training_subjects": len(records.rows["train"]),

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ehrtrack.config import Override, RunConfig, parse_config, parse_value
+from ehrtrack.config import Override, RunConfig, parse_run_config, parse_value
 from ehrtrack.errors import CheckpointError, ConfigError, EhrtrackError
 from ehrtrack.home import known_caches, usual_cache
 from ehrtrack.recipes._run import RUNS, RecipeResult, Resumption, run_folder
@@ -248,7 +248,7 @@ def _config_of(run_id: str, overrides: Sequence[Override]) -> RunConfig:
         table[section][key] = parse_value(text)
     if "runtime.cache" not in dict(overrides):
         table["runtime"]["cache"] = str(_cache_here(Path(table["runtime"]["cache"])))
-    return parse_config(table)
+    return parse_run_config(table)
 
 
 def _cache_here(cache: Path) -> Path:

@@ -96,7 +96,8 @@ def sweep(config: RunConfig) -> RecipeResult:
 def _join(config: RunConfig, inputs: Mapping[str, str]) -> Worker:
     """Begin or join the study of these settings and inputs; where it runs, and for how many trials, does not matter."""
     storage = study_storage(config.runtime.cache / "sweeps.db")
-    settings = config.model_dump(mode="json", exclude={"runtime", "registry", "frontier", "canary"})
+    elsewhere = {"runtime", "registry", "frontier", "canary"}
+    settings = {name: section for name, section in config.identity().items() if name not in elsewhere}
     for name in ("n_trials", "heartbeat_seconds", "max_retries"):
         del settings["search"][name]
     del settings["init"]["run"]  # its meaning is among the inputs

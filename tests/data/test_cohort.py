@@ -18,7 +18,7 @@ Followed = dict[int, tuple[str, float, bool]]
 @pytest.fixture
 def follow(make_dataset, monkeypatch) -> Callable[..., Followed]:
     """Index date, follow-up in days and is_event of each subject; a few subjects cannot fill three splits."""
-    monkeypatch.setattr(cohort_module, "_check_events", lambda _subjects: None)
+    monkeypatch.setattr(cohort_module, "_check_events", lambda *_: None)
 
     def run(rows, **config) -> Followed:
         settings = {

@@ -25,7 +25,7 @@ ROWS = [row for subject in (1, 2, 3) for row in [(subject, "1970-01-01", "MEDS_B
 @pytest.fixture
 def label(make_dataset, tmp_path, monkeypatch):
     """Builds a cohort of labels (CSV rows) over a dataset. A few subjects cannot fill three splits."""
-    monkeypatch.setattr(cohort_module, "_check_events", lambda _subjects: None)
+    monkeypatch.setattr(cohort_module, "_check_events", lambda *_: None)
 
     def run(lines: str, rows=ROWS, **config):
         (tmp_path / "labels.csv").write_text(HEADER + lines)
@@ -145,7 +145,7 @@ def test_labels_of_other_subjects_leave_an_empty_cohort(label):
 
 
 def test_moving_the_labels_file_keeps_the_fingerprint(make_dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(cohort_module, "_check_events", lambda _subjects: None)
+    monkeypatch.setattr(cohort_module, "_check_events", lambda *_: None)
     dataset = make_dataset(ROWS)
     prints = []
     for name, follow_up in [("a.csv", 5), ("b.csv", 5), ("c.csv", 6)]:

@@ -16,7 +16,7 @@ from ehrtrack.data.events import (
     open_dataset,
     starts_with_any,
 )
-from ehrtrack.data.settings import SplitConfig
+from ehrtrack.data.settings import VisitConfig
 from ehrtrack.errors import DataError
 
 
@@ -100,7 +100,7 @@ def test_dataset_fingerprint_follows_the_events_and_not_the_folder(tmp_path):
 def test_fingerprint_of_equal_parts_is_equal_whatever_their_spelling():
     assert fingerprint_of((1, 2), {"a": 1, "b": 2}) == fingerprint_of([1, 2], {"b": 2, "a": 1})
     assert fingerprint_of(np.array([1, 2])) == fingerprint_of([1, 2])
-    assert fingerprint_of(SplitConfig(seed=1)) == fingerprint_of(SplitConfig(seed=1).model_dump())
+    assert fingerprint_of(VisitConfig(unit="hour")) == fingerprint_of(VisitConfig(unit="hour").model_dump())
     assert fingerprint_of(date(2020, 1, 1)) == fingerprint_of("2020-01-01")
 
 

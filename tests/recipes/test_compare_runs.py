@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from simulated import study
 
-from ehrtrack.config import RunConfig
+from ehrtrack.config import RunConfig, override
 from ehrtrack.errors import DataError
 from ehrtrack.recipes.compare import Comparison, compare, describe_champion
 from ehrtrack.recipes.frontier import _points
@@ -330,3 +330,14 @@ def test_a_value_of_a_frontier_without_predictions_has_a_line_and_no_difference(
     assert f"run {runs[1]} is left out of the differences: run {runs[1]} has no artifact" in out
     assert f"run {runs[3]} is left out of the differences" in out
     assert "predictions/test.parquet" in list_artifacts(runs[0])
+
+
+def test_a_configuration_that_names_no_split_is_of_the_runs_that_took_the_datasets(
+    local_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = override(config(local_store), {"data.split.rule": "dataset"})
+    run_id = made(told, 0.6)
+    compared(config(local_store), capsys)
+    assert champion_run() == run_id
+    other = override(config(local_store), {"data.split.rule": "hash"})
+    assert "no run that can be compared is of the cohort" in compared(other, capsys)[1]
