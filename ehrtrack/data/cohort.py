@@ -200,10 +200,11 @@ def _from_rules(dataset: MedsDataset, config: CohortConfig) -> _Attrition:
     flow.subjects = add_outcome(flow.subjects, dataset.scan(), config.outcome)
     if config.exclude_prior_outcome:
         flow.keep_by(outcome_rule("index date"))
-    until_days = config.landmark_days + config.horizon_days
+    until_days = config.landmark_days + config.gap_days + config.horizon_days
     flow.subjects = add_follow_up(flow.subjects, horizon_days=until_days, end_of_study=config.end_of_study)
     flow.keep("follow-up after the index date", pl.col("follow_up_days") > 0)
     _move_to_landmark(flow, config.landmark_days)
+    _leave_gap(flow, config.gap_days)
     rounded = pl.col("follow_up_days").clip(upper_bound=config.horizon_days)  # .1 + .2 is more than .3
     flow.subjects = flow.subjects.with_columns(rounded)
     return flow
@@ -223,6 +224,7 @@ def _from_labels(dataset: MedsDataset, path: Path, config: CohortConfig) -> _Att
     if task == "survival":
         flow.keep("follow-up after the prediction time", pl.col("follow_up_days") > 0)
     _move_to_landmark(flow, config.landmark_days)
+    _leave_gap(flow, config.gap_days)
     return flow
 
 
@@ -247,13 +249,13 @@ def _divide(flow: _Attrition, dataset: MedsDataset, config: CohortConfig, split:
     for step in steps:
         flow.keep(step.name, step.holds)
     if isinstance(split, TimeSplit):
-        _end_learning(flow, midnight(split.test_from))
+        _end_learning(flow, midnight(split.test_from), config.gap_days)
 
 
-def _end_learning(flow: _Attrition, end: pl.Expr) -> None:
-    """End the follow-up of training and validation subjects at a moment."""
+def _end_learning(flow: _Attrition, end: pl.Expr, gap_days: float) -> None:
+    """End the follow-up of training and validation subjects, which begins after the gap, at a moment."""
     is_test = pl.col("split") == "test"
-    days = (end - pl.col("index_date")).dt.total_microseconds() / MICROSECONDS_PER_DAY
+    days = (end - pl.col("index_date")).dt.total_microseconds() / MICROSECONDS_PER_DAY - gap_days
     most_days = pl.when(is_test).then(math.inf).otherwise(days)
     flow.keep("follow-up before split.test_from, or for testing", most_days > 0)
     n_longer = int(flow.subjects.select((pl.col("follow_up_days") > most_days).sum()).item())
@@ -286,6 +288,16 @@ def _move_to_landmark(flow: _Attrition, landmark_days: float) -> None:
         index_date=days_after("index_date", landmark_days),
         follow_up_days=pl.col("follow_up_days") - landmark_days,
     )
+
+
+def _leave_gap(flow: _Attrition, gap_days: float) -> None:
+    """Have follow-up begin so many days later than what is known ends."""
+    if not gap_days:
+        return
+    is_within = pl.col("follow_up_days") <= gap_days
+    flow.keep("no outcome within gap_days", ~(pl.col("is_event") & is_within))
+    flow.keep("follow-up after gap_days", ~is_within)
+    flow.subjects = flow.subjects.with_columns(pl.col("follow_up_days") - gap_days)
 
 
 def _keep_eligible(flow: _Attrition, config: CohortConfig) -> None:

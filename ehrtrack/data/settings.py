@@ -298,6 +298,16 @@ class CohortConfig(Section):
     `landmark_days` moves everybody's index date that far on, to a landmark (van Houwelingen 2007, "Dynamic Prediction
     by Landmarking in Event History Analysis", Scand J Stat 34): what came by then is known, and those whose follow-up
     has ended by then are left out. Who is eligible is judged at the index date, not at the landmark.
+    `gap_days` moves the start of follow-up alone: what is known still ends at the index date (or the landmark), and
+    the horizon counts from the end of the gap. Those who have the outcome, or whose follow-up ends, within the gap (its
+    last moment included) are left out and counted.
+
+    Examples
+    --------
+    Readmission from the third day on, told at discharge:
+
+    >>> CohortConfig(labels="discharges.csv", horizon_days=28, gap_days=2).gap_days
+    2.0
     """
 
     labels: Path | None = None
@@ -310,6 +320,7 @@ class CohortConfig(Section):
     end_of_study: Date | None = None
     min_followed_share: float = Field(default=0.01, ge=0, lt=1)
     landmark_days: float = Field(default=0, ge=0, le=MAX_DAYS)
+    gap_days: Annotated[float, Mark.ADDED_LATER] = Field(default=0, ge=0, le=MAX_DAYS)
     exclude_prior_outcome: bool = True
 
     def model_post_init(self, _context: object) -> None:

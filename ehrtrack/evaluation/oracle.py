@@ -17,8 +17,8 @@ TRUTH = "truth.parquet"
 
 
 def truth_beside(cohort: CohortConfig | None) -> Path | None:
-    """The file of true risks of a simulated cohort, or None; they are of the index date, and of no later landmark."""
-    if cohort is None or cohort.labels is None or cohort.landmark_days:
+    """The file of true risks of a simulated cohort, or None; they are of the follow-up from the index date on."""
+    if cohort is None or cohort.labels is None or cohort.landmark_days or cohort.gap_days:
         return None
     truth = cohort.labels.parent / TRUTH
     return truth if truth.is_file() else None

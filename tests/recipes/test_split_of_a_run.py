@@ -181,7 +181,7 @@ def test_a_follow_up_that_ends_on_a_date_hides_days(data: MedsDataset, tmp_path:
 def test_cohorts_of_runs_are_compared_by_what_their_settings_ask() -> None:
     cohort = {"labels": "here/l.csv", "horizon_days": 90}
     before = _settings(cohort, {"seed": 0, "train": 0.7, "validation": 0.15})
-    assert _settings(cohort | {"labels": "there/l.csv"}, SplitConfig().model_dump()) == before
+    assert _settings(cohort | {"labels": "there/l.csv", "gap_days": 0}, SplitConfig().model_dump()) == before
     assert _settings(cohort, {"rule": "dataset"}) != before
     sites = [ColumnSplit(rule="column", column="site", path=path).model_dump(mode="json") for path in ("a", "b")]
     assert _settings(cohort, sites[0]) == _settings(cohort, sites[1])
