@@ -11,13 +11,14 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
 from ehrtrack import plugins
 from ehrtrack.baselines.settings import TunedChoice
 from ehrtrack.data.settings import CohortConfig
+from ehrtrack.data.settings import DelayHours
 from ehrtrack.data.settings import Split
 from ehrtrack.data.settings import SplitConfig
 from ehrtrack.data.settings import VisitConfig
@@ -25,9 +26,14 @@ from ehrtrack.data.settings import VocabularyConfig
 from ehrtrack.errors import ConfigError
 from ehrtrack.home import usual_cache
 from ehrtrack.models.settings import ModelConfig
-from ehrtrack.objectives.settings import OutcomeSettings, PretrainingSettings
-from ehrtrack.search_space import Choices, FrontierConfig, SearchConfig
-from ehrtrack.section import Choice, Section
+from ehrtrack.objectives.settings import OutcomeSettings
+from ehrtrack.objectives.settings import PretrainingSettings
+from ehrtrack.search_space import Choices
+from ehrtrack.search_space import FrontierConfig
+from ehrtrack.search_space import SearchConfig
+from ehrtrack.section import Choice
+from ehrtrack.section import Mark
+from ehrtrack.section import Section
 from ehrtrack.study_file import read_study_file
 from ehrtrack.study_file import to_toml as write_toml
 from ehrtrack.tracking.names import why_no_model_name
@@ -64,11 +70,15 @@ class DataConfig(Section):
     ----------
     path : folder of a MEDS dataset
     max_tokens : longest history the model sees, [CLS] included; longer ones keep static facts and the most recent
+    delay_hours : how many hours after its time an event is known, by patterns that are matched at the code's start,
+        such as ``{"LAB//" = 6}``; of several that match, the longest counts. At an index date or a prediction time
+        what is not known yet is no input. Pretraining reads whole records, in retrospect, and has no delay
     """
 
     path: Path
     max_tokens: int = Field(512, ge=8)
     split: Split = SplitConfig()
+    delay_hours: Annotated[DelayHours, Mark.ADDED_LATER] = Field(default_factory=dict)
     visits: VisitConfig = VisitConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
 
@@ -275,7 +285,7 @@ def to_toml(config: RunConfig) -> str:
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, inner in value.items():
-        if isinstance(inner, Mapping):
+        if isinstance(inner, Mapping) and all(re.fullmatch(r"\w+", key) for key in inner):  # not keyed by patterns
             yield from _leaves(inner, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", inner
@@ -365,7 +375,7 @@ def parse_value(text: str) -> Any:
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str | int | float | bool]]:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and all(re.fullmatch(r"[\w.]+", key) for key in value):  # not keyed by patterns
         for key, inner in value.items():
             yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(value, str | int | float | bool):

@@ -21,7 +21,7 @@ from ehrtrack.data.settings import VocabularyConfig
 from ehrtrack.data.shards import ShardWork, read_kept
 from ehrtrack.data.splits import SPLITS
 from ehrtrack.data.tables import read_table
-from ehrtrack.data.visits import is_known
+from ehrtrack.data.visits import NO_DELAYS, is_known
 from ehrtrack.data.vocabulary import NEVER_TOKENS, SPECIAL_TOKENS, Vocabulary, is_kept, slot_names, slots
 from ehrtrack.errors import DataError
 
@@ -35,13 +35,19 @@ Edges = dict[str, tuple[float, ...]]
 
 
 def fit_vocabulary(
-    dataset: MedsDataset, cutoffs: pl.DataFrame, config: VocabularyConfig, work: ShardWork
+    dataset: MedsDataset,
+    cutoffs: pl.DataFrame,
+    config: VocabularyConfig,
+    work: ShardWork,
+    *,
+    delay_hours: Mapping[str, float] = NO_DELAYS,
 ) -> Vocabulary:
     """The vocabulary of what is known of the training subjects at their cutoffs.
 
     Parameters
     ----------
     cutoffs : columns subject_id, cutoff, split
+    delay_hours : as of `is_known`
 
     Raises
     ------
@@ -53,10 +59,12 @@ def fit_vocabulary(
     exclude = NEVER_TOKENS + config.exclude
     if config.n_value_bins > 1:
         training = latest(cutoffs.filter(pl.col("split") == "train"))
-        key = fingerprint_of("values", training, exclude)
-        function = partial(_count_values, cutoffs=work.share(training, key), exclude=exclude)
+        key = fingerprint_of("values", training, exclude, *_told(delay_hours))
+        shared = work.share(training, key)
+        function = partial(_count_values, cutoffs=shared, exclude=exclude, delay_hours=delay_hours)
         edges = value_edges(map(read_kept, work.tables(dataset, function, "values", key)), config)
-    return choose_tokens(_name_counts(dataset, cutoffs, edges, exclude, groups, work), edges, groups, config)
+    counts = _name_counts(dataset, cutoffs, edges, exclude, groups, work, delay_hours=delay_hours)
+    return choose_tokens(counts, edges, groups, config)
 
 
 def read_groups(path: Path) -> dict[str, str]:
@@ -77,34 +85,52 @@ def read_groups(path: Path) -> dict[str, str]:
     return dict(table.filter(pl.col("code") != pl.col("group")).iter_rows())
 
 
-def count_tokens(dataset: MedsDataset, cutoffs: pl.DataFrame, vocabulary: Vocabulary, work: ShardWork) -> pl.DataFrame:
+def count_tokens(
+    dataset: MedsDataset,
+    cutoffs: pl.DataFrame,
+    vocabulary: Vocabulary,
+    work: ShardWork,
+    *,
+    delay_hours: Mapping[str, float] = NO_DELAYS,
+) -> pl.DataFrame:
     """The sums of `count_names` over the shards, by the names that the vocabulary gives.
 
     Parameters
     ----------
     cutoffs : columns subject_id, cutoff, split
+    delay_hours : as of `is_known`
     """
     edges, exclude, groups = vocabulary.value_edges, vocabulary.exclude, vocabulary.groups
-    return _name_counts(dataset, cutoffs, edges, exclude, groups, work)
+    return _name_counts(dataset, cutoffs, edges, exclude, groups, work, delay_hours=delay_hours)
 
 
-def coverage(dataset: MedsDataset, cutoffs: pl.DataFrame, vocabulary: Vocabulary, work: ShardWork) -> pl.DataFrame:
+def coverage(
+    dataset: MedsDataset,
+    cutoffs: pl.DataFrame,
+    vocabulary: Vocabulary,
+    work: ShardWork,
+    *,
+    delay_hours: Mapping[str, float] = NO_DELAYS,
+) -> pl.DataFrame:
     """How much of each split's events the vocabulary knows.
 
     Parameters
     ----------
     cutoffs : columns subject_id, cutoff, split
+    delay_hours : as of `is_known`
 
     Returns
     -------
     split, n_events, share_known, share_unk, n_unk_codes; one row a split
     """
-    return share_known(count_tokens(dataset, cutoffs, vocabulary, work), vocabulary)
+    return share_known(count_tokens(dataset, cutoffs, vocabulary, work, delay_hours=delay_hours), vocabulary)
 
 
-def count_values(events: Histories, cutoffs: pl.DataFrame, exclude: tuple[str, ...]) -> pl.DataFrame:
+def count_values(
+    events: Histories, cutoffs: pl.DataFrame, exclude: tuple[str, ...], *, delay_hours: Mapping[str, float] = NO_DELAYS
+) -> pl.DataFrame:
     """How often each code has each value: code, values list[f32] (rising), counts list[i64]."""
-    is_counted = is_known(events, cutoffs) & ~np.isnan(events.value) & is_kept(events, exclude)
+    is_counted = is_known(events, cutoffs, delay_hours) & ~np.isnan(events.value) & is_kept(events, exclude)
     key, count = np.unique(_value_key(events.code[is_counted], events.value[is_counted]), return_counts=True)
     place = (key >> 32).astype(np.int64)
     table = pl.DataFrame({"place": place, "values": _value_of(key), "counts": count})
@@ -121,6 +147,8 @@ def count_names(
     edges: Mapping[str, tuple[float, ...]],
     exclude: tuple[str, ...],
     groups: Mapping[str, str],
+    *,
+    delay_hours: Mapping[str, float] = NO_DELAYS,
 ) -> pl.DataFrame:
     """How many events and subjects there are of each token's name: split, code, name, n_events, n_subjects.
 
@@ -128,7 +156,7 @@ def count_names(
     first row.
     """
     slot, is_token = slots(events, edges, exclude)
-    is_counted = is_known(events, cutoffs) & is_token
+    is_counted = is_known(events, cutoffs, delay_hours) & is_token
     codes, names = slot_names(events.codes, edges, groups)
     n_names, n_subjects_here = max(len(names), 1), len(events.subjects)
     pair = (events.spread(np.arange(n_subjects_here) * n_names) + slot)[is_counted]
@@ -300,18 +328,40 @@ def _name_counts(
     exclude: tuple[str, ...],
     groups: dict[str, str],
     work: ShardWork,
+    *,
+    delay_hours: Mapping[str, float],
 ) -> pl.DataFrame:
     cutoffs = latest(cutoffs)
-    key = fingerprint_of("names", cutoffs, edges, exclude, groups)
-    function = partial(_count_names, cutoffs=work.share(cutoffs, key), edges=edges, exclude=exclude, groups=groups)
+    key = fingerprint_of("names", cutoffs, edges, exclude, groups, *_told(delay_hours))
+    function = partial(
+        _count_names,
+        cutoffs=work.share(cutoffs, key),
+        edges=edges,
+        exclude=exclude,
+        groups=groups,
+        delay_hours=delay_hours,
+    )
     return add_counts(map(read_kept, work.tables(dataset, function, "names", key)))
 
 
-def _count_values(shard: Path, *, cutoffs: Path, exclude: tuple[str, ...]) -> pl.DataFrame:
-    return count_values(read_shard(shard), pl.read_ipc(cutoffs), exclude)
+def _told(delay_hours: Mapping[str, float]) -> list[Mapping[str, float]]:
+    """What a key has of the delays: nothing where there are none, as before there were any."""
+    return [delay_hours] if delay_hours else []
+
+
+def _count_values(
+    shard: Path, *, cutoffs: Path, exclude: tuple[str, ...], delay_hours: Mapping[str, float]
+) -> pl.DataFrame:
+    return count_values(read_shard(shard), pl.read_ipc(cutoffs), exclude, delay_hours=delay_hours)
 
 
 def _count_names(
-    shard: Path, *, cutoffs: Path, edges: Edges, exclude: tuple[str, ...], groups: dict[str, str]
+    shard: Path,
+    *,
+    cutoffs: Path,
+    edges: Edges,
+    exclude: tuple[str, ...],
+    groups: dict[str, str],
+    delay_hours: Mapping[str, float],
 ) -> pl.DataFrame:
-    return count_names(read_shard(shard), pl.read_ipc(cutoffs), edges, exclude, groups)
+    return count_names(read_shard(shard), pl.read_ipc(cutoffs), edges, exclude, groups, delay_hours=delay_hours)

@@ -67,6 +67,17 @@ MAX_YEARS, MAX_DAYS = 1000, 365_250.0
 """Beyond a thousand years, dates and the times between them overflow."""
 
 
+Hours = Annotated[float, Field(ge=0, le=24 * MAX_DAYS)]
+
+
+def _check_delays(delay_hours: dict[str, float]) -> dict[str, float]:
+    check_patterns(tuple(delay_hours))
+    return delay_hours
+
+
+DelayHours = Annotated[dict[str, Hours], AfterValidator(_check_delays)]
+"""How many hours after its time an event is known, by patterns that are matched at the code's start."""
+
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from ehrtrack.data.visits import (
     DAYS_PER_YEAR,
     MAX_AGE_YEARS,
     MICROSECONDS_PER_DAY,
+    NO_DELAYS,
     VisitTokens,
     visit_tokens,
 )
@@ -102,10 +103,16 @@ def build_store(
     visits: VisitConfig,
     cache_dir: Path,
     work: ShardWork | None = None,
+    *,
+    delay_hours: Mapping[str, float] = NO_DELAYS,
 ) -> TokenStore:
     """Tokenise the subjects of `cutoffs` (columns subject_id, cutoff), or open the folder where it was done.
 
     A subject may have several cutoffs; each has a row of the store, in the order of `cutoffs`.
+
+    Parameters
+    ----------
+    delay_hours : as of `is_known`
 
     Raises
     ------
@@ -113,7 +120,7 @@ def build_store(
         If a subject has a cutoff twice, lies in two shards, or has no birth at or before its cutoff.
     """
     everything = ShardWork(cache_dir, work.engine) if work else ShardWork(cache_dir)
-    store = tokenise_slice(dataset, cutoffs, vocabulary, visits, cache_dir, everything)
+    store = tokenise_slice(dataset, cutoffs, vocabulary, visits, cache_dir, everything, delay_hours=delay_hours)
     assert store is not None
     return store
 
@@ -125,11 +132,17 @@ def tokenise_slice(
     visits: VisitConfig,
     cache_dir: Path,
     work: ShardWork,
+    *,
+    delay_hours: Mapping[str, float] = NO_DELAYS,
 ) -> TokenStore | None:
     """Tokenise the shards that fall to this machine; the store, if they were the last ones missing.
 
     Each shard becomes a file in the folder `FINGERPRINT.parts`; when all are there they are joined in the order of
     `cutoffs`, and the parts removed. All of it may be done at the same time, again, and after being killed.
+
+    Parameters
+    ----------
+    delay_hours : as of `is_known`
 
     Raises
     ------
@@ -138,19 +151,21 @@ def tokenise_slice(
     """
     table = cutoffs.select(pl.col("subject_id").cast(pl.Int64), pl.col("cutoff").cast(pl.Datetime("us")))
     check_different(table)
-    made_from = {
+    made_from: dict[str, object] = {
         "format": FORMAT,
         "dataset": dataset.fingerprint(),
         "cutoffs": fingerprint_of(table),
         "vocabulary": vocabulary.fingerprint,
         "visits": visits.model_dump(mode="json"),
     }
+    if delay_hours:
+        made_from["delay_hours"] = dict(delay_hours)
     fingerprint = fingerprint_of("store", made_from)
     folder = Path(cache_dir) / fingerprint
     parts = folder.with_name(f"{fingerprint}.parts")
     if not folder.is_dir():
         try:
-            keep = partial(_keep_part, vocabulary=vocabulary, visits=visits)
+            keep = partial(_keep_part, vocabulary=vocabulary, visits=visits, delay_hours=delay_hours)
             files = _tokenise(dataset, table, keep, parts, work)
             if not all(file.is_file() for file in files) and not folder.is_dir():
                 return None
@@ -266,12 +281,13 @@ def _keep_part(
     cutoffs: Path,
     vocabulary: Vocabulary,
     visits: VisitConfig,
+    delay_hours: Mapping[str, float],
 ) -> None:
     shard, file = shard_and_file
     if file.is_file():  # another machine may have done it since
         return
     events = read_shard(shard, has_visit_ids=visits.unit == "encounter")
-    tokens = visit_tokens(*one_history_a_cutoff(events, pl.read_ipc(cutoffs)), vocabulary, visits)
+    tokens = visit_tokens(*one_history_a_cutoff(events, pl.read_ipc(cutoffs)), vocabulary, visits, delay_hours)
     with written_aside(file) as aside, aside.open("wb") as out:
         for array in vars(tokens).values():
             np.save(out, array)

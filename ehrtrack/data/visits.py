@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ehrtrack.data.events import BIRTH, DEATH
+from ehrtrack.data.events import BIRTH, DEATH, starts_with_any
 from ehrtrack.data.histories import (
     NO_TIME,
     Histories,
@@ -29,6 +30,8 @@ MAX_AGE_YEARS = 120
 MICROSECONDS_PER_DAY = 86_400_000_000
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
+NO_DELAYS: Mapping[str, float] = {}
+"""Every event is known at its time."""
 MICROSECONDS = {"day": MICROSECONDS_PER_DAY, "hour": MICROSECONDS_PER_DAY // 24}
 
 
@@ -49,7 +52,7 @@ class VisitTokens:
     gap_days: Float32s  # (T,) since the visit before; 0 for the first and for static facts
 
 
-def is_known(events: Histories, cutoffs: pl.DataFrame) -> Mask:
+def is_known(events: Histories, cutoffs: pl.DataFrame, delay_hours: Mapping[str, float] = NO_DELAYS) -> Mask:
     """(E,) which events are known at their subject's cutoff: static facts, and those from birth to death up to it.
 
     Birth and death themselves are read from what is known, so that nothing after the cutoff has a say.
@@ -57,6 +60,7 @@ def is_known(events: Histories, cutoffs: pl.DataFrame) -> Mask:
     Parameters
     ----------
     cutoffs : columns subject_id, cutoff (datetime[us]), a subject once; of those that are not in it nothing is known
+    delay_hours : how long after its time an event is known, by patterns of codes (`data.delay_hours`)
     """
     row, is_wanted = subject_numbers(events.subjects, cutoffs["subject_id"].to_numpy())
     cutoff_us = np.full(len(row), NO_TIME)
@@ -65,14 +69,33 @@ def is_known(events: Histories, cutoffs: pl.DataFrame) -> Mask:
     first = np.where(birth == np.iinfo(np.int64).max, NO_TIME, birth)  # without a birth, whatever came before
     last = np.minimum(events.earliest(DEATH, cutoff_us), cutoff_us)
     in_life = (events.time_us >= events.spread(first)) & (events.time_us <= events.spread(last))
+    if delay_hours:
+        in_life &= events.time_us + _delays_us(events.codes, delay_hours)[events.code] <= events.spread(cutoff_us)
     known: Mask = (in_life | (events.time_us == NO_TIME)) & events.spread(is_wanted)
     return known
 
 
-def known_events(events: pl.LazyFrame, cutoffs: pl.DataFrame) -> pl.LazyFrame:
+def _delays_us(codes: Sequence[str], delay_hours: Mapping[str, float]) -> Ints:
+    """(C,) how long after its time an event of each code is known: the longest delay of the patterns that match.
+
+    Birth and death have none: they are no input, and say to whom an age can be given.
+    """
+    table = pl.DataFrame({"code": list(codes)}, schema={"code": pl.String})
+    delays = [pl.when(starts_with_any((pattern,))).then(hours) for pattern, hours in delay_hours.items()]
+    is_delayed = ~pl.col("code").is_in([BIRTH, DEATH])
+    hours = table.select(
+        pl.when(is_delayed).then(pl.max_horizontal(pl.lit(0.0), *delays)).otherwise(0.0).alias("hours")
+    )
+    delays_us: Ints = np.round(hours["hours"].to_numpy() * MICROSECONDS["hour"]).astype(np.int64)
+    return delays_us
+
+
+def known_events(
+    events: pl.LazyFrame, cutoffs: pl.DataFrame, delay_hours: Mapping[str, float] = NO_DELAYS
+) -> pl.LazyFrame:
     """The events of a frame that `is_known` lets through, sorted by subject and time; for a look at them."""
     ordered = events.drop_nulls("code").sort("subject_id", "time", nulls_last=False, maintain_order=True).collect()
-    return ordered.filter(is_known(histories_of(ordered), cutoffs)).lazy()
+    return ordered.filter(is_known(histories_of(ordered), cutoffs, delay_hours)).lazy()
 
 
 def days_between(start: str, end: str) -> pl.Expr:
@@ -93,7 +116,13 @@ def visit_key(unit: VisitUnit) -> pl.Expr:
     return pl.when(pl.col("time").is_not_null()).then(pl.coalesce("visit_id", day))
 
 
-def visit_tokens(events: Histories, cutoffs: pl.DataFrame, vocabulary: Vocabulary, config: VisitConfig) -> VisitTokens:
+def visit_tokens(
+    events: Histories,
+    cutoffs: pl.DataFrame,
+    vocabulary: Vocabulary,
+    config: VisitConfig,
+    delay_hours: Mapping[str, float] = NO_DELAYS,
+) -> VisitTokens:
     """The tokens of the visits, up to its cutoff, of each subject that is both in the events and in the cutoffs.
 
     A visit begins at its first event that becomes a token, and visits are ordered by their beginning. Within a
@@ -102,9 +131,10 @@ def visit_tokens(events: Histories, cutoffs: pl.DataFrame, vocabulary: Vocabular
     Parameters
     ----------
     cutoffs : columns subject_id, cutoff (datetime[us])
+    delay_hours : as of `is_known`
     """
     row, is_there = subject_numbers(events.subjects, cutoffs["subject_id"].to_numpy())
-    known = is_known(events, cutoffs)
+    known = is_known(events, cutoffs, delay_hours)
     until = np.full(len(row), NO_TIME)
     until[is_there] = times_us(cutoffs["cutoff"])[row[is_there]]
     birth = events.earliest(BIRTH, until, among=known)[is_there]

@@ -109,7 +109,7 @@ def prepare_records(config: RunConfig) -> Records:
     dataset = open_dataset(config.data.path)
     with _open_work(config.runtime) as work:
         cutoffs = record_cutoffs(dataset, config.data.split, work)
-        return _tokenise(config, dataset, cutoffs, None, work)
+        return _tokenise(_in_retrospect(config), dataset, cutoffs, None, work)
 
 
 def prepare_cohort(config: RunConfig, vocabulary: Vocabulary | None = None) -> CohortRecords:
@@ -123,6 +123,11 @@ def prepare_cohort(config: RunConfig, vocabulary: Vocabulary | None = None) -> C
     with _open_work(config.runtime) as work:
         records = _tokenise(config, dataset, cohort.cutoffs, vocabulary, work)
     return CohortRecords(**vars(records), cohort=cohort, outcomes=outcomes_of(cohort.subjects))
+
+
+def _in_retrospect(config: RunConfig) -> RunConfig:
+    """The configuration for whole records, in which every event is known at its time."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"delay_hours": {}})})
 
 
 def outcomes_of(subjects: pl.DataFrame) -> Outcomes:
@@ -143,7 +148,7 @@ def tokenise_records(config: RunConfig, part: ShardSlice) -> TokenStore | None:
     dataset = open_dataset(config.data.path)
     with _open_work(config.runtime, part) as work:
         cutoffs = record_cutoffs(dataset, config.data.split, work)
-        return _tokenise_slice(config, dataset, cutoffs, work)
+        return _tokenise_slice(_in_retrospect(config), dataset, cutoffs, work)
 
 
 def tokenise_cohort(config: RunConfig, part: ShardSlice) -> TokenStore | None:
@@ -157,10 +162,10 @@ def tokenise_cohort(config: RunConfig, part: ShardSlice) -> TokenStore | None:
 def _tokenise_slice(
     config: RunConfig, dataset: MedsDataset, cutoffs: pl.DataFrame, work: ShardWork
 ) -> TokenStore | None:
-    vocabulary = _fit_vocabulary(config.data, dataset, cutoffs, work)
-    _check_coverage(coverage(dataset, cutoffs, vocabulary, work))
+    vocabulary, delay_hours = _fit_vocabulary(config.data, dataset, cutoffs, work), config.data.delay_hours
+    _check_coverage(coverage(dataset, cutoffs, vocabulary, work, delay_hours=delay_hours))
     stores = config.runtime.cache / STORES
-    return tokenise_slice(dataset, cutoffs, vocabulary, config.data.visits, stores, work)
+    return tokenise_slice(dataset, cutoffs, vocabulary, config.data.visits, stores, work, delay_hours=delay_hours)
 
 
 def _cohort(config: RunConfig) -> tuple[MedsDataset, Cohort]:
@@ -191,12 +196,12 @@ def _tokenise(
 ) -> Records:
     if vocabulary is None:
         vocabulary = _fit_vocabulary(config.data, dataset, cutoffs, work)
-    visits = config.data.visits
-    counts = count_tokens(dataset, cutoffs, vocabulary, work)
+    visits, delay_hours = config.data.visits, config.data.delay_hours
+    counts = count_tokens(dataset, cutoffs, vocabulary, work, delay_hours=delay_hours)
     covered = share_known(counts, vocabulary)
     _check_coverage(covered)
     stores = config.runtime.cache / STORES
-    store = build_store(dataset, cutoffs, vocabulary, visits, stores, work)
+    store = build_store(dataset, cutoffs, vocabulary, visits, stores, work, delay_hours=delay_hours)
     split = cutoffs["split"].to_numpy()
     rows = {name: np.flatnonzero(split == name) for name in SPLITS}
     n_subjects = cutoffs["subject_id"].n_unique()
@@ -216,7 +221,7 @@ def _fit_vocabulary(config: DataConfig, dataset: MedsDataset, cutoffs: pl.DataFr
     groups = config.vocabulary.groups
     if groups and (groups.parent / FACTS_FILE).is_file():  # found in records, by `ehrtrack embed`
         check_unseen(CodeEmbeddings.read(groups.parent).facts, f"the groups of codes in {groups}", config, dataset)
-    return fit_vocabulary(dataset, cutoffs, config.vocabulary, work)
+    return fit_vocabulary(dataset, cutoffs, config.vocabulary, work, delay_hours=config.delay_hours)
 
 
 def _check_coverage(covered: pl.DataFrame) -> None:

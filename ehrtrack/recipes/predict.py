@@ -147,8 +147,8 @@ class Predictor:
         cutoffs = asked[rows].select("subject_id", cutoff="prediction_time")
         limit_days = silent_days_limit(self.folder.seen)
         with tempfile.TemporaryDirectory() as cache, holding_shards():
-            visits = self.folder.config.data.visits
-            store = build_store(dataset, cutoffs, self.folder.vocabulary, visits, Path(cache))
+            data, vocabulary = self.folder.config.data, self.folder.vocabulary
+            store = build_store(dataset, cutoffs, vocabulary, data.visits, Path(cache), delay_hours=data.delay_hours)
             is_silent = store.end_gap_days > limit_days
             kept = np.flatnonzero(~is_silent)
             predictions = self._predict(store, kept) if len(kept) else None
@@ -185,13 +185,12 @@ class Predictor:
 
     def _count_events(self, dataset: MedsDataset, cutoffs: pl.DataFrame) -> npt.NDArray[np.int64]:
         """(V,) events of each token that are known of the subjects at their cutoffs, each event once."""
-        vocabulary = self.folder.vocabulary
+        vocabulary, delay_hours = self.folder.vocabulary, self.folder.config.data.delay_hours
         n_events = np.zeros(len(vocabulary), dtype=np.int64)
         one_split = latest(cutoffs).with_columns(split=pl.lit("test"))
         for shard in dataset.shards if cutoffs.height else ():
-            names = count_names(
-                read_shard(shard), one_split, vocabulary.value_edges, vocabulary.exclude, vocabulary.groups
-            )
+            by_name = vocabulary.value_edges, vocabulary.exclude, vocabulary.groups
+            names = count_names(read_shard(shard), one_split, *by_name, delay_hours=delay_hours)
             n_events += events_by_token(names, vocabulary)
         return n_events
 

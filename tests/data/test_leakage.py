@@ -107,7 +107,7 @@ def test_events_after_index_never_reach_tokens(unit, seed):
 def test_without_the_cutoff_filter_the_same_check_fails(unit, monkeypatch):
     """The check above can fail: with the guard out, the future shows in the tokens."""
 
-    def everything(events: Histories, cutoffs: pl.DataFrame) -> np.ndarray:
+    def everything(events: Histories, cutoffs: pl.DataFrame, _delay_hours: object) -> np.ndarray:
         return np.isin(events.subject_id, cutoffs["subject_id"])
 
     events, changed = population(), perturb_the_future(population(), 1)

@@ -81,7 +81,7 @@ def test_with_another_future_no_risk_moves(plain: Twin, twins: Twins) -> None:
 
 
 def test_without_the_cutoff_that_canary_fails(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
-    def everything(events: Histories, cutoffs: pl.DataFrame) -> np.ndarray:
+    def everything(events: Histories, cutoffs: pl.DataFrame, _delay_hours: object) -> np.ndarray:
         return np.isin(events.subject_id, cutoffs["subject_id"])
 
     monkeypatch.setattr(visits_module, "is_known", everything)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from ehrtrack.recipes._prepare import (
 from ehrtrack.recipes._run import _privacy
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.canary import Twins, _inside
+from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.tracking.queries import download
 from ehrtrack.training.ranks import join_ranks
 
@@ -123,10 +125,38 @@ def test_a_baseline_by_rule_is_judged_on_the_subjects_of_the_rule(
     assert parse_run_config(logged(run.run_id, local_store)).data.split == config.data.split
 
 
+def test_a_model_predicts_with_the_delays_that_it_was_trained_with(data: MedsDataset, local_store: Path) -> None:
+    """RISK codes raise the risk; those of the last five hours do so only where they are known by then."""
+    events = data.scan().collect()
+    index = events.filter(pl.col("code") == "INDEX").select("subject_id", prediction_time="time").head(20)
+    is_earlier = pl.col("time").is_null() | (pl.col("time") <= pl.col("prediction_time"))
+    earlier = events.join(index, on="subject_id").filter(is_earlier)
+    risky = index.with_columns(time=pl.col("prediction_time") - timedelta(hours=5), code=pl.lit("RISK//0"))
+    without = earlier.filter(pl.col("code") != "RISK//0").drop("prediction_time")
+    added = pl.concat([without, risky.drop("prediction_time")], how="diagonal").sort(
+        "subject_id", "time", nulls_last=False
+    )
+    moved = {}
+    for hours in (4, 6):
+        run = baseline(config_of(data.path, local_store / "cache", delay_hours={"RISK//*": hours}))
+        model = load_predictor(download(run.run_id, "model", local_store / f"model-{hours}"))
+        assert model.folder.config.data.delay_hours == {"RISK//*": hours}
+        tables = [model.predict_events(frame, index, tells_causes=False) for frame in (without, added)]
+        moved[hours] = (tables[0]["risk"] != tables[1]["risk"]).sum()
+    assert moved == {4: 20, 6: 0}
+
+
+def test_pretraining_reads_in_retrospect_and_fine_tuning_what_is_known(data: MedsDataset, tmp_path: Path) -> None:
+    plain, late = (config_of(data.path, tmp_path, delay_hours=asked) for asked in ({}, {"RISK//": 24 * 1000}))
+    assert prepare_records(late).store.fingerprint == prepare_records(plain).store.fingerprint
+    assert not [code for code in prepare_cohort(late).vocabulary.tokens if code.startswith("RISK//")]
+    assert [code for code in prepare_cohort(plain).vocabulary.tokens if code.startswith("RISK//")]
+
+
 def test_slices_and_recipes_split_alike(local_store: Path) -> None:
     write_dataset(local_store / "meds", Population(n_subjects=N_SUBJECTS))
     write_splits(local_store / "meds")
-    config = config_of(local_store / "meds", local_store / "cache")
+    config = config_of(local_store / "meds", local_store / "cache", delay_hours={"RISK//": 24})
     settled = settle(config)
     for tokenise, prepare in ((tokenise_records, prepare_records), (tokenise_cohort, prepare_cohort)):
         made = tokenise(config, (1, 1))
