@@ -11,6 +11,7 @@ import polars as pl
 
 from ehrtrack.data.eligibility import Rule, living_rules, outcome_rule, study_rules
 from ehrtrack.data.events import MedsDataset, fingerprint_of, life_spans
+from ehrtrack.data.few_labels import draw_labels
 from ehrtrack.data.histories import damage_named
 from ehrtrack.data.horizon import Days, check_horizon, longest_horizon
 from ehrtrack.data.index_rules import check_births, index_dates
@@ -90,6 +91,10 @@ def build_cohort(dataset: MedsDataset, config: CohortConfig, split: Split) -> Co
         flow.subjects = clip_follow_up(flow.subjects, horizon_days)
     _check_events(flow.subjects, split)
     check_horizon(flow.subjects.filter(pl.col("split") == "train"), horizon_days, config.min_followed_share)
+    if config.n_labels is not None:
+        is_drawn = draw_labels(flow.subjects, config.n_labels, seed=config.labels_seed)
+        flow.subjects = flow.subjects.with_columns(is_drawn)
+        flow.keep("drawn by cohort.n_labels, or for testing", pl.col(is_drawn.name))
     columns = ["subject_id", "index_date", "follow_up_days", "is_event"]
     columns += [CAUSE] if CAUSE in flow.subjects.columns else []
     subjects = flow.subjects.sort("subject_id", "index_date").select(*columns, "split")

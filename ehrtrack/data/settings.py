@@ -312,12 +312,15 @@ class CohortConfig(Section):
     `gap_days` moves the start of follow-up alone: what is known still ends at the index date (or the landmark), and
     the horizon counts from the end of the gap. Those who have the outcome, or whose follow-up ends, within the gap (its
     last moment included) are left out and counted.
+    `n_labels` draws that many of the training rows, by a hash of `labels_seed` and the row, with as many events among
+    them as among all training rows; those of 64 are among those of 128. Validation rows are drawn alike, as many as
+    keep their ratio to the training rows, and the test rows stay as they are. Horizon and splits are decided before.
 
     Examples
     --------
-    Readmission from the third day on, told at discharge:
+    Readmission from the third day on, told at discharge, learnt from 64 labels:
 
-    >>> CohortConfig(labels="discharges.csv", horizon_days=28, gap_days=2).gap_days
+    >>> CohortConfig(labels="discharges.csv", horizon_days=28, gap_days=2, n_labels=64, labels_seed=1).gap_days
     2.0
     """
 
@@ -332,6 +335,8 @@ class CohortConfig(Section):
     min_followed_share: float = Field(default=0.01, ge=0, lt=1)
     landmark_days: float = Field(default=0, ge=0, le=MAX_DAYS)
     gap_days: Annotated[float, Mark.ADDED_LATER] = Field(default=0, ge=0, le=MAX_DAYS)
+    n_labels: Annotated[int | None, Mark.ADDED_LATER] = Field(default=None, ge=2)
+    labels_seed: Annotated[int, Mark.ADDED_LATER] = 0
     exclude_prior_outcome: bool = True
 
     def model_post_init(self, _context: object) -> None:
@@ -344,3 +349,8 @@ class CohortConfig(Section):
         missing = [f"cohort.{name}" for name, value in needed.items() if value is None]
         if self.labels is None and missing:
             raise ConfigError(f"{', '.join(missing)} is not set, and neither is cohort.labels; {ways}")
+
+    def identity(self) -> dict[str, Any]:
+        """Without `labels_seed` where nothing is drawn by it."""
+        unused = {"labels_seed"} if self.n_labels is None else set()
+        return {name: value for name, value in super().identity().items() if name not in unused}

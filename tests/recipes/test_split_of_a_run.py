@@ -125,6 +125,20 @@ def test_a_baseline_by_rule_is_judged_on_the_subjects_of_the_rule(
     assert parse_run_config(logged(run.run_id, local_store)).data.split == config.data.split
 
 
+def test_a_baseline_with_a_gap_a_delay_and_few_labels(data: MedsDataset, local_store: Path) -> None:
+    cohort = {"gap_days": 7, "n_labels": 64, "horizon_days": 300}
+    run = baseline(config_of(data.path, local_store / "cache", cohort=cohort, delay_hours={"RISK//": 24 * 30}))
+    attrition = pl.read_csv(download(run.run_id, "cohort/attrition.csv", local_store / "attrition"))
+    assert attrition["step"].to_list()[-3:] == [
+        "no outcome within gap_days",
+        "follow-up after gap_days",
+        "drawn by cohort.n_labels, or for testing",
+    ]
+    summary = pl.read_csv(download(run.run_id, "cohort/summary.csv", local_store / "summary"))
+    assert summary.filter(pl.col("split") == "train")["n_subjects"].item() == 64
+    assert predicted(run.run_id, local_store)["follow_up_days"].max() <= 300
+
+
 def test_a_model_predicts_with_the_delays_that_it_was_trained_with(data: MedsDataset, local_store: Path) -> None:
     """RISK codes raise the risk; those of the last five hours do so only where they are known by then."""
     events = data.scan().collect()
@@ -194,7 +208,7 @@ def test_by_time_test_subjects_whose_past_was_read_in_pretraining_are_counted(
 
 def test_twins_of_a_cohort_keep_its_split(data: MedsDataset, tmp_path: Path) -> None:
     for split in (TIME, {"rule": "column", "code_prefix": "SITE//", "test": ["1"], "validation": ["0"]}):
-        config = config_of(data.path, tmp_path / split["rule"], split=split)
+        config = config_of(data.path, tmp_path / split["rule"], split=split, cohort={"n_labels": 60})
         assert config.cohort is not None
         cohort = build_cohort(data, config.cohort, config.data.split)
         folder = tmp_path / split["rule"] / "twins"
