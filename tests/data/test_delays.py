@@ -11,7 +11,7 @@ import pytest
 
 from ehrtrack.config import parse_config
 from ehrtrack.data.count_features import count_features
-from ehrtrack.data.fitting import count_tokens, coverage, fit_vocabulary
+from ehrtrack.data.fitting import count_tokens, count_values, coverage, fit_vocabulary
 from ehrtrack.data.histories import histories_of
 from ehrtrack.data.settings import VisitConfig, VocabularyConfig
 from ehrtrack.data.shards import ShardWork
@@ -64,9 +64,21 @@ def test_an_event_is_known_once_its_delay_is_over(frame, delay_hours, lost):
     assert known(frame, delay_hours) == [code for code in ALL if code not in lost]
 
 
-def test_death_has_no_delay(frame):
-    rows = [*ROWS, (1, "2020-01-05", "MEDS_DEATH")]
-    assert known(frame, {".": 0.5}, rows) == ["GENDER//F", "MEDS_BIRTH", "OTHER", "MEDS_DEATH"]
+def test_birth_and_death_have_no_delay(frame):
+    rows = [
+        (1, "2020-01-10 11:30", "MEDS_BIRTH"),
+        (1, "2020-01-10 11:40", "MEDS_DEATH"),
+        (1, "2020-01-10 11:50", "OTHER"),
+    ]
+    assert known(frame, {"MEDS_": 24}, rows) == ["MEDS_BIRTH", "MEDS_DEATH"]
+
+
+def test_values_are_counted_once_they_are_known(frame):
+    values = {
+        hours: count_values(histories_of(frame(ROWS)), CUTOFFS, (), delay_hours={"LAB//": hours})["code"].to_list()
+        for hours in (4, 6)
+    }
+    assert values == {4: ["LAB//a"], 6: []}
 
 
 def test_an_event_that_is_not_known_moves_no_token(frame):
