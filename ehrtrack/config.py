@@ -17,23 +17,13 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
 from ehrtrack import plugins
 from ehrtrack.baselines.settings import TunedChoice
-from ehrtrack.data.settings import CohortConfig
-from ehrtrack.data.settings import DelayHours
-from ehrtrack.data.settings import Split
-from ehrtrack.data.settings import SplitConfig
-from ehrtrack.data.settings import VisitConfig
-from ehrtrack.data.settings import VocabularyConfig
+from ehrtrack.data.settings import CohortConfig, DelayHours, Split, SplitConfig, VisitConfig, VocabularyConfig
 from ehrtrack.errors import ConfigError
 from ehrtrack.home import usual_cache
 from ehrtrack.models.settings import ModelConfig
-from ehrtrack.objectives.settings import OutcomeSettings
-from ehrtrack.objectives.settings import PretrainingSettings
-from ehrtrack.search_space import Choices
-from ehrtrack.search_space import FrontierConfig
-from ehrtrack.search_space import SearchConfig
-from ehrtrack.section import Choice
-from ehrtrack.section import Mark
-from ehrtrack.section import Section
+from ehrtrack.objectives.settings import OutcomeSettings, PretrainingSettings
+from ehrtrack.search_space import Choices, FrontierConfig, SearchConfig
+from ehrtrack.section import Choice, Mark, Section
 from ehrtrack.study_file import read_study_file
 from ehrtrack.study_file import to_toml as write_toml
 from ehrtrack.tracking.names import why_no_model_name

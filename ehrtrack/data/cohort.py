@@ -17,20 +17,12 @@ from ehrtrack.data.horizon import Days, check_horizon, longest_horizon
 from ehrtrack.data.index_rules import check_births, index_dates
 from ehrtrack.data.labels import CAUSE, read_labels
 from ehrtrack.data.observation import add_observation
-from ehrtrack.data.outcomes import add_follow_up
-from ehrtrack.data.outcomes import add_outcome
-from ehrtrack.data.outcomes import clip_follow_up
-from ehrtrack.data.outcomes import midnight
-from ehrtrack.data.settings import CohortConfig
-from ehrtrack.data.settings import Split
-from ehrtrack.data.settings import TimeSplit
+from ehrtrack.data.outcomes import add_follow_up, add_outcome, clip_follow_up, midnight
+from ehrtrack.data.settings import CohortConfig, Split, TimeSplit
 from ehrtrack.data.split_rules import with_splits
 from ehrtrack.data.splits import SPLITS
-from ehrtrack.data.visits import DAYS_PER_YEAR
-from ehrtrack.data.visits import MICROSECONDS_PER_DAY
-from ehrtrack.data.visits import days_after
-from ehrtrack.errors import ConfigError
-from ehrtrack.errors import DataError
+from ehrtrack.data.visits import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, days_after
+from ehrtrack.errors import ConfigError, DataError
 
 SAFE_EVENTS = 3.0
 """Events expected in a split that has one in 19 of 20 draws: of a Poisson number with this mean, exp(-3) are 0."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
+
 from ehrtrack.config import RunConfig
 from ehrtrack.data.settings import CohortConfig, Split
 from ehrtrack.errors import DataError

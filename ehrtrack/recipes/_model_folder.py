@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ehrtrack import plugins
-from ehrtrack.config import RunConfig
-from ehrtrack.config import parse_run_config
+from ehrtrack.config import RunConfig, parse_run_config
 from ehrtrack.data.drift import Seen
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import CheckpointError, ConfigError

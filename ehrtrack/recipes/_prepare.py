@@ -21,8 +21,7 @@ from ehrtrack.data.drift import Seen, events_by_token
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.fitting import count_tokens, coverage, fit_vocabulary, share_known
 from ehrtrack.data.labels import tells_when
-from ehrtrack.data.settings import Split
-from ehrtrack.data.settings import TimeSplit
+from ehrtrack.data.settings import Split, TimeSplit
 from ehrtrack.data.shards import ShardSlice, ShardWork, open_work
 from ehrtrack.data.split_rules import n_read_in_pretraining, settle_split, table_fingerprint
 from ehrtrack.data.splits import SPLITS

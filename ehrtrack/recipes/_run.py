@@ -13,8 +13,7 @@ import polars as pl
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig
-from ehrtrack.data.settings import DateIndex
-from ehrtrack.data.settings import TimeSplit
+from ehrtrack.data.settings import DateIndex, TimeSplit
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.metric_table import C_INDEX, names_shown
 from ehrtrack.home import make_cache

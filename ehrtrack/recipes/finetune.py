@@ -26,17 +26,15 @@ from ehrtrack.recipes._evaluate import (
     not_measured,
 )
 from ehrtrack.recipes._model_folder import write_model_folder
-from ehrtrack.recipes._prepare import CohortRecords
-from ehrtrack.recipes._prepare import check_base_split
-from ehrtrack.recipes._prepare import check_same_reading
-from ehrtrack.recipes._prepare import check_validation
-from ehrtrack.recipes._prepare import prepare_cohort
-from ehrtrack.recipes._prepare import settle
-from ehrtrack.recipes._run import RecipeResult
-from ehrtrack.recipes._run import Recorder
-from ehrtrack.recipes._run import Resumption
-from ehrtrack.recipes._run import describe
-from ehrtrack.recipes._run import open_run
+from ehrtrack.recipes._prepare import (
+    CohortRecords,
+    check_base_split,
+    check_same_reading,
+    check_validation,
+    prepare_cohort,
+    settle,
+)
+from ehrtrack.recipes._run import RecipeResult, Recorder, Resumption, describe, open_run
 from ehrtrack.recipes._sanity import (
     conclude,
     judge_encoder,

@@ -32,7 +32,7 @@ from ehrtrack.recipes._run import _privacy
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.canary import Twins, _inside
 from ehrtrack.recipes.predict import load_predictor
-from ehrtrack.tracking.queries import download
+from ehrtrack.tracking.client.queries import download
 from ehrtrack.training.ranks import join_ranks
 
 N_SUBJECTS = 240
