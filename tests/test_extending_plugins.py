@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -134,4 +135,6 @@ def test_a_baseline_and_a_source_from_outside_go_through_the_commands(outside: P
     (tmp_path / "study.toml").write_text(STUDY)
     done = run([*main, "baseline", "--config", "study.toml"], tmp_path, outside, ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Baseline exponential" in done.stdout
+    kept = json.loads(next(tmp_path.rglob("baseline.json")).read_text())
+    assert kept.keys() == {"columns", "effects", "intercept", "last_day", "facts"}
+    assert kept["facts"]["n_candidates"] == 2
