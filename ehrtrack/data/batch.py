@@ -59,6 +59,11 @@ class Outcomes:
         cause, subject = (None if values is None else values[rows] for values in (self.cause, self.subject))
         return Outcomes(self.follow_up_days[rows], self.is_event[rows], cause, subject)
 
+    @property
+    def n_subjects(self) -> int:
+        """How many different subjects the rows are of."""
+        return len(self.is_event) if self.subject is None else len(np.unique(self.subject))
+
     @classmethod
     def joined(cls, parts: Sequence[Outcomes]) -> Outcomes:
         """The labels of several batches, one after the other; cause and subject where all of them have it."""

@@ -313,7 +313,7 @@ def check_validation(records: CohortRecords, score: Callable[[Outcomes], object]
         score(outcomes)
     except NotMeasurable as reason:
         raise DataError(
-            f"the validation split is too small to choose a model by ({len(outcomes.is_event)} subjects, "
+            f"the validation split is too small to choose a model by ({outcomes.n_subjects} subjects, "
             f"{int(outcomes.is_event.sum())} events), so nothing was trained. {reason}; change data.split.seed or "
             "data.split.validation, or widen the cohort"
         ) from reason

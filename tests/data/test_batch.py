@@ -234,3 +234,17 @@ def test_a_prediction_does_not_depend_on_batch_mates_or_their_order(
         together = model(collate(store, np.array(rows), max_tokens=20))
         alone = torch.cat([model(collate(store, np.array([row]), max_tokens=20)) for row in rows])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-6)
+
+
+def test_labels_of_several_rows_a_subject_keep_whose_they_are():
+    outcomes = Outcomes(np.arange(1.0, 5.0), np.array([True, False, True, False]), subject=np.array([7, 7, 3, 9]))
+    first, last = outcomes[np.array([0, 1])], outcomes[np.array([2, 3])]
+    assert (outcomes.n_subjects, first.n_subjects, last.n_subjects) == (3, 1, 2)
+    joined = Outcomes.joined([last, first])
+    assert joined.subject is not None
+    assert joined.subject.tolist() == [3, 9, 7, 7]
+    assert joined.follow_up_days.tolist() == [3, 4, 1, 2]
+    assert joined.cause is None
+    unnamed = Outcomes(first.follow_up_days, first.is_event)
+    assert unnamed.n_subjects == 2
+    assert Outcomes.joined([last, unnamed]).subject is None

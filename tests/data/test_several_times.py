@@ -207,6 +207,12 @@ def test_rows_of_a_few_subjects_are_hidden_however_many_they_are():
         ("alive", None, "<11", None, None, "<11"),
         ("followed", "80", None, "380", None, None),
     ]
+    of_three = attrition.with_columns(n_subjects=pl.Series([100, 100, 82]), n_dropped=pl.Series([0, 0, 18]))
+    assert hide_in_attrition(of_three).rows() == [  # nobody is gone, and the 40 rows were those of 3
+        ("start", "100", "0", "500", "0", "0"),
+        ("alive", None, "0", None, None, "<11"),
+        ("followed", "82", None, "380", None, None),
+    ]
     apart = attrition.with_columns(n_subjects_with_dropped=pl.Series([0, 20, 30]), n_dropped=pl.Series([0, 0, 18]))
     assert hide_in_attrition(apart)["n_times_dropped"].to_list() == ["0", "40", "80"]
 
