@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 import polars as pl
 
 from ehrtrack.data._import_rows import EventColumns
 from ehrtrack.data.import_report import Results
+from ehrtrack.data.sources._messages import masked
 from ehrtrack.data.sources.base import SourceTable
 from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import DataError
@@ -17,15 +17,6 @@ _LIVES = {0: "births", 1: "deaths"}
 """The numbers of their codes."""
 _MOST_COMMAS = 0.1
 _US_A_DAY = 86_400_000_000
-
-
-def masked(value: str) -> str:
-    """The shape of a value: what is shown of a patient's record.
-
-    >>> masked("31.12.1950")
-    '99.99.9999'
-    """
-    return re.sub(r"[^\W\d_]", "a", re.sub(r"\d", "9", value))
 
 
 @dataclass
@@ -45,6 +36,14 @@ class _Times:
 
 
 @dataclass
+class _Commas:
+    """How many results of a column are stated, and how many of these have a decimal comma."""
+
+    n_stated: int = 0
+    n_commas: int = 0
+
+
+@dataclass
 class TableAccount:
     """What is counted of a table while its rows are read.
 
@@ -60,10 +59,10 @@ class TableAccount:
     n_numeric: int = 0
     n_text: int = 0
     n_empty: int = 0
-    n_commas: int = 0
     n_timed: int = 0
     n_without_clock: int = 0
     n_notes: list[int] = field(default_factory=list)
+    _commas: dict[str, _Commas] = field(default_factory=dict)
     _columns: dict[str, _Times] = field(default_factory=dict)
     _lives: dict[tuple[str, int], _Times] = field(default_factory=dict)
 
@@ -85,8 +84,10 @@ class TableAccount:
             n_text = 0 if text is None else frame.height - text.null_count()
             self.n_numeric, self.n_text = self.n_numeric + n_numeric, self.n_text + n_text
             self.n_empty += max(0, frame.height - n_numeric - n_text)
-            if event.decimal_comma is not None:
-                self.n_commas += int(frame["decimal_comma"].sum())
+            if event.decimal_comma is not None and event.result_column is not None:
+                commas = self._commas.setdefault(event.result_column, _Commas())
+                commas.n_stated += n_numeric + n_text
+                commas.n_commas += int(frame["decimal_comma"].sum())
 
     def _count_times(self, frame: pl.DataFrame, column: str) -> None:
         read, unreadable = frame["time"], frame["unreadable"]
@@ -127,14 +128,15 @@ class TableAccount:
             if times.n_unreadable > times.n_read:
                 raise DataError(
                     f"table {self.table.name}, column {column}: {_of(times)} times are unreadable (for example "
-                    f"{times.example!r}); {need}"
+                    f"{masked(times.example)!r}, its digits and letters masked); {need}"
                 )
-        n_stated = self.n_numeric + self.n_text
-        if self.n_commas > _MOST_COMMAS * n_stated:
-            raise DataError(
-                f"table {self.table.name}: {self.n_commas:,} of {n_stated:,} results have a comma, as in 4,5, and are "
-                'no numbers; say decimal = "," in the source\'s TOML (--config) where the comma is the decimal mark'
-            )
+        for column, results in sorted(self._commas.items()):
+            if results.n_commas > _MOST_COMMAS * results.n_stated:
+                raise DataError(
+                    f"table {self.table.name}, column {column}: {results.n_commas:,} of {results.n_stated:,} results "
+                    'have a comma, as in 4,5, and are no numbers; say decimal = "," in the source\'s TOML (--config) '
+                    "where the comma is the decimal mark"
+                )
 
     def results(self) -> Results:
         """How many events have a number, a text, or neither; and how many times have no clock."""
@@ -153,8 +155,9 @@ class TableAccount:
             if times.n_unreadable:
                 example = masked(times.example)
                 lines.append(f"{_of(times)} {_LIVES[life]} in {column} are unreadable (for example {example!r})")
-        if self.n_commas:
-            lines.append(f"{self.n_commas:,} results have a comma and are kept as text, not as numbers")
+        n_commas = sum(results.n_commas for results in self._commas.values())
+        if n_commas:
+            lines.append(f"{n_commas:,} results have a comma and are kept as text, not as numbers")
         return tuple(lines)
 
 

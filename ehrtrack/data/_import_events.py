@@ -25,7 +25,7 @@ from ehrtrack.data._import_judge import reason_number
 from ehrtrack.data._import_rows import EventColumns, row_query
 from ehrtrack.data.events import BIRTH, DEATH
 from ehrtrack.data.histories import NO_TIME
-from ehrtrack.data.sources._relation import first_line
+from ehrtrack.data.sources._messages import what_is_wrong
 from ehrtrack.data.sources.base import SourceTable
 from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import DataError
@@ -282,7 +282,7 @@ def _batches(connection: duckdb.DuckDBPyConnection, query: str, table_name: str,
         # An error within the stream of batches arrives as OSError, with DuckDB's text.
         if "Out of Memory" in str(error):
             raise duckdb.OutOfMemoryException(str(error)) from error
-        raise DataError(f"table {table_name} cannot be read: {first_line(error)}") from error
+        raise DataError(f"table {table_name} cannot be read: {what_is_wrong(error)}") from error
 
 
 def _grown(array: npt.NDArray[_Scalar], length: int) -> npt.NDArray[_Scalar]:

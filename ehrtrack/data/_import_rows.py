@@ -17,6 +17,7 @@ class EventColumns:
     Attributes
     ----------
     time_column : the source's column, for messages; None for a static fact.
+    result_column : the source's column of numbers, for messages.
     may_lack_time : whether the event without a time is a static fact.
     has_result : whether a row may state a number or a text.
     """
@@ -29,6 +30,7 @@ class EventColumns:
     decimal_comma: str | None
     description: str | None
     time_column: str | None
+    result_column: str | None
     may_lack_time: bool
 
     @property
@@ -81,9 +83,10 @@ def row_query(table: SourceTable, relation: Relation) -> tuple[str, list[EventCo
             unreadable=column(unreadable, "VARCHAR"),
             numeric_value=column(event.numeric_value, "FLOAT"),
             text_value=column(event.text_value, "VARCHAR"),
-            decimal_comma=column(event.decimal_comma, "BOOLEAN"),
+            decimal_comma=column(relation.decimal_commas(event.result_column), "BOOLEAN"),
             description=column(event.description, "VARCHAR"),
             time_column=None if time is None else time.column,
+            result_column=event.result_column,
             may_lack_time=time is None or event.may_lack_time,
         )
 

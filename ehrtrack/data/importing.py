@@ -43,8 +43,9 @@ from ehrtrack.data._import_shards import name_shards, order_codes, plan_shards
 from ehrtrack.data._import_write import ShardAccount, write_shard
 from ehrtrack.data.engines import Engine, open_engine
 from ehrtrack.data.import_report import DROP_REASONS, ImportReport, TableReport
+from ehrtrack.data.sources._messages import what_is_wrong
 from ehrtrack.data.sources._reader import Reader
-from ehrtrack.data.sources._relation import first_line, quote_text
+from ehrtrack.data.sources._relation import quote_text
 from ehrtrack.data.sources._results import with_results_in_codes
 from ehrtrack.data.sources.base import Source
 from ehrtrack.data.sources.settings import Reading
@@ -112,10 +113,10 @@ def import_dataset(
             except duckdb.OutOfMemoryException as error:
                 raise DataError(
                     f"{path} does not fit the memory limit of {memory_limit}; import with a higher one "
-                    f"({first_line(error)})"
+                    f"({what_is_wrong(error)})"
                 ) from error
             except duckdb.Error as error:
-                raise DataError(f"{path} cannot be imported as {source}: {first_line(error)}") from error
+                raise DataError(f"{path} cannot be imported as {source}: {what_is_wrong(error)}") from error
         subjects, has_integer_ids = number_subjects(candidates, has_roster=any(table.is_roster for table in present))
         shards, n_unknown = _write_events(candidates, subjects, staging, events_per_shard, workers, settings.time_zone)
         accounts = _accounts(candidates, subjects, shards, n_unknown)

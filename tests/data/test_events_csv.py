@@ -47,6 +47,54 @@ def test_minutes_from_a_date_become_times(tmp_path: Path) -> None:
     assert report.dropped() == {"unreadable time": 1}
 
 
+OFFSETS = """
+[[table]]
+files = "events.csv"
+subject = "stay"
+time = { offset = "off", unit = "UNIT", anchor = "2000-01-01" }
+codes = [{ columns = ["code"] }]
+"""
+
+
+@pytest.mark.parametrize("far", ["1e300", "-1e300", "4000000", "inf", "nan\t", "1e12"])
+def test_an_offset_beyond_the_calendar_is_an_unreadable_time(far: str, tmp_path: Path) -> None:
+    rows = f"stay,off,code\n1,1,K\n2,2,K\n3,{far},K\n"
+    report, events = read(tmp_path, OFFSETS.replace("UNIT", "days"), events__csv=rows)
+    assert events["time"].to_list() == [datetime(2000, 1, 2), datetime(2000, 1, 3)]
+    assert report.dropped() == {"unreadable time": 1}
+
+
+def test_an_anchor_beyond_the_calendar_makes_an_unreadable_time(tmp_path: Path) -> None:
+    far = pl.Series("at", [0, 0, 2**63 - 10**9]).cast(pl.Datetime("us"))
+    (tmp_path / "raw").mkdir()
+    frame = pl.DataFrame({"stay": [1, 2, 3], "at": far, "off": [1, 2, 3], "code": ["K"] * 3})
+    frame.write_parquet(tmp_path / "raw" / "events.parquet")
+    toml = OFFSETS.replace("UNIT", "days").replace("2000-01-01", "at").replace("csv", "parquet")
+    report, events = read(tmp_path, toml)
+    assert events["time"].to_list() == [datetime(1970, 1, 2), datetime(1970, 1, 3)]
+    assert report.dropped() == {"unreadable time": 1}
+
+
+def test_hours_and_minutes_are_those_of_a_clock(tmp_path: Path) -> None:
+    rows = "stay,off,code\n1,36:15,K\n2,00:59,K\n3,01:75,K\n"
+    report, events = read(tmp_path, OFFSETS.replace("UNIT", "hh:mm"), events__csv=rows)
+    assert events["time"].to_list() == [datetime(2000, 1, 2, 12, 15), datetime(2000, 1, 1, 0, 59)]
+    assert report.dropped() == {"unreadable time": 1}
+
+
+def test_offsets_have_the_decimal_mark_of_the_source(tmp_path: Path) -> None:
+    rows = 'stay,off,code\n1,"1,5",K\n2,2,K\n'
+    _, events = read(tmp_path, 'decimal = ","\n' + OFFSETS.replace("UNIT", "days"), events__csv=rows)
+    assert events["time"].to_list() == [datetime(2000, 1, 2, 12), datetime(2000, 1, 3)]
+
+
+def test_decimal_commas_are_refused_by_column(tmp_path: Path) -> None:
+    cells = "".join(f'1,2010-01-{day:02},60,120,"{day},5",x,y\n' for day in range(1, 4))
+    rows = "id,at,hr,sbp,dbp,status,kind\n" + cells
+    with pytest.raises(DataError, match=r"wide\.csv, column dbp: 3 of 3 results have a comma"):
+        read(tmp_path, WIDE, wide__csv=rows)
+
+
 STAYS = "stay,patient,admitted,hospital_offset,age\n10,1,2010-05-01 10:00,-60,> 89\n11,2,2011-01-01,0,40\n"
 JOINED = """
 [[table]]

@@ -157,6 +157,38 @@ def test_the_clock_of_a_measurement_may_stand_beside_its_date(tmp_path: Path) ->
     assert times == [datetime(2010, 1, 2, 14, 5), datetime(2010, 1, 2), datetime(2010, 1, 2, 9, 30)]
 
 
+def test_a_clock_beside_its_date_may_have_a_zone_and_is_never_guessed(tmp_path: Path) -> None:
+    head = "person_id,measurement_concept_id,measurement_date,measurement_time\n"
+    good = "1,5,2010-01-02,14:00:00+02:00\n1,6,2010-01-02 00:00:00,09:30:15.123\n1,7,2010-01-02,23:00-05:00\n"
+    odd = "1,8,2010-01-02,02:30 PM\n1,8,2010-01-02,25:61\n1,8,2010-01-023,10:00\n"
+    report, events = read("omop", files(tmp_path / "raw", person=PERSON, measurement=head + good + odd))
+    assert of_code(events, "MEASUREMENT//5") == [datetime(2010, 1, 2, 12)]
+    assert of_code(events, "MEASUREMENT//6") == [datetime(2010, 1, 2, 9, 30, 15, 123000)]
+    assert of_code(events, "MEASUREMENT//7") == [datetime(2010, 1, 3, 4)]
+    assert report.dropped() == {"unreadable time": 3}
+
+
+def test_a_date_and_the_clock_beside_it_follow_the_stated_formats(tmp_path: Path) -> None:
+    head = "person_id,measurement_concept_id,measurement_date,measurement_time\n"
+    measured = head + "1,5,02/01/2010,14:05:00\n1,6,02/01/2010,\n"
+    conditions = CONDITIONS.replace("2010-01-02", "02/01/2010 09:30") + "2,8,03/01/2010\n"
+    raw = files(tmp_path / "raw", person=PERSON, measurement=measured, condition_occurrence=conditions)
+    _, events = read("omop", raw, 'time_format = ["%d/%m/%Y", "%d/%m/%Y %H:%M"]')
+    times = [of_code(events, f"MEASUREMENT//{n}")[0] for n in (5, 6)]
+    assert times == [datetime(2010, 1, 2, 14, 5), datetime(2010, 1, 2)]
+    assert of_code(events, "CONDITION//7") == [datetime(2010, 1, 2, 9, 30)]
+    assert of_code(events, "CONDITION//8") == [datetime(2010, 1, 3)]
+
+
+def test_identifiers_of_concepts_are_whole_numbers_or_nothing(tmp_path: Path) -> None:
+    rows = "1,7.0,2010-01-02\n1,7.6,2010-01-02\n1,1e+05,2010-01-02\n1,9223372036854775808,2010-01-02\n"
+    raw = files(tmp_path / "raw", person=PERSON, condition_occurrence=CONDITIONS.split("\n")[0] + "\n" + rows)
+    report, events = read("omop", raw)
+    found = events.filter(pl.col("code").str.starts_with("CONDITION"))["code"].to_list()
+    assert found == ["CONDITION//100000", "CONDITION//7"]
+    assert report.dropped() == {"no code": 2}
+
+
 def test_results_that_are_concepts_and_units_of_one_code_are_kept_apart(tmp_path: Path) -> None:
     raw = files(
         tmp_path / "raw",
@@ -205,6 +237,14 @@ def test_diagnoses_may_stay_at_their_own_start(tmp_path: Path) -> None:
     raw = files(tmp_path / "raw", person=PERSON, visit_occurrence=VISITS, condition_occurrence=AT_VISITS)
     _, events = read("omop", raw, 'conditions_at = "start"')
     assert of_code(events, "CONDITION//5") == [datetime(2010, 5, 1)]
+
+
+def test_diagnoses_of_an_inpatient_visit_without_a_readable_end_are_told(tmp_path: Path) -> None:
+    visits = VISITS.replace("2010-05-06 07:08:00,2010-05-06", "06.05.2010,")
+    raw = files(tmp_path / "raw", person=PERSON, visit_occurrence=visits, condition_occurrence=AT_VISITS)
+    report, events = read("omop", raw)
+    assert of_code(events, "CONDITION//5") == [datetime(2010, 5, 1)]
+    assert "2 conditions of inpatient visits stay at their start, as the visit's end is missing" in report.to_text()
 
 
 def test_observation_that_ends_in_the_future_is_open_and_said_to_be(tmp_path: Path) -> None:
@@ -293,6 +333,19 @@ def test_mimic_iv_before_2_keeps_patients_in_core_and_race_as_ethnicity(tmp_path
     assert of_code(events, "RACE//WHITE") == [None]
 
 
+def test_a_year_of_birth_of_mimic_that_no_calendar_has_is_counted(tmp_path: Path) -> None:
+    head = "subject_id,gender,anchor_age,anchor_year,dod\n1,F,60,2150,\n"
+    odd = "2,F,-9223372036854775808,9223372036854775807,\n3,F,,2150,\n4,M,-900,2150,\n5,M,40.5,2150,\n"
+    stays = "subject_id,hadm_id,admittime,dischtime,deathtime,admission_type\n1,11,2150-01-01,2150-01-05,,URGENT\n"
+    raw = files(tmp_path / "raw", patients=head + odd.replace("2150", "2151"), admissions=stays)
+    with pytest.raises(DataError, match=r"column anchor_year / anchor_age: 4 of 5 times are unreadable"):
+        read("mimic-iv", raw, "max_unreadable_births = 1")
+    more = "".join(f"{n},F,60,2150,\n" for n in range(6, 12))
+    report, events = read("mimic-iv", files(raw, patients=head + odd + more), "max_unreadable_births = 1")
+    assert report.dropped() == {"unreadable time": 4}
+    assert set(of_code(events, "MEDS_BIRTH")) == {datetime(2090, 1, 1)}
+
+
 # MEDS
 
 
@@ -329,3 +382,12 @@ def test_parents_of_codes_and_the_split_of_subjects_are_kept(tmp_path: Path) -> 
     assert kept["parent_codes"].to_list() == [["X//1", "X//2"]]
     assert pl.read_parquet(folder / "subject_splits.parquet").rows() == [(7, "held_out")]
     assert "The source's own split of subjects is kept" in report.to_text()
+
+
+def test_a_unit_beside_the_number_parts_the_scales_of_one_code(tmp_path: Path) -> None:
+    rows = [(1, "GLUCOSE", 90.0, "mg/dL"), (1, "GLUCOSE", 5.0, "mmol/L"), (1, "SODIUM", 140.0, "mmol/L")]
+    frame = pl.DataFrame(rows, ["subject_id", "code", "numeric_value", "unit"], orient="row")
+    frame = frame.with_columns(time=pl.lit(datetime(2010, 1, 1)))
+    frame.write_parquet(tmp_path / "raw" / "data" / "0.parquet", mkdir=True)
+    _, events = read("meds", tmp_path / "raw")
+    assert events["code"].to_list() == ["GLUCOSE//mg/dL", "GLUCOSE//mmol/L", "SODIUM"]

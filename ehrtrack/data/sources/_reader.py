@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,11 @@ from typing import IO, cast
 import duckdb
 import pyarrow as pa
 
-from ehrtrack.data.sources._relation import Relation, first_line, quote_name, quote_text
+from ehrtrack.data.sources._messages import what_is_wrong
+from ehrtrack.data.sources._relation import Relation
+from ehrtrack.data.sources._relation import numbered
+from ehrtrack.data.sources._relation import quote_name
+from ehrtrack.data.sources._relation import quote_text
 from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import DataError
 
@@ -136,7 +141,7 @@ class Reader:
         try:
             rows = self.connection.execute(f"DESCRIBE SELECT * FROM {sql}").fetchall()
         except duckdb.Error as error:
-            raise DataError(f"table {name} cannot be read: {first_line(error)}") from error
+            raise DataError(f"table {name} cannot be read: {what_is_wrong(error)}") from error
         types = {str(row[0]).lower(): str(row[1]) for row in rows}
         return Relation(name=name, sql=sql, types=types, reading=self.reading)
 
@@ -154,7 +159,7 @@ class Reader:
         except duckdb.OutOfMemoryException:
             raise
         except duckdb.Error as error:
-            raise DataError(f"table {of} cannot be read: {first_line(error)}") from error
+            raise DataError(f"table {of} cannot be read: {what_is_wrong(error)}") from error
         self._scratch_tables.append(name)
         return name
 
@@ -195,15 +200,13 @@ class DatabaseFile:
         with path.open("rb") as file:
             self.is_sqlite = file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
         if self.is_sqlite:
-            with self._sqlite() as database:
-                rows = database.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY 1")
-                self._places = [("main", str(name)) for (name,) in rows.fetchall()]
+            self._places = [("main", name) for name in self._sqlite_tables()]
             reader.unread_tables.update(self.tables)
             return
         try:
             reader.connection.execute(f"ATTACH {quote_text(str(path))} AS {_DATABASE} (TYPE duckdb, READ_ONLY)")
         except duckdb.Error as error:
-            raise DataError(f"{path} cannot be opened as a DuckDB or SQLite file: {first_line(error)}") from error
+            raise DataError(f"{path} cannot be opened as a DuckDB or SQLite file: {what_is_wrong(error)}") from error
         query = "SELECT table_schema, table_name FROM information_schema.tables WHERE table_catalog = ? ORDER BY 1, 2"
         found = reader.connection.execute(query, [_DATABASE]).fetchall()
         self._places = [(str(schema), str(table)) for schema, table in found]
@@ -234,6 +237,14 @@ class DatabaseFile:
             return self._copied(table, name)
         return self.reader.cleaned(name, f"{_DATABASE}.{quote_name(schema)}.{quote_name(table)}")
 
+    def _sqlite_tables(self) -> list[str]:
+        query = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY 1"
+        try:
+            with self._sqlite() as database:
+                return [str(name) for (name,) in database.execute(query).fetchall()]
+        except sqlite3.Error as error:
+            raise DataError(f"{self.path} cannot be read as an SQLite file: {error}; is it damaged?") from error
+
     def _sqlite(self) -> sqlite3.Connection:
         try:
             # DuckDB pulls the rows from threads of its own.
@@ -248,13 +259,20 @@ class DatabaseFile:
             try:
                 cursor = database.execute(f"SELECT * FROM {quote_name(table)}")
             except sqlite3.Error as error:
-                raise DataError(f"table {name} of {self.path} cannot be read: {error}") from error
+                raise DataError(f"table {name} of {self.path} cannot be read: {error}; is it damaged?") from error
             schema = pa.schema([(column[0].lower(), pa.string()) for column in cursor.description])
             batches = pa.RecordBatchReader.from_batches(schema, _sqlite_batches(cursor, schema))
             place = quote_name(f"sqlite {name}")
             self.reader.connection.register("sqlite_batches", batches)
-            self.reader.connection.execute(f"CREATE TABLE {place} AS SELECT * FROM sqlite_batches")
-            self.reader.connection.unregister("sqlite_batches")
+            try:
+                self.reader.connection.execute(f"CREATE TABLE {place} AS SELECT * FROM sqlite_batches")
+            except duckdb.OutOfMemoryException:
+                raise
+            except duckdb.Error as error:
+                why = what_is_wrong(error)
+                raise DataError(f"table {name} of {self.path} cannot be read: {why}; is it damaged?") from error
+            finally:
+                self.reader.connection.unregister("sqlite_batches")
         return self.reader.cleaned(name, place)
 
 
@@ -294,21 +312,33 @@ def _stem(path: Path) -> str:
 
 
 def _csv_header(path: Path) -> tuple[str, ...]:
-    """The delimiter of a CSV file, then its column names in lower case; repeated names get a number."""
+    """The delimiter of a CSV file, then its column names in lower case; names that stand twice get a number."""
     try:
         with _open_bytes(path) as file:
-            line = file.read(_MOST_BYTES_OF_HEADER).split(b"\n", 1)[0].decode("utf-8-sig")
+            lines = file.read(_MOST_BYTES_OF_HEADER).splitlines()  # at LF, CRLF and CR, as DuckDB does
+        line = lines[0].decode("utf-8-sig") if lines else ""
         delimiter = max(_DELIMITERS, key=line.count)
         cells = next(csv.reader([line], delimiter=delimiter), [])
     except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}; is it damaged, or not UTF-8?") from error
     if not line.strip():
-        raise DataError(f"{path} is empty; needed: a line of column names, then rows")
-    names: list[str] = []
-    for position, cell in enumerate(cells):
-        name = cell.strip().lower() or f"column{position}"
-        names.append(name if name not in names else f"{name}_{position}")
-    return (delimiter, *names)
+        raise DataError(f"{path} is empty, or its first line is; needed: a line of column names, then rows")
+    names = [cell.strip().lower() or f"column{position}" for position, cell in enumerate(cells)]
+    return (delimiter, *_told_apart(names))
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """The names of columns, with a number where several have the same.
+
+    >>> _told_apart(["a", "b", "a"])
+    ['a #1', 'b', 'a #2']
+    """
+    n_in_all, n_before = Counter(names), Counter[str]()
+    apart = []
+    for name in names:
+        apart.append(numbered(name, n_before[name]) if n_in_all[name] > 1 else name)
+        n_before[name] += 1
+    return apart
 
 
 def _open_bytes(path: Path) -> IO[bytes]:

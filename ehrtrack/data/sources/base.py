@@ -16,6 +16,7 @@ from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import DataError
 
 NULL = "NULL"
+NO_UNIT = "''"
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Event:
     """One event that each row of a table makes; all but `time` are SQL expressions over the row.
 
     A row with several events skips those whose code is NULL, unless that leaves it none. An event without
-    `time` is a static fact, such as sex. `may_lack_time` lets the rows without a time be static facts. `decimal_comma`
-    says whether a result would be a number if the decimal mark were a comma.
+    `time` is a static fact, such as sex. `may_lack_time` lets the rows without a time be static facts. `result_column`
+    is the name of the column that `numeric_value` is read from; its decimal commas are counted.
     """
 
     code: str
@@ -33,7 +34,7 @@ class Event:
     text_value: str = NULL
     description: str = NULL
     may_lack_time: bool = False
-    decimal_comma: str = NULL
+    result_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def unit_where_several(reader: Reader, relation: Relation, code: str, unit: str,
     The table is read once for it: 90 mg/dL and 5 mmol/L must not become one scale.
     """
     if unit == NULL or number == NULL:
-        return "''"
+        return NO_UNIT
     several = reader.scratch_table(
         f"SELECT {code} AS code FROM {relation.sql} WHERE {number} IS NOT NULL "
         f"GROUP BY ALL HAVING count(DISTINCT {unit}) > 1",

@@ -81,6 +81,7 @@ import fnmatch
 import re
 from pathlib import Path
 
+from ehrtrack.data.sources._messages import told_columns
 from ehrtrack.data.sources._reader import Reader, table_paths
 from ehrtrack.data.sources._relation import Relation, Time, quote_name, quote_text
 from ehrtrack.data.sources.base import NULL, Event, Source, SourceTable, birth, death, when_present
@@ -89,6 +90,7 @@ from ehrtrack.errors import DataError
 
 _MICROSECONDS = {"seconds": 10**6, "minutes": 60 * 10**6, "hours": 3600 * 10**6, "days": 86_400 * 10**6}
 _MICROSECONDS["years"] = 31_557_600 * 10**6  # of 365.25 days: an age in years has no day of birth
+_LONGEST_OFFSET = 10_000 * _MICROSECONDS["years"]
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2})?)?")
 
 
@@ -168,7 +170,9 @@ def _expand(relation: Relation, columns: tuple[str, ...]) -> list[str]:
     for column in columns:
         matches = fnmatch.filter(relation.types, column.lower()) if "*" in column else [column]
         if not matches:
-            raise DataError(f"table {relation.name}: no column matches {column!r}; found: {', '.join(relation.types)}")
+            raise DataError(
+                f"table {relation.name}: no column matches {column!r}; found: {told_columns(relation.types)}"
+            )
         relation.require(*matches)
         expanded.extend(matches)
     return expanded
@@ -185,7 +189,7 @@ def _events(relation: Relation, table: Table, codes: Codes) -> list[Event]:
             numeric_value=relation.number(value) if value else NULL,
             text_value=f"CASE WHEN {relation.number(value)} IS NULL THEN {relation.text(value)} END" if value else NULL,
             description=relation.text(codes.description) if codes.description else NULL,
-            decimal_comma=relation.decimal_commas(value) if value else NULL,
+            result_column=value,
         )
         for code, value in _codes_and_values(relation, codes)
     ]
@@ -254,10 +258,13 @@ def _from_anchor(relation: Relation, table: Table, stamp: Offset) -> Time:
     relation.require(*names)
     texts = [_spelt(relation, name, stamp.values) for name in names]
     signs = ["-" if name.startswith("-") else "+" for name in stamp.offset]
-    amount = " ".join(f"{sign} {_amount(text, stamp.unit)}" for sign, text in zip(signs, texts, strict=True))
+    amounts = [_amount(relation.with_point(text), stamp.unit) for text in texts]
+    amount = " ".join(f"{sign} {amount}" for sign, amount in zip(signs, amounts, strict=True))
+    # Neither an anchor nor an offset beyond the calendar may end the import: such a time is unreadable.
+    is_within = f"year({anchor.parsed}) BETWEEN 1 AND 9999 AND abs({amount}) < {_LONGEST_OFFSET}"
     stated = " || ' ' || ".join(texts)
     return Time(
-        parsed=f"({anchor.parsed} + to_microseconds(CAST(round({amount}) AS BIGINT)))",
+        parsed=f"CASE WHEN {is_within} THEN {anchor.parsed} + to_microseconds(CAST(round({amount}) AS BIGINT)) END",
         stated=f"CASE WHEN {anchor.stated} IS NOT NULL THEN {stated} END",
         column=" and ".join([*names, anchor.column]),
     )
@@ -267,7 +274,7 @@ def _amount(text: str, unit: str) -> str:
     """SQL of an offset in microseconds."""
     if unit == "hh:mm":
         hours, minutes = (
-            f"TRY_CAST(regexp_extract({text}, '^(\\d+):(\\d\\d)$', {place}) AS DOUBLE)" for place in (1, 2)
+            f"TRY_CAST(regexp_extract({text}, '^(\\d+):([0-5]\\d)$', {place}) AS DOUBLE)" for place in (1, 2)
         )
         return f"({hours} * {_MICROSECONDS['hours']} + {minutes} * {_MICROSECONDS['minutes']})"
     return f"TRY_CAST({text} AS DOUBLE) * {_MICROSECONDS[unit]}"

@@ -3,7 +3,8 @@
 `path` is the dataset's folder (``data/**/*.parquet``), or a folder of parquet files. The visit's identifier
 is in the first of ``visit_id``, ``hadm_id``, ``visit_occurrence_id`` and ``encounter_id`` that is there;
 descriptions and parent codes come from ``metadata/codes.parquet``, and ``metadata/subject_splits.parquet`` is kept,
-where there is one. Other columns are not kept.
+where there is one. Where the dataset has a column ``unit``, numbers of a code that has several units carry theirs in
+the code. Other columns are not kept.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from ehrtrack.data.events import BIRTH, DEATH
 from ehrtrack.data.sources._reader import Reader
 from ehrtrack.data.sources._relation import quote_text
-from ehrtrack.data.sources.base import Event, Source, SourceTable
+from ehrtrack.data.sources.base import NO_UNIT, Event, Source, SourceTable, unit_where_several
 from ehrtrack.data.sources.settings import MedsConfig
 from ehrtrack.errors import DataError
 
@@ -34,13 +35,15 @@ class Meds(Source):
             raise DataError(f"no parquet file under {folder}; needed: a MEDS dataset with data/*.parquet")
         events = reader.files(files, "data").require("subject_id", "time", "code")
         visit = next((column for column in _VISIT_COLUMNS if events.has(column)), None)
+        code, number = _code(events.text("code"), self.config), events.number("numeric_value")
+        unit = unit_where_several(reader, events, code, events.text("unit"), number)
         event = Event(
-            code=_code(events.text("code"), self.config),
+            code=code if unit == NO_UNIT else f"({code} || {unit})",
             time=events.time("time"),
-            numeric_value=events.number("numeric_value"),
+            numeric_value=number,
             text_value=events.text("text_value"),
             may_lack_time=True,
-            decimal_comma=events.decimal_commas("numeric_value"),
+            result_column="numeric_value",
         )
         table = SourceTable(
             name="data",

@@ -121,12 +121,13 @@ class MimicIv(Source):
 
 def _patients(relation: Relation) -> SourceTable:
     relation.require(_SUBJECT, "gender", "anchor_age", "anchor_year", "dod")
-    year = f"{relation.integer('anchor_year')} - {relation.integer('anchor_age')}"
-    first_of_january = f"TRY_CAST(({year}) || '-01-01' AS TIMESTAMP)"
+    year, age = relation.integer("anchor_year"), relation.integer("anchor_age")
+    is_within = f"{year} BETWEEN 1 AND 9999 AND {age} BETWEEN 0 AND 200"
+    first_of_january = f"CASE WHEN {is_within} THEN make_timestamp({year} - {age}, 1, 1, 0, 0, 0) END"
     born = Time(
         parsed=relation.utc(first_of_january),
-        stated=relation.text("anchor_year"),
-        column="anchor_year",
+        stated=f"({relation.text('anchor_year')} || coalesce(' - ' || {relation.text('anchor_age')}, ''))",
+        column="anchor_year / anchor_age",
     )
     gender = Event(code=prefixed("GENDER//", relation.text("gender")), time=None)
     events = (birth(born), death(relation.time("dod")), gender)
@@ -181,7 +182,7 @@ def _timed(reader: Reader, timed: _Timed, find: Find) -> SourceTable:
         numeric_value=number,
         text_value=text,
         description=description,
-        decimal_comma=relation.decimal_commas(timed.value) if timed.value else NULL,
+        result_column=timed.value,
     )
     return SourceTable(
         name=timed.table,

@@ -231,7 +231,7 @@ def _clinical(
         numeric_value=number,
         text_value=text,
         description="event_text",
-        decimal_comma=joined.decimal_commas("value_as_number"),
+        result_column="value_as_number",
     )
     return SourceTable(
         name=clinical.table,
@@ -311,8 +311,8 @@ def _with_visit_end(reader: Reader, relation: Relation, visits: Relation) -> Rel
         f"WHERE {visits.integer('visit_concept_id')} IN ({inpatient}) GROUP BY stay)"
     )
     visit = relation.identifier("visit_occurrence_id")
-    query = f"(SELECT record.*, stay_start, stay_end FROM {relation.sql} AS record LEFT JOIN {stays} ON stay = {visit})"
-    return reader.relation(relation.name, query)
+    found = f"{relation.sql} AS record LEFT JOIN {stays} ON stay = {visit}"
+    return reader.relation(relation.name, f"(SELECT record.*, stay, stay_start, stay_end FROM {found})")
 
 
 def _moved_to_visit_end(joined: Relation, time: Time) -> tuple[Time, tuple[Note, ...]]:
@@ -321,4 +321,5 @@ def _moved_to_visit_end(joined: Relation, time: Time) -> tuple[Time, tuple[Note,
     is_within = f"coalesce({time.parsed} >= date_trunc('day', {start}) AND {time.parsed} < {end}, false)"
     moved = Time(f"CASE WHEN {is_within} THEN {end} ELSE {time.parsed} END", time.stated, time.column)
     words = '{n} conditions of inpatient visits are put at the visit\'s end (conditions_at = "visit_end")'
-    return moved, (Note(is_within, words),)
+    no_end = "{n} conditions of inpatient visits stay at their start, as the visit's end is missing or unreadable"
+    return moved, (Note(is_within, words), Note(f"stay IS NOT NULL AND {end} IS NULL", no_end))

@@ -23,7 +23,8 @@ class Reading(Section):
     ----------
     missing : words that mean "no value", in any column, identifiers and codes included. A code that is spelt like one,
         such as ``NA`` for sodium, needs a list without it.
-    time_format : strptime format of the stamps that are text; without it ISO 8601, with or without a zone.
+    time_format : strptime format of the stamps that are text, or several of which the first that fits is taken, such as
+        one of dates and one of dates with a clock; without it ISO 8601, with or without a zone.
     time_zone : the zone of stamps that name none, such as ``Europe/Berlin``. Every time becomes UTC.
     years : the first and the last year that a time may be in; what lies outside is unreadable. By default 1800 to next
         year. Records whose dates were shifted into the future, such as MIMIC's, need a wider range.
@@ -43,7 +44,7 @@ class Reading(Section):
     """
 
     missing: tuple[str, ...] = MISSING
-    time_format: str | None = None
+    time_format: str | tuple[str, ...] | None = None
     time_zone: str = "UTC"
     years: tuple[int, int] = Field(default_factory=lambda: (1800, date.today().year + 1))
     decimal: Literal[".", ","] = "."
@@ -214,7 +215,7 @@ class Table(Section):
     subject: str
     visit: str | None = None
     time: Stamp | None = None
-    time_format: str | None = None
+    time_format: str | tuple[str, ...] | None = None
     date: dt.date | None = None
     codes: tuple[Codes, ...] = ()
     static: tuple[Static, ...] = ()

@@ -128,7 +128,7 @@ def _observations(reader: Reader, relation: Relation | None) -> SourceTable:
         time=relation.time("DATE"),
         numeric_value=number,
         text_value=f"CASE WHEN {number} IS NULL THEN {relation.text('VALUE')} END",
-        decimal_comma=relation.decimal_commas("VALUE"),
+        result_column="VALUE",
         description=relation.text("DESCRIPTION"),
     )
     return SourceTable(name="observations", relation=relation, subject="PATIENT", events=(event,), visit="ENCOUNTER")
