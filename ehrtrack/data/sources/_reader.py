@@ -20,10 +20,7 @@ import duckdb
 import pyarrow as pa
 
 from ehrtrack.data.sources._messages import what_is_wrong
-from ehrtrack.data.sources._relation import Relation
-from ehrtrack.data.sources._relation import numbered
-from ehrtrack.data.sources._relation import quote_name
-from ehrtrack.data.sources._relation import quote_text
+from ehrtrack.data.sources._relation import Relation, numbered, quote_name, quote_text
 from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import DataError
 
