@@ -207,7 +207,11 @@ def test_by_time_test_subjects_whose_past_was_read_in_pretraining_are_counted(
 
 
 def test_twins_of_a_cohort_keep_its_split(data: MedsDataset, tmp_path: Path) -> None:
-    for split in (TIME, {"rule": "column", "code_prefix": "SITE//", "test": ["1"], "validation": ["0"]}):
+    sites = pl.DataFrame({"subject_id": range(1, N_SUBJECTS + 1)}).with_columns(
+        site=pl.col("subject_id") % 6, source_id=pl.col("subject_id").cast(pl.String)
+    )
+    sites.write_parquet(data.path / "metadata" / "subjects.parquet", mkdir=True)  # which twins do not have
+    for split in (TIME, {"rule": "column", "column": "site", "test": ["1"], "validation": ["0"]}):
         config = config_of(data.path, tmp_path / split["rule"], split=split, cohort={"n_labels": 60})
         assert config.cohort is not None
         cohort = build_cohort(data, config.cohort, config.data.split)
