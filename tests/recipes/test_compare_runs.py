@@ -281,6 +281,14 @@ def test_damaged_predictions_and_missing_facts_are_left_out(local_store: Path) -
     assert champion_run() == good
 
 
+def test_a_run_of_a_task_that_this_version_does_not_know_is_left_out(local_store: Path) -> None:
+    told = config(local_store)
+    known, unknown = made(told, 0.6), made(told, 0.9, **{"ehrtrack.task": "regression"})
+    comparison = compare(told)
+    assert "tag ehrtrack.task is 'regression', and this version knows survival" in comparison.left_out[unknown]
+    assert champion_run() == known
+
+
 def test_the_key_that_most_runs_have_is_compared(local_store: Path) -> None:
     """One Cox run of another pod does not leave all others out, though it is the best by validation."""
     told = config(local_store)

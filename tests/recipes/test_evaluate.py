@@ -71,6 +71,14 @@ def test_a_run_logs_every_measure_table_and_figure(records: CohortRecords) -> No
     logger = logged(records, records.rows["test"], EvaluationConfig(n_resamples=50))
     assert set(logger.metrics) >= METRICS
     assert set(logger.artifacts) >= TABLES | FIGURES
+    assert [name for name in logger.artifacts if "calibration" in name and name.endswith(".csv")] == [
+        "evaluation/d_calibration.csv",
+        "evaluation/calibration.csv",
+        "evaluation/calibration_curve.csv",
+    ]
+    days = logger.artifacts["evaluation/calibration.csv"]["horizon_days"].unique().sort()
+    assert days.to_list() == [HORIZON_DAYS / 4, HORIZON_DAYS / 2, HORIZON_DAYS]
+    assert logger.tags["ehrtrack.task"] == "survival"
     assert not [name for name in logger.metrics if set(name) & set("@%() ")]  # refused by tracking servers
     assert all(np.isfinite(value) for steps in logger.metrics.values() for value in steps.values())
 
