@@ -226,8 +226,12 @@ def _from_labels(dataset: MedsDataset, path: Path, config: CohortConfig) -> _Att
 
 
 def _check_no_time(path: Path, config: CohortConfig) -> None:
-    """Classes are of no time, so that there is nothing for a horizon or a landmark to cut."""
-    given = {"cohort.horizon_days": config.horizon_days, "cohort.landmark_days": config.landmark_days or None}
+    """Classes are of no time, so that there is nothing for a horizon, a gap or a landmark to cut."""
+    given = {
+        "cohort.horizon_days": config.horizon_days,
+        "cohort.gap_days": config.gap_days or None,
+        "cohort.landmark_days": config.landmark_days or None,
+    }
     found = [f"{name} is {days:g}" for name, days in given.items() if days is not None]
     if found:
         raise ConfigError(
@@ -245,7 +249,7 @@ def _divide(flow: _Attrition, dataset: MedsDataset, config: CohortConfig, split:
     flow.subjects, steps = with_splits(dataset, rows, split)
     for step in steps:
         flow.keep(step.name, step.holds)
-    if isinstance(split, TimeSplit):
+    if isinstance(split, TimeSplit) and flow.task == "survival":
         _end_learning(flow, midnight(split.test_from), config.gap_days)
 
 

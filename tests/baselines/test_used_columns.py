@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from ehrtrack.baselines._protocol import Labelled, seen_within, used_columns
 
+from ehrtrack.baselines.base import Labelled, seen_within, used_columns
 from ehrtrack.errors import DataError
 
 SUBJECT = np.array([5, 3, 5, 3, 8, 5])

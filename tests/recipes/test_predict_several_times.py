@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from ehrtrack.baselines._protocol import Labelled, TokenHistories
-from ehrtrack.recipes._oracle import TRUTH, read_true_risk
 from simulated import HORIZON_DAYS, Population, study, write_dataset
 
 from ehrtrack.baselines import cox
+from ehrtrack.baselines.base import Labelled, TokenHistories
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.engines import open_engine
 from ehrtrack.data.events import MedsDataset
 from ehrtrack.errors import DataError
+from ehrtrack.evaluation.oracle import TRUTH, read_true_risk
 from ehrtrack.recipes._model_folder import write_model_folder
 from ehrtrack.recipes._prepare import prepare_cohort
 from ehrtrack.recipes.canary import _sample
@@ -118,4 +118,4 @@ def test_a_true_risk_of_one_time_is_none_of_several(labels: Path, model, tmp_pat
     index.select("subject_id", risk=pl.lit(0.5)).write_parquet(labels.parent / TRUTH)
     records = prepare_cohort(study(dataset.path, tmp_path / "cache", cohort={"labels": str(labels)}))
     with pytest.raises(DataError, match="has a true risk a subject, at one index date"):
-        read_true_risk(labels.parent / TRUTH, records, records.rows["test"])
+        read_true_risk(labels.parent / TRUTH, records.store.subject_ids[records.rows["test"]])
