@@ -7,7 +7,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ehrtrack.compare import differences
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.benchmark import (
     SCHEMA,
@@ -18,6 +17,7 @@ from ehrtrack.evaluation.benchmark import (
     to_markdown,
     verdict_of,
 )
+from ehrtrack.evaluation.paired import differences
 from ehrtrack.privacy import Privacy
 from ehrtrack.runlog import named
 from ehrtrack.survival.bootstrap import Interval, paired_difference

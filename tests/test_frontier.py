@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from ehrtrack.frontier import Point, conclusion, frontier_table, to_markdown
+from ehrtrack.evaluation.frontier import Point, conclusion, frontier_table, to_markdown
 from ehrtrack.plots import frontier_plot
 from ehrtrack.search_space import FrontierConfig
 from ehrtrack.survival.bootstrap import Interval

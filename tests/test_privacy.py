@@ -17,6 +17,7 @@ from simulated import study_values
 from ehrtrack.config import parse_config
 from ehrtrack.errors import ConfigError
 from ehrtrack.home import home
+from ehrtrack.pipeline.run import _privacy
 from ehrtrack.privacy import (
     Privacy,
     hide_in_attrition,
@@ -24,7 +25,6 @@ from ehrtrack.privacy import (
     hide_in_summary,
     read_key,
 )
-from ehrtrack.recipes._run import _privacy
 
 KEY = b"0123456789abcdef0123456789abcdef"
 IDS = [730_000_117, 730_000_001, 730_000_042]

@@ -7,8 +7,8 @@ In a notebook::
 """
 
 from ehrtrack.config import load_config
-from ehrtrack.recipes._adapter import adapter_base
-from ehrtrack.recipes._run import RecipeResult
+from ehrtrack.pipeline.adapter import adapter_base
+from ehrtrack.pipeline.run import RecipeResult
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.demo import demo

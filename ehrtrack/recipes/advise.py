@@ -14,9 +14,9 @@ import torch
 from ehrtrack import plugins
 from ehrtrack.config import RunConfig, check_objective, override
 from ehrtrack.data.batch import Batches
-from ehrtrack.recipes._adapt import adapt
-from ehrtrack.recipes._advice_measure import Cost, measure
-from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort, settle
+from ehrtrack.pipeline.build import adapt
+from ehrtrack.pipeline.cost import Cost, measure
+from ehrtrack.pipeline.prepare import CohortRecords, prepare_cohort, settle
 from ehrtrack.strategies.base import parameter_table
 from ehrtrack.training.ranks import join_ranks
 

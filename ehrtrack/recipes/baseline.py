@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -14,20 +12,20 @@ from ehrtrack.config import RunConfig, check_objective
 from ehrtrack.evaluation.oracle import checked_truth
 from ehrtrack.evaluation.report import Report
 from ehrtrack.objectives.base import Predictions
-from ehrtrack.recipes._evaluate import (
+from ehrtrack.pipeline.embeddings import read_embeddings
+from ehrtrack.pipeline.prepare import CohortRecords, check_validation, prepare_cohort, settle
+from ehrtrack.pipeline.report import (
     attained,
+    conclude,
     horizon,
     ibs_text,
+    judge_risks,
     log_cohort,
     log_evaluation,
     log_predictions,
     not_measured,
 )
-from ehrtrack.recipes._model_folder import write_model_folder
-from ehrtrack.recipes._prepare import CohortRecords, check_validation, prepare_cohort, settle
-from ehrtrack.recipes._run import RecipeResult, describe, open_run
-from ehrtrack.recipes._sanity import conclude, judge_risks
-from ehrtrack.recipes.embed import read_embeddings
+from ehrtrack.pipeline.run import RecipeResult, describe, open_run
 from ehrtrack.runlog import KEPT, TEST, named
 from ehrtrack.survival.metrics import require_comparable_pair
 from ehrtrack.survival.time_grid import fit_time_grid
@@ -83,17 +81,7 @@ def baseline(config: RunConfig) -> RecipeResult:
             rows = records.rows[split]
             return Predictions(rows, np.asarray(model.survival(features[rows], grid.edges_days)))
 
-        with tempfile.TemporaryDirectory() as folder:
-            write_model_folder(
-                Path(folder),
-                config=config,
-                vocabulary=records.vocabulary,
-                fingerprints=fingerprints,
-                grid=grid,
-                baseline=model.to_json(),
-                seen=records.seen,
-            )
-            run.log_model_folder(Path(folder))
+        run.log_model(records, fingerprints, grid=grid, baseline=model.to_json())
         validation, test = predictions("validation"), predictions("test")
         log_predictions(run.logger, records, validation=validation, test=test)
         with run.judging():

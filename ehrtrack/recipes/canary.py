@@ -24,9 +24,10 @@ from ehrtrack.files import scratch_folder
 from ehrtrack.home import make_cache
 from ehrtrack.models.behrt import ModelConfig
 from ehrtrack.objectives.base import Predictions
-from ehrtrack.recipes._adapt import Adaptation, adapt, read_base
-from ehrtrack.recipes._model_folder import ModelFolder
-from ehrtrack.recipes._prepare import (
+from ehrtrack.pipeline.build import Adaptation, adapt, read_base
+from ehrtrack.pipeline.fit import feed, with_features
+from ehrtrack.pipeline.model_folder import ModelFolder
+from ehrtrack.pipeline.prepare import (
     CohortRecords,
     check_base_split,
     check_same_reading,
@@ -35,9 +36,8 @@ from ehrtrack.recipes._prepare import (
     seed_everything,
     settle,
 )
-from ehrtrack.recipes._run import RecipeResult, describe, open_run
-from ehrtrack.recipes._sanity import conclude
-from ehrtrack.recipes._train import feed, with_features
+from ehrtrack.pipeline.report import conclude
+from ehrtrack.pipeline.run import RecipeResult, describe, open_run
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.strategies.settings import ScratchConfig
 from ehrtrack.survival.bootstrap import Interval, c_index_interval

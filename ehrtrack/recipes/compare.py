@@ -12,7 +12,6 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from ehrtrack import plots
-from ehrtrack.compare import differences, reference_run, unpaired
 from ehrtrack.config import RunConfig
 from ehrtrack.data.labels import NUMBER
 from ehrtrack.errors import DataError
@@ -25,9 +24,10 @@ from ehrtrack.evaluation.benchmark import (
     to_markdown,
 )
 from ehrtrack.evaluation.metric_table import BOUNDS, C_INDEX, LONG_NAMES, Entry, shown
+from ehrtrack.evaluation.paired import differences, reference_run, unpaired
+from ehrtrack.pipeline.champion import own_cohort, propose
+from ehrtrack.pipeline.run import RecipeResult, open_run
 from ehrtrack.privacy import RAW
-from ehrtrack.recipes._champion import own_cohort, propose
-from ehrtrack.recipes._run import RecipeResult, open_run
 from ehrtrack.runlog import TEST, Task
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import MissingArtifact, RunRecord, download, get_run, search_runs

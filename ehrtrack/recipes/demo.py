@@ -9,7 +9,7 @@ from pathlib import Path
 from ehrtrack.config import Override, RunConfig, load_config
 from ehrtrack.data.importing import import_dataset
 from ehrtrack.errors import ConfigError, DataError
-from ehrtrack.recipes._run import RecipeResult, open_run
+from ehrtrack.pipeline.run import RecipeResult, open_run
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.finetune import finetune

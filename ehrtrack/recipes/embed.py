@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from torch import nn
 
 from ehrtrack.config import RunConfig
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import SIZES
 from ehrtrack.models.code_embeddings import CodeEmbeddings, beside, coding_systems
-from ehrtrack.recipes._prepare import Records, check_unseen, prepare_records, settle
+from ehrtrack.pipeline.prepare import prepare_records, settle
 from ehrtrack.training.code_groups import group_codes
 from ehrtrack.training.cooccurrence import fit_cooccurrence
 from ehrtrack.training.settings import SkipGramConfig
@@ -73,33 +72,3 @@ def embed(
     if groups is not None:
         pl.DataFrame({"code": list(groups), "group": list(groups.values())}).write_parquet(out / GROUPS)
         print(f"{n_groups:,} groups of codes: --data.vocabulary.groups {out / GROUPS}")
-
-
-def read_embeddings(config: RunConfig, records: Records) -> CodeEmbeddings | None:
-    """Those that ``init.embeddings`` names, or None.
-
-    Raises
-    ------
-    CheckpointError
-        If the folder does not hold embeddings.
-    ConfigError
-        If they were fitted on this dataset with another split, and so on this run's test subjects.
-    """
-    if not config.init.embeddings:
-        return None
-    embeddings = CodeEmbeddings.read(Path(config.init.embeddings))
-    check_unseen(embeddings.facts, f"the code embeddings in {config.init.embeddings}", config.data, records.dataset)
-    return embeddings
-
-
-def start_from_embeddings(config: RunConfig, records: Records, code: nn.Embedding) -> None:
-    """Put the vectors that ``init.embeddings`` names in a new encoder, and say how many codes they do not know."""
-    embeddings = read_embeddings(config, records)
-    if embeddings is None:
-        return
-    left = embeddings.initialise(code, records.vocabulary)
-    n_codes = len(records.vocabulary.known)
-    examples = f" (such as {left[0]!r})" if left else ""
-    print(
-        f"init.embeddings: {n_codes - len(left):,} of {n_codes:,} codes start there, {len(left):,} at random{examples}"
-    )

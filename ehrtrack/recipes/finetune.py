@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig, check_objective
@@ -14,19 +12,9 @@ from ehrtrack.evaluation.causes import causes_text
 from ehrtrack.evaluation.metric_table import C_INDEX
 from ehrtrack.evaluation.oracle import checked_truth
 from ehrtrack.evaluation.report import Report
-from ehrtrack.privacy import count_text
-from ehrtrack.recipes._adapt import adapt, read_base
-from ehrtrack.recipes._evaluate import (
-    attained,
-    horizon,
-    ibs_text,
-    log_cohort,
-    log_evaluation,
-    log_predictions,
-    not_measured,
-)
-from ehrtrack.recipes._model_folder import write_model_folder
-from ehrtrack.recipes._prepare import (
+from ehrtrack.pipeline.build import adapt, read_base
+from ehrtrack.pipeline.fit import feed, train, with_features
+from ehrtrack.pipeline.prepare import (
     CohortRecords,
     check_base_split,
     check_same_reading,
@@ -34,15 +22,22 @@ from ehrtrack.recipes._prepare import (
     prepare_cohort,
     settle,
 )
-from ehrtrack.recipes._run import RecipeResult, Recorder, Resumption, describe, open_run
-from ehrtrack.recipes._sanity import (
+from ehrtrack.pipeline.report import (
+    attained,
     conclude,
+    horizon,
+    ibs_text,
     judge_encoder,
     judge_risks,
     judge_training,
     learning_matrices,
+    log_cohort,
+    log_evaluation,
+    log_predictions,
+    not_measured,
 )
-from ehrtrack.recipes._train import feed, train, with_features
+from ehrtrack.pipeline.run import RecipeResult, Recorder, Resumption, describe, open_run
+from ehrtrack.privacy import count_text
 from ehrtrack.runlog import KEPT, TEST, VALIDATION, named
 from ehrtrack.strategies.base import parameter_table
 from ehrtrack.training.loop import FitResult
@@ -112,20 +107,8 @@ def finetune(
             _log_curves(run, result)
             return run.finished(run.log_kept(result.kept[C_INDEX.named(VALIDATION)]))
         merged = strategy.merge(model)
-        with tempfile.TemporaryDirectory() as folder:
-            write_model_folder(
-                Path(folder),
-                config=config,
-                vocabulary=records.vocabulary,
-                fingerprints=fingerprints,
-                model=merged,
-                grid=objective.grid,
-                seen=records.seen,
-            )
-            run.log_model_folder(Path(folder))
-        with tempfile.TemporaryDirectory() as folder:
-            strategy.save_adapter(model, Path(folder), base=adapted.base)
-            run.log_adapter_folder(Path(folder))
+        run.log_model(records, fingerprints, model=merged, grid=objective.grid)
+        run.log_adapter(partial(strategy.save_adapter, model, base=adapted.base))
         validation, test = (objective.predict(model, batches.split(s), ranks.device) for s in ("validation", "test"))
         log_predictions(run.logger, records, validation=validation, test=test)
         with run.judging():

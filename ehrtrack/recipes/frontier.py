@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from ehrtrack import plots
-from ehrtrack.compare import differences_to, unpaired
 from ehrtrack.config import RunConfig, check_objective, override, parse_value
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError
-from ehrtrack.frontier import Point, conclusion, frontier_table, to_markdown
-from ehrtrack.recipes._inputs import input_fingerprints, pin_base
-from ehrtrack.recipes._prepare import settle
-from ehrtrack.recipes._run import RecipeResult, describe, open_run
+from ehrtrack.evaluation.frontier import Point, conclusion, frontier_table, to_markdown
+from ehrtrack.evaluation.paired import differences_to, unpaired
+from ehrtrack.pipeline.inputs import input_fingerprints, pin_base
+from ehrtrack.pipeline.prepare import settle
+from ehrtrack.pipeline.run import RecipeResult, describe, open_run
 from ehrtrack.recipes.compare import read_test_predictions, run_row
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.search_space import Scalar

@@ -29,7 +29,7 @@ from ehrtrack.evaluation.predictions import with_predictions
 from ehrtrack.files import written_aside
 from ehrtrack.models.device import place
 from ehrtrack.objectives.base import Predictions
-from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
+from ehrtrack.pipeline.model_folder import ModelFolder, read_model_folder
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.client.queries import fetch_model
 from ehrtrack.training.threads import use_threads

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig, check_objective
@@ -12,12 +10,11 @@ from ehrtrack.data.batch import Batches
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.code_effects import Levels
 from ehrtrack.objectives.base import TrainingFacts, pretraining_objective
-from ehrtrack.recipes._model_folder import write_model_folder
-from ehrtrack.recipes._prepare import Records, prepare_records, settle
-from ehrtrack.recipes._run import RecipeResult, Resumption, describe, open_run
-from ehrtrack.recipes._sanity import conclude, encoder_matrices, judge_encoder, judge_training, learning_matrices
-from ehrtrack.recipes._train import feed, set_up, train
-from ehrtrack.recipes.embed import start_from_embeddings
+from ehrtrack.pipeline.embeddings import start_from_embeddings
+from ehrtrack.pipeline.fit import feed, set_up, train
+from ehrtrack.pipeline.prepare import Records, prepare_records, settle
+from ehrtrack.pipeline.report import conclude, encoder_matrices, judge_encoder, judge_training, learning_matrices
+from ehrtrack.pipeline.run import RecipeResult, Resumption, describe, open_run
 from ehrtrack.runlog import VALIDATION
 from ehrtrack.strategies.base import parameter_table
 from ehrtrack.training.loop import FitResult
@@ -65,15 +62,7 @@ def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> RecipeRe
         run.log_parameters(parameter_table(model))
         run.logger.log_table(records.coverage, "vocabulary_coverage.csv")
         result = train(run, model, objective, feed(config, records, model, objective, ranks), ranks)
-        with tempfile.TemporaryDirectory() as folder:
-            write_model_folder(
-                Path(folder),
-                config=config,
-                vocabulary=records.vocabulary,
-                fingerprints=fingerprints,
-                model=model,
-            )
-            run.log_model_folder(Path(folder))
+        run.log_model(records, fingerprints, model=model)
         with run.judging():
             run.log_loss(result)
             run.logger.log_figure(

@@ -15,7 +15,7 @@ from typing import Any
 from ehrtrack.config import Override, RunConfig, parse_run_config, parse_value
 from ehrtrack.errors import CheckpointError, ConfigError, EhrtrackError
 from ehrtrack.home import known_caches, usual_cache
-from ehrtrack.recipes._run import RUNS, RecipeResult, Resumption, run_folder
+from ehrtrack.pipeline.run import RUNS, RecipeResult, Resumption, run_folder
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.tracking.client.connection import ui_command

@@ -13,9 +13,9 @@ from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError, TrackingError
 from ehrtrack.evaluation.metric_table import C_INDEX
 from ehrtrack.home import make_cache
-from ehrtrack.recipes._inputs import differences, input_fingerprints, pin_base
-from ehrtrack.recipes._prepare import settle
-from ehrtrack.recipes._run import RecipeResult, Recorder, Resumption, describe, open_run
+from ehrtrack.pipeline.inputs import differences, input_fingerprints, pin_base
+from ehrtrack.pipeline.prepare import settle
+from ehrtrack.pipeline.run import RecipeResult, Recorder, Resumption, describe, open_run
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.resume import resume
 from ehrtrack.runlog import KEPT, VALIDATION

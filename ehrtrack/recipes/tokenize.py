@@ -6,7 +6,7 @@ from typing import Literal
 
 from ehrtrack.config import RunConfig
 from ehrtrack.data.shards import ShardSlice
-from ehrtrack.recipes._prepare import tokenise_cohort, tokenise_records
+from ehrtrack.pipeline.prepare import tokenise_cohort, tokenise_records
 
 
 def tokenize(

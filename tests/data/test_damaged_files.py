@@ -20,7 +20,7 @@ from ehrtrack.data.labels import read_labels
 from ehrtrack.data.tables import read_table
 from ehrtrack.errors import DataError
 from ehrtrack.models.code_embeddings import CodeEmbeddings
-from ehrtrack.recipes._prepare import prepare_cohort, prepare_records
+from ehrtrack.pipeline.prepare import prepare_cohort, prepare_records
 
 BIRTHS = pl.col("code") == "MEDS_BIRTH"
 PREPARE = pytest.mark.parametrize("prepare", [prepare_cohort, prepare_records])

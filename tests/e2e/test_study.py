@@ -21,9 +21,9 @@ from ehrtrack.data.events import open_dataset
 from ehrtrack.models.behrt import Behrt, EhrModel, load_encoder_weights
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.objectives.survival import predict
+from ehrtrack.pipeline.model_folder import read_model_folder
+from ehrtrack.pipeline.prepare import prepare_cohort
 from ehrtrack.privacy import Privacy, read_key
-from ehrtrack.recipes._model_folder import read_model_folder
-from ehrtrack.recipes._prepare import prepare_cohort
 from ehrtrack.tracking.client.queries import RunRecord, download, list_artifacts, metric_history, search_runs
 from ehrtrack.tracking.client.registry import champion
 

@@ -17,7 +17,7 @@ from whole_study import Study
 
 from ehrtrack.config import load_config
 from ehrtrack.errors import DataError
-from ehrtrack.recipes._run import open_run
+from ehrtrack.pipeline.run import open_run
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import mlm
 from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.mlm import MaskedTokens, MaskedTokensConfig, mask_tokens
-from ehrtrack.recipes._prepare import Records, prepare_records
+from ehrtrack.pipeline.prepare import Records, prepare_records
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.training.loop import FitResult, TrainConfig, evaluate, fit
 from ehrtrack.training.ranks import join_ranks

@@ -18,7 +18,7 @@ from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.survival import Score, Survival, SurvivalConfig, baseline_survival, predict, score_survival
-from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort
+from ehrtrack.pipeline.prepare import CohortRecords, prepare_cohort
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.survival.bootstrap import Interval, c_index_interval
 from ehrtrack.survival.curves import risk_at_horizon

@@ -9,8 +9,8 @@ from simulated import Population, study, write_dataset
 
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.settings import ModelConfig
-from ehrtrack.recipes._adapt import read_base, with_shape_of
-from ehrtrack.recipes._model_folder import read_model_folder
+from ehrtrack.pipeline.build import read_base, with_shape_of
+from ehrtrack.pipeline.model_folder import read_model_folder
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.tracking.client.connection import client

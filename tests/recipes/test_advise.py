@@ -8,8 +8,8 @@ from simulated import Population, study, write_dataset
 
 from ehrtrack.cli import main
 from ehrtrack.config import RunConfig, load_config, to_toml
+from ehrtrack.pipeline.prepare import prepare_cohort
 from ehrtrack.recipes import advise as module
-from ehrtrack.recipes._prepare import prepare_cohort
 from ehrtrack.recipes.advise import Advice, advise, rule_for
 
 

@@ -14,7 +14,7 @@ from simulated import Population, study, write_dataset
 
 from ehrtrack.config import RunConfig
 from ehrtrack.data.events import MedsDataset
-from ehrtrack.recipes._prepare import prepare_cohort
+from ehrtrack.pipeline.prepare import prepare_cohort
 from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.predict import load_predictor

@@ -24,8 +24,8 @@ from ehrtrack.errors import CheckpointError, EhrtrackError
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.heads import HazardHead
-from ehrtrack.recipes._model_folder import write_checksums, write_model_folder
-from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort
+from ehrtrack.pipeline.model_folder import write_checksums, write_model_folder
+from ehrtrack.pipeline.prepare import CohortRecords, prepare_cohort
 from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.survival.time_grid import TimeGrid
 

@@ -13,9 +13,8 @@ from ehrtrack.evaluation.groups import subject_groups
 from ehrtrack.evaluation.report import Report
 from ehrtrack.evaluation.split import EvaluationConfig
 from ehrtrack.objectives.base import Predictions
-from ehrtrack.recipes._evaluate import horizon, log_evaluation, not_measured
-from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort
-from ehrtrack.recipes._sanity import judge_risks
+from ehrtrack.pipeline.prepare import CohortRecords, prepare_cohort
+from ehrtrack.pipeline.report import horizon, judge_risks, log_evaluation, not_measured
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.survival.time_grid import TimeGrid
 

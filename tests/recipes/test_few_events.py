@@ -17,8 +17,8 @@ from ehrtrack.config import RunConfig, parse_config
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import MedsDataset
 from ehrtrack.errors import DataError
-from ehrtrack.recipes import _evaluate
-from ehrtrack.recipes._run import RecipeResult
+from ehrtrack.pipeline import report as _evaluate
+from ehrtrack.pipeline.run import RecipeResult
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.canary import canary
 from ehrtrack.recipes.finetune import finetune

@@ -10,7 +10,7 @@ import torch
 from ehrtrack import plugins
 from ehrtrack.models.behrt import ADAPTED_LAYERS, Behrt, EhrModel, ModelConfig
 from ehrtrack.models.heads import HazardHead
-from ehrtrack.recipes._sanity import CODES, conclude, encoder_matrices, judge_encoder, learning_matrices
+from ehrtrack.pipeline.report import CODES, conclude, encoder_matrices, judge_encoder, learning_matrices
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.strategies.base import Strategy, strategy_of
 from ehrtrack.training.sanity import Verdict

@@ -19,7 +19,7 @@ from ehrtrack.errors import CheckpointError
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.heads import HazardHead
-from ehrtrack.recipes._model_folder import read_model_folder, write_checksums, write_model_folder
+from ehrtrack.pipeline.model_folder import read_model_folder, write_checksums, write_model_folder
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.training.checkpoint import load_tensors, save_tensors
 

@@ -12,7 +12,7 @@ from simulated import study
 
 from ehrtrack.config import RunConfig, load_config, override, to_toml
 from ehrtrack.errors import ConfigError
-from ehrtrack.recipes._prepare import settle
+from ehrtrack.pipeline.prepare import settle
 
 LABELS = pl.DataFrame({"subject_id": [1], "prediction_time": [datetime(2020, 1, 1)], "boolean_value": [True]})
 

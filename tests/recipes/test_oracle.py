@@ -17,8 +17,8 @@ from ehrtrack.evaluation.benchmark import benchmark_table
 from ehrtrack.evaluation.oracle import read_true_risk, truth_beside
 from ehrtrack.evaluation.split import EvaluationConfig
 from ehrtrack.objectives.base import Predictions
-from ehrtrack.recipes._evaluate import attained, log_evaluation
-from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort
+from ehrtrack.pipeline.prepare import CohortRecords, prepare_cohort
+from ehrtrack.pipeline.report import attained, log_evaluation
 from ehrtrack.recipes.compare import run_row
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.survival.time_grid import TimeGrid

@@ -10,8 +10,8 @@ import pytest
 from simulated import HORIZON_DAYS, Population, study, write_dataset
 
 from ehrtrack.baselines.base import Labelled, TokenHistories, baseline_class
-from ehrtrack.recipes._model_folder import write_model_folder
-from ehrtrack.recipes._prepare import CohortRecords, prepare_cohort
+from ehrtrack.pipeline.model_folder import write_model_folder
+from ehrtrack.pipeline.prepare import CohortRecords, prepare_cohort
 from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.survival.time_grid import TimeGrid
 

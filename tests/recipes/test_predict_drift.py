@@ -14,8 +14,8 @@ from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.errors import DataError
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.heads import HazardHead
-from ehrtrack.recipes._model_folder import write_checksums, write_model_folder
-from ehrtrack.recipes._prepare import prepare_cohort
+from ehrtrack.pipeline.model_folder import write_checksums, write_model_folder
+from ehrtrack.pipeline.prepare import prepare_cohort
 from ehrtrack.recipes.predict import Scored, load_predictor
 from ehrtrack.survival.time_grid import TimeGrid
 

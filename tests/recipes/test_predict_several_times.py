@@ -17,8 +17,8 @@ from ehrtrack.data.engines import open_engine
 from ehrtrack.data.events import MedsDataset
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.oracle import TRUTH, read_true_risk
-from ehrtrack.recipes._model_folder import write_model_folder
-from ehrtrack.recipes._prepare import prepare_cohort
+from ehrtrack.pipeline.model_folder import write_model_folder
+from ehrtrack.pipeline.prepare import prepare_cohort
 from ehrtrack.recipes.canary import _sample
 from ehrtrack.recipes.predict import load_predictor, score_shards
 from ehrtrack.survival.time_grid import TimeGrid

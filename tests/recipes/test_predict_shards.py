@@ -18,8 +18,8 @@ from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.errors import CheckpointError, DataError
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.heads import HazardHead
-from ehrtrack.recipes._model_folder import write_model_folder
-from ehrtrack.recipes._prepare import prepare_records
+from ehrtrack.pipeline.model_folder import write_model_folder
+from ehrtrack.pipeline.prepare import prepare_records
 from ehrtrack.recipes.predict import load_predictor, predict_shards
 from ehrtrack.survival.time_grid import TimeGrid
 

@@ -16,7 +16,7 @@ from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.splits import assign_splits
 from ehrtrack.data.vocabulary import CLS, MASK, PAD
 from ehrtrack.errors import ConfigError, DataError
-from ehrtrack.recipes._prepare import check_same_reading, prepare_cohort, prepare_records, seed_everything
+from ehrtrack.pipeline.prepare import check_same_reading, prepare_cohort, prepare_records, seed_everything
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from simulated import Population, study, write_dataset
 
 from ehrtrack.config import RunConfig, override
 from ehrtrack.data.events import MedsDataset
-from ehrtrack.recipes._adapt import adapt
-from ehrtrack.recipes._model_folder import read_model_folder, write_checksums, write_model_folder
-from ehrtrack.recipes._prepare import prepare_cohort
-from ehrtrack.recipes._train import feed, with_features
+from ehrtrack.pipeline.build import adapt
+from ehrtrack.pipeline.fit import feed, with_features
+from ehrtrack.pipeline.model_folder import read_model_folder, write_checksums, write_model_folder
+from ehrtrack.pipeline.prepare import prepare_cohort
 from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.training.ranks import join_ranks
 

@@ -19,8 +19,8 @@ from ehrtrack.data.settings import ColumnSplit, DatasetSplit, SplitConfig
 from ehrtrack.data.split_rules import SPLIT_TABLE
 from ehrtrack.data.twins import unchanged
 from ehrtrack.errors import ConfigError
-from ehrtrack.recipes._champion import _settings
-from ehrtrack.recipes._prepare import (
+from ehrtrack.pipeline.champion import _settings
+from ehrtrack.pipeline.prepare import (
     check_base_split,
     prepare_cohort,
     prepare_records,
@@ -28,7 +28,7 @@ from ehrtrack.recipes._prepare import (
     tokenise_cohort,
     tokenise_records,
 )
-from ehrtrack.recipes._run import _privacy
+from ehrtrack.pipeline.run import _privacy
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.canary import Twins, _inside
 from ehrtrack.recipes.predict import load_predictor

@@ -11,7 +11,7 @@ from simulated import study
 from ehrtrack.errors import CheckpointError, ConfigError, DataError
 from ehrtrack.files import sha256_of
 from ehrtrack.home import HERE, home
-from ehrtrack.recipes._run import RUNS, Recorder, Resumption
+from ehrtrack.pipeline.run import RUNS, Recorder, Resumption
 from ehrtrack.recipes.resume import _cache_here, _fetch_snapshot, _move_folder_here, resume
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client import queries

@@ -9,8 +9,8 @@ import pytest
 from simulated import Population, study, write_dataset
 
 from ehrtrack.config import RunConfig, load_config
-from ehrtrack.recipes import _prepare
-from ehrtrack.recipes._prepare import settle
+from ehrtrack.pipeline import prepare as _prepare
+from ehrtrack.pipeline.prepare import settle
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.resume import resume
 from ehrtrack.recipes.sweep import sweep

@@ -14,7 +14,7 @@ from ehrtrack.cli import main
 from ehrtrack.config import to_toml
 from ehrtrack.data import store as store_module
 from ehrtrack.data.events import MedsDataset, open_dataset
-from ehrtrack.recipes._prepare import prepare_cohort, prepare_records
+from ehrtrack.pipeline.prepare import prepare_cohort, prepare_records
 
 
 @pytest.fixture

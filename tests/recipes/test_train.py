@@ -12,8 +12,8 @@ from ehrtrack.config import override
 from ehrtrack.data.batch import Batches
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.heads import HazardHead
-from ehrtrack.recipes._prepare import prepare_cohort
-from ehrtrack.recipes._train import Feed, with_features
+from ehrtrack.pipeline.fit import Feed, with_features
+from ehrtrack.pipeline.prepare import prepare_cohort
 from ehrtrack.training.ranks import join_ranks
 
 

@@ -14,12 +14,12 @@ from ehrtrack.models.behrt import SIZES, Behrt, EhrModel, ModelConfig, encoder_w
 from ehrtrack.models.code_effects import Levels
 from ehrtrack.models.device import place
 from ehrtrack.objectives.base import OutcomeObjective, TrainingFacts, outcome_objective
-from ehrtrack.recipes._model_folder import ModelFolder, read_model_folder
-from ehrtrack.recipes._prepare import CohortRecords
-from ehrtrack.recipes._run import MODEL_FOLDER
-from ehrtrack.recipes._sanity import Weights, encoder_matrices
-from ehrtrack.recipes._train import known_feed, set_up
-from ehrtrack.recipes.embed import start_from_embeddings
+from ehrtrack.pipeline.embeddings import start_from_embeddings
+from ehrtrack.pipeline.fit import known_feed, set_up
+from ehrtrack.pipeline.model_folder import ModelFolder, read_model_folder
+from ehrtrack.pipeline.prepare import CohortRecords
+from ehrtrack.pipeline.report import Weights, encoder_matrices
+from ehrtrack.pipeline.run import MODEL_FOLDER
 from ehrtrack.strategies.base import Base, Strategy, strategy_of
 from ehrtrack.tracking.client.queries import fetch_model, get_run, search_runs
 from ehrtrack.training.checkpoint import weights_fingerprint

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
+from torch import nn
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig
@@ -17,10 +19,12 @@ from ehrtrack.data.settings import DateIndex, TimeSplit
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.metric_table import C_INDEX, names_shown
 from ehrtrack.home import make_cache
+from ehrtrack.pipeline.model_folder import WEIGHTS, write_model_folder
+from ehrtrack.pipeline.prepare import Records
 from ehrtrack.privacy import Privacy, read_key
-from ehrtrack.recipes._model_folder import WEIGHTS
 from ehrtrack.runlog import KEPT, MemoryRunLogger, named
 from ehrtrack.signals import INTERRUPTIONS
+from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.logger import TrackedRun
 from ehrtrack.tracking.names import RESUMABLE_KINDS
 from ehrtrack.tracking.recovery.lease import RunClaimLost
@@ -197,20 +201,48 @@ class Recorder:
         self.logger.log_metrics(kept, step=0)
         return kept
 
-    def log_model_folder(self, folder: Path) -> None:
-        """Log the full checkpoint with all that is needed to predict."""
-        weights = folder / WEIGHTS
-        if weights.is_file():
-            self.logger.log_metrics({"cost/checkpoint_mb": weights.stat().st_size / 1e6}, step=0)
-        self.logger.log_folder(folder, MODEL_FOLDER)
+    def log_model(
+        self,
+        records: Records,
+        fingerprints: dict[str, str],
+        *,
+        model: nn.Module | None = None,
+        grid: TimeGrid | None = None,
+        baseline: str | None = None,
+    ) -> None:
+        """Log the full checkpoint, a plain model or a fitted baseline, with all that is needed to predict.
 
-    def log_adapter_folder(self, folder: Path) -> None:
-        """Log the adapter alone, where the strategy wrote one."""
-        weights = list(folder.glob("*.safetensors"))
-        if weights:
-            size_mb = sum(file.stat().st_size for file in weights) / 1e6
-            self.logger.log_metrics({"cost/adapter_mb": size_mb}, step=0)
-            self.logger.log_folder(folder, ADAPTER_FOLDER)
+        Parameters
+        ----------
+        grid : of a model with an outcome, which keeps what it saw of codes and values too
+        """
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_model_folder(
+                folder,
+                config=self.config,
+                vocabulary=records.vocabulary,
+                fingerprints=fingerprints,
+                model=model,
+                grid=grid,
+                baseline=baseline,
+                seen=None if grid is None else records.seen,
+            )
+            weights = folder / WEIGHTS
+            if weights.is_file():
+                self.logger.log_metrics({"cost/checkpoint_mb": weights.stat().st_size / 1e6}, step=0)
+            self.logger.log_folder(folder, MODEL_FOLDER)
+
+    def log_adapter(self, save: Callable[[Path], None]) -> None:
+        """Log the adapter alone, where the strategy writes one into the folder that it is given."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            save(folder)
+            weights = list(folder.glob("*.safetensors"))
+            if weights:
+                size_mb = sum(file.stat().st_size for file in weights) / 1e6
+                self.logger.log_metrics({"cost/adapter_mb": size_mb}, step=0)
+                self.logger.log_folder(folder, ADAPTER_FOLDER)
 
     def finished(self, metrics: Mapping[str, float]) -> RecipeResult:
         """Log the total time; returns what the caller of the recipe gets."""

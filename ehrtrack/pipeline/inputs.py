@@ -8,9 +8,9 @@ from pathlib import Path
 from ehrtrack.config import RunConfig
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.files import sha256_of
-from ehrtrack.recipes._adapt import download_base, latest_pretrain
-from ehrtrack.recipes._prepare import prepare_cohort
-from ehrtrack.recipes._run import MODEL_FOLDER
+from ehrtrack.pipeline.build import download_base, latest_pretrain
+from ehrtrack.pipeline.prepare import prepare_cohort
+from ehrtrack.pipeline.run import MODEL_FOLDER
 from ehrtrack.search_space import Choices, Scalar
 from ehrtrack.tracking.client.queries import resolve_run
 

@@ -10,7 +10,7 @@ from ehrtrack import plugins
 from ehrtrack.errors import CheckpointError
 from ehrtrack.models.behrt import Behrt, EhrModel, load_encoder_weights
 from ehrtrack.objectives.base import OutcomeObjective
-from ehrtrack.recipes._model_folder import read_model_folder
+from ehrtrack.pipeline.model_folder import read_model_folder
 from ehrtrack.training.checkpoint import load_tensors, weights_fingerprint
 
 HEAD = "base_model.model.head."

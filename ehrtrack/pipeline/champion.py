@@ -16,7 +16,7 @@ from ehrtrack.data.settings import CohortConfig, Split
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.benchmark import RunRow, best_by_validation, metric_of_choice
 from ehrtrack.evaluation.metric_table import Metric
-from ehrtrack.recipes._run import MODEL_FOLDER, RUN_CONFIG
+from ehrtrack.pipeline.run import MODEL_FOLDER, RUN_CONFIG
 from ehrtrack.runlog import KEPT, TEST
 from ehrtrack.tracking.client.queries import MissingArtifact, download
 from ehrtrack.tracking.client.registry import (

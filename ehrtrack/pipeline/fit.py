@@ -18,8 +18,8 @@ from ehrtrack.evaluation.metric_table import names_shown
 from ehrtrack.models.behrt import EhrModel, encoder_weights
 from ehrtrack.models.device import place
 from ehrtrack.objectives.base import Objective
-from ehrtrack.recipes._prepare import CohortRecords, Records
-from ehrtrack.recipes._run import Recorder
+from ehrtrack.pipeline.prepare import CohortRecords, Records
+from ehrtrack.pipeline.run import Recorder
 from ehrtrack.runlog import TRAINING, named
 from ehrtrack.training.checkpoint import weights_fingerprint
 from ehrtrack.training.loop import FitResult, fit
