@@ -17,7 +17,15 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
 from ehrtrack import plugins
 from ehrtrack.baselines.settings import TunedChoice
-from ehrtrack.data.settings import CohortConfig, DelayHours, Split, SplitConfig, VisitConfig, VocabularyConfig
+from ehrtrack.data.settings import (
+    Births,
+    CohortConfig,
+    DelayHours,
+    Split,
+    SplitConfig,
+    VisitConfig,
+    VocabularyConfig,
+)
 from ehrtrack.errors import ConfigError
 from ehrtrack.home import usual_cache
 from ehrtrack.models.settings import ModelConfig
@@ -60,6 +68,8 @@ class DataConfig(Section):
     ----------
     path : folder of a MEDS dataset
     max_tokens : longest history the model sees, [CLS] included; longer ones keep static facts and the most recent
+    births : subjects without a birth date are ``left_out``, which is counted aloud; with ``unknown`` they are kept, and
+        models learn what an unknown age means; with ``required`` one of them stops the run
     delay_hours : how many hours after its time an event is known, by patterns that are matched at the code's start,
         such as ``{"LAB//" = 6}``; of several that match, the longest counts. At an index date or a prediction time
         what is not known yet is no input. Pretraining reads whole records, in retrospect, and has no delay
@@ -67,10 +77,16 @@ class DataConfig(Section):
 
     path: Path
     max_tokens: int = Field(512, ge=8)
+    births: Annotated[Births, Mark.ADDED_LATER] = "left_out"
     split: Split = SplitConfig()
     delay_hours: Annotated[DelayHours, Mark.ADDED_LATER] = Field(default_factory=dict)
     visits: VisitConfig = VisitConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
+
+    @property
+    def may_lack_age(self) -> bool:
+        """Whether models read subjects whose age is not known."""
+        return self.births == "unknown"
 
 
 class InitConfig(Section):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ehrtrack.baselines.base import FloatArray, Labelled, TokenHistories, check_events
 from ehrtrack.data.batch import Batches, Outcomes
+from ehrtrack.data.store import mean_age
 from ehrtrack.errors import DataError
 from ehrtrack.files import BROKEN, parse_json
 from ehrtrack.models.code_effects import Levels
@@ -98,7 +99,8 @@ def survival_objective(
         If there is no training event.
     """
     check_events(train)
-    vocabulary = train.features.vocabulary
+    histories = train.features
+    vocabulary = histories.vocabulary
     return Survival(
         config,
         TrainingFacts(
@@ -108,6 +110,7 @@ def survival_objective(
             records=labelled_batches(train, CPU_BATCH_TOKENS),
             levels=Levels.of(vocabulary),
             scales_days=scales_days,
+            mean_age=mean_age(histories.store, histories.rows) if histories.may_lack_age else None,
         ),
     )
 

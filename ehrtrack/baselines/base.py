@@ -24,6 +24,7 @@ from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.survival.metrics import c_index
 
 FloatArray = npt.NDArray[np.float64]
+AGE, IS_AGE_UNKNOWN = "age_years", "is_age_unknown"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class TokenHistories:
     max_tokens : tokens of a subject that a sequence model sees, [CLS] included; tables are made from all
     device : where a network is trained and run
     embeddings : of codes, fitted before on other records, or None
+    may_lack_age : whether models are to read subjects whose age is not known
     """
 
     store: TokenStore
@@ -45,6 +47,7 @@ class TokenHistories:
     max_tokens: int
     device: str = "cpu"
     embeddings: CodeEmbeddings | None = None
+    may_lack_age: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,12 +58,38 @@ class TokenHistories:
 
 def read_counts(histories: TokenHistories) -> pl.DataFrame:
     """`count_features` of the subjects."""
-    return count_features(histories.store, histories.vocabulary).drop("subject_id")[histories.rows]
+    return _of_subjects(histories, count_features(histories.store, histories.vocabulary))
 
 
 def read_timing(histories: TokenHistories) -> pl.DataFrame:
     """`timing_features` of the subjects."""
-    return timing_features(histories.store, histories.vocabulary).drop("subject_id")[histories.rows]
+    return _of_subjects(histories, timing_features(histories.store, histories.vocabulary))
+
+
+def _of_subjects(histories: TokenHistories, features: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the subjects, with a column of whether the age is unknown where it may be."""
+    rows = features.drop("subject_id")[histories.rows]
+    if not histories.may_lack_age:
+        return rows
+    return rows.with_columns(pl.col(AGE).is_nan().cast(pl.Float32).alias(IS_AGE_UNKNOWN))
+
+
+def age_to_fill(train: pl.DataFrame) -> float | None:
+    """What stands for an age that is unknown: the training subjects' mean; None where every age has to be known."""
+    if IS_AGE_UNKNOWN not in train.columns:
+        return None
+    known = train[AGE].fill_nan(None).mean()
+    return float(known) if isinstance(known, float) else 0.0
+
+
+def with_ages(features: pl.DataFrame, mean_age: float | None) -> pl.DataFrame:
+    """The features with `age_to_fill` where the age is unknown; the column beside still tells them apart.
+
+    >>> features = pl.DataFrame({"age_years": [60.0, float("nan")], "is_age_unknown": [0.0, 1.0]})
+    >>> with_ages(features, 50.0)["age_years"].to_list()
+    [60.0, 50.0]
+    """
+    return features if mean_age is None else features.with_columns(pl.col(AGE).fill_nan(mean_age))
 
 
 AnyFeatures = pl.DataFrame | TokenHistories

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +27,13 @@ from ehrtrack.baselines.base import (
     FloatArray,
     Tabular,
     TokenHistories,
+    age_to_fill,
     check_events,
     matrix,
     names_of,
     read_counts,
     used_columns,
+    with_ages,
 )
 from ehrtrack.baselines.settings import CoxConfig
 from ehrtrack.errors import CheckpointError, ConfigError
@@ -65,6 +67,7 @@ class CoxModel:
     n_features : columns that took part in the fit
     n_candidates : penalties that were tried
     validation_c_index : the C-index by which the penalty was chosen
+    mean_age : in years, what stands for an age that is unknown; None where every age has to be known
     """
 
     __pydantic_config__ = _STRICT
@@ -77,6 +80,7 @@ class CoxModel:
     n_features: int
     n_candidates: int
     validation_c_index: float
+    mean_age: float | None = None
 
     def linear_predictor(self, features: pl.DataFrame) -> FloatArray:
         """(B,) z beta, the log hazard ratio against a subject with the training means.
@@ -88,7 +92,7 @@ class CoxModel:
         """
         if not self.features:
             return np.zeros(features.height)
-        x = matrix(features, [feature.name for feature in self.features])
+        x = matrix(with_ages(features, self.mean_age), [feature.name for feature in self.features])
         z = _standardised(
             x,
             is_count=np.array([feature.is_count for feature in self.features]),
@@ -171,6 +175,8 @@ class Cox(Baseline[pl.DataFrame]):
             If every penalty asked for is too weak to be fitted.
         """
         check_events(train)
+        mean_age = age_to_fill(train.features)
+        train, validation = (replace(part, features=with_ages(part.features, mean_age)) for part in (train, validation))
         matrix(train.features, train.features.columns)  # nothing may be missing
         names = used_columns(train, min_subjects=self.config.min_subjects)
         x = matrix(train.features, names)
@@ -197,6 +203,7 @@ class Cox(Baseline[pl.DataFrame]):
             n_features=len(names),
             n_candidates=len(penalties),
             validation_c_index=float(scores[best]),
+            mean_age=mean_age,
         )
 
     @classmethod

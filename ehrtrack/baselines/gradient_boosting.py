@@ -12,7 +12,7 @@ subjects' loss no longer falls.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ from ehrtrack.baselines.base import (
     Setting,
     Tabular,
     TokenHistories,
+    age_to_fill,
     check_events,
     matrix,
     names_of,
@@ -35,6 +36,7 @@ from ehrtrack.baselines.base import (
     read_timing,
     seen_within,
     tune,
+    with_ages,
 )
 from ehrtrack.baselines.settings import GradientBoostingConfig
 from ehrtrack.errors import CheckpointError
@@ -58,6 +60,7 @@ class BoostingModel:
     columns : the columns that the trees ask for; after them comes the number of the interval
     start : F before the first tree
     facts : what `describe` says beside the size
+    mean_age : in years, what stands for an age that is unknown; None where every age has to be known
     """
 
     grid: TimeGrid
@@ -65,6 +68,7 @@ class BoostingModel:
     trees: Trees
     start: float
     facts: dict[str, float | int | str]
+    mean_age: float | None = None
 
     def hazard(self, features: pl.DataFrame) -> FloatArray:
         """(B, K) probability of the event in each interval, given that it was entered."""
@@ -74,7 +78,7 @@ class BoostingModel:
         return np.concatenate(parts) if parts else np.zeros((0, self.grid.n_intervals))
 
     def _hazard(self, features: pl.DataFrame) -> FloatArray:
-        x = matrix(features, self.columns, allows_missing=True)
+        x = matrix(with_ages(features, self.mean_age), self.columns, allows_missing=True)
         k = np.arange(self.grid.n_intervals)
         periods = np.column_stack([np.repeat(x, len(k), axis=0), np.tile(k, len(x))])  # (B K, D + 1)
         return expit(raw_score(self.trees, self.start, periods)).reshape(len(x), len(k))  # type: ignore[no-any-return]
@@ -97,6 +101,7 @@ class BoostingModel:
     def to_json(self) -> str:
         """The model as JSON text."""
         fields = {"grid": self.grid.to_json(), "columns": self.columns, "start": self.start, "facts": self.facts}
+        fields |= {} if self.mean_age is None else {"mean_age": self.mean_age}
         return json.dumps(fields | {"trees": self.trees.to_json()})
 
     @classmethod
@@ -116,6 +121,7 @@ class BoostingModel:
                 trees=Trees.from_json(fields["trees"], n_columns=len(columns) + 1),
                 start=float(fields["start"]),
                 facts=dict(fields["facts"]),
+                mean_age=None if fields.get("mean_age") is None else float(fields["mean_age"]),
             )
         except BROKEN as error:
             raise CheckpointError(
@@ -141,6 +147,8 @@ class GradientBoosting(Baseline[pl.DataFrame]):
             If there is no training event, no usable feature, an infinite value, or no comparable validation pair.
         """
         check_events(train)
+        mean_age = age_to_fill(train.features)
+        train, validation = (replace(part, features=with_ages(part.features, mean_age)) for part in (train, validation))
         columns, grid = columns_and_grid(self.config, train)
         of_train = person_periods(train, columns, grid)
         of_validation = person_periods(seen_within(validation, grid.horizon_days), columns, grid)
@@ -156,7 +164,7 @@ class GradientBoosting(Baseline[pl.DataFrame]):
                 sample_weight_val=of_validation.weight,
             )
             n_trees = int(np.argmax(library.validation_score_))  # the score before the first tree is the first
-            return _from_library(library, n_trees, columns, grid)
+            return replace(_from_library(library, n_trees, columns, grid), mean_age=mean_age)
 
         space = {
             "learning_rate": self.config.learning_rates,

@@ -8,7 +8,7 @@ the time grid, and a tree sees `max_rows` subjects at most, which bounds both, w
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,13 @@ from ehrtrack.baselines.base import (
     Setting,
     Tabular,
     TokenHistories,
+    age_to_fill,
     check_events,
     matrix,
     names_of,
     read_counts,
     tune,
+    with_ages,
 )
 from ehrtrack.baselines.settings import RandomSurvivalForestConfig
 from ehrtrack.errors import CheckpointError
@@ -41,12 +43,16 @@ ROWS_AT_ONCE = 20_000
 
 @dataclass(frozen=True)
 class ForestModel:
-    """A fitted forest; a leaf's value is its Kaplan-Meier curve at the K + 1 edges of the grid."""
+    """A fitted forest; a leaf's value is its Kaplan-Meier curve at the K + 1 edges of the grid.
+
+    `mean_age`, in years, stands for an age that is unknown; it is None where every age has to be known.
+    """
 
     grid: TimeGrid
     columns: tuple[str, ...]
     trees: Trees
     facts: dict[str, float | int | str]
+    mean_age: float | None = None
 
     def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> FloatArray:
         """(B, M) the mean of the trees' curves, by straight lines between the edges, and constant after the last."""
@@ -57,7 +63,7 @@ class ForestModel:
 
     def _curve(self, features: pl.DataFrame) -> FloatArray:
         # The library compares in single precision.
-        x = matrix(features, self.columns).astype(np.float32).astype(np.float64)
+        x = matrix(with_ages(features, self.mean_age), self.columns).astype(np.float32).astype(np.float64)
         total = np.zeros((len(x), self.grid.n_intervals + 1))
         for leaf in self.trees.leaves(x):
             total += self.trees.value[leaf]
@@ -74,7 +80,8 @@ class ForestModel:
 
     def to_json(self) -> str:
         """The model as JSON text."""
-        fields = {"grid": self.grid.to_json(), "columns": self.columns, "facts": self.facts}
+        fields: dict[str, object] = {"grid": self.grid.to_json(), "columns": self.columns, "facts": self.facts}
+        fields |= {} if self.mean_age is None else {"mean_age": self.mean_age}
         return json.dumps(fields | {"trees": self.trees.to_json()})
 
     @classmethod
@@ -95,6 +102,7 @@ class ForestModel:
                 columns=columns,
                 trees=Trees.from_json(fields["trees"], n_columns=len(columns), n_values=grid.n_intervals + 1),
                 facts=dict(fields["facts"]),
+                mean_age=None if fields.get("mean_age") is None else float(fields["mean_age"]),
             )
         except BROKEN as error:
             raise CheckpointError(
@@ -120,6 +128,8 @@ class Forest(Baseline[pl.DataFrame]):
             If there is no training event, no usable feature, a missing value, or no comparable validation pair.
         """
         check_events(train)
+        mean_age = age_to_fill(train.features)
+        train, validation = (replace(part, features=with_ages(part.features, mean_age)) for part in (train, validation))
         columns, grid = columns_and_grid(self.config, train)
         x, y, weight = _on_grid(train, columns, grid)
         drawn_by = None if (weight == 1).all() else weight  # bootstrap samples drawn by weights of 1 are other samples
@@ -131,7 +141,7 @@ class Forest(Baseline[pl.DataFrame]):
                 random_state=self.config.seed,
                 **setting,
             )
-            return from_library(library.fit(x, y, drawn_by), columns, grid)
+            return replace(from_library(library.fit(x, y, drawn_by), columns, grid), mean_age=mean_age)
 
         space = {"min_samples_leaf": self.config.min_rows, "max_features": self.config.feature_shares}
         best = tune(self.config, space, fit_one, validation)

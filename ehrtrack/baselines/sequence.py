@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -41,9 +41,9 @@ from ehrtrack.training.memory import find_batch_tokens
 from ehrtrack.training.ranks import Ranks, join_ranks
 from ehrtrack.training.skip_gram import fit_skip_gram
 
-ENCODERS: Mapping[str, Callable[[int, int, float], Recurrent | MeanPool]] = {
-    "gru": lambda width, n_codes, dropout: Recurrent(nn.GRUCell, width, n_codes, dropout),
-    "lstm": lambda width, n_codes, dropout: Recurrent(nn.LSTMCell, width, n_codes, dropout),
+ENCODERS: Mapping[str, Callable[..., Recurrent | MeanPool]] = {
+    "gru": partial(Recurrent, nn.GRUCell),
+    "lstm": partial(Recurrent, nn.LSTMCell),
     "mean-pool": MeanPool,
 }
 
@@ -54,7 +54,7 @@ class FittedSequenceModel(TokenModel):
 
     Attributes
     ----------
-    shape : name, width and n_codes, from which the module is made again
+    shape : name, width and n_codes, and may_lack_age where that is so, from which the module is made again
     """
 
     network: SequenceModel
@@ -191,6 +191,8 @@ def _train(
     """One candidate. `embeddings` : of a width, what the code embeddings start from, or None for random ones."""
     width = int(setting["width"])
     shape: dict[str, str | int] = {"name": config.name, "width": width, "n_codes": len(train.features.vocabulary)}
+    if train.features.may_lack_age:
+        shape["may_lack_age"] = True
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         head = objective.make_head(width)
@@ -230,5 +232,6 @@ def _check_shape(shape: Mapping[str, str | int], grid: TimeGrid, weights: Mappin
 
 
 def _network(shape: Mapping[str, str | int], head: nn.Module, *, dropout: float) -> SequenceModel:
-    encoder = ENCODERS[str(shape["name"])](int(shape["width"]), int(shape["n_codes"]), dropout)
+    sizes = int(shape["width"]), int(shape["n_codes"]), dropout
+    encoder = ENCODERS[str(shape["name"])](*sizes, may_lack_age=bool(shape.get("may_lack_age", False)))
     return SequenceModel(encoder, head)

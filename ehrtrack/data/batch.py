@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ehrtrack.data.features import FeatureStore
 from ehrtrack.data.store import TokenStore
-from ehrtrack.data.visits import MAX_AGE_YEARS
+from ehrtrack.data.visits import MAX_AGE_YEARS, UNKNOWN_AGE
 from ehrtrack.data.vocabulary import CLS
 from ehrtrack.errors import DataError
 
@@ -89,7 +89,7 @@ class Batch:
     seed : of everything random that is done with this batch: the same at the same place of the same epoch, wherever
         and however often it is drawn
     token : (T,) int64, vocabulary indices
-    age : (T,) int64, age in whole years
+    age : (T,) int64, age in whole years, `UNKNOWN_AGE` where the birth is not known
     segment : (T,) int64, 0 static and [CLS], then 1 and 2 in turn by visit
     position : (T,) int64, visits counted back from the cutoff: 0 is [CLS], 1 the last visit; static facts have
         the highest
@@ -181,13 +181,13 @@ def collate(
     position = np.where(is_static, MAX_POSITION, np.minimum(last_visit[subject] - visit + 1, MAX_POSITION - 1))
     segment = np.where(is_static, 0, 1 + (last_visit[subject] - visit) % 2)
     gap = np.where(is_static, 0, 1 + np.digitize(store.gap_days[source], GAP_EDGES_DAYS))
-    age = np.clip(store.age_years[source], 0, MAX_AGE_YEARS).astype(np.int64)
+    age = _whole_years(store.age_years[source])
 
     # A random window that ends before the record does has its own end.
     is_cut = (last_visit < _last_visits(store, rows)) & (window_rng is not None)
     end = np.cumsum(counts)  # [CLS] is inserted after each subject's last token
     last_age = np.where(counts > 0, age[np.maximum(end - 1, 0)] if len(age) else 0, 0)
-    end_age = np.where(is_cut, last_age, np.clip(store.end_age_years[rows], 0, MAX_AGE_YEARS).astype(np.int64))
+    end_age = np.where(is_cut, last_age, _whole_years(store.end_age_years[rows]))
     end_gap = np.where(is_cut, 1, 1 + np.digitize(store.end_gap_days[rows], GAP_EDGES_DAYS))
 
     days_to_end = _days_to_last_visit(store.gap_days[source], visit, subject, counts)
@@ -210,6 +210,12 @@ def collate(
         outcomes=None if outcomes is None else outcomes[rows],
         is_first=with_cls(_is_first(store, rows, source, subject), 0),
     )
+
+
+def _whole_years(years: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    is_unknown = np.isnan(years)
+    known = np.clip(np.where(is_unknown, 0, years), 0, MAX_AGE_YEARS).astype(np.int64)
+    return np.where(is_unknown, UNKNOWN_AGE, known)
 
 
 def _windows(

@@ -9,7 +9,7 @@ from typing import Literal
 
 import polars as pl
 
-from ehrtrack.data.eligibility import Rule, living_rules, outcome_rule, study_rules
+from ehrtrack.data.eligibility import Rule, birth_rules, living_rules, outcome_rule, study_rules
 from ehrtrack.data.events import MedsDataset, fingerprint_of, life_spans
 from ehrtrack.data.few_labels import draw_labels
 from ehrtrack.data.histories import damage_named
@@ -18,7 +18,7 @@ from ehrtrack.data.index_rules import check_births, index_dates
 from ehrtrack.data.labels import CAUSE, read_labels
 from ehrtrack.data.observation import add_observation
 from ehrtrack.data.outcomes import add_follow_up, add_outcome, clip_follow_up, midnight
-from ehrtrack.data.settings import CohortConfig, Split, TimeSplit
+from ehrtrack.data.settings import Births, CohortConfig, Split, TimeSplit
 from ehrtrack.data.split_rules import with_splits
 from ehrtrack.data.splits import SPLITS
 from ehrtrack.data.visits import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, days_after
@@ -63,8 +63,12 @@ class Cohort:
         return self.subjects.select("subject_id", pl.col("index_date").alias("cutoff"), "split")
 
 
-def build_cohort(dataset: MedsDataset, config: CohortConfig, split: Split) -> Cohort:
+def build_cohort(dataset: MedsDataset, config: CohortConfig, split: Split, *, births: Births = "required") -> Cohort:
     """Find the subjects, their index dates, and what followed.
+
+    Parameters
+    ----------
+    births : with ``left_out``, subjects without a birth are a step of the attrition; with ``unknown`` they stay
 
     Raises
     ------
@@ -74,7 +78,10 @@ def build_cohort(dataset: MedsDataset, config: CohortConfig, split: Split) -> Co
         is missing.
     """
     with damage_named(dataset.shards):
-        flow = _from_rules(dataset, config) if config.labels is None else _from_labels(dataset, config.labels, config)
+        if config.labels is None:
+            flow = _from_rules(dataset, config, births)
+        else:
+            flow = _from_labels(dataset, config.labels, config, births)
         _divide(flow, dataset, config, split)
     training = flow.subjects.filter(pl.col("split") == "train")["follow_up_days"].to_numpy()
     longest_days = float(flow.subjects["follow_up_days"].to_numpy().max())
@@ -151,6 +158,12 @@ class _Attrition:
         for rule in rules:
             self.keep(rule.step, rule.holds)
 
+    def keep_born(self, births: Births, moment: str) -> None:
+        """Keep the subjects whose birth is as it should be; a step that nobody fails is not told."""
+        for rule in birth_rules(births, "index_date", moment):
+            if not self.subjects.select(rule.holds.fill_null(False).all()).item():
+                self.keep_by(rule)
+
     def table(self) -> pl.DataFrame:
         schema = {
             "step": pl.String,
@@ -179,14 +192,16 @@ def n_people(rows: pl.DataFrame) -> int:
     return ids.drop_nulls().n_unique() + ids.null_count()
 
 
-def _from_rules(dataset: MedsDataset, config: CohortConfig) -> _Attrition:
+def _from_rules(dataset: MedsDataset, config: CohortConfig, births: Births) -> _Attrition:
     assert config.index is not None
     assert config.outcome is not None
     assert config.horizon_days is not None
     spans = life_spans(dataset.scan()).collect(engine="streaming")
-    dates = index_dates(dataset.scan(), spans, config.index)
+    aged = spans.drop_nulls("birth") if births == "left_out" else spans
+    dates = index_dates(dataset.scan(), aged, config.index)
     flow = _Attrition("subjects in the dataset", spans.join(dates, on="subject_id", how="left"))
     index = pl.col("index_date")
+    flow.keep_born(births, "index date")
     flow.keep("has an index date", index.is_not_null())
     flow.keep_by(*living_rules("index_date", "index date"))
     flow.subjects = add_observation(flow.subjects, dataset.scan())
@@ -207,7 +222,7 @@ def _from_rules(dataset: MedsDataset, config: CohortConfig) -> _Attrition:
     return flow
 
 
-def _from_labels(dataset: MedsDataset, path: Path, config: CohortConfig) -> _Attrition:
+def _from_labels(dataset: MedsDataset, path: Path, config: CohortConfig, births: Births) -> _Attrition:
     spans = life_spans(dataset.scan()).with_columns(is_in_dataset=pl.lit(True)).collect(engine="streaming")
     labels = read_labels(path, dataset)
     task: Task = "survival" if "follow_up_days" in labels.columns else "classification"
@@ -216,6 +231,7 @@ def _from_labels(dataset: MedsDataset, path: Path, config: CohortConfig) -> _Att
         labels = labels.with_columns(follow_up_days=pl.lit(CLASS_DAYS))
     flow = _Attrition("subjects in the labels", labels.join(spans, on="subject_id", how="left"), task)
     flow.keep("in the dataset", pl.col("is_in_dataset"))
+    flow.keep_born(births, "prediction time")
     flow.keep_by(*living_rules("index_date", "prediction time"))
     _keep_eligible(flow, config)
     if task == "survival":

@@ -10,7 +10,7 @@ from ehrtrack.data.events import MedsDataset, life_spans
 from ehrtrack.data.histories import damage_named
 from ehrtrack.data.index_rules import birthday
 from ehrtrack.data.outcomes import add_outcome
-from ehrtrack.data.settings import CohortConfig
+from ehrtrack.data.settings import Births, CohortConfig
 from ehrtrack.data.visits import DAYS_PER_YEAR, MAX_AGE_YEARS, days_after, days_between
 
 REASON = "reason"
@@ -60,6 +60,27 @@ def living_rules(column: str, moment: str) -> list[Rule]:
     ]
 
 
+def birth_rules(births: Births, column: str, moment: str) -> list[Rule]:
+    """What is asked of births: nothing where one that is missing stops the run.
+
+    Parameters
+    ----------
+    column : the date by which a subject has to be born
+    moment : what that date is called
+    """
+    if births == "required":
+        return []
+    is_born = pl.col("birth") <= pl.col(column)
+    # Where one of the two is not there, another rule says so.
+    born = Rule(f"born by the {moment}", f"born after the {moment}", is_born.fill_null(True))
+    if births == "unknown":
+        return [born]
+    return [
+        Rule("has a birth", "no birth in the dataset, and the model reads ages", pl.col("birth").is_not_null()),
+        born,
+    ]
+
+
 def study_rules(config: CohortConfig) -> list[Rule]:
     """What a study's settings ask, from columns `birth`, `first_time` and `index_date`."""
     index_day = pl.col("index_date").dt.truncate("1d")
@@ -100,7 +121,9 @@ def outcome_rule(moment: str) -> Rule:
     return Rule(f"no {step}", step, ~pl.col("has_prior_outcome"))
 
 
-def with_reasons(dataset: MedsDataset, times: pl.DataFrame, config: CohortConfig) -> pl.DataFrame:
+def with_reasons(
+    dataset: MedsDataset, times: pl.DataFrame, config: CohortConfig, births: Births = "left_out"
+) -> pl.DataFrame:
     """The asked subjects with a `reason` why their record is none of those that the model was trained for, or null.
 
     They are judged by what a cohort asks of labels, and by the study's own settings. With a landmark a study's settings
@@ -110,6 +133,7 @@ def with_reasons(dataset: MedsDataset, times: pl.DataFrame, config: CohortConfig
     ----------
     times : subject_id, prediction_time, in any order, with any other columns; each pair once
     config : of the study that the model was trained in
+    births : with ``unknown`` the model was trained on subjects without a birth too
 
     Returns
     -------
@@ -120,11 +144,10 @@ def with_reasons(dataset: MedsDataset, times: pl.DataFrame, config: CohortConfig
         spans = life_spans(events).with_columns(is_in_dataset=pl.lit(True)).collect(engine="streaming")
     asked = times.join(spans, on="subject_id", how="left", maintain_order="left")
     asked = asked.with_columns(index_date="prediction_time")
-    birth, moment = pl.col("birth"), "prediction time"
+    moment = "prediction time"
     rules = [
         Rule("in the dataset", NOT_IN_DATASET, pl.col("is_in_dataset")),
-        Rule("has a birth", "no birth in the dataset, and the model reads ages", birth.is_not_null()),
-        Rule("is born", f"born after the {moment}", birth <= pl.col("prediction_time")),
+        *birth_rules("unknown" if births == "unknown" else "left_out", "prediction_time", moment),
         *living_rules("prediction_time", moment),
         *study_rules(config),
     ]

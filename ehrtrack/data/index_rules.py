@@ -47,7 +47,8 @@ def check_births(subjects: pl.DataFrame, needed_by: str) -> None:
         raise DataError(
             f"{missing.height} of {subjects.height} subjects have no {BIRTH} event (first: subject "
             f"{missing['subject_id'][0]}), and {needed_by} needs their ages; "
-            f"add {BIRTH} events to the dataset, or leave {needed_by} out"
+            f'add {BIRTH} events to the dataset, leave these subjects out (data.births = "left_out"), or leave '
+            f"{needed_by} out"
         )
 
 

@@ -67,6 +67,10 @@ MAX_YEARS, MAX_DAYS = 1000, 365_250.0
 """Beyond a thousand years, dates and the times between them overflow."""
 
 
+Births = Literal["left_out", "unknown", "required"]
+"""What becomes of subjects whose birth is not known: left out and counted, kept with an age that is unknown (never age
+0), or the run stops."""
+
 Hours = Annotated[float, Field(ge=0, le=24 * MAX_DAYS)]
 
 

@@ -17,16 +17,16 @@ import polars as pl
 from ehrtrack.data.cutoffs import check_different, has_several, one_history_a_cutoff, row_keys
 from ehrtrack.data.events import BIRTH, DEATH, MedsDataset, fingerprint_of
 from ehrtrack.data.histories import NO_TIME, Ints, read_shard, subject_numbers, times_us
-from ehrtrack.data.settings import Split, VisitConfig
+from ehrtrack.data.settings import Births, Split, VisitConfig
 from ehrtrack.data.shards import ShardWork, read_kept
 from ehrtrack.data.split_rules import split_records
 from ehrtrack.data.visits import (
-    DAYS_PER_YEAR,
     MAX_AGE_YEARS,
     MICROSECONDS_PER_DAY,
     NO_DELAYS,
     VisitTokens,
     visit_tokens,
+    years_since,
 )
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import DataError
@@ -45,6 +45,7 @@ DTYPES: dict[str, type[np.generic]] = {
     "end_age_years": np.float32,
     "end_gap_days": np.float32,
 }
+KEEP_UNKNOWN = 'data.births = "unknown" keeps subjects without an age'
 PER_TOKEN = ("token", "age_years", "visit", "gap_days")
 
 
@@ -58,10 +59,10 @@ class TokenStore:
     subject_ids: npt.NDArray[np.int64]  # (N,) in the order of the cutoffs; again where a subject has several
     offsets: npt.NDArray[np.int64]  # (N + 1,)
     token: npt.NDArray[np.int32]  # (T,) vocabulary index
-    age_years: npt.NDArray[np.float32]  # (T,) age at the visit; 0 for static facts
+    age_years: npt.NDArray[np.float32]  # (T,) age at the visit, NaN if unknown; 0 for static facts
     visit: npt.NDArray[np.int32]  # (T,) 0 = static facts, then 1.. in time order
     gap_days: npt.NDArray[np.float32]  # (T,) since the visit before; 0 for the first and for static facts
-    end_age_years: npt.NDArray[np.float32]  # (N,) age at the cutoff
+    end_age_years: npt.NDArray[np.float32]  # (N,) age at the cutoff, NaN if unknown
     end_gap_days: npt.NDArray[np.float32]  # (N,) from the last visit to the cutoff; 0 without a visit
     fingerprint: str
 
@@ -96,6 +97,12 @@ class TokenStore:
         return rows.astype(np.int64)
 
 
+def mean_age(store: TokenStore, rows: Ints) -> float:
+    """The mean age in years of some subjects at their cutoffs, of those whose age is known; 0 where none is."""
+    ages = store.end_age_years[rows]
+    return float(ages[~np.isnan(ages)].mean()) if not np.isnan(ages).all() else 0.0
+
+
 def build_store(
     dataset: MedsDataset,
     cutoffs: pl.DataFrame,
@@ -105,6 +112,7 @@ def build_store(
     work: ShardWork | None = None,
     *,
     delay_hours: Mapping[str, float] = NO_DELAYS,
+    births: Births = "required",
 ) -> TokenStore:
     """Tokenise the subjects of `cutoffs` (columns subject_id, cutoff), or open the folder where it was done.
 
@@ -113,14 +121,17 @@ def build_store(
     Parameters
     ----------
     delay_hours : as of `is_known`
+    births : with ``unknown`` a subject without a birth at or before its cutoff has ages that are NaN
 
     Raises
     ------
     DataError
-        If a subject has a cutoff twice, lies in two shards, or has no birth at or before its cutoff.
+        If a subject has a cutoff twice, lies in two shards, or has no birth at or before its cutoff where it needs one.
     """
     everything = ShardWork(cache_dir, work.engine) if work else ShardWork(cache_dir)
-    store = tokenise_slice(dataset, cutoffs, vocabulary, visits, cache_dir, everything, delay_hours=delay_hours)
+    store = tokenise_slice(
+        dataset, cutoffs, vocabulary, visits, cache_dir, everything, delay_hours=delay_hours, births=births
+    )
     assert store is not None
     return store
 
@@ -134,6 +145,7 @@ def tokenise_slice(
     work: ShardWork,
     *,
     delay_hours: Mapping[str, float] = NO_DELAYS,
+    births: Births = "required",
 ) -> TokenStore | None:
     """Tokenise the shards that fall to this machine; the store, if they were the last ones missing.
 
@@ -157,6 +169,7 @@ def tokenise_slice(
         "cutoffs": fingerprint_of(table),
         "vocabulary": vocabulary.fingerprint,
         "visits": visits.model_dump(mode="json"),
+        **({"births": births} if births == "unknown" else {}),  # stores of before keep their names
     }
     if delay_hours:
         made_from["delay_hours"] = dict(delay_hours)
@@ -205,20 +218,21 @@ def _check_lengths(store: TokenStore) -> None:
         raise ValueError(f"arrays of lengths {found}")
 
 
-def record_cutoffs(dataset: MedsDataset, split: Split, work: ShardWork) -> pl.DataFrame:
+def record_cutoffs(dataset: MedsDataset, split: Split, work: ShardWork, *, births: Births = "required") -> pl.DataFrame:
     """Where each whole record ends, for pretraining: at death, else at the last event; or earlier (`split_records`).
 
     Returns
     -------
-    subject_id, cutoff datetime[us], split; sorted by subject_id. Subjects with no dated event are left out, and those
-    who are older than `MAX_AGE_YEARS` there, who are counted aloud, as are those who are in no split.
+    subject_id, cutoff datetime[us], split; sorted by subject_id. Subjects with no dated event are left out. So are,
+    counted aloud, those who are older than `MAX_AGE_YEARS` there, those who are in no split, and with
+    ``births = "left_out"`` those without a birth by then.
 
     Raises
     ------
     DataError
         If a subject lies in two shards, or there is nobody in a split that is needed.
     """
-    tables = [read_kept(file) for file in work.tables(dataset, _record_ends, "records", "ends")]
+    tables = [read_kept(file) for file in work.tables(dataset, _record_ends, "records", "ends and births")]
     ends = pl.concat(tables).sort("subject_id")
     twice = ends.filter(pl.col("subject_id").is_duplicated())
     if not twice.is_empty():
@@ -237,23 +251,38 @@ def record_cutoffs(dataset: MedsDataset, split: Split, work: ShardWork) -> pl.Da
             "records end",
             flush=True,
         )
-    ends = ends.filter(~pl.col("is_too_old")).drop("is_too_old")
-    return split_records(dataset, ends, split)
+    ends = split_records(dataset, ends.filter(~pl.col("is_too_old")).drop("is_too_old"), split)
+    return (_with_births(ends) if births == "left_out" else ends).drop("birth")
+
+
+def _with_births(ends: pl.DataFrame) -> pl.DataFrame:
+    """The records of those whose birth is known where they end; the others are counted aloud."""
+    born = ends.filter(pl.col("birth") <= pl.col("cutoff"))
+    n_unknown = ends.height - born.height
+    if n_unknown == ends.height:
+        raise DataError(f"none of {n_unknown} subjects has a {BIRTH} event in its record; {KEEP_UNKNOWN}")
+    if n_unknown:
+        print(
+            f"left out: {n_unknown} of {ends.height} subjects, who have no {BIRTH} event in their records; "
+            f"{KEEP_UNKNOWN}",
+            flush=True,
+        )
+    return born
 
 
 def _record_ends(shard: Path) -> pl.DataFrame:
-    """subject_id, cutoff, is_too_old of all subjects of a shard; the cutoff is null without a dated event."""
+    """subject_id, cutoff, birth and is_too_old of a shard's subjects; the dates are null where there is none."""
     events = read_shard(shard)
     never = np.iinfo(np.int64).max
     birth, death = (events.earliest(code, np.full(len(events.starts), never)) for code in (BIRTH, DEATH))
     birth_code = events.codes.index(BIRTH) if BIRTH in events.codes else -1
     last = _latest(np.where(events.code == birth_code, NO_TIME, events.time_us), events.starts)
     end = np.where(death < never, death, np.where(last > NO_TIME, last, birth))
-    cutoff = pl.Series(end).cast(pl.Datetime("us"))
-    years = (end.astype(np.float64) - birth) / MICROSECONDS_PER_DAY / DAYS_PER_YEAR
-    is_too_old = (birth < never) & (end != never) & (years >= MAX_AGE_YEARS + 1)
-    ends = pl.DataFrame({"subject_id": events.subjects, "cutoff": cutoff, "is_too_old": is_too_old})
-    return ends.with_columns(cutoff=pl.when(pl.Series(end != never)).then("cutoff"))
+    years = years_since(np.where(birth < never, birth, NO_TIME), end)
+    is_too_old = (end != never) & (years >= MAX_AGE_YEARS + 1)
+    ends = pl.DataFrame({"subject_id": events.subjects, "cutoff": end, "birth": birth, "is_too_old": is_too_old})
+    dates = pl.col("cutoff", "birth")
+    return ends.with_columns(pl.when(dates != never).then(dates.cast(pl.Datetime("us"))))
 
 
 def _latest(time_us: Ints, starts: Ints) -> Ints:
@@ -302,7 +331,7 @@ def _read_part(file: Path, n_arrays: int = len(fields(VisitTokens))) -> Iterator
 
 def _join(folder: Path, files: list[Path], cutoffs: pl.DataFrame, meta: dict[str, object]) -> None:
     """Write the arrays part by part, beside the folder, and rename: it is there whole or not at all."""
-    subjects, rows = _join_subjects(files, cutoffs)
+    subjects, rows = _join_subjects(files, cutoffs, meta.get("births"))
     with folder_aside(folder) as aside:
         for name, values in subjects.items():
             np.save(aside / f"{name}.npy", values.astype(DTYPES[name]))
@@ -310,7 +339,9 @@ def _join(folder: Path, files: list[Path], cutoffs: pl.DataFrame, meta: dict[str
         (aside / "meta.json").write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
 
 
-def _join_subjects(files: list[Path], cutoffs: pl.DataFrame) -> tuple[dict[str, npt.NDArray[np.generic]], list[Ints]]:
+def _join_subjects(
+    files: list[Path], cutoffs: pl.DataFrame, births: object
+) -> tuple[dict[str, npt.NDArray[np.generic]], list[Ints]]:
     """The arrays with an entry a cutoff, in the order of the cutoffs; and the rows of each part's cutoffs."""
     subject_ids, cutoff_us = cutoffs["subject_id"].to_numpy(), times_us(cutoffs["cutoff"])
     keys = row_keys(cutoffs)
@@ -327,12 +358,13 @@ def _join_subjects(files: list[Path], cutoffs: pl.DataFrame) -> tuple[dict[str, 
         part_of[row] = number
         n_tokens[row], birth_us[row], last_visit_us[row] = of_subject
         rows.append(row)
-    _check_births(subject_ids, birth_us)
+    if births != "unknown":
+        _check_births(subject_ids, birth_us)
     end_gap_us = np.where(last_visit_us == NO_TIME, 0, cutoff_us - last_visit_us)
     return {
         "subject_ids": subject_ids,
         "offsets": np.concatenate([[0], np.cumsum(n_tokens)]),
-        "end_age_years": (cutoff_us - birth_us) / MICROSECONDS_PER_DAY / DAYS_PER_YEAR,
+        "end_age_years": years_since(birth_us, cutoff_us),
         "end_gap_days": end_gap_us / MICROSECONDS_PER_DAY,
     }, rows
 
@@ -360,12 +392,13 @@ def _places(row: Ints, n_tokens: Ints, offsets: Ints) -> Ints | slice:
 
 
 def _check_births(subject_ids: Ints, birth_us: Ints) -> None:
-    missing = np.sort(subject_ids[birth_us == NO_TIME])
+    missing = np.unique(subject_ids[birth_us == NO_TIME])
     if len(missing):
         raise DataError(
-            f"{len(missing)} of {len(subject_ids)} subjects have no {BIRTH} event at or before their cutoff "
+            f"{len(missing)} of {len(np.unique(subject_ids))} subjects have no {BIRTH} event at or before their cutoff "
             f"(first: subject {missing[0]}), and tokens carry ages; "
-            f"add {BIRTH} events to the dataset, or leave these subjects out"
+            f'add {BIRTH} events to the dataset, or leave these subjects out (data.births = "left_out"); '
+            f"{KEEP_UNKNOWN}"
         )
 
 

@@ -27,6 +27,8 @@ from ehrtrack.data.vocabulary import UNK, Vocabulary, slot_names, slots
 DAYS_PER_YEAR = 365.25
 MAX_AGE_YEARS = 120
 """The highest age that a model reads; who is older at an index date is taken for an error in the data."""
+UNKNOWN_AGE = MAX_AGE_YEARS + 1
+"""Stands for the age in whole years of a subject whose birth is not known, in batches and as a row of embeddings."""
 MICROSECONDS_PER_DAY = 86_400_000_000
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
@@ -47,7 +49,7 @@ class VisitTokens:
     birth_us: Ints  # (S,) NO_TIME where none is known
     last_visit_us: Ints  # (S,) start of the last visit; NO_TIME without a visit
     token: Int32s  # (T,)
-    age_years: Float32s  # (T,) age at the visit; 0 for static facts
+    age_years: Float32s  # (T,) age at the visit, NaN where the birth is not known; 0 for static facts
     visit: Int32s  # (T,) 0 = static facts, then 1.. in time order
     gap_days: Float32s  # (T,) since the visit before; 0 for the first and for static facts
 
@@ -209,12 +211,20 @@ def _describe_visits(start_us: Ints, subject: Ints, birth_us: Ints) -> tuple[Int
     gap_us = np.zeros(len(start_us), dtype=np.int64)
     has_previous = (subject[1:] == subject[:-1]) & ~is_static[:-1]
     gap_us[1:] = np.where(has_previous, start_us[1:] - start_us[:-1], 0)
-    age_us = np.where(is_static, 0, start_us - birth_us[subject])
+    age_years = np.where(is_static, 0, years_since(birth_us[subject], start_us))
     return (
         visit.astype(np.int32),
-        (age_us / MICROSECONDS_PER_DAY / DAYS_PER_YEAR).astype(np.float32),
+        age_years.astype(np.float32),
         (gap_us / MICROSECONDS_PER_DAY).astype(np.float32),
     )
+
+
+def years_since(birth_us: Ints, time_us: Ints) -> npt.NDArray[np.float64]:
+    """Ages in years; NaN where the birth is not known (`NO_TIME`)."""
+    is_known = birth_us != NO_TIME
+    age_us = np.where(is_known, time_us - np.where(is_known, birth_us, 0), np.nan)
+    years: npt.NDArray[np.float64] = age_us / MICROSECONDS_PER_DAY / DAYS_PER_YEAR
+    return years
 
 
 def _last(start_us: Ints, subject: Ints, n_subjects: int) -> Ints:

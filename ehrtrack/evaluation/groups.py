@@ -10,6 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ehrtrack.data.store import TokenStore
+from ehrtrack.data.visits import DAYS_PER_YEAR
 from ehrtrack.data.vocabulary import Vocabulary
 
 Rows = npt.NDArray[np.int64]
@@ -17,7 +18,7 @@ Rows = npt.NDArray[np.int64]
 CODED = {"sex": "GENDER//", "race": "RACE//"}
 """Attribute -> prefix of its codes. Codes of too few training subjects have no token and count as not recorded."""
 MAX_CODED_GROUPS = 6
-NOT_RECORDED, OTHER = "not recorded", "other"
+NOT_RECORDED, OTHER, UNKNOWN = "not recorded", "other", "unknown"
 AGE_EDGES_YEARS = (18, 40, 55, 65, 75, 85)
 HISTORY_EDGES_YEARS = (1, 3, 5, 10)
 
@@ -63,10 +64,13 @@ def _apart_from(names: Collection[str], label: str) -> str:
 
 
 def _bands(years: npt.NDArray[np.float32], edges: Sequence[int]) -> pl.Series:
-    """Bands that are closed below: 40 belongs to 40-54."""
+    """Bands that are closed below: 40 belongs to 40-54. What is not known (NaN) is a band of its own, the last."""
     between = [f"{low}–{high - 1}" if high - low > 1 else f"{low}" for low, high in itertools.pairwise(edges)]
     labels = [f"under {edges[0]}", *between, f"{edges[-1]} and over"]
-    return pl.Series([labels[i] for i in np.searchsorted(edges, years, side="right")], dtype=pl.Enum(labels))
+    is_unknown = np.isnan(years)
+    place = np.where(is_unknown, len(labels), np.searchsorted(edges, years, side="right"))
+    labels += [UNKNOWN] if is_unknown.any() else []
+    return pl.Series([labels[i] for i in place], dtype=pl.Enum(labels))
 
 
 def _history_years(store: TokenStore, rows: Rows) -> npt.NDArray[np.float32]:
@@ -74,7 +78,8 @@ def _history_years(store: TokenStore, rows: Rows) -> npt.NDArray[np.float32]:
     years = np.zeros(len(rows), dtype=np.float32)
     for number, row in enumerate(rows):
         tokens = slice(store.offsets[row], store.offsets[row + 1])
-        ages = store.age_years[tokens][store.visit[tokens] > 0]
-        if ages.size:
-            years[number] = store.end_age_years[row] - ages[0]
+        is_dated = store.visit[tokens] > 0
+        opens = np.diff(store.visit[tokens], prepend=0) > 0  # of a visit, its first token
+        if is_dated.any():
+            years[number] = (store.gap_days[tokens][opens].sum() + store.end_gap_days[row]) / DAYS_PER_YEAR
     return years

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ehrtrack.data.batch import MAX_POSITION, N_GAPS, Batch
-from ehrtrack.data.visits import MAX_AGE_YEARS
+from ehrtrack.data.visits import MAX_AGE_YEARS, UNKNOWN_AGE
 from ehrtrack.models.attention import SelfAttention
 from ehrtrack.models.heads import Head
 from ehrtrack.models.pooling import subject_max
@@ -54,12 +54,17 @@ class Recency(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Sum of age, visit segment, position and time-gap embeddings and of the code's, which recency modulates."""
+    """Sum of age, visit segment, position and time-gap embeddings and of the code's, which recency modulates.
 
-    def __init__(self, width: int, vocabulary_size: int, dropout: float) -> None:
+    Parameters
+    ----------
+    may_lack_age : an age that is unknown has a row of its own
+    """
+
+    def __init__(self, width: int, vocabulary_size: int, dropout: float, *, may_lack_age: bool = False) -> None:
         super().__init__()
         self.code = nn.Embedding(vocabulary_size, width)
-        self.age = nn.Embedding(MAX_AGE_YEARS + 1, width)
+        self.age = nn.Embedding((UNKNOWN_AGE if may_lack_age else MAX_AGE_YEARS) + 1, width)
         self.segment = nn.Embedding(3, width)
         self.position = nn.Embedding(MAX_POSITION + 1, width)
         self.gap = nn.Embedding(N_GAPS, width)
@@ -158,11 +163,11 @@ class Behrt(nn.Module):
         al. 2016, "Training Deep Nets with Sublinear Memory Cost"): less memory, a third more time
     """
 
-    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocabulary_size: int, *, may_lack_age: bool = False) -> None:
         super().__init__()
         size = SIZES[config.size]
         self.width = size.width
-        self.embeddings = Embeddings(size.width, vocabulary_size, config.dropout)
+        self.embeddings = Embeddings(size.width, vocabulary_size, config.dropout, may_lack_age=may_lack_age)
         self.layers = nn.ModuleList(Layer(size, config.dropout) for _ in range(size.n_layers))
         self.readout = Readout(size.width, config.readout_days, config.dropout)
         self.norm = nn.LayerNorm(size.width)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch
+from ehrtrack.data.visits import UNKNOWN_AGE
 from ehrtrack.data.vocabulary import CLS, Vocabulary
 
 
@@ -74,7 +75,7 @@ class Entries(NamedTuple):
 class CodeEffects(nn.Module):
     """A regression on single codes and values, fitted before the network is, which learns what it leaves.
 
-        intercept + r . (age, log of visits, of days with visits and of days since)
+        intercept + r . (age, log of visits, of days with visits and of days since[, whether the age is unknown])
         + sum over tokens c that a subject has    u_c . (1, log n_c, exp(-days_c / s_1), ..., exp(-days_c / s_S))
         + sum over codes v whose values are cut   w_v . (first, last, lowest, highest, mean and spread of the levels,
                                                          and their means with weights exp(-days / s_1), ...)
@@ -86,6 +87,8 @@ class CodeEffects(nn.Module):
     Parameters
     ----------
     scales_days : (S,) of times, as those of `behrt.Readout`
+    mean_age : () of the training subjects in years, which stands for an age that is unknown, and is told apart from it
+        by a column of its own; None where every age is known, and there is no such column
     effect : (P, R) of the P columns on R outputs; r, u token after token, w code after code
     intercept : (R,)
 
@@ -95,13 +98,20 @@ class CodeEffects(nn.Module):
         If the effects are not as many as tokens, codes and scales ask for.
     """
 
-    N_OF_RECORD = 4
+    N_OF_RECORD = 4  # and one more where ages may be unknown
     N_OF_TOKEN = 2  # and the scales, as below
     N_OF_LEVEL = 6
 
-    def __init__(self, levels: Levels, scales_days: Tensor, effect: Tensor, intercept: Tensor) -> None:
+    def __init__(
+        self,
+        levels: Levels,
+        scales_days: Tensor,
+        effect: Tensor,
+        intercept: Tensor,
+        mean_age: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        n_columns = self.n_columns(levels, len(scales_days))
+        n_columns = self.n_columns(levels, len(scales_days), may_lack_age=mean_age is not None)
         is_right = intercept.dim() == 1 and effect.shape == (n_columns, len(intercept))
         if not is_right or levels.code.shape != levels.level.shape:
             raise ValueError(f"effects of shape {tuple(effect.shape)}, and {n_columns} columns")
@@ -115,19 +125,24 @@ class CodeEffects(nn.Module):
         self.register_buffer("level", levels.level)
         self.register_buffer("effect", effect)
         self.register_buffer("intercept", intercept)
+        self.mean_age: Tensor | None
+        self.register_buffer("mean_age", mean_age)
 
     @classmethod
-    def nothing(cls, levels: Levels, scales_days: Sequence[float], n_outputs: int) -> CodeEffects:
+    def nothing(
+        cls, levels: Levels, scales_days: Sequence[float], n_outputs: int, mean_age: float | None = None
+    ) -> CodeEffects:
         """Effects of 0, to read columns with."""
-        effect = torch.zeros(cls.n_columns(levels, len(scales_days)), n_outputs)
-        return cls(levels, torch.tensor(scales_days), effect, torch.zeros(n_outputs))
+        n_columns = cls.n_columns(levels, len(scales_days), may_lack_age=mean_age is not None)
+        mean = None if mean_age is None else torch.tensor(mean_age)
+        return cls(levels, torch.tensor(scales_days), torch.zeros(n_columns, n_outputs), torch.zeros(n_outputs), mean)
 
     @classmethod
-    def n_columns(cls, levels: Levels, n_scales: int) -> int:
+    def n_columns(cls, levels: Levels, n_scales: int, *, may_lack_age: bool = False) -> int:
         """P."""
         n_codes = int(levels.code.max()) + 1 if len(levels.code) else 0
         n_of_tokens = len(levels.code) * (cls.N_OF_TOKEN + n_scales)
-        return cls.N_OF_RECORD + n_of_tokens + n_codes * (cls.N_OF_LEVEL + n_scales)
+        return cls.N_OF_RECORD + may_lack_age + n_of_tokens + n_codes * (cls.N_OF_LEVEL + n_scales)
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor], prefix: str) -> CodeEffects | None:
@@ -144,11 +159,11 @@ class CodeEffects(nn.Module):
         code, level, scales_days, effect, intercept = (weights[prefix + name] for name in names)
         if code.dim() != 1 or scales_days.dim() != 1 or (code < -1).any() or not (scales_days > 0).all():
             raise ValueError("codes are numbered from 0, -1 for none, and scales of times are above 0")
-        return cls(Levels(code, level), scales_days, effect, intercept)
+        return cls(Levels(code, level), scales_days, effect, intercept, weights.get(f"{prefix}mean_age"))
 
     def with_effects(self, effect: Tensor, intercept: Tensor) -> CodeEffects:
         """Other effects of the same columns."""
-        return CodeEffects(Levels(self.code, self.level), self.scales_days, effect, intercept)
+        return CodeEffects(Levels(self.code, self.level), self.scales_days, effect, intercept, self.mean_age)
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, R)"""
@@ -166,10 +181,11 @@ class CodeEffects(nn.Module):
         everybody = torch.arange(len(batch.lengths), device=batch.token.device)
         token, of_token = self._of_tokens(batch)
         code, of_level = self._of_levels(batch)
-        first_token = self.N_OF_RECORD
+        of_record = _of_record(batch, self.mean_age)
+        first_token = of_record.shape[1]
         first_code = first_token + len(self.code) * of_token.shape[1]
         parts = (
-            _entries(everybody, torch.zeros_like(everybody), _of_record(batch), start=0),
+            _entries(everybody, torch.zeros_like(everybody), of_record, start=0),
             _entries(batch.subject[token], batch.token[token], of_token, start=first_token),
             _entries(batch.subject[code], self.code[batch.token[code]], of_level, start=first_code),
         )
@@ -214,8 +230,11 @@ def _days(batch: Batch, place: Tensor) -> Tensor:
     return batch.days_to_end[place].clamp(min=0).nan_to_num(posinf=0)
 
 
-def _of_record(batch: Batch) -> Tensor:
-    """(B, 4) age at the end in years, and log(1 + x) of the visits, of the days from first to last, and since then."""
+def _of_record(batch: Batch, mean_age: Tensor | None) -> Tensor:
+    """(B, 4) age at the end in years, and log(1 + x) of the visits, of the days from first to last, and since then.
+
+    Where ages may be unknown, (B, 5): these are the mean, and the last column says so.
+    """
     is_dated = batch.days_to_end.isfinite() & (batch.token != CLS)
     visits = Groups.of(batch, torch.where(is_dated, batch.position, -1))
     subject, days = batch.subject[visits.place], batch.days_to_end[visits.place].clamp(min=0)
@@ -224,7 +243,12 @@ def _of_record(batch: Batch) -> Tensor:
     last = nothing.scatter_reduce(0, subject, days, "amin", include_self=False)
     n_visits = torch.bincount(batch.subject[visits.last], minlength=len(batch.lengths)).to(days.dtype)
     counts = torch.stack([n_visits, first - last, last], dim=1).log1p()
-    return torch.cat([batch.age[batch.cls_positions, None].to(days.dtype), counts], dim=1)
+    age = batch.age[batch.cls_positions]
+    if mean_age is None:
+        return torch.cat([age[:, None].to(days.dtype), counts], dim=1)
+    is_unknown = age == UNKNOWN_AGE
+    filled = torch.where(is_unknown, mean_age.to(days.dtype), age.to(days.dtype))
+    return torch.cat([filled[:, None], counts, is_unknown[:, None].to(days.dtype)], dim=1)
 
 
 def _entries(subject: Tensor, number: Tensor, values: Tensor, *, start: int) -> Entries:

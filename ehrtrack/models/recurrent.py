@@ -24,11 +24,17 @@ class Recurrent(nn.Module):
     """
 
     def __init__(
-        self, cell: type[nn.GRUCell] | type[nn.LSTMCell], width: int, vocabulary_size: int, dropout: float
+        self,
+        cell: type[nn.GRUCell] | type[nn.LSTMCell],
+        width: int,
+        vocabulary_size: int,
+        dropout: float,
+        *,
+        may_lack_age: bool = False,
     ) -> None:
         super().__init__()
         self.width = width
-        self.embeddings = Embeddings(width, vocabulary_size, dropout)
+        self.embeddings = Embeddings(width, vocabulary_size, dropout, may_lack_age=may_lack_age)
         self.cell = cell(width, width)
         self.norm = nn.LayerNorm(width)
 
@@ -65,10 +71,10 @@ def _steps(lengths: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], list[
 class MeanPool(nn.Module):
     """The mean of a subject's embeddings, through one hidden layer: a bag of codes with ages and gaps, no order."""
 
-    def __init__(self, width: int, vocabulary_size: int, dropout: float) -> None:
+    def __init__(self, width: int, vocabulary_size: int, dropout: float, *, may_lack_age: bool = False) -> None:
         super().__init__()
         self.width = width
-        self.embeddings = Embeddings(width, vocabulary_size, dropout)
+        self.embeddings = Embeddings(width, vocabulary_size, dropout, may_lack_age=may_lack_age)
         self.hidden = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
 

@@ -132,7 +132,7 @@ def fit_onset_effects(
 def _reader(facts: TrainingFacts) -> CodeEffects:
     """The columns, with effects on nothing."""
     assert facts.levels is not None, "effects are of the levels of values"
-    return CodeEffects.nothing(facts.levels, facts.scales_days, n_outputs=0)
+    return CodeEffects.nothing(facts.levels, facts.scales_days, n_outputs=0, mean_age=facts.mean_age)
 
 
 def read_table(reader: CodeEffects, batches: Iterable[Batch]) -> csr_array:

@@ -42,6 +42,7 @@ class TrainingFacts:
     records : the training subjects' records, whole ones in pretraining, for what is counted of or fitted to them
     levels : of the tokens' values
     scales_days : of times, those on which the encoder reads the record (`model.readout_days`)
+    mean_age : at the end of the training subjects' records, in years, where there may be subjects of unknown age
     onsets : what single codes and values say of the onsets of codes, where the base was pretrained to foretell them
     """
 
@@ -51,6 +52,7 @@ class TrainingFacts:
     records: Batches | None = None
     levels: Levels | None = None
     scales_days: tuple[float, ...] = READOUT_DAYS
+    mean_age: float | None = None
     onsets: CodeEffects | None = None
 
 

@@ -46,7 +46,7 @@ def adapter_base(base: Path | str, adapter: Path | str) -> EhrModel:
         print(f"the adapter in {adapter} is from before adapters named their base: whether {base} is it is not checked")
     weights = load_tensors(Path(adapter) / "adapter_model.safetensors")
     try:
-        encoder = Behrt(folder.config.model, len(folder.vocabulary))
+        encoder = Behrt(folder.config.model, len(folder.vocabulary), may_lack_age=folder.config.data.may_lack_age)
         objective = plugins.plugin("objectives", said.get("objective", "survival"), OutcomeObjective)
         of_head = {name.removeprefix(HEAD): tensor for name, tensor in weights.items() if name.startswith(HEAD)}
         model = EhrModel(encoder, objective.rebuild(of_head, width=encoder.width).head)

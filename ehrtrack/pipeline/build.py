@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from ehrtrack.config import RunConfig
+from ehrtrack.data.store import mean_age
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import SIZES, Behrt, EhrModel, ModelConfig, encoder_weights, load_encoder_weights
 from ehrtrack.models.code_effects import Levels
@@ -61,10 +62,11 @@ def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, r
         records=known_feed(config, records).split("train"),
         levels=Levels.of(records.vocabulary),
         scales_days=config.model.readout_days,
+        mean_age=mean_age(records.store, records.rows["train"]) if config.data.may_lack_age else None,
         onsets=None if base is None else base.onset_effects(),
     )
     objective = outcome_objective(config.objective, facts)
-    encoder = Behrt(config.model, len(records.vocabulary))
+    encoder = Behrt(config.model, len(records.vocabulary), may_lack_age=config.data.may_lack_age)
     plain = EhrModel(encoder, objective.make_head(encoder.width))
     if base is not None:
         load_encoder_weights(plain, base.encoder_weights())

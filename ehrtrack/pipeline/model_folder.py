@@ -124,7 +124,8 @@ class ModelFolder:
             If the folder holds no survival model, or its weights do not fit.
         """
         head = self.rebuilt().head
-        model = EhrModel(Behrt(self.config.model, len(self.vocabulary)), head)
+        encoder = Behrt(self.config.model, len(self.vocabulary), may_lack_age=self.config.data.may_lack_age)
+        model = EhrModel(encoder, head)
         try:
             model.load_state_dict(self.weights)
         except (RuntimeError, KeyError, ValueError, TypeError) as error:

@@ -107,7 +107,7 @@ def prepare_records(config: RunConfig) -> Records:
     """Whole records, for pretraining: the vocabulary is fitted on the training subjects."""
     dataset = open_dataset(config.data.path)
     with _open_work(config.runtime) as work:
-        cutoffs = record_cutoffs(dataset, config.data.split, work)
+        cutoffs = record_cutoffs(dataset, config.data.split, work, births=config.data.births)
         return _tokenise(_in_retrospect(config), dataset, cutoffs, None, work)
 
 
@@ -146,7 +146,7 @@ def tokenise_records(config: RunConfig, part: ShardSlice) -> TokenStore | None:
     config = _with_rule(config)
     dataset = open_dataset(config.data.path)
     with _open_work(config.runtime, part) as work:
-        cutoffs = record_cutoffs(dataset, config.data.split, work)
+        cutoffs = record_cutoffs(dataset, config.data.split, work, births=config.data.births)
         return _tokenise_slice(_in_retrospect(config), dataset, cutoffs, work)
 
 
@@ -161,17 +161,19 @@ def tokenise_cohort(config: RunConfig, part: ShardSlice) -> TokenStore | None:
 def _tokenise_slice(
     config: RunConfig, dataset: MedsDataset, cutoffs: pl.DataFrame, work: ShardWork
 ) -> TokenStore | None:
-    vocabulary, delay_hours = _fit_vocabulary(config.data, dataset, cutoffs, work), config.data.delay_hours
-    _check_coverage(coverage(dataset, cutoffs, vocabulary, work, delay_hours=delay_hours))
-    stores = config.runtime.cache / STORES
-    return tokenise_slice(dataset, cutoffs, vocabulary, config.data.visits, stores, work, delay_hours=delay_hours)
+    data, stores = config.data, config.runtime.cache / STORES
+    vocabulary = _fit_vocabulary(data, dataset, cutoffs, work)
+    _check_coverage(coverage(dataset, cutoffs, vocabulary, work, delay_hours=data.delay_hours))
+    return tokenise_slice(
+        dataset, cutoffs, vocabulary, data.visits, stores, work, delay_hours=data.delay_hours, births=data.births
+    )
 
 
 def _cohort(config: RunConfig) -> tuple[MedsDataset, Cohort]:
     if config.cohort is None:
         raise ConfigError("this recipe needs a [cohort] table: an index date and an outcome, or a file of labels")
     dataset = open_dataset(config.data.path)
-    cohort = build_cohort(dataset, config.cohort, config.data.split)
+    cohort = build_cohort(dataset, config.cohort, config.data.split, births=config.data.births)
     _print_left_out(cohort.attrition, "n_subjects", "n_dropped", "")
     if "n_times" in cohort.attrition.columns:
         _print_left_out(cohort.attrition, "n_times", "n_times_dropped", "prediction times of ")
@@ -195,12 +197,13 @@ def _tokenise(
 ) -> Records:
     if vocabulary is None:
         vocabulary = _fit_vocabulary(config.data, dataset, cutoffs, work)
-    visits, delay_hours = config.data.visits, config.data.delay_hours
-    counts = count_tokens(dataset, cutoffs, vocabulary, work, delay_hours=delay_hours)
+    data, stores = config.data, config.runtime.cache / STORES
+    counts = count_tokens(dataset, cutoffs, vocabulary, work, delay_hours=data.delay_hours)
     covered = share_known(counts, vocabulary)
     _check_coverage(covered)
-    stores = config.runtime.cache / STORES
-    store = build_store(dataset, cutoffs, vocabulary, visits, stores, work, delay_hours=delay_hours)
+    store = build_store(
+        dataset, cutoffs, vocabulary, data.visits, stores, work, delay_hours=data.delay_hours, births=data.births
+    )
     split = cutoffs["split"].to_numpy()
     rows = {name: np.flatnonzero(split == name) for name in SPLITS}
     n_subjects = cutoffs["subject_id"].n_unique()
@@ -234,11 +237,21 @@ def _check_coverage(covered: pl.DataFrame) -> None:
 
 
 def check_same_reading(config: DataConfig, base: DataConfig, *, is_same_data: bool) -> None:
-    """Refuse to fine-tune a base that read visits otherwise, or that was trained on this run's test subjects."""
+    """Refuse to fine-tune a base that read records otherwise, or that was trained on this run's test subjects."""
     if config.visits != base.visits:
         raise ConfigError(
             f"the base model was pretrained with data.visits.unit={base.visits.unit}, this run says "
             f"{config.visits.unit}: its tokens would mean something else; use the same"
+        )
+    if (config.births == "unknown") != (base.births == "unknown"):
+        raise ConfigError(
+            f"the base model was pretrained with data.births={base.births}, this run says {config.births}: "
+            + (
+                'it reads subjects without a birth; say data.births = "unknown" here too'
+                if base.births == "unknown"
+                else 'it never saw an age that is unknown. Pretrain with data.births = "unknown", or leave these '
+                'subjects out here (data.births = "left_out")'
+            )
         )
     if is_same_data and config.split.identity() != base.split.identity():
         raise ConfigError(

@@ -63,6 +63,7 @@ def baseline(config: RunConfig) -> RecipeResult:
         config.data.max_tokens,
         config.runtime.device,
         read_embeddings(config, records),
+        config.data.may_lack_age,
     )
     features = chosen.read(histories)
     with open_run(config, kind="baseline", sections=SECTIONS, name=name) as run:

@@ -108,7 +108,7 @@ def canary(config: RunConfig) -> RecipeResult:
     if base is not None:
         is_same_data = base.fingerprints["data"] == dataset.fingerprint()
         check_same_reading(config.data, base.config.data, is_same_data=is_same_data)
-    cohort = build_cohort(dataset, config.cohort, config.data.split)
+    cohort = build_cohort(dataset, config.cohort, config.data.split, births=config.data.births)
     if base is not None:
         check_base_split(dataset, cohort, config.data.split, base.fingerprints)
     cohort = _sample(cohort, config)

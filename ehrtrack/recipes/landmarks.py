@@ -140,7 +140,7 @@ def _scored(predictor: Predictor, config: RunConfig, days: Sequence[float]) -> I
         }
         moved = override(config, settings)
         assert moved.cohort is not None  # a model that predicts survival was fitted on a cohort
-        cohort = build_cohort(dataset, moved.cohort, config.data.split)
+        cohort = build_cohort(dataset, moved.cohort, config.data.split, births=config.data.births)
         rows = with_numbers(cohort.subjects.rename({"index_date": "prediction_time"}))
         training, test = (rows.filter(pl.col("split") == split) for split in ("train", "test"))
         # who is eligible is judged at the index date, as it was for the cohort

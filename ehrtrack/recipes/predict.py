@@ -140,15 +140,24 @@ class Predictor:
         """
         cohort = self.folder.config.cohort
         assert cohort is not None  # looked at when the folder was read
-        asked = with_reasons(dataset, times, cohort)
+        data = self.folder.config.data
+        asked = with_reasons(dataset, times, cohort, data.births)
         rows = np.flatnonzero(asked[REASON].is_null().to_numpy())
         if not len(rows):
             return self.table(asked, rows, None), np.zeros(len(self.folder.vocabulary), dtype=np.int64)
         cutoffs = asked[rows].select("subject_id", cutoff="prediction_time")
         limit_days = silent_days_limit(self.folder.seen)
         with tempfile.TemporaryDirectory() as cache, holding_shards():
-            data, vocabulary = self.folder.config.data, self.folder.vocabulary
-            store = build_store(dataset, cutoffs, vocabulary, data.visits, Path(cache), delay_hours=data.delay_hours)
+            vocabulary = self.folder.vocabulary
+            store = build_store(
+                dataset,
+                cutoffs,
+                vocabulary,
+                data.visits,
+                Path(cache),
+                delay_hours=data.delay_hours,
+                births=data.births,
+            )
             is_silent = store.end_gap_days > limit_days
             kept = np.flatnonzero(~is_silent)
             predictions = self._predict(store, kept) if len(kept) else None
@@ -176,7 +185,9 @@ class Predictor:
         config, longest = self.folder.config, self.folder.max_tokens
         if self.folder.baseline is not None:
             chosen = baseline_class(config.baseline.name)(config.baseline)
-            histories = TokenHistories(store, self.folder.vocabulary, rows, longest)
+            histories = TokenHistories(
+                store, self.folder.vocabulary, rows, longest, may_lack_age=config.data.may_lack_age
+            )
             model = chosen.from_json(self.folder.baseline)
             return _checked(Predictions(rows, np.asarray(model.survival(chosen.read(histories), self.grid.edges_days))))
         batches, cpu = Batches(store, rows, BATCH_TOKENS, longest), torch.device("cpu")

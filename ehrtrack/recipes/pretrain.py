@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ehrtrack import plots
 from ehrtrack.config import RunConfig, check_objective
 from ehrtrack.data.batch import Batches
+from ehrtrack.data.store import mean_age
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.code_effects import Levels
 from ehrtrack.objectives.base import TrainingFacts, pretraining_objective
@@ -46,9 +47,10 @@ def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> RecipeRe
         records=_training_records(config, records),
         levels=Levels.of(records.vocabulary),
         scales_days=config.model.readout_days,
+        mean_age=mean_age(records.store, records.rows["train"]) if config.data.may_lack_age else None,
     )
     objective = pretraining_objective(config.objective, facts)
-    encoder = Behrt(config.model, len(records.vocabulary))
+    encoder = Behrt(config.model, len(records.vocabulary), may_lack_age=config.data.may_lack_age)
     start_from_embeddings(config, records, encoder.embeddings.code)
     plain = EhrModel(encoder, objective.make_head(encoder.width))
     start = encoder_matrices(plain)
