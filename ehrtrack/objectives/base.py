@@ -19,6 +19,7 @@ from ehrtrack.data.batch import Batch, Batches, Outcomes
 from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.heads import Head
 from ehrtrack.models.settings import READOUT_DAYS
+from ehrtrack.runlog import Task
 from ehrtrack.section import Choice
 from ehrtrack.survival.time_grid import TimeGrid
 
@@ -225,9 +226,11 @@ class OutcomeObjective(Objective[Score]):
 
     Attributes
     ----------
+    task : classification, where whether the outcome comes by the horizon is predicted and not when
     grid : time axis of the curves, fitted to the training subjects
     """
 
+    task: Task = "survival"
     grid: TimeGrid
 
     @abstractmethod

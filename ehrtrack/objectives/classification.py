@@ -34,7 +34,7 @@ from ehrtrack.objectives.survival import (
     score_survival,
     selection_by,
 )
-from ehrtrack.runlog import VALIDATION, Task, named
+from ehrtrack.runlog import VALIDATION, named
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, resampled_auc
 from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.time_grid import TimeGrid
@@ -60,7 +60,7 @@ class Classification(OutcomeObjective[Score]):
     """
 
     Config = ClassificationConfig
-    task: Task = "classification"
+    task = "classification"
 
     def __init__(self, config: ClassificationConfig, facts: TrainingFacts) -> None:
         if facts.outcomes is None or facts.horizon_days is None:

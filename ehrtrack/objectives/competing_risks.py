@@ -22,7 +22,7 @@ from ehrtrack.objectives._code_effects import fit_code_effects
 from ehrtrack.objectives.base import BatchLoss, OutcomeObjective, Predictions, Rebuilt, TrainingFacts
 from ehrtrack.objectives.settings import CompetingRisksConfig
 from ehrtrack.objectives.survival import baseline_survival, error_of, rebuild_hazard_head, score_survival, selection_by
-from ehrtrack.runlog import VALIDATION, Task, named
+from ehrtrack.runlog import VALIDATION, named
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES
 from ehrtrack.survival.competing_risks import (
     EventWeights,
@@ -56,7 +56,6 @@ class CompetingRisks(OutcomeObjective[Score]):
     """
 
     Config = CompetingRisksConfig
-    task: Task = "survival"
 
     def __init__(self, config: CompetingRisksConfig, facts: TrainingFacts) -> None:
         if facts.outcomes is None or facts.horizon_days is None:

@@ -21,7 +21,7 @@ from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
 from ehrtrack.objectives.base import BatchLoss, OutcomeObjective, Predictions, Rebuilt, Selection, TrainingFacts
 from ehrtrack.objectives.settings import SurvivalConfig
-from ehrtrack.runlog import VALIDATION, Task, named
+from ehrtrack.runlog import VALIDATION, named
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, resampled_c_index, standard_error
 from ehrtrack.survival.curves import interpolate_survival, survival_curve
 from ehrtrack.survival.kaplan_meier import KaplanMeier
@@ -45,7 +45,6 @@ class Survival(OutcomeObjective[Score]):
     """Hazards on a grid that is fitted to the training subjects."""
 
     Config = SurvivalConfig
-    task: Task = "survival"
 
     def __init__(self, config: SurvivalConfig, facts: TrainingFacts) -> None:
         if facts.outcomes is None or facts.horizon_days is None:

@@ -10,8 +10,7 @@ import polars as pl
 import pytest
 from simulated import HORIZON_DAYS, Population, study, write_dataset
 
-from ehrtrack.baselines import cox
-from ehrtrack.baselines.base import Labelled, TokenHistories
+from ehrtrack.baselines.base import Labelled, TokenHistories, baseline_class
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.engines import open_engine
 from ehrtrack.data.events import MedsDataset
@@ -31,12 +30,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MedsDataset, 
     dataset = write_dataset(folder / "meds", Population(n_subjects=150))
     config = study(dataset.path, folder / "cache", baseline={"name": "cox", "n_candidates": 2})
     records = prepare_cohort(config)
+    cox = baseline_class("cox")(config.baseline)
     features = cox.read(TokenHistories(records.store, records.vocabulary, np.arange(len(records.store)), 64))
     train, validation = (
         Labelled(features[rows], records.outcomes[rows].follow_up_days, records.outcomes[rows].is_event)
         for rows in (records.rows["train"], records.rows["validation"])
     )
-    fitted = cox.fit(config.baseline, train, validation)
+    fitted = cox.fit(train, validation)
     (folder / "model").mkdir()
     write_model_folder(
         folder / "model",

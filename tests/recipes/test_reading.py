@@ -59,7 +59,7 @@ def predicted_in_training(config: RunConfig, folder: Path) -> tuple[pl.DataFrame
         for parameter in adapted.plain.parameters():  # of a size at which every token matters
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     batches = feed(config, records, adapted.model, adapted.objective, ranks)
-    if adapted.strategy.keeps_encoder(config.strategy):
+    if adapted.strategy.keeps_encoder:
         batches = with_features(batches, adapted.plain, ranks)
     found = adapted.objective.predict(adapted.model, batches.split("test"), ranks.device)
     grid, vocabulary = adapted.objective.grid, records.vocabulary
