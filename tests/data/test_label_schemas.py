@@ -185,7 +185,7 @@ def test_a_folder_without_tables_is_refused(dataset, tmp_path):
 
 
 def class_cohort(dataset: MedsDataset, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any):
-    monkeypatch.setattr(cohort_module, "_check_events", lambda _subjects: None)
+    monkeypatch.setattr(cohort_module, "_check_events", lambda *_: None)
     return build_cohort(dataset, CohortConfig(labels=folder, **settings), SplitConfig())
 
 

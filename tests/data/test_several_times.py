@@ -148,7 +148,7 @@ def test_an_event_of_a_subject_is_counted_once_up_to_the_last_cutoff(make_datase
 
 @pytest.fixture
 def cohort(make_dataset, tmp_path, monkeypatch) -> Cohort:
-    monkeypatch.setattr(cohort_module, "_check_events", lambda _subjects: None)
+    monkeypatch.setattr(cohort_module, "_check_events", lambda *_: None)
     (tmp_path / "labels.csv").write_text(
         HEADER
         + "2,2019-03-01,40,1\n1,2019-06-01,10,1\n1,2019-04-01,30,0\n"
