@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -51,6 +53,7 @@ class TableAccount:
     ----------
     n_results : by kind of result, events that may have one.
     n_notes : by note of the table, rows that it is about.
+    n_of_unit : by number of the code and unit, results that are numbers.
     """
 
     table: SourceTable
@@ -62,6 +65,7 @@ class TableAccount:
     n_timed: int = 0
     n_without_clock: int = 0
     n_notes: list[int] = field(default_factory=list)
+    n_of_unit: dict[tuple[int, str], int] = field(default_factory=dict)
     _commas: dict[str, _Commas] = field(default_factory=dict)
     _columns: dict[str, _Times] = field(default_factory=dict)
     _lives: dict[tuple[str, int], _Times] = field(default_factory=dict)
@@ -84,10 +88,17 @@ class TableAccount:
             n_text = 0 if text is None else frame.height - text.null_count()
             self.n_numeric, self.n_text = self.n_numeric + n_numeric, self.n_text + n_text
             self.n_empty += max(0, frame.height - n_numeric - n_text)
+            if event.unit is not None:
+                self._count_units(frame)
             if event.decimal_comma is not None and event.result_column is not None:
                 commas = self._commas.setdefault(event.result_column, _Commas())
                 commas.n_stated += n_numeric + n_text
                 commas.n_commas += int(frame["decimal_comma"].sum())
+
+    def _count_units(self, frame: pl.DataFrame) -> None:
+        stated = frame.filter(pl.col("numeric_value").is_not_null()).select("code", "unit").drop_nulls()
+        for code, unit, n in stated.group_by("code", "unit").len().iter_rows():
+            self.n_of_unit[code, unit] = self.n_of_unit.get((code, unit), 0) + n
 
     def _count_times(self, frame: pl.DataFrame, column: str) -> None:
         read, unreadable = frame["time"], frame["unreadable"]
@@ -148,8 +159,13 @@ class TableAccount:
             n_without_clock=self.n_without_clock,
         )
 
-    def notes(self) -> tuple[str, ...]:
-        """What the report says of the table beside its counts."""
+    def notes(self, codes: pl.Series) -> tuple[str, ...]:
+        """What the report says of the table beside its counts.
+
+        Parameters
+        ----------
+        codes : the texts of all codes, by their numbers.
+        """
         lines = [note.text(n) for note, n in zip(self.table.notes, self.n_notes, strict=True) if n]
         for (column, life), times in sorted(self._lives.items()):
             if times.n_unreadable:
@@ -158,7 +174,25 @@ class TableAccount:
         n_commas = sum(results.n_commas for results in self._commas.values())
         if n_commas:
             lines.append(f"{n_commas:,} results have a comma and are kept as text, not as numbers")
-        return tuple(lines)
+        return (*lines, *self._mixed_units(codes))
+
+    def _mixed_units(self, codes: pl.Series) -> Iterator[str]:
+        """A line on the codes that have several units, which is why these are a part of the codes."""
+        units: dict[str, dict[str, int]] = defaultdict(dict)
+        for (number, unit), n in self.n_of_unit.items():
+            code = str(codes[number]).removesuffix(f"//{unit}")
+            units[code][unit] = units[code].get(unit, 0) + n
+        mixed = {code: found for code, found in units.items() if len(found) > 1}
+        if mixed:
+            code, found = max(mixed.items(), key=lambda item: (sum(item[1].values()), item[0]))
+            shares = ", ".join(
+                f"{n:,} in {unit}" for unit, n in sorted(found.items(), key=lambda item: (-item[1], item[0]))
+            )
+            n_results = sum(n for found in mixed.values() for n in found.values())
+            yield (
+                f"{n_results:,} results are of {len(mixed):,} codes with several units, which stay a part of the code, "
+                f"such as {code} ({shares}); units = FILE in the source's TOML (--config) converts them"
+            )
 
 
 def _of(times: _Times) -> str:

@@ -181,7 +181,7 @@ class Candidates:
             if not event.may_lack_time:
                 why_not_event = why_not_event.when(pl.col("time").is_null()).then(reason_number("no time"))
             kept = self._drop(frame, why_not_event)
-            yield kept.drop("is_header", "unreadable", "description", "decimal_comma", strict=False)
+            yield kept.drop("is_header", "unreadable", "description", "decimal_comma", "unit", strict=False)
 
     def _drop(self, frame: pl.DataFrame, why_not: pl.Expr) -> pl.DataFrame:
         """The rows of `frame` for which there is no reason to drop them; the others are counted."""

@@ -18,6 +18,7 @@ class EventColumns:
     ----------
     time_column : the source's column, for messages; None for a static fact.
     result_column : the source's column of numbers, for messages.
+    unit : of the number, where units are told apart.
     may_lack_time : whether the event without a time is a static fact.
     has_result : whether a row may state a number or a text.
     """
@@ -29,6 +30,7 @@ class EventColumns:
     text_value: str | None
     decimal_comma: str | None
     description: str | None
+    unit: str | None
     time_column: str | None
     result_column: str | None
     may_lack_time: bool
@@ -57,6 +59,8 @@ class EventColumns:
             selected.append(pl.col(self.text_value).alias("text_value"))
         if self.decimal_comma:
             selected.append(pl.col(self.decimal_comma).alias("decimal_comma"))
+        if self.unit:
+            selected.append(pl.col(self.unit).alias("unit"))
         if visit:
             selected.append(pl.col("visit").alias("visit_id"))
         return selected
@@ -85,6 +89,7 @@ def row_query(table: SourceTable, relation: Relation) -> tuple[str, list[EventCo
             text_value=column(event.text_value, "VARCHAR"),
             decimal_comma=column(relation.decimal_commas(event.result_column), "BOOLEAN"),
             description=column(event.description, "VARCHAR"),
+            unit=column(event.unit, "VARCHAR"),
             time_column=None if time is None else time.column,
             result_column=event.result_column,
             may_lack_time=time is None or event.may_lack_time,
@@ -95,7 +100,7 @@ def row_query(table: SourceTable, relation: Relation) -> tuple[str, list[EventCo
     if table.visit:
         selected.append(f"{relation.identifier(table.visit)} AS visit")
     selected += [f"{sql} AS {name}" for sql, name in names.items()]
-    selected += [f"coalesce({note.rows}, false) AS note{place}" for place, note in enumerate(table.notes)]
+    selected += [f"coalesce(CAST({note.rows} AS INTEGER), 0) AS note{place}" for place, note in enumerate(table.notes)]
     return f"SELECT {', '.join(selected)} FROM {relation.sql}", events
 
 

@@ -47,7 +47,8 @@ from ehrtrack.data.sources._messages import what_is_wrong
 from ehrtrack.data.sources._reader import Reader
 from ehrtrack.data.sources._relation import quote_text
 from ehrtrack.data.sources._results import with_results_in_codes
-from ehrtrack.data.sources.base import Source
+from ehrtrack.data.sources._units import Conversion, read_conversions, with_units
+from ehrtrack.data.sources.base import Source, SourceTable
 from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.files import publish, scratch_folder
@@ -98,6 +99,7 @@ def import_dataset(
     chosen = plugins.plugin("data.sources", source, Source)
     settings = read_config(chosen.Config, source, config)
     _check_paths(path, out)
+    conversions = read_conversions(settings.units) if settings.units else ()
     report = progress or _print_progress
     with open_engine(engine, n_workers) as workers, _staging_folder(out) as staging:
         candidates = Candidates(staging / "scratch" / "runs")
@@ -105,7 +107,7 @@ def import_dataset(
             reader = Reader(connection, settings, staging / "scratch")
             try:
                 tables = chosen(settings).tables(reader, path)
-                present = [with_results_in_codes(reader, table) for table in tables if table.relation is not None]
+                present = [_read_alike(reader, table, conversions) for table in tables if table.relation is not None]
                 for table in present:
                     began = time.monotonic()
                     n_rows = candidates.stage(connection, table, settings)
@@ -142,12 +144,17 @@ def import_dataset(
         n_deaths=sum(shard.n_deaths for shard in shards),
         n_future=sum(shard.n_future for shard in shards),
         has_splits=candidates.splits is not None,
-        hints=_hints(codes, shards, settings),
+        hints=(*_hints(codes, shards, settings), *_unused(candidates, conversions)),
         first_time=min((shard.first_time for shard in written if shard.first_time), default=None),
         last_time=max((shard.last_time for shard in written if shard.last_time), default=None),
         n_shards=len(written),
         seconds=time.monotonic() - started,
     )
+
+
+def _read_alike(reader: Reader, table: SourceTable, conversions: tuple[Conversion, ...]) -> SourceTable:
+    """The table with its results and their units as every source has them."""
+    return with_results_in_codes(reader, with_units(reader, table, conversions))
 
 
 def _write_events(
@@ -205,6 +212,20 @@ def _hints(codes: pl.DataFrame, shards: list[ShardAccount], settings: Reading) -
     return (f"The codes {names} may be births or deaths: say birth_codes, death_codes in the source's TOML (--config)",)
 
 
+def _unused(candidates: Candidates, conversions: tuple[Conversion, ...]) -> Iterator[str]:
+    """A line on each conversion that no result needed."""
+    used = {
+        note.words
+        for account in candidates.accounts
+        for note, n in zip(account.table.notes, account.n_notes, strict=True)
+        if n
+    }
+    for one in conversions:
+        if one.words not in used:
+            units = f"from {one.from_unit or 'no unit'} to {one.to_unit}"
+            yield f"The conversion of {one.pattern} {units} found no result: look at its code and unit"
+
+
 def _accounts(
     candidates: Candidates,
     subjects: pl.DataFrame,
@@ -226,7 +247,7 @@ def _accounts(
     )
     totals = counts.group_by("table_index", "reason").agg(pl.col("n").sum())
     n_of = {(table, reason): n for table, reason, n in totals.iter_rows()}
-    reports = []
+    reports, texts = [], candidates.codes.texts()
     for index, account in enumerate(candidates.accounts):
         dropped = {reason: n_of.get((index, place), 0) for place, reason in enumerate(DROP_REASONS)}
         dropped[DROP_REASONS[unknown]] += int(n_unknown[index])
@@ -239,7 +260,7 @@ def _accounts(
                 n_kept=n_kept,
                 dropped={reason: n for reason, n in dropped.items() if n},
                 results=account.results(),
-                notes=account.notes(),
+                notes=account.notes(texts),
             )
         )
     return reports
@@ -254,7 +275,10 @@ def read_config(section: type[Reading], source: str, path: Path | None) -> Readi
         except FileNotFoundError as error:
             raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
     try:
-        return section.model_validate(values)
+        settings = section.model_validate(values)
+        if path is None or settings.units is None:
+            return settings
+        return settings.model_copy(update={"units": path.parent / settings.units})
     except ValidationError as error:
         if path is None:
             raise ConfigError(f"source {source} needs a configuration; give one with --config FILE.toml") from error

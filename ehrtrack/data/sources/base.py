@@ -16,7 +16,6 @@ from ehrtrack.data.sources.settings import Reading
 from ehrtrack.errors import DataError
 
 NULL = "NULL"
-NO_UNIT = "''"
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,9 @@ class Event:
 
     A row with several events skips those whose code is NULL, unless that leaves it none. An event without
     `time` is a static fact, such as sex. `may_lack_time` lets the rows without a time be static facts. `result_column`
-    is the name of the column that `numeric_value` is read from; its decimal commas are counted.
+    is the name of the column that `numeric_value` is read from; its decimal commas are counted. `unit` is that of the
+    number; it becomes the last part of the code where the code has several in the table, or of every event with
+    `has_unit_always`.
     """
 
     code: str
@@ -35,6 +36,8 @@ class Event:
     description: str = NULL
     may_lack_time: bool = False
     result_column: str | None = None
+    unit: str = NULL
+    has_unit_always: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Note:
 
     Attributes
     ----------
-    rows : SQL of whether a row is meant.
+    rows : SQL of whether a row is meant, or how often.
     words : the line, with ``{n}`` where the number goes; said only where it is above 0.
     """
 
@@ -127,24 +130,6 @@ def prefixed(prefix: str, value: str) -> str:
     '(\\'GENDER//\\' || "sex")'
     """
     return f"({quote_text(prefix)} || {value})"
-
-
-def unit_where_several(reader: Reader, relation: Relation, code: str, unit: str, number: str) -> str:
-    """SQL of ``//unit`` for the numbers of a code that has several units in the table, and of nothing for all others.
-
-    The table is read once for it: 90 mg/dL and 5 mmol/L must not become one scale.
-    """
-    if unit == NULL or number == NULL:
-        return NO_UNIT
-    several = reader.scratch_table(
-        f"SELECT {code} AS code FROM {relation.sql} WHERE {number} IS NOT NULL "
-        f"GROUP BY ALL HAVING count(DISTINCT {unit}) > 1",
-        of=relation.name,
-    )
-    return (
-        f"CASE WHEN {number} IS NOT NULL AND {code} IN (SELECT code FROM {several}) "
-        f"THEN coalesce('//' || {unit}, '') ELSE '' END"
-    )
 
 
 def birth(time: Time) -> Event:

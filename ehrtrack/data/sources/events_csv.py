@@ -190,6 +190,8 @@ def _events(relation: Relation, table: Table, codes: Codes) -> list[Event]:
             text_value=f"CASE WHEN {relation.number(value)} IS NULL THEN {relation.text(value)} END" if value else NULL,
             description=relation.text(codes.description) if codes.description else NULL,
             result_column=value,
+            unit=relation.text(codes.unit) if codes.unit else NULL,
+            has_unit_always=bool(codes.columns) and codes.flag is None,
         )
         for code, value in _codes_and_values(relation, codes)
     ]
@@ -214,15 +216,8 @@ def _codes_and_values(relation: Relation, codes: Codes) -> list[tuple[str, str |
             )
             for column in _expand(relation, codes.columns)
         ]
-    unit = f", {relation.text(codes.unit)}" if codes.unit else ""
     return [
-        (
-            when_present(
-                _spelt(relation, column, codes.values),
-                f"concat_ws('//', {quote_text(codes.prefix)} || {_spelt(relation, column, codes.values)}{unit})",
-            ),
-            codes.value,
-        )
+        (f"({quote_text(codes.prefix)} || {_spelt(relation, column, codes.values)})", codes.value)
         for column in _expand(relation, codes.columns)
     ]
 

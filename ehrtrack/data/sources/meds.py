@@ -3,8 +3,8 @@
 `path` is the dataset's folder (``data/**/*.parquet``), or a folder of parquet files. The visit's identifier
 is in the first of ``visit_id``, ``hadm_id``, ``visit_occurrence_id`` and ``encounter_id`` that is there;
 descriptions and parent codes come from ``metadata/codes.parquet``, and ``metadata/subject_splits.parquet`` is kept,
-where there is one. Where the dataset has a column ``unit``, numbers of a code that has several units carry theirs in
-the code. Other columns are not kept.
+where there is one. Numbers of a code that has several units in the column ``unit`` carry theirs in the code. Other
+columns are not kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from ehrtrack.data.events import BIRTH, DEATH
 from ehrtrack.data.sources._reader import Reader
 from ehrtrack.data.sources._relation import quote_text
-from ehrtrack.data.sources.base import NO_UNIT, Event, Source, SourceTable, unit_where_several
+from ehrtrack.data.sources.base import Event, Source, SourceTable
 from ehrtrack.data.sources.settings import MedsConfig
 from ehrtrack.errors import DataError
 
@@ -35,15 +35,14 @@ class Meds(Source):
             raise DataError(f"no parquet file under {folder}; needed: a MEDS dataset with data/*.parquet")
         events = reader.files(files, "data").require("subject_id", "time", "code")
         visit = next((column for column in _VISIT_COLUMNS if events.has(column)), None)
-        code, number = _code(events.text("code"), self.config), events.number("numeric_value")
-        unit = unit_where_several(reader, events, code, events.text("unit"), number)
         event = Event(
-            code=code if unit == NO_UNIT else f"({code} || {unit})",
+            code=_code(events.text("code"), self.config),
             time=events.time("time"),
-            numeric_value=number,
+            numeric_value=events.number("numeric_value"),
             text_value=events.text("text_value"),
             may_lack_time=True,
             result_column="numeric_value",
+            unit=events.text("unit"),
         )
         table = SourceTable(
             name="data",

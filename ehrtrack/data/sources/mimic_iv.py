@@ -45,6 +45,7 @@ class _Timed:
     time : time columns, the best first.
     parts : columns whose values, joined by ``//``, follow the prefix in the code; blank ones are skipped.
     value : column that holds a number, or text that is not one.
+    unit : column with the value's unit, which is the last part of the code.
     dictionary : table, key column and label column that describe the code.
     """
 
@@ -54,6 +55,7 @@ class _Timed:
     parts: tuple[str, ...]
     value: str | None = None
     text: str | None = None
+    unit: str | None = None
     description: str | None = None
     dictionary: tuple[str, str, str] | None = None
 
@@ -70,22 +72,24 @@ _TIMED_TABLES = (
         "labevents",
         "LAB",
         ("charttime",),
-        ("itemid", "valueuom"),
+        ("itemid",),
         value="valuenum",
         text="value",
+        unit="valueuom",
         dictionary=("d_labitems", "itemid", "label"),
     ),
     _Timed(
         "chartevents",
         "CHART",
         ("charttime",),
-        ("itemid", "valueuom"),
+        ("itemid",),
         value="valuenum",
         text="value",
+        unit="valueuom",
         dictionary=_ITEMS,
     ),
-    _Timed("outputevents", "OUTPUT", ("charttime",), ("itemid", "valueuom"), value="value", dictionary=_ITEMS),
-    _Timed("inputevents", "INPUT", ("starttime",), ("itemid", "amountuom"), value="amount", dictionary=_ITEMS),
+    _Timed("outputevents", "OUTPUT", ("charttime",), ("itemid",), value="value", unit="valueuom", dictionary=_ITEMS),
+    _Timed("inputevents", "INPUT", ("starttime",), ("itemid",), value="amount", unit="amountuom", dictionary=_ITEMS),
     _Timed("procedureevents", "ICU_PROCEDURE", ("starttime",), ("itemid",), dictionary=_ITEMS),
 )
 
@@ -183,6 +187,8 @@ def _timed(reader: Reader, timed: _Timed, find: Find) -> SourceTable:
         text_value=text,
         description=description,
         result_column=timed.value,
+        unit=relation.text(timed.unit) if timed.unit else NULL,
+        has_unit_always=True,
     )
     return SourceTable(
         name=timed.table,

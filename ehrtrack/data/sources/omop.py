@@ -40,7 +40,6 @@ from ehrtrack.data.sources.base import (
     death,
     prefixed,
     require_table,
-    unit_where_several,
 )
 from ehrtrack.data.sources.settings import OmopConfig
 from ehrtrack.errors import DataError
@@ -219,19 +218,19 @@ def _clinical(
     number, text = _results(joined)
     code = _code(joined, word)
     unit = f"coalesce(unit_label, {joined.text('unit_source_value')})" if joined.has("unit_label") else NULL
-    several_units = unit_where_several(reader, joined, code, unit, number)
     time = joined.time(*clinical.start)
     notes: tuple[Note, ...] = ()
     if at_visit_end is not None and joined.has("visit_occurrence_id"):
         joined = _with_visit_end(reader, joined, at_visit_end)
         time, notes = _moved_to_visit_end(joined, time)
     event = Event(
-        code=f"({code} || {several_units})",
+        code=code,
         time=time,
         numeric_value=number,
         text_value=text,
         description="event_text",
         result_column="value_as_number",
+        unit=unit,
     )
     return SourceTable(
         name=clinical.table,

@@ -6,6 +6,7 @@ import datetime as dt
 import re
 import zoneinfo
 from datetime import date, datetime
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -33,6 +34,9 @@ class Reading(Section):
         has them in its code: ``LAB//x//positive``. With 0 no code has; the words stay in `text_value` alone, which
         models do not read.
     results_in_codes : regular expressions of the codes that may have; without one, all.
+    units : CSV file with the columns code (a regular expression, matched at the code's start), from, to, factor and
+        offset: a result in the unit `from` becomes ``factor * result + offset`` in the unit `to`. Its path is relative
+        to the TOML. Units that it does not name stay a part of the code where a code has several.
     max_unreadable_births, max_unreadable_deaths : the share of stated births, and of deaths, that may be unreadable;
         above it the import stops. Deaths that come before the birth count as unreadable.
     allow_dropped_tables : tables, by their names in the report, of which nothing need be left.
@@ -50,6 +54,7 @@ class Reading(Section):
     decimal: Literal[".", ","] = "."
     max_result_levels: int = Field(default=20, ge=0)
     results_in_codes: tuple[str, ...] = ()
+    units: Path | None = None
     max_unreadable_births: float = Field(default=0.05, ge=0, le=1)
     max_unreadable_deaths: float = Field(default=0.0, ge=0, le=1)
     allow_dropped_tables: tuple[str, ...] = ()

@@ -22,7 +22,6 @@ from ehrtrack.data.sources.base import (
     death,
     prefixed,
     require_table,
-    unit_where_several,
 )
 from ehrtrack.data.sources.settings import SyntheaConfig
 
@@ -65,7 +64,7 @@ class Synthea(Source):
             _patients(patients),
             _encounters(find("encounters")),
             *(_coded(reader, name, find(name), code=code, system=system) for name, code, system in _CODED_TABLES),
-            _observations(reader, find("observations")),
+            _observations(find("observations")),
         ]
 
 
@@ -117,18 +116,18 @@ def _coded(reader: Reader, name: str, relation: Relation | None, *, code: str, s
     return SourceTable(name=name, relation=relation, subject="PATIENT", events=(event,), visit="ENCOUNTER")
 
 
-def _observations(reader: Reader, relation: Relation | None) -> SourceTable:
+def _observations(relation: Relation | None) -> SourceTable:
     if relation is None:
         return SourceTable(name="observations", relation=None)
     relation.require("DATE", "PATIENT", "CODE", "VALUE")
     number = relation.number("VALUE")
-    code = f"({_system(relation, 'LOINC')} || '//' || {relation.text('CODE')})"
     event = Event(
-        code=f"({code} || {unit_where_several(reader, relation, code, relation.text('UNITS'), number)})",
+        code=f"({_system(relation, 'LOINC')} || '//' || {relation.text('CODE')})",
         time=relation.time("DATE"),
         numeric_value=number,
         text_value=f"CASE WHEN {number} IS NULL THEN {relation.text('VALUE')} END",
         result_column="VALUE",
+        unit=relation.text("UNITS"),
         description=relation.text("DESCRIPTION"),
     )
     return SourceTable(name="observations", relation=relation, subject="PATIENT", events=(event,), visit="ENCOUNTER")
