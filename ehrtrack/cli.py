@@ -344,6 +344,16 @@ def import_(source: str, path: Path, out: Path, config: Path | None, engine: str
 
 
 @cli.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="write it as one page, too")
+def describe(data: Path, html: Path | None) -> None:
+    """Say what a MEDS dataset holds: subjects, events, results, ages, and what to know before a study."""
+    from ehrtrack.recipes.describe import describe as run_describe
+
+    run_describe(data, html)
+
+
+@cli.command()
 @click.option("--subjects", required=True, type=int, help="how many subjects")
 @click.option("--seed", default=0, show_default=True, type=int)
 @click.option("--world", required=True, help="pretraining-site, target-site or noise")

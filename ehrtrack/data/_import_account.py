@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from ehrtrack.data._import_rows import EventColumns
+from ehrtrack.data.clocks import is_midnight
 from ehrtrack.data.import_report import Results
 from ehrtrack.data.sources._messages import masked
 from ehrtrack.data.sources.base import SourceTable
@@ -18,7 +19,6 @@ from ehrtrack.errors import DataError
 _LIVES = {0: "births", 1: "deaths"}
 """The numbers of their codes."""
 _MOST_COMMAS = 0.1
-_US_A_DAY = 86_400_000_000
 
 
 @dataclass
@@ -111,7 +111,8 @@ class TableAccount:
                 n_life = part.height - part["time"].null_count()
                 self._lives.setdefault((column, life), _Times()).add(n_life, part["unreadable"])
         self.n_timed += n_read
-        self.n_without_clock += int((read.to_physical() % _US_A_DAY == 0).sum())
+        is_date = is_midnight(pl.col("time"), self.reading.time_zone)
+        self.n_without_clock += int(frame.select(is_date.sum()).item())
 
     def check(self) -> None:
         """Refuse a table of which too much cannot be read.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ehrtrack import plots
 from ehrtrack.config import RunConfig, check_objective
 from ehrtrack.data.batch import Batches
+from ehrtrack.data.description import describe_dataset
 from ehrtrack.data.store import mean_age
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.code_effects import Levels
@@ -16,6 +17,7 @@ from ehrtrack.pipeline.fit import feed, set_up, train
 from ehrtrack.pipeline.prepare import Records, prepare_records, settle
 from ehrtrack.pipeline.report import conclude, encoder_matrices, judge_encoder, judge_training, learning_matrices
 from ehrtrack.pipeline.run import RecipeResult, Resumption, describe, open_run
+from ehrtrack.recipes._description_page import description_page
 from ehrtrack.runlog import VALIDATION
 from ehrtrack.strategies.base import parameter_table
 from ehrtrack.training.loop import FitResult
@@ -23,6 +25,7 @@ from ehrtrack.training.memory import CPU_BATCH_TOKENS
 from ehrtrack.training.ranks import join_ranks
 from ehrtrack.training.sanity import learned_codes
 
+DESCRIPTION = "data/description.html"
 SECTIONS = ("study", "data", "model", "objective", "init", "train", "runtime")
 
 
@@ -63,6 +66,8 @@ def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> RecipeRe
         run.log_fingerprints(fingerprints)
         run.log_parameters(parameter_table(model))
         run.logger.log_table(records.coverage, "vocabulary_coverage.csv")
+        if ranks.is_main:
+            run.logger.log_text(description_page(describe_dataset(records.dataset)), DESCRIPTION)
         result = train(run, model, objective, feed(config, records, model, objective, ranks), ranks)
         run.log_model(records, fingerprints, model=model)
         with run.judging():
