@@ -109,7 +109,8 @@ class TableAccount:
             if is_it.any():
                 part = frame.filter(is_it)
                 n_life = part.height - part["time"].null_count()
-                self._lives.setdefault((column, life), _Times()).add(n_life, part["unreadable"])
+                lost = part.filter(pl.col("time").is_null())["unreadable"].fill_null("")  # a time that is not stated
+                self._lives.setdefault((column, life), _Times()).add(n_life, lost)
         self.n_timed += n_read
         is_date = is_midnight(pl.col("time"), self.reading.time_zone)
         self.n_without_clock += int(frame.select(is_date.sum()).item())

@@ -34,6 +34,7 @@ OPTIONAL_COLUMNS = ("numeric_value", "text_value", "visit_id")
 _EVENTS_PER_BATCH = 500_000
 _EVENTS_PER_RUN = 1_000_000
 _SAMPLE = 10_000
+_LAST_LIFE_CODE = 1  # birth is 0 and death 1: neither is a static fact
 _TABLE = 2**21  # entries; a larger one is slower than hashing
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -178,8 +179,8 @@ class Candidates:
             account.count_event(frame, event)
             self._describe(frame)
             why_not_event = why_not.when(pl.col("unreadable").is_not_null()).then(reason_number("unreadable time"))
-            if not event.may_lack_time:
-                why_not_event = why_not_event.when(pl.col("time").is_null()).then(reason_number("no time"))
+            needs_time = pl.lit(True) if not event.may_lack_time else pl.col("code") <= _LAST_LIFE_CODE
+            why_not_event = why_not_event.when(pl.col("time").is_null() & needs_time).then(reason_number("no time"))
             kept = self._drop(frame, why_not_event)
             yield kept.drop("is_header", "unreadable", "description", "decimal_comma", "unit", strict=False)
 

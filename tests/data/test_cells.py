@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 
 import polars as pl
@@ -76,7 +76,7 @@ def mimic_iv(folder: Path, rows: list[Cells]) -> None:
 def meds(folder: Path, rows: list[Cells]) -> None:
     events = [(row["subject"], row["time"], row["code"], row["value"]) for row in rows]
     for row in {row["subject"]: row for row in rows}.values():
-        events.append((row["subject"], row["birth"], "MEDS_BIRTH", ""))
+        events += [(row["subject"], row["birth"], "MEDS_BIRTH", "")] * bool(row["birth"])
         events += [(row["subject"], row["death"], "MEDS_DEATH", "")] * bool(row["death"])
     table = pl.DataFrame(events, ["subject_id", "time", "code", "text_value"], orient="row")
     (folder / "data").mkdir(parents=True)
@@ -382,3 +382,61 @@ def test_results_may_stay_beside_their_codes(source: str, tmp_path: Path) -> Non
     _, events = read(source, tmp_path, [{"code": "PCR", "value": "positive"}], "max_result_levels = 0\n")
     (code,) = events.filter(~pl.col("code").str.starts_with("MEDS_"))["code"]
     assert code.split("//")[-1] == "PCR"
+
+
+@every_source
+def test_every_source_ends_with_the_whole_account(source: str, tmp_path: Path) -> None:
+    """A number, a text and nothing; a date alone; next year; a subject without a birth; a file that is not read."""
+    rows = [
+        {"time": "2010-01-05", "value": "4"},
+        {"time": "2010-01-06 08:00:00", "value": "positive"},
+        {"time": "2010-01-07 08:00:00", "value": ""},
+        {"time": f"{date.today().year + 1}-12-01 08:00:00", "value": "5"},
+        {"subject": "2", "birth": "", "time": "2010-01-06 09:00:00", "value": "6"},
+    ]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "notes.csv").write_text("a\n1\n")
+    report, _ = read(source, tmp_path, rows)
+    table = max(report.tables, key=lambda table: table.results.n_numeric)
+    assert (table.results.n_numeric, table.results.n_text) == (3, 1)
+    assert table.results.n_empty >= 1  # births in the table of results have none either
+    assert table.results.n_without_clock >= 1
+    assert (report.n_future, report.n_subjects - report.n_births) == (1, 1)
+    said = report.to_text()
+    assert "results: 3 numbers, 1 texts" in said
+    assert "times without a clock" in said
+    assert "Subjects without a birth: 1 of 2" in said
+    assert "Events after today: 1" in said
+    assert "notes.csv" in said.partition("Not read: ")[2]
+
+
+@pytest.mark.parametrize("source", [source for source in MAKERS if source != "meds"])
+@pytest.mark.parametrize("line", ['"Jane Doe,2010', "1,Jane Doe,2,3,4,5,6,7,8,9,10,11,12,13,14"])
+def test_a_line_that_is_no_row_is_refused_without_showing_it(source: str, line: str, tmp_path: Path) -> None:
+    MAKERS[source](tmp_path / "raw", [ROW, ROW | {"time": "2010-01-06 08:00:00"}])
+    for file in (tmp_path / "raw").rglob("*.csv"):
+        with file.open("a") as out:
+            out.write(line + "\n")
+    toml = tmp_path / "source.toml"
+    toml.write_text(EVENTS_CSV if source == "events-csv" else "")
+    with pytest.raises(DataError) as refused:
+        import_dataset(source, tmp_path / "raw", tmp_path / "out", config=toml, progress=lambda line: None)
+    assert "Jane" not in str(refused.value)
+    assert "cannot be" in str(refused.value)
+
+
+@pytest.mark.parametrize(("code", "word"), [("MEDS_BIRTH", "births"), ("MEDS_DEATH", "deaths")])
+def test_a_birth_or_death_without_a_time_is_no_static_fact(code: str, word: str, tmp_path: Path) -> None:
+    meds(tmp_path / "raw", [ROW])
+    file = tmp_path / "raw" / "data" / "0.parquet"
+    table = pl.read_parquet(file)
+    row = table.head(1).with_columns(code=pl.lit(code), time=pl.lit(None, pl.String), subject_id=pl.lit("2"))
+    pl.concat([table, row]).write_parquet(file)
+    toml = tmp_path / "source.toml"
+    toml.write_text("")
+    with pytest.raises(DataError, match=rf"1 of [12] {word} are unreadable"):
+        import_dataset("meds", tmp_path / "raw", tmp_path / "out", config=toml, progress=lambda line: None)
+    toml.write_text(f"max_unreadable_{word} = 1.0")
+    report = import_dataset("meds", tmp_path / "raw", tmp_path / "out", config=toml, progress=lambda line: None)
+    assert (report.n_births, report.n_deaths) == (1, 0)
+    assert report.dropped() == {"no time": 1}
