@@ -18,8 +18,8 @@ import importlib
 from typing import Any
 
 _RECIPES = (
-    "advise", "baseline", "canary", "compare", "demo", "embed", "finetune", "frontier", "landmarks", "predict",
-    "pretrain", "resume", "sweep", "tokenize",
+    "advise", "baseline", "canary", "compare", "demo", "describe", "embed", "finetune", "frontier", "landmarks",
+    "predict", "pretrain", "resume", "sweep", "tokenize",
 )  # fmt: skip
 _PLACES = {
     **{name: ("ehrtrack.recipes." + name, name) for name in _RECIPES},

@@ -131,7 +131,9 @@ def test_a_missing_label_file_is_named(refused: Refused, folder: Path, data: Pat
 def test_a_subject_twice_in_the_labels_is_named(refused: Refused, folder: Path, data: Path) -> None:
     labels = pl.read_csv(labels_file(folder, data))
     pl.concat([labels, labels[:1]]).write_csv(folder / "labels.csv")
-    assert "1 pairs of subject_id and prediction_time appear more than once (first: subject 1 at " in refused("finetune")
+    assert "1 pairs of subject_id and prediction_time appear more than once (first: subject 1 at " in refused(
+        "finetune"
+    )
 
 
 def test_an_empty_cohort_names_the_step_that_lost_the_last(refused: Refused) -> None:

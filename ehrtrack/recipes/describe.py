@@ -9,7 +9,7 @@ import polars as pl
 from ehrtrack.data.description import Description, describe_dataset
 from ehrtrack.data.events import open_dataset
 from ehrtrack.files import written_aside
-from ehrtrack.recipes._description_page import TOP_CODES, account, description_page
+from ehrtrack.pipeline.description_page import TOP_CODES, account, description_page
 
 BAR_WIDTH = 40
 

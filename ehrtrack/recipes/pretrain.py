@@ -12,12 +12,12 @@ from ehrtrack.data.store import mean_age
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.code_effects import Levels
 from ehrtrack.objectives.base import TrainingFacts, pretraining_objective
+from ehrtrack.pipeline.description_page import description_page
 from ehrtrack.pipeline.embeddings import start_from_embeddings
 from ehrtrack.pipeline.fit import feed, set_up, train
 from ehrtrack.pipeline.prepare import Records, prepare_records, settle
 from ehrtrack.pipeline.report import conclude, encoder_matrices, judge_encoder, judge_training, learning_matrices
 from ehrtrack.pipeline.run import RecipeResult, Resumption, describe, open_run
-from ehrtrack.recipes._description_page import description_page
 from ehrtrack.runlog import VALIDATION
 from ehrtrack.strategies.base import parameter_table
 from ehrtrack.training.loop import FitResult

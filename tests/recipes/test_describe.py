@@ -16,7 +16,7 @@ from ehrtrack.cli import cli
 from ehrtrack.data.description import describe_dataset
 from ehrtrack.data.events import BIRTH, MedsDataset
 from ehrtrack.errors import DataError
-from ehrtrack.recipes._description_page import description_page
+from ehrtrack.pipeline.description_page import description_page
 from ehrtrack.recipes.describe import describe
 from ehrtrack.recipes.pretrain import DESCRIPTION, pretrain
 
