@@ -71,6 +71,8 @@ Births = Literal["left_out", "unknown", "required"]
 """What becomes of subjects whose birth is not known: left out and counted, kept with an age that is unknown (never age
 0), or the run stops."""
 
+KEEP_UNKNOWN = 'data.births = "unknown" keeps subjects without an age'
+
 Hours = Annotated[float, Field(ge=0, le=24 * MAX_DAYS)]
 
 

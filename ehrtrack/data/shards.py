@@ -133,3 +133,11 @@ def _keep_table(function: Callable[[Path], pl.DataFrame], shard_and_file: tuple[
         table = function(shard)
         with written_aside(file) as aside:
             table.write_parquet(aside)
+
+
+def in_two_shards(subject_id: int, shards: list[Path]) -> str:
+    """What is said of a subject whose events lie in several shards."""
+    return (
+        f"subject {subject_id} is in more than one shard ({', '.join(shard.stem for shard in shards)}); a MEDS dataset "
+        "keeps all events of a subject in one: import the data again, or sort them by subject before sharding"
+    )

@@ -78,9 +78,10 @@ def test_pandas_makes_the_same_tokens_as_import_and_tokeniser(tmp_path: Path) ->
     from ehrtrack.data.events import open_dataset
     from ehrtrack.data.fitting import fit_vocabulary
     from ehrtrack.data.importing import import_dataset
+    from ehrtrack.data.record_ends import record_cutoffs
     from ehrtrack.data.settings import SplitConfig, VisitConfig, VocabularyConfig
     from ehrtrack.data.shards import ShardWork
-    from ehrtrack.data.store import build_store, record_cutoffs
+    from ehrtrack.data.store import build_store
 
     raw = write_events(tmp_path / "raw", 20_000)
     import_dataset("meds", raw, tmp_path / "meds", progress=lambda line: None)

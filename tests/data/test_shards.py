@@ -20,9 +20,10 @@ from ehrtrack.data import shards as shards_module
 from ehrtrack.data.engines import open_engine
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.fitting import coverage, fit_vocabulary
+from ehrtrack.data.record_ends import record_cutoffs
 from ehrtrack.data.settings import SplitConfig, VisitConfig, VocabularyConfig
 from ehrtrack.data.shards import ShardWork, open_work, parse_slice
-from ehrtrack.data.store import DTYPES, TokenStore, build_store, record_cutoffs, tokenise_slice
+from ehrtrack.data.store import DTYPES, TokenStore, build_store, tokenise_slice
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import ConfigError, DataError
 

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from ehrtrack.config import load_config, override, parse_config, parse_run_config, to_toml
 from ehrtrack.data.cohort import Cohort, build_cohort
 from ehrtrack.data.events import MedsDataset, fingerprint_of
+from ehrtrack.data.record_ends import record_cutoffs
 from ehrtrack.data.settings import CohortConfig, ColumnSplit, DatasetSplit, Split, SplitConfig, TimeSplit, VisitConfig
 from ehrtrack.data.shards import ShardWork
 from ehrtrack.data.split_rules import (
@@ -25,7 +26,7 @@ from ehrtrack.data.split_rules import (
     with_splits,
 )
 from ehrtrack.data.splits import assign_splits
-from ehrtrack.data.store import build_store, record_cutoffs
+from ehrtrack.data.store import build_store
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import ConfigError, DataError
 
