@@ -57,12 +57,15 @@ class TokenHistories:
 
 
 def read_counts(histories: TokenHistories) -> pl.DataFrame:
-    """`count_features` of the subjects."""
+    """`count_features` of the subjects; an age is NaN where it is unknown, to be filled by `with_ages`.
+
+    With ``data.births = "unknown"`` a column `is_age_unknown` says where.
+    """
     return _of_subjects(histories, count_features(histories.store, histories.vocabulary))
 
 
 def read_timing(histories: TokenHistories) -> pl.DataFrame:
-    """`timing_features` of the subjects."""
+    """`timing_features` of the subjects, with ages as in `read_counts`."""
     return _of_subjects(histories, timing_features(histories.store, histories.vocabulary))
 
 
