@@ -73,6 +73,14 @@ class DataConfig(Section):
     delay_hours : how many hours after its time an event is known, by patterns that are matched at the code's start,
         such as ``{"LAB//" = 6}``; of several that match, the longest counts. At an index date or a prediction time
         what is not known yet is no input. Pretraining reads whole records, in retrospect, and has no delay
+
+    Examples
+    --------
+    A laboratory's results are known six hours after the sample was taken:
+
+    >>> data = DataConfig(path="data/meds", delay_hours={"LAB//": 6})
+    >>> data.delay_hours["LAB//"], data.split.rule
+    (6.0, 'hash')
     """
 
     path: Path
@@ -98,6 +106,11 @@ class InitConfig(Section):
         empty starts from random weights
     embeddings : folder of code embeddings (`ehrtrack embed`) that a transformer's random start, in pretraining or from
         scratch, or the baseline mean-pool takes its codes from
+
+    Examples
+    --------
+    >>> InitConfig(run="latest").run
+    'latest'
     """
 
     run: str = ""
@@ -121,6 +134,11 @@ class RuntimeConfig(Section):
     engine : what works on the shards of the data: local, ray
     workers : shards that are worked on at the same time
     log_raw_subjects : log predictions under the subjects' own ids and with their dates, instead of keyed hashes
+
+    Examples
+    --------
+    >>> RuntimeConfig(device="cpu", threads=2).precision
+    'auto'
     """
 
     seed: int = Field(0, ge=0)
@@ -141,13 +159,25 @@ class RegistryConfig(Section):
     Attributes
     ----------
     model : name in the registry; empty uses the study's name
+
+    Examples
+    --------
+    >>> RegistryConfig(model="mortality-1y").model
+    'mortality-1y'
     """
 
     model: str = ""
 
 
 class RunConfig(Section):
-    """Everything that a run was told. It is logged whole as ``run_config.json``."""
+    """Everything that a run was told. It is logged whole as ``run_config.json``.
+
+    Examples
+    --------
+    >>> config = parse_config({"study": "mortality", "data": {"path": "data/meds"}, "strategy": {"name": "lora"}})
+    >>> config.to_params(["strategy"])["strategy.rank"]
+    8
+    """
 
     study: str = Field(min_length=1)
     data: DataConfig
@@ -177,7 +207,7 @@ class RunConfig(Section):
 def load_config(
     path: Path | str, overrides: Sequence[Override] = (), *, objective: str = "survival", kind: Kind | None = None
 ) -> RunConfig:
-    """Read a configuration file.
+    r"""Read a configuration file.
 
     A file may name another in the same folder, ``extends = "pretrain.toml"``, and then holds only what differs.
 
@@ -192,6 +222,16 @@ def load_config(
     ConfigError
         If the file is missing or no TOML, a key or value is not one there is, the objective (or one that a search or a
         frontier may take) is of another kind, or the model registry could not take the name.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "finetune.toml"
+    ...     _ = file.write_text('study = "mortality"\ndata.path = "meds"\nstrategy = {name = "lora", rank = 8}\n')
+    ...     config = load_config(file, [("strategy.rank", "16")])
+    >>> config.objective.name, config.strategy.rank
+    ('survival', 16)
     """
     table = read_study_file(Path(path))
     choices_first = sorted(overrides, key=lambda override: not override[0].endswith((".name", ".rule")))
@@ -211,6 +251,17 @@ def check_objective(config: RunConfig, kind: Kind) -> None:
     ------
     ConfigError
         If the objective is of another kind, or one is that a search or a frontier may take; with those there are.
+
+    Examples
+    --------
+    A fine-tuning with an objective of pretraining is refused before anything is read:
+
+    >>> config = parse_config({"study": "mortality", "data": {"path": "meds"}, "objective": {"name": "mlm"}})
+    >>> check_objective(config, "pretraining")
+    >>> check_objective(config, "outcome")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    ehrtrack.errors.ConfigError: objective.name is 'mlm', and needed is an objective that ...
     """
     needed, _, does = OBJECTIVES[kind]
     for key, name in _objectives(config):
@@ -245,7 +296,14 @@ def _check_model_name(config: RunConfig) -> None:
 
 
 def parse_config(table: Mapping[str, Any], *, objective: str = "survival") -> RunConfig:
-    """A configuration from plain values, such as those of ``run_config.json``."""
+    """A configuration from plain values, such as those of ``run_config.json``.
+
+    Examples
+    --------
+    >>> config = parse_config({"study": "mortality", "data": {"path": "meds"}})
+    >>> config.objective.name, config.strategy.name, config.baseline.name
+    ('survival', 'full', 'cox')
+    """
     values = dict(table)
     defaults = {"objective": objective, "strategy": "full", "baseline": "cox"}
     for section, package in PLUGIN_SECTIONS.items():
@@ -267,6 +325,12 @@ def parse_run_config(table: Mapping[str, Any]) -> RunConfig:
 
     It says all that was decided. A run of before there were several rules of splitting does not say that it was split
     by the hash.
+
+    Examples
+    --------
+    >>> config = parse_run_config({"study": "mortality", "data": {"path": "meds", "split": {"train": 0.6}}})
+    >>> config.data.split.rule, config.data.split.train
+    ('hash', 0.6)
     """
     data = table.get("data")
     split = data.get("split") if isinstance(data, Mapping) else None
@@ -276,7 +340,14 @@ def parse_run_config(table: Mapping[str, Any]) -> RunConfig:
 
 
 def override(config: RunConfig, values: Mapping[str, str | int | float | bool]) -> RunConfig:
-    """The configuration with some dotted paths set anew."""
+    """The configuration with some dotted paths set anew.
+
+    Examples
+    --------
+    >>> config = parse_config({"study": "mortality", "data": {"path": "meds"}})
+    >>> override(config, {"train.lr": 0.01}).train.lr
+    0.01
+    """
     table = config.model_dump(mode="json", exclude_unset=True)
     for dotted, value in values.items():
         _set(table, dotted, value)
@@ -284,7 +355,14 @@ def override(config: RunConfig, values: Mapping[str, str | int | float | bool]) 
 
 
 def to_toml(config: RunConfig) -> str:
-    """The configuration as a file that `load_config` reads; what is searched or varied is left out."""
+    """The configuration as a file that `load_config` reads; what is searched or varied is left out.
+
+    Examples
+    --------
+    >>> config = parse_config({"study": "mortality", "data": {"path": "meds"}, "train": {"lr": 0.01}})
+    >>> to_toml(config).splitlines()[-2:]
+    ['[train]', 'lr = 0.01']
+    """
     values = config.model_dump(mode="json", exclude_unset=True, exclude_none=True, exclude={"search", "frontier"})
     return write_toml(dict(_leaves(values)))
 
@@ -370,6 +448,11 @@ def parse_value(text: str) -> Any:
     """A value as TOML writes it; anything else is a string. Python's True and False are booleans too.
 
     A run id is a string even where all of its 32 digits happen to be decimal.
+
+    Examples
+    --------
+    >>> [parse_value(text) for text in ("8", "0.5", "True", "lora", "[1, 2]")]
+    [8, 0.5, True, 'lora', [1, 2]]
     """
     if re.fullmatch("[0-9a-f]{32}", text):
         return text

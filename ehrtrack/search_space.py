@@ -17,6 +17,13 @@ class Range(Section):
 
     Whole numbers if both bounds are written whole (``1``), else real ones (``1.0``); `log` spreads the values
     evenly over orders of magnitude; `step` rounds them to low + k·step.
+
+    Examples
+    --------
+    >>> Range(low=1, high=8).is_whole, Range(low=0.0, high=0.3).is_whole
+    (True, False)
+    >>> Range(low=1e-4, high=1e-2, log=True).log
+    True
     """
 
     low: int | float
@@ -43,7 +50,13 @@ class Range(Section):
 
 
 class Choices(Section):
-    """One of a few values, in no order."""
+    """One of a few values, in no order.
+
+    Examples
+    --------
+    >>> Choices(choices=("frozen", "lora")).choices
+    ('frozen', 'lora')
+    """
 
     choices: tuple[Scalar, ...] = Field(min_length=1)
 
@@ -78,6 +91,14 @@ class SearchConfig(Section):
     n_startup_trials : trials that are never pruned, and are drawn at random
     n_warmup_epochs : epochs before a trial may be pruned
     heartbeat_seconds : a worker silent for twice as long is taken for dead, and its trial is tried again
+
+    Examples
+    --------
+    A table of ``parameters`` takes the place of the default one:
+
+    >>> search = SearchConfig(n_trials=10, parameters={"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}})
+    >>> list(search.parameters), search.parameters["train.lr"].is_whole
+    (['train.lr'], False)
     """
 
     n_trials: int = Field(20, ge=1)
@@ -96,6 +117,13 @@ class FrontierConfig(Section):
     ----------
     parameter : dotted path of the setting
     values : at least two; the first is what the others are compared with
+
+    Examples
+    --------
+    LoRA of rank 4 and 8, each compared with rank 2:
+
+    >>> FrontierConfig(parameter="strategy.rank", values=[2, 4, 8]).values[0]
+    2
     """
 
     parameter: str = "objective.lambda_rank"

@@ -15,7 +15,14 @@ MAX_REAL = 3e38
 
 
 class Mark(Enum):
-    """What is said of a setting beside its type, as in ``Annotated[float, Mark.ADDED_LATER]``."""
+    """What is said of a setting beside its type, as in ``Annotated[float, Mark.ADDED_LATER]``.
+
+    Examples
+    --------
+    >>> from ehrtrack.data.settings import CohortConfig
+    >>> Mark.ADDED_LATER in CohortConfig.model_fields["gap_days"].metadata
+    True
+    """
 
     ADDED_LATER = "added after runs had been logged: at its default it is no part of an identity"
 
@@ -24,6 +31,14 @@ class Section(BaseModel):
     """A frozen table of settings that refuses keys it does not know; ``--study 2024`` is a name, not a number.
 
     Numbers are finite, and no larger than 32 bits hold, unless a setting says otherwise.
+
+    Examples
+    --------
+    >>> from ehrtrack.models.settings import ModelConfig
+    >>> ModelConfig.model_validate({"size": "tiny"}).dropout
+    0.1
+    >>> sorted(ModelConfig().identity())
+    ['dropout', 'readout_days', 'size']
     """
 
     model_config = ConfigDict(
@@ -73,6 +88,12 @@ class Choice(Section):
     Attributes
     ----------
     module : the module of the plug-in's package that implements it, where that is not called as the plug-in is
+
+    Examples
+    --------
+    >>> from ehrtrack.strategies.settings import LoraConfig
+    >>> LoraConfig(rank=4).name
+    'lora'
     """
 
     module: ClassVar[str] = ""

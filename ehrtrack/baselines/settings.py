@@ -27,6 +27,11 @@ class TunedChoice(Choice):
     ----------
     n_candidates : combinations of settings to try; the one with the best validation C-index is kept
     seed : of everything random in the fit
+
+    Examples
+    --------
+    >>> CoxConfig(n_candidates=4).n_candidates
+    4
     """
 
     n_candidates: int = Field(N_CANDIDATES, ge=1)
@@ -40,6 +45,11 @@ class TreeSettings(TunedChoice):
     ----------
     n_intervals : of the time grid, at most
     min_subjects, min_share : a column that is not 0 in fewer training subjects (or a smaller share) is left out
+
+    Examples
+    --------
+    >>> RandomSurvivalForestConfig(min_subjects=20).min_share
+    0.01
     """
 
     n_intervals: int = Field(ge=1)
@@ -57,6 +67,11 @@ class SequenceSettings(TunedChoice):
         transformer's does (`objective.select_by`)
     batch_tokens : 0 takes what the device is best with
     lambda_rank, n_intervals : of the survival objective
+
+    Examples
+    --------
+    >>> GruConfig(widths=[48]).widths
+    (48,)
     """
 
     module: ClassVar[str] = "sequence"
@@ -82,6 +97,13 @@ class CoxConfig(TunedChoice):
     l1_ratio : 1 is the lasso; towards 0 it is ridge, which keeps correlated codes together
     min_subjects : a feature that is not 0 in fewer training subjects is left out
     log_counts : take log(1 + x) of whole-number features, whose tails are long
+
+    Examples
+    --------
+    ``[baseline] name = "cox"`` and ``l1_ratio = 1.0``, which is a lasso:
+
+    >>> CoxConfig(l1_ratio=1.0).n_candidates
+    8
     """
 
     name: Literal["cox"] = "cox"
@@ -100,6 +122,13 @@ class LassoConfig(TunedChoice):
     strengths : of the penalty, in units of ``sqrt(log P / N)``; `n_candidates` of them are tried
     scales_days : of times: a day, a month and a year; where a record is two days of intensive care, take hours
     n_intervals : of the time grid, at most
+
+    Examples
+    --------
+    In intensive care, with histories of hours: ``scales_days = [0.05, 0.5, 2.0]``.
+
+    >>> LassoConfig(scales_days=[0.05, 0.5, 2.0]).scales_days
+    (0.05, 0.5, 2.0)
     """
 
     name: Literal["lasso"] = "lasso"
@@ -118,6 +147,11 @@ class GradientBoostingConfig(TreeSettings):
     max_trees : the most trees; fewer where the validation loss stops falling
     n_intervals : of the time grid, at most; rows and time of the fit grow with it
     has_timing : whether it reads when codes came, and first, last and trend of values, beside the counts of codes
+
+    Examples
+    --------
+    >>> GradientBoostingConfig(max_trees=100).max_leaves
+    (8, 4, 16)
     """
 
     has_timing: ClassVar[bool] = False
@@ -133,7 +167,13 @@ class GradientBoostingConfig(TreeSettings):
 
 class GradientBoostingTimingConfig(GradientBoostingConfig):
     """Settings of gradient boosting with timing features: whether a sequence model is worth its cost shows against it,
-    not against bags of codes."""
+    not against bags of codes.
+
+    Examples
+    --------
+    >>> GradientBoostingTimingConfig().has_timing, GradientBoostingConfig().has_timing
+    (True, False)
+    """
 
     module: ClassVar[str] = "gradient_boosting"
     has_timing: ClassVar[bool] = True
@@ -149,6 +189,11 @@ class RandomSurvivalForestConfig(TreeSettings):
     min_rows, feature_shares : subjects a leaf, and share of the columns that a split may choose from
     max_rows : subjects that a tree is grown on, at most, drawn with replacement
     n_intervals : of the time grid, at most
+
+    Examples
+    --------
+    >>> RandomSurvivalForestConfig(n_trees=50).min_rows
+    (15, 8, 30, 60)
     """
 
     name: Literal["random-survival-forest"] = "random-survival-forest"
@@ -160,13 +205,25 @@ class RandomSurvivalForestConfig(TreeSettings):
 
 
 class GruConfig(SequenceSettings):
-    """Settings of a GRU (Cho et al. 2014, arXiv:1406.1078) over the visit tokens."""
+    """Settings of a GRU (Cho et al. 2014, arXiv:1406.1078) over the visit tokens.
+
+    Examples
+    --------
+    >>> GruConfig(epochs=5).patience
+    4
+    """
 
     name: Literal["gru"] = "gru"
 
 
 class LstmConfig(SequenceSettings):
-    """Settings of an LSTM (Hochreiter & Schmidhuber 1997, Neural Comput 9:1735-1780) over the visit tokens."""
+    """Settings of an LSTM (Hochreiter & Schmidhuber 1997, Neural Comput 9:1735-1780) over the visit tokens.
+
+    Examples
+    --------
+    >>> LstmConfig(epochs=5).patience
+    4
+    """
 
     name: Literal["lstm"] = "lstm"
 
@@ -178,6 +235,11 @@ class MeanPoolConfig(SequenceSettings):
     ----------
     skip_gram : of the embeddings, where none were fitted before
     trains_embeddings : whether they go on learning with the head
+
+    Examples
+    --------
+    >>> MeanPoolConfig(skip_gram={"epochs": 10}).skip_gram.epochs
+    10
     """
 
     name: Literal["mean-pool"] = "mean-pool"

@@ -29,6 +29,7 @@ SEX_PREFIXES = ("GENDER//", "SEX//")
 class Calendar:
     """Days of a time zone, whose beginnings are given in UTC.
 
+    >>> from datetime import datetime
     >>> Calendar("Asia/Shanghai").day(pl.Series([datetime(2010, 1, 2, 17)]).dt.cast_time_unit("us"))[0]
     datetime.datetime(2010, 1, 2, 16, 0)
     """

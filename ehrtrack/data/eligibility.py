@@ -28,6 +28,12 @@ class Rule(NamedTuple):
     reason : what predictions say of a subject that fails it
     holds : over the columns of `life_spans` and a date; null where it cannot be known
     needs_birth : the setting for which every subject has to have a birth, if any
+
+    Examples
+    --------
+    >>> rule = Rule("has a birth", "no birth in the dataset", pl.col("birth").is_not_null())
+    >>> pl.DataFrame({"birth": [None, "1950-06-01"]}).select(rule.holds).to_series().to_list()
+    [False, True]
     """
 
     step: str
@@ -43,6 +49,14 @@ def living_rules(column: str, moment: str) -> list[Rule]:
     ----------
     column : the date at which they are asked
     moment : what that date is called
+
+    Examples
+    --------
+    >>> for rule in living_rules("index_date", "index date"):
+    ...     print(rule.step)
+    has an event at or before the index date
+    alive at the index date
+    age of at most 120 years at the index date
     """
     date = pl.col(column)
     return [
@@ -82,7 +96,18 @@ def birth_rules(births: Births, column: str, moment: str) -> list[Rule]:
 
 
 def study_rules(config: CohortConfig) -> list[Rule]:
-    """What a study's settings ask, from columns `birth`, `first_time` and `index_date`."""
+    """What a study's settings ask, from columns `birth`, `first_time` and `index_date`.
+
+    Examples
+    --------
+    A subject of 17 years is left out by ``min_age_years = 18``:
+
+    >>> from datetime import datetime
+    >>> [rule] = study_rules(CohortConfig(labels="labels.csv", min_age_years=18))
+    >>> dates = {"birth": [datetime(2000, 5, 1)] * 2, "index_date": [datetime(2018, 4, 30), datetime(2018, 5, 1)]}
+    >>> pl.DataFrame(dates).select(rule.holds).to_series().to_list()
+    [False, True]
+    """
     index_day = pl.col("index_date").dt.truncate("1d")
     rules = []
     if config.min_history_days is not None:
@@ -116,7 +141,13 @@ def study_rules(config: CohortConfig) -> list[Rule]:
 
 
 def outcome_rule(moment: str) -> Rule:
-    """That the outcome is still to come, from the column of `add_outcome`."""
+    """That the outcome is still to come, from the column of `add_outcome`.
+
+    Examples
+    --------
+    >>> outcome_rule("index date").step
+    'no outcome at or before the index date'
+    """
     step = f"outcome at or before the {moment}"
     return Rule(f"no {step}", step, ~pl.col("has_prior_outcome"))
 
@@ -160,5 +191,11 @@ def with_reasons(
 
 
 def silence_reason(limit_days: float) -> str:
-    """What predictions say of a record that went silent long before the prediction time."""
+    """What predictions say of a record that went silent long before the prediction time.
+
+    Examples
+    --------
+    >>> silence_reason(730.5)
+    'no event in the 2 years before the prediction time'
+    """
     return f"no event in the {limit_days / DAYS_PER_YEAR:g} years before the prediction time"

@@ -30,6 +30,18 @@ def draw_labels(rows: pl.DataFrame, n_labels: int, *, seed: int) -> pl.Series:
     ------
     DataError
         If there are fewer training rows, or all of a split are of one class.
+
+    Examples
+    --------
+    Four of eight training rows, with the half of events that all of them have; the test row stays:
+
+    >>> from datetime import datetime
+    >>> split = ["train"] * 8 + ["validation"] * 4 + ["test"]
+    >>> rows = pl.DataFrame({"subject_id": range(13), "is_event": [True, False] * 6 + [True], "split": split})
+    >>> rows = rows.with_columns(index_date=datetime(2020, 1, 1))
+    >>> drawn = rows.filter(draw_labels(rows, 4, seed=0))
+    >>> drawn.group_by("split", maintain_order=True).agg(pl.len(), pl.col("is_event").sum()).rows()
+    [('train', 4, 2), ('validation', 2, 1), ('test', 1, 1)]
     """
     keys = rows.select(pl.format("{}:{}", "subject_id", pl.col("index_date").dt.epoch("us"))).to_series()
     ordered = rows.select("split", "is_event").with_row_index("row").with_columns(u=uniform(keys, seed)).sort("u")

@@ -42,6 +42,15 @@ def check_horizon(training: pl.DataFrame, horizon_days: float, min_share: float)
     ------
     DataError
         With the longest horizon that would do.
+
+    Examples
+    --------
+    >>> training = pl.DataFrame({"follow_up_days": [100.0] * 98 + [400.0] * 2})
+    >>> check_horizon(training, 365, 0.01)
+    >>> check_horizon(training, 365, 0.05)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    ehrtrack.errors.DataError: cohort.horizon_days is 365, and fewer than 5.0% of the 100 ...
     """
     days = training["follow_up_days"].to_numpy()
     n_followed = int((days >= horizon_days - SAME_DAYS).sum())

@@ -29,18 +29,50 @@ def index_dates(events: pl.LazyFrame, spans: pl.DataFrame, index: Index) -> pl.D
     ------
     DataError
         If the rule is an age, and a subject has no birth.
+
+    Examples
+    --------
+    The first diagnosis of diabetes, and the 65th birthday:
+
+    >>> from datetime import datetime
+    >>> events = pl.LazyFrame(
+    ...     {
+    ...         "subject_id": [1, 1, 1],
+    ...         "time": [datetime(1950, 6, 1), datetime(2015, 3, 2), datetime(2017, 1, 1)],
+    ...         "code": ["MEDS_BIRTH", "ICD10//E11.9", "ICD10//E11.2"],
+    ...     }
+    ... )
+    >>> spans = pl.DataFrame({"subject_id": [1], "birth": [datetime(1950, 6, 1)]})
+    >>> index_dates(events, spans, FirstCodeIndex(rule="first_code", codes=["ICD10//E11"])).rows()
+    [(1, datetime.datetime(2015, 3, 2, 0, 0))]
+    >>> index_dates(events, spans, AgeIndex(rule="age", years=65)).rows()
+    [(1, datetime.datetime(2015, 6, 1, 0, 0))]
     """
     dates: pl.DataFrame = _RULES[type(index)](events, spans, index)
     return dates.select("subject_id", pl.col("index_date").cast(pl.Datetime("us")))
 
 
 def birthday(years: int) -> pl.Expr:
-    """00:00 of the day on which the subject turns `years`, from a column `birth`."""
+    """00:00 of the day on which the subject turns `years`, from a column `birth`.
+
+    Examples
+    --------
+    >>> from datetime import datetime
+    >>> born = pl.DataFrame({"birth": [datetime(1960, 2, 29, 8)]})
+    >>> born.select(turns_18=birthday(18), turns_20=birthday(20)).rows()
+    [(datetime.datetime(1978, 2, 28, 0, 0), datetime.datetime(1980, 2, 29, 0, 0))]
+    """
     return pl.col("birth").dt.truncate("1d").dt.offset_by(f"{years}y")
 
 
 def check_births(subjects: pl.DataFrame, needed_by: str) -> None:
-    """Raises DataError if a subject has no birth, from a column `birth`."""
+    """Raises DataError if a subject has no birth, from a column `birth`.
+
+    Examples
+    --------
+    >>> from datetime import datetime
+    >>> check_births(pl.DataFrame({"subject_id": [1], "birth": [datetime(1950, 6, 1)]}), "cohort.min_age_years")
+    """
     subjects = subjects.unique("subject_id")
     missing = subjects.filter(pl.col("birth").is_null()).sort("subject_id")
     if not missing.is_empty():

@@ -17,6 +17,20 @@ def add_observation(subjects: pl.DataFrame, events: pl.LazyFrame) -> pl.DataFram
     Returns
     -------
     is_observed : null for subjects whose record has no periods; observed_until : null where the period is open, too
+
+    Examples
+    --------
+    A period of observation from January to June holds the index date, and another subject has no periods:
+
+    >>> from datetime import datetime
+    >>> events = pl.LazyFrame(
+    ...     [(1, datetime(2020, 1, 1), PERIOD_START), (1, datetime(2020, 6, 30, 12), PERIOD_END)],
+    ...     schema=["subject_id", "time", "code"],
+    ...     orient="row",
+    ... )
+    >>> subjects = pl.DataFrame({"subject_id": [1, 2], "index_date": [datetime(2020, 3, 1)] * 2})
+    >>> add_observation(subjects, events).select("subject_id", "is_observed", "observed_until").rows()
+    [(1, True, datetime.datetime(2020, 6, 30, 12, 0)), (2, None, None)]
     """
     times = (
         events.filter(pl.col("code").is_in([PERIOD_START, PERIOD_END]) & pl.col("time").is_not_null())

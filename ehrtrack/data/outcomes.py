@@ -12,7 +12,20 @@ from ehrtrack.data.visits import days_after, days_between
 
 
 def add_outcome(subjects: pl.DataFrame, events: pl.LazyFrame, outcome: OutcomeConfig) -> pl.DataFrame:
-    """The subjects with `outcome_time`, the first strictly after `index_date`, and `has_prior_outcome`."""
+    """The subjects with `outcome_time`, the first strictly after `index_date`, and `has_prior_outcome`.
+
+    Examples
+    --------
+    The first myocardial infarction after the index date; the one before it is a prior outcome:
+
+    >>> subjects = pl.DataFrame({"subject_id": [1, 2], "index_date": [datetime(2020, 1, 1)] * 2})
+    >>> times = [datetime(2019, 5, 1), datetime(2020, 3, 1), datetime(2020, 4, 1)]
+    >>> codes = ["ICD10//I21.0", "ICD10//I21.9", "ICD10//J18"]
+    >>> events = pl.LazyFrame({"subject_id": [1, 1, 2], "time": times, "code": codes})
+    >>> found = add_outcome(subjects, events, OutcomeConfig(codes=["ICD10//I21"]))
+    >>> found.select("subject_id", pl.col("outcome_time").dt.date().cast(str), "has_prior_outcome").rows()
+    [(1, '2020-03-01', True), (2, None, False)]
+    """
     if outcome.death:
         return subjects.with_columns(outcome_time=pl.col("death"), has_prior_outcome=pl.lit(False))
     time, index = pl.col("time"), pl.col("index_date")
@@ -34,6 +47,21 @@ def add_follow_up(subjects: pl.DataFrame, *, horizon_days: float, end_of_study: 
     Follow-up runs from the index date to the earliest of the outcome, death, the last event of the record, the end of
     the observation period, the start of `end_of_study`, and the horizon. It is an event when the outcome came at or
     before the rest.
+
+    Examples
+    --------
+    One subject has the outcome after 10 days. The other's record ends after 20, before the horizon of 30:
+
+    >>> subjects = pl.DataFrame(
+    ...     {
+    ...         "index_date": [datetime(2020, 1, 1)] * 2,
+    ...         "outcome_time": [datetime(2020, 1, 11), None],
+    ...         "last_time": [datetime(2020, 2, 1), datetime(2020, 1, 21)],
+    ...     }
+    ... ).with_columns(death=pl.lit(None, pl.Datetime("us")), observed_until=pl.lit(None, pl.Datetime("us")))
+    >>> followed = add_follow_up(subjects, horizon_days=30, end_of_study=None)
+    >>> followed.select("follow_up_days", "is_event").rows()
+    [(10.0, True), (20.0, False)]
     """
     horizon = days_after("index_date", horizon_days)
     censored = pl.min_horizontal("death", "last_time", "observed_until", midnight(end_of_study), horizon)
@@ -45,7 +73,14 @@ def add_follow_up(subjects: pl.DataFrame, *, horizon_days: float, end_of_study: 
 
 
 def clip_follow_up(subjects: pl.DataFrame, most_days: float | pl.Expr) -> pl.DataFrame:
-    """The subjects with those followed for longer than so many days, such as the horizon, censored there."""
+    """The subjects with those followed for longer than so many days, such as the horizon, censored there.
+
+    Examples
+    --------
+    >>> followed = pl.DataFrame({"follow_up_days": [10.0, 40.0], "is_event": [True, True]})
+    >>> clip_follow_up(followed, 30).rows()
+    [(10.0, True), (30.0, False)]
+    """
     is_longer = pl.col("follow_up_days") > most_days
     if "cause" in subjects.columns:
         subjects = subjects.with_columns(cause=pl.when(is_longer).then(0).otherwise("cause"))
@@ -56,6 +91,12 @@ def clip_follow_up(subjects: pl.DataFrame, most_days: float | pl.Expr) -> pl.Dat
 
 
 def midnight(day: date | None) -> pl.Expr:
-    """The start of a day as a datetime; null for no day."""
+    """The start of a day as a datetime; null for no day.
+
+    Examples
+    --------
+    >>> pl.select(midnight(date(2020, 1, 1))).item()
+    datetime.datetime(2020, 1, 1, 0, 0)
+    """
     moment = None if day is None else datetime.combine(day, time())
     return pl.lit(moment, dtype=pl.Datetime("us"))

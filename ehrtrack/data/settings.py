@@ -31,6 +31,13 @@ def check_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
     ------
     ConfigError
         If one is empty or cannot be compiled.
+
+    Examples
+    --------
+    A plain prefix is a regular expression too:
+
+    >>> check_patterns(("LAB//", "ICD10//I2[0-5]"))
+    ('LAB//', 'ICD10//I2[0-5]')
     """
     for pattern in patterns:
         if not pattern:
@@ -120,6 +127,14 @@ class TimeSplit(Section):
     out and counted. The follow-up of training and validation subjects ends at `test_from`: what came later was not
     known when the first test subject was asked about. Pretraining reads records up to their last event before
     `train_before`, of all subjects.
+
+    Examples
+    --------
+    ``[data.split] rule = "time"`` with two dates: the subjects of 2019 are in no split.
+
+    >>> split = TimeSplit(rule="time", train_before="2019-01-01", test_from="2020-01-01")
+    >>> (split.test_from - split.train_before).days
+    365
     """
 
     remedy: ClassVar[str] = "move split.train_before or split.test_from, or change split.validation"
@@ -204,6 +219,11 @@ class DatasetSplit(Section):
     """As the dataset has it, in ``metadata/subject_splits.parquet`` of MEDS: train, tuning (to validate), held_out.
 
     Subjects that it does not have, or has in a split of another name, are left out and counted.
+
+    Examples
+    --------
+    >>> DatasetSplit(rule="dataset").rule
+    'dataset'
     """
 
     remedy: ClassVar[str] = 'split otherwise, such as by split.rule = "hash"'
@@ -234,7 +254,15 @@ VisitUnit = Literal["encounter", "day", "hour"]
 
 
 class VisitConfig(Section):
-    """What makes events one visit; see `VisitUnit`."""
+    """What makes events one visit; see `VisitUnit`.
+
+    Examples
+    --------
+    ``[data.visits] unit = "hour"``:
+
+    >>> VisitConfig(unit="hour").unit
+    'hour'
+    """
 
     unit: VisitUnit = "day"
 
@@ -247,6 +275,14 @@ class VocabularyConfig(Section):
     of `exclude` at their start are left out altogether. `groups` is a table (parquet or CSV) with the columns
     `code` and `group`: codes of a group, such as those that different hospitals write for one thing, become one token.
     `ehrtrack embed --groups` finds some; phecodes, CCS or ATC classes are others.
+
+    Examples
+    --------
+    ``[data.vocabulary] min_subjects = 20`` and ``exclude = ["ADMIN//"]``:
+
+    >>> vocabulary = VocabularyConfig(min_subjects=20, exclude=["ADMIN//"])
+    >>> vocabulary.exclude, vocabulary.n_value_bins
+    (('ADMIN//',), 5)
     """
 
     min_subjects: int = Field(default=5, ge=1)
@@ -257,7 +293,15 @@ class VocabularyConfig(Section):
 
 
 class FirstCodeIndex(Section):
-    """The subject's first event with one of the codes: regular expressions matched at the code's start."""
+    """The subject's first event with one of the codes: regular expressions matched at the code's start.
+
+    Examples
+    --------
+    The first diagnosis of type 2 diabetes in ICD-10, at any of its subcodes:
+
+    >>> FirstCodeIndex(rule="first_code", codes=["ICD10//E11"]).codes
+    ('ICD10//E11',)
+    """
 
     rule: Literal["first_code"]
     codes: Annotated[Patterns, Field(min_length=1)]
@@ -267,6 +311,13 @@ class AgeIndex(Section):
     """The start (00:00) of the birthday on which the subject turns `years`.
 
     A birthday on 29 February falls on 28 February in common years.
+
+    Examples
+    --------
+    ``[cohort.index] rule = "age"`` and ``years = 65``:
+
+    >>> AgeIndex(rule="age", years=65).years
+    65
     """
 
     rule: Literal["age"]
@@ -274,14 +325,28 @@ class AgeIndex(Section):
 
 
 class DateIndex(Section):
-    """The start (00:00) of a calendar date, the same for all subjects."""
+    """The start (00:00) of a calendar date, the same for all subjects.
+
+    Examples
+    --------
+    >>> DateIndex(rule="date", date="2020-01-01").date.isoformat()
+    '2020-01-01'
+    """
 
     rule: Literal["date"]
     date: Date
 
 
 class VisitIndex(Section):
-    """The end (last event) of the subject's `number`-th visit, counted from 1 by the visits' first events."""
+    """The end (last event) of the subject's `number`-th visit, counted from 1 by the visits' first events.
+
+    Examples
+    --------
+    The end of the first encounter, such as a discharge from hospital:
+
+    >>> VisitIndex(rule="visit", number=1, unit="encounter").unit
+    'encounter'
+    """
 
     rule: Literal["visit"]
     number: int = Field(ge=1)
@@ -292,7 +357,15 @@ Index = Annotated[FirstCodeIndex | AgeIndex | DateIndex | VisitIndex, Field(disc
 
 
 class OutcomeConfig(Section):
-    """Death, or the first event with one of the codes (regular expressions matched at the code's start)."""
+    """Death, or the first event with one of the codes (regular expressions matched at the code's start).
+
+    Examples
+    --------
+    ``[cohort.outcome] codes = ["ICD10//I21"]``, or ``death = true``, but not both:
+
+    >>> OutcomeConfig(codes=["ICD10//I21"]).death
+    False
+    """
 
     death: bool = False
     codes: Patterns = ()

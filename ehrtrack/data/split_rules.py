@@ -32,6 +32,12 @@ class Step(NamedTuple):
     ----------
     name : as the flow of subjects into a cohort has it
     holds : over the columns of `with_splits`
+
+    Examples
+    --------
+    >>> step = Step("has a group by data.split", pl.col("group").is_not_null())
+    >>> pl.DataFrame({"group": ["ward 3", None]}).select(step.holds).to_series().to_list()
+    [True, False]
     """
 
     name: str
@@ -102,6 +108,13 @@ def settle_split(split: Split, path: Path) -> Split:
     ------
     ConfigError
         If the dataset has a split, and shares or a seed are asked for without a rule.
+
+    Examples
+    --------
+    Of a dataset without a split of its own, the hash of the subject decides:
+
+    >>> settle_split(SplitConfig(train=0.6), Path("data/meds")).rule
+    'hash'
     """
     if "rule" in split.model_fields_set:
         return split
@@ -128,6 +141,14 @@ def write_split(folder: Path, subjects: pl.DataFrame) -> None:
     ----------
     folder : of the dataset
     subjects : subject_id, split
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write_split(Path(folder), pl.DataFrame({"subject_id": [1, 2], "split": ["train", "validation"]}))
+    ...     pl.read_parquet(Path(folder) / SPLIT_TABLE).rows()
+    [(1, 'train'), (2, 'tuning')]
     """
     of_ehrtrack = {split: name for name, split in OF_MEDS.items()}
     table = subjects.select("subject_id", pl.col("split").replace_strict(of_ehrtrack)).unique().sort("subject_id")

@@ -53,6 +53,12 @@ class RunRow:
     metrics : by the names under which runs log them, such as ``kept/c_index``
     task : of its model
     subject_key : fingerprint of the key under which subjects' predictions are logged; "raw" for their own ids
+
+    Examples
+    --------
+    >>> row = RunRow("a", kind="finetune", model="behrt", strategy="lora", size="tiny", cohort_fingerprint="c")
+    >>> row.label, row.score(C_INDEX)
+    ('behrt · lora · tiny', None)
     """
 
     run_id: str
@@ -115,7 +121,14 @@ SCHEMA: dict[str, type[pl.DataType]] = {
 
 
 def group_by_cohort(rows: Sequence[RunRow]) -> dict[str, list[RunRow]]:
-    """The runs of each cohort, by its fingerprint, in the order of their first run."""
+    """The runs of each cohort, by its fingerprint, in the order of their first run.
+
+    Examples
+    --------
+    >>> rows = [RunRow(run_id, "baseline", "cox", cohort_fingerprint=cohort) for run_id, cohort in ("ax", "by", "cx")]
+    >>> {cohort: [row.run_id for row in of_cohort] for cohort, of_cohort in group_by_cohort(rows).items()}
+    {'x': ['a', 'c'], 'y': ['b']}
+    """
     groups: dict[str, list[RunRow]] = {}
     for row in rows:
         groups.setdefault(row.cohort_fingerprint, []).append(row)
@@ -123,7 +136,13 @@ def group_by_cohort(rows: Sequence[RunRow]) -> dict[str, list[RunRow]]:
 
 
 def metric_of_choice(rows: Sequence[RunRow]) -> Metric:
-    """The metric by which the best of some runs is chosen."""
+    """The metric by which the best of some runs is chosen.
+
+    Examples
+    --------
+    >>> metric_of_choice([RunRow("a", "baseline", "cox", cohort_fingerprint="c")]).title
+    'C-index'
+    """
     return chosen_by({row.task for row in rows})
 
 
@@ -136,6 +155,18 @@ def best_by_validation(rows: Sequence[RunRow]) -> RunRow:
     ------
     DataError
         If no run has the metric or none could be judged, or the runs are of several cohorts.
+
+    Examples
+    --------
+    The best on validation subjects is chosen, though another is better on the test subjects:
+
+    >>> bounds = {"test/c_index_lower": 0.6, "test/c_index_upper": 0.8}
+    >>> rows = [
+    ...     RunRow("a", "baseline", "cox", "c", metrics={"kept/c_index": 0.72, "test/c_index": 0.70, **bounds}),
+    ...     RunRow("b", "baseline", "gru", "c", metrics={"kept/c_index": 0.71, "test/c_index": 0.73, **bounds}),
+    ... ]
+    >>> best_by_validation(rows).run_id
+    'a'
     """
     require_one_cohort(rows)
     metric = metric_of_choice(rows)
@@ -154,7 +185,13 @@ def best_by_validation(rows: Sequence[RunRow]) -> RunRow:
 
 
 def verdict_of(difference: Interval) -> Verdict:
-    """What a paired difference allows to be said: its interval must exclude 0 for a claim."""
+    """What a paired difference allows to be said: its interval must exclude 0 for a claim.
+
+    Examples
+    --------
+    >>> [verdict_of(Interval(0.02, lower, 0.05)) for lower in (0.01, -0.01)]
+    ['better', 'no difference']
+    """
     if difference.lower > 0:
         return "better"
     return "worse" if difference.upper < 0 else "no difference"
@@ -178,6 +215,16 @@ def benchmark_table(
     ------
     DataError
         If there are no rows, or rows of several cohorts (the message lists them).
+
+    Examples
+    --------
+    >>> rows = [
+    ...     RunRow("a", "baseline", "cox", "c", seconds=2, metrics={"kept/c_index": 0.70}),
+    ...     RunRow("b", "finetune", "behrt", "c", strategy="lora", metrics={"kept/c_index": 0.72}),
+    ... ]
+    >>> table = benchmark_table(rows, {"b": Interval(0.02, 0.01, 0.03)})
+    >>> table.select("model", "strategy", "seconds", "val_c_index", "difference", "verdict").rows()
+    [('behrt', 'lora', None, 0.72, 0.02, 'better'), ('cox', '', 2.0, 0.7, None, None)]
     """
     require_one_cohort(rows)
     lines = []
@@ -216,6 +263,15 @@ def to_markdown(table: pl.DataFrame, *, reference: str = REFERENCE_MODEL, has_ca
     Parameters
     ----------
     has_causes : the outcome is the first of several causes, so that a C-index is said to be of any cause
+
+    Examples
+    --------
+    >>> rows = [RunRow(f"run-{model}", "baseline", model, "c", seconds=2) for model in ("cox", "gru")]
+    >>> print(to_markdown(benchmark_table(rows)).strip())
+    | model | seconds | run     |
+    | ----- | ------: | ------- |
+    | cox   |     2.0 | run-cox |
+    | gru   |     2.0 | run-gru |
     """
     columns: list[tuple[str, bool, Callable[[dict[str, Any]], str]]] = [
         ("model", False, lambda row: row["model"] or ""),
@@ -247,7 +303,16 @@ def to_markdown(table: pl.DataFrame, *, reference: str = REFERENCE_MODEL, has_ca
 
 
 def aligned(columns: list[tuple[str, bool, list[str]]]) -> str:
-    """Markdown with every column as wide as its widest cell; numbers to the right."""
+    """Markdown with every column as wide as its widest cell; numbers to the right.
+
+    Examples
+    --------
+    >>> print(aligned([("model", False, ["cox", "gru"]), ("seconds", True, ["2.0", "31.5"])]).strip())
+    | model | seconds |
+    | ----- | ------: |
+    | cox   |     2.0 |
+    | gru   |    31.5 |
+    """
     padded = []
     for title, is_right, texts in columns:
         width = max(3, *(len(text) for text in (title, *texts)))
@@ -258,7 +323,15 @@ def aligned(columns: list[tuple[str, bool, list[str]]]) -> str:
 
 
 def best_first(rows: Sequence[RunRow]) -> list[RunRow]:
-    """By the metric of choice on validation subjects, then few trainable parameters, then run id."""
+    """By the metric of choice on validation subjects, then few trainable parameters, then run id.
+
+    Examples
+    --------
+    >>> found = {"a": 0.6, "b": 0.7}
+    >>> rows = [RunRow(name, "baseline", "cox", "c", metrics={"kept/c_index": c}) for name, c in found.items()]
+    >>> [row.run_id for row in best_first(rows)]
+    ['b', 'a']
+    """
     if not rows:
         return []
     metric = metric_of_choice(rows)
@@ -275,6 +348,17 @@ def best_first(rows: Sequence[RunRow]) -> list[RunRow]:
 
 
 def require_one_cohort(rows: Sequence[RunRow]) -> None:
+    """Refuse runs of several cohorts, whose scores do not compare.
+
+    Raises
+    ------
+    DataError
+        If there are no runs, or the runs are of several cohorts.
+
+    Examples
+    --------
+    >>> require_one_cohort([RunRow("a", "baseline", "cox", "c"), RunRow("b", "baseline", "gru", "c")])
+    """
     groups = group_by_cohort(rows)
     if len(groups) == 1:
         return
@@ -292,6 +376,12 @@ def cause_table(rows: Iterable[RunRow]) -> pl.DataFrame:
     Returns
     -------
     model, strategy, size, cause (`ANY_CAUSE`, then the numbers), c_index, lower, upper, run_id; in the rows' order
+
+    Examples
+    --------
+    >>> metrics = {"test/c_index": 0.7, "test/c_index_cause_1": 0.8, "test/c_index_cause_2": 0.6}
+    >>> cause_table([RunRow("a", "finetune", "behrt", "c", metrics=metrics)]).select("cause", "c_index").rows()
+    [('any', 0.7), ('1', 0.8), ('2', 0.6)]
     """
     lines = []
     for row in rows:
@@ -305,7 +395,15 @@ def cause_table(rows: Iterable[RunRow]) -> pl.DataFrame:
 
 
 def causes_to_markdown(table: pl.DataFrame) -> str:
-    """The table of `cause_table` as aligned Markdown, to stand below the scores of any cause."""
+    """The table of `cause_table` as aligned Markdown, to stand below the scores of any cause.
+
+    Examples
+    --------
+    >>> metrics = {"test/c_index": 0.7, "test/c_index_cause_1": 0.8, "test/c_index_cause_2": 0.6}
+    >>> table = cause_table([RunRow("a", "finetune", "behrt", "c", metrics=metrics)])
+    >>> print(causes_to_markdown(table).splitlines()[-1])
+    | behrt |          |      | 2         | 0.600                        | a   |
+    """
     rows = list(table.iter_rows(named=True))
     columns = [
         ("model", [row["model"] for row in rows]),

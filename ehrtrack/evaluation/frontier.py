@@ -40,6 +40,11 @@ class Point:
     ----------
     metrics : of the run, by name
     difference : its test C-index minus that at the first value, on the same subjects; None at the first value
+
+    Examples
+    --------
+    >>> Point(value=0.1, run_id="a", metrics={"test/c_index": 0.7}).difference is None
+    True
     """
 
     value: Scalar
@@ -52,6 +57,15 @@ def frontier_table(points: Sequence[Point]) -> pl.DataFrame:
     """One line a value, in the order given: the columns of `MEASURES`, the paired difference and its verdict.
 
     A measure that a run could not have is null.
+
+    Examples
+    --------
+    >>> points = [
+    ...     Point(0.0, "a", {"test/c_index": 0.70, "test/ibs": 0.12}),
+    ...     Point(0.5, "b", {"test/c_index": 0.71, "test/ibs": 0.15}, Interval(0.01, -0.01, 0.03)),
+    ... ]
+    >>> frontier_table(points).select("value", "c_index", "ibs", "difference", "verdict").rows()
+    [('0.0', 0.7, 0.12, None, ''), ('0.5', 0.71, 0.15, 0.01, 'no difference')]
     """
     lines = []
     for point in points:
@@ -71,7 +85,18 @@ def frontier_table(points: Sequence[Point]) -> pl.DataFrame:
 
 
 def conclusion(table: pl.DataFrame, parameter: str) -> str:
-    """What the table allows to be said, in a sentence or two."""
+    """What the table allows to be said, in a sentence or two.
+
+    Examples
+    --------
+    >>> first = Point(0.0, "a", {"test/c_index": 0.70, "test/ibs": 0.12})
+    >>> second = Point(0.5, "b", {"test/c_index": 0.74, "test/ibs": 0.15}, Interval(0.04, 0.01, 0.07))
+    >>> said, error = conclusion(frontier_table([first, second]), "objective.lambda_rank").split(". ")
+    >>> print(said)
+    C-index higher than at objective.lambda_rank = 0.0, by an interval that excludes 0, at: 0.5
+    >>> print(error)
+    The integrated Brier score is 0.1200 at 0.0 and at most 0.1500, at 0.5.
+    """
     first = table.row(0, named=True)
     better = table.filter(pl.col("verdict") == "better")
     worse = table.filter(pl.col("verdict") == "worse")
@@ -93,7 +118,14 @@ def conclusion(table: pl.DataFrame, parameter: str) -> str:
 
 
 def to_markdown(table: pl.DataFrame, parameter: str) -> str:
-    """The table for a reader."""
+    """The table for a reader.
+
+    Examples
+    --------
+    >>> table = frontier_table([Point(0.0, "a", {"test/c_index": 0.70, "test/ibs": 0.12})])
+    >>> print(to_markdown(table, "strategy.rank").splitlines()[2])
+    | 0.0 | 0.700 |  |  | 0.1200 |  |  |  |
+    """
     first, *others = SHOWN
     titles = [parameter, first.title(), "difference (95 % interval)", "verdict", *(entry.title() for entry in others)]
     lines = [" | ".join(titles), " | ".join("---" for _ in titles)]

@@ -27,6 +27,26 @@ def subject_groups(store: TokenStore, vocabulary: Vocabulary, rows: Rows) -> dic
     """Attribute -> (B,) group of each subject, as an Enum in the order to be shown; only attributes that divide them.
 
     Age is that at the index date; history runs from the first visit to the index date.
+
+    Examples
+    --------
+    Two subjects of 39 and 70 years at the index date, without a visit before it:
+
+    >>> zeros = np.zeros(2, np.float32)
+    >>> store = TokenStore(
+    ...     subject_ids=np.array([4, 7]),
+    ...     offsets=np.array([0, 1, 2]),
+    ...     token=np.array([0, 1]),
+    ...     age_years=zeros,
+    ...     visit=np.array([0, 0]),
+    ...     gap_days=zeros,
+    ...     end_age_years=np.array([39.0, 70.0], np.float32),
+    ...     end_gap_days=zeros,
+    ...     fingerprint="s",
+    ... )
+    >>> groups = subject_groups(store, Vocabulary(("GENDER//F", "GENDER//M"), {}), np.array([0, 1]))
+    >>> {attribute: of_subject.to_list() for attribute, of_subject in groups.items()}
+    {'sex': ['F', 'M'], 'age_years': ['18–39', '65–74']}
     """
     groups = {name: _by_code(store, vocabulary, rows, prefix) for name, prefix in CODED.items()}
     groups["age_years"] = _bands(store.end_age_years[rows], AGE_EDGES_YEARS)

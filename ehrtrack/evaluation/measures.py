@@ -66,7 +66,13 @@ Compute = Callable[[Split, Context], Found]
 
 
 class Measure(NamedTuple):
-    """A function of a split, under the name by which it is left out."""
+    """A function of a split, under the name by which it is left out.
+
+    Examples
+    --------
+    >>> [found.name for found in MEASURES if found.is_of_validation][:2]
+    ['c_index', 'c_index_interval']
+    """
 
     name: str
     compute: Compute
@@ -81,7 +87,16 @@ MEASURES: list[Measure] = []
 def measure(
     name: str, *, is_of_validation: bool = False, tasks: tuple[Task, ...] = OUTCOME_TASKS
 ) -> Callable[[Compute], Compute]:
-    """Mark a function as a measure of test subjects, and if so said of validation subjects, of models of some tasks."""
+    """Mark a function as a measure of test subjects, and if so said of validation subjects, of models of some tasks.
+
+    Examples
+    --------
+    >>> @measure("mean_risk")
+    ... def _mean_risk(split, context):
+    ...     return {"mean_risk": float(split.risk.mean())}
+    >>> MEASURES.pop().name  # and out of the list again, as this is an example
+    'mean_risk'
+    """
 
     def add(compute: Compute) -> Compute:
         MEASURES.append(Measure(name, compute, is_of_validation, tasks))
@@ -94,6 +109,19 @@ def evaluate(split: Split, context: Context, *, task: Task = "survival") -> Repo
     """All measures of a split; of validation subjects, which have no others beside them, those that both splits have.
 
     Discrimination, error, calibration and net benefit of test subjects, overall and by group.
+
+    Examples
+    --------
+    Two validation subjects, of whom the one with the event first has the higher risk. For an interval they are too few:
+
+    >>> from ehrtrack.data.batch import Outcomes
+    >>> from ehrtrack.evaluation.split import EvaluationConfig
+    >>> from ehrtrack.survival.time_grid import TimeGrid
+    >>> outcomes = Outcomes(np.array([10.0, 20.0]), np.array([True, False]))
+    >>> split = Split(np.array([[1.0, 0.4], [1.0, 0.8]]), TimeGrid((0, 30)), training=outcomes, outcomes=outcomes)
+    >>> report = evaluate(split, Context(EvaluationConfig(), seed=0))
+    >>> report.metrics["c_index"], "c_index_interval" in report.left_out
+    (1.0, True)
     """
     report = Report()
     for name, compute, is_of_validation, tasks in MEASURES:
@@ -103,7 +131,13 @@ def evaluate(split: Split, context: Context, *, task: Task = "survival") -> Repo
 
 
 def names_of_both() -> set[str]:
-    """The measures of validation and test subjects alike, which are told apart by the split before their name."""
+    """The measures of validation and test subjects alike, which are told apart by the split before their name.
+
+    Examples
+    --------
+    >>> "c_index" in names_of_both(), "uno_c" in names_of_both()
+    (True, False)
+    """
     return {found.name for found in MEASURES if found.is_of_validation}
 
 
@@ -176,7 +210,23 @@ def _precision_recall(split: Split, context: Context) -> Found:
 
 @measure("brier")
 def brier_with_skill(split: Split, context: Context) -> Found:
-    """Brier score at the horizon, and 1 - it over that of the training subjects' risk for everybody."""
+    """Brier score at the horizon, and 1 - it over that of the training subjects' risk for everybody.
+
+    Examples
+    --------
+    Half of the subjects have the event by day 30, so that the population's risk for everybody scores .25. The model's
+    score is (4 x .2² + 4 x .3²) / 8 = .065:
+
+    >>> from ehrtrack.data.batch import Outcomes
+    >>> from ehrtrack.evaluation.split import EvaluationConfig
+    >>> from ehrtrack.survival.time_grid import TimeGrid
+    >>> event = np.array([True, False] * 4)
+    >>> outcomes = Outcomes(np.where(event, 10.0, 40.0), event)
+    >>> survival = np.where(event, 0.2, 0.7)[:, None] ** [0, 1]
+    >>> split = Split(survival, TimeGrid((0, 30)), training=outcomes, outcomes=outcomes)
+    >>> {name: round(value, 3) for name, value in brier_with_skill(split, Context(EvaluationConfig(), seed=0)).items()}
+    {'brier': 0.065, 'brier_skill': 0.74}
+    """
     follow_up, horizon = split.follow_up, split.horizon_days
     population = risk_without_interval(follow_up.train_days, follow_up.train_is_event, horizon)
     score = brier_at(split.risk, follow_up, horizon_days=horizon)

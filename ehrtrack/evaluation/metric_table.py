@@ -54,6 +54,14 @@ class Metric:
         - headline: in the line that ends a run, and in what is said of a champion
         - compare, frontier: in their tables
         - ui: as a column of the tracking UI
+
+    Examples
+    --------
+    Values of a calibration slope are best near 1, whichever side they are on:
+
+    >>> slope = METRICS["calibration_slope"]
+    >>> slope.better, slope.named(TEST)
+    ('nearer 1', 'test/calibration_slope')
     """
 
     key: str
@@ -119,12 +127,27 @@ C_INDEX, IBS = METRICS["c_index"], METRICS["ibs"]
 
 
 def with_bounds(name: str) -> list[str]:
-    """The name of a metric with an interval, and those of its bounds."""
+    """The name of a metric with an interval, and those of its bounds.
+
+    Examples
+    --------
+    >>> with_bounds("test/c_index")
+    ['test/c_index', 'test/c_index_lower', 'test/c_index_upper']
+    """
     return [name, *(f"{name}{bound}" for bound in BOUNDS)]
 
 
 class Entry(NamedTuple):
-    """A metric of one split, as a table shows it."""
+    """A metric of one split, as a table shows it.
+
+    Examples
+    --------
+    >>> entry = Entry(C_INDEX, TEST)
+    >>> entry.title(), entry.names[1]
+    ('test C-index (95 % interval)', 'test/c_index_lower')
+    >>> entry.text({"test_c_index": 0.7, "test_lower": 0.6, "test_upper": 0.8})
+    '0.700 [0.600, 0.800]'
+    """
 
     metric: Metric
     split: str
@@ -161,12 +184,24 @@ class Entry(NamedTuple):
 
 
 def shown(place: Place) -> list[Entry]:
-    """What is shown in a place, in the order of the table."""
+    """What is shown in a place, in the order of the table.
+
+    Examples
+    --------
+    >>> [entry.name for entry in shown("ui")]
+    ['kept/c_index', 'test/c_index', 'test/ibs']
+    """
     return [Entry(metric, split) for metric in METRICS.values() for split in metric.shown.get(place, ())]
 
 
 def names_shown(place: Place) -> list[str]:
-    """The names under which runs log what is shown in a place, bounds among them."""
+    """The names under which runs log what is shown in a place, bounds among them.
+
+    Examples
+    --------
+    >>> names_shown("ui")
+    ['kept/c_index', 'test/c_index', 'test/c_index_lower', 'test/c_index_upper', 'test/ibs']
+    """
     return [name for entry in shown(place) for name in entry.names]
 
 
@@ -177,6 +212,11 @@ def chosen_by(tasks: Collection[Task]) -> Metric:
     ------
     DataError
         If no metric judges models of all of them.
+
+    Examples
+    --------
+    >>> chosen_by(["survival", "classification"]).key
+    'c_index'
     """
     for metric in METRICS.values():
         if metric.chooses and set(tasks) <= set(metric.tasks):
@@ -185,7 +225,13 @@ def chosen_by(tasks: Collection[Task]) -> Metric:
 
 
 def number_text(value: float | None, form: str) -> str:
-    """A cell with a number, empty where it is not known."""
+    """A cell with a number, empty where it is not known.
+
+    Examples
+    --------
+    >>> number_text(1234567, ",d"), number_text(None, ".3f")
+    ('1,234,567', '')
+    """
     return "" if value is None else format(value, form)
 
 

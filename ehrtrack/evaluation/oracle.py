@@ -17,7 +17,13 @@ TRUTH = "truth.parquet"
 
 
 def truth_beside(cohort: CohortConfig | None) -> Path | None:
-    """The file of true risks of a simulated cohort, or None; they are of the follow-up from the index date on."""
+    """The file of true risks of a simulated cohort, or None; they are of the follow-up from the index date on.
+
+    Examples
+    --------
+    >>> truth_beside(CohortConfig(labels="labels.csv", horizon_days=30, landmark_days=7)) is None
+    True
+    """
     if cohort is None or cohort.labels is None or cohort.landmark_days or cohort.gap_days:
         return None
     truth = cohort.labels.parent / TRUTH
@@ -31,6 +37,11 @@ def checked_truth(cohort: CohortConfig | None, test_subjects: npt.NDArray[np.int
     ------
     DataError
         If the file cannot be read, or lacks a test subject.
+
+    Examples
+    --------
+    >>> checked_truth(None, np.array([1, 2])) is None
+    True
     """
     truth = truth_beside(cohort)
     if truth is not None:
@@ -45,6 +56,14 @@ def read_true_risk(truth: Path, subject_ids: npt.NDArray[np.int64]) -> npt.NDArr
     ------
     DataError
         If the file cannot be read, or lacks a subject.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     pl.DataFrame({"subject_id": [4, 7], "risk": [0.2, 0.5]}).write_parquet(Path(folder) / TRUTH)
+    ...     read_true_risk(Path(folder) / TRUTH, np.array([7, 4])).tolist()
+    [0.5, 0.2]
     """
     subjects = pl.DataFrame({"subject_id": subject_ids})
     if subjects["subject_id"].is_duplicated().any():

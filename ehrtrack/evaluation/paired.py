@@ -18,13 +18,29 @@ from ehrtrack.survival.bootstrap import Interval, paired_difference
 def reference_run(
     rows: Sequence[RunRow], predictions: Mapping[str, pl.DataFrame], *, reference: str = REFERENCE_MODEL
 ) -> RunRow | None:
-    """The run that others are compared with, of several the best by validation; None if none has predictions."""
+    """The run that others are compared with, of several the best by validation; None if none has predictions.
+
+    Examples
+    --------
+    >>> rows = [RunRow("a", "baseline", "cox", "c"), RunRow("b", "baseline", "gru", "c")]
+    >>> reference_run(rows, {"a": pl.DataFrame(), "b": pl.DataFrame()}).run_id
+    'a'
+    """
     candidates = [row for row in rows if row.model == reference and row.run_id in predictions]
     return next(iter(best_first(candidates)), None)
 
 
 def unpaired(base: RunRow, rows: Sequence[RunRow], predictions: Mapping[str, pl.DataFrame]) -> dict[str, str]:
-    """Runs whose predictions cannot be paired with those of the run `base`: run id -> why, and how to mend it."""
+    """Runs whose predictions cannot be paired with those of the run `base`: run id -> why, and how to mend it.
+
+    Examples
+    --------
+    >>> rows = [RunRow("a", "baseline", "cox", "c"), RunRow("b", "baseline", "gru", "c")]
+    >>> subjects = {"follow_up_days": [10.0, 20.0], "is_event": [True, False], "risk": [0.6, 0.2]}
+    >>> predictions = {run: pl.DataFrame({"subject_id": [1, n], **subjects}) for run, n in (("a", 2), ("b", 3))}
+    >>> print(unpaired(rows[0], rows, predictions)["b"])  # doctest: +ELLIPSIS
+    runs b and a predict for 2 and 2 subjects, 2 of them in one run alone; ...
+    """
     found = {}
     for row in rows:
         if row.run_id == base.run_id or row.run_id not in predictions:
@@ -63,6 +79,17 @@ def differences(
     ------
     DataError
         If two runs predict for different subjects, call them by hashes of different keys, or disagree on an outcome.
+
+    Examples
+    --------
+    Run b ranks the same twenty subjects as the reference does, so that it differs by nothing:
+
+    >>> rows = [RunRow("a", "baseline", "cox", "c"), RunRow("b", "baseline", "gru", "c")]
+    >>> days = [float(day) for day in range(1, 21)]
+    >>> subjects = pl.DataFrame({"subject_id": range(20), "follow_up_days": days, "is_event": [True] * 20})
+    >>> ranked, alike = (subjects.with_columns(risk=scale / pl.col("follow_up_days")) for scale in (1, 0.5))
+    >>> {run: str(found) for run, found in differences(rows, {"a": ranked, "b": alike}, n_resamples=50).items()}
+    {'b': '0.000 [0.000, 0.000]'}
     """
     require_one_cohort(rows)
     base = reference_run(rows, predictions, reference=reference)
@@ -77,7 +104,17 @@ def differences_to(
     n_resamples: int = 500,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """As `differences`, to the run with id `base`, which is one of `rows` and has predictions."""
+    """As `differences`, to the run with id `base`, which is one of `rows` and has predictions.
+
+    Examples
+    --------
+    >>> rows = [RunRow("a", "baseline", "cox", "c"), RunRow("b", "baseline", "gru", "c")]
+    >>> days = [float(day) for day in range(1, 21)]
+    >>> subjects = pl.DataFrame({"subject_id": range(20), "follow_up_days": days, "is_event": [True] * 20})
+    >>> right, wrong = (subjects.with_columns(risk=sign * pl.col("follow_up_days")) for sign in (-1, 1))
+    >>> {run: str(found) for run, found in differences_to("b", rows, {"a": right, "b": wrong}, n_resamples=50).items()}
+    {'a': '1.000 [1.000, 1.000]'}
+    """
     require_one_cohort(rows)
     _require_one_key([row for row in rows if row.run_id in predictions])
     others = [row.run_id for row in rows if row.run_id != base and row.run_id in predictions]

@@ -23,6 +23,13 @@ def with_predictions(subjects: pl.DataFrame, predictions: Predictions) -> pl.Dat
     With R causes: 1 + R rows for each, told apart by cause: `ANY_CAUSE` in the first and then 1 to R, as text.
     risk is the cumulative incidence at the horizon, of any cause 1 - S; incidence (list of K + 1) is its curve, and
     survival, free of all causes, stands in the first row alone.
+
+    Examples
+    --------
+    >>> subjects = pl.DataFrame({"subject_id": [4, 7]})
+    >>> predictions = Predictions(np.array([0, 1]), survival=np.array([[1.0, 0.75], [1.0, 0.5]]))
+    >>> with_predictions(subjects, predictions).rows()
+    [(4, 0.25, [1.0, 0.75]), (7, 0.5, [1.0, 0.5])]
     """
     survival = pl.Series(predictions.survival.tolist(), dtype=CURVE)
     if predictions.incidence is None:
@@ -49,6 +56,16 @@ def prediction_table(cohort: Cohort, predictions: Predictions) -> pl.DataFrame:
 
     Where subjects have several prediction times, their numbers in the whole cohort are kept. observed_cause is the
     label's cause, 0 for the censored.
+
+    Examples
+    --------
+    >>> from datetime import datetime
+    >>> follow_up = {"follow_up_days": [10.0, 30.0], "is_event": [True, False]}
+    >>> subjects = pl.DataFrame({"subject_id": [4, 7], "index_date": [datetime(2020, 1, 1)] * 2, **follow_up})
+    >>> cohort = Cohort(subjects, horizon_days=30, attrition=pl.DataFrame(), fingerprint="c")
+    >>> predictions = Predictions(np.array([1]), survival=np.array([[1.0, 0.75]]))
+    >>> prediction_table(cohort, predictions).drop("prediction_time").rows()
+    [(7, 30.0, False, 0.25, [1.0, 0.75])]
     """
     everybody = with_numbers(cohort.subjects.rename({"index_date": "prediction_time"}))
     subjects = everybody[predictions.rows]

@@ -25,6 +25,13 @@ class Report:
     intervals : those among the metrics that have bounds, by key
     tables : by name
     left_out : measure -> why it has no value
+
+    Examples
+    --------
+    >>> report = Report()
+    >>> report.add({"c_index": Interval(0.7, 0.6, 0.8), "ici": 0.02})
+    >>> sorted(report.metrics), report.text("c_index")
+    (['c_index', 'c_index_lower', 'c_index_upper', 'ici'], '0.700 [0.600, 0.800]')
     """
 
     metrics: dict[str, float] = field(default_factory=dict)

@@ -26,6 +26,11 @@ class EvaluationConfig(Section):
     n_resamples : of the bootstrap over subjects; at most 200 within groups and of the calibration slope
     recalibration : how a second set of curves is made on validation subjects, reported apart from the raw ones
     conformal_coverage : share of subjects for whom lower bounds on survival time are to hold; 0 makes none
+
+    Examples
+    --------
+    >>> EvaluationConfig(recalibration="isotonic").n_resamples
+    500
     """
 
     n_resamples: int = Field(500, ge=20)
@@ -43,6 +48,16 @@ class Split:
     training : outcomes of the training subjects, which weight the censored and set the days of evaluation
     outcomes : of the B subjects
     incidence : (B, R, K + 1) cumulative incidence of each of R causes, or None where there is one
+
+    Examples
+    --------
+    Two subjects with the event on days 10 and 20, and risks of .6 and .2 up to day 30:
+
+    >>> import numpy as np
+    >>> outcomes = Outcomes(np.array([10.0, 20.0]), np.array([True, True]))
+    >>> split = Split(np.array([[1.0, 0.4], [1.0, 0.8]]), TimeGrid((0, 30)), training=outcomes, outcomes=outcomes)
+    >>> split.risk.round(3).tolist(), split.population.tolist()
+    ([0.6, 0.2], [1.0, 0.0])
     """
 
     survival: FloatArray
@@ -100,6 +115,11 @@ class Context:
     validation : on which recalibration and bounds are fitted; None where validation subjects themselves are evaluated
     groups : attribute -> (B,) the group of each subject
     true_risk : (B,) of simulated subjects, or None
+
+    Examples
+    --------
+    >>> Context(EvaluationConfig(n_resamples=100), seed=1).resampling
+    {'n_resamples': 100, 'seed': 1}
     """
 
     config: EvaluationConfig

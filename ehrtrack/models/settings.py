@@ -12,7 +12,14 @@ from ehrtrack.section import Section
 
 
 class Size(NamedTuple):
-    """Shape of the encoder: width D, layers, heads, width of the MLP."""
+    """Shape of the encoder: width D, layers, heads, width of the MLP.
+
+    Examples
+    --------
+    >>> size = SIZES["small"]
+    >>> size.width // size.n_heads  # the width of each attention head
+    24
+    """
 
     width: int
     n_layers: int
@@ -45,6 +52,14 @@ class ModelConfig(Section):
     readout_days : scales on which [CLS] reads how long ago things were written (`behrt.Readout`). A day, a month and a
         year suit the records of years; where a record is two days of intensive care, take hours. A regression that a
         head starts from (`objective.lasso`) reads the same scales
+
+    Examples
+    --------
+    ``[model] size = "tiny"`` and ``readout_days = [0.04, 0.5]``, which is about an hour and half a day:
+
+    >>> model = ModelConfig(size="tiny", readout_days=[0.04, 0.5])
+    >>> SIZES[model.size].width, model.readout_days
+    (32, (0.04, 0.5))
     """
 
     size: str = "small"

@@ -11,11 +11,23 @@ from ehrtrack.section import Choice
 
 
 class OutcomeSettings(Choice):
-    """Settings of an objective that learns the outcome of a cohort."""
+    """Settings of an objective that learns the outcome of a cohort.
+
+    Examples
+    --------
+    >>> isinstance(SurvivalConfig(), OutcomeSettings), isinstance(MaskedTokensConfig(), OutcomeSettings)
+    (True, False)
+    """
 
 
 class PretrainingSettings(Choice):
-    """Settings of an objective that takes its targets from the records themselves."""
+    """Settings of an objective that takes its targets from the records themselves.
+
+    Examples
+    --------
+    >>> isinstance(SurvivalConfig(), PretrainingSettings), isinstance(MaskedTokensConfig(), PretrainingSettings)
+    (False, True)
+    """
 
 
 class HazardSettings(OutcomeSettings):
@@ -27,6 +39,13 @@ class HazardSettings(OutcomeSettings):
         rest the network learns (`models.code_effects`). 0 leaves it out; of .15 to .5, .15 was best for 6,400
         subjects and .3 for 400. Where the base was pretrained by time-to-event with a lasso of its own, the effects
         may also be mixtures of those that it found for the onsets of codes
+
+    Examples
+    --------
+    ``[objective] name = "survival"`` and ``lasso = 0.15``:
+
+    >>> SurvivalConfig(lasso=0.15).lasso
+    0.15
     """
 
     lasso: float = Field(0.0, ge=0)
@@ -46,6 +65,13 @@ class SurvivalConfig(HazardSettings):
         `patience` epochs after it, or after the best where that is later: alone, with few validation events, the
         C-index is mostly noise and may keep a first epoch whose risks are all alike. By ibs, both go by the integrated
         Brier score
+
+    Examples
+    --------
+    ``[objective] name = "survival"``, ``n_intervals = 10`` and ``select_by = "ibs"``:
+
+    >>> SurvivalConfig(n_intervals=10, select_by="ibs").lambda_rank
+    0.0
     """
 
     name: Literal["survival"] = "survival"
@@ -62,6 +88,11 @@ class CompetingRisksConfig(HazardSettings):
     ----------
     n_intervals : intervals of the time grid, at most; its edges are quantiles of training event times of any cause
     select_by : as in `objective.survival`; c_index is the mean of the causes', ibs that of any cause
+
+    Examples
+    --------
+    >>> CompetingRisksConfig(n_intervals=10).select_by
+    'c_index'
     """
 
     name: Literal["competing-risks"] = "competing-risks"
@@ -78,6 +109,13 @@ class ClassificationConfig(HazardSettings):
         subjects that have the outcome by the horizon
     select_by : as in `objective.survival`, by the area under the ROC curve, auroc, and the Brier score at the horizon,
         brier
+
+    Examples
+    --------
+    ``[objective] name = "classification"`` and ``threshold = 0.3``, from which risk on a subject is called positive:
+
+    >>> ClassificationConfig(threshold=0.3).threshold
+    0.3
     """
 
     name: Literal["classification"] = "classification"
@@ -92,6 +130,13 @@ class MaskedTokensConfig(PretrainingSettings):
     ----------
     mask_probability : share of tokens that are to be predicted; 80 % of them show [MASK], 10 % a random token,
         10 % themselves
+
+    Examples
+    --------
+    ``[objective] name = "mlm"``: of 200 tokens, about 30 are to be predicted.
+
+    >>> round(200 * MaskedTokensConfig().mask_probability)
+    30
     """
 
     name: Literal["mlm"] = "mlm"
@@ -105,6 +150,11 @@ class NextVisitConfig(PretrainingSettings):
     ----------
     n_cuts : visits of a subject that are predicted at each pass, each from an excerpt of its own; two excerpts have
         together about as many tokens as the record
+
+    Examples
+    --------
+    >>> NextVisitConfig(n_cuts=3).n_cuts
+    3
     """
 
     name: Literal["next-visit"] = "next-visit"
@@ -122,6 +172,11 @@ class TimeToEventConfig(PretrainingSettings):
     lasso : strength of the penalty of a regression of each onset on single codes and values that the head starts from,
         and whose rest the network learns (`models.code_effects`); seconds for each of `n_codes`. Fine-tuning with a
         lasso then starts from what it says of the onsets. 0 leaves it out; .1 suited 58,000 records and 190 codes
+
+    Examples
+    --------
+    >>> TimeToEventConfig(n_codes=100).n_pieces
+    8
     """
 
     name: Literal["time-to-event"] = "time-to-event"
@@ -138,6 +193,11 @@ class ContrastiveConfig(PretrainingSettings):
     ----------
     temperature : tau of the paper
     projection : width of the space in which views are compared
+
+    Examples
+    --------
+    >>> ContrastiveConfig(temperature=0.2).projection
+    64
     """
 
     name: Literal["contrastive"] = "contrastive"
@@ -153,6 +213,16 @@ class MixedConfig(PretrainingSettings):
     weights : of each part's mean loss, by the part's name. Losses differ in scale: one of masked tokens is in nats a
         token, one of the next visit in nats a visit, over all codes
     settings : of the parts that are not to have their defaults, by name
+
+    Examples
+    --------
+    ``[objective] name = "mixed"`` with the tables ``weights`` and ``settings``:
+
+    >>> mixed = MixedConfig(weights={"mlm": 1.0, "next-visit": 0.5}, settings={"mlm": {"mask_probability": 0.3}})
+    >>> [type(part).__name__ for part in mixed.parts().values()]
+    ['MaskedTokensConfig', 'NextVisitConfig']
+    >>> mixed.parts()["mlm"].mask_probability
+    0.3
     """
 
     name: Literal["mixed"] = "mixed"

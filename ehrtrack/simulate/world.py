@@ -13,7 +13,15 @@ from ehrtrack.section import Section
 
 
 class World(Section):
-    """The dials; symbols as in docs/simulation.md. Rates are per year, times in days unless named otherwise."""
+    """The dials; symbols as in docs/simulation.md. Rates are per year, times in days unless named otherwise.
+
+    Examples
+    --------
+    A world of which the records say nothing about the outcome, so that the best C-index is .5:
+
+    >>> World(name="null", signal=0).signal
+    0.0
+    """
 
     name: str
     description: str = ""
@@ -78,6 +86,11 @@ def load_world(name: str, dials: Sequence[str] = ()) -> World:
     ------
     ConfigError
         If there is no such world or dial, or a value is out of range.
+
+    Examples
+    --------
+    >>> load_world("target-site", ["signal=0.5"]).signal
+    0.5
     """
     world: World = plugins.load("simulate.worlds", name.replace("_", "-")).WORLD
     changes: dict[str, Any] = {}

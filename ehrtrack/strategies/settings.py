@@ -16,6 +16,13 @@ class FrozenConfig(Choice):
     ----------
     embeddings : train the embeddings as well
     cache : compute the encoder's states once and train the head on them, rather than anew in every epoch
+
+    Examples
+    --------
+    ``[strategy] name = "frozen"`` and ``embeddings = true``:
+
+    >>> FrozenConfig(embeddings=True).cache
+    True
     """
 
     name: Literal["frozen"] = "frozen"
@@ -32,6 +39,14 @@ class LoraConfig(Choice):
     alpha : scale; the update is multiplied by alpha / rank
     dropout : of the adapters' input
     embeddings : train the embeddings as well
+
+    Examples
+    --------
+    ``[strategy] name = "lora"`` and ``rank = 8``; the update is multiplied by 16 / 8 = 2:
+
+    >>> lora = LoraConfig(rank=8)
+    >>> lora.alpha / lora.rank
+    2.0
     """
 
     name: Literal["lora"] = "lora"
@@ -47,6 +62,11 @@ class FullConfig(Choice):
     Attributes
     ----------
     is_from_random : whether it starts from random weights, even where ``init.run`` names a pretrained model
+
+    Examples
+    --------
+    >>> FullConfig().is_from_random
+    False
     """
 
     is_from_random: ClassVar[bool] = False
@@ -54,7 +74,13 @@ class FullConfig(Choice):
 
 
 class ScratchConfig(FullConfig):
-    """Full fine-tuning from random weights: the control that pretraining has to beat."""
+    """Full fine-tuning from random weights: the control that pretraining has to beat.
+
+    Examples
+    --------
+    >>> ScratchConfig().is_from_random
+    True
+    """
 
     module: ClassVar[str] = "full"
     is_from_random: ClassVar[bool] = True

@@ -19,6 +19,13 @@ def share_of_attainable(c_index: float, oracle_c_index: float) -> float:
     ------
     NotMeasurable
         If the oracle itself is not better than chance, so that there is nothing to attain.
+
+    Examples
+    --------
+    A C-index of .65 is three quarters of the way from chance, .5, to the oracle's .7:
+
+    >>> round(share_of_attainable(0.65, 0.7), 3)
+    0.75
     """
     if not oracle_c_index > CHANCE:
         raise NotMeasurable(
@@ -47,6 +54,15 @@ def attainable_interval(
     risk, true_risk : (B,) of the model and of the oracle
     follow_up_days, is_event : (B,)
     subject : (B,) whose row each is; None where each is of another
+
+    Examples
+    --------
+    A model that ranks subjects as the true risk does attains all of it, in every resample:
+
+    >>> true_risk = np.arange(40)[::-1] / 40
+    >>> days = np.roll(np.arange(1, 41), 5)
+    >>> print(attainable_interval(true_risk / 2, true_risk, days, [True] * 40, n_resamples=50))
+    1.000 [1.000, 1.000]
     """
     of_model, of_oracle = (
         resampled_c_index(values, follow_up_days, is_event, n_resamples=n_resamples, seed=seed, subject=subject)

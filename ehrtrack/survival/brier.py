@@ -20,6 +20,15 @@ def brier_at(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days: float) -
     ------
     DataError
         If nobody had the event by the horizon, or nobody outlives it.
+
+    Examples
+    --------
+    With everybody followed to the horizon it is the mean squared error, (.2² + .1² + .4² + .1²) / 4 = .055:
+
+    >>> days, event = [10, 20, 40, 40], [True, True, False, False]
+    >>> follow_up = FollowUp.of(days, event, days, event)
+    >>> round(brier_at([0.8, 0.9, 0.4, 0.1], follow_up, horizon_days=30), 3)
+    0.055
     """
     follow_up.require_both(horizon_days, least=1)
     survival = 1 - np.broadcast_to(np.asarray(risk, dtype=np.float64), follow_up.days.shape)

@@ -26,6 +26,13 @@ def risk_groups(risk: npt.ArrayLike, n_groups: int) -> npt.NDArray[np.int64]:
     Returns
     -------
     (B,) int64, numbered without gaps.
+
+    Examples
+    --------
+    >>> risk_groups([0.1, 0.2, 0.8, 0.9], 2).tolist()
+    [0, 0, 1, 1]
+    >>> risk_groups([0.5] * 4, 2).tolist()
+    [0, 0, 0, 0]
     """
     scores = np.asarray(risk, dtype=np.float64)
     inner = np.quantile(scores, np.arange(1, n_groups) / n_groups)
@@ -39,6 +46,14 @@ def observed_risk(follow_up_days: FloatArray, is_event: BoolArray, horizon_days:
     Where follow-up ends before the horizon, the last estimate is carried on to it. A group without events
     has risk 0 and an upper bound by the rule of three (Hanley & Lippman-Hand 1983, JAMA 249): 3 / n, at
     most 1.
+
+    Examples
+    --------
+    Two of four subjects have the event by day 30, and nobody is censored before it:
+
+    >>> risk, lower, upper = observed_risk(np.array([10, 20, 40, 40]), np.array([True, True, False, False]), 30)
+    >>> round(risk, 3), lower < 0.5 < upper
+    (0.5, True)
     """
     is_early = follow_up_days <= horizon_days
     event = is_event & is_early
@@ -79,6 +94,14 @@ def calibration_table(
     ------
     DataError
         If a risk is not a probability, or there are too few subjects for one group.
+
+    Examples
+    --------
+    >>> days, event = [40, 10, 40, 40, 10, 20, 30, 40], [False, True, False, False, True, True, True, False]
+    >>> risk = [0.1, 0.3, 0.2, 0.2, 0.7, 0.7, 0.8, 0.8]
+    >>> table = calibration_table(risk, days, event, horizon_days=30, n_groups=2)
+    >>> table.select("group", "n_subjects", "n_events", pl.col("predicted", "observed").round(3)).rows()
+    [(1, 4, 1, 0.2, 0.25), (2, 4, 3, 0.75, 0.75)]
     """
     scores, days, event = checked_predictions(risk, follow_up_days, is_event)
     if scores.size < MIN_GROUP_SUBJECTS:

@@ -24,7 +24,15 @@ N_CURVE_POINTS = 100
 
 
 def log_hazard(risk: npt.ArrayLike) -> FloatArray:
-    """log(-log(1 - risk)): the scale on which a proportional change of the hazard is a shift."""
+    """log(-log(1 - risk)): the scale on which a proportional change of the hazard is a shift.
+
+    Examples
+    --------
+    A risk of 1 - 1/e is a cumulative hazard of 1, whose logarithm is 0:
+
+    >>> log_hazard([1 - np.exp(-1), 0.36, 0.2]).round(3).tolist()
+    [0.0, -0.807, -1.5]
+    """
     clipped = np.clip(np.asarray(risk, dtype=np.float64), MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     transformed: FloatArray = np.log(-np.log1p(-clipped))
     return transformed
@@ -44,12 +52,36 @@ def calibration_slope(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days:
     ------
     NotMeasurable
         If events are too few, or the risks do not vary.
+
+    Examples
+    --------
+    The cumulative hazards -log(1 - risk) are .223 and twice that. So are the shares of events, 6 of 30 and 4 of 10:
+
+    >>> risk, event = [0.2] * 30 + [0.36] * 10, [True] * 6 + [False] * 24 + [True] * 4 + [False] * 6
+    >>> days = np.where(event, 10, 40)
+    >>> follow_up = FollowUp.of(days, event, days, event)
+    >>> round(calibration_slope(risk, follow_up, horizon_days=30), 3)
+    1.0
+
+    Risks of .2 and .488, a cumulative hazard three times as large, are too far apart:
+
+    >>> round(calibration_slope([0.2] * 30 + [0.488] * 10, follow_up, horizon_days=30), 3)
+    0.631
     """
     return float(slope_regression(risk, follow_up, horizon_days=horizon_days).fit().beta[0])
 
 
 def slope_regression(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days: float) -> ProportionalHazards:
-    """The regression of `calibration_slope`, to be fitted to all subjects or to resamples of them."""
+    """The regression of `calibration_slope`, to be fitted to all subjects or to resamples of them.
+
+    Examples
+    --------
+    >>> risk, event = [0.2] * 30 + [0.36] * 10, [True] * 6 + [False] * 24 + [True] * 4 + [False] * 6
+    >>> days = np.where(event, 10, 40)
+    >>> regression = slope_regression(risk, FollowUp.of(days, event, days, event), horizon_days=30)
+    >>> regression.fit().beta.round(3).tolist()
+    [1.0]
+    """
     follow_up.require_both(horizon_days)
     return _regression(log_hazard(risk)[:, None], follow_up, horizon_days)
 
@@ -61,6 +93,14 @@ class CalibrationCurve:
     Attributes
     ----------
     predicted, observed : (B,) of each subject
+
+    Examples
+    --------
+    >>> curve = CalibrationCurve(predicted=np.array([0.1, 0.2, 0.3]), observed=np.array([0.1, 0.3, 0.5]))
+    >>> round(curve.ici, 3), round(curve.quantile(0.5), 3)
+    (0.1, 0.1)
+    >>> curve.table(365).rows()
+    [(365, 0.1, 0.1), (365, 0.2, 0.3), (365, 0.3, 0.5)]
     """
 
     predicted: FloatArray
@@ -99,6 +139,17 @@ def calibration_curve(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days:
     ------
     NotMeasurable
         If events are too few, or the risks do not vary.
+
+    Examples
+    --------
+    With two risks the curve is a line. Ten events among 30 + 10 x 2 hazards are a baseline hazard of .2, and so risks
+    of 1 - exp(-.2) and 1 - exp(-.4):
+
+    >>> risk, event = [0.2] * 30 + [0.36] * 10, [True] * 6 + [False] * 24 + [True] * 4 + [False] * 6
+    >>> days = np.where(event, 10, 40)
+    >>> curve = calibration_curve(risk, FollowUp.of(days, event, days, event), horizon_days=30)
+    >>> np.unique(curve.observed.round(3)).tolist(), round(curve.ici, 3)
+    ([0.181, 0.33], 0.022)
     """
     follow_up.require_both(horizon_days)
     x = spline_columns(log_hazard(risk))
@@ -110,6 +161,11 @@ def spline_columns(x: FloatArray) -> FloatArray:
     """(B, 2) restricted cubic spline in three knots (Harrell 2015, eq. 2.25), centred; (B, 1) if knots fall together.
 
     Between the outer knots it is cubic, beyond them straight: few subjects cannot bend the ends.
+
+    Examples
+    --------
+    >>> spline_columns(np.arange(11.0)).shape, spline_columns(np.array([0.0] * 10 + [1.0])).shape
+    ((11, 2), (11, 1))
     """
     low, middle, high = np.quantile(x, KNOT_QUANTILES)
     if not low < middle < high:
@@ -128,7 +184,17 @@ def spline_columns(x: FloatArray) -> FloatArray:
 
 
 def observed_to_expected(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days: float) -> float:
-    """Observed risk (Kaplan-Meier) over mean predicted risk at the horizon; 1 is right, above it risks are too low."""
+    """Observed risk (Kaplan-Meier) over mean predicted risk at the horizon; 1 is right, above it risks are too low.
+
+    Examples
+    --------
+    Two of four subjects have the event, and .25 on average was predicted:
+
+    >>> days, event = [10, 20, 40, 40], [True, True, False, False]
+    >>> follow_up = FollowUp.of(days, event, days, event)
+    >>> round(observed_to_expected([0.4, 0.4, 0.1, 0.1], follow_up, horizon_days=30), 3)
+    2.0
+    """
     follow_up.require_both(horizon_days, least=1)
     expected = float(np.mean(np.asarray(risk, dtype=np.float64)))
     if expected <= 0:
@@ -159,6 +225,17 @@ def d_calibration(
     ------
     NotMeasurable
         If there are fewer than 5 subjects a bin, or too few events.
+
+    Examples
+    --------
+    One hundred subjects have the event, one a day. A curve that falls evenly to 0 puts ten of them into each bin:
+
+    >>> days, event = np.arange(100) + 0.5, np.full(100, True)
+    >>> follow_up = FollowUp.of(days, event, days, event)
+    >>> curves = np.tile([1.0, 0.0], (100, 1))
+    >>> p_value, shares = d_calibration(curves, TimeGrid((0, 100)), follow_up)
+    >>> round(p_value, 3), shares.round(2).tolist()
+    (1.0, [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
     """
     n = follow_up.days.size
     is_event = follow_up.has_event_by(grid.horizon_days)
@@ -181,7 +258,14 @@ def d_calibration(
 
 
 def own_survival(survival: npt.ArrayLike, grid: TimeGrid, follow_up: FollowUp) -> FloatArray:
-    """(B,) S of each subject at the end of its own follow-up, or at the horizon if that is earlier."""
+    """(B,) S of each subject at the end of its own follow-up, or at the horizon if that is earlier.
+
+    Examples
+    --------
+    >>> follow_up = FollowUp.of([5, 10], [True, False], [5, 10], [True, False])
+    >>> own_survival([[1.0, 0.6], [1.0, 0.6]], TimeGrid((0, 10)), follow_up).round(3).tolist()
+    [0.8, 0.6]
+    """
     curves = np.asarray(survival, dtype=np.float64)
     edges = np.asarray(grid.edges_days)
     days = np.minimum(follow_up.days, grid.horizon_days)
@@ -193,7 +277,13 @@ def own_survival(survival: npt.ArrayLike, grid: TimeGrid, follow_up: FollowUp) -
 
 
 def risk_at(survival: npt.ArrayLike, grid: TimeGrid, day: float) -> FloatArray:
-    """(B,) predicted probability of the event up to a day."""
+    """(B,) predicted probability of the event up to a day.
+
+    Examples
+    --------
+    >>> risk_at([[1.0, 0.6], [1.0, 0.2]], TimeGrid((0, 10)), 5).round(3).tolist()
+    [0.2, 0.4]
+    """
     risk: FloatArray = 1 - interpolate_survival(survival, grid, [day])[:, 0]
     return risk
 

@@ -26,7 +26,16 @@ MIN_EVENTS = 10
 
 
 def censored_after_events(follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike) -> FloatArray:
-    """(B,) follow-up in days, the censored moved to just after the events of their day."""
+    """(B,) follow-up in days, the censored moved to just after the events of their day.
+
+    Examples
+    --------
+    Of two subjects with 10 days, the one with the event now comes first:
+
+    >>> moved = censored_after_events([10, 10], [True, False])
+    >>> moved.tolist()[0], bool(moved[0] < moved[1])
+    (10.0, True)
+    """
     days = np.asarray(follow_up_days, dtype=np.float64)
     moved: FloatArray = np.where(np.asarray(is_event, dtype=bool), days, np.nextafter(days, np.inf))
     return moved
@@ -37,6 +46,13 @@ def risk_without_interval(days: FloatArray, is_event: BoolArray, horizon_days: f
 
     As `calibration.observed_risk`: scikit-survival takes 10 ms for 5,000 subjects, of which a decision curve needs 50;
     this takes 0.3 ms.
+
+    Examples
+    --------
+    A quarter of the subjects have the event on day 10, and of the two who are left on day 30 one: 1 - 3 / 4 x 1 / 2.
+
+    >>> risk_without_interval(np.array([10, 20, 30, 40]), np.array([True, False, True, False]), 35)
+    0.625
     """
     return 1 - float(KaplanMeier.of(days, is_event).at(horizon_days))
 
@@ -53,6 +69,18 @@ class FollowUp:
     train_days, train_is_event : (N,) of the training subjects, by whose Kaplan-Meier estimate of the censoring
         G(t) = P(C >= t) the evaluated are weighted (Uno et al. 2011; Graf et al. 1999)
     subject : (B,) whose row each of the evaluated is, where subjects have several; None where each is of another
+
+    Examples
+    --------
+    One of four training subjects is censored on day 20, before the event on day 30. Until then all are under
+    observation, and after it G is 1 - 1 / 3, as three were still followed:
+
+    >>> days, event = [10, 20, 30, 40], [True, False, True, False]
+    >>> follow_up = FollowUp.of(days, event, days, event)
+    >>> follow_up.under_observation([10, 30]).round(3).tolist()
+    [1.0, 0.667]
+    >>> follow_up.weights_at(35).round(3).tolist()
+    [1.0, 0.0, 1.5, 1.5]
     """
 
     days: FloatArray

@@ -39,6 +39,14 @@ class RankedSubjects:
     is_event : (B,) by time
     outlived_from : (B,) by time; the first place in time whose subject outlives this one
     tied_from, tied_to : (B,) by risk; the risk ranks of those with the same risk who outlive this one
+
+    Examples
+    --------
+    Of the pairs (10, 20) and (10, 30), whose earlier subject has the event, the first is concordant:
+
+    >>> ranked = RankedSubjects.of(np.array([0.5, 0.1, 0.9]), np.array([10, 20, 30]), np.array([True, False, False]))
+    >>> ranked.c_index()
+    0.5
     """
 
     by_time: IntArray

@@ -22,6 +22,14 @@ class LowerBounds:
     ----------
     coverage : wanted share of subjects who live (without the event) at least as long as their bound
     survival_level : the bound of a subject is the day on which its curve falls to this
+
+    Examples
+    --------
+    A curve that falls evenly from 1 to 0 over 100 days reaches .9 on day 10; one that stays above .9 gives the horizon:
+
+    >>> bounds = LowerBounds(coverage=0.9, survival_level=0.9)
+    >>> bounds.days([[1.0, 0.0], [1.0, 0.95]], TimeGrid((0, 100))).round(3).tolist()
+    [10.0, 100.0]
     """
 
     coverage: float
@@ -60,6 +68,17 @@ def fit_lower_bounds(
     ------
     NotMeasurable
         If the coverage is not a share, or there are too few subjects for it.
+
+    Examples
+    --------
+    One hundred validation subjects have the event on days 1 to 100. Of them and the subject to come, who counts as
+    missed, at most a tenth may be missed, 10.1 of 101. So nine may have the event before their bound, which is day 10:
+
+    >>> days, event = np.arange(1, 101), np.full(100, True)
+    >>> curves, grid = np.tile([1.0, 0.0], (100, 1)), TimeGrid((0, 100))
+    >>> bounds = fit_lower_bounds(curves, grid, FollowUp.of(days, event, days, event), coverage=0.9)
+    >>> round(bounds.survival_level, 3), bounds.days(curves, grid)[:1].round(3).tolist()
+    (0.9, [10.0])
     """
     n = follow_up.days.size
     if not 0 < coverage < 1 or (1 - coverage) * (n + 1) < 1:
@@ -79,6 +98,15 @@ def fit_lower_bounds(
 
 
 def covered_share(bounds_days: npt.ArrayLike, follow_up: FollowUp, *, horizon_days: float) -> float:
-    """Share of subjects without an event before their bound, with 1 / G for the censored; to be near the coverage."""
+    """Share of subjects without an event before their bound, with 1 / G for the censored; to be near the coverage.
+
+    Examples
+    --------
+    One of four subjects has the event before the bound of 15 days:
+
+    >>> days, event = [10, 20, 40, 40], [True, True, False, False]
+    >>> covered_share([15] * 4, FollowUp.of(days, event, days, event), horizon_days=30)
+    0.75
+    """
     missed = follow_up.has_event_by(horizon_days) & (follow_up.days < np.asarray(bounds_days, dtype=np.float64))
     return 1 - float((follow_up.weights_at(horizon_days) * missed).sum() / follow_up.days.size)

@@ -21,6 +21,14 @@ def survival_curve(logits: Tensor) -> Tensor:
     Returns
     -------
     (B, K + 1), float32 or better, falling along the second axis.
+
+    Examples
+    --------
+    Logits of 0 are hazards of one half:
+
+    >>> import torch
+    >>> survival_curve(torch.zeros(1, 3)).tolist()
+    [[1.0, 0.5, 0.25, 0.125]]
     """
     log_survival = F.logsigmoid(-_full_precision(logits)).cumsum(dim=1)  # (B, K)
     return F.pad(log_survival, (1, 0)).exp()  # log S = 0 at the index date
@@ -36,6 +44,12 @@ def risk_at_horizon(logits: Tensor) -> Tensor:
     Returns
     -------
     (B,), float32 or better, in [0, 1].
+
+    Examples
+    --------
+    >>> import torch
+    >>> risk_at_horizon(torch.zeros(2, 3)).tolist()
+    [0.875, 0.875]
     """
     return -F.logsigmoid(-_full_precision(logits)).sum(dim=1).expm1()
 
@@ -60,6 +74,12 @@ def interpolate_survival(survival: npt.ArrayLike, grid: TimeGrid, days: npt.Arra
     ------
     DataError
         If a day lies outside the grid: the model says nothing there.
+
+    Examples
+    --------
+    >>> grid = TimeGrid((0, 10, 30))
+    >>> interpolate_survival([[1.0, 0.8, 0.4]], grid, [5, 10, 20]).round(3).tolist()
+    [[0.9, 0.8, 0.6]]
     """
     curves = np.asarray(survival, dtype=np.float64)
     at = np.atleast_1d(np.asarray(days, dtype=np.float64))

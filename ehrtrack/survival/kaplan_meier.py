@@ -18,6 +18,12 @@ class KaplanMeier:
     ----------
     event_days : (M,) the days on which somebody had the event, rising
     survival : (M + 1,) S before the first of them, which is 1, and from each of them on
+
+    Examples
+    --------
+    >>> curve = KaplanMeier.of([10, 20, 30], [True, False, True])
+    >>> curve.event_days.tolist(), curve.survival.round(3).tolist()
+    ([10.0, 30.0], [1.0, 0.667, 0.0])
     """
 
     event_days: FloatArray

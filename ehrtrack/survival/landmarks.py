@@ -21,6 +21,14 @@ class AtLandmark:
     ----------
     subject : (B,) identifiers; a subject has the same one at every landmark, and at each of its index dates
     risk, follow_up_days, is_event : (B,) from the landmark on, as in `metrics.c_index`
+
+    Examples
+    --------
+    >>> at = AtLandmark(np.array([1, 2]), risk=[0.9, 0.2], follow_up_days=[10, 30], is_event=[True, False])
+    >>> print(pooled_c_index([at], n_resamples=50))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    ehrtrack.errors.NotMeasurable: 28 of 50 resamples have no value: too few events for an ...
     """
 
     subject: npt.NDArray[np.int64]
@@ -41,6 +49,17 @@ def pooled_c_index(landmarks: Sequence[AtLandmark], *, n_resamples: int = N_RESA
     ------
     NotMeasurable
         If a landmark has no comparable pair.
+
+    Examples
+    --------
+    At the first landmark all pairs of 20 subjects are concordant, and at the second no pair of the 10 who are left:
+    190 of 190 + 45.
+
+    >>> days = np.arange(1, 21)
+    >>> first = AtLandmark(days, risk=1 / days, follow_up_days=days, is_event=[True] * 20)
+    >>> second = AtLandmark(days[10:], risk=days[10:], follow_up_days=days[10:] - 10, is_event=[True] * 10)
+    >>> round(pooled_c_index([first, second], n_resamples=50).estimate, 3), round(190 / 235, 3)
+    (0.809, 0.809)
     """
     drawn, ranked = np.unique(np.concatenate([at.subject for at in landmarks])), []
     for at in landmarks:

@@ -27,7 +27,17 @@ MIN_HAZARD = 1e-9
 
 
 class Recalibration:
-    """A rising function from a predicted hazard to the hazard seen at it."""
+    """A rising function from a predicted hazard to the hazard seen at it.
+
+    Examples
+    --------
+    Three quarters survive where the model says one half:
+
+    >>> grid, days = TimeGrid((0, 30)), np.array([10.0] * 10 + [30.0] * 30)
+    >>> fitted = fit_recalibration("isotonic", np.tile([1.0, 0.5], (40, 1)), grid, days, days < 30)
+    >>> fitted.apply([[1.0, 0.5]]).round(3).tolist()
+    [[1.0, 0.75]]
+    """
 
     def __init__(self, method: Method, model: LogisticRegression | IsotonicRegression) -> None:
         self.method = method
@@ -63,6 +73,15 @@ def fit_recalibration(
     ------
     NotMeasurable
         If there are too few events.
+
+    Examples
+    --------
+    A risk of one half is predicted for everybody, and a quarter have the event:
+
+    >>> grid, days = TimeGrid((0, 30)), np.array([10.0] * 10 + [30.0] * 30)
+    >>> fitted = fit_recalibration("isotonic", np.tile([1.0, 0.5], (40, 1)), grid, days, days < 30)
+    >>> fitted.apply([[1.0, 0.5]]).round(3).tolist()
+    [[1.0, 0.75]]
     """
     event = np.asarray(is_event, dtype=bool)
     if event.sum() < MIN_EVENTS:
@@ -98,6 +117,15 @@ def at_risk_intervals(
 
     As in the likelihood (`TimeGrid.survived`): an event in interval k gives intervals 0 .. k, the last of them with
     the event; a subject censored in k gives 0 .. k - 1, and k with the share of it that the subject was seen through.
+
+    Examples
+    --------
+    One subject with the event in the second interval, and one censored halfway through the first:
+
+    >>> curves, grid = [[1.0, 0.8, 0.4], [1.0, 0.9, 0.9]], TimeGrid((0, 10, 30))
+    >>> hazard, failed, weight = at_risk_intervals(curves, grid, [20, 5], [True, False])
+    >>> hazard.round(3).tolist(), failed.tolist(), weight.tolist()
+    ([0.2, 0.5, 0.1], [False, True, False], [1.0, 1.0, 0.5])
     """
     hazard = _hazards(survival)
     event = np.asarray(is_event, dtype=bool)

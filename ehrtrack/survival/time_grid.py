@@ -27,6 +27,16 @@ class TimeGrid:
     clock : KaplanMeier or None
         The population's curve, by which `survived` tells how far into an interval a censored subject came; None goes
         by days. It is needed to fit and to score, not to predict, and holds single subjects' days: it is not written.
+
+    Examples
+    --------
+    An event on day 20 is in the second interval; who is censored on day 20 was seen through half of it, by days:
+
+    >>> grid = TimeGrid((0, 10, 30))
+    >>> grid.interval_of([20, 20], [True, False]).tolist()
+    [1, 1]
+    >>> grid.survived([20, 20], [True, False]).tolist()
+    [1.0, 1.5]
     """
 
     edges_days: tuple[float, ...]
@@ -193,6 +203,13 @@ def fit_time_grid(
     ------
     DataError
         If there is no event in (0, horizon_days], or n_intervals is below 1.
+
+    Examples
+    --------
+    Four events in two intervals, of which the first closes on the second event:
+
+    >>> fit_time_grid([5, 10, 20, 25, 40], [True] * 4 + [False], horizon_days=30, n_intervals=2).edges_days
+    (0.0, 10.0, 30.0)
     """
     if n_intervals < 1:
         raise DataError(f"n_intervals is {n_intervals}; a time grid needs at least 1")

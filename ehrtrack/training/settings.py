@@ -21,6 +21,14 @@ class TrainConfig(Section):
     patience : epochs after which training stops if none has a better validation score, or came to be kept
     warmup_share : share of training in which the learning rate rises
     clip_norm : largest norm of the gradient of all trainable parameters together; inf is no limit
+
+    Examples
+    --------
+    Gradients of four batches of 4,096 tokens make one step, so that about 16,384 tokens count in it:
+
+    >>> train = TrainConfig(batch_tokens=4096, accumulate=4)
+    >>> train.batch_tokens * train.accumulate
+    16384
     """
 
     epochs: int = Field(20, ge=1)
@@ -42,6 +50,11 @@ class CanaryConfig(Section):
     n_subjects : of the cohort, drawn at random; 0 takes all
     epochs : of the twins with permuted labels and with another future
     leak_epochs : of the twin with a planted leak, which is small and reads short records
+
+    Examples
+    --------
+    >>> CanaryConfig(n_subjects=500).leak_epochs
+    12
     """
 
     n_subjects: int = Field(2000, ge=0)
@@ -59,6 +72,11 @@ class SkipGramConfig(Section):
     window_visits : visits before and after a code's own that count as its context; 0 is the visit alone
     contexts : contexts drawn for each token in an epoch
     negatives : random codes that weigh against a context
+
+    Examples
+    --------
+    >>> SkipGramConfig(window_visits=0).contexts
+    4
     """
 
     epochs: int = Field(5, ge=1)

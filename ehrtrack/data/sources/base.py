@@ -27,6 +27,13 @@ class Event:
     is the name of the column that `numeric_value` is read from; its decimal commas are counted. `unit` is that of the
     number; it becomes the last part of the code where the code has several in the table, or of every event with
     `has_unit_always`.
+
+    Examples
+    --------
+    A laboratory result, of which code, time and number are SQL over the columns of a row:
+
+    >>> Event(code='"item"', time=None, numeric_value='"value"').text_value
+    'NULL'
     """
 
     code: str
@@ -74,6 +81,11 @@ class SourceTable:
     splits : query of `source_id` and `split`, where the source says which subjects to train on.
     notes : what the report says of rows of the table.
     left_out : why a table that is there is not read, where that is so.
+
+    Examples
+    --------
+    >>> SourceTable("devices", None, left_out="no codes").events
+    ()
     """
 
     name: str
@@ -93,6 +105,15 @@ class Source(ABC):
 
     A subclass says its settings as ``Config``, a `Reading` with a name and perhaps settings of its own, and narrows
     ``config`` to them.
+
+    Examples
+    --------
+    >>> class Nothing(Source):
+    ...     Config = Reading
+    ...     def tables(self, reader, path):
+    ...         return [SourceTable("patients", None)]
+    >>> Nothing(Reading()).tables(None, Path("."))[0].relation is None
+    True
     """
 
     Config: ClassVar[type[Reading]]
@@ -112,14 +133,28 @@ class Source(ABC):
 
 
 def require_table(relation: Relation | None, name: str, found: list[str], where: object) -> Relation:
-    """The relation, or a DataError that lists the tables that are there."""
+    """The relation, or a DataError that lists the tables that are there.
+
+    Examples
+    --------
+    >>> require_table(None, "patients", ["admissions"], "folder mimic")
+    Traceback (most recent call last):
+        ...
+    ehrtrack.errors.DataError: table patients not found in folder mimic; found: admissions
+    """
     if relation is None:
         raise DataError(f"table {name} not found in {where}; found: {', '.join(found) or 'no table'}")
     return relation
 
 
 def when_present(value: str, code: str) -> str:
-    """SQL of `code` where `value` is not NULL, and NULL where it is."""
+    """SQL of `code` where `value` is not NULL, and NULL where it is.
+
+    Examples
+    --------
+    >>> print(when_present('"dod"', "'MEDS_DEATH'"))
+    CASE WHEN "dod" IS NOT NULL THEN 'MEDS_DEATH' END
+    """
     return f"CASE WHEN {value} IS NOT NULL THEN {code} END"
 
 
@@ -133,10 +168,22 @@ def prefixed(prefix: str, value: str) -> str:
 
 
 def birth(time: Time) -> Event:
-    """The subject's birth, where it is stated."""
+    """The subject's birth, where it is stated.
+
+    Examples
+    --------
+    >>> print(birth(Time("CAST(born AS TIMESTAMP)", "born", column="born")).code)
+    CASE WHEN born IS NOT NULL THEN 'MEDS_BIRTH' END
+    """
     return Event(code=when_present(time.stated, "'MEDS_BIRTH'"), time=time)
 
 
 def death(time: Time) -> Event:
-    """The subject's death, where it is stated."""
+    """The subject's death, where it is stated.
+
+    Examples
+    --------
+    >>> print(death(Time("CAST(died AS TIMESTAMP)", "died", column="died")).code)
+    CASE WHEN died IS NOT NULL THEN 'MEDS_DEATH' END
+    """
     return Event(code=when_present(time.stated, "'MEDS_DEATH'"), time=time)

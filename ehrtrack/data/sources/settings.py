@@ -89,6 +89,13 @@ class MedsConfig(Reading, Choice):
     Attributes
     ----------
     birth_codes, death_codes : codes that stand for birth and for death; MEDS's own by default.
+
+    Examples
+    --------
+    A dataset with death codes of its own, ``death_codes = ["DEATH//HOSPITAL", "MEDS_DEATH"]``:
+
+    >>> MedsConfig(death_codes=["DEATH//HOSPITAL", "MEDS_DEATH"]).birth_codes
+    ('MEDS_BIRTH',)
     """
 
     name: Literal["meds"] = "meds"
@@ -97,7 +104,13 @@ class MedsConfig(Reading, Choice):
 
 
 class MimicIvConfig(Reading, Choice):
-    """How cells are read; MIMIC's dates are shifted into the years 2100 to 2200."""
+    """How cells are read; MIMIC's dates are shifted into the years 2100 to 2200.
+
+    Examples
+    --------
+    >>> MimicIvConfig().years
+    (1800, 2250)
+    """
 
     name: Literal["mimic-iv"] = "mimic-iv"
     years: tuple[int, int] = Field(default=(1800, 2250))
@@ -110,6 +123,11 @@ class OmopConfig(Reading, Choice):
     ----------
     conditions_at : ``visit_end`` puts conditions that are dated within an inpatient visit at its end, ``start`` leaves
         them at their own start.
+
+    Examples
+    --------
+    >>> OmopConfig(conditions_at="start", time_zone="Europe/Berlin").conditions_at
+    'start'
     """
 
     name: Literal["omop"] = "omop"
@@ -117,7 +135,13 @@ class OmopConfig(Reading, Choice):
 
 
 class SyntheaConfig(Reading, Choice):
-    """How cells are read; the Java exporter may write devices without any code, which nothing can be learned from."""
+    """How cells are read; the Java exporter may write devices without any code, which nothing can be learned from.
+
+    Examples
+    --------
+    >>> SyntheaConfig().allow_dropped_tables
+    ('devices',)
+    """
 
     name: Literal["synthea"] = "synthea"
     allow_dropped_tables: tuple[str, ...] = ("devices",)
@@ -159,7 +183,19 @@ Stamp = str | Offset
 
 
 class Codes(Section):
-    """Events that a row makes: of a fixed `code`, of the values (or flags) in `columns`, or the cells of `measured`."""
+    """Events that a row makes: of a fixed `code`, of the values (or flags) in `columns`, or the cells of `measured`.
+
+    Examples
+    --------
+    A fixed code with a number, one code for each diagnosis in a column, and one for each column of results:
+
+    >>> Codes(code="WEIGHT", value="weight_kg", unit="kg").value
+    'weight_kg'
+    >>> Codes(columns=["icd_code"], prefix="ICD10//").columns
+    ('icd_code',)
+    >>> Codes(measured=["sodium", "potassium"], prefix="LAB//").measured
+    ('sodium', 'potassium')
+    """
 
     code: str | None = None
     columns: tuple[str, ...] = ()
@@ -186,7 +222,16 @@ class Codes(Section):
 
 
 class Static(Section):
-    """Facts without a time, such as sex: prefix + the value of each column."""
+    """Facts without a time, such as sex: prefix + the value of each column.
+
+    Examples
+    --------
+    ``values`` spells the cells: a row with ``F`` has the code ``GENDER//female``.
+
+    >>> sex = Static(columns=["sex"], prefix="GENDER//", values={"F": "female", "M": "male"})
+    >>> sex.prefix + sex.values["F"]
+    'GENDER//female'
+    """
 
     columns: tuple[str, ...] = Field(min_length=1)
     prefix: str
@@ -200,6 +245,13 @@ class Join(Section):
     Attributes
     ----------
     on : the key's column in both tables, or its names in this and in the other one.
+
+    Examples
+    --------
+    >>> Join(files="admissions*.csv", on="stay_id").keys
+    ('stay_id', 'stay_id')
+    >>> Join(files="labels.csv", on=["item", "item_id"]).keys
+    ('item', 'item_id')
     """
 
     files: str
@@ -212,7 +264,17 @@ class Join(Section):
 
 
 class Table(Section):
-    """One kind of table: which files, and what a row of them says."""
+    """One kind of table: which files, and what a row of them says.
+
+    Examples
+    --------
+    A table of diagnoses, a row for each:
+
+    >>> codes = {"columns": ["icd"], "prefix": "ICD10//"}
+    >>> table = Table(files="diagnoses*.csv", subject="patient", time="day", codes=[codes])
+    >>> table.codes[0].columns
+    ('icd',)
+    """
 
     files: str = "*"
     name: str | None = None
@@ -238,7 +300,14 @@ class Table(Section):
 
 
 class EventsCsvConfig(Reading, Choice):
-    """The tables of the source, and how their cells are read."""
+    """The tables of the source, and how their cells are read.
+
+    Examples
+    --------
+    >>> source = EventsCsvConfig(table=[{"files": "patients.csv", "subject": "id", "birth": "born", "roster": True}])
+    >>> source.table[0].birth
+    'born'
+    """
 
     name: Literal["events-csv"] = "events-csv"
     table: tuple[Table, ...] = Field(min_length=1)
