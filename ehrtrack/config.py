@@ -67,12 +67,16 @@ class DataConfig(Section):
     Attributes
     ----------
     path : folder of a MEDS dataset
-    max_tokens : longest history the model sees, [CLS] included; longer ones keep static facts and the most recent
+    max_tokens : the longest history in tokens, [CLS] included; of a longer one the static facts and the most recent
+        tokens are kept
     births : subjects without a birth date are ``left_out``, which is counted aloud; with ``unknown`` they are kept, and
         models learn what an unknown age means; with ``required`` one of them stops the run
+    split : how subjects are divided into training, validation and test subjects; a table with a ``rule``
     delay_hours : how many hours after its time an event is known, by patterns that are matched at the code's start,
-        such as ``{"LAB//" = 6}``; of several that match, the longest counts. At an index date or a prediction time
-        what is not known yet is no input. Pretraining reads whole records, in retrospect, and has no delay
+        such as ``{"LAB//" = 6}``; of several that match, the longest delay counts. An event that is not known yet at
+        the index date or prediction time is not read. Pretraining reads whole records, in retrospect, without delay
+    visits : which events are one visit
+    vocabulary : which tokens there are
 
     Examples
     --------
@@ -98,14 +102,14 @@ class DataConfig(Section):
 
 
 class InitConfig(Section):
-    """What training starts from.
+    """The weights that training starts from.
 
     Attributes
     ----------
-    run : run id or registry URI of a pretrained model; ``latest`` is the study's last finished pretrain run;
-        empty starts from random weights
-    embeddings : folder of code embeddings (`ehrtrack embed`) that a transformer's random start, in pretraining or from
-        scratch, or the baseline mean-pool takes its codes from
+    run : run id or registry URI of a pretrained model; ``latest`` is the last finished pretraining of the study. If
+        empty, the weights are random
+    embeddings : folder of code embeddings (`ehrtrack embed`). They initialise the embeddings of a transformer with
+        otherwise random weights, in pretraining or from scratch, and those of the baseline mean-pool
 
     Examples
     --------
@@ -118,22 +122,24 @@ class InitConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """What may differ between machines without making it another experiment.
+    """Settings that may differ between machines, or where a run is resumed, without making it another experiment.
 
     Attributes
     ----------
-    device : auto, cpu, cuda, cuda:1, mps
-    precision : of matrix products: f32, bf16, or auto, which is bf16 on a GPU that has units for it (compute
-        capability 8.0, such as A10, L4, A100, H100) and f32 elsewhere
-    threads : CPU threads of torch and of numpy's BLAS; 0 takes the cores that other processes leave, or torch's
-        default where OMP_NUM_THREADS is set. A run logs the number that it took
-    cache : folder for journals, tokenised cohorts and checkpoints; where none is named EHRTRACK_HOME, else .ehrtrack
-        here, or the user's data folder where the working folder is temporary
-    snapshot_minutes : longest time between two snapshots of a training; there is one after each epoch anyway
-    upload_snapshots : send the last two snapshots to the tracking server, so that another machine can go on
-    engine : what works on the shards of the data: local, ray
-    workers : shards that are worked on at the same time
-    log_raw_subjects : log predictions under the subjects' own ids and with their dates, instead of keyed hashes
+    seed : the seed of everything that is random in a run
+    device : ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``
+    precision : precision of matrix products: ``f32``, ``bf16``, or ``auto``, which is bf16 on a GPU with units for it
+        (compute capability 8.0, such as A10, L4, A100, H100) and f32 elsewhere
+    threads : number of CPU threads of torch and of numpy's BLAS. 0 is the number of cores that other processes do not
+        use, or torch's default where OMP_NUM_THREADS is set. A run logs the number
+    cache : folder for outboxes, tokenised datasets and checkpoints. The default is the value of EHRTRACK_HOME, or else
+        ``.ehrtrack`` in the working folder, or the user's data folder where the working folder is temporary
+    snapshot_minutes : the longest time between two snapshots of a training; there is one after each epoch in any case
+    upload_snapshots : whether the last two snapshots are sent to the tracking server, so that another machine can
+        resume the run
+    engine : what processes the shards of the data: ``local`` or ``ray``
+    workers : number of shards that are processed at the same time
+    log_raw_subjects : whether predictions are logged with the subjects' own ids and dates, and not with keyed hashes
 
     Examples
     --------
@@ -154,11 +160,11 @@ class RuntimeConfig(Section):
 
 
 class RegistryConfig(Section):
-    """Where the best run goes.
+    """The model of the registry under which the best run is registered.
 
     Attributes
     ----------
-    model : name in the registry; empty uses the study's name
+    model : its name; if empty, it is the study's
 
     Examples
     --------
@@ -170,7 +176,15 @@ class RegistryConfig(Section):
 
 
 class RunConfig(Section):
-    """Everything that a run was told. It is logged whole as ``run_config.json``.
+    """All settings of a run, which are logged as ``run_config.json``.
+
+    Attributes
+    ----------
+    study : name of the study, under which its runs are tracked
+    data, cohort : the dataset, and the cohort with its labels; pretraining has no cohort
+    model, objective, strategy, baseline, init, train : the model and its training
+    search, frontier, canary : the sweep, the sensitivity analysis and the negative controls
+    registry, runtime : the registered model, and the settings of the machine
 
     Examples
     --------

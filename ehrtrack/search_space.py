@@ -1,4 +1,4 @@
-"""What a search may vary, and how long it goes on: the settings of `ehrtrack.search`."""
+"""What a sweep or a sensitivity analysis varies, and when it ends: the settings of `ehrtrack.search`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ Scalar = str | int | float | bool
 class Range(Section):
     """Numbers from `low` to `high`, both included.
 
-    Whole numbers if both bounds are written whole (``1``), else real ones (``1.0``); `log` spreads the values
-    evenly over orders of magnitude; `step` rounds them to low + k·step.
+    The numbers are whole if both bounds are written as whole numbers (``1``), and real otherwise (``1.0``). With `log`
+    they are drawn uniformly on the logarithmic scale; with `step` they are low + k·step.
+
+    Raises
+    ------
+    ValueError
+        If `low` is not below `high`, or `log` is asked for with a bound of 0 or below or together with `step`.
 
     Examples
     --------
@@ -81,16 +86,19 @@ def _default_parameters() -> dict[str, Range | Choices]:
 
 
 class SearchConfig(Section):
-    """What to vary, how often, and when to give up on a trial.
+    """Which settings a sweep varies, how many trials it has, and when a trial is pruned.
 
     Attributes
     ----------
-    n_trials : finished and pruned trials of the whole study, by all workers together
-    parameters : by dotted path of the configuration; a table given here replaces the default one
-    pruner : "median" stops a trial below the median of the others at the same epoch; "hyperband"; "none"
-    n_startup_trials : trials that are never pruned, and are drawn at random
-    n_warmup_epochs : epochs before a trial may be pruned
-    heartbeat_seconds : a worker silent for twice as long is taken for dead, and its trial is tried again
+    n_trials : number of finished and pruned trials of the whole study, over all workers
+    parameters : the range or the choices of each setting, by its dotted path; a table given here replaces the default
+    pruner : ``median`` stops a trial whose score is below the median of the other trials at the same epoch; the others
+        are ``hyperband`` and ``none``
+    n_startup_trials : number of first trials, which are drawn at random and never pruned
+    n_warmup_epochs : number of epochs before a trial may be pruned
+    heartbeat_seconds : interval of a worker's heartbeat; a worker that is silent for twice as long counts as dead, and
+        its trial is started again
+    max_retries : how often a trial is started again
 
     Examples
     --------
@@ -111,12 +119,12 @@ class SearchConfig(Section):
 
 
 class FrontierConfig(Section):
-    """What is varied.
+    """The setting that a sensitivity analysis varies (`ehrtrack frontier`).
 
     Attributes
     ----------
-    parameter : dotted path of the setting
-    values : at least two; the first is what the others are compared with
+    parameter : the dotted path of the setting
+    values : two values or more; the others are compared with the first
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The settings of all baselines, free of torch and scikit-learn: which there are, and what each may be told."""
+"""Which baselines there are, and the settings of each. This module imports neither torch nor scikit-learn."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class TunedChoice(Choice):
 
     Attributes
     ----------
-    n_candidates : combinations of settings to try; the one with the best validation C-index is kept
-    seed : of everything random in the fit
+    n_candidates : how many combinations of settings are tried; the one with the best validation C-index is kept
+    seed : the seed of everything that is random in the fit
 
     Examples
     --------
@@ -43,8 +43,9 @@ class TreeSettings(TunedChoice):
 
     Attributes
     ----------
-    n_intervals : of the time grid, at most
-    min_subjects, min_share : a column that is not 0 in fewer training subjects (or a smaller share) is left out
+    n_intervals : the most intervals of the time grid
+    min_subjects, min_share : a column that is not 0 in fewer training subjects, or in a smaller share of them, is left
+        out
 
     Examples
     --------
@@ -58,15 +59,17 @@ class TreeSettings(TunedChoice):
 
 
 class SequenceSettings(TunedChoice):
-    """Settings of a sequence model; the tuples are what `n_candidates` combinations are taken from.
+    """Settings of a sequence model. `n_candidates` combinations of the values in the tuples are tried.
 
     Attributes
     ----------
-    learning_rates, dropouts, widths, weight_decays : of training, embeddings and states
-    epochs : the most epochs; training stops after `patience` epochs without progress, and keeps an epoch, as the
-        transformer's does (`objective.select_by`)
-    batch_tokens : 0 takes what the device is best with
-    lambda_rank, n_intervals : of the survival objective
+    learning_rates, weight_decays : values of the optimiser to try
+    dropouts : probabilities of dropout on embeddings and states to try
+    widths : widths of embeddings and states to try
+    epochs : the most epochs. Training stops after `patience` epochs without progress, and an epoch is selected, by the
+        same rule as that of the transformer (`objective.select_by`)
+    batch_tokens : tokens in a batch; 0 is the number that suits the device
+    lambda_rank, n_intervals : as in the survival objective (`objectives.settings.SurvivalConfig`)
 
     Examples
     --------
@@ -91,12 +94,13 @@ class CoxConfig(TunedChoice):
 
     Attributes
     ----------
-    penalties : penalty strengths to try; empty takes a path of `n_candidates` from the smallest that zeroes every
-        coefficient, down
-    min_penalty_ratio : its last strength as a share of its first
-    l1_ratio : 1 is the lasso; towards 0 it is ridge, which keeps correlated codes together
+    penalties : penalty strengths to try. If empty, `n_candidates` falling strengths are tried, from the smallest at
+        which every coefficient is 0
+    min_penalty_ratio : the last of those strengths as a share of the first
+    l1_ratio : share of the L1 penalty in the elastic net: 1 is the lasso, and values near 0 are ridge, which gives
+        correlated codes similar coefficients
     min_subjects : a feature that is not 0 in fewer training subjects is left out
-    log_counts : take log(1 + x) of whole-number features, whose tails are long
+    log_counts : whether log(1 + x) of a feature of whole numbers is taken, as their distributions have long tails
 
     Examples
     --------
@@ -119,9 +123,11 @@ class LassoConfig(TunedChoice):
 
     Attributes
     ----------
-    strengths : of the penalty, in units of ``sqrt(log P / N)``; `n_candidates` of them are tried
-    scales_days : of times: a day, a month and a year; where a record is two days of intensive care, take hours
-    n_intervals : of the time grid, at most
+    strengths : penalty strengths in units of ``sqrt(log P / N)`` for P columns and N subjects; `n_candidates` of them
+        are tried
+    scales_days : scales of the exponential weights of times, in days: by default a day, a month and a year. Records of
+        two days of intensive care need scales of hours
+    n_intervals : the most intervals of the time grid
 
     Examples
     --------
@@ -138,15 +144,19 @@ class LassoConfig(TunedChoice):
 
 
 class GradientBoostingConfig(TreeSettings):
-    """Settings of gradient boosting; the tuples are what `n_candidates` combinations are taken from.
+    """Settings of gradient boosting. `n_candidates` combinations of the values in the tuples are tried.
 
     Attributes
     ----------
-    learning_rates, max_leaves, min_rows, penalties, feature_shares : of the trees: step, leaves a tree, person-periods
-        a leaf, L2 penalty, and share of the columns that a split may choose from
-    max_trees : the most trees; fewer where the validation loss stops falling
-    n_intervals : of the time grid, at most; rows and time of the fit grow with it
-    has_timing : whether it reads when codes came, and first, last and trend of values, beside the counts of codes
+    learning_rates : step sizes to try
+    max_leaves : the most leaves of a tree
+    min_rows : the fewest person-periods (a subject in an interval) of a leaf
+    penalties : strengths of the L2 penalty on the values of leaves
+    feature_shares : share of the columns that a split may choose from
+    max_trees : the most trees; there are fewer where the validation loss stops falling
+    n_intervals : the most intervals of the time grid; the rows and the time of the fit grow with it
+    has_timing : whether the features include the times of codes, and the first value, the last value and the trend of
+        numbers, beside the counts of codes
 
     Examples
     --------
@@ -166,8 +176,9 @@ class GradientBoostingConfig(TreeSettings):
 
 
 class GradientBoostingTimingConfig(GradientBoostingConfig):
-    """Settings of gradient boosting with timing features: whether a sequence model is worth its cost shows against it,
-    not against bags of codes.
+    """Settings of gradient boosting with timing features.
+
+    Whether a sequence model is worth its cost is seen in a comparison with this baseline, and not with counts of codes.
 
     Examples
     --------
@@ -181,14 +192,15 @@ class GradientBoostingTimingConfig(GradientBoostingConfig):
 
 
 class RandomSurvivalForestConfig(TreeSettings):
-    """Settings of the forest; the tuples are what `n_candidates` combinations are taken from.
+    """Settings of the forest. `n_candidates` combinations of the values in the tuples are tried.
 
     Attributes
     ----------
-    n_trees : trees of the forest
-    min_rows, feature_shares : subjects a leaf, and share of the columns that a split may choose from
-    max_rows : subjects that a tree is grown on, at most, drawn with replacement
-    n_intervals : of the time grid, at most
+    n_trees : the number of trees
+    min_rows : the fewest subjects of a leaf
+    feature_shares : share of the columns that a split may choose from
+    max_rows : the most subjects that a tree is grown on, drawn with replacement
+    n_intervals : the most intervals of the time grid
 
     Examples
     --------
@@ -229,12 +241,12 @@ class LstmConfig(SequenceSettings):
 
 
 class MeanPoolConfig(SequenceSettings):
-    """Settings of the mean of embeddings.
+    """Settings of the model on the mean of a record's code embeddings.
 
     Attributes
     ----------
-    skip_gram : of the embeddings, where none were fitted before
-    trains_embeddings : whether they go on learning with the head
+    skip_gram : settings of the code embeddings, which are fitted first where ``init.embeddings`` names none
+    trains_embeddings : whether the embeddings are trained further with the head; values to try
 
     Examples
     --------

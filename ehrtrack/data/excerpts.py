@@ -45,8 +45,8 @@ def visits_of(batch: Batch) -> Visits:
 def excerpts(batch: Batch, subject: Tensor, start: Tensor, stop: Tensor) -> Batch:
     """P excerpts, each a run of one subject's tokens with a [CLS] that stands at its end.
 
-    Whatever tells of the rest of the record is told anew as seen from the excerpt's end: positions, segments and days
-    count back from its last visit, and [CLS] has that visit's age.
+    All inputs that depend on the rest of the record are computed anew as of the end of the excerpt: positions, segments
+    and days count back from its last visit, and [CLS] has the age at that visit.
 
     Parameters
     ----------

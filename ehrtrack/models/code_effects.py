@@ -73,7 +73,7 @@ class Entries(NamedTuple):
 
 
 class CodeEffects(nn.Module):
-    """A regression on single codes and values, fitted before the network is, which learns what it leaves.
+    """A fixed offset: a regression on single codes and values, fitted before the network, which fits the residual.
 
         intercept + r . (age, log of visits, of days with visits and of days since[, whether the age is unknown])
         + sum over tokens c that a subject has    u_c . (1, log n_c, exp(-days_c / s_1), ..., exp(-days_c / s_S))

@@ -122,6 +122,6 @@ def coding_systems(vocabulary: Vocabulary, *, at_most: int) -> npt.NDArray[np.fl
 
 
 def beside(vectors: npt.NDArray[np.float32], systems: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """(V, D + S) vectors with what is said of the tokens beside them, a 1 being as long as a vector is on average."""
+    """(V, D + S) the vectors, with S indicators of the tokens' systems in units of the vectors' mean length."""
     length = np.sqrt((vectors**2).sum(axis=1).mean())
     return np.hstack([vectors, systems * length]).astype(np.float32)

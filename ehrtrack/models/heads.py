@@ -49,8 +49,8 @@ class CodeHead(Head):
     ----------
     codes : (C,) which of the V tokens
     baseline : (K, C) where it begins
-    effects : a regression of each of the C on single codes and values, fitted before, which is added to its K numbers;
-        the head then learns what it leaves
+    effects : a fixed offset: for each of the C codes a regression on single codes and values, fitted beforehand, which
+        is added to the K numbers of the code, so that the head fits the residual
     """
 
     def __init__(self, width: int, codes: Tensor, baseline: Tensor, effects: CodeEffects | None = None) -> None:
@@ -121,7 +121,8 @@ class HazardHead(Head):
     Parameters
     ----------
     baseline : (K,) logits, or (K, R) where there are R causes; the logits are then (B, K R), causes side by side
-    codes : a regression on single codes, fitted before, which is added to a; the head then learns what it leaves
+    codes : a fixed offset: a regression on single codes, fitted beforehand, which is added to a, so that the head fits
+        the residual
     """
 
     DROPOUT = 0.3

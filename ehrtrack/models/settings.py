@@ -12,7 +12,7 @@ from ehrtrack.section import Section
 
 
 class Size(NamedTuple):
-    """Shape of the encoder: width D, layers, heads, width of the MLP.
+    """The shape of the encoder: its width D, the number of layers and of attention heads, and the width of the MLP.
 
     Examples
     --------
@@ -47,11 +47,16 @@ class ModelConfig(Section):
 
     Attributes
     ----------
-    size : a name in `SIZES`
-    dropout : of embeddings and of each layer's two outputs; attention weights have none
-    readout_days : scales on which [CLS] reads how long ago things were written (`behrt.Readout`). A day, a month and a
-        year suit the records of years; where a record is two days of intensive care, take hours. A regression that a
-        head starts from (`objective.lasso`) reads the same scales
+    size : the shape of the encoder, one of `SIZES`
+    dropout : probability of dropout on the embeddings and on the two outputs of each layer; attention weights have none
+    readout_days : the scales, in days, on which [CLS] reads how long ago events were (`behrt.Readout`). The default of
+        a day, a month and a year suits records of years; records of two days of intensive care need scales of hours.
+        The regression that is the offset of a head (`objective.lasso`) has the same scales
+
+    Raises
+    ------
+    ConfigError
+        If there is no such size.
 
     Examples
     --------

@@ -45,7 +45,7 @@ MOST_LOG_HAZARD = 30.0
 
 
 class Hazards(Protocol):
-    """What an objective tells of the hazards that effects are added to."""
+    """What a regression needs from an objective: the population's logits, and the likelihood to maximise."""
 
     def baseline_logits(self) -> Tensor:
         """(K,) or (K, R) of the population."""

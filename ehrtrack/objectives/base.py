@@ -141,7 +141,7 @@ class BatchLoss(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a survival model says of N subjects.
+    """The survival curves that a model predicts for N subjects.
 
     Attributes
     ----------
@@ -243,7 +243,7 @@ class OutcomeObjective(Objective[Score]):
 
     @abstractmethod
     def rehearse(self, outcomes: Outcomes) -> None:
-        """Score what a model without inputs says of validation subjects: fails where they are too few to score.
+        """Score a model without inputs on the validation subjects, to fail before training where they are too few.
 
         Raises
         ------

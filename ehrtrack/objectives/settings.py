@@ -1,4 +1,4 @@
-"""The settings of all objectives, free of torch: which there are, and what each may be told."""
+"""Which objectives there are, and the settings of each. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ class HazardSettings(OutcomeSettings):
 
     Attributes
     ----------
-    lasso : strength of the penalty of a regression on single codes and values that the head starts from, and whose
-        rest the network learns (`models.code_effects`). 0 leaves it out; of .15 to .5, .15 was best for 6,400
-        subjects and .3 for 400. Where the base was pretrained by time-to-event with a lasso of its own, the effects
-        may also be mixtures of those that it found for the onsets of codes
+    lasso : strength of the lasso penalty of an offset: a regression on single codes and values is fitted beforehand and
+        its logits are added to those of the head, so that the network fits the residual (`models.code_effects`). With 0
+        there is no offset. Of the strengths from .15 to .5, .15 was best for 6,400 subjects and .3 for 400. Where the
+        base was pretrained by time-to-event with an offset of its own, the regression may also use mixtures of the
+        effects that were found there for the onsets of codes
 
     Examples
     --------
@@ -56,15 +57,16 @@ class SurvivalConfig(HazardSettings):
 
     Attributes
     ----------
-    lambda_rank : weight of the ranking loss beside the negative log-likelihood. It did not raise the C-index
-        wherever it was tried (`ehrtrack frontier`) and mostly cost Brier score, so that it is off until asked for
-    sigma : scale of the ranking loss; below .02 its exponential overflows
-    n_intervals : intervals of the time grid, at most; its edges are quantiles of training event times
-    select_by : validation measure by which training stops and an epoch is kept. By c_index, of the epochs within one
-        standard error of the best C-index the one with the lowest integrated Brier score is kept, and training stops
-        `patience` epochs after it, or after the best where that is later: alone, with few validation events, the
-        C-index is mostly noise and may keep a first epoch whose risks are all alike. By ibs, both go by the integrated
-        Brier score
+    lambda_rank : weight of the ranking loss, which is added to the negative log-likelihood. In no data set that was
+        tried did it raise the C-index (`ehrtrack frontier`), and in most it raised the Brier score, so that the default
+        is 0
+    sigma : scale of the differences of incidence in the ranking loss; below .02 its exponential overflows
+    n_intervals : the most intervals of the time grid, whose edges are quantiles of the training event times
+    select_by : the validation measure of early stopping. With ``c_index``, of the epochs within one standard error of
+        the best C-index the one with the lowest integrated Brier score is selected, and training stops `patience`
+        epochs after it, or after the best where that is later. The C-index alone is mostly noise where validation
+        events are few, and may select a first epoch in which all risks are alike. With ``ibs``, both are decided by the
+        integrated Brier score
 
     Examples
     --------
@@ -86,8 +88,9 @@ class CompetingRisksConfig(HazardSettings):
 
     Attributes
     ----------
-    n_intervals : intervals of the time grid, at most; its edges are quantiles of training event times of any cause
-    select_by : as in `objective.survival`; c_index is the mean of the causes', ibs that of any cause
+    n_intervals : the most intervals of the time grid, whose edges are quantiles of the training event times of any
+        cause
+    select_by : as in `SurvivalConfig`; ``c_index`` is the mean over causes, and ``ibs`` the score of any cause
 
     Examples
     --------
@@ -105,10 +108,10 @@ class ClassificationConfig(HazardSettings):
 
     Attributes
     ----------
-    threshold : risk from which a subject is called positive in the confusion matrix; None takes the share of training
-        subjects that have the outcome by the horizon
-    select_by : as in `objective.survival`, by the area under the ROC curve, auroc, and the Brier score at the horizon,
-        brier
+    threshold : the risk from which a subject counts as positive in the confusion matrix; None is the share of training
+        subjects who have the outcome by the horizon
+    select_by : the validation measure of early stopping, as in `SurvivalConfig`: ``auroc``, the area under the ROC
+        curve, or ``brier``, the Brier score at the horizon
 
     Examples
     --------
@@ -128,8 +131,8 @@ class MaskedTokensConfig(PretrainingSettings):
 
     Attributes
     ----------
-    mask_probability : share of tokens that are to be predicted; 80 % of them show [MASK], 10 % a random token,
-        10 % themselves
+    mask_probability : share of the tokens that are predicted. Of these, 80 % are replaced by [MASK] and 10 % by a
+        random token, and 10 % stay as they are
 
     Examples
     --------
@@ -148,8 +151,8 @@ class NextVisitConfig(PretrainingSettings):
 
     Attributes
     ----------
-    n_cuts : visits of a subject that are predicted at each pass, each from an excerpt of its own; two excerpts have
-        together about as many tokens as the record
+    n_cuts : how many visits of a subject are predicted in each epoch, each from an excerpt that ends before it; two
+        excerpts together have about as many tokens as the record
 
     Examples
     --------
@@ -166,12 +169,14 @@ class TimeToEventConfig(PretrainingSettings):
 
     Attributes
     ----------
-    n_codes : the codes with the most first occurrences after cuts of training records, at most
-    n_pieces : pieces of the time axis, at most; their edges are quantiles of the times to first occurrences
-    n_cuts : cuts of a subject's record at each pass
-    lasso : strength of the penalty of a regression of each onset on single codes and values that the head starts from,
-        and whose rest the network learns (`models.code_effects`); seconds for each of `n_codes`. Fine-tuning with a
-        lasso then starts from what it says of the onsets. 0 leaves it out; .1 suited 58,000 records and 190 codes
+    n_codes : the most codes whose onsets are predicted: those with the most first occurrences after a cut of a training
+        record
+    n_pieces : the most pieces of the time axis, whose edges are quantiles of the times to first occurrences
+    n_cuts : how many times a subject's record is cut in each epoch
+    lasso : strength of the lasso penalty of an offset: for the onset of each code, a regression on single codes and
+        values is fitted beforehand and the network fits the residual (`models.code_effects`). It takes seconds for each
+        of `n_codes`, and a later fine-tuning with a lasso starts from its effects. With 0 there is no offset; .1 suited
+        58,000 records and 190 codes
 
     Examples
     --------
@@ -191,8 +196,8 @@ class ContrastiveConfig(PretrainingSettings):
 
     Attributes
     ----------
-    temperature : tau of the paper
-    projection : width of the space in which views are compared
+    temperature : the temperature by which similarities are divided, tau of the paper
+    projection : width of the space in which two views of a record are compared
 
     Examples
     --------
@@ -210,9 +215,9 @@ class MixedConfig(PretrainingSettings):
 
     Attributes
     ----------
-    weights : of each part's mean loss, by the part's name. Losses differ in scale: one of masked tokens is in nats a
-        token, one of the next visit in nats a visit, over all codes
-    settings : of the parts that are not to have their defaults, by name
+    weights : the weight of each part's mean loss, by the part's name. Losses differ in scale: that of masked tokens is
+        in nats a token, that of the next visit in nats a visit, summed over all codes
+    settings : settings of parts that differ from their defaults, by the part's name
 
     Examples
     --------

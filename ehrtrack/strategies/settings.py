@@ -1,4 +1,4 @@
-"""The settings of all strategies, free of torch: which there are, and what each may be told."""
+"""Which strategies there are, and the settings of each. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ class FrozenConfig(Choice):
 
     Attributes
     ----------
-    embeddings : train the embeddings as well
-    cache : compute the encoder's states once and train the head on them, rather than anew in every epoch
+    embeddings : whether the embeddings are trained as well
+    cache : whether the states of the encoder are computed once, before the head is trained on them, and not in each
+        epoch
 
     Examples
     --------
@@ -35,10 +36,10 @@ class LoraConfig(Choice):
 
     Attributes
     ----------
-    rank : inner dimension of each adapter
-    alpha : scale; the update is multiplied by alpha / rank
-    dropout : of the adapters' input
-    embeddings : train the embeddings as well
+    rank : the inner dimension r of each adapter
+    alpha : the scale of the update, which is multiplied by alpha / rank (Hu et al. 2022, LoRA, arXiv:2106.09685)
+    dropout : the probability of dropout on the input of each adapter
+    embeddings : whether the embeddings are trained as well
 
     Examples
     --------
@@ -61,7 +62,7 @@ class FullConfig(Choice):
 
     Attributes
     ----------
-    is_from_random : whether it starts from random weights, even where ``init.run`` names a pretrained model
+    is_from_random : whether training starts from random weights even where ``init.run`` names a pretrained model
 
     Examples
     --------

@@ -75,8 +75,8 @@ def fit(
 ) -> FitResult:
     """Train until the last epoch or until patience ends, and leave the model with the weights of the kept epoch.
 
-    If `folder` holds a snapshot of this training, it goes on from there. Ctrl-C and SIGTERM end it after the step under
-    way, with a snapshot, and then do what they would have done without this.
+    If `folder` holds a snapshot of this training, it is resumed from there. Ctrl-C and SIGTERM end the training after
+    the current step, with a snapshot; then they have the effect that they would have had otherwise.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def fit(
     on_epoch : called after each epoch with its number and metrics; may raise `TrainingStopped`
     snapshot_seconds : longest time between two snapshots; there is one after each epoch anyway
     on_snapshot : called from another thread with the folder of a snapshot that is on the disk
-    on_go_on : called with the metrics of the epochs that are done already, when training goes on from a snapshot
+    on_go_on : called with the metrics of the finished epochs when training is resumed from a snapshot
     printed : names of the metrics in the line of an epoch; those that the objective lacks are passed over
 
     Raises

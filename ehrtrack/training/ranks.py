@@ -56,7 +56,11 @@ class Ranks:
 
     @contextmanager
     def gradients_apart(self, wrapped: nn.Module, *, is_apart: bool) -> Iterator[None]:
-        """Where `is_apart`, keep gradients on their rank for now: another batch of the same step follows."""
+        """Do not reduce gradients over the processes where `is_apart`: another batch of the same step follows.
+
+        This is PyTorch's `no_sync`, for accumulation: the gradients of the batches of a step are added up in each
+        process, and reduced once, in the backward pass of the last of them.
+        """
         if is_apart and self.count > 1:
             with self.accelerator.no_sync(wrapped):
                 yield

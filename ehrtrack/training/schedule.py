@@ -8,7 +8,7 @@ import math
 def warmup_cosine(share_done: float, *, warmup_share: float) -> float:
     """Factor of the peak learning rate: a linear warm-up, then a half cosine to a tenth of the peak.
 
-    A function of the share of training that is done, and of nothing before: a run that goes on after a stop needs no
+    It is a function of the share of the training that is done, and of nothing else, so that a resumed run needs no
     state of it.
 
     >>> [round(warmup_cosine(share, warmup_share=0.2), 2) for share in (0.0, 0.1, 0.2, 0.6, 1.0)]

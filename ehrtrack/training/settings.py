@@ -1,4 +1,4 @@
-"""Settings of the training loop, of code embeddings, and of the twins that look for leakage."""
+"""Settings of the training loop, of code embeddings, and of the negative controls that look for leakage."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ class TrainConfig(Section):
 
     Attributes
     ----------
-    batch_tokens : tokens that go through the model at once; ``auto`` is as many as the device is best with
-    accumulate : batches whose gradients make one step
-    recompute : keep only each layer's input for the backward pass and compute the rest anew: a third slower, and a
-        large part of the memory less
-    patience : epochs after which training stops if none has a better validation score, or came to be kept
-    warmup_share : share of training in which the learning rate rises
-    clip_norm : largest norm of the gradient of all trainable parameters together; inf is no limit
+    epochs : the most epochs
+    batch_tokens : the token budget of a batch; ``auto`` is the number that suits the device
+    accumulate : number of batches whose gradients are added up for one step of the optimiser
+    recompute : whether the backward pass computes the activations inside each layer anew from the layer's input
+        (gradient checkpointing), which takes a third more time and much less memory
+    lr : the peak learning rate
+    weight_decay : weight decay of AdamW
+    patience : training stops after so many epochs without a better validation score, or without a newly selected epoch
+    warmup_share : share of the training in which the learning rate rises linearly from 0
+    clip_norm : the largest norm of the gradient of all trainable parameters together; inf is no limit
 
     Examples
     --------
@@ -43,13 +46,13 @@ class TrainConfig(Section):
 
 
 class CanaryConfig(Section):
-    """How large the twins of a run are.
+    """How large the negative controls of a run are.
 
     Attributes
     ----------
-    n_subjects : of the cohort, drawn at random; 0 takes all
-    epochs : of the twins with permuted labels and with another future
-    leak_epochs : of the twin with a planted leak, which is small and reads short records
+    n_subjects : how many subjects of the cohort are drawn at random for them; 0 is all
+    epochs : epochs of the controls with permuted labels and with an exchanged future
+    leak_epochs : epochs of the control with a planted leak, whose model is small and reads short records
 
     Examples
     --------
@@ -67,11 +70,14 @@ class SkipGramConfig(Section):
 
     Attributes
     ----------
-    epochs : times that each token is a centre, at least
-    min_steps : steps at least, which few records reach in more epochs
-    window_visits : visits before and after a code's own that count as its context; 0 is the visit alone
-    contexts : contexts drawn for each token in an epoch
-    negatives : random codes that weigh against a context
+    epochs : the fewest passes over all tokens
+    min_steps : the fewest steps of the optimiser; where records are few, there are more epochs until it is reached
+    window_visits : number of visits before and after a code's own visit that belong to its context; 0 is that visit
+        alone
+    contexts : number of contexts drawn for each token in an epoch
+    negatives : number of random codes for each context, k of the loss
+    lr : learning rate
+    batch_pairs : pairs of a token and a context in a batch
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Code embeddings by skip-gram over visits, after Med2Vec.
 
 Codes of one visit have no order, so the context of a code is its visit and the neighbouring ones (Choi et al. 2016,
-Med2Vec, KDD, eqs. 2 and 4), and each is to be told from codes drawn at random (Mikolov et al. 2013, arXiv:1310.4546,
+Med2Vec, KDD, eqs. 2 and 4). Each is distinguished from codes drawn at random (Mikolov et al. 2013, arXiv:1310.4546,
 eq. 4): for a code c with context o and k codes n drawn by the 3/4th power of their frequency
 
     -log sigmoid(u_o v_c) - sum_n log sigmoid(-u_n v_c)

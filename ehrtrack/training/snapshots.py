@@ -1,4 +1,4 @@
-"""Whole training states on disk, to go on from after a crash: written in the background, the last few kept."""
+"""Snapshots: whole training states on disk from which a training is resumed, written in the background."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ class Snapshot:
 
 
 class CheckpointWriter:
-    """Writes training states while training goes on, and keeps the last `n_kept`. One writer to a folder.
+    """Writes training states in the background of the training, and keeps the last `n_kept`. One writer to a folder.
 
-    Training waits for one copy in memory, and only if the next step comes before it is done; hashing and the disk
-    are a thread's affair. The copy's buffers are used again by the next save: the memory of one state, and no page
-    faults after the first.
+    Training waits for a copy in memory only, and only if the next step comes before the copy is done; a thread hashes
+    it and writes it to the disk. The next snapshot uses the same buffers again, so that the memory of one state is
+    enough, and page faults occur with the first snapshot alone.
 
     Parameters
     ----------

@@ -38,14 +38,15 @@ DECAYED = ("weight", "weight_ih", "weight_hh", "scale", "shift")
 
 @dataclass
 class Progress:
-    """How far training is: all that a run that goes on has to know beside its tensors.
+    """How far the training has come: what a resumed run needs beside its tensors.
 
     Attributes
     ----------
-    epoch : that is being trained, from 1
-    n_done, n_batches : batches of that epoch that are done, and how many it has, for each rank
-    sums : of loss, weight, gradient norm, steps, tokens and seconds in that epoch
-    history : metrics of the epochs before
+    epoch : the number of the current epoch, from 1
+    n_done, n_batches : the batches of the current epoch that are done, and all that it has, on each process
+    sums : sums of loss, weight, gradient norm, steps, tokens and seconds over the current epoch
+    history : the metrics of the epochs before
+    seconds : the training time so far
     """
 
     epoch: int = 1
@@ -193,7 +194,7 @@ class Training:
             file.unlink()
 
     def save_snapshot(self) -> None:
-        """Keep all that is needed to go on from here; it is written while training goes on."""
+        """Take a snapshot from which training can be resumed; it is written in the background."""
         if self.writer is None:
             return
         tensors = {f"model/{name}": p.detach() for name, p in self.trainable.items()}

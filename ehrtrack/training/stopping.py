@@ -17,12 +17,12 @@ CTRL_C_TEXT = b"\nthe step under way is finished and kept first; Ctrl-C once mor
 
 @dataclass
 class StopRequest:
-    """Whether training was told to stop.
+    """Whether a signal has asked the training to stop.
 
     Attributes
     ----------
-    asked : the signal that this process got first
-    is_agreed : one of the processes that train together got one, and all of them know
+    asked : the first signal that this process received
+    is_agreed : whether one of the processes of the distributed training received a signal, and all of them know of it
     """
 
     asked: int | None = None
