@@ -81,6 +81,11 @@ def birth_rules(births: Births, column: str, moment: str) -> list[Rule]:
     ----------
     column : the date by which a subject has to be born
     moment : what that date is called
+
+    Examples
+    --------
+    >>> [rule.step for rule in birth_rules("left_out", "index_date", "index date")]
+    ['has a birth', 'born by the index date']
     """
     if births == "required":
         return []
