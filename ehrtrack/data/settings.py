@@ -95,7 +95,12 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class SplitConfig(Section):
-    """Shares of the subjects, by a hash of the subject; what `train` and `validation` leave is the test set.
+    """Split the subjects at random, by a hash of the subject and a seed. All others are the test subjects.
+
+    Attributes
+    ----------
+    seed : another seed gives another split
+    train, validation : the shares of training and of validation subjects; they add up to less than 1
 
     Examples
     --------
@@ -216,9 +221,9 @@ def _check_part(name: str, asked: float | tuple[str, ...]) -> None:
 
 
 class DatasetSplit(Section):
-    """As the dataset has it, in ``metadata/subject_splits.parquet`` of MEDS: train, tuning (to validate), held_out.
+    """The split of the dataset itself, in ``metadata/subject_splits.parquet``: train, tuning (validation) and held_out.
 
-    Subjects that it does not have, or has in a split of another name, are left out and counted.
+    Subjects who are not in that table, or who are in a split of another name, are left out and counted.
 
     Examples
     --------
@@ -254,7 +259,11 @@ VisitUnit = Literal["encounter", "day", "hour"]
 
 
 class VisitConfig(Section):
-    """What makes events one visit; see `VisitUnit`.
+    """Which events are one visit.
+
+    Attributes
+    ----------
+    unit : ``encounter`` (of the source, or else the day), ``day`` or ``hour``, both in UTC
 
     Examples
     --------
@@ -268,13 +277,17 @@ class VisitConfig(Section):
 
 
 class VocabularyConfig(Section):
-    """Which tokens there are.
+    """The tokens of the vocabulary.
 
-    A token needs `min_subjects` training subjects, else it is [UNK]. A code with at least `min_values`
-    numeric values is cut into up to `n_value_bins` by their training quantiles. Codes that match a pattern
-    of `exclude` at their start are left out altogether. `groups` is a table (parquet or CSV) with the columns
-    `code` and `group`: codes of a group, such as those that different hospitals write for one thing, become one token.
-    `ehrtrack embed --groups` finds some; phecodes, CCS or ATC classes are others.
+    Attributes
+    ----------
+    min_subjects : a token that fewer training subjects have is [UNK]
+    n_value_bins : the most bins into which the numeric values of a code are cut, at their training quantiles
+    min_values : a code with fewer numeric values has no bins
+    exclude : patterns of codes that are left out, matched at the code's start
+    groups : a table (parquet or CSV) with the columns `code` and `group`. The codes of a group, such as those that
+        different hospitals have for the same thing, become one token. `ehrtrack embed --groups` finds some; phecodes,
+        CCS and ATC classes are others
 
     Examples
     --------

@@ -185,7 +185,7 @@ def best_by_validation(rows: Sequence[RunRow]) -> RunRow:
 
 
 def verdict_of(difference: Interval) -> Verdict:
-    """What a paired difference allows to be said: its interval must exclude 0 for a claim.
+    """The verdict on a paired difference: ``better`` or ``worse`` only if its interval excludes 0.
 
     Examples
     --------

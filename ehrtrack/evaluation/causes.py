@@ -74,7 +74,7 @@ def score_causes(
 
 
 def causes_text(report: Report) -> dict[str, str]:
-    """What a run's description says of each cause, from a report with the table ``causes``; else nothing.
+    """Lines on each cause for the description of a run; empty if the report has no table ``causes``.
 
     Examples
     --------

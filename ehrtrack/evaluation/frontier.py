@@ -1,4 +1,4 @@
-"""A frontier: one setting at several values, and what each buys and costs.
+"""A sensitivity analysis: one setting at several values, and how discrimination and calibration depend on it.
 
 Discrimination and calibration can pull apart: a loss that ranks subjects better may state worse probabilities.
 DeepHit (Lee et al. 2018) adds such a loss; Kvamme et al. 2019 (J Mach Learn Res 20(129)) find its concordance high and
@@ -38,8 +38,11 @@ class Point:
 
     Attributes
     ----------
-    metrics : of the run, by name
-    difference : its test C-index minus that at the first value, on the same subjects; None at the first value
+    value : the value of the setting
+    run_id : the run with this value
+    metrics : metrics of the run, by name
+    difference : test C-index of the run minus that of the run at the first value, on the same subjects; None at the
+        first value
 
     Examples
     --------
@@ -85,7 +88,7 @@ def frontier_table(points: Sequence[Point]) -> pl.DataFrame:
 
 
 def conclusion(table: pl.DataFrame, parameter: str) -> str:
-    """What the table allows to be said, in a sentence or two.
+    """The conclusion from a table of `frontier_table`, in one to three sentences.
 
     Examples
     --------
@@ -118,7 +121,7 @@ def conclusion(table: pl.DataFrame, parameter: str) -> str:
 
 
 def to_markdown(table: pl.DataFrame, parameter: str) -> str:
-    """The table for a reader.
+    """The table of `frontier_table` as Markdown.
 
     Examples
     --------

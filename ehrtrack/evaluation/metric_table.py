@@ -34,24 +34,24 @@ _COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What is to be known of a metric.
+    """A metric: its names, its unit and format, which values are better, and where it is shown.
 
     Attributes
     ----------
-    key : its name without the split: ``c_index`` is logged as ``test/c_index``
-    title : in tables
-    long_title : in figures, where it is another than in tables
-    form : of a value, as `format` takes it
+    key : name without the split: ``c_index`` is logged as ``test/c_index``
+    title : title in tables
+    long_title : title in figures, if it differs from the one in tables
+    form : format of a value, as the function `format` takes it
     better : which values are better
-    unit : of the values; empty where they have none
-    has_interval : whether ``_lower`` and ``_upper`` are logged with it
-    tasks : of the models that it judges
-    splits : on which it is measured; of one alone its title does not name it
-    chooses : whether a champion is chosen by it, on validation subjects
-    shown : where, and of which splits:
+    unit : unit of the values; empty if they have none
+    has_interval : whether the bounds ``_lower`` and ``_upper`` of an interval are logged with it
+    tasks : the tasks whose models have the metric
+    splits : the splits on which it is measured; if it is only one, titles do not name it
+    chooses : whether a champion is chosen by the metric, on validation subjects
+    shown : the places where it is shown, with the splits of each:
 
         - progress: after each epoch
-        - headline: in the line that ends a run, and in what is said of a champion
+        - headline: in the last line of a run, and in the description of a champion
         - compare, frontier: in their tables
         - ui: as a column of the tracking UI
 

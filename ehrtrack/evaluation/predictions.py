@@ -14,7 +14,7 @@ CURVE = pl.List(pl.Float64)
 
 
 def with_predictions(subjects: pl.DataFrame, predictions: Predictions) -> pl.DataFrame:
-    """The N rows of subjects at prediction times with what a model says of them, row for row.
+    """The N rows of subjects at prediction times with the predictions of a model, row for row.
 
     Returns
     -------

@@ -17,14 +17,14 @@ Value = TypeVar("Value")
 
 @dataclass
 class Report:
-    """What could be measured, and what could not.
+    """The measures of one split: numbers, intervals and tables, and the reasons of the measures without a value.
 
     Attributes
     ----------
-    metrics : by key, without the split; of an interval its estimate, and its bounds as ``_lower`` and ``_upper``
-    intervals : those among the metrics that have bounds, by key
-    tables : by name
-    left_out : measure -> why it has no value
+    metrics : numbers by key, without the split; of an interval the estimate, and its bounds as ``_lower``, ``_upper``
+    intervals : the intervals among the metrics, by key
+    tables : tables by name
+    left_out : by the measure's name, the reason why it has no value
 
     Examples
     --------

@@ -19,13 +19,14 @@ from ehrtrack.survival.time_grid import TimeGrid
 
 
 class EvaluationConfig(Section):
-    """What is reported of a fitted model.
+    """Settings of the evaluation of a fitted model.
 
     Attributes
     ----------
-    n_resamples : of the bootstrap over subjects; at most 200 within groups and of the calibration slope
-    recalibration : how a second set of curves is made on validation subjects, reported apart from the raw ones
-    conformal_coverage : share of subjects for whom lower bounds on survival time are to hold; 0 makes none
+    n_resamples : number of bootstrap samples of subjects; within groups, and for the calibration slope, at most 200
+    recalibration : how the hazards are recalibrated on validation subjects. Recalibrated curves are reported apart from
+        the raw ones
+    conformal_coverage : share of subjects for whom lower bounds on the time to the event should hold; 0 computes none
 
     Examples
     --------
@@ -40,13 +41,14 @@ class EvaluationConfig(Section):
 
 @dataclass(frozen=True)
 class Split:
-    """What a model says of B subjects, and what came.
+    """The predictions of a model for the B subjects of a split, and their outcomes.
 
     Attributes
     ----------
-    survival : (B, K + 1) at the edges of the grid
-    training : outcomes of the training subjects, which weight the censored and set the days of evaluation
-    outcomes : of the B subjects
+    survival : (B, K + 1) predicted S at the edges of the grid
+    grid : the time grid of the model
+    training : outcomes of the training subjects, from which the censoring weights and the days of evaluation follow
+    outcomes : outcomes of the B subjects
     incidence : (B, R, K + 1) cumulative incidence of each of R causes, or None where there is one
 
     Examples
@@ -108,13 +110,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Context:
-    """What measures have beside the split.
+    """What a measure is computed from, besides the split.
 
     Attributes
     ----------
-    validation : on which recalibration and bounds are fitted; None where validation subjects themselves are evaluated
+    config : settings of the evaluation
+    seed : seed of the bootstrap
+    validation : the validation split, on which recalibration and lower bounds are fitted; None where it is itself
+        evaluated
     groups : attribute -> (B,) the group of each subject
-    true_risk : (B,) of simulated subjects, or None
+    true_risk : (B,) true risk of simulated subjects, or None
 
     Examples
     --------

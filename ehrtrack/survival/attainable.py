@@ -13,7 +13,13 @@ CHANCE = 0.5
 
 
 def share_of_attainable(c_index: float, oracle_c_index: float) -> float:
-    """(C - 0.5) / (oracle C - 0.5): 0 is chance, 1 is what the true risk reaches on the same subjects.
+    """How much of the C-index that can be attained a model attains: (C - 0.5) / (C of the oracle - 0.5).
+
+    0 is chance, and 1 is the C-index of the true risk on the same subjects.
+
+    Parameters
+    ----------
+    c_index, oracle_c_index : of the model and of the true risk, both on the same subjects
 
     Raises
     ------
@@ -47,13 +53,20 @@ def attainable_interval(
 ) -> Interval:
     """Share of the attainable, with its percentile interval over resampled subjects.
 
-    Model and oracle are scored on the same resamples, so that the luck of the draw that they share cancels.
+    Model and oracle are scored on the same resamples, so that the sampling error that they share cancels.
 
     Parameters
     ----------
-    risk, true_risk : (B,) of the model and of the oracle
-    follow_up_days, is_event : (B,)
-    subject : (B,) whose row each is; None where each is of another
+    risk, true_risk : (B,) predicted risk, and the risk of the simulation
+    follow_up_days, is_event : (B,) days from the index date to the event or the censoring, and which of them it is
+    n_resamples : number of bootstrap samples
+    seed : the same seed draws the same subjects
+    subject : (B,) the subject of each row; None where each row is of another subject
+
+    Raises
+    ------
+    NotMeasurable
+        If the true risk is not better than chance, or there are too few events for an interval.
 
     Examples
     --------

@@ -105,14 +105,19 @@ def paired_difference(
 ) -> Interval:
     """C-index of model a minus that of model b, with a percentile interval over the same resampled subjects.
 
-    Pairing removes the luck of the draw that both models share: the interval is narrower than the two
-    models' own intervals suggest, and a difference is shown where it excludes 0.
+    Pairing removes the sampling error that both models share: the interval is narrower than the two models' own
+    intervals suggest. A difference is claimed only where its interval excludes 0.
 
     Parameters
     ----------
-    risk_a, risk_b : (B,) of the two models, subjects in the same order
-    follow_up_days, is_event : (B,)
+    risk_a, risk_b : (B,) risks of the two models, with the subjects in the same order
+    follow_up_days, is_event : (B,) as in `metrics.c_index`
     n_resamples, level, seed, subject : as in `c_index_interval`
+
+    Raises
+    ------
+    NotMeasurable
+        If there is no comparable pair, or there are too few events for an interval.
 
     Examples
     --------
@@ -145,6 +150,18 @@ def uno_c_interval(
 
     The training subjects, and so the weights for the censored, are the same in every resample.
 
+    Parameters
+    ----------
+    risk : (B,), higher means an earlier event
+    follow_up : of the B subjects
+    horizon_days : pairs count whose first event is on or before this day
+    n_resamples, level, seed : as in `c_index_interval`
+
+    Raises
+    ------
+    NotMeasurable
+        If there is no comparable pair up to the horizon, or there are too few events for an interval.
+
     Examples
     --------
     >>> days, event = np.arange(1, 21), [True] * 20
@@ -172,8 +189,20 @@ def auc_interval(
 ) -> Interval:
     """Cumulative/dynamic AUC at a horizon (`discrimination.dynamic_auc`), with its percentile interval.
 
-    The AUC is a C-index of made-up days: those with the event leave on day 1, those who outlive the horizon on day 2,
-    and those censored before it on day 0, on which they are compared with nobody.
+    The AUC is computed as a C-index of artificial days: subjects with the event by the horizon have day 1, those who
+    outlive it day 2, and those censored before it day 0, on which they are compared with nobody.
+
+    Parameters
+    ----------
+    risk : (B,) predicted probability of the event up to the horizon
+    follow_up : of the B subjects
+    horizon_days : the day at which subjects with and without the event are compared
+    n_resamples, level, seed : as in `c_index_interval`
+
+    Raises
+    ------
+    NotMeasurable
+        If nobody had the event by the horizon or nobody outlives it, or there are too few events for an interval.
 
     Examples
     --------
@@ -200,7 +229,20 @@ def slope_interval(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """Calibration slope (`calibration_curve.calibration_slope`), with its percentile interval; one fit a resample.
+    """Calibration slope (`calibration_curve.calibration_slope`), with its percentile interval over resampled subjects.
+
+    The regression is fitted once for each resample.
+
+    Parameters
+    ----------
+    risk : (B,) predicted probability of the event up to the horizon
+    follow_up : of the B subjects
+    n_resamples, level, seed : as in `c_index_interval`
+
+    Raises
+    ------
+    NotMeasurable
+        If there are too few events, or the risks do not vary.
 
     Examples
     --------
@@ -251,7 +293,15 @@ def resampled_c_index(
     seed: int,
     subject: npt.ArrayLike | None = None,
 ) -> FloatArray:
-    """(R,) Harrell's C in each resample, NaN without a comparable pair: for differences of independent groups.
+    """Harrell's C in each of R resamples, for differences between independent groups.
+
+    Parameters
+    ----------
+    risk, follow_up_days, is_event, n_resamples, seed, subject : as in `c_index_interval`
+
+    Returns
+    -------
+    (R,), NaN where a resample has no comparable pair.
 
     Examples
     --------
@@ -273,13 +323,18 @@ def resampled_auc(
     seed: int,
     subject: npt.ArrayLike | None = None,
 ) -> FloatArray:
-    """(R,) share of the pairs of an event and a non-event in which the event has the higher risk, in each resample.
+    """Share of the pairs of an event and a non-event in which the event has the higher risk, in each of R resamples.
 
     Parameters
     ----------
+    risk : (B,)
     is_event : (B,) bool
-    event_weights : (B,) how much the pairs of an event count; non-events all count alike
-    subject : as in `c_index_interval`
+    event_weights : (B,) weight of the pairs of each event; non-events all have the same weight
+    n_resamples, seed, subject : as in `c_index_interval`
+
+    Returns
+    -------
+    (R,), NaN where a resample has no pair.
 
     Examples
     --------
@@ -298,11 +353,18 @@ def resampled_auc(
 def drawn_counts(
     n_rows: int, *, n_resamples: int, seed: int, subject: npt.ArrayLike | None = None
 ) -> Iterator[tuple[slice, Counts]]:
-    """Blocks of resamples: which of them, and how often the subject of each row was drawn (block, B).
+    """The bootstrap samples of B rows, a block of samples at a time.
 
     Parameters
     ----------
-    subject : (B,) whose row each is, subjects being numbered as they come first; None where each is of another
+    n_rows : B
+    n_resamples, seed : as in `c_index_interval`
+    subject : (B,) the subject of each row; None where each row is of another subject. The draws depend on the order in
+        which the subjects first occur, and not on their identifiers
+
+    Yields
+    ------
+    The slice of the samples, and (samples of the block, B) how often the subject of each row was drawn in each.
 
     Examples
     --------
@@ -355,7 +417,15 @@ def _resampled_c_indices(
 
 
 def standard_error(resampled: FloatArray) -> float | None:
-    """Standard deviation of resampled values (R,); None where too many have no value for it to mean anything.
+    """The standard error of an estimate: the standard deviation of its resampled values.
+
+    Parameters
+    ----------
+    resampled : (R,), NaN where a resample has no value
+
+    Returns
+    -------
+    None if more than `MAX_UNDEFINED_SHARE` of the resamples have no value.
 
     Examples
     --------
@@ -369,7 +439,13 @@ def standard_error(resampled: FloatArray) -> float | None:
 
 
 def percentile_interval(estimate: float, resampled: FloatArray, level: float = LEVEL) -> Interval:
-    """The estimate with the middle share `level` of resampled values (R,), NaN where one has no value.
+    """The estimate with its percentile interval: the range of the middle share `level` of the resampled values.
+
+    Parameters
+    ----------
+    estimate : of the subjects as they are
+    resampled : (R,), NaN where a resample has no value
+    level : coverage of the interval
 
     Raises
     ------

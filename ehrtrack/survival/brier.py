@@ -10,15 +10,20 @@ from ehrtrack.survival.censoring import FollowUp
 
 
 def brier_at(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days: float) -> float:
-    """Brier score at the horizon, the censored weighted out (Graf et al. 1999). By scikit-survival; lower is better.
+    """Brier score at the horizon: the mean squared error of the predicted risk, weighted for the censoring.
+
+    Lower is better. It is computed by scikit-survival, with inverse probability of censoring weights (Graf et al. 1999,
+    Statistics in Medicine 18:2529-45).
 
     Parameters
     ----------
-    risk : (B,) predicted probability of the event up to the horizon, or one for everybody
+    risk : (B,) predicted probability of the event up to the horizon, or one number for everybody
+    follow_up : of the B subjects
+    horizon_days : the horizon of the prediction
 
     Raises
     ------
-    DataError
+    NotMeasurable
         If nobody had the event by the horizon, or nobody outlives it.
 
     Examples

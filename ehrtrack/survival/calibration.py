@@ -43,7 +43,7 @@ def risk_groups(risk: npt.ArrayLike, n_groups: int) -> npt.NDArray[np.int64]:
 def observed_risk(follow_up_days: FloatArray, is_event: BoolArray, horizon_days: float) -> tuple[float, float, float]:
     """1 - Kaplan-Meier survival at the horizon with its log-log 95 % interval: (estimate, lower, upper).
 
-    Where follow-up ends before the horizon, the last estimate is carried on to it. A group without events
+    Where follow-up ends before the horizon, the last estimate is carried forward. A group without events
     has risk 0 and an upper bound by the rule of three (Hanley & Lippman-Hand 1983, JAMA 249): 3 / n, at
     most 1.
 
@@ -84,7 +84,7 @@ def calibration_table(
     follow_up_days, is_event : (B,)
     horizon_days : the horizon of the prediction
     n_groups : the most groups; tied risks stay together, so there can be fewer
-    subject : (B,) whose row each is, where subjects have several: of these are the counts, and of those with an event
+    subject : (B,) the subject of each row, where subjects have several rows; the counts are then of different subjects
 
     Returns
     -------

@@ -24,7 +24,13 @@ N_CURVE_POINTS = 100
 
 
 def log_hazard(risk: npt.ArrayLike) -> FloatArray:
-    """log(-log(1 - risk)): the scale on which a proportional change of the hazard is a shift.
+    """log(-log(1 - risk)), the logarithm of the cumulative hazard.
+
+    On this scale a proportional change of the hazard is a shift. Risks of 0 and 1 are moved by `MIN_PROBABILITY`.
+
+    Parameters
+    ----------
+    risk : any shape, probabilities
 
     Examples
     --------
@@ -72,7 +78,12 @@ def calibration_slope(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days:
 
 
 def slope_regression(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days: float) -> ProportionalHazards:
-    """The regression of `calibration_slope`, to be fitted to all subjects or to resamples of them.
+    """The regression of `calibration_slope`, before it is fitted to all subjects or to resamples of them.
+
+    Raises
+    ------
+    NotMeasurable
+        If there are too few events by the horizon, or too few subjects who outlive it.
 
     Examples
     --------
@@ -132,8 +143,14 @@ class CalibrationCurve:
 def calibration_curve(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days: float) -> CalibrationCurve:
     """Smooth calibration: Cox regression on a restricted cubic spline of log(-log(1 - risk)), read at the horizon.
 
-    Austin, Harrell & van Klaveren 2020 (Statistics in Medicine 39), with three knots; where tied risks leave no
-    three knots apart, a straight line.
+    The spline has three knots (Austin, Harrell & van Klaveren 2020, Statistics in Medicine 39:2714-42). Where so many
+    risks are tied that the knots coincide, the curve is a straight line.
+
+    Parameters
+    ----------
+    risk : (B,) predicted probability of the event up to the horizon
+    follow_up : of the B subjects
+    horizon_days : the horizon of the prediction
 
     Raises
     ------
@@ -184,7 +201,18 @@ def spline_columns(x: FloatArray) -> FloatArray:
 
 
 def observed_to_expected(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days: float) -> float:
-    """Observed risk (Kaplan-Meier) over mean predicted risk at the horizon; 1 is right, above it risks are too low.
+    """Calibration in the large: the observed risk (Kaplan-Meier) over the mean predicted risk at the horizon.
+
+    1 is right; above 1 the predicted risks are too low.
+
+    Parameters
+    ----------
+    risk : (B,) predicted probability of the event up to the horizon
+
+    Raises
+    ------
+    NotMeasurable
+        If nobody had the event by the horizon or nobody outlives it, or every predicted risk is 0.
 
     Examples
     --------
@@ -208,9 +236,9 @@ def d_calibration(
     """P-value of D-calibration, and the share of subjects in each bin of S(t_i).
 
     If the curves are right, S at a subject's own event day is uniform. A subject censored with S(c) left is spread
-    evenly over the bins below S(c) (Haider, Hoehn, Davis & Greiner 2020, JMLR 21, section 3.5), and so are those
-    followed to the horizon. Pearson's chi-squared with n_bins - 1 degrees of freedom; much censoring makes it
-    cautious: a small p speaks, a large one says little. No library in use here has it: own code.
+    evenly over the bins below S(c), and so are those followed to the horizon (Haider, Hoehn, Davis & Greiner 2020, JMLR
+    21(85), section 3.5). The test is Pearson's chi-squared with n_bins - 1 degrees of freedom. With much censoring it
+    is conservative: a small p-value is evidence against the curves, and a large one is no evidence for them.
 
     Parameters
     ----------

@@ -26,7 +26,15 @@ MIN_EVENTS = 10
 
 
 def censored_after_events(follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike) -> FloatArray:
-    """(B,) follow-up in days, the censored moved to just after the events of their day.
+    """Follow-up with the censored moved to just after the events of their day, by the smallest step of a float.
+
+    Parameters
+    ----------
+    follow_up_days, is_event : (B,)
+
+    Returns
+    -------
+    (B,) days
 
     Examples
     --------
@@ -42,7 +50,7 @@ def censored_after_events(follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike
 
 
 def risk_without_interval(days: FloatArray, is_event: BoolArray, horizon_days: float) -> float:
-    """1 - Kaplan-Meier survival at the horizon; where follow-up ends before it, the last estimate is carried on.
+    """1 - Kaplan-Meier survival at the horizon; where follow-up ends before it, the last estimate is carried forward.
 
     As `calibration.observed_risk`: scikit-survival takes 10 ms for 5,000 subjects, of which a decision curve needs 50;
     this takes 0.3 ms.

@@ -47,7 +47,7 @@ def log_hazards(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class EventWeights:
-    """What an event counts for within its interval: more, the more subjects had been censored before it.
+    """Weights of events within an interval, which grow with the share of subjects who were censored before them.
 
     Of the causes in an interval, one that comes late in it is seen less often than it came, where subjects are censored
     within the interval. With G(t) the Kaplan-Meier estimate of being followed to t, an event at t stands for 1 / G(t),
@@ -96,7 +96,7 @@ class EventWeights:
 
 
 def cause_likelihood(logits: Tensor, survived: Tensor, cause: Tensor, weight: Tensor | None = None) -> Tensor:
-    """(B,) negative log-likelihood of each subject; the censored count for what they are known to have passed.
+    """The negative log-likelihood (B,) of each subject; the censored contribute the intervals that they passed.
 
     Parameters
     ----------

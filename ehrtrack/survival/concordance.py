@@ -25,7 +25,7 @@ MIN_TILE = 128
 
 @dataclass(frozen=True)
 class RankedSubjects:
-    """What a C-index depends on: who is ahead of whom, in time and in risk.
+    """Subjects ranked by time and by risk, on which alone a C-index depends.
 
     Ties are laid so that counting strict pairs alone is right. In time, events come before the censored of their
     day (who outlive them), and subjects alike in both go from lower to higher risk; in risk, equal ones go by time.

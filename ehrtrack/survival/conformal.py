@@ -16,7 +16,7 @@ from ehrtrack.survival.time_grid import TimeGrid
 
 @dataclass(frozen=True)
 class LowerBounds:
-    """A level of S, below which a subject's curve is no longer relied on.
+    """Lower bounds on the time to the event: the day on which a subject's survival curve falls to a fixed level.
 
     Attributes
     ----------
@@ -98,7 +98,15 @@ def fit_lower_bounds(
 
 
 def covered_share(bounds_days: npt.ArrayLike, follow_up: FollowUp, *, horizon_days: float) -> float:
-    """Share of subjects without an event before their bound, with 1 / G for the censored; to be near the coverage.
+    """Share of subjects without an event before their bound, weighted for the censored by 1 / G.
+
+    If the bounds are right it is near their coverage.
+
+    Parameters
+    ----------
+    bounds_days : (B,) from `LowerBounds.days`
+    follow_up : of the B subjects
+    horizon_days : where the bounds end
 
     Examples
     --------

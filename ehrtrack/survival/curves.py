@@ -12,7 +12,7 @@ from ehrtrack.survival.time_grid import TimeGrid
 
 
 def survival_curve(logits: Tensor) -> Tensor:
-    """S at the K + 1 edges of the time grid: 1 at the index date, then prod_{j <= k} (1 - h_j).
+    """The survival curve at the K + 1 edges of the time grid: 1 at the index date, then prod_{j <= k} (1 - h_j).
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def survival_curve(logits: Tensor) -> Tensor:
 
 
 def risk_at_horizon(logits: Tensor) -> Tensor:
-    """1 - S(horizon), the probability of an event up to the horizon.
+    """The risk: 1 - S(horizon), the probability of an event up to the horizon.
 
     Parameters
     ----------

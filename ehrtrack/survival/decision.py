@@ -14,7 +14,11 @@ N_THRESHOLDS = 50
 
 
 def default_thresholds(follow_up: FollowUp, *, horizon_days: float) -> FloatArray:
-    """(M,) risks at which somebody might act: up to three times the observed risk, at most 99 %.
+    """Thresholds of risk at which a decision might be made: evenly spaced up to three times the observed risk.
+
+    Returns
+    -------
+    (M,) at most 99 %
 
     Examples
     --------

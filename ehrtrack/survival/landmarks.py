@@ -40,8 +40,8 @@ class AtLandmark:
 def pooled_c_index(landmarks: Sequence[AtLandmark], *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Interval:
     """C-index of all pairs of subjects at the same landmark, with its percentile interval over resampled subjects.
 
-    Two subjects are compared at each landmark at which both are still followed, never across landmarks: who has come
-    further has another time ahead. A subject that is drawn brings its rows at all landmarks along (a bootstrap of
+    Two subjects are compared at each landmark at which both are still followed, and never across landmarks, where their
+    remaining times do not compare. A subject that is drawn brings along its rows at all landmarks (a bootstrap of
     clusters, Davison & Hinkley 1997, section 3.8), for they are far from independent: as rows of different subjects
     they would make the interval too narrow. With one landmark it is `bootstrap.c_index_interval`.
 

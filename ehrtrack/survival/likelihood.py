@@ -1,4 +1,4 @@
-"""How probable survival curves hold what came, beside the population's curve: what "has learned" means for risks.
+"""The likelihood of survival curves, and its gain over the population's curve.
 
 A C-index says who is ahead of whom; a likelihood says as well whether the risks themselves are any good.
 """
@@ -21,7 +21,7 @@ NORMAL_95 = 1.959964
 def log_likelihood(
     survival: FloatArray, grid: TimeGrid, follow_up_days: FloatArray, is_event: npt.NDArray[np.bool_]
 ) -> FloatArray:
-    """(B,) log-probability that the curves of B subjects gave to what came, on the intervals of the grid.
+    """The log-likelihood of each subject's survival curve, on the intervals of the grid.
 
     An event in interval k has S_k - S_(k+1); a subject censored in it, having been seen through the share f of it, has
     S_k (S_(k+1) / S_k)^f. With hazards h it is the likelihood of `losses.negative_log_likelihood`.

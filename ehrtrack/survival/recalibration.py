@@ -58,8 +58,10 @@ class Recalibration:
 def fit_recalibration(
     method: Method, survival: npt.ArrayLike, grid: TimeGrid, follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike
 ) -> Recalibration:
-    """Fit on the VALIDATION subjects: each interval that a subject was at risk in is one observation, with the share of
-    it that the subject was seen through as its weight.
+    """Fit a recalibration of the hazards on the VALIDATION subjects.
+
+    Each interval in which a subject was at risk is one observation; its weight is the share of it that the subject was
+    followed through.
 
     Platt's scaling is logit h' = a + b logit h by maximum likelihood (Platt 1999), isotonic regression the rising step
     function with the least squared error (Zadrozny & Elkan 2002). By scikit-learn.

@@ -1,4 +1,4 @@
-"""Is a model as good for some subjects as for others: scores within groups, and the gap between them."""
+"""Scores of a model within groups of subjects, and the gaps between the groups."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ GAP_SCHEMA: dict[str, type[pl.DataType]] = {
 
 @dataclass(frozen=True)
 class SubgroupReport:
-    """Scores within groups, and how far apart they are.
+    """Scores within groups of subjects, and the gaps between groups.
 
     Attributes
     ----------
@@ -76,7 +76,10 @@ def score_subgroups(
     Parameters
     ----------
     risk : (B,) predicted probability of the event up to the horizon
+    follow_up : of the B subjects
     groups : attribute -> (B,) the group of each subject; text, or an Enum whose order is that of the rows
+    horizon_days : the horizon of the prediction
+    n_resamples, seed : of the bootstrap, as in `bootstrap.c_index_interval`
 
     Examples
     --------

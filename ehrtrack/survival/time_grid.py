@@ -25,8 +25,9 @@ class TimeGrid:
     edges_days : tuple of float, length K + 1
         Days since the index date, strictly increasing, from 0 to the horizon.
     clock : KaplanMeier or None
-        The population's curve, by which `survived` tells how far into an interval a censored subject came; None goes
-        by days. It is needed to fit and to score, not to predict, and holds single subjects' days: it is not written.
+        The population's curve. By it `survived` computes which share of an interval a censored subject was followed
+        through; None computes the share in days. It is needed to fit and to score, and not to predict. It is not
+        written to files, as it holds the days of single subjects.
 
     Examples
     --------

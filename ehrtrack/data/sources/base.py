@@ -49,7 +49,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Note:
-    """A line of the report about rows of a table: how many there are, and what is to be known of them.
+    """A line of the import report about some rows of a table, with their number.
 
     >>> Note("false", "{n} periods end after today").text(3)
     '3 periods end after today'
@@ -101,10 +101,14 @@ class SourceTable:
 
 
 class Source(ABC):
-    """A form in which records come.
+    """A format of records, such as OMOP or MIMIC-IV.
 
-    A subclass says its settings as ``Config``, a `Reading` with a name and perhaps settings of its own, and narrows
-    ``config`` to them.
+    A subclass declares the class of its settings as ``Config``: a `Reading` with a name, and with settings of its own
+    if it has any.
+
+    Parameters
+    ----------
+    config : the settings of the source, of the class ``Config``
 
     Examples
     --------

@@ -84,7 +84,7 @@ class Reading(Section):
 
 
 class MedsConfig(Reading, Choice):
-    """How cells are read, and how the dataset spells birth and death.
+    """Settings of a MEDS dataset: those of every source, and the codes of birth and death.
 
     Attributes
     ----------
@@ -104,7 +104,7 @@ class MedsConfig(Reading, Choice):
 
 
 class MimicIvConfig(Reading, Choice):
-    """How cells are read; MIMIC's dates are shifted into the years 2100 to 2200.
+    """Settings of MIMIC-IV: those of every source, with years up to 2250, as its dates are shifted to 2100 to 2200.
 
     Examples
     --------
@@ -117,7 +117,7 @@ class MimicIvConfig(Reading, Choice):
 
 
 class OmopConfig(Reading, Choice):
-    """How cells are read, and when diagnoses are known.
+    """Settings of OMOP: those of every source, and the time at which diagnoses are known.
 
     Attributes
     ----------
@@ -135,7 +135,7 @@ class OmopConfig(Reading, Choice):
 
 
 class SyntheaConfig(Reading, Choice):
-    """How cells are read; the Java exporter may write devices without any code, which nothing can be learned from.
+    """Settings of Synthea: those of every source. Devices may be dropped, as the exporter may write them without codes.
 
     Examples
     --------
@@ -183,7 +183,19 @@ Stamp = str | Offset
 
 
 class Codes(Section):
-    """Events that a row makes: of a fixed `code`, of the values (or flags) in `columns`, or the cells of `measured`.
+    """The events of a row: one of a fixed `code`, or one for each of the `columns`, or of the `measured` columns.
+
+    Attributes
+    ----------
+    code : the code itself
+    columns : columns whose values are codes
+    measured : columns whose names are codes and whose cells are results
+    prefix : what the codes of `columns` and `measured` begin with
+    values : spelling of cells: a cell that is a key is read as its value; other cells stay as they are
+    flag : the cell, such as ``1``, with which a column is an event named after the column
+    where : only rows with these cells have the events
+    time, value, unit, description : columns of the time (or an offset), of the number or text, of its unit, and of the
+        description of the code
 
     Examples
     --------
@@ -222,7 +234,7 @@ class Codes(Section):
 
 
 class Static(Section):
-    """Facts without a time, such as sex: prefix + the value of each column.
+    """Static facts, such as the sex: events without a time, whose code is the prefix and the value of a column.
 
     Examples
     --------
@@ -240,10 +252,11 @@ class Static(Section):
 
 
 class Join(Section):
-    """Columns of another table, found by a key that it has once.
+    """Columns of another table, joined by a key that is unique in it.
 
     Attributes
     ----------
+    files : the files of the other table
     on : the key's column in both tables, or its names in this and in the other one.
 
     Examples
@@ -264,7 +277,7 @@ class Join(Section):
 
 
 class Table(Section):
-    """One kind of table: which files, and what a row of them says.
+    """A kind of table: its files, and the events, facts, birth and death of a row.
 
     Examples
     --------
@@ -300,7 +313,7 @@ class Table(Section):
 
 
 class EventsCsvConfig(Reading, Choice):
-    """The tables of the source, and how their cells are read.
+    """Settings of tables of events in CSV files: those of every source, and the kinds of tables.
 
     Examples
     --------
