@@ -312,10 +312,10 @@ def test_a_full_disk_is_told_and_a_bug_is_not_hidden(
 
         return fail
 
-    monkeypatch.setattr("ehrtrack.cli.cli", fails(OSError(errno.ENOSPC, "No space left on device", "tokens.npy")))
+    monkeypatch.setattr("ehrtrack.cli.app.cli", fails(OSError(errno.ENOSPC, "No space left on device", "tokens.npy")))
     with pytest.raises(SystemExit, match="2"):
         main([])
     assert "No space left on device: 'tokens.npy'; see that the disk has room" in capsys.readouterr().err
-    monkeypatch.setattr("ehrtrack.cli.cli", fails(FileNotFoundError(errno.ENOENT, "no such file", "x")))
+    monkeypatch.setattr("ehrtrack.cli.app.cli", fails(FileNotFoundError(errno.ENOENT, "no such file", "x")))
     with pytest.raises(FileNotFoundError):
         main([])
