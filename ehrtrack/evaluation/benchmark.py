@@ -54,8 +54,6 @@ class RunRow:
     task : of its model
     subject_key : fingerprint of the key under which subjects' predictions are logged; "raw" for their own ids
 
-    Examples
-    --------
     >>> row = RunRow("a", kind="finetune", model="behrt", strategy="lora", size="tiny", cohort_fingerprint="c")
     >>> row.label, row.score(C_INDEX)
     ('behrt · lora · tiny', None)
@@ -123,8 +121,6 @@ SCHEMA: dict[str, type[pl.DataType]] = {
 def group_by_cohort(rows: Sequence[RunRow]) -> dict[str, list[RunRow]]:
     """The runs of each cohort, by its fingerprint, in the order of their first run.
 
-    Examples
-    --------
     >>> rows = [RunRow(run_id, "baseline", "cox", cohort_fingerprint=cohort) for run_id, cohort in ("ax", "by", "cx")]
     >>> {cohort: [row.run_id for row in of_cohort] for cohort, of_cohort in group_by_cohort(rows).items()}
     {'x': ['a', 'c'], 'y': ['b']}
@@ -138,8 +134,6 @@ def group_by_cohort(rows: Sequence[RunRow]) -> dict[str, list[RunRow]]:
 def metric_of_choice(rows: Sequence[RunRow]) -> Metric:
     """The metric by which the best of some runs is chosen.
 
-    Examples
-    --------
     >>> metric_of_choice([RunRow("a", "baseline", "cox", cohort_fingerprint="c")]).title
     'C-index'
     """
@@ -187,8 +181,6 @@ def best_by_validation(rows: Sequence[RunRow]) -> RunRow:
 def verdict_of(difference: Interval) -> Verdict:
     """The verdict on a paired difference: ``better`` or ``worse`` only if its interval excludes 0.
 
-    Examples
-    --------
     >>> [verdict_of(Interval(0.02, lower, 0.05)) for lower in (0.01, -0.01)]
     ['better', 'no difference']
     """
@@ -216,8 +208,6 @@ def benchmark_table(
     DataError
         If there are no rows, or rows of several cohorts (the message lists them).
 
-    Examples
-    --------
     >>> rows = [
     ...     RunRow("a", "baseline", "cox", "c", seconds=2, metrics={"kept/c_index": 0.70}),
     ...     RunRow("b", "finetune", "behrt", "c", strategy="lora", metrics={"kept/c_index": 0.72}),
@@ -264,8 +254,6 @@ def to_markdown(table: pl.DataFrame, *, reference: str = REFERENCE_MODEL, has_ca
     ----------
     has_causes : the outcome is the first of several causes, so that a C-index is said to be of any cause
 
-    Examples
-    --------
     >>> rows = [RunRow(f"run-{model}", "baseline", model, "c", seconds=2) for model in ("cox", "gru")]
     >>> print(to_markdown(benchmark_table(rows)).strip())
     | model | seconds | run     |
@@ -305,8 +293,6 @@ def to_markdown(table: pl.DataFrame, *, reference: str = REFERENCE_MODEL, has_ca
 def aligned(columns: list[tuple[str, bool, list[str]]]) -> str:
     """Markdown with every column as wide as its widest cell; numbers to the right.
 
-    Examples
-    --------
     >>> print(aligned([("model", False, ["cox", "gru"]), ("seconds", True, ["2.0", "31.5"])]).strip())
     | model | seconds |
     | ----- | ------: |
@@ -325,8 +311,6 @@ def aligned(columns: list[tuple[str, bool, list[str]]]) -> str:
 def best_first(rows: Sequence[RunRow]) -> list[RunRow]:
     """By the metric of choice on validation subjects, then few trainable parameters, then run id.
 
-    Examples
-    --------
     >>> found = {"a": 0.6, "b": 0.7}
     >>> rows = [RunRow(name, "baseline", "cox", "c", metrics={"kept/c_index": c}) for name, c in found.items()]
     >>> [row.run_id for row in best_first(rows)]
@@ -355,8 +339,6 @@ def require_one_cohort(rows: Sequence[RunRow]) -> None:
     DataError
         If there are no runs, or the runs are of several cohorts.
 
-    Examples
-    --------
     >>> require_one_cohort([RunRow("a", "baseline", "cox", "c"), RunRow("b", "baseline", "gru", "c")])
     """
     groups = group_by_cohort(rows)
@@ -377,8 +359,6 @@ def cause_table(rows: Iterable[RunRow]) -> pl.DataFrame:
     -------
     model, strategy, size, cause (`ANY_CAUSE`, then the numbers), c_index, lower, upper, run_id; in the rows' order
 
-    Examples
-    --------
     >>> metrics = {"test/c_index": 0.7, "test/c_index_cause_1": 0.8, "test/c_index_cause_2": 0.6}
     >>> cause_table([RunRow("a", "finetune", "behrt", "c", metrics=metrics)]).select("cause", "c_index").rows()
     [('any', 0.7), ('1', 0.8), ('2', 0.6)]
@@ -397,8 +377,6 @@ def cause_table(rows: Iterable[RunRow]) -> pl.DataFrame:
 def causes_to_markdown(table: pl.DataFrame) -> str:
     """The table of `cause_table` as aligned Markdown, to stand below the scores of any cause.
 
-    Examples
-    --------
     >>> metrics = {"test/c_index": 0.7, "test/c_index_cause_1": 0.8, "test/c_index_cause_2": 0.6}
     >>> table = cause_table([RunRow("a", "finetune", "behrt", "c", metrics=metrics)])
     >>> print(causes_to_markdown(table).splitlines()[-1])
