@@ -17,8 +17,10 @@ after each epoch; of the validation subjects by the weights that were kept, by w
 subjects."""
 VALIDATION_LOSS = f"{VALIDATION}/loss"
 
-Task = Literal["survival", "classification", "pretraining"]
-"""What a model is trained and judged for."""
+Task = Literal["survival", "classification", "classes", "pretraining"]
+"""What a model is trained and judged for: when the outcome comes (survival), whether it does by a horizon
+(classification, of subjects some of whom are censored), or of which class a label is (classes, of labels without a
+time)."""
 
 
 def named(split: str, values: Mapping[str, float]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,8 @@ from ehrtrack.files import BROKEN, parse_json
 from ehrtrack.models.code_effects import Levels
 from ehrtrack.models.settings import READOUT_DAYS
 from ehrtrack.objectives.base import TrainingFacts
-from ehrtrack.objectives.settings import SurvivalConfig
+from ehrtrack.objectives.classification import Classification
+from ehrtrack.objectives.settings import ClassificationConfig, SurvivalConfig
 from ehrtrack.objectives.survival import Survival, predict
 from ehrtrack.survival.curves import interpolate_survival
 from ehrtrack.survival.time_grid import TimeGrid
@@ -88,10 +90,14 @@ def read_fields(text: str) -> tuple[dict[str, Any], TimeGrid, dict[str, Tensor]]
     return fields, TimeGrid.from_json(fields["grid"]), weights
 
 
-def survival_objective(
-    config: SurvivalConfig, train: Labelled[TokenHistories], scales_days: tuple[float, ...] = READOUT_DAYS
-) -> Survival:
-    """The survival objective for training subjects, up to the longest follow-up.
+def outcome_objective(
+    train: Labelled[TokenHistories], settings: Mapping[str, float], scales_days: tuple[float, ...] = READOUT_DAYS
+) -> Survival | Classification:
+    """The objective of the training subjects' labels: survival up to the longest follow-up, or of classes theirs.
+
+    Parameters
+    ----------
+    settings : of either objective; what classification has no use for is left out
 
     Raises
     ------
@@ -101,18 +107,20 @@ def survival_objective(
     check_events(train)
     histories = train.features
     vocabulary = histories.vocabulary
-    return Survival(
-        config,
-        TrainingFacts(
-            token_counts=np.zeros(len(vocabulary), dtype=np.int64),  # of no use to this objective
-            outcomes=Outcomes(train.follow_up_days, train.is_event),
-            horizon_days=float(train.follow_up_days.max()),
-            records=labelled_batches(train, CPU_BATCH_TOKENS),
-            levels=Levels.of(vocabulary),
-            scales_days=scales_days,
-            mean_age=mean_age(histories.store, histories.rows) if histories.may_lack_age else None,
-        ),
+    facts = TrainingFacts(
+        token_counts=np.zeros(len(vocabulary), dtype=np.int64),  # of no use to this objective
+        outcomes=Outcomes(train.follow_up_days, train.is_event),
+        horizon_days=float(train.follow_up_days.max()),
+        records=labelled_batches(train, CPU_BATCH_TOKENS),
+        levels=Levels.of(vocabulary),
+        scales_days=scales_days,
+        has_classes=train.has_classes,
+        mean_age=mean_age(histories.store, histories.rows) if histories.may_lack_age else None,
     )
+    if train.has_classes:
+        known = {name: value for name, value in settings.items() if name in ClassificationConfig.model_fields}
+        return Classification(ClassificationConfig.model_validate({"name": "classification", **known}), facts)
+    return Survival(SurvivalConfig.model_validate({"name": "survival", **settings}), facts)
 
 
 def histories_in_batches(histories: TokenHistories, batch_tokens: int) -> Batches:

@@ -28,8 +28,7 @@ def columns_and_grid(config: TreeSettings, train: Tabular) -> tuple[list[str], T
     DataError
         If no column can be used.
     """
-    n_needed = max(config.min_subjects, int(np.ceil(config.min_share * len(train.features))))
-    columns = used_columns(train, min_subjects=n_needed)
+    columns = used_by_trees(config, train)
     grid = fit_time_grid(
         train.follow_up_days,
         train.is_event,
@@ -37,6 +36,18 @@ def columns_and_grid(config: TreeSettings, train: Tabular) -> tuple[list[str], T
         n_intervals=config.n_intervals,
     )
     return columns, grid
+
+
+def used_by_trees(config: TreeSettings, train: Tabular) -> list[str]:
+    """The columns that trees may ask for.
+
+    Raises
+    ------
+    DataError
+        If no column can be used.
+    """
+    n_needed = max(config.min_subjects, int(np.ceil(config.min_share * len(train.features))))
+    return used_columns(train, min_subjects=n_needed)
 
 
 @dataclass(frozen=True)

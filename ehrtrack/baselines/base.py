@@ -19,7 +19,7 @@ from ehrtrack.data.count_features import count_features
 from ehrtrack.data.store import TokenStore
 from ehrtrack.data.timing_features import timing_features
 from ehrtrack.data.vocabulary import Vocabulary
-from ehrtrack.errors import DataError
+from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.survival.metrics import c_index
 
@@ -111,12 +111,14 @@ class Labelled(Generic[Features]):
     follow_up_days : (B,) days from the index date to event or censoring
     is_event : (B,) bool
     subject : (B,) whose row each is, where subjects have several prediction times; None where each is of another
+    has_classes : is_event is a class that everybody's is known of; follow-up is the same for all, and means nothing
     """
 
     features: Features
     follow_up_days: npt.NDArray[np.float64]
     is_event: npt.NDArray[np.bool_]
     subject: npt.NDArray[np.int64] | None = None
+    has_classes: bool = False
 
     def __post_init__(self) -> None:
         lengths = (len(self.features), len(self.follow_up_days), len(self.is_event))
@@ -152,7 +154,7 @@ class FittedBaseline(Protocol[ReadFeatures]):
         """(B,) probability of an event up to the horizon."""
 
     def describe(self) -> Mapping[str, float | int | str]:
-        """Facts to log: at least n_features, n_parameters, n_candidates and validation_c_index."""
+        """Facts to log: at least n_features, n_parameters, n_candidates and validation_c_index (validation_auroc)."""
 
     def to_json(self) -> str:
         """All that predicting needs, as JSON text; `Baseline.from_json` reads it."""
@@ -162,9 +164,14 @@ class Baseline(ABC, Generic[Features]):
     """A model of the outcome that a transformer has to beat.
 
     A subclass says its settings as ``Config``, and narrows ``config`` to them.
+
+    Attributes
+    ----------
+    title : what its runs are called; empty for the name of its settings
     """
 
     Config: ClassVar[type[TunedChoice]]
+    title: ClassVar[str] = ""
 
     def __init__(self, config: TunedChoice) -> None:
         self.config = config
@@ -184,6 +191,23 @@ class Baseline(ABC, Generic[Features]):
         """
 
     @classmethod
+    def for_classes(cls) -> type[Baseline]:
+        """The baseline that is fitted in this one's place where labels are classes, by the same settings.
+
+        One whose model over a single interval of time is a classifier gives itself.
+
+        Raises
+        ------
+        ConfigError
+            If there is none, which is what this class says.
+        """
+        raise ConfigError(
+            f"baseline {cls.__module__}.{cls.__qualname__} models when the outcome comes, and these labels tell "
+            "whether it does: choose another baseline, give labels with follow_up_days and is_event, or, if it "
+            "is your own, let for_classes name a class that models them"
+        )
+
+    @classmethod
     @abstractmethod
     def from_json(cls, text: str) -> FittedBaseline[Features]:
         """The model back from its `FittedBaseline.to_json`.
@@ -195,15 +219,20 @@ class Baseline(ABC, Generic[Features]):
         """
 
 
-def baseline_class(name: str) -> type[Baseline]:
+def baseline_class(name: str, *, has_classes: bool = False) -> type[Baseline]:
     """The baseline of a name; ``baseline_class("cox")(config)`` is one with these settings.
+
+    Parameters
+    ----------
+    has_classes : labels are classes, so that it is the one that stands in its place for them
 
     Raises
     ------
     ConfigError
-        If there is no baseline of this name.
+        If there is no baseline of this name, or none for classes.
     """
-    return plugins.plugin("baselines", name, Baseline)
+    found = plugins.plugin("baselines", name, Baseline)
+    return found.for_classes() if has_classes else found
 
 
 Model = TypeVar("Model", bound=FittedBaseline[Never])
@@ -216,8 +245,13 @@ class Tuned(NamedTuple, Generic[Model]):
 
     model: Model
     setting: Setting
-    validation_c_index: float
+    score: float
     n_candidates: int
+    score_name: str = "validation_c_index"
+
+    def facts(self) -> dict[str, float]:
+        """What was chosen, by which score, out of how many."""
+        return {**self.setting, self.score_name: self.score, "n_candidates": self.n_candidates}
 
 
 def candidates(space: Mapping[str, Sequence[float]], n: int, seed: int) -> list[dict[str, float]]:
@@ -253,10 +287,15 @@ def tune(
         model = fit_one(setting)
         reader = cast(FittedBaseline[Features], model)  # it was fitted to what the same baseline reads
         score = c_index(reader.risk(validation.features, float(days.max())), days, is_event)
-        if best is None or score > best.validation_c_index:
-            best = Tuned(model, setting, score, len(tried))
+        if best is None or score > best.score:
+            best = Tuned(model, setting, score, len(tried), score_name(validation))
     assert best is not None
     return best
+
+
+def score_name(validation: Labelled[Features]) -> str:
+    """What the C-index of validation subjects is called; where all are followed for as long, it is the AUROC."""
+    return "validation_auroc" if validation.has_classes else "validation_c_index"
 
 
 def check_events(train: Labelled[Features]) -> None:

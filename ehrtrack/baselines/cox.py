@@ -17,11 +17,13 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 from sksurv.linear_model import CoxnetSurvivalAnalysis
 from sksurv.linear_model.coxph import BreslowEstimator
 from sksurv.util import Surv
 
+from ehrtrack.baselines._linear import STRICT, Feature, standardise, weighted_sum
+from ehrtrack.baselines._logistic import Logistic
 from ehrtrack.baselines.base import (
     Baseline,
     FloatArray,
@@ -29,30 +31,13 @@ from ehrtrack.baselines.base import (
     TokenHistories,
     age_to_fill,
     check_events,
-    matrix,
     names_of,
     read_counts,
-    used_columns,
     with_ages,
 )
 from ehrtrack.baselines.settings import CoxConfig
 from ehrtrack.errors import CheckpointError, ConfigError
 from ehrtrack.survival.metrics import c_index
-
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-@dataclass(frozen=True)
-class Feature:
-    """How one column enters the model: z = (g(x) - mean) / scale with g = log1p for counts, times beta."""
-
-    __pydantic_config__ = _STRICT
-
-    name: str
-    is_count: bool
-    mean: float
-    scale: float
-    beta: float
 
 
 @dataclass(frozen=True)
@@ -70,7 +55,7 @@ class CoxModel:
     mean_age : in years, what stands for an age that is unknown; None where every age has to be known
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     features: tuple[Feature, ...]
     baseline_days: tuple[float, ...]
@@ -90,16 +75,7 @@ class CoxModel:
         DataError
             If a column that the model uses is missing, or a value is.
         """
-        if not self.features:
-            return np.zeros(features.height)
-        x = matrix(with_ages(features, self.mean_age), [feature.name for feature in self.features])
-        z = _standardised(
-            x,
-            is_count=np.array([feature.is_count for feature in self.features]),
-            mean=np.array([feature.mean for feature in self.features]),
-            scale=np.array([feature.scale for feature in self.features]),
-        )
-        return np.asarray(z @ np.array([feature.beta for feature in self.features]), dtype=np.float64)
+        return weighted_sum(self.features, with_ages(features, self.mean_age))
 
     def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> FloatArray:
         """(B, M) S(t | x) = exp(-H_0(t) exp(z beta)) at `times` (M,) in days.
@@ -177,34 +153,29 @@ class Cox(Baseline[pl.DataFrame]):
         check_events(train)
         mean_age = age_to_fill(train.features)
         train, validation = (replace(part, features=with_ages(part.features, mean_age)) for part in (train, validation))
-        matrix(train.features, train.features.columns)  # nothing may be missing
-        names = used_columns(train, min_subjects=self.config.min_subjects)
-        x = matrix(train.features, names)
-        is_count = self.config.log_counts & (x >= 0).all(axis=0) & (x == np.round(x)).all(axis=0)
-        _take_log(x, is_count)
-        mean, scale = x.mean(axis=0), x.std(axis=0)
-        z_train = (x - mean) / scale
-        z_validation = _standardised(matrix(validation.features, names), is_count, mean, scale)
-
+        columns, z_train = standardise(train, self.config)
+        z_validation = columns.z(validation.features)
         penalties, betas = _penalty_path(self.config, z_train, train)
         scores = [c_index(z_validation @ beta, validation.follow_up_days, validation.is_event) for beta in betas.T]
         best = int(np.argmax(scores))  # the first of equals: the strongest penalty
         beta = betas[:, best]
         breslow = BreslowEstimator().fit(z_train @ beta, train.is_event, train.follow_up_days)
-        kept = np.flatnonzero(beta)
         return CoxModel(
-            features=tuple(
-                Feature(names[j], bool(is_count[j]), float(mean[j]), float(scale[j]), float(beta[j])) for j in kept
-            ),
+            features=columns.features(beta),
             baseline_days=tuple(breslow.cum_baseline_hazard_.x.tolist()),
             baseline_cumulative_hazard=tuple(breslow.cum_baseline_hazard_.y.tolist()),
             penalty=float(penalties[best]),
             l1_ratio=self.config.l1_ratio,
-            n_features=len(names),
+            n_features=len(columns.names),
             n_candidates=len(penalties),
             validation_c_index=float(scores[best]),
             mean_age=mean_age,
         )
+
+    @classmethod
+    def for_classes(cls) -> type[Baseline]:
+        """Logistic regression by the same settings: the partial likelihood has no use for events that are all tied."""
+        return Logistic
 
     @classmethod
     def from_json(cls, text: str) -> CoxModel:
@@ -245,17 +216,6 @@ def _penalty_path(config: CoxConfig, z: FloatArray, train: Tabular) -> tuple[Flo
                     f"the Cox model diverges at every penalty tried ({error}); raise baseline.penalties or "
                     "baseline.min_penalty_ratio"
                 ) from error
-
-
-def _take_log(x: FloatArray, is_count: npt.NDArray[np.bool_]) -> None:
-    """log(1 + x) in place, in the columns that hold counts."""
-    x[:, is_count] = np.log1p(np.maximum(x[:, is_count], 0))
-
-
-def _standardised(x: FloatArray, is_count: npt.NDArray[np.bool_], mean: FloatArray, scale: FloatArray) -> FloatArray:
-    """Features as the model reads them; changes x, which is as large as all subjects by all codes."""
-    _take_log(x, is_count)
-    return (x - mean) / scale
 
 
 from_json = CoxModel.from_json

@@ -177,12 +177,15 @@ class GradientBoosting(Baseline[pl.DataFrame]):
         best.model.facts.update(
             {
                 "n_features": len(columns),
-                **best.setting,
-                "validation_c_index": best.validation_c_index,
-                "n_candidates": best.n_candidates,
+                **best.facts(),
             }
         )
         return best.model
+
+    @classmethod
+    def for_classes(cls) -> type[GradientBoosting]:
+        """Itself: with one interval, person-periods are the labels, and the hazard is their probability."""
+        return cls
 
     @classmethod
     def from_json(cls, text: str) -> BoostingModel:

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ehrtrack.baselines._tokens import BROKEN_JSON, TokenModel, read_fields, survival_objective
+from ehrtrack.baselines._tokens import BROKEN_JSON, TokenModel, outcome_objective, read_fields
 from ehrtrack.baselines.base import Baseline, Labelled, Setting, TokenHistories, tune
 from ehrtrack.baselines.settings import LassoConfig
 from ehrtrack.data.batch import Batch
 from ehrtrack.errors import CheckpointError
 from ehrtrack.models.code_effects import CodeEffects
-from ehrtrack.objectives.settings import SurvivalConfig
 from ehrtrack.survival.time_grid import TimeGrid
 
 
@@ -77,16 +76,19 @@ class Lasso(Baseline[TokenHistories]):
         """
 
         def fit_one(setting: Setting) -> LassoModel:
-            config_of_one = SurvivalConfig(lasso=setting["strength"], n_intervals=self.config.n_intervals)
-            objective = survival_objective(config_of_one, train, scales_days=self.config.scales_days)
+            shared = {"lasso": setting["strength"], "n_intervals": self.config.n_intervals}
+            objective = outcome_objective(train, shared, scales_days=self.config.scales_days)
             assert objective.codes is not None
             return LassoModel(Regression(objective.codes, objective.baseline_logits()).eval(), objective.grid, {})
 
         best = tune(self.config, {"strength": self.config.strengths}, fit_one, validation)
-        best.model.facts.update(
-            {**best.setting, "validation_c_index": best.validation_c_index, "n_candidates": best.n_candidates}
-        )
+        best.model.facts.update(best.facts())
         return best.model
+
+    @classmethod
+    def for_classes(cls) -> type[Lasso]:
+        """Itself: `outcome_objective` is of the labels' kind."""
+        return cls
 
     @classmethod
     def from_json(cls, text: str) -> LassoModel:

@@ -16,6 +16,7 @@ import polars as pl
 from sksurv.ensemble import RandomSurvivalForest
 from sksurv.util import Surv
 
+from ehrtrack.baselines._class_forest import ClassForest
 from ehrtrack.baselines._trees import Trees, columns_and_grid, join
 from ehrtrack.baselines.base import (
     Baseline,
@@ -149,12 +150,15 @@ class Forest(Baseline[pl.DataFrame]):
             {
                 "n_features": len(columns),
                 "n_trees": self.config.n_trees,
-                **best.setting,
-                "validation_c_index": best.validation_c_index,
-                "n_candidates": best.n_candidates,
+                **best.facts(),
             }
         )
         return best.model
+
+    @classmethod
+    def for_classes(cls) -> type[Baseline]:
+        """A forest of classification trees by the same settings."""
+        return ClassForest
 
     @classmethod
     def from_json(cls, text: str) -> ForestModel:

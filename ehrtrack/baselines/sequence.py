@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ehrtrack.baselines._tokens import BROKEN_JSON, TokenModel, labelled_batches, read_fields, survival_objective
+from ehrtrack.baselines._tokens import BROKEN_JSON, TokenModel, labelled_batches, outcome_objective, read_fields
 from ehrtrack.baselines.base import (
     Baseline,
     Labelled,
@@ -31,7 +31,7 @@ from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.models.device import place
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.models.recurrent import MeanPool, Recurrent, SequenceModel
-from ehrtrack.objectives.settings import SurvivalConfig
+from ehrtrack.objectives.classification import Classification
 from ehrtrack.objectives.survival import Survival
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.survival.time_grid import TimeGrid
@@ -123,9 +123,7 @@ class Sequence(Baseline[TokenHistories]):
             If a loss is not finite.
         """
         config = self.config
-        objective = survival_objective(
-            SurvivalConfig(lambda_rank=config.lambda_rank, n_intervals=config.n_intervals), train
-        )
+        objective = outcome_objective(train, {"lambda_rank": config.lambda_rank, "n_intervals": config.n_intervals})
         ranks = join_ranks(train.features.device)
         stopping = seen_within(validation, objective.grid.horizon_days)
         start = _embeddings_of(config, train.features) if isinstance(config, MeanPoolConfig) else None
@@ -135,10 +133,13 @@ class Sequence(Baseline[TokenHistories]):
             lambda setting: _train(config, setting, objective, train, stopping, ranks, start),
             validation,
         )
-        best.model.facts.update(
-            {**best.setting, "validation_c_index": best.validation_c_index, "n_candidates": best.n_candidates}
-        )
+        best.model.facts.update(best.facts())
         return best.model
+
+    @classmethod
+    def for_classes(cls) -> type[Sequence]:
+        """Itself: `outcome_objective` is of the labels' kind."""
+        return cls
 
     @classmethod
     def from_json(cls, text: str) -> FittedSequenceModel:
@@ -182,7 +183,7 @@ def _embeddings_of(config: MeanPoolConfig, histories: TokenHistories) -> Callabl
 def _train(
     config: SequenceSettings,
     setting: Setting,
-    objective: Survival,
+    objective: Survival | Classification,
     train: Labelled[TokenHistories],
     validation: Labelled[TokenHistories],
     ranks: Ranks,

@@ -58,6 +58,11 @@ class Cohort:
         return bool(self.subjects["subject_id"].is_duplicated().any())
 
     @property
+    def has_classes(self) -> bool:
+        """Whether its labels tell whether the outcome comes, and not when."""
+        return self.task == "classification"
+
+    @property
     def cutoffs(self) -> pl.DataFrame:
         """Until when each subject's events are known: subject_id, cutoff datetime[us], split."""
         return self.subjects.select("subject_id", pl.col("index_date").alias("cutoff"), "split")
@@ -116,20 +121,24 @@ def summarise_cohort(cohort: Cohort) -> pl.DataFrame:
     Returns
     -------
     split, n_subjects, n_events, event_rate, median_follow_up_days, person_years; in the order of `SPLITS`. Where
-    subjects have several rows also n_times (rows, of which the events are counted) and n_subjects_with_event.
+    subjects have several rows also n_times (rows, of which the events are counted) and n_subjects_with_event. Classes
+    are of no follow-up.
     """
     person = pl.col("subject_id")
     of_rows = {
         "n_times": pl.len().cast(pl.Int64),
         "n_subjects_with_event": person.filter("is_event").n_unique().cast(pl.Int64),
     }
+    of_follow_up = {
+        "median_follow_up_days": pl.col("follow_up_days").median(),
+        "person_years": pl.col("follow_up_days").sum() / DAYS_PER_YEAR,
+    }
     table = cohort.subjects.group_by("split").agg(
         n_subjects=person.n_unique().cast(pl.Int64),
         **(of_rows if cohort.has_several_times else {}),
         n_events=pl.col("is_event").sum().cast(pl.Int64),
         event_rate=pl.col("is_event").mean(),
-        median_follow_up_days=pl.col("follow_up_days").median(),
-        person_years=pl.col("follow_up_days").sum() / DAYS_PER_YEAR,
+        **({} if cohort.has_classes else of_follow_up),
     )
     return pl.DataFrame({"split": SPLITS}).join(table, on="split", how="left", maintain_order="left")
 

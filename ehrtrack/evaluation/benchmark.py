@@ -31,6 +31,7 @@ from ehrtrack.runlog import KEPT, TEST, Task
 from ehrtrack.survival.bootstrap import Interval
 
 REFERENCE_MODEL = "cox"
+CLASS_REFERENCE_MODEL = "logistic"
 ORACLE = "oracle"
 """The true risk of simulated subjects, shown as a model that no run has made."""
 _CAUSE_METRIC = re.compile(rf"{C_INDEX.named(TEST)}_cause_(\d+)")
@@ -129,6 +130,11 @@ def group_by_cohort(rows: Sequence[RunRow]) -> dict[str, list[RunRow]]:
     for row in rows:
         groups.setdefault(row.cohort_fingerprint, []).append(row)
     return groups
+
+
+def reference_model(rows: Sequence[RunRow]) -> str:
+    """The model that runs are compared with: of labels of classes the logistic regression, else the Cox model."""
+    return CLASS_REFERENCE_MODEL if {row.task for row in rows} == {"classes"} else REFERENCE_MODEL
 
 
 def metric_of_choice(rows: Sequence[RunRow]) -> Metric:
@@ -232,7 +238,8 @@ def benchmark_table(
 
 def _scores(row: RunRow, prefix: str = "") -> dict[str, float | None]:
     """What a run has of the metrics of a table, by column; with a prefix, of the metrics whose keys begin with it."""
-    columns = {column: name for entry in shown("compare") for column, name in entry.columns.items()}
+    of_task = shown("compare", {row.task})
+    columns = {column: name for entry in of_task for column, name in entry.columns.items()}
     return {column: row.metrics.get(name.replace("/", f"/{prefix}")) for column, name in columns.items()}
 
 
@@ -245,13 +252,16 @@ def _oracle_lines(rows: Sequence[RunRow]) -> list[dict[str, Any]]:
     ][:1]
 
 
-def to_markdown(table: pl.DataFrame, *, reference: str = REFERENCE_MODEL, has_causes: bool = False) -> str:
+def to_markdown(
+    table: pl.DataFrame, *, reference: str = REFERENCE_MODEL, has_causes: bool = False, metric: Metric = C_INDEX
+) -> str:
     """The table of `benchmark_table` as aligned Markdown, readable in a terminal as it is.
 
     Columns in which every run lacks the fact are left out.
 
     Parameters
     ----------
+    reference, metric : what the differences are to, and of
     has_causes : the outcome is the first of several causes, so that a C-index is said to be of any cause
 
     >>> rows = [RunRow(f"run-{model}", "baseline", model, "c", seconds=2) for model in ("cox", "gru")]
@@ -278,7 +288,7 @@ def to_markdown(table: pl.DataFrame, *, reference: str = REFERENCE_MODEL, has_ca
             for entry in shown("compare")
         ),
         (
-            f"difference to {reference} (95 % interval)",
+            f"difference to {reference}{'' if metric is C_INDEX else f' in {metric.title}'} (95 % interval)",
             False,
             lambda row: interval_text(row, *with_bounds("difference"), form="+.3f"),
         ),

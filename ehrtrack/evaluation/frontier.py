@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from ehrtrack.evaluation.benchmark import verdict_of
-from ehrtrack.evaluation.metric_table import Entry, interval_text, shown, with_bounds
+from ehrtrack.evaluation.metric_table import AUROC, Entry, interval_text, shown, with_bounds
 from ehrtrack.runlog import TEST
 from ehrtrack.search_space import Scalar
 from ehrtrack.survival.bootstrap import Interval
@@ -111,6 +111,8 @@ def conclusion(table: pl.DataFrame, parameter: str) -> str:
     )
     if worse.height:
         said += f" It is lower at: {', '.join(worse['value'])}."
+    if first["auroc"] is not None:
+        return said.replace("C-index", AUROC.title)
     if first["ibs"] is None:
         return f"{said} The integrated Brier score has no value at {first['value']}."
     highest_ibs = table.sort("ibs", nulls_last=False).row(-1, named=True)
@@ -129,7 +131,7 @@ def to_markdown(table: pl.DataFrame, parameter: str) -> str:
     >>> print(to_markdown(table, "strategy.rank").splitlines()[2])
     | 0.0 | 0.700 |  |  | 0.1200 |  |  |  |
     """
-    first, *others = SHOWN
+    first, *others = [entry for entry in SHOWN if table[_column(entry, entry.name)].count()] or SHOWN
     titles = [parameter, first.title(), "difference (95 % interval)", "verdict", *(entry.title() for entry in others)]
     lines = [" | ".join(titles), " | ".join("---" for _ in titles)]
     for row in table.iter_rows(named=True):

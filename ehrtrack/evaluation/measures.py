@@ -1,26 +1,20 @@
-"""Every measure of a model's predictions, and the one evaluator that goes through them.
+"""Every measure of predicted survival, as functions of a `Split` and its `Context`.
 
-A measure is a function of a `Split` and its `Context`, marked with `@measure`. It gives values by key: numbers,
-intervals and tables. Where these subjects are too few for it, it raises `NotMeasurable`, and is left out with the
-reason. Where a metric is shown, and how, says its row in `evaluation.metric_table`.
+Those of labels of classes stand in `evaluation.class_measures`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from ehrtrack.evaluation.causes import score_causes
-from ehrtrack.evaluation.metric_table import OUTCOME_TASKS
+from ehrtrack.evaluation.registry import measure
 from ehrtrack.evaluation.report import Found, Report, Values
 from ehrtrack.evaluation.split import Context, Split
 from ehrtrack.objectives.survival import survival_ibs
-from ehrtrack.runlog import Task
 from ehrtrack.survival.attainable import attainable_interval
 from ehrtrack.survival.bootstrap import (
     FEWER_RESAMPLES,
@@ -49,6 +43,7 @@ from ehrtrack.survival.discrimination import (
     dynamic_auc,
     precision_recall_table,
     roc_table,
+    thinned,
     times_with_events,
 )
 from ehrtrack.survival.likelihood import likelihood_gain
@@ -60,85 +55,6 @@ MIN_EVENTS_BY_DAY = 5
 """Days with fewer events up to them, or fewer subjects past them, have no place in the AUC by day."""
 CALIBRATION_SHARES = (0.25, 0.5, 1.0)
 """Days at which calibration is looked at, as shares of the horizon."""
-
-
-Compute = Callable[[Split, Context], Found]
-
-
-class Measure(NamedTuple):
-    """A function of a split, under the name by which it is left out.
-
-    Examples
-    --------
-    >>> [found.name for found in MEASURES if found.is_of_validation][:2]
-    ['c_index', 'c_index_interval']
-    """
-
-    name: str
-    compute: Compute
-    is_of_validation: bool
-    tasks: tuple[Task, ...]
-
-
-MEASURES: list[Measure] = []
-"""All there are, in the order in which they are computed."""
-
-
-def measure(
-    name: str, *, is_of_validation: bool = False, tasks: tuple[Task, ...] = OUTCOME_TASKS
-) -> Callable[[Compute], Compute]:
-    """Mark a function as a measure of test subjects, and if so said of validation subjects, of models of some tasks.
-
-    Examples
-    --------
-    >>> @measure("mean_risk")
-    ... def _mean_risk(split, context):
-    ...     return {"mean_risk": float(split.risk.mean())}
-    >>> MEASURES.pop().name  # and out of the list again, as this is an example
-    'mean_risk'
-    """
-
-    def add(compute: Compute) -> Compute:
-        MEASURES.append(Measure(name, compute, is_of_validation, tasks))
-        return compute
-
-    return add
-
-
-def evaluate(split: Split, context: Context, *, task: Task = "survival") -> Report:
-    """All measures of a split; of validation subjects, which have no others beside them, those that both splits have.
-
-    Discrimination, error, calibration and net benefit of test subjects, overall and by group.
-
-    Examples
-    --------
-    Two validation subjects, of whom the one with the event first has the higher risk. For an interval they are too few:
-
-    >>> from ehrtrack.data.batch import Outcomes
-    >>> from ehrtrack.evaluation.split import EvaluationConfig
-    >>> from ehrtrack.survival.time_grid import TimeGrid
-    >>> outcomes = Outcomes(np.array([10.0, 20.0]), np.array([True, False]))
-    >>> split = Split(np.array([[1.0, 0.4], [1.0, 0.8]]), TimeGrid((0, 30)), training=outcomes, outcomes=outcomes)
-    >>> report = evaluate(split, Context(EvaluationConfig(), seed=0))
-    >>> report.metrics["c_index"], "c_index_interval" in report.left_out
-    (1.0, True)
-    """
-    report = Report()
-    for name, compute, is_of_validation, tasks in MEASURES:
-        if task in tasks and (is_of_validation or context.validation is not None):
-            report.include(name, partial(compute, split, context))
-    return report
-
-
-def names_of_both() -> set[str]:
-    """The measures of validation and test subjects alike, which are told apart by the split before their name.
-
-    Examples
-    --------
-    >>> "c_index" in names_of_both(), "uno_c" in names_of_both()
-    (True, False)
-    """
-    return {found.name for found in MEASURES if found.is_of_validation}
 
 
 @measure("c_index", is_of_validation=True)
@@ -199,13 +115,13 @@ def _auc_by_day(split: Split, context: Context) -> Found:
 
 @measure("roc")
 def _roc(split: Split, context: Context) -> Found:
-    return {"roc": _thinned(roc_table(split.risk, split.follow_up, horizon_days=split.horizon_days))}
+    return {"roc": thinned(roc_table(split.risk, split.follow_up, horizon_days=split.horizon_days))}
 
 
 @measure("average_precision")
 def _precision_recall(split: Split, context: Context) -> Found:
     table = precision_recall_table(split.risk, split.follow_up, horizon_days=split.horizon_days)
-    return {"average_precision": average_precision(table), "precision_recall": _thinned(table)}
+    return {"average_precision": average_precision(table), "precision_recall": thinned(table)}
 
 
 @measure("brier")
@@ -371,10 +287,3 @@ def _causes(split: Split, context: Context) -> Found:
     if split.incidence is None or split.outcomes.cause is None:
         return {}
     return score_causes(split.incidence, split.outcomes, horizon_days=split.horizon_days, seed=context.seed)
-
-
-def _thinned(table: pl.DataFrame, n_points: int = 400) -> pl.DataFrame:
-    """At most so many rows, evenly spaced, first and last among them: curves for the eye."""
-    if table.height <= n_points:
-        return table
-    return table[np.unique(np.linspace(0, table.height - 1, n_points).astype(int))]

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from ehrtrack.errors import DataError
 from ehrtrack.runlog import KEPT, TEST, TRAINING, VALIDATION, Task
 
 Better = Literal["higher", "lower", "nearer 1", "nearer 0"]
 Place = Literal["progress", "headline", "compare", "frontier", "ui"]
-OUTCOME_TASKS: tuple[Task, ...] = ("survival", "classification")
+TIMED_TASKS: tuple[Task, ...] = ("survival", "classification")
+CLASSES: tuple[Task, ...] = ("classes",)
+OUTCOME_TASKS: tuple[Task, ...] = (*TIMED_TASKS, *CLASSES)
 PRETRAINING: tuple[Task, ...] = ("pretraining",)
 BOUNDS = ("_lower", "_upper")
 """Ends of the names of an interval's bounds."""
@@ -71,7 +73,7 @@ class Metric:
     form: str = ".3f"
     unit: str = ""
     has_interval: bool = False
-    tasks: tuple[Task, ...] = OUTCOME_TASKS
+    tasks: tuple[Task, ...] = TIMED_TASKS
     splits: tuple[str, ...] = (VALIDATION, KEPT, TEST)
     chooses: bool = False
     shown: Mapping[Place, tuple[str, ...]] = field(default_factory=dict)
@@ -114,16 +116,28 @@ METRICS: dict[str, Metric] = {
         Metric(key="ibs", title="IBS", long_title="integrated Brier score", better="lower", form=".4f",
             shown={"progress": (VALIDATION,), "headline": (TEST,), "compare": (TEST,), "frontier": (TEST,),
                 "ui": (TEST,)}),
-        Metric(key="brier", title="Brier score", better="lower", form=".4f", tasks=("classification",),
-            splits=(VALIDATION,)),
+        Metric(key="auroc", title="AUROC", long_title="area under the ROC curve", better="higher", has_interval=True,
+            tasks=CLASSES, chooses=True,
+            shown={"progress": (VALIDATION,), "headline": (KEPT, TEST), "compare": (KEPT, TEST),
+                "frontier": (KEPT, TEST), "ui": (KEPT, TEST)}),
+        Metric(key="auprc", title="AUPRC", long_title="area under precision by recall", better="higher",
+            has_interval=True, tasks=CLASSES,
+            shown={"progress": (VALIDATION,), "headline": (TEST,), "compare": (TEST,), "frontier": (TEST,),
+                "ui": (TEST,)}),
+        Metric(key="prevalence", title="prevalence", better="nearer 0", tasks=CLASSES, splits=(TEST,),
+            shown={"compare": (TEST,)}),
+        Metric(key="brier", title="Brier score", better="lower", form=".4f", tasks=CLASSES,
+            shown={"progress": (VALIDATION,), "headline": (TEST,), "compare": (TEST,), "frontier": (TEST,),
+                "ui": (TEST,)}),
         Metric(key="calibration_slope", title="calibration slope", better="nearer 1", form=".2f", has_interval=True,
-            splits=(TEST,), shown={"frontier": (TEST,)}),
-        Metric(key="ici", title="ICI", long_title="integrated calibration index", better="nearer 0", splits=(TEST,),
-            shown={"frontier": (TEST,)}),
+            tasks=OUTCOME_TASKS, splits=(TEST,), shown={"frontier": (TEST,)}),
+        Metric(key="ici", title="ICI", long_title="integrated calibration index", better="nearer 0",
+            tasks=OUTCOME_TASKS, splits=(TEST,), shown={"frontier": (TEST,)}),
     )
 }  # fmt: skip
 """By key, in the order in which tables show them."""
 C_INDEX, IBS = METRICS["c_index"], METRICS["ibs"]
+AUROC, BRIER = METRICS["auroc"], METRICS["brier"]
 
 
 def with_bounds(name: str) -> list[str]:
@@ -183,26 +197,27 @@ class Entry(NamedTuple):
         return interval_text(row, *self.columns, form=self.metric.form)
 
 
-def shown(place: Place) -> list[Entry]:
-    """What is shown in a place, in the order of the table.
+def shown(place: Place, tasks: Collection[Task] = get_args(Task)) -> list[Entry]:
+    """What is shown in a place of models of any of these tasks, in the order of the table.
 
     Examples
     --------
-    >>> [entry.name for entry in shown("ui")]
+    >>> [entry.name for entry in shown("ui", ["survival"])]
     ['kept/c_index', 'test/c_index', 'test/ibs']
     """
-    return [Entry(metric, split) for metric in METRICS.values() for split in metric.shown.get(place, ())]
+    of_tasks = [metric for metric in METRICS.values() if not set(tasks).isdisjoint(metric.tasks)]
+    return [Entry(metric, split) for metric in of_tasks for split in metric.shown.get(place, ())]
 
 
-def names_shown(place: Place) -> list[str]:
+def names_shown(place: Place, tasks: Collection[Task] = get_args(Task)) -> list[str]:
     """The names under which runs log what is shown in a place, bounds among them.
 
     Examples
     --------
-    >>> names_shown("ui")
+    >>> names_shown("ui", ["survival"])
     ['kept/c_index', 'test/c_index', 'test/c_index_lower', 'test/c_index_upper', 'test/ibs']
     """
-    return [name for entry in shown(place) for name in entry.names]
+    return [name for entry in shown(place, tasks) for name in entry.names]
 
 
 def chosen_by(tasks: Collection[Task]) -> Metric:

@@ -9,16 +9,22 @@ import polars as pl
 
 from ehrtrack.data.labels import NUMBER, of_any_cause
 from ehrtrack.errors import DataError
-from ehrtrack.evaluation.benchmark import REFERENCE_MODEL, RunRow, best_first, require_one_cohort
+from ehrtrack.evaluation.benchmark import RunRow, best_first, metric_of_choice, reference_model, require_one_cohort
+from ehrtrack.evaluation.metric_table import AUROC
 from ehrtrack.evaluation.report import Report
 from ehrtrack.privacy import KEY_FILE, KEY_VARIABLE
 from ehrtrack.survival.bootstrap import Interval, paired_difference
+from ehrtrack.survival.classes import Classes, auroc_difference
 
 
 def reference_run(
-    rows: Sequence[RunRow], predictions: Mapping[str, pl.DataFrame], *, reference: str = REFERENCE_MODEL
+    rows: Sequence[RunRow], predictions: Mapping[str, pl.DataFrame], *, reference: str | None = None
 ) -> RunRow | None:
     """The run that others are compared with, of several the best by validation; None if none has predictions.
+
+    Parameters
+    ----------
+    reference : a model's name; `benchmark.reference_model` of the rows where it is None
 
     Examples
     --------
@@ -26,7 +32,8 @@ def reference_run(
     >>> reference_run(rows, {"a": pl.DataFrame(), "b": pl.DataFrame()}).run_id
     'a'
     """
-    candidates = [row for row in rows if row.model == reference and row.run_id in predictions]
+    wanted = reference or reference_model(rows)
+    candidates = [row for row in rows if row.model == wanted and row.run_id in predictions]
     return next(iter(best_first(candidates)), None)
 
 
@@ -57,18 +64,19 @@ def differences(
     rows: Sequence[RunRow],
     predictions: Mapping[str, pl.DataFrame],
     *,
-    reference: str = REFERENCE_MODEL,
+    reference: str | None = None,
     n_resamples: int = 500,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Test C-index of each run minus that of the reference, with a paired bootstrap interval.
+    """Test score of each run, C-index or of classes AUROC (`benchmark.metric_of_choice`), minus that of the
+    reference, with a paired bootstrap interval.
 
     Parameters
     ----------
     rows : runs of one cohort
     predictions : by run id, with columns subject_id, prediction_number (where subjects have several), follow_up_days
         (or follow_up_rank), is_event, risk; runs without are left out
-    reference : a model's name; of several such runs, the best by validation
+    reference : a model's name; of several such runs, the best by validation. None for that of the task
 
     Returns
     -------
@@ -118,7 +126,8 @@ def differences_to(
     require_one_cohort(rows)
     _require_one_key([row for row in rows if row.run_id in predictions])
     others = [row.run_id for row in rows if row.run_id != base and row.run_id in predictions]
-    paired = partial(_paired, base=base, predictions=predictions, n_resamples=n_resamples, seed=seed)
+    difference_of = _class_difference if metric_of_choice(rows) is AUROC else _timed_difference
+    paired = partial(difference_of, base=base, predictions=predictions, n_resamples=n_resamples, seed=seed)
     found = {run_id: Report().measure(run_id, partial(paired, run_id)) for run_id in others}
     return {run_id: difference for run_id, difference in found.items() if difference is not None}
 
@@ -164,10 +173,23 @@ def _pairs(run_id: str, base: str, predictions: Mapping[str, pl.DataFrame]) -> t
     return days, mine.with_columns(other_risk=theirs["risk"])
 
 
-def _paired(
+def _timed_difference(
     run_id: str, base: str, predictions: Mapping[str, pl.DataFrame], *, n_resamples: int, seed: int
 ) -> Interval:
-    days, pairs = _pairs(run_id, base, predictions)
-    pairs = pairs.sort(days, "is_event", "risk", "other_risk")  # resamples must not depend on what subjects are called
+    days, pairs = _ordered_pairs(run_id, base, predictions)
     columns = (pairs[name].to_numpy() for name in ("risk", "other_risk", days, "is_event"))
     return paired_difference(*columns, n_resamples=n_resamples, seed=seed, subject=pairs["subject_id"].to_numpy())
+
+
+def _class_difference(
+    run_id: str, base: str, predictions: Mapping[str, pl.DataFrame], *, n_resamples: int, seed: int
+) -> Interval:
+    _, pairs = _ordered_pairs(run_id, base, predictions)
+    mine = Classes(*(pairs[name].to_numpy() for name in ("risk", "is_event", "subject_id")))
+    return auroc_difference(mine, pairs["other_risk"].to_numpy(), n_resamples=n_resamples, seed=seed)
+
+
+def _ordered_pairs(run_id: str, base: str, predictions: Mapping[str, pl.DataFrame]) -> tuple[str, pl.DataFrame]:
+    """As `_pairs`, in an order that does not depend on what subjects are called: resamples must not either."""
+    days, pairs = _pairs(run_id, base, predictions)
+    return days, pairs.sort(days, "is_event", "risk", "other_risk")

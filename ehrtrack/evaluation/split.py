@@ -120,6 +120,7 @@ class Context:
         evaluated
     groups : attribute -> (B,) the group of each subject
     true_risk : (B,) true risk of simulated subjects, or None
+    threshold : risk from which the outcome is called, where labels are classes; None for the training prevalence
 
     Examples
     --------
@@ -132,6 +133,7 @@ class Context:
     validation: Split | None = None
     groups: Mapping[str, pl.Series] = field(default_factory=dict)
     true_risk: FloatArray | None = None
+    threshold: float | None = None
 
     @property
     def resampling(self) -> dict[str, int]:

@@ -44,6 +44,7 @@ class TrainingFacts:
     levels : of the tokens' values
     scales_days : of times, those on which the encoder reads the record (`model.readout_days`)
     mean_age : at the end of the training subjects' records, in years, where there may be subjects of unknown age
+    has_classes : labels tell whether the outcome comes, and not when
     onsets : what single codes and values say of the onsets of codes, where the base was pretrained to foretell them
     """
 
@@ -55,6 +56,7 @@ class TrainingFacts:
     scales_days: tuple[float, ...] = READOUT_DAYS
     mean_age: float | None = None
     onsets: CodeEffects | None = None
+    has_classes: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ class Objective(ABC, Generic[Score]):
 
     Config: ClassVar[type[Choice]]
     selection: Selection
+    task: Task
 
     @abstractmethod
     def __init__(self, config: Choice, facts: TrainingFacts) -> None:
@@ -218,6 +221,7 @@ class PretrainingObjective(Objective[Score]):
         A model that is not below it has learned nothing
     """
 
+    task: Task = "pretraining"
     trivial: Mapping[str, str]
 
 
@@ -226,12 +230,14 @@ class OutcomeObjective(Objective[Score]):
 
     Attributes
     ----------
-    task : classification, where whether the outcome comes by the horizon is predicted and not when
+    task : what its models are judged for
     grid : time axis of the curves, fitted to the training subjects
+    threshold : risk from which it calls the outcome; None where it calls none
     """
 
     task: Task = "survival"
     grid: TimeGrid
+    threshold: float | None = None
 
     @abstractmethod
     def baseline_logits(self) -> Tensor:

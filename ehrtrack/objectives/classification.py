@@ -34,9 +34,8 @@ from ehrtrack.objectives.survival import (
     score_survival,
     selection_by,
 )
-from ehrtrack.runlog import VALIDATION, named
+from ehrtrack.runlog import VALIDATION, Task, named
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, resampled_auc
-from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.time_grid import TimeGrid
 
 Floats = npt.NDArray[np.float64]
@@ -56,11 +55,12 @@ class Classification(OutcomeObjective[Score]):
     ----------
     grid : one interval up to the horizon, so that the risk is read as survival models' is
     prevalence : share with the outcome by the horizon, by Kaplan-Meier in the training subjects
-    has_days : False where labels are classes, and everybody is followed for as long
+    task : classes where labels tell no time, and everybody's is known; else classification
     """
 
     Config = ClassificationConfig
-    task = "classification"
+    task: Task = "classification"
+    threshold: float
 
     def __init__(self, config: ClassificationConfig, facts: TrainingFacts) -> None:
         if facts.outcomes is None or facts.horizon_days is None:
@@ -70,15 +70,19 @@ class Classification(OutcomeObjective[Score]):
         self.training = training
         self.grid = TimeGrid((0.0, horizon_days)).timed_by(training.follow_up_days, training.is_event)
         self.censoring = Censoring(training, horizon_days)
-        self.has_days = bool(np.ptp(training.follow_up_days) > 0)
+        self.task = "classes" if facts.has_classes else "classification"
         self.prevalence = float(1 - baseline_survival(training, self.grid)[-1])
         if not 0 < self.prevalence < 1:
             raise DataError(
-                f"{self.prevalence:.0%} of the training subjects have the outcome by {horizon_days:g} days, and "
-                "classification needs both classes; change cohort.horizon_days or the outcome"
+                f"{self.prevalence:.0%} of the training subjects have the outcome{self._by_horizon}, and "
+                "classification needs both classes; change cohort.horizon_days, the outcome or the labels"
             )
         self.threshold = config.threshold or self.prevalence
         self.codes = fit_code_effects(config.lasso, facts, self)
+
+    @property
+    def _by_horizon(self) -> str:
+        return "" if self.task == "classes" else f" by {self.grid.horizon_days:g} days"
 
     def make_head(self, width: int) -> Head:
         return HazardHead(width, self.baseline_logits(), self.codes)
@@ -108,7 +112,7 @@ class Classification(OutcomeObjective[Score]):
 
     def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
         """Loss beside that of the prevalence for everybody, AUROC with its standard error, AUPRC, Brier score at the
-        horizon, the confusion matrix, C-index and, where there are days, IBS.
+        horizon, the confusion matrix and, where there are days, C-index and IBS.
 
         All are weighted for censoring, but for the four counts, which are of the subjects whose class is known, and
         Harrell's C-index.
@@ -117,7 +121,6 @@ class Classification(OutcomeObjective[Score]):
         outcomes = Outcomes.joined([score.outcomes for score in scores])
         risk = logits.sigmoid().numpy()
         prevalence = torch.full_like(logits, self.prevalence).logit()
-        survival = self._score_over_time(risk, outcomes)
         return named(
             VALIDATION,
             {
@@ -125,7 +128,7 @@ class Classification(OutcomeObjective[Score]):
                 "prevalence_loss": float(self._loss(prevalence, outcomes).mean()),
                 **self.score_classes(risk, outcomes),
                 **error_of("auroc", self._resampled_auroc(risk, outcomes)),
-                **survival,
+                **({} if self.task == "classes" else self._score_over_time(risk, outcomes)),
             },
         )
 
@@ -138,13 +141,12 @@ class Classification(OutcomeObjective[Score]):
             If they have no C-index or no integrated Brier score, or only one class is known.
         """
         risk = np.full(len(outcomes.is_event), self.prevalence)
-        self._score_over_time(risk, outcomes)
+        if self.task != "classes":
+            self._score_over_time(risk, outcomes)
         self.score_classes(risk, outcomes)
 
     def _score_over_time(self, risk: Floats, outcomes: Outcomes) -> dict[str, float]:
-        """C-index and IBS of N risks; of classes the C-index alone, which is their AUROC."""
-        if not self.has_days:
-            return {"c_index": c_index(risk, outcomes.follow_up_days, outcomes.is_event)}
+        """C-index and IBS of N risks."""
         curves = np.stack([np.ones_like(risk), 1 - risk], axis=1)
         return score_survival(curves, self.grid, self.training, outcomes)
 
@@ -177,7 +179,7 @@ class Classification(OutcomeObjective[Score]):
         weights, truth, risk = weights[is_known], outcomes.is_event[is_known], risk[is_known]
         if len(np.unique(truth)) < 2:
             raise NotMeasurable(
-                f"of {len(is_known)} subjects {truth.sum()} have the outcome by {self.grid.horizon_days:g} days and "
+                f"of {len(is_known)} subjects {truth.sum()} have the outcome{self._by_horizon} and "
                 f"{(~truth).sum()} are known not to; both are needed. Change cohort.horizon_days or the split"
             )
         called = risk >= self.threshold

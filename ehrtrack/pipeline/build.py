@@ -64,6 +64,7 @@ def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, r
         scales_days=config.model.readout_days,
         mean_age=mean_age(records.store, records.rows["train"]) if config.data.may_lack_age else None,
         onsets=None if base is None else base.onset_effects(),
+        has_classes=records.cohort.has_classes,
     )
     objective = outcome_objective(config.objective, facts)
     encoder = Behrt(config.model, len(records.vocabulary), may_lack_age=config.data.may_lack_age)

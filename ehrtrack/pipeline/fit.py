@@ -134,7 +134,7 @@ def train(
         snapshot_seconds=config.runtime.snapshot_minutes * 60,
         on_snapshot=run.keep_snapshot,
         on_go_on=run.log_epochs_again,
-        printed=names_shown("progress"),
+        printed=names_shown("progress", {objective.task}),
     )
     run.log_training(result)
     return result

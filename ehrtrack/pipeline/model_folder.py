@@ -53,6 +53,7 @@ class ModelFolder:
     max_tokens : tokens of a record that the model reads, [CLS] included, in training as in prediction
     seen : codes and values of the training subjects; None where it was not kept
     failed_checks : of the sanity of the run that made it, where it was asked for them
+    has_classes : its risks are probabilities of a class, and of no horizon
     """
 
     config: RunConfig
@@ -64,6 +65,7 @@ class ModelFolder:
     max_tokens: int
     seen: Seen | None
     failed_checks: tuple[str, ...] = ()
+    has_classes: bool = False
 
     @property
     def n_causes(self) -> int:
@@ -148,6 +150,7 @@ def write_model_folder(
     grid: TimeGrid | None = None,
     baseline: str | None = None,
     seen: Seen | None = None,
+    has_classes: bool = False,
 ) -> None:
     """Write a plain model (or a fitted baseline) with all that is needed to predict from events."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,6 +166,7 @@ def write_model_folder(
     (folder / CONFIG).write_text(without_secrets(json.dumps(config.to_json(), indent=2)))
     (folder / FINGERPRINTS).write_text(json.dumps(fingerprints, indent=2))
     reading = {"max_tokens": config.data.max_tokens, "seen": None if seen is None else asdict(seen)}
+    reading |= {"has_classes": True} if has_classes else {}
     (folder / READING).write_text(json.dumps(reading, indent=2))
     write_checksums(folder)
 
@@ -192,7 +196,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
         raise CheckpointError(
             f"{folder}: weights for {n_codes} tokens beside a vocabulary of {len(vocabulary)}; they are of two runs"
         )
-    max_tokens, seen = _read_reading(folder, config, is_baseline=is_baseline)
+    max_tokens, seen, has_classes = _read_reading(folder, config, is_baseline=is_baseline)
     return ModelFolder(
         config=config,
         vocabulary=vocabulary,
@@ -202,18 +206,19 @@ def read_model_folder(folder: Path) -> ModelFolder:
         fingerprints={name: str(value) for name, value in _read_json(folder / FINGERPRINTS).items()},
         max_tokens=max_tokens,
         seen=seen,
+        has_classes=has_classes,
     )
 
 
-def _read_reading(folder: Path, config: RunConfig, *, is_baseline: bool) -> tuple[int, Seen | None]:
-    """How many tokens of a record the model reads, and what it saw in training.
+def _read_reading(folder: Path, config: RunConfig, *, is_baseline: bool) -> tuple[int, Seen | None, bool]:
+    """How many tokens of a record the model reads, what it saw in training, and whether its labels were classes.
 
     A network whose folder does not say was trained by a version that cut records to `train.batch_tokens` where that was
     the smaller number, and so it reads them still.
     """
     if not (folder / READING).is_file():
         longest, budget = config.data.max_tokens, config.train.batch_tokens
-        return (longest if is_baseline or budget == "auto" else min(longest, budget)), None
+        return (longest if is_baseline or budget == "auto" else min(longest, budget)), None, False
     reading = _read_json(folder / READING)
     max_tokens, seen = reading.get("max_tokens"), reading.get("seen")
     if not isinstance(max_tokens, int) or not 1 <= max_tokens <= MOST_TOKENS:
@@ -221,7 +226,7 @@ def _read_reading(folder: Path, config: RunConfig, *, is_baseline: bool) -> tupl
             f"{folder / READING} says max_tokens = {max_tokens!r}; a record has a whole number of them, from 1 to "
             f"{MOST_TOKENS:,}"
         )
-    return max_tokens, None if seen is None else Seen.from_json(seen)
+    return max_tokens, None if seen is None else Seen.from_json(seen), reading.get("has_classes") is True
 
 
 def _check_files(folder: Path) -> None:

@@ -354,6 +354,12 @@ def settle(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": n_threads})})
 
 
+def has_classes(config: RunConfig) -> bool:
+    """Whether the labels of a configuration tell whether the outcome comes, and not when."""
+    labels = None if config.cohort is None else config.cohort.labels
+    return labels is not None and not tells_when(labels)
+
+
 def with_objective_of_labels(config: RunConfig) -> RunConfig:
     """The configuration with objective classification where labels tell classes alone, and no objective was asked for.
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ehrtrack import plots
 from ehrtrack.data.cohort import Cohort, summarise_cohort
+from ehrtrack.evaluation.evaluate import evaluate, names_of_both
 from ehrtrack.evaluation.groups import subject_groups
-from ehrtrack.evaluation.measures import evaluate, names_of_both
+from ehrtrack.evaluation.metric_table import AUROC, C_INDEX, Metric, chosen_by
 from ehrtrack.evaluation.oracle import read_true_risk
 from ehrtrack.evaluation.predictions import prediction_table
 from ehrtrack.evaluation.report import Report
@@ -33,8 +35,39 @@ LEFT_OUT = "evaluation/left_out.csv"
 
 def ibs_text(report: Report) -> str:
     """The integrated Brier score beside Kaplan-Meier's, or why it has none."""
-    beside = report.metrics.get("ibs_kaplan_meier")
-    return report.text("ibs") + ("" if beside is None else f" (Kaplan-Meier {beside:.4f})")
+    beside, skill = report.metrics.get("ibs_kaplan_meier"), report.metrics.get("ibs_skill")
+    against = "" if skill is None else f", {skill:+.0%} against it"
+    return report.text("ibs") + ("" if beside is None else f" (Kaplan-Meier {beside:.4f}{against})")
+
+
+def scores(reports: Mapping[str, Report], task: Task) -> dict[str, str]:
+    """What a run's description says first: how well test subjects are told apart, and how large the error is."""
+    test = reports[TEST]
+    if task != "classes":
+        of_what = " of any cause" if "causes" in test.tables else ""
+        return {
+            f"test C-index{of_what} (95 % interval)": against_chance(test, C_INDEX),
+            "test integrated Brier score": ibs_text(test),
+        }
+    prevalence, skill = test.metrics.get("prevalence"), test.metrics.get("brier_skill")
+    return {
+        "test AUROC (95 % interval)": against_chance(test, AUROC),
+        "test AUPRC (95 % interval)": test.text("auprc")
+        + ("" if prevalence is None else f" (prevalence {prevalence:.3f})"),
+        "test Brier score (95 % interval)": test.text("brier")
+        + ("" if skill is None else f" ({skill:+.0%} against the prevalence)"),
+    }
+
+
+def against_chance(report: Report, metric: Metric) -> str:
+    """A metric of discrimination with its interval, and what that allows to be said."""
+    interval = report.intervals.get(metric.key)
+    said = "**not shown to be better than chance**"
+    if interval is None:
+        said = "**not enough events to judge**"
+    elif interval.lower > 0.5:
+        said = "better than chance"
+    return f"{report.text(metric.key)} ({said})"
 
 
 def attained(report: Report) -> dict[str, str]:
@@ -51,14 +84,17 @@ def not_measured(report: Report) -> dict[str, str]:
 
 
 def horizon(cohort: Cohort) -> dict[str, str]:
-    """What a run's description says of the horizon."""
+    """What a run's description says of the horizon; of classes there is none."""
+    if cohort.has_classes:
+        return {}
     cut = ", the longest that enough training subjects are followed to; some are followed for longer"
     return {"horizon": f"{cohort.horizon_days:g} days{cut if cohort.is_horizon_cut else ''}"}
 
 
 def log_cohort(logger: RunLogger, records: CohortRecords) -> None:
     """Log who is in the study: attrition, events and follow-up by split, the horizon, and the vocabulary's coverage."""
-    logger.set_tags({HORIZON: f"{records.cohort.horizon_days:g}"})
+    if not records.cohort.has_classes:
+        logger.set_tags({HORIZON: f"{records.cohort.horizon_days:g}"})
     summary = hide_in_summary(summarise_cohort(records.cohort))
     attrition = hide_in_attrition(records.cohort.attrition)
     logger.log_table(attrition, "cohort/attrition.csv")
@@ -84,6 +120,7 @@ def log_evaluation(
     truth: Path | None = None,
     config: EvaluationConfig | None = None,
     task: Task = "survival",
+    threshold: float | None = None,
 ) -> dict[str, Report]:
     """Score validation and test subjects, and log metrics, tables and plots.
 
@@ -102,22 +139,25 @@ def log_evaluation(
         *(of_kept.config, seed, kept),
         groups=subject_groups(records.store, records.vocabulary, test.rows),
         true_risk=None if truth is None else read_true_risk(truth, records.store.subject_ids[test.rows]),
+        threshold=threshold,
     )
     reports = {KEPT: evaluate(kept, of_kept, task=task), TEST: evaluate(tested, of_test, task=task)}
     for split, report in reports.items():
         logger.log_metrics(named(split, report.metrics), step=0)
     logger.set_tags({TASK: task})
-    _log_left_out(logger, reports)
+    _log_left_out(logger, reports, task)
     tables = reports[TEST].tables | {"subgroups": hide_in_groups(reports[TEST].tables["subgroups"])}
     for name, table in tables.items():
         logger.log_table(table, f"evaluation/{name}.csv")
-    _log_figures(logger, tested, tables, reports[TEST].metrics)
+    draw = _class_figures if task == "classes" else _figures
+    for name, figure in draw(tested, tables, reports[TEST].metrics).items():
+        logger.log_figure(figure, f"plots/{name}.png")
     return reports
 
 
-def _log_left_out(logger: RunLogger, reports: Mapping[str, Report]) -> None:
+def _log_left_out(logger: RunLogger, reports: Mapping[str, Report], task: Task) -> None:
     """What both splits have is named with the split."""
-    both = names_of_both()
+    both = names_of_both(task)
     left_out = Report()
     for split, report in reports.items():
         left_out.left_out |= {
@@ -128,22 +168,34 @@ def _log_left_out(logger: RunLogger, reports: Mapping[str, Report]) -> None:
         print(f"left out of the evaluation, with reasons in {LEFT_OUT}: {', '.join(left_out.left_out)}", flush=True)
 
 
-def _log_figures(logger: RunLogger, test: Split, tables: plots.Tables, metrics: Mapping[str, float]) -> None:
+def _figures(test: Split, tables: plots.Tables, metrics: Mapping[str, float]) -> dict[str, Figure]:
+    horizon_days = test.horizon_days
     figures = {
         "kaplan_meier_by_risk": plots.kaplan_meier_by_risk(*test.observed),
-        "discrimination": plots.discrimination_plot(tables, metrics, horizon_days=test.horizon_days),
+        "discrimination": plots.discrimination_plot(tables, metrics, horizon_days=horizon_days),
         "calibration_curves": plots.calibration_curves(tables, metrics),
-        "subgroups": plots.subgroup_forest(tables["subgroups"], tables["subgroup_gaps"]),
+        "subgroups": plots.subgroup_forest(tables["subgroups"], tables["subgroup_gaps"], C_INDEX),
     }
     if "calibration" in tables:
-        at_horizon = tables["calibration"].filter(pl.col("horizon_days") == test.horizon_days)
+        at_horizon = tables["calibration"].filter(pl.col("horizon_days") == horizon_days)
         if at_horizon.height:
-            figures["calibration"] = plots.calibration_plot(at_horizon, horizon_days=test.horizon_days)
+            figures["calibration"] = plots.calibration_plot(at_horizon, horizon_days=horizon_days)
     if "decision_curve" in tables:
-        curve = tables["decision_curve"]
-        figures["decision_curve"] = plots.decision_curve_plot(curve, horizon_days=test.horizon_days)
-    for name, figure in figures.items():
-        logger.log_figure(figure, f"plots/{name}.png")
+        figures["decision_curve"] = plots.decision_curve_plot(tables["decision_curve"], horizon_days=horizon_days)
+    return figures
+
+
+def _class_figures(test: Split, tables: plots.Tables, metrics: Mapping[str, float]) -> dict[str, Figure]:
+    """Of labels of classes: probabilities, and no days."""
+    figures = {
+        "discrimination": plots.class_discrimination_plot(tables, metrics),
+        "subgroups": plots.subgroup_forest(tables["subgroups"], tables["subgroup_gaps"], AUROC),
+    }
+    if "calibration" in tables:
+        figures["calibration"] = plots.class_calibration_plot(tables, metrics)
+    if "decision_curve" in tables:
+        figures["decision_curve"] = plots.decision_curve_plot(tables["decision_curve"])
+    return figures
 
 
 CODES = "embeddings.code.weight"
@@ -188,17 +240,21 @@ def judge_training(result: FitResult) -> Verdict:
     return sanity.overfit(training, validation, result.kept_epoch)
 
 
-def judge_risks(reports: dict[str, Report]) -> list[Verdict]:
-    """Whether risks are better than Kaplan-Meier's on validation subjects, and calibrated on test subjects.
+def judge_risks(reports: dict[str, Report], task: Task = "survival") -> list[Verdict]:
+    """Whether risks are better than one for everybody on validation subjects, and calibrated on test subjects.
 
     Whether the test subjects are enough for every measure, and for any judgement at all, are verdicts of their own.
     """
-    test = reports[TEST]
-    reasons = [test.left_out[measure] for measure in ("c_index", "c_index_interval") if measure in test.left_out]
+    test, choice = reports[TEST], chosen_by({task})
+    needed = (choice.key, f"{choice.key}_interval")
+    reasons = [test.left_out[measure] for measure in needed if measure in test.left_out]
     return [
-        sanity.learned_risk(reports[KEPT].intervals["log_likelihood_gain"]),
+        sanity.learned_risk(
+            reports[KEPT].intervals["log_likelihood_gain"],
+            than="the prevalence" if task == "classes" else "the Kaplan-Meier curve",
+        ),
         sanity.calibrated(test.intervals.get("calibration_slope"), test.metrics.get("ici")),
-        sanity.measured(test.left_out),
+        sanity.measured(test.left_out, score="an AUROC" if task == "classes" else "a C-index"),
         *(sanity.unjudged(reason) for reason in reasons[:1]),
     ]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import polars as pl
 from torch import nn
@@ -17,12 +18,12 @@ from ehrtrack import plots
 from ehrtrack.config import RunConfig
 from ehrtrack.data.settings import DateIndex, TimeSplit
 from ehrtrack.errors import DataError
-from ehrtrack.evaluation.metric_table import C_INDEX, names_shown
+from ehrtrack.evaluation.metric_table import Metric, names_shown
 from ehrtrack.home import make_cache
 from ehrtrack.pipeline.model_folder import WEIGHTS, write_model_folder
-from ehrtrack.pipeline.prepare import Records
+from ehrtrack.pipeline.prepare import CohortRecords, Records
 from ehrtrack.privacy import Privacy, read_key
-from ehrtrack.runlog import KEPT, MemoryRunLogger, named
+from ehrtrack.runlog import KEPT, MemoryRunLogger, Task, named
 from ehrtrack.signals import INTERRUPTIONS
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.logger import TrackedRun
@@ -195,9 +196,9 @@ class Recorder:
             )
             raise
 
-    def log_kept(self, c_index: float) -> dict[str, float]:
-        """Log the validation C-index that a trial or a sweep is judged by; returns it by its name."""
-        kept = {C_INDEX.named(KEPT): c_index}
+    def log_kept(self, metric: Metric, value: float) -> dict[str, float]:
+        """Log the validation score that a trial or a sweep is judged by; returns it by its name."""
+        kept = {metric.named(KEPT): value}
         self.logger.log_metrics(kept, step=0)
         return kept
 
@@ -227,6 +228,7 @@ class Recorder:
                 grid=grid,
                 baseline=baseline,
                 seen=None if grid is None else records.seen,
+                has_classes=isinstance(records, CohortRecords) and records.cohort.has_classes,
             )
             weights = folder / WEIGHTS
             if weights.is_file():
@@ -244,11 +246,17 @@ class Recorder:
                 self.logger.log_metrics({"cost/adapter_mb": size_mb}, step=0)
                 self.logger.log_folder(folder, ADAPTER_FOLDER)
 
-    def finished(self, metrics: Mapping[str, float]) -> RecipeResult:
-        """Log the total time; returns what the caller of the recipe gets."""
+    def finished(self, metrics: Mapping[str, float], *, task: Task | None = None) -> RecipeResult:
+        """Log the total time; returns what the caller of the recipe gets.
+
+        Parameters
+        ----------
+        task : of its model, whose metrics are shown; None where metrics are of no other
+        """
         seconds = time.monotonic() - self._started
         self.logger.log_metrics({"cost/total_seconds": seconds}, step=0)
-        shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in names_shown("headline") if name in metrics)
+        of = get_args(Task) if task is None else (task,)
+        shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in names_shown("headline", of) if name in metrics)
         print(f"{self.kind} done in {seconds:.0f} s  {shown}\n", flush=True)
         return RecipeResult(self.logger.reference, self.kind, self.logger.url, dict(metrics))
 

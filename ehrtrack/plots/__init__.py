@@ -5,7 +5,14 @@ last reference.
 """
 
 from ehrtrack.plots.cohort import attrition_flow
-from ehrtrack.plots.evaluation import Tables, calibration_curves, decision_curve_plot, discrimination_plot
+from ehrtrack.plots.evaluation import (
+    Tables,
+    calibration_curves,
+    class_calibration_plot,
+    class_discrimination_plot,
+    decision_curve_plot,
+    discrimination_plot,
+)
 from ehrtrack.plots.forest import ForestRow, comparison_plot, subgroup_forest
 from ehrtrack.plots.frontier import frontier_plot
 from ehrtrack.plots.landmarks import landmark_plot
@@ -19,6 +26,8 @@ __all__ = [
     "attrition_flow",
     "calibration_curves",
     "calibration_plot",
+    "class_calibration_plot",
+    "class_discrimination_plot",
     "comparison_plot",
     "decision_curve_plot",
     "discrimination_plot",

@@ -24,18 +24,10 @@ def discrimination_plot(tables: Tables, metrics: Mapping[str, float], *, horizon
     """
     figure, (roc, recall, by_day) = panels(3, width=13.2, height=4.2)
     if _has(roc, tables, "roc", f"ROC at {horizon_days:g} days"):
-        curve = tables["roc"]
-        roc.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2)
-        roc.step(curve["false_positive_rate"], curve["true_positive_rate"], where="post", color=BLUE, linewidth=1.8)
-        roc.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="false positive rate", ylabel="true positive rate")
+        _draw_roc(roc, tables["roc"])
         _note(roc, "AUC", metrics, "auc_horizon", x=0.97, y=0.06)
     if _has(recall, tables, "precision_recall", f"Precision and recall at {horizon_days:g} days"):
-        curve = tables["precision_recall"]
-        share = curve["precision"][0]  # at the lowest threshold all are called
-        recall.axhline(share, color=GREY, linestyle="--", linewidth=1.2)
-        recall.step(curve["recall"], curve["precision"], where="post", color=BLUE, linewidth=1.8)
-        recall.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="recall (share of events found)", ylabel="precision")
-        recall.text(0.01, share - 0.045, "everybody called", fontsize=8.5, color=GREY)
+        _draw_precision(recall, tables["precision_recall"], "recall (share of events found)")
         _note(recall, "average precision", metrics, "average_precision", x=0.97, y=0.92)
     if _has(by_day, tables, "auc", "AUC by day"):
         by_day.axhline(0.5, color=GREY, linestyle="--", linewidth=1.2)
@@ -44,6 +36,65 @@ def discrimination_plot(tables: Tables, metrics: Mapping[str, float], *, horizon
         by_day.set(ylim=(min(0.45, low - 0.03), 1.0), xlabel="days since the index date", ylabel="AUC")
         _note(by_day, "mean", metrics, "auc_mean", x=0.97, y=0.92)
     return figure
+
+
+def class_discrimination_plot(tables: Tables, metrics: Mapping[str, float]) -> Figure:
+    """ROC and precision by recall of labels of classes.
+
+    Parameters
+    ----------
+    tables : any of roc, precision_recall
+    metrics : auroc and auprc, for the notes
+    """
+    figure, (roc, recall) = panels(2, width=9.0, height=4.2)
+    if _has(roc, tables, "roc", "ROC"):
+        _draw_roc(roc, tables["roc"])
+        _note(roc, "AUROC", metrics, "auroc", x=0.97, y=0.06)
+    if _has(recall, tables, "precision_recall", "Precision and recall"):
+        _draw_precision(recall, tables["precision_recall"], "recall (share of the true labels found)")
+        _note(recall, "AUPRC", metrics, "auprc", x=0.97, y=0.92)
+    return figure
+
+
+def class_calibration_plot(tables: Tables, metrics: Mapping[str, float]) -> Figure:
+    """Share of true labels against predicted probability: groups with their intervals, and the smooth curve.
+
+    Parameters
+    ----------
+    tables : calibration and, where it could be fitted, calibration_curve
+    metrics : ici, calibration_slope and observed_to_expected, for the note
+    """
+    figure, (ax,) = panels(1, width=5.6, height=5.4)
+    groups = tables["calibration"]
+    predicted, observed = groups["predicted"].to_numpy(), groups["observed"].to_numpy()
+    reach = np.maximum([observed - groups["lower"].to_numpy(), groups["upper"].to_numpy() - observed], 0)
+    end = min(1.0, 1.08 * max(predicted.max(), groups["upper"].to_numpy().max()))
+    ax.plot([0, end], [0, end], color=GREY, linestyle="--", linewidth=1.2, label="perfect calibration")
+    ax.errorbar(predicted, observed, yerr=reach, fmt="o", color=BLUE, markersize=6, capsize=3, label="groups (95 %)")
+    if "calibration_curve" in tables:
+        curve = tables["calibration_curve"].sort("predicted")
+        ax.plot(curve["predicted"], curve["observed"], color=ORANGE, linewidth=1.8, label="smooth")
+    lines = [f"{label} {metrics[name]:.3f}" for label, name in _CALIBRATION_NOTES if name in metrics]
+    ax.text(0.97, 0.05, "\n".join(lines), transform=ax.transAxes, ha="right", fontsize=9)
+    ax.set(xlim=(0, end), ylim=(0, end), aspect="equal")
+    ax.set(xlabel="predicted probability", ylabel="share of true labels")
+    dress(ax, "Calibration")
+    ax.legend(frameon=False, loc="upper left", fontsize=9)
+    return figure
+
+
+def _draw_roc(ax: Axes, curve: pl.DataFrame) -> None:
+    ax.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2)
+    ax.step(curve["false_positive_rate"], curve["true_positive_rate"], where="post", color=BLUE, linewidth=1.8)
+    ax.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="false positive rate", ylabel="true positive rate")
+
+
+def _draw_precision(ax: Axes, curve: pl.DataFrame, recall: str) -> None:
+    share = curve["precision"][0]  # at the lowest threshold all are called
+    ax.axhline(share, color=GREY, linestyle="--", linewidth=1.2)
+    ax.step(curve["recall"], curve["precision"], where="post", color=BLUE, linewidth=1.8)
+    ax.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=recall, ylabel="precision")
+    ax.text(0.01, share - 0.045, "everybody called", fontsize=8.5, color=GREY)
 
 
 def calibration_curves(tables: Tables, metrics: Mapping[str, float]) -> Figure:
@@ -97,22 +148,23 @@ def _draw_curves(ax: Axes, curves: pl.DataFrame, groups: pl.DataFrame | None) ->
     ax.legend(frameon=False, loc="upper left", fontsize=9)
 
 
-def decision_curve_plot(table: pl.DataFrame, *, horizon_days: float) -> Figure:
+def decision_curve_plot(table: pl.DataFrame, *, horizon_days: float | None = None) -> Figure:
     """Net benefit by threshold of risk, against acting on everybody and on nobody.
 
     Parameters
     ----------
     table : from `survival.decision.decision_curve`
+    horizon_days : that the risks are of; None where they are probabilities of a class
     """
+    what = "this probability" if horizon_days is None else f"this risk of an event within {horizon_days:g} days"
     figure, (ax,) = panels(1, width=7.0, height=4.4)
     ax.plot(table["threshold"], table["treat_all"], color=GREY, linestyle="--", linewidth=1.4, label="act on everybody")
     ax.axhline(0, color=GREY, linewidth=1.2, label="act on nobody")
     ax.plot(table["threshold"], table["net_benefit"], color=BLUE, linewidth=2, label="act on predicted risk")
     top = float(np.asarray(table.select(pl.max_horizontal("net_benefit", "treat_all").max())).item())
     ax.set(xlim=(0, float(table["threshold"][-1])), ylim=(-0.25 * top, 1.1 * top))
-    ax.set(
-        xlabel=f"act above this risk of an event within {horizon_days:g} days", ylabel="net benefit (events a subject)"
-    )
+    benefit = "net benefit (true labels a label)" if horizon_days is None else "net benefit (events a subject)"
+    ax.set(xlabel=f"act above {what}", ylabel=benefit)
     dress(ax, "Decision curve")
     ax.legend(frameon=False, fontsize=9)
     return figure

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ehrtrack.errors import DataError
+from ehrtrack.evaluation.metric_table import C_INDEX, Metric
 from ehrtrack.plots._style import BLUE, DPI, GREY, INK, ORANGE, PALE, dress
 from ehrtrack.privacy import count_text
 
@@ -67,19 +68,20 @@ def comparison_plot(
     return figure
 
 
-def subgroup_forest(table: pl.DataFrame, gaps: pl.DataFrame) -> Figure:
-    """C-index of each group with its interval, by attribute; the gap between best and worst group beside its title.
+def subgroup_forest(table: pl.DataFrame, gaps: pl.DataFrame, metric: Metric = C_INDEX) -> Figure:
+    """Score of each group with its interval, by attribute; the gap between best and worst group beside its title.
 
     Parameters
     ----------
     table, gaps : from `survival.subgroups.score_subgroups`; groups without a score are listed without a point
+    metric : that the groups are scored by; its key is the column
     """
     attributes = table["attribute"].unique(maintain_order=True).to_list()
     n_lines = table.height + len(attributes) - 1  # a title for each attribute; "all" needs none
     figure = Figure(figsize=(9.4, 1.2 + 0.31 * n_lines), dpi=DPI, layout="constrained")
     ax = figure.subplots()
     ax.axvline(0.5, color=GREY, linestyle="--", linewidth=1.2)
-    overall = table.filter(pl.col("attribute") == "all")["c_index"][0]
+    overall = table.filter(pl.col("attribute") == "all")[metric.key][0]
     if overall is not None:
         ax.axvline(overall, color=PALE, linewidth=1.6, zorder=0)
     y, ticks, labels = float(n_lines), [], []
@@ -91,11 +93,11 @@ def subgroup_forest(table: pl.DataFrame, gaps: pl.DataFrame) -> Figure:
             y -= 1
             ticks.append(y)
             labels.append(row["group"].replace("$", r"\$"))  # names out of the data are no formulas
-            _group_line(ax, y, row)
+            _group_line(ax, y, row, metric.key)
     ax.set_yticks(ticks, labels)
     ax.set_ylim(-0.7, n_lines)
-    ax.set_xlabel("test C-index (95 % bootstrap interval)")
-    dress(ax, "C-index by group of subjects", grid_axis="x")
+    ax.set_xlabel(f"test {metric.title} (95 % bootstrap interval)")
+    dress(ax, f"{metric.title} by group of subjects", grid_axis="x")
     ax.annotate(
         "events / subjects",
         (1.02, 1.0),
@@ -119,13 +121,13 @@ def _attribute_title(ax: Axes, y: float, attribute: str, gap: pl.DataFrame) -> N
     ax.annotate(title, (0.0, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, weight="bold", color=INK)
 
 
-def _group_line(ax: Axes, y: float, row: dict[str, Any]) -> None:
+def _group_line(ax: Axes, y: float, row: dict[str, Any], score: str) -> None:
     text = f"{count_text(row['n_events'])} / {count_text(row['n_subjects'])}"
-    if row["c_index"] is None:
+    if row[score] is None:
         text += "  too few"
     else:
         colour = ORANGE if row["attribute"] == "all" else BLUE
         ax.plot([row["lower"], row["upper"]], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-        ax.plot(row["c_index"], y, "D" if row["attribute"] == "all" else "o", color=colour, markersize=6)
-        text = f"{text}   {row['c_index']:.3f} [{row['lower']:.3f}, {row['upper']:.3f}]"
+        ax.plot(row[score], y, "D" if row["attribute"] == "all" else "o", color=colour, markersize=6)
+        text = f"{text}   {row[score]:.3f} [{row['lower']:.3f}, {row['upper']:.3f}]"
     ax.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=8.5, annotation_clip=False)

@@ -6,26 +6,30 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ehrtrack.evaluation.metric_table import AUROC, BRIER, C_INDEX, IBS
 from ehrtrack.plots._style import BLUE, GREY, ORANGE, dress, panels
 
 
 def frontier_plot(table: pl.DataFrame, *, parameter: str) -> Figure:
-    """Three panels over the values of one setting, evenly spaced: C-index, integrated Brier score, calibration slope.
+    """Three panels over the values of one setting, evenly spaced: discrimination, error, calibration slope.
+
+    C-index and integrated Brier score, or of classes AUROC and Brier score.
 
     Parameters
     ----------
     table : from `frontier.frontier_table`
     parameter : the setting's name, for the axes
     """
-    figure, (c_index, ibs, slope) = panels(3, width=13.2, height=4.0)
-    _points(c_index, table, "c_index", "Discrimination: test C-index")
-    c_index.set_ylabel("C-index (95 % interval), higher is better")
-    _points(ibs, table, "ibs", "Accuracy: integrated Brier score")
-    ibs.set_ylabel("IBS, lower is better")
+    metric, error = (AUROC, BRIER) if table["auroc"].count() else (C_INDEX, IBS)
+    figure, (discrimination, accuracy, slope) = panels(3, width=13.2, height=4.0)
+    _points(discrimination, table, metric.key, f"Discrimination: test {metric.title}")
+    discrimination.set_ylabel(f"{metric.title} (95 % interval), higher is better")
+    _points(accuracy, table, error.key, f"Accuracy: {error.long_title or error.title}")
+    accuracy.set_ylabel(f"{error.title}, lower is better")
     _points(slope, table, "calibration_slope", "Calibration slope")
     slope.axhline(1, color=GREY, linestyle="--", linewidth=1.2)
     slope.set_ylabel("slope (95 % interval), 1 is calibrated")
-    for ax in (c_index, ibs, slope):
+    for ax in (discrimination, accuracy, slope):
         ax.set_xlabel(parameter)
     return figure
 

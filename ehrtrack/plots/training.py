@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ehrtrack.errors import DataError
-from ehrtrack.evaluation.metric_table import C_INDEX, IBS, METRICS
+from ehrtrack.evaluation.metric_table import AUROC, BRIER, C_INDEX, IBS
 from ehrtrack.plots._style import BLUE, GREEN, GREY, ORANGE, dress, panels
 from ehrtrack.runlog import TRAINING, VALIDATION, VALIDATION_LOSS
 
@@ -54,23 +54,23 @@ def _words(metric: str) -> str:
 
 
 def metric_curves(history: History, *, kept_epoch: int | None = None) -> Figure:
-    """Validation C-index and integrated Brier score by epoch; of classes, which are of no time, the Brier score.
+    """Validation C-index and integrated Brier score by epoch; of classes, which are of no time, AUROC and Brier score.
 
     Parameters
     ----------
-    history : with ``val/c_index`` and ``val/ibs``, or ``val/brier``
+    history : with ``val/c_index`` and ``val/ibs``, or ``val/auroc`` and ``val/brier``
     kept_epoch : epoch (from 1) whose weights were kept; marked
     """
     has_days = any(IBS.named(VALIDATION) in row for row in history)
-    metrics = (C_INDEX, IBS if has_days else METRICS["brier"])
+    metrics = (C_INDEX, IBS) if has_days else (AUROC, BRIER)
     figure, axes = panels(2, width=10.0, height=4.0)
     for ax, metric in zip(axes, metrics, strict=True):
         _draw_metric(ax, history, metric.named(VALIDATION), "model", BLUE)
         name = metric.long_title or metric.title
         title = f"{name[0].upper()}{name[1:]}, validation ({metric.better} is better)"
-        if metric is C_INDEX:
+        if metric.chooses:
             ax.axhline(0.5, color=GREY, linestyle="--", linewidth=1.2, label="chance")
-        _finish_epochs(ax, title, name, kept_epoch, is_legend=metric is C_INDEX)
+        _finish_epochs(ax, title, name, kept_epoch, is_legend=metric.chooses)
     return figure
 
 

@@ -90,6 +90,7 @@ class Advice:
     tokens : of the training subjects, [CLS] included, cut at `data.max_tokens`
     epochs : at most
     price : of an hour of a machine, or None
+    has_lambda_rank : the objective has a ranking loss
     """
 
     subjects: int
@@ -100,6 +101,7 @@ class Advice:
     price: float | None
     rule: Rule
     options: list[Option]
+    has_lambda_rank: bool = True
 
     def to_text(self) -> str:
         """As lines for a terminal."""
@@ -109,8 +111,7 @@ class Advice:
             f"{self.subjects:,} labelled training subjects, {self.events:,} with the outcome; {self.tokens:,} tokens, "
             f"{mean:.0f} a subject",
             f"suggested: {' against '.join(self.rule.strategies)}, batches of {low} to {high} subjects "
-            f"({_batch_tokens(mean, low):,} to {_batch_tokens(mean, high):,} tokens), lambda_rank "
-            + " to ".join(f"{value:g}" for value in dict.fromkeys(self.rule.lambda_rank)),
+            f"({_batch_tokens(mean, low):,} to {_batch_tokens(mean, high):,} tokens){self._ranking()}",
         ]
         if self.events < FEW_EVENTS:
             lines.append(
@@ -123,9 +124,15 @@ class Advice:
             "",
             f"Speed was measured on this machine ({self.device}) with batches of this cohort. There is no measurement "
             "of another device here to go by: run this command on a rented one first; it takes seconds.",
-            *EVIDENCE,
+            *(EVIDENCE if self.has_lambda_rank else EVIDENCE[1:]),
         ]
         return "\n".join(lines)
+
+    def _ranking(self) -> str:
+        """The weight of the ranking loss, where the objective has one."""
+        if not self.has_lambda_rank:
+            return ""
+        return ", lambda_rank " + " to ".join(f"{value:g}" for value in dict.fromkeys(self.rule.lambda_rank))
 
     def _option_lines(self, option: Option) -> list[str]:
         cost, hours = option.cost, option.cost.hours(self.epochs)
@@ -173,6 +180,7 @@ def advise(config: RunConfig, *, price: float | None = None, seconds: float = 3.
         else str(ranks.device),
         price=price,
         rule=rule,
+        has_lambda_rank="lambda_rank" in type(config.objective).model_fields,
         options=[
             _option(config, records, rule, name, float(lengths.mean()), seconds=seconds) for name in rule.strategies
         ],

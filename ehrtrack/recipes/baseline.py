@@ -9,6 +9,7 @@ import numpy as np
 
 from ehrtrack.baselines.base import AnyFeatures, Labelled, TokenHistories, baseline_class
 from ehrtrack.config import RunConfig, check_objective
+from ehrtrack.evaluation.metric_table import chosen_by
 from ehrtrack.evaluation.oracle import checked_truth
 from ehrtrack.evaluation.report import Report
 from ehrtrack.objectives.base import Predictions
@@ -18,17 +19,18 @@ from ehrtrack.pipeline.report import (
     attained,
     conclude,
     horizon,
-    ibs_text,
     judge_risks,
     log_cohort,
     log_evaluation,
     log_predictions,
     not_measured,
+    scores,
 )
 from ehrtrack.pipeline.run import RecipeResult, describe, open_run
-from ehrtrack.runlog import KEPT, TEST, named
+from ehrtrack.runlog import KEPT, TEST, Task, named
 from ehrtrack.survival.metrics import require_comparable_pair
 from ehrtrack.survival.time_grid import fit_time_grid
+from ehrtrack.tracking.names import MODEL
 
 SECTIONS = ("study", "data", "cohort", "baseline", "init", "runtime")
 N_INTERVALS = 20
@@ -54,8 +56,10 @@ def baseline(config: RunConfig) -> RecipeResult:
         horizon_days=records.cohort.horizon_days,
         n_intervals=N_INTERVALS,
     )
-    name = config.baseline.name
-    chosen = baseline_class(name)(config.baseline)
+    has_classes = records.cohort.has_classes
+    chosen = baseline_class(config.baseline.name, has_classes=has_classes)(config.baseline)
+    name = chosen.title or config.baseline.name
+    task: Task = "classes" if has_classes else "survival"
     histories = TokenHistories(
         records.store,
         records.vocabulary,
@@ -69,6 +73,7 @@ def baseline(config: RunConfig) -> RecipeResult:
     with open_run(config, kind="baseline", sections=SECTIONS, name=name) as run:
         fingerprints = records.fingerprints()
         run.log_fingerprints(fingerprints)
+        run.logger.set_tags({MODEL: name})
         log_cohort(run.logger, records)
         started = time.monotonic()
         model = chosen.fit(*(_labelled(records, features, split) for split in ("train", "validation")))
@@ -94,29 +99,38 @@ def baseline(config: RunConfig) -> RecipeResult:
                 test=test,
                 seed=config.runtime.seed,
                 truth=truth,
+                task=task,
             )
-            conclude(run.logger, _summary(name, records, facts, reports), judge_risks(reports))
-            return run.finished(named(KEPT, reports[KEPT].metrics) | named(TEST, reports[TEST].metrics))
+            conclude(run.logger, _summary(name, records, facts, reports, task), judge_risks(reports, task))
+            metrics = named(KEPT, reports[KEPT].metrics) | named(TEST, reports[TEST].metrics)
+            return run.finished(metrics, task=task)
 
 
 def _labelled(records: CohortRecords, features: AnyFeatures, split: str) -> Labelled:
     rows = records.rows[split]
     outcomes = records.outcomes[rows]
-    return Labelled(features[rows], outcomes.follow_up_days, outcomes.is_event, outcomes.subject)
+    return Labelled(
+        features[rows],
+        outcomes.follow_up_days,
+        outcomes.is_event,
+        outcomes.subject,
+        has_classes=records.cohort.has_classes,
+    )
 
 
-def _summary(name: str, records: CohortRecords, facts: Mapping[str, object], reports: dict[str, Report]) -> str:
-    test = reports[TEST]
+def _summary(
+    name: str, records: CohortRecords, facts: Mapping[str, object], reports: dict[str, Report], task: Task
+) -> str:
+    test, choice = reports[TEST], chosen_by({task})
     return describe(
         f"Baseline {name}",
         {
-            "test C-index (95 % interval)": test.text("c_index"),
-            "test integrated Brier score": ibs_text(test),
+            **scores(reports, task),
             **attained(test),
             **not_measured(test),
             **horizon(records.cohort),
-            "validation C-index": reports[KEPT].text("c_index"),
-            "tuning": f"{facts['n_candidates']} settings tried, the best by validation C-index kept",
+            f"validation {choice.title}": reports[KEPT].text(choice.key),
+            "tuning": f"{facts['n_candidates']} settings tried, the best by validation {choice.title} kept",
         }
         | {key: str(value) for key, value in facts.items() if key != "n_candidates"},
     )

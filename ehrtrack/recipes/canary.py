@@ -20,6 +20,7 @@ from ehrtrack.data.settings import CohortConfig, DatasetSplit
 from ehrtrack.data.split_rules import write_split
 from ehrtrack.data.twins import Change, leak_edges, planted_leak, scrambled_future, unchanged, write_twin
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
+from ehrtrack.evaluation.metric_table import Metric, chosen_by
 from ehrtrack.files import scratch_folder
 from ehrtrack.home import make_cache
 from ehrtrack.models.behrt import ModelConfig
@@ -41,6 +42,7 @@ from ehrtrack.pipeline.run import RecipeResult, describe, open_run
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.strategies.settings import ScratchConfig
 from ehrtrack.survival.bootstrap import Interval, c_index_interval
+from ehrtrack.survival.classes import Classes, auroc_interval
 from ehrtrack.training import canaries
 from ehrtrack.training.loop import TrainConfig, fit
 from ehrtrack.training.ranks import Ranks, join_ranks
@@ -69,11 +71,11 @@ class Twin:
         batches = feed(self.config, records, self.adapted.model, self.adapted.objective, self.ranks)
         return self.adapted.objective.predict(self.adapted.model, batches.split("test"), self.ranks.device)
 
-    def c_index(self, *, level: float = 0.95) -> Interval:
-        """Of the risk at the horizon, for its own test subjects."""
+    def score(self, *, level: float = 0.95) -> Interval:
+        """C-index of the risk at the horizon, or AUROC, for its own test subjects."""
         return self._interval(self.predict(self.records).risk, level)
 
-    def c_index_of_time(self) -> Interval:
+    def score_of_time(self) -> Interval:
         """Of the mean days lost up to the horizon, the area over S(t): it orders those who all have a risk of 1."""
         survival = self.predict(self.records).survival
         lost = np.asarray(np.trapezoid(1 - survival, self.adapted.objective.grid.edges_days, axis=1))
@@ -82,6 +84,8 @@ class Twin:
     def _interval(self, risk: npt.NDArray[np.float64], level: float) -> Interval:
         outcomes = self.records.outcomes[self.records.rows["test"]]
         days, event, seed = outcomes.follow_up_days, outcomes.is_event, self.config.runtime.seed
+        if self.records.cohort.has_classes:
+            return auroc_interval(Classes(risk, event), n_resamples=N_RESAMPLES, level=level, seed=seed)
         return c_index_interval(risk, days, event, n_resamples=N_RESAMPLES, level=level, seed=seed)
 
 
@@ -117,19 +121,20 @@ def canary(config: RunConfig) -> RecipeResult:
         as_is, with_leak = twins.records("plain", unchanged), twins.records("planted", twins.leak, is_new=True)
         plain, permuted = twins.train(as_is), twins.train(_permuted(as_is))
         planted = twins.train(with_leak, is_new=True)
-        of_plain, of_permuted, of_planted = plain.c_index(), permuted.c_index(), planted.c_index_of_time()
+        of_plain, of_permuted, of_planted = plain.score(), permuted.score(), planted.score_of_time()
+        metric = chosen_by({plain.adapted.objective.task})
         verdicts = [
-            canaries.permuted(of_permuted, permuted.c_index(level=canaries.SURE)),
+            canaries.permuted(of_permuted, permuted.score(level=canaries.SURE), metric.title),
             _judge_future(plain, twins.records("future", scrambled_future)),
-            canaries.planted(of_planted),
+            canaries.planted(of_planted, metric.title),
         ]
         metrics = (
-            of_plain.to_metrics("canary/as_is_c_index")
-            | of_permuted.to_metrics("canary/permuted_c_index")
-            | of_planted.to_metrics("canary/planted_c_index")
+            of_plain.to_metrics(f"canary/as_is_{metric.key}")
+            | of_permuted.to_metrics(f"canary/permuted_{metric.key}")
+            | of_planted.to_metrics(f"canary/planted_{metric.key}")
         )
         run.logger.log_metrics(metrics, step=0)
-        conclude(run.logger, _summary(config, as_is, of_plain), verdicts)
+        conclude(run.logger, _summary(config, as_is, of_plain, metric), verdicts)
         finished = run.finished(metrics)
     _require_none_failed(verdicts)
     return finished
@@ -165,14 +170,17 @@ class Twins:
 
     def records(self, name: str, change: Change, *, is_new: bool = False) -> CohortRecords:
         """The sampled subjects with changed events, and the labels of the cohort."""
-        folder = self.folder / name
+        folder, has_classes = self.folder / name, self.cohort.has_classes
         write_twin(self.dataset, self.labels, folder, change)
-        self.labels.write_parquet(folder / "labels.parquet")
+        written = self.labels
+        if has_classes:
+            written = written.select("subject_id", "prediction_time", boolean_value="is_event")
+        written.write_parquet(folder / "labels.parquet")
         write_split(folder, self.cohort.subjects)
         data = self.config.data.model_copy(update={"path": folder, "split": DatasetSplit(rule="dataset")})
         cohort = CohortConfig(
             labels=folder / "labels.parquet",
-            horizon_days=self.cohort.horizon_days,
+            horizon_days=None if has_classes else self.cohort.horizon_days,
             min_followed_share=0,  # the whole cohort is followed to it
         )
         config = self.config.model_copy(update={"data": data, "cohort": cohort})
@@ -279,13 +287,13 @@ def _check_test(records: CohortRecords) -> None:
         ) from reason
 
 
-def _summary(config: RunConfig, records: CohortRecords, c_index: Interval) -> str:
+def _summary(config: RunConfig, records: CohortRecords, score: Interval, metric: Metric) -> str:
     return describe(
         f"Canaries of {config.strategy.name} fine-tuning of a {config.model.size} encoder",
         {
             "subjects (train, validation, test)": ", ".join(f"{len(rows):,}" for rows in records.rows.values()),
             "epochs": str(config.canary.epochs),
-            "test C-index of the twin with nothing changed": str(c_index),
+            f"test {metric.title} of the twin with nothing changed": str(score),
             "pretrained by run": config.init.run or "none",
         },
     )

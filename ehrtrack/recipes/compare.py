@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import cast, get_args
 
 import polars as pl
-from matplotlib.figure import Figure
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig
@@ -21,9 +20,11 @@ from ehrtrack.evaluation.benchmark import (
     cause_table,
     causes_to_markdown,
     group_by_cohort,
+    metric_of_choice,
+    reference_model,
     to_markdown,
 )
-from ehrtrack.evaluation.metric_table import BOUNDS, C_INDEX, LONG_NAMES, Entry, shown
+from ehrtrack.evaluation.metric_table import BOUNDS, LONG_NAMES, Entry, Metric, shown
 from ehrtrack.evaluation.paired import differences, reference_run, unpaired
 from ehrtrack.pipeline.champion import own_cohort, propose
 from ehrtrack.pipeline.run import RecipeResult, open_run
@@ -32,10 +33,9 @@ from ehrtrack.runlog import TEST, Task
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import MissingArtifact, RunRecord, download, get_run, search_runs
 from ehrtrack.tracking.client.registry import ModelVersion, champion
-from ehrtrack.tracking.names import COHORT, HORIZON, SUBJECT_KEY, TASK
+from ehrtrack.tracking.names import COHORT, HORIZON, MODEL, SUBJECT_KEY, TASK
 
 SECTIONS = ("study", "registry")
-_FOREST = Entry(C_INDEX, TEST)
 TEST_PREDICTIONS = "predictions/test.parquet"
 _TO_MEND = (
     "send what the machine of that run still keeps (`ehrtrack sync` there), or make the run again and delete this one"
@@ -68,6 +68,11 @@ class Benchmark:
 
     rows: list[RunRow]
     table: pl.DataFrame
+
+    @property
+    def metric(self) -> Metric:
+        """By which its runs are compared."""
+        return metric_of_choice(self.rows)
 
     @property
     def title(self) -> str:
@@ -106,14 +111,21 @@ def compare(config: RunConfig) -> Comparison:
         for cohort, benchmark in benchmarks.items():
             by_id = {row.run_id: row for row in benchmark.rows}
             of_causes = cause_table(by_id[run_id] for run_id in benchmark.table["run_id"] if run_id)
-            texts[cohort] = to_markdown(benchmark.table, has_causes=not of_causes.is_empty())
+            texts[cohort] = to_markdown(
+                benchmark.table,
+                reference=reference_model(benchmark.rows),
+                has_causes=not of_causes.is_empty(),
+                metric=benchmark.metric,
+            )
             if not of_causes.is_empty():
                 texts[cohort] += f"\n{causes_to_markdown(of_causes)}"
                 run.logger.log_table(of_causes, f"benchmark/{cohort}_causes.csv")
             run.logger.log_table(benchmark.table, f"benchmark/{cohort}.csv")
             run.logger.log_text(texts[cohort], f"benchmark/{cohort}.md")
-            if benchmark.table.drop_nulls(_FOREST.columns).height:
-                run.logger.log_figure(_forest(benchmark.table), f"benchmark/{cohort}.png")
+            forest = _forest_rows(benchmark)
+            if forest:
+                figure = plots.comparison_plot(forest, quantity=f"test {benchmark.metric.title}")
+                run.logger.log_figure(figure, f"benchmark/{cohort}.png")
             print(f"\n{benchmark.title}\n\n{texts[cohort]}", flush=True)
         if left_out:
             columns = {"run_id": list(left_out), "reason": list(left_out.values())}
@@ -198,7 +210,7 @@ def describe_champion(name: str) -> str:
     metrics = record.metrics
     scores = [
         f"{label:<24}{metrics[name]:.4f}"
-        for entry in shown("headline")
+        for entry in shown("headline", {_task(record)})
         for name, label in _labels(entry).items()
         if name in metrics
     ]
@@ -243,7 +255,7 @@ def run_row(record: RunRecord) -> RunRow:
     return RunRow(
         run_id=record.run_id,
         kind=record.kind,
-        model=params["baseline.name"] if is_baseline else "behrt",
+        model=record.tags.get(MODEL, params["baseline.name"]) if is_baseline else "behrt",
         strategy="" if is_baseline else _strategy(params),
         size="" if is_baseline else params["model.size"],
         cohort_fingerprint=record.tags[COHORT],
@@ -301,20 +313,20 @@ def _read_predictions(file: Path) -> pl.DataFrame:
     return table
 
 
-def _forest(table: pl.DataFrame) -> Figure:
-    estimate, lower, upper = _FOREST.columns
-    return plots.comparison_plot(
-        [
-            plots.ForestRow(
-                " · ".join(part for part in (row["model"], row["strategy"], row["size"]) if part),
-                row[estimate],
-                row[lower],
-                row[upper],
-                is_highlighted=number == 0,
-            )
-            for number, row in enumerate(table.drop_nulls(_FOREST.columns).iter_rows(named=True))
-        ]
-    )
+def _forest_rows(benchmark: Benchmark) -> list[plots.ForestRow]:
+    """A line for each run whose test score has an interval, the best by validation first."""
+    estimate, lower, upper = Entry(benchmark.metric, TEST).columns
+    judged = benchmark.table.drop_nulls([estimate, lower, upper])
+    return [
+        plots.ForestRow(
+            " · ".join(part for part in (row["model"], row["strategy"], row["size"]) if part),
+            row[estimate],
+            row[lower],
+            row[upper],
+            is_highlighted=number == 0,
+        )
+        for number, row in enumerate(judged.iter_rows(named=True))
+    ]
 
 
 def _summary(texts: Mapping[str, str], shown: str, title: str, champion: str, left_out: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ from ehrtrack import plots
 from ehrtrack.config import RunConfig, check_objective
 from ehrtrack.data.cohort import n_people
 from ehrtrack.evaluation.causes import causes_text
-from ehrtrack.evaluation.metric_table import C_INDEX
+from ehrtrack.evaluation.metric_table import chosen_by
 from ehrtrack.evaluation.oracle import checked_truth
 from ehrtrack.evaluation.report import Report
 from ehrtrack.pipeline.build import adapt, read_base
@@ -26,7 +26,6 @@ from ehrtrack.pipeline.report import (
     attained,
     conclude,
     horizon,
-    ibs_text,
     judge_encoder,
     judge_risks,
     judge_training,
@@ -35,10 +34,11 @@ from ehrtrack.pipeline.report import (
     log_evaluation,
     log_predictions,
     not_measured,
+    scores,
 )
 from ehrtrack.pipeline.run import RecipeResult, Recorder, Resumption, describe, open_run
 from ehrtrack.privacy import count_text
-from ehrtrack.runlog import KEPT, TEST, VALIDATION, named
+from ehrtrack.runlog import KEPT, TEST, VALIDATION, Task, named
 from ehrtrack.strategies.base import parameter_table
 from ehrtrack.training.loop import FitResult
 from ehrtrack.training.ranks import join_ranks
@@ -105,7 +105,8 @@ def finetune(
         result = train(run, model, objective, batches, ranks, on_epoch)
         if is_trial:
             _log_curves(run, result)
-            return run.finished(run.log_kept(result.kept[C_INDEX.named(VALIDATION)]))
+            metric = chosen_by({objective.task})
+            return run.finished(run.log_kept(metric, result.kept[metric.named(VALIDATION)]))
         merged = strategy.merge(model)
         run.log_model(records, fingerprints, model=merged, grid=objective.grid)
         run.log_adapter(partial(strategy.save_adapter, model, base=adapted.base))
@@ -122,17 +123,19 @@ def finetune(
                 seed=config.runtime.seed,
                 truth=truth,
                 task=objective.task,
+                threshold=objective.threshold,
             )
             verdicts = [
-                *judge_risks(reports),
+                *judge_risks(reports, objective.task),
                 judge_training(result),
                 *([] if base is None else [based(config.init.run, base.failed_checks)]),
                 *judge_encoder(
                     adapted.start, merged.cpu(), learning_matrices(model, strategy), is_pretrained=base is not None
                 ),
             ]
-            conclude(run.logger, _summary(config, records, result, reports), verdicts)
-            return run.finished(named(KEPT, reports[KEPT].metrics) | named(TEST, reports[TEST].metrics))
+            conclude(run.logger, _summary(config, records, result, reports, objective.task), verdicts)
+            metrics = named(KEPT, reports[KEPT].metrics) | named(TEST, reports[TEST].metrics)
+            return run.finished(metrics, task=objective.task)
 
 
 def _log_curves(run: Recorder, result: FitResult) -> None:
@@ -145,32 +148,23 @@ def _summary(
     records: CohortRecords,
     result: FitResult,
     reports: dict[str, Report],
+    task: Task,
 ) -> str:
-    test = reports[TEST]
+    test, choice = reports[TEST], chosen_by({task})
     of_what = " of any cause" if "causes" in test.tables else ""
-    ibs_skill = test.metrics.get("ibs_skill")
-    skill = "" if ibs_skill is None else f", {ibs_skill:+.0%} against it"
     training = records.cohort.subjects[records.rows["train"]]
     n_subjects, n_with_event = n_people(training), n_people(training.filter("is_event"))
     return describe(
         f"{config.strategy.name} fine-tuning of a {config.model.size} encoder",
         {
-            f"test C-index{of_what} (95 % interval)": f"{test.text('c_index')} ({_against_chance(test)})",
-            "test integrated Brier score": f"{ibs_text(test)}{skill}",
+            **scores(reports, task),
             **causes_text(test),
             **attained(test),
             **not_measured(test),
-            f"validation C-index{of_what}": reports[KEPT].text("c_index"),
+            f"validation {choice.title}{of_what}": reports[KEPT].text(choice.key),
             "training subjects (events)": f"{n_subjects:,} ({count_text(n_with_event)})",
             **horizon(records.cohort),
             "pretrained by run": config.init.run or "none",
             "kept epoch": f"{result.kept_epoch} of {len(result.history)} ({result.stop_reason})",
         },
     )
-
-
-def _against_chance(test: Report) -> str:
-    interval = test.intervals.get("c_index")
-    if interval is None:
-        return "**not enough events to judge**"
-    return "better than chance" if interval.lower > 0.5 else "**not shown to be better than chance**"

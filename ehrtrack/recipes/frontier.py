@@ -7,6 +7,7 @@ from ehrtrack.config import RunConfig, check_objective, override, parse_value
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError
 from ehrtrack.evaluation.frontier import Point, conclusion, frontier_table, to_markdown
+from ehrtrack.evaluation.metric_table import names_shown
 from ehrtrack.evaluation.paired import differences_to, unpaired
 from ehrtrack.pipeline.inputs import input_fingerprints, pin_base
 from ehrtrack.pipeline.prepare import settle
@@ -79,6 +80,13 @@ def _points(found: dict[Scalar, RunRecord]) -> list[Point]:
     against_first = differences_to(first.run_id, rows, paired) if first.run_id in paired else {}
     for run_id, reason in left_out.items():
         print(f"run {run_id} is left out of the differences: {reason}", flush=True)
+    names = names_shown("frontier", {first.task})
     return [
-        Point(value, record.run_id, record.metrics, against_first.get(record.run_id)) for value, record in found.items()
+        Point(
+            value,
+            record.run_id,
+            {name: record.metrics[name] for name in names if name in record.metrics},
+            against_first.get(record.run_id),
+        )
+        for value, record in found.items()
     ]

@@ -17,7 +17,7 @@ from ehrtrack.data.drift import Drift
 from ehrtrack.data.events import open_dataset
 from ehrtrack.data.labels import NUMBER, of_any_cause, with_numbers
 from ehrtrack.errors import ConfigError
-from ehrtrack.evaluation.measures import evaluate
+from ehrtrack.evaluation.evaluate import evaluate
 from ehrtrack.evaluation.metric_table import interval_text, number_text, with_bounds
 from ehrtrack.evaluation.report import Report
 from ehrtrack.evaluation.split import Context, EvaluationConfig, Split
@@ -78,6 +78,12 @@ def landmarks(model: str, days: Sequence[float]) -> RecipeResult:
     with tempfile.TemporaryDirectory() as folder:
         fetched = fetch_model(model, Path(folder))
         predictor = load_predictor(fetched.folder)
+    if predictor.folder.has_classes:
+        raise ConfigError(
+            f"the model of run {fetched.run_id} tells whether the outcome comes and not when, so nothing is known of "
+            "it at later days: landmarks need labels with follow_up_days (or censor_time) and is_event. For several "
+            "times a subject give labels with several prediction times"
+        )
     config = predictor.folder.config
     with open_run(config, kind="landmarks", sections=SECTIONS, name="landmarks") as run:
         run.logger.set_tags({"model_run": fetched.run_id})

@@ -184,7 +184,7 @@ class Predictor:
         """Of some rows of a store, in their order."""
         config, longest = self.folder.config, self.folder.max_tokens
         if self.folder.baseline is not None:
-            chosen = baseline_class(config.baseline.name)(config.baseline)
+            chosen = baseline_class(config.baseline.name, has_classes=self.folder.has_classes)(config.baseline)
             histories = TokenHistories(
                 store, self.folder.vocabulary, rows, longest, may_lack_age=config.data.may_lack_age
             )

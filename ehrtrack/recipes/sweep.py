@@ -1,4 +1,4 @@
-"""A sweep: Optuna searches settings by validation C-index; no trial looks at the test subjects."""
+"""A sweep: Optuna searches settings by validation C-index, or AUROC; no trial looks at the test subjects."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import optuna
 from ehrtrack.config import RunConfig, check_objective, override, to_toml
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError, TrackingError
-from ehrtrack.evaluation.metric_table import C_INDEX
+from ehrtrack.evaluation.metric_table import Metric, chosen_by
 from ehrtrack.home import make_cache
 from ehrtrack.pipeline.inputs import differences, input_fingerprints, pin_base
-from ehrtrack.pipeline.prepare import settle
+from ehrtrack.pipeline.prepare import has_classes, settle
 from ehrtrack.pipeline.run import RecipeResult, Recorder, Resumption, describe, open_run
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.resume import resume
@@ -33,7 +33,6 @@ from ehrtrack.training.ranks import join_ranks
 
 SECTIONS = ("study", "data", "cohort", "model", "objective", "strategy", "init", "train", "search", "runtime")
 INPUTS = "inputs"
-VALUES = "sweep/c_index"
 _POLL_SECONDS = 0.5
 
 
@@ -46,17 +45,24 @@ class Sweep:
     config : with its base pinned; what ``best.toml`` is made of, for any machine
     settled : with this machine's threads
     inputs : fingerprints by name
+    metric : that trials are scored by, on validation subjects
     """
 
     config: RunConfig
     settled: RunConfig
     inputs: Mapping[str, str]
     worker: Worker
+    metric: Metric
 
     @property
     def n_trials(self) -> int:
         """The budget of all workers together."""
         return self.config.search.n_trials
+
+    @property
+    def values(self) -> str:
+        """The name under which the sweep's run logs the score of each trial."""
+        return f"sweep/{self.metric.key}"
 
     @property
     def record(self) -> str:
@@ -87,10 +93,27 @@ def sweep(config: RunConfig) -> RecipeResult:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what becomes of a trial is told here
     config = pin_base(config)
     settled = settle(config)  # here, so that trials do not each look for free cores
+    config, settled = (_without_unknown(one, settled) for one in (config, settled))
     inputs = input_fingerprints(settled)
-    sweep = Sweep(config, settled, inputs, _join(settled, inputs))
+    metric = chosen_by({"classes"} if has_classes(settled) else {"survival"})
+    sweep = Sweep(config, settled, inputs, _join(settled, inputs), metric)
     with sweep.worker.claims.renewed():
         return _take_part(sweep)
+
+
+def _without_unknown(config: RunConfig, settled: RunConfig) -> RunConfig:
+    """The configuration without what is searched where nothing was asked for, if the labels' objective has it not."""
+    if "parameters" in config.search.model_fields_set:
+        return config
+    known, section = type(settled.objective).model_fields, "objective."
+    kept = {
+        name: values
+        for name, values in config.search.parameters.items()
+        if not name.startswith(section) or name.removeprefix(section) in known
+    }
+    if len(kept) == len(config.search.parameters):
+        return config
+    return config.model_copy(update={"search": config.search.model_copy(update={"parameters": kept})})
 
 
 def _join(config: RunConfig, inputs: Mapping[str, str]) -> Worker:
@@ -134,8 +157,8 @@ def _take_part(sweep: Sweep) -> RecipeResult:
 def _told(sweep: Sweep, run_id: str) -> RecipeResult:
     best = best_of(sweep.trials())
     print(
-        f"this sweep of {sweep.n_trials} trials is done: run {run_id}, best validation C-index {best.value:.4f} with "
-        f"{best.overrides}; ask for more with search.n_trials",
+        f"this sweep of {sweep.n_trials} trials is done: run {run_id}, best validation {sweep.metric.title} "
+        f"{best.value:.4f} with {best.overrides}; ask for more with search.n_trials",
         flush=True,
     )
     return _run_of(run_id)
@@ -200,7 +223,7 @@ def _search_and_fit(sweep: Sweep, run: Recorder, *, resumed_run_id: str | None) 
     trials = sweep.trials()
     best = best_of(trials)
     sweep.worker.claims.hold(sweep.record)
-    _log_trials(run, trials, resumed_run_id=resumed_run_id)
+    _log_trials(run, trials, sweep.values, resumed_run_id=resumed_run_id)
     run.logger.log_text(to_toml(override(sweep.config, best.overrides)), "best.toml")
     print(f"\nbest of {len(trials)} trials: {best.overrides}; fitting it for the record", flush=True)
     final = _fit_best(sweep, best, parent)
@@ -208,34 +231,36 @@ def _search_and_fit(sweep: Sweep, run: Recorder, *, resumed_run_id: str | None) 
     n_pruned = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in trials)
     facts = {
         "trials (pruned)": f"{len(trials)} ({n_pruned})",
-        "best validation C-index": f"{best.value:.4f}",
+        f"best validation {sweep.metric.title}": f"{best.value:.4f}",
         "best run": final.run_id,
     }
     run.logger.set_description(describe("Sweep", facts | {name: str(v) for name, v in best.overrides.items()}))
-    return run.finished(run.log_kept(best.value))
+    return run.finished(run.log_kept(sweep.metric, best.value))
 
 
-def _log_trials(run: Recorder, trials: list[optuna.trial.FrozenTrial], *, resumed_run_id: str | None) -> None:
+def _log_trials(
+    run: Recorder, trials: list[optuna.trial.FrozenTrial], values: str, *, resumed_run_id: str | None
+) -> None:
     """All trials, whoever ran them; of a resumed run, those values that it does not have yet."""
     run.logger.log_table(trials_table(trials), "trials.csv")
-    there = metric_history(resumed_run_id, VALUES) if resumed_run_id else {}
+    there = metric_history(resumed_run_id, values) if resumed_run_id else {}
     for trial in trials:
         if trial.state == optuna.trial.TrialState.COMPLETE and trial.user_attrs[SLOT] not in there:
-            run.logger.log_metrics({VALUES: float(trial.value or 0.0)}, step=trial.user_attrs[SLOT])
+            run.logger.log_metrics({values: float(trial.value or 0.0)}, step=trial.user_attrs[SLOT])
 
 
 def _objective(sweep: Sweep, parent_run_id: str) -> Callable[[optuna.Trial], float]:
-    """Fits a trial's settings as a child run, and gives its validation C-index."""
+    """Fits a trial's settings as a child run, and gives its validation score."""
 
     def run_trial(trial: optuna.Trial) -> float:
         overrides = suggest(trial, sweep.config.search.parameters)
         print(f"\ntrial {trial.user_attrs[SLOT] + 1} of {sweep.n_trials}: {overrides}", flush=True)
         ended = _ended_before(sweep, trial, overrides, parent_run_id)
         if ended is not None:
-            return _told_by(ended, trial)
+            return _told_by(ended, trial, sweep.metric)
 
         def prune(epoch: int, metrics: dict[str, float]) -> None:
-            trial.report(metrics[C_INDEX.named(VALIDATION)], epoch)
+            trial.report(metrics[sweep.metric.named(VALIDATION)], epoch)
             if trial.should_prune():
                 raise TrainingStopped(f"pruned after epoch {epoch}: below the median of the trials before")
 
@@ -245,7 +270,7 @@ def _objective(sweep: Sweep, parent_run_id: str) -> Callable[[optuna.Trial], flo
             )
         except TrainingStopped as stop:
             raise optuna.TrialPruned(str(stop)) from stop
-        return child.metrics[C_INDEX.named(KEPT)]
+        return child.metrics[sweep.metric.named(KEPT)]
 
     return run_trial
 
@@ -271,13 +296,13 @@ def _ended_before(
     return None
 
 
-def _told_by(ended: RunRecord, trial: optuna.Trial) -> float:
+def _told_by(ended: RunRecord, trial: optuna.Trial, metric: Metric) -> float:
     """What a trial's run tells of it: the score of each epoch, and its best, or that it was pruned."""
-    for epoch, value in metric_history(ended.run_id, C_INDEX.named(VALIDATION)).items():
+    for epoch, value in metric_history(ended.run_id, metric.named(VALIDATION)).items():
         trial.report(value, epoch)
     if STOPPED in ended.tags:
         raise optuna.TrialPruned(ended.tags[STOPPED])
-    return ended.metrics[C_INDEX.named(KEPT)]
+    return ended.metrics[metric.named(KEPT)]
 
 
 def _fit_best(sweep: Sweep, best: Best, parent_run_id: str) -> RecipeResult:

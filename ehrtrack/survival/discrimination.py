@@ -224,6 +224,13 @@ def average_precision(table: pl.DataFrame) -> float:
     return float(-np.sum(np.diff(recall) * precision[:-1]))
 
 
+def thinned(table: pl.DataFrame, n_points: int = 400) -> pl.DataFrame:
+    """At most so many rows, evenly spaced, first and last among them: curves for the eye."""
+    if table.height <= n_points:
+        return table
+    return table[np.unique(np.linspace(0, table.height - 1, n_points).astype(int))]
+
+
 def _known_at(follow_up: FollowUp, horizon_days: float) -> tuple[BoolArray, FloatArray, BoolArray]:
     """Of the subjects whose outcome at the horizon is known: is it the event, and their weight; and who they are."""
     follow_up.require_both(horizon_days, least=1)

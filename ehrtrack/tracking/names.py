@@ -20,6 +20,7 @@ CLAIM_PARAM = f"{ATTEMPT}."  # the param of each claim, with its number; a param
 JOIN_REFUSED = "ehrtrack.join_refused"  # why the run of MLFLOW_RUN_ID was not joined, and this one made in its place
 CONTINUED_WITH = "ehrtrack.continued_with"  # settings changed on resuming that alter the last digits of its values
 KIND = "ehrtrack.kind"
+MODEL = "ehrtrack.model"  # what a baseline is called; of runs without it, by its setting
 TASK = "ehrtrack.task"  # what the model is judged for; of runs without it, survival
 SUBJECT_KEY = "ehrtrack.subject_key"  # fingerprint of the key under which subjects are logged; "raw" without one
 COHORT = "fingerprint.cohort"  # runs compare where this is equal

@@ -20,12 +20,13 @@ TOLERATED_DIFFERENCE = 1e-6
 """Between risks of the same tokens: one and the same number on a CPU, the last digits on a GPU."""
 
 
-def permuted(interval: Interval, sure: Interval) -> Verdict:
+def permuted(interval: Interval, sure: Interval, metric: str = "C-index") -> Verdict:
     """Labels dealt out among the subjects of each split: nothing is left to learn, and C is one half.
 
     Parameters
     ----------
-    interval, sure : test C-index with its 95 % interval, and with that of coverage `SURE`
+    interval, sure : test score with its 95 % interval, and with that of coverage `SURE`
+    metric : what it is, of which one half is chance
     """
     state: State = "ok"
     if not interval.lower <= CHANCE <= interval.upper:
@@ -35,7 +36,7 @@ def permuted(interval: Interval, sure: Interval) -> Verdict:
         "warn": f"chance only within the {SURE:.1%} interval, as in one run of twenty",
         "fail": "the outcome reaches the model by another way than its record",
     }[state]
-    return Verdict("canary_permuted", state, f"test C-index with permuted labels {interval}: {said}")
+    return Verdict("canary_permuted", state, f"test {metric} with permuted labels {interval}: {said}")
 
 
 def future(risk: Floats, risk_of_twin: Floats | None, *, n_changed: int) -> Verdict:
@@ -56,10 +57,10 @@ def future(risk: Floats, risk_of_twin: Floats | None, *, n_changed: int) -> Verd
     return Verdict("canary_future", "fail" if n_moved else "ok", f"{changed}: {said}")
 
 
-def planted(interval: Interval) -> Verdict:
+def planted(interval: Interval, metric: str = "C-index") -> Verdict:
     """The outcome written down before the index date: a pipeline that can learn at all scores near 1."""
     state: State = "ok" if interval.estimate > PLANTED_C_INDEX else "fail"
     said = "the leak is seen" if state == "ok" else "a plain leak is not seen, so no leak would be"
     return Verdict(
-        "canary_planted", state, f"test C-index with a planted leak {interval} (above {PLANTED_C_INDEX:g}): {said}"
+        "canary_planted", state, f"test {metric} with a planted leak {interval} (above {PLANTED_C_INDEX:g}): {said}"
     )

@@ -122,18 +122,19 @@ def learned_codes(metrics: Mapping[str, float], trivial: Mapping[str, str]) -> V
     return Verdict("learned", worst(states), f"{', '.join(parts)} (at least {LEAST_GAIN:.0%} under trivial losses)")
 
 
-def learned_risk(gain: Interval) -> Verdict:
+def learned_risk(gain: Interval, *, than: str = "the Kaplan-Meier curve") -> Verdict:
     """Whether risks are better than one risk for everybody, by likelihood on validation subjects.
 
     Parameters
     ----------
-    gain : mean log-likelihood over the Kaplan-Meier curve's, in nats a subject, with its interval
+    gain : mean log-likelihood over that of one risk for everybody, in nats a subject, with its interval
+    than : what that risk is
     """
     state: State = "ok" if gain.lower > 0 else "fail" if gain.upper < 0 else "warn"
     said = {
-        "ok": "more than the Kaplan-Meier curve knows",
-        "warn": "not shown to be more than the Kaplan-Meier curve",
-        "fail": "worse than the Kaplan-Meier curve for everybody",
+        "ok": f"more than {than} knows",
+        "warn": f"not shown to be more than {than}",
+        "fail": f"worse than {than} for everybody",
     }[state]
     interval = f"{gain.estimate:+.3f} [{gain.lower:+.3f}, {gain.upper:+.3f}]"
     return Verdict("learned", state, f"log-likelihood {interval} nats a validation subject: {said}")
@@ -219,7 +220,7 @@ def calibrated(slope: Interval | None, ici: float | None) -> Verdict:
     return Verdict("calibrated", state, ", ".join(parts))
 
 
-def measured(left_out: Mapping[str, str]) -> Verdict:
+def measured(left_out: Mapping[str, str], *, score: str = "a C-index") -> Verdict:
     """Whether the test subjects are enough, and followed for long enough, for every measure.
 
     Warn where a measure of all test subjects has no value; groups may be too small. Reasons, in which small numbers of
@@ -228,10 +229,11 @@ def measured(left_out: Mapping[str, str]) -> Verdict:
     Parameters
     ----------
     left_out : measure -> why it has no value; those of a group begin with `OF_GROUPS`
+    score : that groups are too small for
     """
     of_all = [name for name in left_out if not name.startswith(OF_GROUPS)]
     n_groups = len(left_out) - len(of_all)
-    groups = f"; {n_groups} groups are too small for a C-index" if n_groups else ""
+    groups = f"; {n_groups} groups are too small for {score}" if n_groups else ""
     if not of_all:
         return Verdict("measured", "ok", f"every measure of all test subjects has a value{groups}")
     few = "too few events, or too few followed for long enough (evaluation/left_out.csv)"

@@ -54,22 +54,25 @@ def config_of(folder: Path, **sections: object) -> RunConfig:
 
 
 def test_labels_of_classes_go_all_the_way(labels: pl.DataFrame, local_store: Path) -> None:
-    runs = {"cox": baseline(config_of(local_store)).run_id, "scratch": finetune(config_of(local_store)).run_id}
+    runs = {"logistic": baseline(config_of(local_store)).run_id, "scratch": finetune(config_of(local_store)).run_id}
     records = {name: get_run(run_id) for name, run_id in runs.items()}
     assert {record.status for record in records.values()} == {"FINISHED"}
     assert len({record.tags["fingerprint.cohort"] for record in records.values()}) == 1
-    assert records["cox"].metrics["test/c_index"] > 0.75
+    assert records["logistic"].metrics["test/auroc"] > 0.75
     for record in records.values():
-        assert (
-            record.metrics["test/c_index_lower"] < record.metrics["test/c_index"] < record.metrics["test/c_index_upper"]
-        )
+        _check_measured(record.metrics)
+        assert "AUROC" in record.tags["mlflow.note.content"]
+        assert not set(OF_TIME) & set(record.tags["mlflow.note.content"].split())
     told = json.loads(download(runs["scratch"], "run_config.json", local_store / "config").read_text())
     assert told["objective"]["name"] == "classification"
     _check_logged(runs["scratch"], labels, local_store)
 
     comparison = compare(config_of(local_store))
     assert comparison.left_out == {}
-    assert "difference to cox (95 % interval)" in comparison.markdown
+    header = comparison.markdown.splitlines()[0]
+    assert "difference to logistic in AUROC (95 % interval)" in header
+    assert all(title in header for title in ("test AUROC (95 % interval)", "test AUPRC (95 % interval)", "Brier"))
+    assert not any(word in header for word in OF_TIME)
     assert comparison.champion is not None
     new = labels.sample(60, seed=1).select("subject_id", "prediction_time")
     new.write_csv(local_store / "new.csv", datetime_format="%Y-%m-%dT%H:%M:%S%.6f")
@@ -77,6 +80,17 @@ def test_labels_of_classes_go_all_the_way(labels: pl.DataFrame, local_store: Pat
         scored = predict(model, local_store / "meds", local_store / "new.csv", local_store / "risks.parquet")
         assert scored.select("subject_id", "prediction_time").equals(new)
         assert scored["risk"].null_count() == 0
+
+
+OF_TIME = ("C-index", "IBS", "days", "Kaplan-Meier")
+
+
+def _check_measured(metrics: dict[str, float]) -> None:
+    """Every measure of classes is there, those of time are not, and their own bounds lie around estimates."""
+    for key in ("auroc", "auprc", "brier", "calibration_slope", "sensitivity", "specificity", "observed_to_expected"):
+        assert metrics[f"test/{key}_lower"] <= metrics[f"test/{key}"] <= metrics[f"test/{key}_upper"], key
+    assert {"test/ici", "test/brier_skill", "test/prevalence", "kept/auroc"} <= set(metrics)
+    assert not [name for name in metrics if "c_index" in name or "ibs" in name or "auc_" in name]
 
 
 def _check_logged(run_id: str, labels: pl.DataFrame, folder: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.errors import DataError
-from ehrtrack.evaluation.measures import evaluate
+from ehrtrack.evaluation.evaluate import evaluate
 from ehrtrack.evaluation.report import Report
 from ehrtrack.evaluation.split import Context, EvaluationConfig, Split
 from ehrtrack.survival.calibration_curve import calibration_curve, calibration_slope, spline_columns

@@ -10,7 +10,7 @@ import pytest
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation import metric_table
-from ehrtrack.evaluation.measures import evaluate
+from ehrtrack.evaluation.evaluate import evaluate
 from ehrtrack.evaluation.metric_table import METRICS, Entry, Metric, Place, chosen_by, names_shown, shown
 from ehrtrack.evaluation.split import Context, EvaluationConfig, Split
 from ehrtrack.runlog import KEPT, TEST, named
@@ -26,18 +26,19 @@ def test_a_metric_is_shown_only_of_splits_on_which_it_is_measured(metric: Metric
 
 
 def test_names_of_what_is_shown_are_those_of_runs_logged_before() -> None:
-    assert names_shown("progress") == [
+    of = ("survival", "classification", "pretraining")
+    assert names_shown("progress", of) == [
         "train/loss", "val/loss", "val/unigram_loss", "val/mlm_accuracy", "val/c_index", "val/ibs",
     ]  # fmt: skip
-    assert names_shown("headline") == [
+    assert names_shown("headline", of) == [
         "val/mlm_loss", "val/unigram_loss", "kept/c_index", "test/c_index", "test/c_index_lower",
         "test/c_index_upper", "test/ibs",
     ]  # fmt: skip
-    assert [entry.name for entry in shown("ui")] == ["kept/c_index", "test/c_index", "test/ibs"]
+    assert [entry.name for entry in shown("ui", of)] == ["kept/c_index", "test/c_index", "test/ibs"]
 
 
 def test_columns_of_a_benchmark_are_those_of_files_logged_before() -> None:
-    columns = [column for entry in shown("compare") for column in entry.columns]
+    columns = [column for entry in shown("compare", {"survival", "classification"}) for column in entry.columns]
     assert columns == [
         "val_c_index", "test_c_index", "test_lower", "test_upper", "attainable", "attainable_lower",
         "attainable_upper", "test_ibs",
@@ -58,9 +59,10 @@ def test_a_metric_of_one_split_does_not_name_it() -> None:
 
 
 def test_the_champion_is_chosen_by_a_metric_of_all_tasks_that_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    auroc = Metric(key="auroc", title="AUROC", better="higher", tasks=("classification",), chooses=True)
-    monkeypatch.setattr(metric_table, "METRICS", {"auroc": auroc} | METRICS)
-    assert chosen_by({"classification"}) is auroc
+    first = Metric(key="auc", title="AUC", better="higher", tasks=("classification",), chooses=True)
+    monkeypatch.setattr(metric_table, "METRICS", {"auc": first} | METRICS)
+    assert chosen_by({"classification"}) is first
+    assert chosen_by({"classes"}) is METRICS["auroc"]
     assert chosen_by({"survival"}) is METRICS["c_index"]
     assert chosen_by({"survival", "classification"}) is METRICS["c_index"]
     with pytest.raises(DataError, match="no metric chooses between models of pretraining and survival"):
@@ -91,5 +93,23 @@ def test_the_evaluator_gives_every_metric_of_an_outcome_that_a_place_shows() -> 
     kept = evaluate(split, Context(config, 0))
     tested = evaluate(split, Context(config, 0, validation=split, true_risk=1 / came.follow_up_days))
     found = named(KEPT, kept.metrics) | named(TEST, tested.metrics)
-    wanted = {name for place in get_args(Place) for name in names_shown(place) if name.startswith((KEPT, TEST))}
+    wanted = {
+        name for place in get_args(Place) for name in names_shown(place, {"survival"}) if name.startswith((KEPT, TEST))
+    }
     assert wanted - set(found) == set()
+
+
+def test_the_evaluator_gives_every_metric_of_classes_and_none_of_time() -> None:
+    rng = np.random.default_rng(0)
+    risk = rng.uniform(0.1, 0.9, 400)
+    came = Outcomes(np.ones(400), rng.random(400) < risk)
+    split = Split(np.stack([np.ones(400), 1 - risk], axis=1), TimeGrid((0.0, 1.0)), came, came)
+    config = EvaluationConfig(n_resamples=20)
+    kept = evaluate(split, Context(config, 0), task="classes")
+    tested = evaluate(split, Context(config, 0, validation=split), task="classes")
+    found = named(KEPT, kept.metrics) | named(TEST, tested.metrics)
+    wanted = {name for place in get_args(Place) for name in names_shown(place, {"classes"})}
+    assert {name for name in wanted if name.startswith((KEPT, TEST))} - set(found) == set()
+    assert tested.left_out == kept.left_out == {}
+    assert not [name for name in found if "c_index" in name or "ibs" in name or "kaplan" in name]
+    assert all("horizon_days" not in table.columns for table in tested.tables.values())

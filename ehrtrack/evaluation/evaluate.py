@@ -1,0 +1,28 @@
+"""The one evaluator: all measures of a split that are of the model's task."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ehrtrack.evaluation import class_measures, measures  # noqa: F401  # they add their measures
+from ehrtrack.evaluation.registry import MEASURES
+from ehrtrack.evaluation.report import Report
+from ehrtrack.evaluation.split import Context, Split
+from ehrtrack.runlog import Task
+
+
+def evaluate(split: Split, context: Context, *, task: Task = "survival") -> Report:
+    """All measures of a split; of validation subjects, which have no others beside them, those that both splits have.
+
+    Discrimination, error, calibration and net benefit of test subjects, overall and by group.
+    """
+    report = Report()
+    for name, compute, is_of_validation, tasks in MEASURES:
+        if task in tasks and (is_of_validation or context.validation is not None):
+            report.include(name, partial(compute, split, context))
+    return report
+
+
+def names_of_both(task: Task) -> set[str]:
+    """The measures of validation and test subjects alike, which are told apart by the split before their name."""
+    return {found.name for found in MEASURES if found.is_of_validation and task in found.tasks}

@@ -1,0 +1,43 @@
+"""What measures there are.
+
+A measure is a function of a `Split` and its `Context`, marked with `@measure`. It gives values by key: numbers,
+intervals and tables. Where these subjects are too few for it, it raises `NotMeasurable`, and is left out with the
+reason. Where a metric is shown, and how, says its row in `evaluation.metric_table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ehrtrack.evaluation.metric_table import TIMED_TASKS
+from ehrtrack.evaluation.report import Found
+from ehrtrack.evaluation.split import Context, Split
+from ehrtrack.runlog import Task
+
+Compute = Callable[[Split, Context], Found]
+
+
+class Measure(NamedTuple):
+    """A function of a split, under the name by which it is left out."""
+
+    name: str
+    compute: Compute
+    is_of_validation: bool
+    tasks: tuple[Task, ...]
+
+
+MEASURES: list[Measure] = []
+"""All there are, in the order in which they are computed; added by the modules that `evaluation.evaluate` imports."""
+
+
+def measure(
+    name: str, *, is_of_validation: bool = False, tasks: tuple[Task, ...] = TIMED_TASKS
+) -> Callable[[Compute], Compute]:
+    """Mark a function as a measure of test subjects, and if so said of validation subjects, of models of some tasks."""
+
+    def add(compute: Compute) -> Compute:
+        MEASURES.append(Measure(name, compute, is_of_validation, tasks))
+        return compute
+
+    return add
