@@ -67,7 +67,7 @@ class ClassForestModel(ClassModel[pl.DataFrame]):
 
     def to_json(self) -> str:
         """The model as JSON text."""
-        fields = {"columns": self.columns, "facts": self.facts, "trees": self.trees.to_json()}
+        fields: dict[str, object] = {"columns": self.columns, "facts": self.facts, "trees": self.trees.to_json()}
         fields |= {} if self.mean_age is None else {"mean_age": self.mean_age}
         return json.dumps(fields)
 

@@ -15,6 +15,20 @@ def evaluate(split: Split, context: Context, *, task: Task = "survival") -> Repo
     """All measures of a split; of validation subjects, which have no others beside them, those that both splits have.
 
     Discrimination, error, calibration and net benefit of test subjects, overall and by group.
+
+    Examples
+    --------
+    Two validation subjects, of whom the one with the event first has the higher risk. For an interval they are too few:
+
+    >>> import numpy as np
+    >>> from ehrtrack.data.batch import Outcomes
+    >>> from ehrtrack.evaluation.split import EvaluationConfig
+    >>> from ehrtrack.survival.time_grid import TimeGrid
+    >>> outcomes = Outcomes(np.array([10.0, 20.0]), np.array([True, False]))
+    >>> split = Split(np.array([[1.0, 0.4], [1.0, 0.8]]), TimeGrid((0, 30)), training=outcomes, outcomes=outcomes)
+    >>> report = evaluate(split, Context(EvaluationConfig(), seed=0))
+    >>> report.metrics["c_index"], "c_index_interval" in report.left_out
+    (1.0, True)
     """
     report = Report()
     for name, compute, is_of_validation, tasks in MEASURES:
@@ -24,5 +38,11 @@ def evaluate(split: Split, context: Context, *, task: Task = "survival") -> Repo
 
 
 def names_of_both(task: Task) -> set[str]:
-    """The measures of validation and test subjects alike, which are told apart by the split before their name."""
+    """The measures of validation and test subjects alike, which are told apart by the split before their name.
+
+    Examples
+    --------
+    >>> "c_index" in names_of_both("survival"), "uno_c" in names_of_both("survival")
+    (True, False)
+    """
     return {found.name for found in MEASURES if found.is_of_validation and task in found.tasks}

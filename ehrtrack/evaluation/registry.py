@@ -19,7 +19,14 @@ Compute = Callable[[Split, Context], Found]
 
 
 class Measure(NamedTuple):
-    """A function of a split, under the name by which it is left out."""
+    """A function of a split, under the name by which it is left out.
+
+    Examples
+    --------
+    >>> from ehrtrack.evaluation import measures
+    >>> [found.name for found in MEASURES if found.is_of_validation and "survival" in found.tasks][:2]
+    ['c_index', 'c_index_interval']
+    """
 
     name: str
     compute: Compute
@@ -34,7 +41,16 @@ MEASURES: list[Measure] = []
 def measure(
     name: str, *, is_of_validation: bool = False, tasks: tuple[Task, ...] = TIMED_TASKS
 ) -> Callable[[Compute], Compute]:
-    """Mark a function as a measure of test subjects, and if so said of validation subjects, of models of some tasks."""
+    """Mark a function as a measure of test subjects, and if so said of validation subjects, of models of some tasks.
+
+    Examples
+    --------
+    >>> @measure("mean_risk")
+    ... def _mean_risk(split, context):
+    ...     return {"mean_risk": float(split.risk.mean())}
+    >>> MEASURES.pop().name  # and out of the list again, as this is an example
+    'mean_risk'
+    """
 
     def add(compute: Compute) -> Compute:
         MEASURES.append(Measure(name, compute, is_of_validation, tasks))
