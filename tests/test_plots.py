@@ -107,8 +107,13 @@ def test_a_metric_that_was_never_logged_is_named() -> None:
         plots.metric_curves([{"val/c_index": 0.6}])
 
 
+def test_an_epoch_of_classes_without_an_auroc_is_named() -> None:
+    with pytest.raises(DataError, match=r"no epoch has the metric 'val/auroc'; there are: val/brier"):
+        plots.metric_curves([{"val/brier": 0.2}])
+
+
 def test_of_classes_the_brier_score_is_drawn() -> None:
-    history = [{"val/c_index": 0.6, "val/brier": 0.2}, {"val/c_index": 0.7, "val/brier": 0.1}]
+    history = [{"val/auroc": 0.6, "val/brier": 0.2}, {"val/auroc": 0.7, "val/brier": 0.1}]
     ax = plots.metric_curves(history).axes[1]
     assert ax.get_title(loc="left") + ax.get_title() == "Brier score, validation (lower is better)"
     assert ax.lines[0].get_ydata().tolist() == [0.2, 0.1]  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from ehrtrack.evaluation.benchmark import verdict_of
-from ehrtrack.evaluation.metric_table import AUROC, Entry, interval_text, shown, with_bounds
+from ehrtrack.evaluation.metric_table import AUROC, CLASSES, TIMED_TASKS, Entry, interval_text, shown, with_bounds
 from ehrtrack.runlog import TEST
 from ehrtrack.search_space import Scalar
 from ehrtrack.survival.bootstrap import Interval
@@ -131,7 +131,8 @@ def to_markdown(table: pl.DataFrame, parameter: str) -> str:
     >>> print(to_markdown(table, "strategy.rank").splitlines()[2])
     | 0.0 | 0.700 |  |  | 0.1200 |  |  |  |
     """
-    first, *others = [entry for entry in SHOWN if table[_column(entry, entry.name)].count()] or SHOWN
+    of_task = shown("frontier", CLASSES if table["auroc"].count() else TIMED_TASKS)
+    first, *others = [entry for entry in SHOWN if entry in of_task]
     titles = [parameter, first.title(), "difference (95 % interval)", "verdict", *(entry.title() for entry in others)]
     lines = [" | ".join(titles), " | ".join("---" for _ in titles)]
     for row in table.iter_rows(named=True):

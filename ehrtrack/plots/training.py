@@ -61,7 +61,7 @@ def metric_curves(history: History, *, kept_epoch: int | None = None) -> Figure:
     history : with ``val/c_index`` and ``val/ibs``, or ``val/auroc`` and ``val/brier``
     kept_epoch : epoch (from 1) whose weights were kept; marked
     """
-    has_days = any(IBS.named(VALIDATION) in row for row in history)
+    has_days = any({IBS.named(VALIDATION), C_INDEX.named(VALIDATION)} & set(row) for row in history)
     metrics = (C_INDEX, IBS) if has_days else (AUROC, BRIER)
     figure, axes = panels(2, width=10.0, height=4.0)
     for ax, metric in zip(axes, metrics, strict=True):

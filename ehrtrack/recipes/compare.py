@@ -151,8 +151,10 @@ def _benchmarks(records: Sequence[RunRecord]) -> tuple[dict[str, Benchmark], dic
             left_out[record.run_id] = str(reason)
     benchmarks = {}
     for cohort, group in group_by_cohort(rows).items():
+        older = judged_otherwise(group)
+        group = [row for row in group if row.run_id not in older]
         predictions, missing = read_test_predictions(group)
-        left_out |= missing | strangers(group, predictions)
+        left_out |= older | missing | strangers(group, predictions)
         kept = [row for row in group if row.run_id not in left_out]
         if not kept:
             continue
@@ -163,6 +165,15 @@ def _benchmarks(records: Sequence[RunRecord]) -> tuple[dict[str, Benchmark], dic
         if without:
             print(f"too few events for an interval of the difference: {', '.join(without)}", flush=True)
     return benchmarks, left_out
+
+
+def judged_otherwise(rows: Sequence[RunRow]) -> dict[str, str]:
+    """Runs that judged labels of classes as survival, from before classes had measures of their own, beside others."""
+    others = [row for row in rows if row.task != "classes"]
+    if not others or len(others) == len(rows):
+        return {}
+    reason = "it is from before labels of classes were judged by AUROC; make it again and delete this one"
+    return {row.run_id: reason for row in others}
 
 
 def strangers(rows: Sequence[RunRow], predictions: Mapping[str, pl.DataFrame]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from ehrtrack.errors import TrackingError
-from ehrtrack.evaluation.metric_table import C_INDEX, shown
+from ehrtrack.evaluation.metric_table import AUROC, C_INDEX, shown
 from ehrtrack.runlog import KEPT, TEST
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import client, redacted, tracking_errors, tracking_uri
@@ -21,7 +21,7 @@ _DESCRIPTION = """\
 Runs of the EHRTrack study **{study}**. Group or filter them by the tag `ehrtrack.kind`: pretrain, finetune,
 baseline, sweep (its trials are nested), compare (the benchmark table). Each run's page begins with a summary;
 `cfg.*` params are its resolved configuration. Compare models by `{chosen_by}`; read `{at_the_end}` once,
-at the end.
+at the end. Where labels are classes, these are `{classes_by}` and `{classes_at_the_end}`.
 """
 
 PRIMARY_METRIC = C_INDEX.named(KEPT)
@@ -158,7 +158,11 @@ def _create(mlflow_client: MlflowClient, name: str, study: str) -> str:
     tags = {
         names.STUDY: study,
         "mlflow.note.content": _DESCRIPTION.format(
-            study=study, chosen_by=PRIMARY_METRIC, at_the_end=C_INDEX.named(TEST)
+            study=study,
+            chosen_by=PRIMARY_METRIC,
+            at_the_end=C_INDEX.named(TEST),
+            classes_by=AUROC.named(KEPT),
+            classes_at_the_end=AUROC.named(TEST),
         ),
         "mlflow.experimentKind": "custom_model_development",  # the UI's pages for models, not for GenAI
         _PRIMARY_TAG: PRIMARY_METRIC,
