@@ -25,7 +25,7 @@ def files_touched(patch: Path) -> list[str]:
     """The files of the package that a patch adds or changes.
 
     >>> files_touched(PATCHES / "baseline.patch")
-    ['ehrtrack/baselines/age_sex.py']
+    ['ehrtrack/baselines/exponential.py']
     """
     counted = _git("apply", "--numstat", str(patch)).splitlines()
     return [line.split("\t")[2] for line in counted if line.split("\t")[2].startswith("ehrtrack/")]

@@ -12,10 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import architecture
 import pytest
 
 ROOT = Path(__file__).parents[1]
-N_FILES = {"metric": 2}
+N_FILES = {"metric": 2, "plot": 2}
 """Files of the package that an example touches, by its name; its tests are not counted. Examples of choices, such as
 objectives and sources, are tested in test_extending_plugins.py, by the contracts of each."""
 PATCHES = [ROOT / "docs" / "extending" / f"{name}.patch" for name in N_FILES]
@@ -50,3 +51,10 @@ def test_an_example_applies_to_the_package_and_passes_its_tests(patch: Path, tmp
     run = subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert " passed" in run.stdout
+
+
+def test_the_page_of_the_architecture_says_what_additions_touch() -> None:
+    page = architecture.PAGE.read_text()
+    assert architecture.with_sections(page, {"additions": architecture.additions()}) == page
+    for name, most in architecture.MOST_FILES.items():
+        assert 0 < len(architecture.files_touched(architecture.PATCHES / f"{name}.patch")) <= most
