@@ -6,26 +6,18 @@ of those are in a module of their own beside it.
 
 from __future__ import annotations
 
-import json
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
+from pydantic import Field, SerializeAsAny
 
 from ehrtrack import plugins
 from ehrtrack.baselines.settings import TunedChoice
-from ehrtrack.data.settings import (
-    Births,
-    CohortConfig,
-    DelayHours,
-    Split,
-    SplitConfig,
-    VisitConfig,
-    VocabularyConfig,
-)
+from ehrtrack.data.settings import Births, CohortConfig, DelayHours, VisitConfig, VocabularyConfig
+from ehrtrack.data.split_settings import Split, SplitConfig
+from ehrtrack.dotted import flatten, leaves, parse_value, set_dotted
 from ehrtrack.errors import ConfigError
 from ehrtrack.home import usual_cache
 from ehrtrack.models.settings import ModelConfig
@@ -36,15 +28,11 @@ from ehrtrack.study_file import read_study_file
 from ehrtrack.study_file import to_toml as write_toml
 from ehrtrack.tracking.names import why_no_model_name
 from ehrtrack.training.settings import CanaryConfig, TrainConfig
+from ehrtrack.validation import validate
 
 Override = tuple[str, str]
 """A dotted path and its value as typed, such as ``("strategy.rank", "8")``."""
 
-MAX_SHOWN = 200
-"""Characters, or bits, of a value in a message."""
-
-IMPLIED_RULES = {"data.split.rule": "hash"}
-"""Rules that hold where a table names none."""
 
 PLUGIN_SECTIONS = {"objective": "objectives", "strategy": "strategies", "baseline": "baselines"}
 """Sections whose `name` chooses a module, and with it the settings there are."""
@@ -215,7 +203,7 @@ class RunConfig(Section):
     def to_params(self, sections: Sequence[str]) -> dict[str, str | int | float | bool]:
         """Some sections as one flat table of dotted paths, for the tracking server."""
         values = self.to_json()
-        return dict(_flatten({name: values[name] for name in sections}))
+        return dict(flatten({name: values[name] for name in sections}))
 
 
 def load_config(
@@ -250,7 +238,7 @@ def load_config(
     table = read_study_file(Path(path))
     choices_first = sorted(overrides, key=lambda override: not override[0].endswith((".name", ".rule")))
     for dotted, text in choices_first:
-        _set(table, dotted, parse_value(text))
+        set_dotted(table, dotted, parse_value(text))
     config = parse_config(table, objective=objective if kind is None else OBJECTIVES[kind][1])
     if kind is not None:
         check_objective(config, kind)
@@ -328,8 +316,8 @@ def parse_config(table: Mapping[str, Any], *, objective: str = "survival") -> Ru
         if defaults[section] != "survival":  # that one stays unnamed: labels of classes settle for another
             given.setdefault("name", defaults[section])
         settings = plugins.settings(package, str(given.get("name", defaults[section])))
-        values[section] = _validate(settings, given, prefix=section)
-    config = _validate(RunConfig, values)
+        values[section] = validate(settings, given, prefix=section)
+    config = validate(RunConfig, values)
     assert isinstance(config, RunConfig)
     return config
 
@@ -364,7 +352,7 @@ def override(config: RunConfig, values: Mapping[str, str | int | float | bool]) 
     """
     table = config.model_dump(mode="json", exclude_unset=True)
     for dotted, value in values.items():
-        _set(table, dotted, value)
+        set_dotted(table, dotted, value)
     return parse_config(table)
 
 
@@ -378,110 +366,4 @@ def to_toml(config: RunConfig) -> str:
     ['[train]', 'lr = 0.01']
     """
     values = config.model_dump(mode="json", exclude_unset=True, exclude_none=True, exclude={"search", "frontier"})
-    return write_toml(dict(_leaves(values)))
-
-
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, inner in value.items():
-        if isinstance(inner, Mapping) and all(re.fullmatch(r"\w+", key) for key in inner):  # not keyed by patterns
-            yield from _leaves(inner, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", inner
-
-
-def _validate(model: type[BaseModel], values: Any, prefix: str = "") -> BaseModel:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problems = [_explain(model, problem, prefix) for problem in error.errors()]
-        raise ConfigError("; ".join(problems)) from error
-
-
-def _explain(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) -> str:
-    path, known = _as_written(model, [str(part) for part in problem["loc"]])
-    dotted = ".".join([prefix, *path] if prefix else path)
-    if problem["type"] == "extra_forbidden":
-        there_are = f"; there are: {', '.join(known)}" if known else ""
-        return f"unknown config key {dotted!r}{plugins.nearest(path[-1], known)}{there_are}"
-    if problem["type"] == "missing":
-        return f"config key {dotted!r} is missing and has no default"
-    return f"config key {dotted!r} is {_shown(problem['input'])}: {problem['msg'].removeprefix('Value error, ')}"
-
-
-def _shown(value: Any) -> str:
-    """A value as a message says it. Python refuses to write out the digits of a very large number."""
-    if isinstance(value, int) and value.bit_length() > MAX_SHOWN:
-        return f"a whole number of {value.bit_length():,} bits"
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
-
-
-def _as_written(model: type[BaseModel], location: list[str]) -> tuple[list[str], list[str]]:
-    """The path of a problem as the user wrote it, and the keys there are beside its end.
-
-    Where one of several sections is chosen, as by ``cohort.index.rule``, pydantic puts the choice among the keys.
-    """
-    path, models, known = [], [model], []
-    for part in location:
-        chosen = [m for m in models if any(part in get_args(f.annotation) for f in m.model_fields.values())]
-        if chosen and not any(part in m.model_fields for m in models):
-            models = chosen
-            continue
-        path.append(part)
-        known = [name for m in models for name in m.model_fields]
-        models = [inner for m in models if part in m.model_fields for inner in _models(m.model_fields[part].annotation)]
-    return path, known
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for inner in get_args(annotation) for model in _models(inner)]
-
-
-def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set one dotted key. Choosing another `name` drops the settings of the choice before."""
-    *parents, key = dotted.split(".")
-    for parent in parents:
-        below = table.get(parent, {})
-        if not isinstance(below, dict):
-            raise ConfigError(f"config key {dotted!r}: {parent!r} is a value, not a table")
-        copied = dict(below)
-        table[parent] = copied
-        table = copied
-    before = table.get(key, IMPLIED_RULES.get(dotted))
-    if key in ("name", "rule") and before not in (None, value):
-        dropped = [k for k in table if k != key]
-        if dropped:
-            print(f"{dotted}={value}: {', '.join(dropped)} of {before} no longer apply", flush=True)
-        table.clear()
-    table[key] = value
-
-
-def parse_value(text: str) -> Any:
-    """A value as TOML writes it; anything else is a string. Python's True and False are booleans too.
-
-    A run id is a string even where all of its 32 digits happen to be decimal.
-
-    Examples
-    --------
-    >>> [parse_value(text) for text in ("8", "0.5", "True", "lora", "[1, 2]")]
-    [8, 0.5, True, 'lora', [1, 2]]
-    """
-    if re.fullmatch("[0-9a-f]{32}", text):
-        return text
-    literal = {"True": "true", "False": "false"}.get(text, text)
-    try:
-        return tomllib.loads(f"value = {literal}")["value"]
-    except (ValueError, RecursionError):  # no TOML, or a number or a list that Python has no room for
-        return text
-
-
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str | int | float | bool]]:
-    if isinstance(value, Mapping) and all(re.fullmatch(r"[\w.]+", key) for key in value):  # not keyed by patterns
-        for key, inner in value.items():
-            yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, str | int | float | bool):
-        yield prefix, value
-    elif value is not None:
-        yield prefix, json.dumps(value)
+    return write_toml(dict(leaves(values)))

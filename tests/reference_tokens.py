@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 
 from ehrtrack.data.events import BIRTH, MedsDataset, life_spans, starts_with_any
-from ehrtrack.data.settings import SplitConfig, VisitConfig, VocabularyConfig
+from ehrtrack.data.settings import VisitConfig, VocabularyConfig
+from ehrtrack.data.split_settings import SplitConfig
 from ehrtrack.data.splits import assign_splits
 from ehrtrack.data.store import DTYPES
 from ehrtrack.data.visits import DAYS_PER_YEAR, days_between

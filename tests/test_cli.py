@@ -146,7 +146,7 @@ def test_a_cohort_without_events_is_refused(refused: Refused) -> None:
 
 
 def test_a_split_without_events_is_named(refused: Refused, folder: Path, data: Path) -> None:
-    from ehrtrack.data.settings import SplitConfig
+    from ehrtrack.data.split_settings import SplitConfig
     from ehrtrack.data.splits import assign_splits
 
     subjects = pl.Series("subject_id", range(1, 151))

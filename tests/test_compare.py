@@ -20,7 +20,8 @@ from ehrtrack.evaluation.benchmark import (
 from ehrtrack.evaluation.paired import differences
 from ehrtrack.privacy import Privacy
 from ehrtrack.runlog import named
-from ehrtrack.survival.bootstrap import Interval, paired_difference
+from ehrtrack.survival.bootstrap import paired_difference
+from ehrtrack.survival.resampling import Interval
 
 COX = RunRow(
     run_id="c" * 32,

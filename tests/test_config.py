@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from ehrtrack import plugins
-from ehrtrack.config import RunConfig, load_config, override, parse_config, parse_value, to_toml
+from ehrtrack.config import RunConfig, load_config, override, parse_config, to_toml
 from ehrtrack.data.sources.base import Source
+from ehrtrack.dotted import parse_value
 from ehrtrack.errors import ConfigError
 from ehrtrack.search_space import Choices
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from ehrtrack.evaluation.frontier import Point, conclusion, frontier_table, to_markdown
 from ehrtrack.plots import frontier_plot
 from ehrtrack.search_space import FrontierConfig
-from ehrtrack.survival.bootstrap import Interval
+from ehrtrack.survival.resampling import Interval
 
 
 def point(value: float, c_index: float, ibs: float, difference: tuple[float, float, float] | None) -> Point:

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from ehrtrack import plots
 from ehrtrack.errors import DataError
 from ehrtrack.plots import ForestRow
-from ehrtrack.survival.bootstrap import Interval
 from ehrtrack.survival.calibration import calibration_table
+from ehrtrack.survival.resampling import Interval
 
 HISTORY = [
     {

@@ -21,8 +21,9 @@ def _ours(raw: Path, work: Path) -> tuple[int, float]:
     from ehrtrack.data.fitting import coverage, fit_vocabulary
     from ehrtrack.data.importing import import_dataset
     from ehrtrack.data.record_ends import record_cutoffs
-    from ehrtrack.data.settings import SplitConfig, VisitConfig, VocabularyConfig
+    from ehrtrack.data.settings import VisitConfig, VocabularyConfig
     from ehrtrack.data.shards import open_work
+    from ehrtrack.data.split_settings import SplitConfig
     from ehrtrack.data.store import build_store
 
     start_seconds = time.process_time()

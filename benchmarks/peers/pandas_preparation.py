@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ehrtrack.data.settings import SplitConfig, VocabularyConfig
+from ehrtrack.data.settings import VocabularyConfig
+from ehrtrack.data.split_settings import SplitConfig
 from ehrtrack.data.splits import assign_splits
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, UNK
 

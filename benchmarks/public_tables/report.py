@@ -9,9 +9,9 @@ import numpy as np
 
 from benchmarks.public_tables.study import Scored
 from benchmarks.public_tables.tables import Array, Table
-from ehrtrack.survival.bootstrap import Interval, drawn_counts, percentile_interval, resampled_c_index
 from ehrtrack.survival.censoring import FollowUp
 from ehrtrack.survival.metrics import c_index
+from ehrtrack.survival.resampling import Interval, drawn_counts, percentile_interval, resampled_c_index
 
 N_RESAMPLES = 1_000
 OURS = "discrete-hazards"

@@ -18,8 +18,9 @@ from ehrtrack.data.index_rules import check_births, index_dates
 from ehrtrack.data.labels import CAUSE, read_labels
 from ehrtrack.data.observation import add_observation
 from ehrtrack.data.outcomes import add_follow_up, add_outcome, clip_follow_up, midnight
-from ehrtrack.data.settings import Births, CohortConfig, Split, TimeSplit
+from ehrtrack.data.settings import Births, CohortConfig
 from ehrtrack.data.split_rules import with_splits
+from ehrtrack.data.split_settings import Split, TimeSplit
 from ehrtrack.data.splits import SPLITS
 from ehrtrack.data.visits import DAYS_PER_YEAR, MICROSECONDS_PER_DAY, days_after
 from ehrtrack.errors import ConfigError, DataError

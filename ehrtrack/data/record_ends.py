@@ -9,9 +9,10 @@ import polars as pl
 
 from ehrtrack.data.events import BIRTH, DEATH, MedsDataset
 from ehrtrack.data.histories import NO_TIME, Ints, read_shard
-from ehrtrack.data.settings import KEEP_UNKNOWN, Births, Split
+from ehrtrack.data.settings import KEEP_UNKNOWN, Births
 from ehrtrack.data.shards import ShardWork, in_two_shards, read_kept
 from ehrtrack.data.split_rules import split_records
+from ehrtrack.data.split_settings import Split
 from ehrtrack.data.visits import MAX_AGE_YEARS, years_since
 from ehrtrack.errors import DataError
 

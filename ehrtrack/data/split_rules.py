@@ -12,7 +12,7 @@ import polars as pl
 from ehrtrack.data.events import BIRTH, MedsDataset, fingerprint_of
 from ehrtrack.data.labels import read_subjects
 from ehrtrack.data.outcomes import midnight
-from ehrtrack.data.settings import ColumnSplit, DatasetSplit, Split, SplitConfig, TimeSplit
+from ehrtrack.data.split_settings import ColumnSplit, DatasetSplit, Split, SplitConfig, TimeSplit
 from ehrtrack.data.splits import SPLITS, assign_splits, by_share, uniform
 from ehrtrack.data.tables import read_table
 from ehrtrack.errors import ConfigError, DataError

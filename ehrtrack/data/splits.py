@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ehrtrack.data.settings import SplitConfig
+from ehrtrack.data.split_settings import SplitConfig
 
 SPLITS = ("train", "validation", "test")
 

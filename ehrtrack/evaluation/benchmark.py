@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import polars as pl
 
-from ehrtrack.data.labels import ANY_CAUSE, CAUSE
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.metric_table import (
     C_INDEX,
@@ -28,13 +27,14 @@ from ehrtrack.evaluation.metric_table import (
 )
 from ehrtrack.privacy import RAW
 from ehrtrack.runlog import KEPT, TEST, Task
-from ehrtrack.survival.bootstrap import Interval
+from ehrtrack.survival.resampling import Interval
 
 REFERENCE_MODEL = "cox"
 CLASS_REFERENCE_MODEL = "logistic"
 ORACLE = "oracle"
 """The true risk of simulated subjects, shown as a model that no run has made."""
-_CAUSE_METRIC = re.compile(rf"{C_INDEX.named(TEST)}_cause_(\d+)")
+CAUSE_METRIC = re.compile(rf"{C_INDEX.named(TEST)}_cause_(\d+)")
+"""The C-index of one of several causes, by the name it is logged under."""
 
 Verdict = Literal["better", "no difference", "worse"]
 
@@ -86,7 +86,7 @@ class RunRow:
 
         All other scores of such a run are of any cause.
         """
-        numbers = sorted(int(found[1]) for name in self.metrics if (found := _CAUSE_METRIC.fullmatch(name)))
+        numbers = sorted(int(found[1]) for name in self.metrics if (found := CAUSE_METRIC.fullmatch(name)))
         names = {number: with_bounds(f"{C_INDEX.named(TEST)}_cause_{number}") for number in numbers}
         return {number: [self.metrics.get(name) for name in of_cause] for number, of_cause in names.items()}
 
@@ -360,46 +360,3 @@ def require_one_cohort(rows: Sequence[RunRow]) -> None:
     raise DataError(
         f"runs of {len(groups)} cohorts cannot share a table: {found}; make one table a cohort (group_by_cohort)"
     )
-
-
-def cause_table(rows: Iterable[RunRow]) -> pl.DataFrame:
-    """The test C-index of any cause and of each, of the runs that tell causes apart.
-
-    Returns
-    -------
-    model, strategy, size, cause (`ANY_CAUSE`, then the numbers), c_index, lower, upper, run_id; in the rows' order
-
-    >>> metrics = {"test/c_index": 0.7, "test/c_index_cause_1": 0.8, "test/c_index_cause_2": 0.6}
-    >>> cause_table([RunRow("a", "finetune", "behrt", "c", metrics=metrics)]).select("cause", "c_index").rows()
-    [('any', 0.7), ('1', 0.8), ('2', 0.6)]
-    """
-    lines = []
-    for row in rows:
-        scores = [(str(number), *row.causes[number]) for number in sorted(row.causes)]
-        any_cause = (ANY_CAUSE, *(row.metrics.get(name) for name in Entry(C_INDEX, TEST).names))
-        for score in [any_cause, *scores] if scores else ():
-            lines.append((row.model, row.strategy, row.size, *score, row.run_id))
-    names = ("model", "strategy", "size", CAUSE, "c_index", "lower", "upper", "run_id")
-    types = [pl.String] * 4 + [pl.Float64] * 3 + [pl.String]
-    return pl.DataFrame(lines, schema=dict(zip(names, types, strict=True)), orient="row")
-
-
-def causes_to_markdown(table: pl.DataFrame) -> str:
-    """The table of `cause_table` as aligned Markdown, to stand below the scores of any cause.
-
-    >>> metrics = {"test/c_index": 0.7, "test/c_index_cause_1": 0.8, "test/c_index_cause_2": 0.6}
-    >>> table = cause_table([RunRow("a", "finetune", "behrt", "c", metrics=metrics)])
-    >>> print(causes_to_markdown(table).splitlines()[-1])
-    | behrt |          |      | 2         | 0.600                        | a   |
-    """
-    rows = list(table.iter_rows(named=True))
-    columns = [
-        ("model", [row["model"] for row in rows]),
-        ("strategy", [row["strategy"] for row in rows]),
-        ("size", [row["size"] for row in rows]),
-        ("cause", ["any cause" if row[CAUSE] == ANY_CAUSE else row[CAUSE] for row in rows]),
-        ("test C-index (95 % interval)", [interval_text(row, "c_index", "lower", "upper", form=".3f") for row in rows]),
-        ("run", [row["run_id"][:8] for row in rows]),
-    ]
-    text = aligned([(title, False, texts) for title, texts in columns])
-    return f"The scores above are of any cause. The C-index of each cause, by its cumulative incidence:\n\n{text}"

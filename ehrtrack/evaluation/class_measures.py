@@ -14,7 +14,7 @@ from ehrtrack.evaluation.metric_table import CLASSES
 from ehrtrack.evaluation.registry import measure
 from ehrtrack.evaluation.report import Found, Report, Values
 from ehrtrack.evaluation.split import Context, Split
-from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, Interval
+from ehrtrack.survival.bootstrap import FEWER_RESAMPLES
 from ehrtrack.survival.classes import (
     Classes,
     auprc_interval,
@@ -31,6 +31,7 @@ from ehrtrack.survival.decision import decision_curve
 from ehrtrack.survival.discrimination import precision_recall_table, roc_table, thinned
 from ehrtrack.survival.likelihood import likelihood_gain
 from ehrtrack.survival.recalibration import fit_recalibration
+from ehrtrack.survival.resampling import Interval
 from ehrtrack.survival.subgroups import score_subgroups
 
 

@@ -17,7 +17,7 @@ from ehrtrack.evaluation.benchmark import verdict_of
 from ehrtrack.evaluation.metric_table import AUROC, CLASSES, TIMED_TASKS, Entry, interval_text, shown, with_bounds
 from ehrtrack.runlog import TEST
 from ehrtrack.search_space import Scalar
-from ehrtrack.survival.bootstrap import Interval
+from ehrtrack.survival.resampling import Interval
 
 SHOWN = sorted(shown("frontier"), key=lambda entry: entry.split != TEST)
 """What test subjects say, then what validation subjects do."""

@@ -16,14 +16,7 @@ from ehrtrack.evaluation.report import Found, Report, Values
 from ehrtrack.evaluation.split import Context, Split
 from ehrtrack.objectives.survival import survival_ibs
 from ehrtrack.survival.attainable import attainable_interval
-from ehrtrack.survival.bootstrap import (
-    FEWER_RESAMPLES,
-    Interval,
-    auc_interval,
-    c_index_interval,
-    slope_interval,
-    uno_c_interval,
-)
+from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, auc_interval, c_index_interval, slope_interval, uno_c_interval
 from ehrtrack.survival.brier import brier_at
 from ehrtrack.survival.calibration import calibration_table
 from ehrtrack.survival.calibration_curve import (
@@ -49,6 +42,7 @@ from ehrtrack.survival.discrimination import (
 from ehrtrack.survival.likelihood import likelihood_gain
 from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.recalibration import fit_recalibration
+from ehrtrack.survival.resampling import Interval
 from ehrtrack.survival.subgroups import score_subgroups
 
 MIN_EVENTS_BY_DAY = 5

@@ -13,8 +13,9 @@ from ehrtrack.evaluation.benchmark import RunRow, best_first, metric_of_choice, 
 from ehrtrack.evaluation.metric_table import AUROC
 from ehrtrack.evaluation.report import Report
 from ehrtrack.privacy import KEY_FILE, KEY_VARIABLE
-from ehrtrack.survival.bootstrap import Interval, paired_difference
+from ehrtrack.survival.bootstrap import paired_difference
 from ehrtrack.survival.classes import Classes, auroc_difference
+from ehrtrack.survival.resampling import Interval
 
 
 def reference_run(

@@ -10,7 +10,7 @@ import polars as pl
 
 from ehrtrack.errors import NotMeasurable
 from ehrtrack.evaluation.metric_table import METRICS, interval_text, with_bounds
-from ehrtrack.survival.bootstrap import Interval
+from ehrtrack.survival.resampling import Interval
 
 Value = TypeVar("Value")
 

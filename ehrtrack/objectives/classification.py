@@ -35,7 +35,8 @@ from ehrtrack.objectives.survival import (
     selection_by,
 )
 from ehrtrack.runlog import VALIDATION, Task, named
-from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, resampled_auc
+from ehrtrack.survival.bootstrap import FEWER_RESAMPLES
+from ehrtrack.survival.resampling import resampled_auc
 from ehrtrack.survival.time_grid import TimeGrid
 
 Floats = npt.NDArray[np.float64]

@@ -22,11 +22,12 @@ from ehrtrack.objectives._code_effects import fit_code_effects
 from ehrtrack.objectives.base import BatchLoss, OutcomeObjective, Predictions, Rebuilt, Selection, TrainingFacts
 from ehrtrack.objectives.settings import SurvivalConfig
 from ehrtrack.runlog import VALIDATION, named
-from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, resampled_c_index, standard_error
+from ehrtrack.survival.bootstrap import FEWER_RESAMPLES
 from ehrtrack.survival.curves import interpolate_survival, survival_curve
 from ehrtrack.survival.kaplan_meier import KaplanMeier
 from ehrtrack.survival.losses import negative_log_likelihood, survival_loss
 from ehrtrack.survival.metrics import c_index, evaluation_times, integrated_brier_score
+from ehrtrack.survival.resampling import resampled_c_index, standard_error
 from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
 
 LEAST_SIGMA = 0.02

@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ehrtrack.config import RunConfig
-from ehrtrack.data.settings import CohortConfig, Split
+from ehrtrack.data.settings import CohortConfig
+from ehrtrack.data.split_settings import Split
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.benchmark import RunRow, best_by_validation, metric_of_choice
 from ehrtrack.evaluation.metric_table import Metric

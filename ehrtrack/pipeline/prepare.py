@@ -22,9 +22,9 @@ from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.fitting import count_tokens, coverage, fit_vocabulary, share_known
 from ehrtrack.data.labels import tells_when
 from ehrtrack.data.record_ends import record_cutoffs
-from ehrtrack.data.settings import Split, TimeSplit
 from ehrtrack.data.shards import ShardSlice, ShardWork, open_work
 from ehrtrack.data.split_rules import n_read_in_pretraining, settle_split, table_fingerprint
+from ehrtrack.data.split_settings import Split, TimeSplit
 from ehrtrack.data.splits import SPLITS
 from ehrtrack.data.store import TokenStore, build_store, tokenise_slice
 from ehrtrack.data.vocabulary import Vocabulary

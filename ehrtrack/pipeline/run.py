@@ -16,7 +16,8 @@ from torch import nn
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig
-from ehrtrack.data.settings import DateIndex, TimeSplit
+from ehrtrack.data.settings import DateIndex
+from ehrtrack.data.split_settings import TimeSplit
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.metric_table import Metric, names_shown
 from ehrtrack.home import make_cache

@@ -6,7 +6,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from ehrtrack.plots._style import BLUE, GREY, ORANGE, PALE, dress, panels
-from ehrtrack.survival.bootstrap import Interval
+from ehrtrack.survival.resampling import Interval
 
 
 def landmark_plot(table: pl.DataFrame, pooled: Interval | None) -> Figure:

@@ -16,8 +16,9 @@ import polars as pl
 from ehrtrack.config import RunConfig, check_objective
 from ehrtrack.data.cohort import Cohort, build_cohort
 from ehrtrack.data.events import MedsDataset, open_dataset
-from ehrtrack.data.settings import CohortConfig, DatasetSplit
+from ehrtrack.data.settings import CohortConfig
 from ehrtrack.data.split_rules import write_split
+from ehrtrack.data.split_settings import DatasetSplit
 from ehrtrack.data.twins import Change, leak_edges, planted_leak, scrambled_future, unchanged, write_twin
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.evaluation.metric_table import Metric, chosen_by
@@ -41,8 +42,9 @@ from ehrtrack.pipeline.report import conclude
 from ehrtrack.pipeline.run import RecipeResult, describe, open_run
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.strategies.settings import ScratchConfig
-from ehrtrack.survival.bootstrap import Interval, c_index_interval
+from ehrtrack.survival.bootstrap import c_index_interval
 from ehrtrack.survival.classes import Classes, auroc_interval
+from ehrtrack.survival.resampling import Interval
 from ehrtrack.training import canaries
 from ehrtrack.training.loop import TrainConfig, fit
 from ehrtrack.training.ranks import Ranks, join_ranks

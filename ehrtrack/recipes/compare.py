@@ -17,13 +17,12 @@ from ehrtrack.errors import DataError
 from ehrtrack.evaluation.benchmark import (
     RunRow,
     benchmark_table,
-    cause_table,
-    causes_to_markdown,
     group_by_cohort,
     metric_of_choice,
     reference_model,
     to_markdown,
 )
+from ehrtrack.evaluation.cause_table import cause_table, causes_to_markdown
 from ehrtrack.evaluation.metric_table import BOUNDS, LONG_NAMES, Entry, Metric, shown
 from ehrtrack.evaluation.paired import differences, reference_run, unpaired
 from ehrtrack.pipeline.champion import own_cohort, propose

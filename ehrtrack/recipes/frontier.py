@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ehrtrack import plots
-from ehrtrack.config import RunConfig, check_objective, override, parse_value
+from ehrtrack.config import RunConfig, check_objective, override
 from ehrtrack.data.events import fingerprint_of
+from ehrtrack.dotted import parse_value
 from ehrtrack.errors import ConfigError
 from ehrtrack.evaluation.frontier import Point, conclusion, frontier_table, to_markdown
 from ehrtrack.evaluation.metric_table import names_shown

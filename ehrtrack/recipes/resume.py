@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ehrtrack.config import Override, RunConfig, parse_run_config, parse_value
+from ehrtrack.config import Override, RunConfig, parse_run_config
+from ehrtrack.dotted import parse_value
 from ehrtrack.errors import CheckpointError, ConfigError, EhrtrackError
 from ehrtrack.home import known_caches, usual_cache
 from ehrtrack.pipeline.run import RUNS, RecipeResult, Resumption, run_folder

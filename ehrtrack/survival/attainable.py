@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ehrtrack.errors import NotMeasurable
-from ehrtrack.survival.bootstrap import N_RESAMPLES, Interval, percentile_interval, resampled_c_index
+from ehrtrack.survival.bootstrap import N_RESAMPLES
 from ehrtrack.survival.metrics import c_index
+from ehrtrack.survival.resampling import Interval, percentile_interval, resampled_c_index
 
 CHANCE = 0.5
 

@@ -16,18 +16,12 @@ from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ehrtrack.errors import NotMeasurable
-from ehrtrack.survival.bootstrap import (
-    FEWER_RESAMPLES,
-    N_RESAMPLES,
-    Interval,
-    drawn_counts,
-    percentile_interval,
-    resampled_auc,
-)
+from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, N_RESAMPLES
 from ehrtrack.survival.calibration import risk_groups
 from ehrtrack.survival.calibration_curve import MIN_PROBABILITY, CalibrationCurve, spline_columns
 from ehrtrack.survival.censoring import MIN_EVENTS
 from ehrtrack.survival.metrics import BoolArray, FloatArray
+from ehrtrack.survival.resampling import Interval, drawn_counts, percentile_interval, resampled_auc
 
 MAX_STEPS = 50
 """Of Newton's method; a fit that needs more has no solution, as where risks separate the classes."""

@@ -21,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ehrtrack.survival.bootstrap import Interval, c_index_interval, resampled_c_index
+from ehrtrack.survival.bootstrap import c_index_interval
 from ehrtrack.survival.censoring import censored_after_events
 from ehrtrack.survival.kaplan_meier import KaplanMeier
 from ehrtrack.survival.metrics import c_index
+from ehrtrack.survival.resampling import Interval, resampled_c_index
 from ehrtrack.survival.time_grid import TimeGrid
 
 FloatArray = npt.NDArray[np.float64]

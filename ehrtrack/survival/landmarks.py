@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ehrtrack.survival.bootstrap import N_RESAMPLES, Interval, drawn_counts, percentile_interval
+from ehrtrack.survival.bootstrap import N_RESAMPLES
 from ehrtrack.survival.concordance import RankedSubjects
 from ehrtrack.survival.metrics import checked_predictions, require_comparable_pair
+from ehrtrack.survival.resampling import Interval, drawn_counts, percentile_interval
 
 
 @dataclass(frozen=True)

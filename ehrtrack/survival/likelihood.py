@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ehrtrack.survival.bootstrap import Interval
+from ehrtrack.survival.resampling import Interval
 from ehrtrack.survival.time_grid import TimeGrid
 
 FloatArray = npt.NDArray[np.float64]

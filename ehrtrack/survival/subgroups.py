@@ -10,10 +10,10 @@ import numpy.typing as npt
 import polars as pl
 
 from ehrtrack.errors import NotMeasurable
-from ehrtrack.survival.bootstrap import percentile_interval, resampled_c_index
 from ehrtrack.survival.calibration_curve import observed_to_expected
 from ehrtrack.survival.censoring import FollowUp
 from ehrtrack.survival.metrics import FloatArray, c_index
+from ehrtrack.survival.resampling import percentile_interval, resampled_c_index
 
 MIN_GROUP_EVENTS = 5
 """With fewer events a group's interval is as wide as the scale."""

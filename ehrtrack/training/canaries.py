@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ehrtrack.survival.bootstrap import Interval
+from ehrtrack.survival.resampling import Interval
 from ehrtrack.training.sanity import State, Verdict
 
 Floats = npt.NDArray[np.float64]

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from ehrtrack.runlog import VALIDATION
-from ehrtrack.survival.bootstrap import Interval
+from ehrtrack.survival.resampling import Interval
 
 State = Literal["ok", "warn", "fail"]
 STATES: tuple[State, ...] = ("ok", "warn", "fail")

@@ -79,8 +79,9 @@ def test_pandas_makes_the_same_tokens_as_import_and_tokeniser(tmp_path: Path) ->
     from ehrtrack.data.fitting import fit_vocabulary
     from ehrtrack.data.importing import import_dataset
     from ehrtrack.data.record_ends import record_cutoffs
-    from ehrtrack.data.settings import SplitConfig, VisitConfig, VocabularyConfig
+    from ehrtrack.data.settings import VisitConfig, VocabularyConfig
     from ehrtrack.data.shards import ShardWork
+    from ehrtrack.data.split_settings import SplitConfig
     from ehrtrack.data.store import build_store
 
     raw = write_events(tmp_path / "raw", 20_000)

@@ -14,8 +14,9 @@ from ehrtrack.data.batch import collate
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import MedsDataset
 from ehrtrack.data.record_ends import record_cutoffs
-from ehrtrack.data.settings import Births, CohortConfig, SplitConfig, TimeSplit, VisitConfig
+from ehrtrack.data.settings import Births, CohortConfig, VisitConfig
 from ehrtrack.data.shards import ShardWork
+from ehrtrack.data.split_settings import SplitConfig, TimeSplit
 from ehrtrack.data.store import TokenStore, build_store, mean_age
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import DataError

@@ -9,7 +9,8 @@ import pytest
 
 from ehrtrack.data import cohort as cohort_module
 from ehrtrack.data.cohort import build_cohort
-from ehrtrack.data.settings import CohortConfig, SplitConfig
+from ehrtrack.data.settings import CohortConfig
+from ehrtrack.data.split_settings import SplitConfig
 
 FIRST_A = {"rule": "first_code", "codes": ["A"]}
 Followed = dict[int, tuple[str, float, bool]]

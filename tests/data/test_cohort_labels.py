@@ -14,7 +14,8 @@ from ehrtrack.data._import_events import hash_subject_id
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.labels import read_labels
-from ehrtrack.data.settings import CohortConfig, SplitConfig
+from ehrtrack.data.settings import CohortConfig
+from ehrtrack.data.split_settings import SplitConfig
 from ehrtrack.data.splits import assign_splits
 from ehrtrack.errors import DataError
 

@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 
 from ehrtrack.data.cohort import build_cohort, summarise_cohort
-from ehrtrack.data.settings import CohortConfig, SplitConfig
+from ehrtrack.data.settings import CohortConfig
+from ehrtrack.data.split_settings import SplitConfig
 from ehrtrack.data.splits import assign_splits
 from ehrtrack.errors import ConfigError, DataError
 

@@ -12,7 +12,8 @@ import pytest
 from ehrtrack.config import parse_config
 from ehrtrack.data.cohort import Cohort, build_cohort
 from ehrtrack.data.few_labels import draw_labels
-from ehrtrack.data.settings import CohortConfig, SplitConfig
+from ehrtrack.data.settings import CohortConfig
+from ehrtrack.data.split_settings import SplitConfig
 from ehrtrack.errors import ConfigError, DataError
 
 RULES = {

@@ -11,7 +11,8 @@ import pytest
 
 from ehrtrack.data import cohort as cohort_module
 from ehrtrack.data.cohort import Cohort, build_cohort
-from ehrtrack.data.settings import CohortConfig, SplitConfig, TimeSplit
+from ehrtrack.data.settings import CohortConfig
+from ehrtrack.data.split_settings import SplitConfig, TimeSplit
 from ehrtrack.data.visits import known_events
 from ehrtrack.errors import DataError
 

@@ -15,7 +15,8 @@ from ehrtrack.data._import_events import hash_subject_id
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import MedsDataset
 from ehrtrack.data.labels import read_labels
-from ehrtrack.data.settings import CohortConfig, SplitConfig
+from ehrtrack.data.settings import CohortConfig
+from ehrtrack.data.split_settings import SplitConfig
 from ehrtrack.errors import ConfigError, DataError
 
 ROWS = [row for subject in (1, 2, 3) for row in [(subject, "1970-01-01", "MEDS_BIRTH"), (subject, "2019-06-01", "A")]]

@@ -16,8 +16,9 @@ from ehrtrack.data.cutoffs import latest, one_history_a_cutoff
 from ehrtrack.data.events import EVENT_SCHEMA, MedsDataset, open_dataset
 from ehrtrack.data.fitting import count_tokens, fit_vocabulary
 from ehrtrack.data.histories import NO_TIME, histories_of
-from ehrtrack.data.settings import CohortConfig, SplitConfig, VisitConfig, VocabularyConfig
+from ehrtrack.data.settings import CohortConfig, VisitConfig, VocabularyConfig
 from ehrtrack.data.shards import ShardWork
+from ehrtrack.data.split_settings import SplitConfig
 from ehrtrack.data.splits import assign_splits
 from ehrtrack.data.store import PER_TOKEN, build_store
 from ehrtrack.data.timing_features import timing_features

@@ -21,8 +21,9 @@ from ehrtrack.data.engines import open_engine
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.fitting import coverage, fit_vocabulary
 from ehrtrack.data.record_ends import record_cutoffs
-from ehrtrack.data.settings import SplitConfig, VisitConfig, VocabularyConfig
+from ehrtrack.data.settings import VisitConfig, VocabularyConfig
 from ehrtrack.data.shards import ShardWork, open_work, parse_slice
+from ehrtrack.data.split_settings import SplitConfig
 from ehrtrack.data.store import DTYPES, TokenStore, build_store, tokenise_slice
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import ConfigError, DataError

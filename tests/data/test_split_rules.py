@@ -15,7 +15,7 @@ from ehrtrack.config import load_config, override, parse_config, parse_run_confi
 from ehrtrack.data.cohort import Cohort, build_cohort
 from ehrtrack.data.events import MedsDataset, fingerprint_of
 from ehrtrack.data.record_ends import record_cutoffs
-from ehrtrack.data.settings import CohortConfig, ColumnSplit, DatasetSplit, Split, SplitConfig, TimeSplit, VisitConfig
+from ehrtrack.data.settings import CohortConfig, VisitConfig
 from ehrtrack.data.shards import ShardWork
 from ehrtrack.data.split_rules import (
     SPLIT_TABLE,
@@ -25,6 +25,7 @@ from ehrtrack.data.split_rules import (
     table_fingerprint,
     with_splits,
 )
+from ehrtrack.data.split_settings import ColumnSplit, DatasetSplit, Split, SplitConfig, TimeSplit
 from ehrtrack.data.splits import assign_splits
 from ehrtrack.data.store import build_store
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehrtrack.data.settings import SplitConfig
+from ehrtrack.data.split_settings import SplitConfig
 from ehrtrack.data.splits import SPLITS, assign_splits
 from ehrtrack.errors import ConfigError
 

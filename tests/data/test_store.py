@@ -18,8 +18,9 @@ from ehrtrack.data import store as store_module
 from ehrtrack.data.engines.local import LocalEngine
 from ehrtrack.data.events import open_dataset
 from ehrtrack.data.record_ends import record_cutoffs
-from ehrtrack.data.settings import SplitConfig, VisitConfig
+from ehrtrack.data.settings import VisitConfig
 from ehrtrack.data.shards import ShardWork
+from ehrtrack.data.split_settings import SplitConfig
 from ehrtrack.data.splits import assign_splits
 from ehrtrack.data.store import TokenStore, build_store, open_store
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary

@@ -13,7 +13,8 @@ from simulated import History, Visit, random_store, store_of
 from ehrtrack.data.batch import Batches, Outcomes
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import MedsDataset
-from ehrtrack.data.settings import CohortConfig, SplitConfig
+from ehrtrack.data.settings import CohortConfig
+from ehrtrack.data.split_settings import SplitConfig
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.causes import score_causes
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig

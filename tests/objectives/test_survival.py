@@ -20,10 +20,11 @@ from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.survival import Score, Survival, SurvivalConfig, baseline_survival, predict, score_survival
 from ehrtrack.pipeline.prepare import CohortRecords, prepare_cohort
 from ehrtrack.runlog import MemoryRunLogger
-from ehrtrack.survival.bootstrap import Interval, c_index_interval
+from ehrtrack.survival.bootstrap import c_index_interval
 from ehrtrack.survival.curves import risk_at_horizon
 from ehrtrack.survival.losses import negative_log_likelihood, ranking_loss
 from ehrtrack.survival.metrics import c_index
+from ehrtrack.survival.resampling import Interval
 from ehrtrack.training.loop import TrainConfig, evaluate, fit
 from ehrtrack.training.ranks import join_ranks
 

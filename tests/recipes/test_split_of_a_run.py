@@ -15,8 +15,8 @@ from ehrtrack.config import RunConfig, parse_config, parse_run_config
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.importing import import_dataset
-from ehrtrack.data.settings import ColumnSplit, DatasetSplit, SplitConfig
 from ehrtrack.data.split_rules import SPLIT_TABLE
+from ehrtrack.data.split_settings import ColumnSplit, DatasetSplit, SplitConfig
 from ehrtrack.data.twins import unchanged
 from ehrtrack.errors import ConfigError
 from ehrtrack.pipeline.champion import _settings

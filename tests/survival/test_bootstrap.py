@@ -5,9 +5,10 @@ import numpy.typing as npt
 import pytest
 
 from ehrtrack.errors import DataError
-from ehrtrack.survival import bootstrap
-from ehrtrack.survival.bootstrap import Interval, c_index_interval, paired_difference
+from ehrtrack.survival import resampling
+from ehrtrack.survival.bootstrap import c_index_interval, paired_difference
 from ehrtrack.survival.metrics import c_index
+from ehrtrack.survival.resampling import Interval
 
 Array = npt.NDArray[np.float64]
 
@@ -34,7 +35,7 @@ def test_same_seed_same_interval_and_another_seed_another() -> None:
     assert c_index_interval(risk, days, event, seed=3) != c_index_interval(risk, days, event, seed=4)
 
 
-def test_bounds_are_the_percentiles_of_resampled_c_indices() -> None:
+def test_bounds_are_the_percentiles_ofresampled_c_indices() -> None:
     risk, days, event = subjects(80)
     drawn = np.random.default_rng(7).integers(80, size=(60, 80))
     expected = [c_index(risk[rows], days[rows], event[rows]) for rows in drawn]
@@ -45,7 +46,7 @@ def test_bounds_are_the_percentiles_of_resampled_c_indices() -> None:
 def test_blocks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     risk, days, event = subjects(120)
     whole = c_index_interval(risk, days, event, n_resamples=40)
-    monkeypatch.setattr(bootstrap, "BLOCK_COUNTS", 500)
+    monkeypatch.setattr(resampling, "BLOCK_COUNTS", 500)
     assert c_index_interval(risk, days, event, n_resamples=40) == whole
 
 

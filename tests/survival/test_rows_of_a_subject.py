@@ -12,12 +12,9 @@ import pytest
 
 from ehrtrack.survival.attainable import attainable_interval
 from ehrtrack.survival.bootstrap import (
-    Interval,
     auc_interval,
     c_index_interval,
-    drawn_counts,
     paired_difference,
-    resampled_auc,
     slope_interval,
     uno_c_interval,
 )
@@ -25,6 +22,7 @@ from ehrtrack.survival.calibration import calibration_table
 from ehrtrack.survival.censoring import FollowUp
 from ehrtrack.survival.competing_risks import cause_c_index_interval
 from ehrtrack.survival.likelihood import likelihood_gain
+from ehrtrack.survival.resampling import Interval, drawn_counts, resampled_auc
 from ehrtrack.survival.subgroups import score_subgroups
 from ehrtrack.survival.time_grid import TimeGrid
 

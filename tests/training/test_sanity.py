@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ehrtrack.survival.bootstrap import Interval
+from ehrtrack.survival.resampling import Interval
 from ehrtrack.training import sanity
 from ehrtrack.training.sanity import State, Verdict
 
