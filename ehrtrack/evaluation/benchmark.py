@@ -133,7 +133,13 @@ def group_by_cohort(rows: Sequence[RunRow]) -> dict[str, list[RunRow]]:
 
 
 def reference_model(rows: Sequence[RunRow]) -> str:
-    """The model that runs are compared with: of labels of classes the logistic regression, else the Cox model."""
+    """The model that runs are compared with: of labels of classes the logistic regression, else the Cox model.
+
+    Examples
+    --------
+    >>> reference_model([RunRow("a", "baseline", "lasso", "c")])
+    'cox'
+    """
     return CLASS_REFERENCE_MODEL if {row.task for row in rows} == {"classes"} else REFERENCE_MODEL
 
 

@@ -225,7 +225,13 @@ def average_precision(table: pl.DataFrame) -> float:
 
 
 def thinned(table: pl.DataFrame, n_points: int = 400) -> pl.DataFrame:
-    """At most so many rows, evenly spaced, first and last among them: curves for the eye."""
+    """At most so many rows, evenly spaced, first and last among them: curves for the eye.
+
+    Examples
+    --------
+    >>> thinned(pl.DataFrame({"day": range(1001)}), n_points=3)["day"].to_list()
+    [0, 500, 1000]
+    """
     if table.height <= n_points:
         return table
     return table[np.unique(np.linspace(0, table.height - 1, n_points).astype(int))]

@@ -56,7 +56,14 @@ def resampled_shares(
     seed: int,
     subject: npt.ArrayLike | None,
 ) -> FloatArray:
-    """(R,) concordant among comparable pairs, each weighted by its event; NaN without a pair."""
+    """(R,) concordant among comparable pairs, each weighted by its event; NaN without a pair.
+
+    Examples
+    --------
+    >>> ranked = RankedSubjects.of(np.array([0.9, 0.1]), np.array([1.0, 2.0]), np.array([True, False]))
+    >>> resampled_shares(ranked, np.ones(2), n_resamples=4, seed=1, subject=None).tolist()
+    [1.0, nan, nan, nan]
+    """
     shares = np.full(n_resamples, np.nan)
     for rows, counts in drawn_counts(weights.size, n_resamples=n_resamples, seed=seed, subject=subject):
         comparable, concordant = ranked.resampled_pairs(counts, weights)
@@ -185,6 +192,14 @@ def resampled_c_indices(
     """For each risk, the C-index in each of R resamples (R,); NaN where a resample has no comparable pair.
 
     A resample is a count per subject; all models are scored on the same ones, a block of resamples at a time.
+
+    Examples
+    --------
+    >>> risks = [np.array([0.9, 0.5, 0.1]), np.array([0.1, 0.5, 0.9])]
+    >>> days, event = np.array([1.0, 2.0, 3.0]), np.array([True, True, True])
+    >>> right, wrong = resampled_c_indices(risks, days, event, n_resamples=1, seed=0, subject=None)
+    >>> right.tolist(), wrong.tolist()
+    ([1.0], [0.0])
     """
     require_comparable_pair(days, event)
     ranked = [RankedSubjects.of(risk, days, event) for risk in risks]
