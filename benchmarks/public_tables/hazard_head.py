@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.public_tables.tables import Array, Bools
+from ehrtrack.arrays import Bools, Floats
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.objectives import survival
 from ehrtrack.objectives.base import TrainingFacts
@@ -43,8 +43,8 @@ class LinearHazards(nn.Module):
 
 
 def fit_hazards(
-    x: Array, days: Array, is_event: Bools, setting: Mapping[str, Any], seed: int
-) -> Callable[[Array, Array], Array]:
+    x: Floats, days: Floats, is_event: Bools, setting: Mapping[str, Any], seed: int
+) -> Callable[[Floats, Floats], Floats]:
     """Fit by L-BFGS; returns S(t | x) of columns and days.
 
     The grid ends where the evaluation does, at the 90th percentile of the training follow-up: who is followed further
@@ -61,7 +61,7 @@ def fit_hazards(
     model = LinearHazards(x.shape[1], bias.detach())
     _minimise(model, torch.from_numpy(x), outcomes, objective.grid, setting)
 
-    def predict(columns: Array, times: Array) -> Array:
+    def predict(columns: Floats, times: Floats) -> Floats:
         with torch.no_grad():
             curves = survival_curve(model(torch.from_numpy(columns))).numpy()
         return interpolate_survival(curves, objective.grid, np.minimum(times, objective.grid.horizon_days))

@@ -12,9 +12,9 @@ from sksurv.linear_model import CoxPHSurvivalAnalysis
 from sksurv.util import Surv
 
 from benchmarks.public_tables.hazard_head import fit_hazards
-from benchmarks.public_tables.tables import Array, Bools
+from ehrtrack.arrays import Bools, Floats
 
-Survival = Callable[[Array, Array], Array]
+Survival = Callable[[Floats, Floats], Floats]
 """Of columns (B, D) and days (M,): S(t | x) (B, M)."""
 Setting = Mapping[str, Any]
 
@@ -27,7 +27,7 @@ class Model(NamedTuple):
     """Settings to choose from, the first being the default, and ``fit(x, days, is_event, setting, seed)``."""
 
     settings: Sequence[Setting]
-    fit: Callable[[Array, Array, Bools, Setting, int], Survival]
+    fit: Callable[[Floats, Floats, Bools, Setting, int], Survival]
 
 
 def grid_of(**values: Sequence[Any]) -> list[Setting]:
@@ -35,18 +35,18 @@ def grid_of(**values: Sequence[Any]) -> list[Setting]:
     return [dict(zip(values, combination, strict=True)) for combination in product(*values.values())]
 
 
-def fit_cox(x: Array, days: Array, is_event: Bools, setting: Setting, seed: int) -> Survival:
+def fit_cox(x: Floats, days: Floats, is_event: Bools, setting: Setting, seed: int) -> Survival:
     """Cox regression with a ridge penalty and Efron's ties (scikit-survival)."""
     model = CoxPHSurvivalAnalysis(alpha=setting["penalty"] * len(x), ties="efron", n_iter=200)
     model.fit(x, Surv.from_arrays(is_event, days))
 
-    def survival(columns: Array, times: Array) -> Array:
+    def survival(columns: Floats, times: Floats) -> Floats:
         return _at(model.predict_survival_function(columns, return_array=True), model.unique_times_, times)
 
     return survival
 
 
-def fit_forest(x: Array, days: Array, is_event: Bools, setting: Setting, seed: int) -> Survival:
+def fit_forest(x: Floats, days: Floats, is_event: Bools, setting: Setting, seed: int) -> Survival:
     """Random survival forest (scikit-survival) of 100 trees, times rounded up to quantiles of the event times."""
     steps = np.unique(np.quantile(days[is_event], np.linspace(0, 1, N_TIMES + 1)[1:], method="inverted_cdf"))
     # An event belongs to the first step at or after it; a censored subject was seen through the last one before.
@@ -56,13 +56,13 @@ def fit_forest(x: Array, days: Array, is_event: Bools, setting: Setting, seed: i
     model.fit(x[seen], Surv.from_arrays(is_event[seen], step[seen].astype(np.float64)))
     days_of_steps = np.concatenate([[0.0], steps])[model.unique_times_.astype(int)]
 
-    def survival(columns: Array, times: Array) -> Array:
+    def survival(columns: Floats, times: Floats) -> Floats:
         return _at(model.predict_survival_function(columns, return_array=True), days_of_steps, times)
 
     return survival
 
 
-def _at(curves: Array, steps: Array, times: Array) -> Array:
+def _at(curves: Floats, steps: Floats, times: Floats) -> Floats:
     """Step functions (B, S), 1 before the first step, read at some times."""
     whole = np.column_stack([np.ones(len(curves)), curves])
     return whole[:, np.searchsorted(steps, times, side="right")]

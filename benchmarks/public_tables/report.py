@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.public_tables.study import Scored
-from benchmarks.public_tables.tables import Array, Table
+from benchmarks.public_tables.tables import Table
+from ehrtrack.arrays import Floats
 from ehrtrack.survival.censoring import FollowUp
 from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.resampling import Interval, drawn_counts, percentile_interval, resampled_c_index
@@ -25,8 +26,8 @@ class Result:
 
     c: float
     ibs: float
-    resampled_c: Array
-    resampled_ibs: Array
+    resampled_c: Floats
+    resampled_ibs: Floats
 
     def c_interval(self) -> Interval:
         """C-index with its interval over subjects, drawn within their folds."""
@@ -44,13 +45,13 @@ class Result:
         )
 
 
-def risk_of(survival: Array) -> Array:
+def risk_of(survival: Floats) -> Floats:
     """(B,) share of the evaluation range expected to be lost: the same order as a Cox model's linear predictor."""
-    risk: Array = 1 - survival.mean(axis=1)
+    risk: Floats = 1 - survival.mean(axis=1)
     return risk
 
 
-def squared_errors(scored: Scored, table: Table) -> Array:
+def squared_errors(scored: Scored, table: Table) -> Floats:
     """(B,) what each subject adds to the integrated Brier score, whose mean over subjects is the score."""
     train, test = scored.train_rows, scored.rows
     follow_up = FollowUp.of(table.days[train], table.is_event[train], table.days[test], table.is_event[test])
@@ -59,7 +60,7 @@ def squared_errors(scored: Scored, table: Table) -> Array:
         is_past = follow_up.outlives(day)
         weight = follow_up.weights_at(day)
         errors[:, column] = weight * (is_past - scored.survival[:, column]) ** 2
-    integral: Array = np.trapezoid(errors, scored.times, axis=1) / (scored.times[-1] - scored.times[0])
+    integral: Floats = np.trapezoid(errors, scored.times, axis=1) / (scored.times[-1] - scored.times[0])
     return integral
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from benchmarks.public_tables.models import MODELS, Model, Setting
-from benchmarks.public_tables.tables import Array, Bools, Rows, Table, fit_preprocessing
+from benchmarks.public_tables.tables import Table, fit_preprocessing
+from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.files import written_aside
 from ehrtrack.survival.metrics import evaluation_times, integrated_brier_score
 
@@ -37,21 +38,21 @@ class Scored:
     setting : the one that inner folds chose
     """
 
-    rows: Rows
-    train_rows: Rows
-    times: Array
-    survival: Array
+    rows: Ints
+    train_rows: Ints
+    times: Floats
+    survival: Floats
     setting: Setting
 
 
-def folds(is_event: Bools, n_folds: int, seed: int) -> Iterator[tuple[Rows, Rows]]:
+def folds(is_event: Bools, n_folds: int, seed: int) -> Iterator[tuple[Ints, Ints]]:
     """Rows to train on and rows left out; each fold has its share of the events."""
     yield from StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(is_event, is_event)
 
 
 def fit_and_predict(
-    table: Table, model: Model, setting: Setting, train: Rows, test: Rows, seed: int
-) -> tuple[Array, Array]:
+    table: Table, model: Model, setting: Setting, train: Ints, test: Ints, seed: int
+) -> tuple[Floats, Floats]:
     """Evaluation times (M,) and survival (B, M) of the test rows; nothing is fitted on them."""
     prepare = fit_preprocessing(table.columns.iloc[train])
     predict = model.fit(prepare(table.columns.iloc[train]), table.days[train], table.is_event[train], setting, seed)
@@ -59,7 +60,7 @@ def fit_and_predict(
     return times, predict(prepare(table.columns.iloc[test]), times)
 
 
-def choose_setting(table: Table, model: Model, train: Rows, seed: int) -> Setting:
+def choose_setting(table: Table, model: Model, train: Ints, seed: int) -> Setting:
     """The setting with the lowest mean integrated Brier score on inner folds of the training rows."""
     if len(model.settings) == 1:
         return model.settings[0]

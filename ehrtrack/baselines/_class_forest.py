@@ -12,11 +12,11 @@ import numpy as np
 import polars as pl
 from sklearn.ensemble import RandomForestClassifier
 
+from ehrtrack.arrays import Floats
 from ehrtrack.baselines._classes import ClassModel
 from ehrtrack.baselines._trees import Trees, join, used_by_trees
 from ehrtrack.baselines.base import (
     Baseline,
-    FloatArray,
     Setting,
     Tabular,
     TokenHistories,
@@ -48,12 +48,12 @@ class ClassForestModel(ClassModel[pl.DataFrame]):
     facts: dict[str, float | int | str]
     mean_age: float | None = None
 
-    def probability(self, features: pl.DataFrame) -> FloatArray:
+    def probability(self, features: pl.DataFrame) -> Floats:
         """(B,) the mean of the trees' shares."""
         parts = [self._mean(features[i : i + ROWS_AT_ONCE]) for i in range(0, len(features), ROWS_AT_ONCE)]
         return np.concatenate(parts) if parts else np.zeros(0)
 
-    def _mean(self, features: pl.DataFrame) -> FloatArray:
+    def _mean(self, features: pl.DataFrame) -> Floats:
         # The library compares in single precision.
         x = matrix(with_ages(features, self.mean_age), self.columns).astype(np.float32).astype(np.float64)
         total = np.zeros(len(x))

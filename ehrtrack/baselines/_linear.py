@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from pydantic import ConfigDict
 
-from ehrtrack.baselines.base import FloatArray, Tabular, matrix, used_columns
+from ehrtrack.arrays import Bools, Floats
+from ehrtrack.baselines.base import Tabular, matrix, used_columns
 from ehrtrack.baselines.settings import CoxConfig
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -39,21 +39,21 @@ class Columns:
     """
 
     names: Sequence[str]
-    is_count: npt.NDArray[np.bool_]
-    mean: FloatArray
-    scale: FloatArray
+    is_count: Bools
+    mean: Floats
+    scale: Floats
 
-    def z(self, table: pl.DataFrame) -> FloatArray:
+    def z(self, table: pl.DataFrame) -> Floats:
         """(B, D) as the model reads them."""
         return _standardised(matrix(table, self.names), self.is_count, self.mean, self.scale)
 
-    def features(self, beta: FloatArray) -> tuple[Feature, ...]:
+    def features(self, beta: Floats) -> tuple[Feature, ...]:
         """Those whose coefficient (D,) is not zero."""
         found = zip(self.names, self.is_count, self.mean, self.scale, beta, strict=True)
         return tuple(Feature(n, bool(c), float(m), float(s), float(b)) for n, c, m, s, b in found if b)
 
 
-def standardise(train: Tabular, config: CoxConfig) -> tuple[Columns, FloatArray]:
+def standardise(train: Tabular, config: CoxConfig) -> tuple[Columns, Floats]:
     """The columns to use, and (B, D) the training subjects' values on their scale.
 
     Raises
@@ -70,7 +70,7 @@ def standardise(train: Tabular, config: CoxConfig) -> tuple[Columns, FloatArray]
     return columns, (x - columns.mean) / columns.scale
 
 
-def weighted_sum(features: Sequence[Feature], table: pl.DataFrame) -> FloatArray:
+def weighted_sum(features: Sequence[Feature], table: pl.DataFrame) -> Floats:
     """(B,) z beta.
 
     Raises
@@ -89,12 +89,12 @@ def weighted_sum(features: Sequence[Feature], table: pl.DataFrame) -> FloatArray
     return np.asarray(z @ np.array([feature.beta for feature in features]), dtype=np.float64)
 
 
-def _take_log(x: FloatArray, is_count: npt.NDArray[np.bool_]) -> None:
+def _take_log(x: Floats, is_count: Bools) -> None:
     """log(1 + x) in place, in the columns that hold counts."""
     x[:, is_count] = np.log1p(np.maximum(x[:, is_count], 0))
 
 
-def _standardised(x: FloatArray, is_count: npt.NDArray[np.bool_], mean: FloatArray, scale: FloatArray) -> FloatArray:
+def _standardised(x: Floats, is_count: Bools, mean: Floats, scale: Floats) -> Floats:
     """Features as the model reads them; changes x, which is as large as all subjects by all codes."""
     _take_log(x, is_count)
     return (x - mean) / scale

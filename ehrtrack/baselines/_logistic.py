@@ -21,11 +21,11 @@ from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from ehrtrack.arrays import Floats
 from ehrtrack.baselines._classes import ClassModel
 from ehrtrack.baselines._linear import STRICT, Feature, standardise, weighted_sum
 from ehrtrack.baselines.base import (
     Baseline,
-    FloatArray,
     Tabular,
     TokenHistories,
     age_to_fill,
@@ -67,7 +67,7 @@ class LogisticModel(ClassModel[pl.DataFrame]):
     validation_auroc: float
     mean_age: float | None = None
 
-    def probability(self, features: pl.DataFrame) -> FloatArray:
+    def probability(self, features: pl.DataFrame) -> Floats:
         """(B,) of the class.
 
         Raises
@@ -164,7 +164,7 @@ class Logistic(Baseline[pl.DataFrame]):
         return LogisticModel.from_json(text)
 
 
-def _path(config: CoxConfig, z: FloatArray, train: Tabular) -> Iterator[tuple[float, float, FloatArray]]:
+def _path(config: CoxConfig, z: Floats, train: Tabular) -> Iterator[tuple[float, float, Floats]]:
     """Penalty, intercept and coefficients (D,), from strong to weak; cut short where a fit no longer converges.
 
     Each fit begins where the one before ended. A model that separates the training subjects does not converge, and is
@@ -190,7 +190,7 @@ def _path(config: CoxConfig, z: FloatArray, train: Tabular) -> Iterator[tuple[fl
         yield float(penalty), float(model.intercept_[0]), model.coef_[0].copy()
 
 
-def _penalties(config: CoxConfig, z: FloatArray, train: Tabular) -> list[float]:
+def _penalties(config: CoxConfig, z: Floats, train: Tabular) -> list[float]:
     """Strengths from the smallest that zeroes every coefficient, down in equal ratios."""
     residual = train.is_event - train.is_event.mean()
     largest = float(np.abs(z.T @ residual).max() / (len(z) * config.l1_ratio))

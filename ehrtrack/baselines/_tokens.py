@@ -13,7 +13,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ehrtrack.baselines.base import FloatArray, Labelled, TokenHistories, check_events
+from ehrtrack.arrays import Floats
+from ehrtrack.baselines.base import Labelled, TokenHistories, check_events
 from ehrtrack.data.batch import Batches, Outcomes
 from ehrtrack.data.store import mean_age
 from ehrtrack.errors import DataError
@@ -51,7 +52,7 @@ class TokenModel:
         """V, tokens of the vocabulary."""
         raise NotImplementedError
 
-    def survival(self, features: TokenHistories, times: npt.ArrayLike) -> FloatArray:
+    def survival(self, features: TokenHistories, times: npt.ArrayLike) -> Floats:
         """(B, M) S(t | x), by straight lines between the edges of the grid, and constant after the last.
 
         Raises
@@ -71,7 +72,7 @@ class TokenModel:
         predicted = predict(self.network, histories_in_batches(features, CPU_BATCH_TOKENS), device)
         return interpolate_survival(predicted.survival, self.grid, days)
 
-    def risk(self, features: TokenHistories, horizon_days: float) -> FloatArray:
+    def risk(self, features: TokenHistories, horizon_days: float) -> Floats:
         """(B,) probability of an event up to the horizon."""
         return 1 - self.survival(features, [horizon_days])[:, 0]
 

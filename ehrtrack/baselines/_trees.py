@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.baselines.base import Tabular, used_columns
 from ehrtrack.baselines.settings import TreeSettings
 from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
-
-FloatArray = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 LARGEST = float(np.finfo(np.float64).max)
 """A threshold that parts missing from present: infinity, which JSON does not have, and which no feature reaches."""
@@ -66,18 +64,18 @@ class Trees:
 
     roots: Ints
     feature: Ints
-    threshold: FloatArray
-    is_missing_left: npt.NDArray[np.bool_]
+    threshold: Floats
+    is_missing_left: Bools
     left: Ints
     right: Ints
-    value: FloatArray
+    value: Floats
 
     @property
     def n_leaves(self) -> int:
         """Of all trees together."""
         return int((self.feature < 0).sum())
 
-    def leaves(self, x: FloatArray) -> Iterator[Ints]:
+    def leaves(self, x: Floats) -> Iterator[Ints]:
         """Tree by tree, (B,) the leaf that each row of x (B, D) comes to."""
         for root in self.roots:
             node = np.full(len(x), root)

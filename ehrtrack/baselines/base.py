@@ -14,6 +14,7 @@ import polars as pl
 from typing_extensions import TypeVar
 
 from ehrtrack import plugins
+from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.baselines.settings import TunedChoice
 from ehrtrack.data.count_features import count_features
 from ehrtrack.data.store import TokenStore
@@ -23,7 +24,6 @@ from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.survival.metrics import c_index
 
-FloatArray = npt.NDArray[np.float64]
 AGE, IS_AGE_UNKNOWN = "age_years", "is_age_unknown"
 
 
@@ -43,7 +43,7 @@ class TokenHistories:
 
     store: TokenStore
     vocabulary: Vocabulary
-    rows: npt.NDArray[np.int64]
+    rows: Ints
     max_tokens: int
     device: str = "cpu"
     embeddings: CodeEmbeddings | None = None
@@ -52,7 +52,7 @@ class TokenHistories:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, chosen: npt.NDArray[np.int64]) -> TokenHistories:
+    def __getitem__(self, chosen: Ints) -> TokenHistories:
         return replace(self, rows=self.rows[chosen])
 
 
@@ -115,9 +115,9 @@ class Labelled(Generic[Features]):
     """
 
     features: Features
-    follow_up_days: npt.NDArray[np.float64]
-    is_event: npt.NDArray[np.bool_]
-    subject: npt.NDArray[np.int64] | None = None
+    follow_up_days: Floats
+    is_event: Bools
+    subject: Ints | None = None
     has_classes: bool = False
 
     def __post_init__(self) -> None:
@@ -147,10 +147,10 @@ def _check_numeric(features: pl.DataFrame) -> None:
 class FittedBaseline(Protocol[ReadFeatures]):
     """A fitted baseline. Columns of features go by name: in any order, with others beside them."""
 
-    def survival(self, features: ReadFeatures, times: npt.ArrayLike) -> FloatArray:
+    def survival(self, features: ReadFeatures, times: npt.ArrayLike) -> Floats:
         """(B, M) probability of no event up to each of the M `times` in days."""
 
-    def risk(self, features: ReadFeatures, horizon_days: float) -> FloatArray:
+    def risk(self, features: ReadFeatures, horizon_days: float) -> Floats:
         """(B,) probability of an event up to the horizon."""
 
     def describe(self) -> Mapping[str, float | int | str]:
@@ -336,17 +336,17 @@ def used_columns(train: Tabular, *, min_subjects: int) -> list[str]:
     return names
 
 
-def _n_people_with(is_there: npt.NDArray[np.bool_], subject: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
+def _n_people_with(is_there: Bools, subject: Ints | None) -> Ints:
     """(D,) in how many subjects each of (B, D) is true; a subject with several rows counts once."""
     if subject is not None and len(subject):
         order = np.argsort(subject, kind="stable")
         starts = np.flatnonzero(np.diff(subject[order], prepend=subject[order[0]] - 1))
         is_there = np.logical_or.reduceat(is_there[order], starts, axis=0)
-    counts: npt.NDArray[np.int64] = is_there.sum(axis=0)
+    counts: Ints = is_there.sum(axis=0)
     return counts
 
 
-def matrix(features: pl.DataFrame, names: Sequence[str], *, allows_missing: bool = False) -> FloatArray:
+def matrix(features: pl.DataFrame, names: Sequence[str], *, allows_missing: bool = False) -> Floats:
     """The columns `names` as (B, D) float64.
 
     Raises

@@ -22,11 +22,11 @@ from sksurv.linear_model import CoxnetSurvivalAnalysis
 from sksurv.linear_model.coxph import BreslowEstimator
 from sksurv.util import Surv
 
+from ehrtrack.arrays import Floats
 from ehrtrack.baselines._linear import STRICT, Feature, standardise, weighted_sum
 from ehrtrack.baselines._logistic import Logistic
 from ehrtrack.baselines.base import (
     Baseline,
-    FloatArray,
     Tabular,
     TokenHistories,
     age_to_fill,
@@ -67,7 +67,7 @@ class CoxModel:
     validation_c_index: float
     mean_age: float | None = None
 
-    def linear_predictor(self, features: pl.DataFrame) -> FloatArray:
+    def linear_predictor(self, features: pl.DataFrame) -> Floats:
         """(B,) z beta, the log hazard ratio against a subject with the training means.
 
         Raises
@@ -77,7 +77,7 @@ class CoxModel:
         """
         return weighted_sum(self.features, with_ages(features, self.mean_age))
 
-    def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> FloatArray:
+    def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> Floats:
         """(B, M) S(t | x) = exp(-H_0(t) exp(z beta)) at `times` (M,) in days.
 
         H_0 is a step function: 0 before the first training event, and constant after the last.
@@ -87,7 +87,7 @@ class CoxModel:
         cumulative_hazard = steps[np.searchsorted(self.baseline_days, at, side="right")]  # (M,)
         return np.exp(-np.outer(np.exp(self.linear_predictor(features)), cumulative_hazard))
 
-    def risk(self, features: pl.DataFrame, horizon_days: float) -> FloatArray:
+    def risk(self, features: pl.DataFrame, horizon_days: float) -> Floats:
         """(B,) probability of an event up to the horizon."""
         return 1 - self.survival(features, [horizon_days])[:, 0]
 
@@ -182,7 +182,7 @@ class Cox(Baseline[pl.DataFrame]):
         return CoxModel.from_json(text)
 
 
-def _penalty_path(config: CoxConfig, z: FloatArray, train: Tabular) -> tuple[FloatArray, FloatArray]:
+def _penalty_path(config: CoxConfig, z: Floats, train: Tabular) -> tuple[Floats, Floats]:
     """Penalties (P,) from strong to weak, and the coefficients (D, P) at each.
 
     With more features than subjects the weak end can diverge, and the library then refuses the whole path.

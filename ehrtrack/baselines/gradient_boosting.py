@@ -21,10 +21,10 @@ import polars as pl
 from scipy.special import expit
 from sklearn.ensemble import HistGradientBoostingClassifier
 
+from ehrtrack.arrays import Bools, Floats
 from ehrtrack.baselines._trees import Trees, columns_and_grid, join
 from ehrtrack.baselines.base import (
     Baseline,
-    FloatArray,
     Setting,
     Tabular,
     TokenHistories,
@@ -70,27 +70,27 @@ class BoostingModel:
     facts: dict[str, float | int | str]
     mean_age: float | None = None
 
-    def hazard(self, features: pl.DataFrame) -> FloatArray:
+    def hazard(self, features: pl.DataFrame) -> Floats:
         """(B, K) probability of the event in each interval, given that it was entered."""
         parts = [
             self._hazard(features[first : first + ROWS_AT_ONCE]) for first in range(0, len(features), ROWS_AT_ONCE)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.grid.n_intervals))
 
-    def _hazard(self, features: pl.DataFrame) -> FloatArray:
+    def _hazard(self, features: pl.DataFrame) -> Floats:
         x = matrix(with_ages(features, self.mean_age), self.columns, allows_missing=True)
         k = np.arange(self.grid.n_intervals)
         periods = np.column_stack([np.repeat(x, len(k), axis=0), np.tile(k, len(x))])  # (B K, D + 1)
         return expit(raw_score(self.trees, self.start, periods)).reshape(len(x), len(k))  # type: ignore[no-any-return]
 
-    def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> FloatArray:
+    def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> Floats:
         """(B, M) S(t | x), by straight lines between the edges of the grid, and constant after the last."""
         hazard = self.hazard(features)
         curve = np.cumprod(np.column_stack([np.ones(len(hazard)), 1 - hazard]), axis=1)  # (B, K + 1)
         days = np.atleast_1d(np.asarray(times, dtype=np.float64))
         return interpolate_survival(curve, self.grid, np.minimum(days, self.grid.horizon_days))
 
-    def risk(self, features: pl.DataFrame, horizon_days: float) -> FloatArray:
+    def risk(self, features: pl.DataFrame, horizon_days: float) -> Floats:
         """(B,) probability of an event up to the horizon."""
         return 1 - self.survival(features, [horizon_days])[:, 0]
 
@@ -202,9 +202,9 @@ class PersonPeriods(NamedTuple):
     weight : (R,) share of the interval that the subject was seen through; 1 with the event
     """
 
-    x: FloatArray
-    is_event: npt.NDArray[np.bool_]
-    weight: FloatArray
+    x: Floats
+    is_event: Bools
+    weight: Floats
 
 
 def person_periods(subjects: Tabular, columns: list[str], grid: TimeGrid) -> PersonPeriods:
@@ -262,7 +262,7 @@ def _from_library(
     )
 
 
-def raw_score(trees: Trees, start: float, x: FloatArray) -> FloatArray:
+def raw_score(trees: Trees, start: float, x: Floats) -> Floats:
     """(R,) F: the start and what each tree adds, in the order in which they were fitted."""
     score = np.full(len(x), start)
     for leaf in trees.leaves(x):

@@ -16,11 +16,11 @@ import polars as pl
 from sksurv.ensemble import RandomSurvivalForest
 from sksurv.util import Surv
 
+from ehrtrack.arrays import Float32s, Floats
 from ehrtrack.baselines._class_forest import ClassForest
 from ehrtrack.baselines._trees import Trees, columns_and_grid, join
 from ehrtrack.baselines.base import (
     Baseline,
-    FloatArray,
     Setting,
     Tabular,
     TokenHistories,
@@ -55,14 +55,14 @@ class ForestModel:
     facts: dict[str, float | int | str]
     mean_age: float | None = None
 
-    def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> FloatArray:
+    def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> Floats:
         """(B, M) the mean of the trees' curves, by straight lines between the edges, and constant after the last."""
         days = np.minimum(np.atleast_1d(np.asarray(times, dtype=np.float64)), self.grid.horizon_days)
         parts = [self._curve(features[i : i + ROWS_AT_ONCE]) for i in range(0, len(features), ROWS_AT_ONCE)]
         curve = np.concatenate(parts) if parts else np.zeros((0, self.grid.n_intervals + 1))
         return interpolate_survival(curve, self.grid, days)
 
-    def _curve(self, features: pl.DataFrame) -> FloatArray:
+    def _curve(self, features: pl.DataFrame) -> Floats:
         # The library compares in single precision.
         x = matrix(with_ages(features, self.mean_age), self.columns).astype(np.float32).astype(np.float64)
         total = np.zeros((len(x), self.grid.n_intervals + 1))
@@ -70,7 +70,7 @@ class ForestModel:
             total += self.trees.value[leaf]
         return total / len(self.trees.roots)
 
-    def risk(self, features: pl.DataFrame, horizon_days: float) -> FloatArray:
+    def risk(self, features: pl.DataFrame, horizon_days: float) -> Floats:
         """(B,) probability of an event up to the horizon."""
         return 1 - self.survival(features, [horizon_days])[:, 0]
 
@@ -165,9 +165,7 @@ class Forest(Baseline[pl.DataFrame]):
         return ForestModel.from_json(text)
 
 
-def _on_grid(
-    subjects: Tabular, columns: list[str], grid: TimeGrid
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.void], FloatArray]:
+def _on_grid(subjects: Tabular, columns: list[str], grid: TimeGrid) -> tuple[Float32s, npt.NDArray[np.void], Floats]:
     """Features, (event, time) with the number of the interval, from 1, as the time, and the weight of each row.
 
     A censored subject's time is the last interval that it was seen through. One that was seen through the share f of

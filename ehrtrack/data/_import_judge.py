@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.arrays import Bools, Ints
 from ehrtrack.data.histories import NO_TIME
 from ehrtrack.data.import_report import DROP_REASONS
 
@@ -57,7 +57,7 @@ def reason_number(reason: str) -> pl.Expr:
 
 
 def judge_candidates(
-    candidates: pl.DataFrame, *, n_subjects: int, death_code: int, calendar: Calendar, sex_codes: npt.NDArray[np.int64]
+    candidates: pl.DataFrame, *, n_subjects: int, death_code: int, calendar: Calendar, sex_codes: Ints
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The candidates that are kept, births and deaths at their final times; and the others with their `reason`.
 
@@ -112,7 +112,7 @@ def _other_sexes(facts: pl.DataFrame) -> pl.DataFrame:
     return others.select("row", "table_index", "subject", "code", reason=reason_number("conflicting sex"))
 
 
-def _rows(candidates: pl.DataFrame, mask: npt.NDArray[np.bool_]) -> pl.DataFrame:
+def _rows(candidates: pl.DataFrame, mask: Bools) -> pl.DataFrame:
     """The candidates for which the mask is true, with their `row` and their times as timestamps."""
     row = pl.Series("row", np.flatnonzero(mask).astype(np.uint32))
     rows = candidates[row].with_columns(row)

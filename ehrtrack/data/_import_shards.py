@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.arrays import Int32s, Ints
 from ehrtrack.data._import_events import Candidates, Run
 from ehrtrack.data.events import BIRTH, DEATH
 
@@ -55,7 +56,7 @@ def order_codes(candidates: Candidates) -> pl.DataFrame:
 
 def plan_shards(
     candidates: Candidates, subjects: pl.DataFrame, *, out: Path, events_per_shard: int, time_zone: str
-) -> tuple[list[ShardTask], npt.NDArray[np.int64]]:
+) -> tuple[list[ShardTask], Ints]:
     """One task for each shard, and by table the candidates whose subject no roster names, which no shard has.
 
     Subjects are taken in order of their ids; a shard ends with the first that reaches `events_per_shard`
@@ -99,7 +100,7 @@ def name_shards(written: Sequence[Path]) -> None:
         path.rename(path.with_name(f"{number:0{n_digits}}.parquet"))
 
 
-def _arrange(run: Run, shard_of: npt.NDArray[np.int32], n_shards: int) -> tuple[npt.NDArray[np.int64], int]:
+def _arrange(run: Run, shard_of: Int32s, n_shards: int) -> tuple[Ints, int]:
     """The row of the run where each shard begins, and how many candidates without a shard it had."""
     candidates = pl.read_ipc(run.path)
     shard = shard_of[candidates["subject"].to_numpy()]

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ehrtrack.arrays import Ints
 from ehrtrack.data._import_events import OPTIONAL_COLUMNS
 from ehrtrack.data._import_judge import BIRTH_CODE, SEX_PREFIXES, Calendar, judge_candidates, n_lost_deaths, timestamps
 from ehrtrack.data._import_shards import Piece, ShardTask, stable_order
@@ -49,8 +49,8 @@ class ShardAccount:
 
     out: Path
     counts: pl.DataFrame
-    subjects: npt.NDArray[np.int64]
-    codes: npt.NDArray[np.int64]
+    subjects: Ints
+    codes: Ints
     n_events: int
     n_births: int
     n_deaths: int
@@ -96,7 +96,7 @@ def write_shard(task: ShardTask) -> ShardAccount:
     )
 
 
-def _distinct(numbers: pl.Series) -> npt.NDArray[np.int64]:
+def _distinct(numbers: pl.Series) -> Ints:
     """The different numbers, rising; they are rows of a table, so none is large."""
     return np.flatnonzero(np.bincount(numbers.to_numpy()))
 

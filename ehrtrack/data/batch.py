@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ehrtrack.arrays import Bools, Float32s, Floats, Ints
 from ehrtrack.data.features import FeatureStore
 from ehrtrack.data.store import TokenStore
 from ehrtrack.data.visits import MAX_AGE_YEARS, UNKNOWN_AGE
@@ -50,12 +51,12 @@ class Outcomes:
     subject : (N,) int64, whose row each is, where subjects have several; None where each is of another
     """
 
-    follow_up_days: npt.NDArray[np.float64]
-    is_event: npt.NDArray[np.bool_]
-    cause: npt.NDArray[np.int64] | None = None
-    subject: npt.NDArray[np.int64] | None = None
+    follow_up_days: Floats
+    is_event: Bools
+    cause: Ints | None = None
+    subject: Ints | None = None
 
-    def __getitem__(self, rows: npt.NDArray[np.int64]) -> Outcomes:
+    def __getitem__(self, rows: Ints) -> Outcomes:
         cause, subject = (None if values is None else values[rows] for values in (self.cause, self.subject))
         return Outcomes(self.follow_up_days[rows], self.is_event[rows], cause, subject)
 
@@ -154,7 +155,7 @@ class Batch:
 
 def collate(
     store: TokenStore,
-    rows: npt.NDArray[np.int64],
+    rows: Ints,
     *,
     max_tokens: int,
     outcomes: Outcomes | None = None,
@@ -212,15 +213,13 @@ def collate(
     )
 
 
-def _whole_years(years: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+def _whole_years(years: Float32s) -> Ints:
     is_unknown = np.isnan(years)
     known = np.clip(np.where(is_unknown, 0, years), 0, MAX_AGE_YEARS).astype(np.int64)
     return np.where(is_unknown, UNKNOWN_AGE, known)
 
 
-def _windows(
-    store: TokenStore, rows: npt.NDArray[np.int64], max_tokens: int, rng: np.random.Generator | None
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _windows(store: TokenStore, rows: Ints, max_tokens: int, rng: np.random.Generator | None) -> tuple[Ints, Ints]:
     """Which tokens of the store the batch holds, (T,), and how many of each subject, (B,)."""
     start, stop = store.offsets[rows], store.offsets[rows + 1]
     n_static = np.zeros(len(rows), dtype=np.int64)
@@ -240,25 +239,25 @@ def _windows(
 
 
 def _days_to_last_visit(
-    gap_days: npt.NDArray[np.float32],
-    visit: npt.NDArray[np.int64],
-    subject: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.int64],
-) -> npt.NDArray[np.float64]:
+    gap_days: Float32s,
+    visit: Ints,
+    subject: Ints,
+    counts: Ints,
+) -> Floats:
     """(T,) days from the visit of each token to the last visit of its subject here."""
     is_later = np.zeros(len(visit), dtype=bool)  # begins a visit that another of the subject goes before
     is_later[1:] = (visit[1:] != visit[:-1]) & (visit[:-1] > 0) & (subject[1:] == subject[:-1])
     elapsed = np.append(0, np.cumsum(np.where(is_later, gap_days, 0), dtype=np.float64))
-    days: npt.NDArray[np.float64] = np.repeat(elapsed[np.cumsum(counts)], counts) - elapsed[1:]
+    days: Floats = np.repeat(elapsed[np.cumsum(counts)], counts) - elapsed[1:]
     return days
 
 
 def _is_first(
     store: TokenStore,
-    rows: npt.NDArray[np.int64],
-    source: npt.NDArray[np.int64],
-    subject: npt.NDArray[np.int64],
-) -> npt.NDArray[np.bool_]:
+    rows: Ints,
+    source: Ints,
+    subject: Ints,
+) -> Bools:
     """(T,) whether a token of the batch is the first of its kind in its subject's record, seen here or not."""
     start, n_tokens = store.offsets[rows], store.n_tokens[rows]
     before = np.cumsum(n_tokens) - n_tokens
@@ -266,11 +265,11 @@ def _is_first(
     kind = np.repeat(np.arange(len(rows)), n_tokens) << 32 | store.token[everything]
     is_first = np.zeros(len(kind), dtype=bool)
     is_first[np.unique(kind, return_index=True)[1]] = True
-    first: npt.NDArray[np.bool_] = is_first[source - (start - before)[subject]]
+    first: Bools = is_first[source - (start - before)[subject]]
     return first
 
 
-def _last_visits(store: TokenStore, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _last_visits(store: TokenStore, rows: Ints) -> Ints:
     stop = store.offsets[rows + 1]
     is_empty = stop == store.offsets[rows]
     return np.where(is_empty, 0, store.visit[np.maximum(stop - 1, 0)]).astype(np.int64)
@@ -293,7 +292,7 @@ class Batches:
     """
 
     store: TokenStore
-    rows: npt.NDArray[np.int64]
+    rows: Ints
     batch_tokens: int
     max_tokens: int
     outcomes: Outcomes | None = None
@@ -332,12 +331,12 @@ class Batches:
         """Of all batches and ranks."""
         return int(self.lengths_of(self.rows).sum())
 
-    def lengths_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def lengths_of(self, rows: Ints) -> Ints:
         """Tokens that these rows of the store have in a batch, [CLS] included."""
         return np.minimum(self.store.n_tokens[rows] + 1, self.max_tokens)
 
     @cached_property
-    def _plan(self) -> list[npt.NDArray[np.int64]]:
+    def _plan(self) -> list[Ints]:
         """Rows of each batch, for all ranks."""
         rows = self.rows
         if self.shuffle_seed is not None:
@@ -361,7 +360,7 @@ class Batches:
         return replace(batch, hidden=torch.from_numpy(self.features.hidden_of(rows)))
 
 
-def _fill(rows: npt.NDArray[np.int64], n_tokens: npt.NDArray[np.int64], budget: int) -> list[npt.NDArray[np.int64]]:
+def _fill(rows: Ints, n_tokens: Ints, budget: int) -> list[Ints]:
     """Cut subjects, in their order, into batches of at most `budget` tokens, or of one subject that has more."""
     end = np.cumsum(n_tokens)
     cuts = [0]
@@ -372,7 +371,7 @@ def _fill(rows: npt.NDArray[np.int64], n_tokens: npt.NDArray[np.int64], budget: 
     return [rows[a:b] for a, b in pairwise(cuts)]
 
 
-def _equal_shares(batches: list[npt.NDArray[np.int64]], n_ranks: int) -> list[npt.NDArray[np.int64]]:
+def _equal_shares(batches: list[Ints], n_ranks: int) -> list[Ints]:
     """The same subjects in a number of batches that the ranks can share equally: the last ones are halved for it."""
     batches = list(batches)
     while len(batches) % n_ranks:

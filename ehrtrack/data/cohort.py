@@ -9,11 +9,12 @@ from typing import Literal
 
 import polars as pl
 
+from ehrtrack.arrays import Floats
 from ehrtrack.data.eligibility import Rule, birth_rules, living_rules, outcome_rule, study_rules
 from ehrtrack.data.events import MedsDataset, fingerprint_of, life_spans
 from ehrtrack.data.few_labels import draw_labels
 from ehrtrack.data.histories import damage_named
-from ehrtrack.data.horizon import Days, check_horizon, longest_horizon
+from ehrtrack.data.horizon import check_horizon, longest_horizon
 from ehrtrack.data.index_rules import check_births, index_dates
 from ehrtrack.data.labels import CAUSE, read_labels
 from ehrtrack.data.observation import add_observation
@@ -295,7 +296,7 @@ def _end_learning(flow: _Attrition, end: pl.Expr, gap_days: float) -> None:
     flow.subjects = clip_follow_up(flow.subjects, most_days)
 
 
-def _default_horizon(training: Days, longest: float, min_share: float) -> float:
+def _default_horizon(training: Floats, longest: float, min_share: float) -> float:
     """The longest follow-up that enough training subjects reach; says so where that is not the longest of all."""
     horizon_days = longest_horizon(training, min_share) if len(training) else longest
     if horizon_days < longest:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from scipy import sparse
 
+from ehrtrack.arrays import Bools, Float32s, Ints
 from ehrtrack.data.store import TokenStore
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 
@@ -41,7 +41,7 @@ def count_features(store: TokenStore, vocabulary: Vocabulary) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def opens_visit(store: TokenStore, row: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def opens_visit(store: TokenStore, row: Ints) -> Bools:
     """(T,) whether a token is the first of its visit.
 
     Parameters
@@ -53,7 +53,7 @@ def opens_visit(store: TokenStore, row: npt.NDArray[np.int64]) -> npt.NDArray[np
     return is_first_token
 
 
-def _gap_sums(store: TokenStore, row: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def _gap_sums(store: TokenStore, row: Ints) -> Float32s:
     """(N,) f32 days from the first visit to the last: each visit's gap once, whatever its tokens."""
     gaps = np.where(opens_visit(store, row), store.gap_days, 0)
     return np.bincount(row, weights=gaps, minlength=len(store)).astype(np.float32)

@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
-from ehrtrack.data.histories import Histories, Ints, times_us
+from ehrtrack.arrays import Ints
+from ehrtrack.data.histories import Histories, times_us
 from ehrtrack.errors import DataError
 
 

@@ -9,9 +9,9 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.arrays import Float32s, Floats, Ints
 from ehrtrack.data.visits import DAYS_PER_YEAR
 from ehrtrack.data.vocabulary import UNK, Vocabulary
 from ehrtrack.errors import CheckpointError
@@ -39,9 +39,6 @@ LEAST_SHARE = 0.01
 
 CODES_SHOWN = 5
 
-Counts = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Seen:
@@ -59,7 +56,7 @@ class Seen:
     silent_years: int
 
     @classmethod
-    def of(cls, n_events: Counts, vocabulary: Vocabulary, silent_days: npt.NDArray[np.float32]) -> Seen:
+    def of(cls, n_events: Ints, vocabulary: Vocabulary, silent_days: Float32s) -> Seen:
         """Of events (V,) by token, from `events_by_token`, and of each subject's days from its last event."""
         shares = {
             code: tuple(round(float(share), 2) for share in in_bins / in_bins.sum())
@@ -108,7 +105,7 @@ class Drift:
     moved: dict[str, float]
 
     @classmethod
-    def between(cls, n_events: Counts, vocabulary: Vocabulary, seen: Seen | None) -> Drift:
+    def between(cls, n_events: Ints, vocabulary: Vocabulary, seen: Seen | None) -> Drift:
         """Of events (V,) by token, against what the model saw."""
         then = {} if seen is None else seen.bin_shares
         found = {
@@ -196,7 +193,7 @@ def silent_days_limit(seen: Seen | None) -> float:
     return DAYS_PER_YEAR * max(SILENT_YEARS, 2 * seen.silent_years if seen else 0)
 
 
-def events_by_token(counts: pl.DataFrame, vocabulary: Vocabulary) -> Counts:
+def events_by_token(counts: pl.DataFrame, vocabulary: Vocabulary) -> Ints:
     """(V,) events of each token, [UNK] for those that are of none, from the counts of `fitting.count_names`."""
     token = np.array([vocabulary.known.get(name, UNK) for name in counts["name"]], dtype=np.int64)
     n_events = np.zeros(len(vocabulary), dtype=np.int64)
@@ -210,7 +207,7 @@ def stability_index(here: Floats, then: Floats) -> float:
     return float(((p - q) * np.log(p / q)).sum())
 
 
-def _values_in_bins(n_events: Counts, vocabulary: Vocabulary) -> dict[str, Counts]:
+def _values_in_bins(n_events: Ints, vocabulary: Vocabulary) -> dict[str, Ints]:
     """How many values of each code lie in each of its bins, lowest first."""
     bins = vocabulary.bins
     is_bin = bins.code >= 0

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from ehrtrack.arrays import Float32s, Ints
 from ehrtrack.errors import DataError
 from ehrtrack.files import folder_aside
 
@@ -18,24 +18,24 @@ from ehrtrack.files import folder_aside
 class FeatureStore:
     """The states of N subjects; those of subject i are `hidden[offsets[i]:offsets[i + 1]]`, its [CLS] the last."""
 
-    offsets: npt.NDArray[np.int64]  # (N + 1,)
-    hidden: npt.NDArray[np.float32]  # (T, D)
+    offsets: Ints  # (N + 1,)
+    hidden: Float32s  # (T, D)
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
+    def lengths(self) -> Ints:
         """(N,) tokens of each subject, [CLS] included."""
         return np.diff(self.offsets)
 
-    def hidden_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def hidden_of(self, rows: Ints) -> Float32s:
         """(T, D) states of some subjects, one after the other."""
         return np.concatenate([self.hidden[self.offsets[row] : self.offsets[row + 1]] for row in rows])
 
 
 def build_features(
     folder: Path,
-    lengths: npt.NDArray[np.int64],
+    lengths: Ints,
     width: int,
-    states: Iterable[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]],
+    states: Iterable[tuple[Ints, Float32s]],
 ) -> FeatureStore:
     """Write the states of all subjects into `folder`, or open it where that was done.
 

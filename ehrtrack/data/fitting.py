@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.arrays import Float32s, Floats, Ints
 from ehrtrack.data.cutoffs import latest
 from ehrtrack.data.events import MedsDataset, fingerprint_of
-from ehrtrack.data.histories import Histories, Ints, distinct, read_shard, run_starts, subject_numbers
+from ehrtrack.data.histories import Histories, distinct, read_shard, run_starts, subject_numbers
 from ehrtrack.data.settings import VocabularyConfig
 from ehrtrack.data.shards import ShardWork, read_kept
 from ehrtrack.data.splits import SPLITS
@@ -282,7 +283,7 @@ class _ValueCounts:
             self._is_rounded |= is_new
             self._merge(self._keys, self._counts)
 
-    def _merge(self, keys: npt.NDArray[np.uint64], counts: npt.NDArray[np.int64]) -> None:
+    def _merge(self, keys: npt.NDArray[np.uint64], counts: Ints) -> None:
         is_rounded = self._is_rounded[(keys >> 32).astype(np.int64)]
         keys = np.where(is_rounded, keys >> ROUNDED_BITS << ROUNDED_BITS, keys)
         order = np.argsort(keys, kind="stable")
@@ -291,7 +292,7 @@ class _ValueCounts:
         self._keys = keys[first]
         self._counts = np.add.reduceat(counts, first) if len(first) else counts
 
-    def by_code(self) -> Iterable[tuple[str, npt.NDArray[np.float64], npt.NDArray[np.int64]]]:
+    def by_code(self) -> Iterable[tuple[str, Floats, Ints]]:
         """Each code with its values, rising, and their counts."""
         bounds = np.searchsorted(self._keys, np.arange(len(self.codes) + 1, dtype=np.uint64) << 32)
         for code, place in self.codes.items():
@@ -299,19 +300,19 @@ class _ValueCounts:
             yield code, _value_of(self._keys[part]).astype(np.float64), self._counts[part]
 
 
-def _value_key(code: npt.NDArray[np.integer], value: npt.NDArray[np.float32]) -> npt.NDArray[np.uint64]:
+def _value_key(code: npt.NDArray[np.integer], value: Float32s) -> npt.NDArray[np.uint64]:
     """Integers that sort by code, then by value: a float's bits do, once those of negative ones are turned over."""
     bits = value.astype(np.float32).view(np.uint32)
     rising = np.where(bits >> 31 == 0, bits | np.uint32(1 << 31), ~bits)
     return (code.astype(np.uint64) << np.uint64(32)) | rising
 
 
-def _value_of(key: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
+def _value_of(key: npt.NDArray[np.uint64]) -> Float32s:
     rising = (key & np.uint64(0xFFFFFFFF)).astype(np.uint32)
     return np.where(rising >> 31 == 1, rising & np.uint32(0x7FFFFFFF), ~rising).view(np.float32)
 
 
-def _quantile(values: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], share: float) -> float:
+def _quantile(values: Floats, counts: Ints, share: float) -> float:
     """The quantile, linear between neighbours, of values that each occur `counts` times."""
     n_up_to = np.cumsum(counts)
     position = (n_up_to[-1] - 1) * share

@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ehrtrack.arrays import Bools, Float32s, Int32s, Ints
 from ehrtrack.data.events import EVENT_SCHEMA
 from ehrtrack.data.tables import READ_ERRORS
 from ehrtrack.errors import DataError
@@ -28,9 +29,7 @@ LAST_TIME_US = int(np.datetime64("9999-12-31T23:59:59.999999", "us").astype(np.i
 MOST_HELD_BYTES = 160_000_000
 """What `holding_shards` keeps at most: about 6.5 million events."""
 
-Ints = npt.NDArray[np.int64]
 Scalar = TypeVar("Scalar", bound=np.generic)
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class Histories:
 
     subject_id: Ints  # (E,)
     time_us: Ints  # (E,)
-    code: npt.NDArray[np.int32]  # (E,)
-    value: npt.NDArray[np.float32]  # (E,)
+    code: Int32s  # (E,)
+    value: Float32s  # (E,)
     codes: tuple[str, ...]
     visit_id: pl.Series | None = None  # (E,)
 
@@ -75,7 +74,7 @@ class Histories:
         """(E,) the value of each event's subject, from (S,) values."""
         return np.repeat(per_subject, np.diff(self.starts, append=len(self)))
 
-    def earliest(self, code: str, until_us: Ints, among: Mask | None = None) -> Ints:
+    def earliest(self, code: str, until_us: Ints, among: Bools | None = None) -> Ints:
         """(S,) the first time of a code at or before each subject's `until_us`; the largest integer where none is.
 
         Parameters
@@ -229,7 +228,7 @@ def _histories(table: pa.Table, *, has_visit_ids: bool) -> Histories:
     return _sorted(events)
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
+def _codes(column: pa.ChunkedArray) -> tuple[Int32s, tuple[str, ...]]:
     """(E,) index into the distinct codes, and those."""
     if not pa.types.is_dictionary(column.type):
         column = column.cast(pa.large_string()).dictionary_encode()
@@ -264,7 +263,7 @@ def _sorted(events: Histories) -> Histories:
     )
 
 
-def subject_numbers(subject_ids: Ints, among: Ints) -> tuple[Ints, Mask]:
+def subject_numbers(subject_ids: Ints, among: Ints) -> tuple[Ints, Bools]:
     """(n,) where each subject lies in `among`, which holds each once in any order, and whether it is there at all."""
     if not len(among):
         return np.zeros(len(subject_ids), dtype=np.int64), np.zeros(len(subject_ids), dtype=bool)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.arrays import Floats
 from ehrtrack.errors import DataError
 
 SAME_DAYS = 1e-6
 """Differences of days that are rounding: a tenth of a second."""
 
-Days = npt.NDArray[np.float64]
 
-
-def longest_horizon(follow_up_days: Days, min_share: float) -> float:
+def longest_horizon(follow_up_days: Floats, min_share: float) -> float:
     """The longest horizon to which at least one subject and `min_share` of them are followed.
 
     Where it is not the longest follow-up of all, it is cut to whole days.

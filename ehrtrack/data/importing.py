@@ -32,11 +32,11 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from pydantic import ValidationError
 
 from ehrtrack import plugins
+from ehrtrack.arrays import Ints
 from ehrtrack.data._import_events import Candidates, number_subjects
 from ehrtrack.data._import_metadata import write_codes, write_description, write_splits, write_subjects
 from ehrtrack.data._import_shards import name_shards, order_codes, plan_shards
@@ -164,7 +164,7 @@ def _write_events(
     events_per_shard: int,
     workers: Engine,
     time_zone: str,
-) -> tuple[list[ShardAccount], npt.NDArray[np.int64]]:
+) -> tuple[list[ShardAccount], Ints]:
     """Write all shards; by table, the candidates of subjects that no roster names come with the accounts."""
     folder = staging / "data"
     folder.mkdir()
@@ -230,7 +230,7 @@ def _accounts(
     candidates: Candidates,
     subjects: pl.DataFrame,
     shards: list[ShardAccount],
-    n_unknown: npt.NDArray[np.int64],
+    n_unknown: Ints,
 ) -> list[TableReport]:
     """What became of every candidate of every table."""
     unknown = DROP_REASONS.index("subject not in person table")

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ehrtrack.arrays import Ints
 from ehrtrack.data.events import BIRTH, DEATH, MedsDataset
-from ehrtrack.data.histories import NO_TIME, Ints, read_shard
+from ehrtrack.data.histories import NO_TIME, read_shard
 from ehrtrack.data.settings import KEEP_UNKNOWN, Births
 from ehrtrack.data.shards import ShardWork, in_two_shards, read_kept
 from ehrtrack.data.split_rules import split_records

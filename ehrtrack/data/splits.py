@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.arrays import Floats
 from ehrtrack.data.split_settings import SplitConfig
 
 SPLITS = ("train", "validation", "test")
-
-Floats = npt.NDArray[np.float64]
 
 
 def assign_splits(subject_ids: pl.Series, config: SplitConfig) -> pl.Series:

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.arrays import Float32s, Int32s, Ints
 from ehrtrack.data.cutoffs import check_different, has_several, one_history_a_cutoff, row_keys
 from ehrtrack.data.events import BIRTH, MedsDataset, fingerprint_of
-from ehrtrack.data.histories import NO_TIME, Ints, read_shard, subject_numbers, times_us
+from ehrtrack.data.histories import NO_TIME, read_shard, subject_numbers, times_us
 from ehrtrack.data.settings import KEEP_UNKNOWN, Births, VisitConfig
 from ehrtrack.data.shards import ShardWork, in_two_shards
 from ehrtrack.data.visits import (
@@ -53,25 +54,25 @@ class TokenStore:
     A cutoff is a subject at a time. Most stores have one a subject, and there a row and a subject are the same.
     """
 
-    subject_ids: npt.NDArray[np.int64]  # (N,) in the order of the cutoffs; again where a subject has several
-    offsets: npt.NDArray[np.int64]  # (N + 1,)
-    token: npt.NDArray[np.int32]  # (T,) vocabulary index
-    age_years: npt.NDArray[np.float32]  # (T,) age at the visit, NaN if unknown; 0 for static facts
-    visit: npt.NDArray[np.int32]  # (T,) 0 = static facts, then 1.. in time order
-    gap_days: npt.NDArray[np.float32]  # (T,) since the visit before; 0 for the first and for static facts
-    end_age_years: npt.NDArray[np.float32]  # (N,) age at the cutoff, NaN if unknown
-    end_gap_days: npt.NDArray[np.float32]  # (N,) from the last visit to the cutoff; 0 without a visit
+    subject_ids: Ints  # (N,) in the order of the cutoffs; again where a subject has several
+    offsets: Ints  # (N + 1,)
+    token: Int32s  # (T,) vocabulary index
+    age_years: Float32s  # (T,) age at the visit, NaN if unknown; 0 for static facts
+    visit: Int32s  # (T,) 0 = static facts, then 1.. in time order
+    gap_days: Float32s  # (T,) since the visit before; 0 for the first and for static facts
+    end_age_years: Float32s  # (N,) age at the cutoff, NaN if unknown
+    end_gap_days: Float32s  # (N,) from the last visit to the cutoff; 0 without a visit
     fingerprint: str
 
     def __len__(self) -> int:
         return len(self.subject_ids)
 
     @property
-    def n_tokens(self) -> npt.NDArray[np.int64]:
+    def n_tokens(self) -> Ints:
         """(N,) tokens of each subject; 0 is possible."""
         return np.diff(self.offsets)
 
-    def rows(self, subject_ids: pl.Series | npt.ArrayLike) -> npt.NDArray[np.int64]:
+    def rows(self, subject_ids: pl.Series | npt.ArrayLike) -> Ints:
         """(n,) the rows at which the subjects lie, in the order asked for.
 
         Raises

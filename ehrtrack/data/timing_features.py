@@ -6,16 +6,13 @@ Times are exact. Values are known as far as the tokens tell them: by the number 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.arrays import Float32s, Floats, Ints
 from ehrtrack.data.count_features import count_features, opens_visit
 from ehrtrack.data.histories import run_starts
 from ehrtrack.data.store import TokenStore
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 def timing_features(store: TokenStore, vocabulary: Vocabulary) -> pl.DataFrame:
@@ -32,7 +29,7 @@ def timing_features(store: TokenStore, vocabulary: Vocabulary) -> pl.DataFrame:
     row = np.repeat(np.arange(len(store)), store.n_tokens)  # (T,)
     days = _days_to_cutoff(store, row)
     is_recent_visit = opens_visit(store, row) & (store.visit > 0) & (days <= 365)
-    columns: dict[str, npt.NDArray[np.float32]] = {
+    columns: dict[str, Float32s] = {
         "days_since_visit": store.end_gap_days,
         "n_visits_last_year": np.bincount(row[is_recent_visit], minlength=len(store)).astype(np.float32),
     }

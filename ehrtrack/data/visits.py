@@ -6,21 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.arrays import Bools, Float32s, Floats, Int32s, Ints
 from ehrtrack.data.events import BIRTH, DEATH, starts_with_any
-from ehrtrack.data.histories import (
-    NO_TIME,
-    Histories,
-    Ints,
-    Mask,
-    distinct,
-    histories_of,
-    run_starts,
-    subject_numbers,
-    times_us,
-)
+from ehrtrack.data.histories import NO_TIME, Histories, distinct, histories_of, run_starts, subject_numbers, times_us
 from ehrtrack.data.settings import VisitConfig, VisitUnit
 from ehrtrack.data.vocabulary import UNK, Vocabulary, slot_names, slots
 
@@ -30,8 +20,6 @@ MAX_AGE_YEARS = 120
 UNKNOWN_AGE = MAX_AGE_YEARS + 1
 """Stands for the age in whole years of a subject whose birth is not known, in batches and as a row of embeddings."""
 MICROSECONDS_PER_DAY = 86_400_000_000
-Int32s = npt.NDArray[np.int32]
-Float32s = npt.NDArray[np.float32]
 NO_DELAYS: Mapping[str, float] = {}
 """Every event is known at its time."""
 MICROSECONDS = {"day": MICROSECONDS_PER_DAY, "hour": MICROSECONDS_PER_DAY // 24}
@@ -54,7 +42,7 @@ class VisitTokens:
     gap_days: Float32s  # (T,) since the visit before; 0 for the first and for static facts
 
 
-def is_known(events: Histories, cutoffs: pl.DataFrame, delay_hours: Mapping[str, float] = NO_DELAYS) -> Mask:
+def is_known(events: Histories, cutoffs: pl.DataFrame, delay_hours: Mapping[str, float] = NO_DELAYS) -> Bools:
     """(E,) which events are known at their subject's cutoff: static facts, and those from birth to death up to it.
 
     Birth and death themselves are read from what is known, so that nothing after the cutoff has a say.
@@ -73,7 +61,7 @@ def is_known(events: Histories, cutoffs: pl.DataFrame, delay_hours: Mapping[str,
     in_life = (events.time_us >= events.spread(first)) & (events.time_us <= events.spread(last))
     if delay_hours:
         in_life &= events.time_us + _delays_us(events.codes, delay_hours)[events.code] <= events.spread(cutoff_us)
-    known: Mask = (in_life | (events.time_us == NO_TIME)) & events.spread(is_wanted)
+    known: Bools = (in_life | (events.time_us == NO_TIME)) & events.spread(is_wanted)
     return known
 
 
@@ -164,7 +152,7 @@ def visit_tokens(
     )
 
 
-def _visits(events: Histories, is_token: Mask, subject: Ints, config: VisitConfig) -> tuple[Ints, Ints, Ints]:
+def _visits(events: Histories, is_token: Bools, subject: Ints, config: VisitConfig) -> tuple[Ints, Ints, Ints]:
     """The visits of the E events that become tokens, static facts of a subject being one.
 
     Returns
@@ -182,7 +170,7 @@ def _visits(events: Histories, is_token: Mask, subject: Ints, config: VisitConfi
     return visit, time_us[first], subject[first]
 
 
-def _encounters(events: Histories, is_token: Mask, subject: Ints) -> tuple[Ints, Ints, Ints]:
+def _encounters(events: Histories, is_token: Bools, subject: Ints) -> tuple[Ints, Ints, Ints]:
     """As `_visits`: encounters can overlap, and those that begin together are ordered by their name."""
     assert events.visit_id is not None
     time_us, visit_id = events.time_us[is_token], events.visit_id.filter(is_token)
@@ -219,11 +207,11 @@ def _describe_visits(start_us: Ints, subject: Ints, birth_us: Ints) -> tuple[Int
     )
 
 
-def years_since(birth_us: Ints, time_us: Ints) -> npt.NDArray[np.float64]:
+def years_since(birth_us: Ints, time_us: Ints) -> Floats:
     """Ages in years; NaN where the birth is not known (`NO_TIME`)."""
     is_known = birth_us != NO_TIME
     age_us = np.where(is_known, time_us - np.where(is_known, birth_us, 0), np.nan)
-    years: npt.NDArray[np.float64] = age_us / MICROSECONDS_PER_DAY / DAYS_PER_YEAR
+    years: Floats = age_us / MICROSECONDS_PER_DAY / DAYS_PER_YEAR
     return years
 
 

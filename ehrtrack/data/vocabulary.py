@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NamedTuple, NotRequired
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from pydantic import ConfigDict, TypeAdapter
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
+from ehrtrack.arrays import Bools, Float32s, Ints
 from ehrtrack.data.events import BIRTH, DEATH, fingerprint_of, starts_with_any
-from ehrtrack.data.histories import Histories, Mask
+from ehrtrack.data.histories import Histories
 from ehrtrack.data.settings import check_patterns
 from ehrtrack.errors import CheckpointError, ConfigError
 
@@ -41,12 +41,12 @@ class Bins(NamedTuple):
     """
 
     names: tuple[str, ...]
-    code: npt.NDArray[np.int64]
-    number: npt.NDArray[np.int64]
-    n_bins: npt.NDArray[np.int64]
+    code: Ints
+    number: Ints
+    n_bins: Ints
 
     @property
-    def level(self) -> npt.NDArray[np.float32]:
+    def level(self) -> Float32s:
         """(V,) from -1 in a code's lowest bin to 1 in its highest, 0 for no bin."""
         n_bins = self.n_bins[self.code] if len(self.n_bins) else np.ones(len(self.code), dtype=np.int64)
         level = (2 * self.number - 1 - n_bins) / np.maximum(n_bins - 1, 1)
@@ -174,7 +174,7 @@ class Vocabulary:
 
 def slots(
     events: Histories, value_edges: Mapping[str, tuple[float, ...]], exclude: tuple[str, ...]
-) -> tuple[npt.NDArray[np.int64], Mask]:
+) -> tuple[Ints, Bools]:
     """(E,) the slot of each event, a code with a bin of its values, and (E,) whether its code is not excluded.
 
     The first slot of a code is for events without a value, the others, where its values are cut, for its bins. Value
@@ -194,10 +194,10 @@ def slots(
     return slot, is_kept(events, exclude)
 
 
-def is_kept(events: Histories, exclude: tuple[str, ...]) -> Mask:
+def is_kept(events: Histories, exclude: tuple[str, ...]) -> Bools:
     """(E,) whether the event's code matches none of the patterns at its start."""
     codes = pl.DataFrame({"code": events.codes}, schema={"code": pl.String})
-    excluded: Mask = codes.with_columns(is_excluded=starts_with_any(exclude))["is_excluded"].to_numpy()
+    excluded: Bools = codes.with_columns(is_excluded=starts_with_any(exclude))["is_excluded"].to_numpy()
     return (~excluded)[events.code]
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.arrays import Floats
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.evaluation.metric_table import interval_text
 from ehrtrack.evaluation.report import Report
@@ -25,7 +24,7 @@ SCHEMA: dict[str, type[pl.DataType]] = {
 
 
 def score_causes(
-    incidence: npt.NDArray[np.float64],
+    incidence: Floats,
     outcomes: Outcomes,
     *,
     horizon_days: float,

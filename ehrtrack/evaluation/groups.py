@@ -6,14 +6,12 @@ import itertools
 from collections.abc import Collection, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.arrays import Float32s, Ints
 from ehrtrack.data.store import TokenStore
 from ehrtrack.data.visits import DAYS_PER_YEAR
 from ehrtrack.data.vocabulary import Vocabulary
-
-Rows = npt.NDArray[np.int64]
 
 CODED = {"sex": "GENDER//", "race": "RACE//"}
 """Attribute -> prefix of its codes. Codes of too few training subjects have no token and count as not recorded."""
@@ -23,7 +21,7 @@ AGE_EDGES_YEARS = (18, 40, 55, 65, 75, 85)
 HISTORY_EDGES_YEARS = (1, 3, 5, 10)
 
 
-def subject_groups(store: TokenStore, vocabulary: Vocabulary, rows: Rows) -> dict[str, pl.Series]:
+def subject_groups(store: TokenStore, vocabulary: Vocabulary, rows: Ints) -> dict[str, pl.Series]:
     """Attribute -> (B,) group of each subject, as an Enum in the order to be shown; only attributes that divide them.
 
     Age is that at the index date; history runs from the first visit to the index date.
@@ -54,7 +52,7 @@ def subject_groups(store: TokenStore, vocabulary: Vocabulary, rows: Rows) -> dic
     return {name: of_subject for name, of_subject in groups.items() if of_subject.n_unique() > 1}
 
 
-def _by_code(store: TokenStore, vocabulary: Vocabulary, rows: Rows, prefix: str) -> pl.Series:
+def _by_code(store: TokenStore, vocabulary: Vocabulary, rows: Ints, prefix: str) -> pl.Series:
     """What follows the prefix in a subject's first token of it; the rarest of many groups are put together."""
     names = [token.removeprefix(prefix) if token.startswith(prefix) else None for token in vocabulary.tokens]
     is_wanted = np.array([name is not None for name in names])
@@ -83,7 +81,7 @@ def _apart_from(names: Collection[str], label: str) -> str:
     return label
 
 
-def _bands(years: npt.NDArray[np.float32], edges: Sequence[int]) -> pl.Series:
+def _bands(years: Float32s, edges: Sequence[int]) -> pl.Series:
     """Bands that are closed below: 40 belongs to 40-54. What is not known (NaN) is a band of its own, the last."""
     between = [f"{low}–{high - 1}" if high - low > 1 else f"{low}" for low, high in itertools.pairwise(edges)]
     labels = [f"under {edges[0]}", *between, f"{edges[-1]} and over"]
@@ -93,7 +91,7 @@ def _bands(years: npt.NDArray[np.float32], edges: Sequence[int]) -> pl.Series:
     return pl.Series([labels[i] for i in place], dtype=pl.Enum(labels))
 
 
-def _history_years(store: TokenStore, rows: Rows) -> npt.NDArray[np.float32]:
+def _history_years(store: TokenStore, rows: Ints) -> Float32s:
     """(B,) from the first visit to the index date; 0 without a visit."""
     years = np.zeros(len(rows), dtype=np.float32)
     for number, row in enumerate(rows):

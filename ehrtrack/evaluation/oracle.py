@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.arrays import Floats, Ints
 from ehrtrack.data.settings import CohortConfig
 from ehrtrack.data.tables import read_table
 from ehrtrack.errors import DataError
@@ -30,7 +29,7 @@ def truth_beside(cohort: CohortConfig | None) -> Path | None:
     return truth if truth.is_file() else None
 
 
-def checked_truth(cohort: CohortConfig | None, test_subjects: npt.NDArray[np.int64]) -> Path | None:
+def checked_truth(cohort: CohortConfig | None, test_subjects: Ints) -> Path | None:
     """As `truth_beside`, after a look at whether it has the test subjects: better before training than after it.
 
     Raises
@@ -49,7 +48,7 @@ def checked_truth(cohort: CohortConfig | None, test_subjects: npt.NDArray[np.int
     return truth
 
 
-def read_true_risk(truth: Path, subject_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def read_true_risk(truth: Path, subject_ids: Ints) -> Floats:
     """(B,) true risk of B test subjects.
 
     Raises

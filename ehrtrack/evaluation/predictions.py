@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.arrays import Floats
 from ehrtrack.data.cohort import Cohort
 from ehrtrack.data.labels import ANY_CAUSE, CAUSE, NUMBER, with_numbers
 from ehrtrack.objectives.base import Predictions
@@ -41,7 +40,7 @@ def with_predictions(subjects: pl.DataFrame, predictions: Predictions) -> pl.Dat
     return pl.concat(parts, how="diagonal").sort("__row", maintain_order=True).drop("__row")
 
 
-def _of_cause(subjects: pl.DataFrame, cause: str, incidence: npt.NDArray[np.float64]) -> pl.DataFrame:
+def _of_cause(subjects: pl.DataFrame, cause: str, incidence: Floats) -> pl.DataFrame:
     """The rows of one cause; incidence is (N, K + 1)."""
     return subjects.with_columns(
         pl.lit(cause).alias(CAUSE),

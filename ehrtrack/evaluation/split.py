@@ -10,11 +10,12 @@ from typing import Literal
 import polars as pl
 from pydantic import Field
 
+from ehrtrack.arrays import Bools, Floats
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.objectives.survival import baseline_survival, survival_ibs
 from ehrtrack.section import Section
 from ehrtrack.survival.censoring import FollowUp
-from ehrtrack.survival.metrics import BoolArray, FloatArray, evaluation_times
+from ehrtrack.survival.metrics import evaluation_times
 from ehrtrack.survival.time_grid import TimeGrid
 
 
@@ -62,24 +63,24 @@ class Split:
     ([0.6, 0.2], [1.0, 0.0])
     """
 
-    survival: FloatArray
+    survival: Floats
     grid: TimeGrid
     training: Outcomes
     outcomes: Outcomes
-    incidence: FloatArray | None = None
+    incidence: Floats | None = None
 
     @property
     def horizon_days(self) -> float:
         return self.grid.horizon_days
 
     @property
-    def risk(self) -> FloatArray:
+    def risk(self) -> Floats:
         """(B,) probability of the event up to the horizon."""
-        risk: FloatArray = 1 - self.survival[:, -1]
+        risk: Floats = 1 - self.survival[:, -1]
         return risk
 
     @property
-    def observed(self) -> tuple[FloatArray, FloatArray, BoolArray]:
+    def observed(self) -> tuple[Floats, Floats, Bools]:
         """(B,) risk, follow-up in days as recorded, and whether the event was seen: what a C-index takes."""
         return self.risk, self.outcomes.follow_up_days, self.outcomes.is_event
 
@@ -93,7 +94,7 @@ class Split:
         )
 
     @cached_property
-    def population(self) -> FloatArray:
+    def population(self) -> Floats:
         """(K + 1,) survival curve of the training subjects, the same for everybody."""
         return baseline_survival(self.training, self.grid)
 
@@ -102,7 +103,7 @@ class Split:
         """Integrated Brier score."""
         return survival_ibs(self.survival, self.grid, self.training, self.outcomes)
 
-    def evaluation_times(self) -> FloatArray:
+    def evaluation_times(self) -> Floats:
         """Within the 10th to 90th percentile of training follow-up."""
         follow_up = self.follow_up
         return evaluation_times(follow_up.train_days, follow_up.train_is_event, follow_up.days)
@@ -132,7 +133,7 @@ class Context:
     seed: int
     validation: Split | None = None
     groups: Mapping[str, pl.Series] = field(default_factory=dict)
-    true_risk: FloatArray | None = None
+    true_risk: Floats | None = None
     threshold: float | None = None
 
     @property

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import safetensors.numpy
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from ehrtrack.arrays import Float32s
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import CheckpointError, ConfigError
 from ehrtrack.files import BROKEN, parse_json
@@ -35,7 +35,7 @@ class CodeEmbeddings:
     """
 
     vocabulary: Vocabulary
-    vectors: npt.NDArray[np.float32]
+    vectors: Float32s
     facts: Mapping[str, object]
 
     @property
@@ -109,7 +109,7 @@ class CodeEmbeddings:
         return [token for token in ours if token not in theirs and token not in SPECIAL_TOKENS]
 
 
-def coding_systems(vocabulary: Vocabulary, *, at_most: int) -> npt.NDArray[np.float32]:
+def coding_systems(vocabulary: Vocabulary, *, at_most: int) -> Float32s:
     """(V, S) 1 where a token is of a system, of the S that name the most tokens and two at least.
 
     MEDS names a code ``SYSTEM//...``, such as ``ICD10CM//E11.9`` and ``RxNorm//6809``: a diagnosis and the drug for it
@@ -121,7 +121,7 @@ def coding_systems(vocabulary: Vocabulary, *, at_most: int) -> npt.NDArray[np.fl
     return np.array([[of == system for system in systems[:at_most]] for of in system_of], dtype=np.float32)
 
 
-def beside(vectors: npt.NDArray[np.float32], systems: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def beside(vectors: Float32s, systems: Float32s) -> Float32s:
     """(V, D + S) the vectors, with S indicators of the tokens' systems in units of the vectors' mean length."""
     length = np.sqrt((vectors**2).sum(axis=1).mean())
     return np.hstack([vectors, systems * length]).astype(np.float32)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ehrtrack.arrays import Ints
 from ehrtrack.data.batch import Batch
 from ehrtrack.models.behrt import Embeddings
 
@@ -59,7 +59,7 @@ class Recurrent(nn.Module):
         return (self.cell(tokens, None if before is None else before[0]),)
 
 
-def _steps(lengths: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], list[int]]:
+def _steps(lengths: Ints) -> tuple[Ints, list[int]]:
     """Places of a packed row's T tokens in the order of reading: the first of each subject, then the second ...; and
     how many subjects read at each step. Long records come first, so that those who still read stand together.
     """

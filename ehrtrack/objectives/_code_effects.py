@@ -7,18 +7,17 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.optimize import Bounds, minimize
 from scipy.sparse import csr_array, hstack
 from torch import Tensor
 from tqdm import tqdm
 
+from ehrtrack.arrays import Floats, Ints
 from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.models.code_effects import CodeEffects, Entries
 from ehrtrack.objectives.base import TrainingFacts
 
-Floats = npt.NDArray[np.float64]
 Loss = Callable[[Floats], tuple[float, Floats]]
 """From what is added to the baseline of each subject and output (N, R): the mean loss, and its slopes (N, R)."""
 
@@ -161,7 +160,7 @@ class _Standardised(NamedTuple):
 
     rows: csr_array
     columns: csr_array
-    used: npt.NDArray[np.int64]
+    used: Ints
     spread: Floats
     n_columns: int
 

@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 from scipy.special import log_softmax
 from torch import Tensor
 
+from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.data.batch import Batch
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS
 
@@ -33,10 +33,6 @@ WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 EVERY = 20
 """Every twentieth training record of a batch is not counted, and has a say in the weight."""
 SHARE_HIDDEN = 0.15
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 
 class CoOccurrence:
@@ -88,7 +84,7 @@ class CoOccurrence:
         return self._loss(*self._question(batch, is_hidden, targets.cpu().numpy()), self.weight)
 
     def _question(
-        self, batch: Batch, is_hidden: Mask, hidden: Ints | None = None
+        self, batch: Batch, is_hidden: Bools, hidden: Ints | None = None
     ) -> tuple[sparse.csr_array, Ints, Ints]:
         """What is shown of the records with something hidden (R, C); of each hidden code which record, and the code."""
         row = _row_of_token(batch)
@@ -106,7 +102,7 @@ class CoOccurrence:
         losses = [sum(self._loss(*question, weight) for question in held_out) for weight in WEIGHTS]
         return WEIGHTS[int(np.argmin(losses))]
 
-    def _counts(self, batch: Batch, is_counted: Mask) -> sparse.csr_array:
+    def _counts(self, batch: Batch, is_counted: Bools) -> sparse.csr_array:
         """(B, C) how many codes of each class each record shows."""
         kept, token = is_counted & _is_code(batch), batch.token.cpu().numpy()
         cells = (np.ones(kept.sum(), dtype=np.float32), (_row_of_token(batch)[kept], self.class_of[token[kept]]))
@@ -117,8 +113,8 @@ def _row_of_token(batch: Batch) -> Ints:
     return np.repeat(np.arange(len(batch.lengths)), batch.lengths)
 
 
-def _is_code(batch: Batch) -> Mask:
-    is_code: Mask = batch.token.cpu().numpy() >= len(SPECIAL_TOKENS)
+def _is_code(batch: Batch) -> Bools:
+    is_code: Bools = batch.token.cpu().numpy() >= len(SPECIAL_TOKENS)
     return is_code
 
 

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from ehrtrack import plugins
+from ehrtrack.arrays import Floats, Ints
 from ehrtrack.data.batch import Batch, Batches, Outcomes
 from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.heads import Head
@@ -48,7 +47,7 @@ class TrainingFacts:
     onsets : what single codes and values say of the onsets of codes, where the base was pretrained to foretell them
     """
 
-    token_counts: npt.NDArray[np.int64]
+    token_counts: Ints
     outcomes: Outcomes | None = None
     horizon_days: float | None = None
     records: Batches | None = None
@@ -152,12 +151,12 @@ class Predictions:
     incidence : (N, R, K + 1) cumulative incidence of each of R causes there, or None where there is one
     """
 
-    rows: npt.NDArray[np.int64]
-    survival: npt.NDArray[np.float64]
-    incidence: npt.NDArray[np.float64] | None = None
+    rows: Ints
+    survival: Floats
+    incidence: Floats | None = None
 
     @property
-    def risk(self) -> npt.NDArray[np.float64]:
+    def risk(self) -> Floats:
         """(N,) probability of the outcome up to the horizon."""
         return 1 - self.survival[:, -1]
 

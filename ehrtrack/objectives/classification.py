@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 from sksurv.nonparametric import kaplan_meier_estimator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ehrtrack.arrays import Floats
 from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.heads import HazardHead, Head
@@ -38,8 +38,6 @@ from ehrtrack.runlog import VALIDATION, Task, named
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES
 from ehrtrack.survival.resampling import resampled_auc
 from ehrtrack.survival.time_grid import TimeGrid
-
-Floats = npt.NDArray[np.float64]
 
 
 class Score(NamedTuple):

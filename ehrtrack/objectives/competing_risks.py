@@ -11,10 +11,10 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ehrtrack.arrays import Floats, Ints
 from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.heads import HazardHead, Head
@@ -33,8 +33,6 @@ from ehrtrack.survival.competing_risks import (
     resampled_cause_c_index,
 )
 from ehrtrack.survival.time_grid import fit_time_grid
-
-Floats = npt.NDArray[np.float64]
 
 
 class Score(NamedTuple):
@@ -208,7 +206,7 @@ def predict(model: nn.Module, batches: Iterable[Batch], device: torch.device, *,
     return Predictions(np.concatenate(rows), np.concatenate(curves), np.concatenate(incidences))
 
 
-def _causes(outcomes: Outcomes) -> npt.NDArray[np.int64]:
+def _causes(outcomes: Outcomes) -> Ints:
     if outcomes.cause is None:
         raise DataError(
             "objective competing-risks needs to know which cause ended each follow-up: give the labels a column cause, "

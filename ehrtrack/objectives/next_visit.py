@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ehrtrack.arrays import Floats
 from ehrtrack.data.batch import Batch
 from ehrtrack.data.excerpts import ranges
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS
@@ -184,6 +184,6 @@ def count_rates(config: NextVisitConfig, facts: TrainingFacts) -> Rates:
     return Rates(new, repeated, _shrunk(hits.sum(axis=0), visits.sum(axis=0)))
 
 
-def _shrunk(hits: npt.NDArray[np.float64], visits: npt.NDArray[np.float64]) -> Tensor:
+def _shrunk(hits: Floats, visits: Floats) -> Tensor:
     mean = (hits.sum() + 0.5) / (visits.sum() + 1)
     return torch.from_numpy((hits + mean) / (visits + 1)).float()

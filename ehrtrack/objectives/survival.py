@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ehrtrack.arrays import Floats
 from ehrtrack.data.batch import Batch, Outcomes
 from ehrtrack.errors import CheckpointError, ConfigError
 from ehrtrack.models.code_effects import CodeEffects
@@ -38,7 +38,7 @@ class Score(NamedTuple):
     """A validation batch: its loss, survival (B, K + 1) at the grid's edges, and what came."""
 
     loss: float
-    survival: npt.NDArray[np.float64]
+    survival: Floats
     outcomes: Outcomes
 
 
@@ -165,7 +165,7 @@ def selection_by(select_by: str, discrimination: str, error: str) -> Selection:
     return Selection(name, is_higher_better=True, error=f"{name}_se", among=f"{VALIDATION}/{error}")
 
 
-def error_of(metric: str, resampled: npt.NDArray[np.float64]) -> dict[str, float]:
+def error_of(metric: str, resampled: Floats) -> dict[str, float]:
     """``metric_se``, the standard error of a metric from its resampled values (R,), where there is one."""
     error = standard_error(resampled)
     return {} if error is None else {f"{metric}_se": error}
@@ -210,9 +210,7 @@ def rebuild_hazard_head(
     return HazardHead(width, torch.zeros(shape), CodeEffects.from_weights(weights, "codes."))
 
 
-def score_survival(
-    survival: npt.NDArray[np.float64], grid: TimeGrid, training: Outcomes, outcomes: Outcomes
-) -> dict[str, float]:
+def score_survival(survival: Floats, grid: TimeGrid, training: Outcomes, outcomes: Outcomes) -> dict[str, float]:
     """``c_index`` of the risk at the horizon and ``ibs`` of survival curves (N, K + 1) on the grid.
 
     Parameters
@@ -227,7 +225,7 @@ def score_survival(
     }
 
 
-def survival_ibs(survival: npt.NDArray[np.float64], grid: TimeGrid, training: Outcomes, outcomes: Outcomes) -> float:
+def survival_ibs(survival: Floats, grid: TimeGrid, training: Outcomes, outcomes: Outcomes) -> float:
     """Integrated Brier score of survival curves (N, K + 1); the rest as in `score_survival`.
 
     Raises
@@ -241,6 +239,6 @@ def survival_ibs(survival: npt.NDArray[np.float64], grid: TimeGrid, training: Ou
     return integrated_brier_score(training.follow_up_days, training.is_event, days, event, at_times, times)
 
 
-def baseline_survival(training: Outcomes, grid: TimeGrid) -> npt.NDArray[np.float64]:
+def baseline_survival(training: Outcomes, grid: TimeGrid) -> Floats:
     """(K + 1,) Kaplan-Meier curve of the training subjects at the grid's edges: a model without inputs."""
     return KaplanMeier.of(training.follow_up_days, training.is_event).at(grid.edges_days)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ehrtrack.arrays import Floats
 from ehrtrack.data.batch import Batch
 from ehrtrack.data.excerpts import ranges
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS
@@ -229,8 +229,8 @@ def _axis(codes: Tensor, vocabulary_size: int, edges_days: Tensor) -> Axis:
 def _log_rates(config: TimeToEventConfig, facts: TrainingFacts, axis: Axis) -> Tensor:
     """(K, C) log of events a day, each drawn towards its code's rate over all pieces with the weight of one event."""
     shape = (len(axis.edges_days), len(axis.codes))
-    events: npt.NDArray[np.float64] = np.zeros(shape)
-    exposure: npt.NDArray[np.float64] = np.zeros(shape)
+    events: Floats = np.zeros(shape)
+    exposure: Floats = np.zeros(shape)
     for batch in sampled(facts.records, config.name):
         cuts = draw_cuts(batch, config.n_cuts, batch.generator())
         if cuts is not None:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from ehrtrack.arrays import Float32s, Ints
 from ehrtrack.config import RunConfig
 from ehrtrack.data.batch import Batches
 from ehrtrack.data.events import fingerprint_of
@@ -99,9 +99,7 @@ def with_features(batches: Feed, model: EhrModel, ranks: Ranks) -> Feed:
     return replace(batches, features=features)
 
 
-def _states(
-    model: EhrModel, batches: Batches, device: torch.device
-) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+def _states(model: EhrModel, batches: Batches, device: torch.device) -> Iterator[tuple[Ints, Float32s]]:
     model.eval()
     with torch.no_grad():
         for batch in batches:

@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import torch
 
 from ehrtrack import plugins
+from ehrtrack.arrays import Ints
 from ehrtrack.config import DataConfig, RunConfig, RuntimeConfig
 from ehrtrack.data.batch import Outcomes
 from ehrtrack.data.cohort import Cohort, build_cohort
@@ -31,8 +31,6 @@ from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.code_embeddings import FACTS_FILE, CodeEmbeddings
 from ehrtrack.training.threads import free_threads, use_threads
-
-Rows = npt.NDArray[np.int64]
 
 SUBJECTS_AT_ONCE = 10_000
 """Subjects whose tokens are counted in one go: memory stays small however large the store."""
@@ -66,7 +64,7 @@ class Records:
     dataset: MedsDataset
     vocabulary: Vocabulary
     store: TokenStore
-    rows: dict[str, Rows]
+    rows: dict[str, Ints]
     coverage: pl.DataFrame
     seen: Seen
     split_table: str
@@ -80,7 +78,7 @@ class Records:
         }
         return found | ({SPLIT_TABLE: self.split_table} if self.split_table else {})
 
-    def token_counts(self) -> npt.NDArray[np.int64]:
+    def token_counts(self) -> Ints:
         """(V,) tokens of the training subjects."""
         is_training = np.zeros(len(self.store), dtype=bool)
         is_training[self.rows["train"]] = True

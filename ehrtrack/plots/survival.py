@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sksurv.nonparametric import kaplan_meier_estimator
 
+from ehrtrack.arrays import Bools, Floats
 from ehrtrack.errors import DataError
 from ehrtrack.plots._style import BLUE, DPI, GREEN, GREY, INK, ORANGE, PURPLE, RED, dress, panels
 from ehrtrack.privacy import count_text
 from ehrtrack.survival.calibration import risk_groups
-from ehrtrack.survival.metrics import BoolArray, FloatArray, checked_predictions
+from ehrtrack.survival.metrics import checked_predictions
 
 
 def calibration_plot(table: pl.DataFrame, *, horizon_days: float) -> Figure:
@@ -106,7 +107,7 @@ def _group_labels(n_groups: int) -> list[str]:
     return names.get(n_groups, ["lowest risk", *(f"group {number}" for number in range(2, n_groups)), "highest risk"])
 
 
-def _draw_kaplan_meier(ax: Axes, days: FloatArray, event: BoolArray, label: str, colour: str) -> None:
+def _draw_kaplan_meier(ax: Axes, days: Floats, event: Bools, label: str, colour: str) -> None:
     end = days.max()
     if event.any():
         at, survival, (lower, upper) = kaplan_meier_estimator(event, days, conf_type="log-log")

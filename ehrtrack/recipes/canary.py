@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.arrays import Floats
 from ehrtrack.config import RunConfig, check_objective
 from ehrtrack.data.cohort import Cohort, build_cohort
 from ehrtrack.data.events import MedsDataset, open_dataset
@@ -83,7 +83,7 @@ class Twin:
         lost = np.asarray(np.trapezoid(1 - survival, self.adapted.objective.grid.edges_days, axis=1))
         return self._interval(lost, 0.95)
 
-    def _interval(self, risk: npt.NDArray[np.float64], level: float) -> Interval:
+    def _interval(self, risk: Floats, level: float) -> Interval:
         outcomes = self.records.outcomes[self.records.rows["test"]]
         days, event, seed = outcomes.follow_up_days, outcomes.is_event, self.config.runtime.seed
         if self.records.cohort.has_classes:

@@ -9,10 +9,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import torch
 
+from ehrtrack.arrays import Ints
 from ehrtrack.baselines.base import TokenHistories, baseline_class
 from ehrtrack.data.batch import Batches
 from ehrtrack.data.cutoffs import latest
@@ -117,7 +117,7 @@ class Predictor:
         table, n_events = self.score(dataset, prediction_times)
         return self.scored(table, n_events)
 
-    def scored(self, table: pl.DataFrame, n_events: npt.NDArray[np.int64]) -> Scored:
+    def scored(self, table: pl.DataFrame, n_events: Ints) -> Scored:
         """The table with its drift, if the model knows most of the events.
 
         Raises
@@ -133,7 +133,7 @@ class Predictor:
             )
         return Scored(table, drift)
 
-    def score(self, dataset: MedsDataset, times: pl.DataFrame) -> tuple[pl.DataFrame, npt.NDArray[np.int64]]:
+    def score(self, dataset: MedsDataset, times: pl.DataFrame) -> tuple[pl.DataFrame, Ints]:
         """As `predict_dataset`, with the events (V,) by token that were read, and no check of how many it knows.
 
         Further columns of `times` are kept.
@@ -165,7 +165,7 @@ class Predictor:
         asked = _with_reason(asked, rows[is_silent], silence_reason(limit_days))
         return self.table(asked, rows[kept], predictions), n_events
 
-    def table(self, asked: pl.DataFrame, rows: npt.NDArray[np.int64], predictions: Predictions | None) -> pl.DataFrame:
+    def table(self, asked: pl.DataFrame, rows: Ints, predictions: Predictions | None) -> pl.DataFrame:
         """The N rows asked for with the predictions of some of them, which lie at `rows`; null for the others."""
         n_edges, n_causes = len(self.grid.edges_days), self.folder.n_causes
         survival = np.full((asked.height, n_edges), np.nan)
@@ -180,7 +180,7 @@ class Predictor:
         first = [name for name in table.columns if name != REASON]
         return table.select(*first, pl.lit(list(self.grid.edges_days)).alias("survival_days"), REASON)
 
-    def _predict(self, store: TokenStore, rows: npt.NDArray[np.int64]) -> Predictions:
+    def _predict(self, store: TokenStore, rows: Ints) -> Predictions:
         """Of some rows of a store, in their order."""
         config, longest = self.folder.config, self.folder.max_tokens
         if self.folder.baseline is not None:
@@ -194,7 +194,7 @@ class Predictor:
         network = place(self.folder.survival_model(), cpu)
         return _checked(self.folder.rebuilt().predict(network, batches, cpu))
 
-    def _count_events(self, dataset: MedsDataset, cutoffs: pl.DataFrame) -> npt.NDArray[np.int64]:
+    def _count_events(self, dataset: MedsDataset, cutoffs: pl.DataFrame) -> Ints:
         """(V,) events of each token that are known of the subjects at their cutoffs, each event once."""
         vocabulary, delay_hours = self.folder.vocabulary, self.folder.config.data.delay_hours
         n_events = np.zeros(len(vocabulary), dtype=np.int64)
@@ -221,7 +221,7 @@ def _checked(predictions: Predictions) -> Predictions:
     return predictions
 
 
-def _with_reason(asked: pl.DataFrame, rows: npt.NDArray[np.int64], reason: str) -> pl.DataFrame:
+def _with_reason(asked: pl.DataFrame, rows: Ints, reason: str) -> pl.DataFrame:
     """The asked subjects with a reason put at some rows."""
     reasons = asked[REASON].to_list()
     for row in rows:
@@ -299,7 +299,7 @@ def score_shards(model_folder: Path, dataset: MedsDataset, times: pl.DataFrame, 
 @dataclass(frozen=True)
 class _ShardPredictions:
     table: pl.DataFrame  # row, and the columns of `Predictor.predict_dataset`
-    n_events: npt.NDArray[np.int64]  # (V,) by token
+    n_events: Ints  # (V,) by token
 
 
 def _predict_shard(model_folder: Path, data: Path, times: pl.DataFrame, shard: Path) -> _ShardPredictions:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from ehrtrack.arrays import Floats, Ints
 from ehrtrack.simulate.dictionary import Dictionary, generator
 from ehrtrack.simulate.life import People, draw_diseases, draw_people, draw_visits
-from ehrtrack.simulate.motifs import FloatArray
 from ehrtrack.simulate.outcome import (
     Outcomes,
     censoring_rates,
@@ -31,11 +30,11 @@ class Block:
     people: People
     events: Events
     outcomes: Outcomes
-    eta: FloatArray
-    censoring_rate: FloatArray
+    eta: Floats
+    censoring_rate: Floats
 
     @property
-    def subject_ids(self) -> npt.NDArray[np.int64]:
+    def subject_ids(self) -> Ints:
         return np.arange(SUBJECTS_PER_BLOCK, dtype=np.int64) + self.number * SUBJECTS_PER_BLOCK
 
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from lifelines import KaplanMeierFitter
 from lifelines.utils import concordance_index
 
+from ehrtrack.arrays import Bools, Float32s, Floats, Ints
 from ehrtrack.data.events import BIRTH, MedsDataset, open_dataset
 from ehrtrack.data.tables import read_table
 from ehrtrack.errors import DataError
 from ehrtrack.simulate.dictionary import CONCEPTS
 from ehrtrack.simulate.life import DAYS_PER_YEAR
-from ehrtrack.simulate.motifs import FloatArray, log_hazard, summarise_history
+from ehrtrack.simulate.motifs import log_hazard, summarise_history
 from ehrtrack.simulate.recording import NOISE
 from ehrtrack.simulate.world import World
 
@@ -94,7 +94,7 @@ def check_truth(folder: Path) -> TruthReport:
     return report
 
 
-def read_world(folder: Path) -> tuple[World, FloatArray]:
+def read_world(folder: Path) -> tuple[World, Floats]:
     """The dials of a simulated population, and the days of its true survival curves."""
     path = folder / "world.json"
     if not path.is_file():
@@ -103,7 +103,7 @@ def read_world(folder: Path) -> tuple[World, FloatArray]:
     return World.model_validate(description["world"]), np.array(description["survival_days"])
 
 
-def log_hazard_from_records(folder: Path) -> FloatArray:
+def log_hazard_from_records(folder: Path) -> Floats:
     """(n,) the true log hazard computed again from the events up to the index date, in the order of the labels.
 
     That it can be computed is what makes the oracle attainable: it knows no more than a model is given.
@@ -168,7 +168,7 @@ def _coded_events(dataset: MedsDataset) -> pl.LazyFrame:
 
 def _arrays(
     events: pl.DataFrame,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+) -> tuple[Ints, Ints, Ints, Float32s]:
     return (
         events["row"].to_numpy(),
         events["seconds"].to_numpy(),
@@ -177,9 +177,7 @@ def _arrays(
     )
 
 
-def _calibration(
-    risk: FloatArray, days: FloatArray, is_event: npt.NDArray[np.bool_], horizon_days: float
-) -> pl.DataFrame:
+def _calibration(risk: Floats, days: Floats, is_event: Bools, horizon_days: float) -> pl.DataFrame:
     """Mean true risk and Kaplan-Meier's, with Greenwood's standard error, by tenths of the true risk."""
     rank = np.argsort(np.argsort(risk, kind="stable"), kind="stable")
     group = rank * N_GROUPS // len(risk)
@@ -192,7 +190,7 @@ def _calibration(
     return pl.DataFrame(rows, schema=columns, orient="row")
 
 
-def _observed_risk(days: FloatArray, is_event: npt.NDArray[np.bool_], horizon_days: float) -> tuple[float, float]:
+def _observed_risk(days: Floats, is_event: Bools, horizon_days: float) -> tuple[float, float]:
     curve = KaplanMeierFitter().fit(days, is_event)
     survival = float(curve.predict(horizon_days))
     table = curve.event_table

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from ehrtrack.arrays import Floats, Ints
 from ehrtrack.simulate.world import World
 
 SYSTEMS = ("heart", "kidney", "lung", "liver", "brain", "metabolism")
@@ -45,7 +46,7 @@ def disease(name: str) -> int:
     return DISEASES.index(name)
 
 
-def concept_of(disease_index: npt.ArrayLike, part: npt.ArrayLike) -> npt.NDArray[np.int64]:
+def concept_of(disease_index: npt.ArrayLike, part: npt.ArrayLike) -> Ints:
     """Index of a disease's concept; `part` is EARLY, LATE, DRUG or PROCEDURE."""
     return np.asarray(disease_index, dtype=np.int64) * len(_KINDS_OF_DISEASE) + np.asarray(part, dtype=np.int64)
 
@@ -82,7 +83,7 @@ class Dictionary:
         )
 
     @cached_property
-    def habits(self) -> npt.NDArray[np.float64]:
+    def habits(self) -> Floats:
         """(n_sites, N_CONCEPTS, n_synonyms) share of each synonym: rank^-habit_zipf in an order of the site's own."""
         rng = world_generator(self.world, "habits")
         shape = (self.world.n_sites, N_CONCEPTS, self.world.n_synonyms)
@@ -91,7 +92,7 @@ class Dictionary:
         return np.asarray(share / share.sum(axis=-1, keepdims=True), dtype=np.float64)
 
     @cached_property
-    def noise_shares(self) -> npt.NDArray[np.float64]:
+    def noise_shares(self) -> Floats:
         """(n_noise_codes,) Zipf."""
         share = np.arange(1, self.world.n_noise_codes + 1, dtype=np.float64) ** -self.world.noise_zipf
         return np.asarray(share / share.sum(), dtype=np.float64)

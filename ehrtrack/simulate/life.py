@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.simulate.dictionary import DISEASES, SYSTEM_OF, SYSTEMS, world_generator
-from ehrtrack.simulate.motifs import NAMED_BY_MOTIFS, NAMED_BY_STAGES, REFERENCE_AGE_YEARS, SECONDS_PER_DAY, FloatArray
+from ehrtrack.simulate.motifs import NAMED_BY_MOTIFS, NAMED_BY_STAGES, REFERENCE_AGE_YEARS, SECONDS_PER_DAY
 from ehrtrack.simulate.world import World
 
 DAYS_PER_YEAR = 365.25
@@ -44,15 +45,15 @@ class People:
     """
 
     index_time: npt.NDArray[np.datetime64]
-    age_days: npt.NDArray[np.int64]
-    is_male: npt.NDArray[np.bool_]
-    site: npt.NDArray[np.int64]
-    history_days: FloatArray
-    frailty: FloatArray
-    visit_propensity: FloatArray
+    age_days: Ints
+    is_male: Bools
+    site: Ints
+    history_days: Floats
+    frailty: Floats
+    visit_propensity: Floats
 
     @property
-    def age_years(self) -> FloatArray:
+    def age_years(self) -> Floats:
         return self.age_days / DAYS_PER_YEAR
 
 
@@ -60,16 +61,16 @@ class People:
 class Diseases:
     """Times of onset and of the late stage in days from the index date, (n, 30); inf for never."""
 
-    onset_days: FloatArray
-    late_days: FloatArray
+    onset_days: Floats
+    late_days: Floats
 
 
 @dataclass(frozen=True)
 class Visits:
     """All visits of a block, sorted by subject and time: row (V,) i64, seconds (V,) i64 from the index date."""
 
-    row: npt.NDArray[np.int64]
-    seconds: npt.NDArray[np.int64]
+    row: Ints
+    seconds: Ints
 
 
 def draw_people(n: int, world: World, rng: np.random.Generator) -> People:
@@ -113,7 +114,7 @@ def draw_diseases(people: People, world: World, rng: np.random.Generator) -> Dis
     return Diseases(onset_days=onset, late_days=late)
 
 
-def onset_rates(world: World) -> FloatArray:
+def onset_rates(world: World) -> Floats:
     """(30,) onsets a year at age 62 and mean frailty, with the world's shift of prevalence."""
     base = np.array([ONSET_PER_YEAR[name] for name in DISEASES])
     shift = world_generator(world, "prevalence").normal(0, 1, len(DISEASES)) * world.prevalence_shift

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from ehrtrack.arrays import Bools, Float32s, Floats, Ints
 from ehrtrack.simulate.dictionary import (
     DRUG,
     EARLY,
@@ -21,7 +21,6 @@ from ehrtrack.simulate.dictionary import (
 )
 from ehrtrack.simulate.world import World
 
-FloatArray = npt.NDArray[np.float64]
 SECONDS_PER_DAY = 86_400
 REFERENCE_AGE_YEARS = 62.0
 
@@ -43,20 +42,20 @@ class History:
     first_lab, last_lab : (n, 6) first and last value of each system's laboratory test; nan without one
     """
 
-    first_days: FloatArray
-    last_days: FloatArray
-    first_lab: FloatArray
-    last_lab: FloatArray
+    first_days: Floats
+    last_days: Floats
+    first_lab: Floats
+    last_lab: Floats
 
-    def first_diagnosis(self, name: str) -> FloatArray:
+    def first_diagnosis(self, name: str) -> Floats:
         """(n,) day of the first diagnosis of a disease in any stage; nan without one."""
         return np.fmin(self.first_days[:, concept(name, EARLY)], self.first_days[:, concept(name, LATE)])
 
-    def last_diagnosis(self, name: str) -> FloatArray:
+    def last_diagnosis(self, name: str) -> Floats:
         """(n,) day of the last diagnosis of a disease in any stage; nan without one."""
         return np.fmax(self.last_days[:, concept(name, EARLY)], self.last_days[:, concept(name, LATE)])
 
-    def is_diagnosed(self, name: str) -> npt.NDArray[np.bool_]:
+    def is_diagnosed(self, name: str) -> Bools:
         """(n,) whether the disease is recorded in any stage."""
         return np.isfinite(self.first_diagnosis(name))
 
@@ -69,7 +68,7 @@ def concept(name: str, part: int) -> int:
 class Term(Protocol):
     """One term of the log hazard."""
 
-    def value(self, history: History) -> FloatArray:
+    def value(self, history: History) -> Floats:
         """(n,) what the term adds."""
         ...
 
@@ -82,7 +81,7 @@ class Stage:
     early: float
     late: float
 
-    def value(self, history: History) -> FloatArray:
+    def value(self, history: History) -> Floats:
         is_late = np.isfinite(history.last_days[:, concept(self.name, LATE)])
         return self.early * history.is_diagnosed(self.name) + self.late * is_late
 
@@ -95,7 +94,7 @@ class Order:
     after: str
     weight: float
 
-    def value(self, history: History) -> FloatArray:
+    def value(self, history: History) -> Floats:
         gap = history.first_diagnosis(self.after) - history.first_diagnosis(self.before)
         return np.asarray(self.weight * np.nan_to_num(np.sign(gap)), dtype=np.float64)
 
@@ -108,7 +107,7 @@ class TreatmentTiming:
     weight: float
     within_days: float = 180.0
 
-    def value(self, history: History) -> FloatArray:
+    def value(self, history: History) -> Floats:
         gap = history.first_days[:, concept(self.name, DRUG)] - history.first_diagnosis(self.name)
         sign = np.where(np.abs(gap) <= self.within_days, -1.0, 1.0) * history.is_diagnosed(self.name)
         return np.asarray(self.weight * sign, dtype=np.float64)
@@ -122,7 +121,7 @@ class Recency:
     weight: float
     scale_days: float = 330.0
 
-    def value(self, history: History) -> FloatArray:
+    def value(self, history: History) -> Floats:
         activity = 2 * np.exp(history.last_diagnosis(self.name) / self.scale_days) - 1
         return np.asarray(self.weight * np.nan_to_num(activity), dtype=np.float64)
 
@@ -135,7 +134,7 @@ class LabTrend:
     weight: float
     limit: float = 2.0
 
-    def value(self, history: History) -> FloatArray:
+    def value(self, history: History) -> Floats:
         lab = SYSTEMS.index(self.system)
         change = history.last_lab[:, lab] - history.first_lab[:, lab]
         return np.asarray(self.weight * np.clip(np.nan_to_num(change), -self.limit, self.limit), dtype=np.float64)
@@ -149,7 +148,7 @@ class Pair:
     other: str
     weight: float
 
-    def value(self, history: History) -> FloatArray:
+    def value(self, history: History) -> Floats:
         has_both = history.is_diagnosed(self.one) & history.is_diagnosed(self.other)
         return np.where(has_both, self.weight, 0.0)
 
@@ -180,22 +179,22 @@ NAMED_BY_MOTIFS = (
 """The diseases that the hazard names; they are common, the others are rarer (see `life`)."""
 
 
-def log_hazard(history: History, age_years: FloatArray, is_male: npt.NDArray[np.bool_], world: World) -> FloatArray:
+def log_hazard(history: History, age_years: Floats, is_male: Bools, world: World) -> Floats:
     """(n,) eta: log hazard ratio to a woman of 62 with an empty record."""
     demographics = LOG_HAZARD_PER_DECADE * (age_years - REFERENCE_AGE_YEARS) / 10 + LOG_HAZARD_MALE * is_male
     motifs = _total(MOTIFS, history) * world.motif_weight
     return world.signal * (demographics + _total(STAGES, history) + motifs)
 
 
-def _total(terms: Sequence[Term], history: History) -> FloatArray:
+def _total(terms: Sequence[Term], history: History) -> Floats:
     return np.asarray(sum(term.value(history) for term in terms), dtype=np.float64)
 
 
 def summarise_history(
-    row: npt.NDArray[np.int64],
-    seconds: npt.NDArray[np.int64],
-    concepts: npt.NDArray[np.int64],
-    values: npt.NDArray[np.float32],
+    row: Ints,
+    seconds: Ints,
+    concepts: Ints,
+    values: Float32s,
     *,
     n_subjects: int,
     until_seconds: int = 0,
@@ -225,16 +224,14 @@ def summarise_history(
     )
 
 
-def _first_and_last(key: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _first_and_last(key: Ints) -> tuple[Ints, Ints]:
     """Places of the first and of the last occurrence of each key, both in the order of the keys."""
     order = np.argsort(key, kind="stable")
     ordered = key[order]
     return order[np.diff(ordered, prepend=-1) != 0], order[np.diff(ordered, append=-1) != 0]
 
 
-def _spread(
-    row: npt.NDArray[np.int64], column: npt.NDArray[np.int64], values: FloatArray, shape: tuple[int, int]
-) -> FloatArray:
+def _spread(row: Ints, column: Ints, values: Floats, shape: tuple[int, int]) -> Floats:
     table = np.full(shape, np.nan)
     table[row, column] = values
     return table

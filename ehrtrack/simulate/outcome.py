@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.simulate.dictionary import FIRST_COMPLICATION, N_COMPLICATIONS, OUTCOME, Dictionary
 from ehrtrack.simulate.life import DAYS_PER_YEAR, HISTORY_LIMITS_YEARS, People
-from ehrtrack.simulate.motifs import REFERENCE_AGE_YEARS, SECONDS_PER_DAY, FloatArray, log_hazard, summarise_history
+from ehrtrack.simulate.motifs import REFERENCE_AGE_YEARS, SECONDS_PER_DAY, log_hazard, summarise_history
 from ehrtrack.simulate.recording import Events, write_codes
 from ehrtrack.simulate.world import World
 
@@ -18,27 +19,25 @@ FATAL_MEAN_DAYS = 30.0
 LANDMARK_DAYS = 365
 
 
-def truth_times(world: World) -> FloatArray:
+def truth_times(world: World) -> Floats:
     """(37,) days of the grid of the true survival curves, from 0 to the horizon."""
     return np.linspace(0, world.horizon_days, N_TRUTH_TIMES)
 
 
-def cumulative_hazard(days: npt.ArrayLike, world: World) -> FloatArray:
+def cumulative_hazard(days: npt.ArrayLike, world: World) -> Floats:
     """Baseline Lambda_0(t) = baseline_hazard (t / horizon)^shape."""
     share = np.asarray(days, dtype=np.float64) / world.horizon_days
     return np.asarray(world.baseline_hazard * share**world.weibull_shape, dtype=np.float64)
 
 
-def true_survival(eta: FloatArray, days: FloatArray, world: World) -> FloatArray:
+def true_survival(eta: Floats, days: Floats, world: World) -> Floats:
     """(n, M) S(t | observed history) = (1 + theta Lambda_0(t) e^eta)^(-1/theta), the gamma frailty integrated out."""
     hazard = cumulative_hazard(days, world)[None, :] * np.exp(eta)[:, None]
     theta = world.outcome_frailty
     return np.exp(-hazard) if theta == 0 else (1 + theta * hazard) ** (-1 / theta)
 
 
-def censoring_rates(
-    age_years: FloatArray, is_male: npt.NDArray[np.bool_], n_visits_last_year: npt.ArrayLike, world: World
-) -> FloatArray:
+def censoring_rates(age_years: Floats, is_male: Bools, n_visits_last_year: npt.ArrayLike, world: World) -> Floats:
     """(n,) constant rate of censoring a day, from what the record shows at the index date."""
     log_ratio = (
         world.censoring_per_decade * (age_years - REFERENCE_AGE_YEARS) / 10
@@ -48,7 +47,7 @@ def censoring_rates(
     return np.asarray(world.censoring_per_year / DAYS_PER_YEAR * np.exp(log_ratio), dtype=np.float64)
 
 
-def visits_in_last_year(row: npt.NDArray[np.int64], seconds: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:
+def visits_in_last_year(row: Ints, seconds: Ints, n: int) -> Ints:
     """(n,) moments in the year up to the index date at which something is recorded; events sorted by row and time."""
     keep = (seconds <= 0) & (seconds > -365 * SECONDS_PER_DAY)
     row, seconds = row[keep], seconds[keep]
@@ -57,7 +56,7 @@ def visits_in_last_year(row: npt.NDArray[np.int64], seconds: npt.NDArray[np.int6
     return np.bincount(row[is_new], minlength=n)
 
 
-def eta_at(events: Events, people: People, world: World, day: int = 0) -> FloatArray:
+def eta_at(events: Events, people: People, world: World, day: int = 0) -> Floats:
     """(n,) log hazard from what was recorded up to a day from the index date; `events` sorted."""
     history = summarise_history(
         events.row,
@@ -72,7 +71,7 @@ def eta_at(events: Events, people: People, world: World, day: int = 0) -> FloatA
 
 def draw_complications(
     events: Events, people: People, dictionary: Dictionary, rng: np.random.Generator
-) -> tuple[Events, FloatArray]:
+) -> tuple[Events, Floats]:
     """Complications, at rates that follow the log hazard of each year's start, and the log hazard at the index date.
 
     They depend on the record and not the record's hazard on them, so the truth needs none of them.
@@ -108,14 +107,14 @@ class Outcomes:
     gamma : (n,) the frailty of the outcome, mean 1
     """
 
-    follow_up_seconds: npt.NDArray[np.int64]
-    is_event: npt.NDArray[np.bool_]
-    record_end_seconds: npt.NDArray[np.int64]
-    is_death: npt.NDArray[np.bool_]
-    gamma: FloatArray
+    follow_up_seconds: Ints
+    is_event: Bools
+    record_end_seconds: Ints
+    is_death: Bools
+    gamma: Floats
 
 
-def draw_outcomes(eta: FloatArray, censoring_rate: FloatArray, world: World, rng: np.random.Generator) -> Outcomes:
+def draw_outcomes(eta: Floats, censoring_rate: Floats, world: World, rng: np.random.Generator) -> Outcomes:
     """Outcome times from the frailty model, independent censoring given the covariates, and deaths."""
     n, theta = len(eta), world.outcome_frailty
     gamma = rng.gamma(1 / theta, theta, n) if theta > 0 else np.ones(n)
@@ -144,14 +143,14 @@ def outcome_events(outcomes: Outcomes, people: People, dictionary: Dictionary, r
     return _as_events(row, outcomes.follow_up_seconds[row], np.full(len(row), OUTCOME), people, dictionary, rng)
 
 
-def _seconds(days: FloatArray) -> npt.NDArray[np.int64]:
+def _seconds(days: Floats) -> Ints:
     return np.floor(days * SECONDS_PER_DAY).astype(np.int64)
 
 
 def _as_events(
-    row: npt.NDArray[np.int64],
-    seconds: npt.NDArray[np.int64],
-    concept: npt.NDArray[np.int64],
+    row: Ints,
+    seconds: Ints,
+    concept: Ints,
     people: People,
     dictionary: Dictionary,
     rng: np.random.Generator,

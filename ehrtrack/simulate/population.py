@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from meds.schema import CodeMetadataSchema, DataSchema, DatasetMetadataSchema
 
+from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.data.events import BIRTH, DEATH
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.files import publish, scratch_folder
 from ehrtrack.simulate.block import SUBJECTS_PER_BLOCK, Block, draw_block
 from ehrtrack.simulate.dictionary import CONCEPTS, N_CONCEPTS, Dictionary
-from ehrtrack.simulate.motifs import SECONDS_PER_DAY, FloatArray
+from ehrtrack.simulate.motifs import SECONDS_PER_DAY
 from ehrtrack.simulate.outcome import cumulative_hazard, true_survival, truth_times
 from ehrtrack.simulate.world import World
 
@@ -140,9 +141,7 @@ def _events_table(block: Block, dictionary: Dictionary, n: int) -> pa.Table:
     )
 
 
-def _visit_ids(
-    subject: npt.NDArray[np.int64], seconds: npt.NDArray[np.int64], *, is_visit: npt.NDArray[np.bool_]
-) -> pa.Array:
+def _visit_ids(subject: Ints, seconds: Ints, *, is_visit: Bools) -> pa.Array:
     """`subject-k` for the k-th moment of a subject's record; null for what belongs to no visit."""
     starts = np.ones(len(subject), dtype=bool)
     starts[1:] = (np.diff(subject) != 0) | (np.diff(seconds) != 0)
@@ -186,7 +185,7 @@ def _truth_table(block: Block, world: World, n: int) -> pa.Table:
     )
 
 
-def _subject_ids(block: Block, world: World, row: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _subject_ids(block: Block, world: World, row: Ints) -> Ints:
     return block.subject_ids[row] + world.first_subject_id
 
 
@@ -194,7 +193,7 @@ def _microseconds(times: npt.NDArray[np.datetime64]) -> npt.NDArray[np.datetime6
     return times.astype("datetime64[us]")
 
 
-def _lists(table: FloatArray) -> pa.Array:
+def _lists(table: Floats) -> pa.Array:
     offsets = np.arange(len(table) + 1, dtype=np.int32) * table.shape[1]
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(table.ravel()))
 

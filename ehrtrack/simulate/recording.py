@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ehrtrack.arrays import Bools, Float32s, Floats, Ints
 from ehrtrack.simulate.dictionary import (
     DISEASES_PER_SYSTEM,
     DRUG,
@@ -21,10 +22,8 @@ from ehrtrack.simulate.dictionary import (
     concept_of,
 )
 from ehrtrack.simulate.life import DAYS_PER_YEAR, Diseases, People, Visits
-from ehrtrack.simulate.motifs import SECONDS_PER_DAY, FloatArray
+from ehrtrack.simulate.motifs import SECONDS_PER_DAY
 from ehrtrack.simulate.world import World
-
-IntArray = npt.NDArray[np.int64]
 
 LATE_FACTOR = 1.8  # procedures are this much likelier in the late stage
 LAB_WITHOUT_DISEASE = 0.15  # share of the laboratory probability while the system is healthy
@@ -38,13 +37,13 @@ NOISE = -1
 class Events:
     """Coded events of a block, (E,) each; `concept` is NOISE for noise, `value` is nan without one."""
 
-    row: IntArray
-    seconds: IntArray
-    concept: IntArray
-    code: IntArray
-    value: npt.NDArray[np.float32]
+    row: Ints
+    seconds: Ints
+    concept: Ints
+    code: Ints
+    value: Float32s
 
-    def take(self, chosen: npt.NDArray[np.bool_] | IntArray) -> Events:
+    def take(self, chosen: Bools | Ints) -> Events:
         return Events(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
     def sorted(self) -> Events:
@@ -86,7 +85,7 @@ def record_visits(
     )
 
 
-def write_codes(site: IntArray, concept: IntArray, dictionary: Dictionary, rng: np.random.Generator) -> IntArray:
+def write_codes(site: Ints, concept: Ints, dictionary: Dictionary, rng: np.random.Generator) -> Ints:
     """(E,) one of each concept's interchangeable codes, by the habits of the site."""
     cumulative = dictionary.habits.cumsum(axis=-1)[:, :, :-1]
     synonym = (rng.random(len(concept))[:, None] >= cumulative[site, concept]).sum(axis=1)
@@ -102,7 +101,7 @@ def _stages(visits: Visits, diseases: Diseases) -> npt.NDArray[np.int8]:
 
 def _disease_concepts(
     visits: Visits, stage: npt.NDArray[np.int8], diseases: Diseases, world: World, rng: np.random.Generator
-) -> tuple[IntArray, IntArray]:
+) -> tuple[Ints, Ints]:
     """(visit, concept) of diagnoses, drugs and procedures."""
     delay = _treatment_delay(diseases, world, rng)  # (n, 30) days
     visit, disease = np.nonzero(stage)
@@ -124,14 +123,14 @@ def _disease_concepts(
     )
 
 
-def _treatment_delay(diseases: Diseases, world: World, rng: np.random.Generator) -> FloatArray:
+def _treatment_delay(diseases: Diseases, world: World, rng: np.random.Generator) -> Floats:
     """(n, 30) days from onset to treatment: at once, or about two years later."""
     shape = diseases.onset_days.shape
     is_prompt = rng.random(shape) < world.prompt_treatment
     return np.where(is_prompt, rng.uniform(*PROMPT_DAYS, shape), rng.uniform(*DELAYED_DAYS, shape))
 
 
-def _symptoms(stage: npt.NDArray[np.int8], world: World, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+def _symptoms(stage: npt.NDArray[np.int8], world: World, rng: np.random.Generator) -> tuple[Ints, Ints]:
     """(visit, concept) of ambiguous symptoms: as likely as the diseases of their two systems are many."""
     n_active = (stage > 0).reshape(len(stage), len(SYSTEMS), DISEASES_PER_SYSTEM).sum(axis=2)
     pairs = np.array([[SYSTEMS.index(name) for name in symptom] for symptom in SYMPTOMS])
@@ -142,7 +141,7 @@ def _symptoms(stage: npt.NDArray[np.int8], world: World, rng: np.random.Generato
 
 def _labs(
     visits: Visits, stage: npt.NDArray[np.int8], people: People, world: World, rng: np.random.Generator
-) -> tuple[IntArray, IntArray, npt.NDArray[np.float32]]:
+) -> tuple[Ints, Ints, Float32s]:
     """(visit, concept, value): worse with the worst stage in the system, and drifting in each subject's own way."""
     drift = rng.normal(0, LAB_DRIFT_PER_YEAR, people.frailty.shape)  # (n, 6)
     worst = stage.reshape(len(stage), len(SYSTEMS), DISEASES_PER_SYSTEM).max(axis=2)
@@ -154,9 +153,7 @@ def _labs(
     return visit, FIRST_LAB + system, value.astype(np.float32)
 
 
-def _copies(
-    visits: Visits, visit: IntArray, concept: IntArray, world: World, rng: np.random.Generator
-) -> tuple[IntArray, IntArray]:
+def _copies(visits: Visits, visit: Ints, concept: Ints, world: World, rng: np.random.Generator) -> tuple[Ints, Ints]:
     """(visit, event copied): a diagnosis is carried to the next visits, a geometric number of them."""
     is_diagnosis = (concept < FIRST_LAB) & ((concept % 4 == EARLY) | (concept % 4 == LATE))
     source = np.flatnonzero(is_diagnosis)
@@ -169,7 +166,7 @@ def _copies(
     return copy_visit[keep], source[keep]
 
 
-def _noise(n_visits: int, dictionary: Dictionary, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+def _noise(n_visits: int, dictionary: Dictionary, rng: np.random.Generator) -> tuple[Ints, Ints]:
     """(visit, code) of codes that nothing drives, by Zipf's law."""
     visit = np.repeat(np.arange(n_visits), rng.poisson(dictionary.world.noise_per_visit, n_visits))
     rank = np.searchsorted(dictionary.noise_shares.cumsum()[:-1], rng.random(len(visit)), side="right")

@@ -7,13 +7,14 @@ import numpy.typing as npt
 import polars as pl
 from sksurv.nonparametric import kaplan_meier_estimator
 
+from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.errors import DataError, NotMeasurable
-from ehrtrack.survival.metrics import BoolArray, FloatArray, checked_predictions
+from ehrtrack.survival.metrics import checked_predictions
 
 MIN_GROUP_SUBJECTS = 2
 
 
-def risk_groups(risk: npt.ArrayLike, n_groups: int) -> npt.NDArray[np.int64]:
+def risk_groups(risk: npt.ArrayLike, n_groups: int) -> Ints:
     """Group of each subject by quantiles of risk, 0 the lowest; equal risks always share a group.
 
     Ties can leave fewer groups than asked for: a model that gives everybody the same risk makes one group.
@@ -40,7 +41,7 @@ def risk_groups(risk: npt.ArrayLike, n_groups: int) -> npt.NDArray[np.int64]:
     return np.unique(numbers, return_inverse=True)[1].astype(np.int64)
 
 
-def observed_risk(follow_up_days: FloatArray, is_event: BoolArray, horizon_days: float) -> tuple[float, float, float]:
+def observed_risk(follow_up_days: Floats, is_event: Bools, horizon_days: float) -> tuple[float, float, float]:
     """1 - Kaplan-Meier survival at the horizon with its log-log 95 % interval: (estimate, lower, upper).
 
     Where follow-up ends before the horizon, the last estimate is carried forward. A group without events
@@ -74,7 +75,7 @@ def calibration_table(
     *,
     horizon_days: float,
     n_groups: int = 10,
-    subject: npt.NDArray[np.int64] | None = None,
+    subject: Ints | None = None,
 ) -> pl.DataFrame:
     """Mean predicted risk and observed Kaplan-Meier risk at the horizon, for groups of rising predicted risk.
 

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import polars as pl
 from scipy.stats import chi2
 
+from ehrtrack.arrays import Floats
 from ehrtrack.errors import NotMeasurable
 from ehrtrack.survival.censoring import MIN_EVENTS, FollowUp, risk_without_interval
 from ehrtrack.survival.curves import interpolate_survival
-from ehrtrack.survival.metrics import FloatArray
 from ehrtrack.survival.proportional_hazards import HazardFit, ProportionalHazards
 from ehrtrack.survival.time_grid import TimeGrid
 
@@ -23,7 +23,7 @@ MIN_PROBABILITY = 1e-7
 N_CURVE_POINTS = 100
 
 
-def log_hazard(risk: npt.ArrayLike) -> FloatArray:
+def log_hazard(risk: npt.ArrayLike) -> Floats:
     """log(-log(1 - risk)), the logarithm of the cumulative hazard.
 
     On this scale a proportional change of the hazard is a shift. Risks of 0 and 1 are moved by `MIN_PROBABILITY`.
@@ -40,7 +40,7 @@ def log_hazard(risk: npt.ArrayLike) -> FloatArray:
     [0.0, -0.807, -1.5]
     """
     clipped = np.clip(np.asarray(risk, dtype=np.float64), MIN_PROBABILITY, 1 - MIN_PROBABILITY)
-    transformed: FloatArray = np.log(-np.log1p(-clipped))
+    transformed: Floats = np.log(-np.log1p(-clipped))
     return transformed
 
 
@@ -114,13 +114,13 @@ class CalibrationCurve:
     [(365, 0.1, 0.1), (365, 0.2, 0.3), (365, 0.3, 0.5)]
     """
 
-    predicted: FloatArray
-    observed: FloatArray
+    predicted: Floats
+    observed: Floats
 
     @property
-    def errors(self) -> FloatArray:
+    def errors(self) -> Floats:
         """(B,) distance of each subject's predicted risk from the risk observed at it."""
-        distance: FloatArray = np.abs(self.observed - self.predicted)
+        distance: Floats = np.abs(self.observed - self.predicted)
         return distance
 
     @property
@@ -174,7 +174,7 @@ def calibration_curve(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_days:
     return CalibrationCurve(np.asarray(risk, dtype=np.float64), fit.risk(x, horizon_days))
 
 
-def spline_columns(x: FloatArray) -> FloatArray:
+def spline_columns(x: Floats) -> Floats:
     """(B, 2) restricted cubic spline in three knots (Harrell 2015, eq. 2.25), centred; (B, 1) if knots fall together.
 
     Between the outer knots it is cubic, beyond them straight: few subjects cannot bend the ends.
@@ -186,17 +186,17 @@ def spline_columns(x: FloatArray) -> FloatArray:
     """
     low, middle, high = np.quantile(x, KNOT_QUANTILES)
     if not low < middle < high:
-        centred: FloatArray = (x - x.mean())[:, None]
+        centred: Floats = (x - x.mean())[:, None]
         return centred
 
-    def cubed(knot: float) -> FloatArray:
-        above: FloatArray = np.maximum(x - knot, 0) ** 3
+    def cubed(knot: float) -> Floats:
+        above: Floats = np.maximum(x - knot, 0) ** 3
         return above
 
     width = high - low
     bend = cubed(low) - cubed(middle) * width / (high - middle) + cubed(high) * (middle - low) / (high - middle)
     columns = np.column_stack([x, bend / width**2])
-    result: FloatArray = columns - columns.mean(axis=0)
+    result: Floats = columns - columns.mean(axis=0)
     return result
 
 
@@ -232,7 +232,7 @@ def observed_to_expected(risk: npt.ArrayLike, follow_up: FollowUp, *, horizon_da
 
 def d_calibration(
     survival: npt.ArrayLike, grid: TimeGrid, follow_up: FollowUp, *, n_bins: int = 10
-) -> tuple[float, FloatArray]:
+) -> tuple[float, Floats]:
     """P-value of D-calibration, and the share of subjects in each bin of S(t_i).
 
     If the curves are right, S at a subject's own event day is uniform. A subject censored with S(c) left is spread
@@ -285,7 +285,7 @@ def d_calibration(
     return float(chi2.sf(statistic, n_bins - 1)), shares / n
 
 
-def own_survival(survival: npt.ArrayLike, grid: TimeGrid, follow_up: FollowUp) -> FloatArray:
+def own_survival(survival: npt.ArrayLike, grid: TimeGrid, follow_up: FollowUp) -> Floats:
     """(B,) S of each subject at the end of its own follow-up, or at the horizon if that is earlier.
 
     Examples
@@ -300,11 +300,11 @@ def own_survival(survival: npt.ArrayLike, grid: TimeGrid, follow_up: FollowUp) -
     right = np.clip(np.searchsorted(edges, days, side="left"), 1, edges.size - 1)
     rows = np.arange(days.size)
     weight = (days - edges[right - 1]) / (edges[right] - edges[right - 1])
-    own: FloatArray = curves[rows, right - 1] * (1 - weight) + curves[rows, right] * weight
+    own: Floats = curves[rows, right - 1] * (1 - weight) + curves[rows, right] * weight
     return own
 
 
-def risk_at(survival: npt.ArrayLike, grid: TimeGrid, day: float) -> FloatArray:
+def risk_at(survival: npt.ArrayLike, grid: TimeGrid, day: float) -> Floats:
     """(B,) predicted probability of the event up to a day.
 
     Examples
@@ -312,11 +312,11 @@ def risk_at(survival: npt.ArrayLike, grid: TimeGrid, day: float) -> FloatArray:
     >>> risk_at([[1.0, 0.6], [1.0, 0.2]], TimeGrid((0, 10)), 5).round(3).tolist()
     [0.2, 0.4]
     """
-    risk: FloatArray = 1 - interpolate_survival(survival, grid, [day])[:, 0]
+    risk: Floats = 1 - interpolate_survival(survival, grid, [day])[:, 0]
     return risk
 
 
-def _regression(x: FloatArray, follow_up: FollowUp, horizon_days: float) -> ProportionalHazards:
+def _regression(x: Floats, follow_up: FollowUp, horizon_days: float) -> ProportionalHazards:
     event = follow_up.has_event_by(horizon_days)
     days = np.where(event, follow_up.days, np.minimum(follow_up.days, np.nextafter(horizon_days, np.inf)))
     return ProportionalHazards(x, days, event)

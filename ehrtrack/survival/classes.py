@@ -15,12 +15,12 @@ from scipy.special import expit, logit
 from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.errors import NotMeasurable
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES, N_RESAMPLES
 from ehrtrack.survival.calibration import risk_groups
 from ehrtrack.survival.calibration_curve import MIN_PROBABILITY, CalibrationCurve, spline_columns
 from ehrtrack.survival.censoring import MIN_EVENTS
-from ehrtrack.survival.metrics import BoolArray, FloatArray
 from ehrtrack.survival.resampling import Interval, drawn_counts, percentile_interval, resampled_auc
 
 MAX_STEPS = 50
@@ -46,20 +46,20 @@ class Classes:
     (2, [0.9])
     """
 
-    risk: FloatArray
-    truth: BoolArray
-    subject: npt.NDArray[np.int64] | None = None
+    risk: Floats
+    truth: Bools
+    subject: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.truth)
 
-    def __getitem__(self, rows: npt.NDArray[np.int64] | BoolArray) -> Classes:
+    def __getitem__(self, rows: Ints | Bools) -> Classes:
         return Classes(self.risk[rows], self.truth[rows], None if self.subject is None else self.subject[rows])
 
     @property
-    def log_odds(self) -> FloatArray:
+    def log_odds(self) -> Floats:
         """(B,) logit of the risks; 0 and 1, which have none, are read as `MIN_PROBABILITY` from there."""
-        odds: FloatArray = logit(np.clip(self.risk, MIN_PROBABILITY, 1 - MIN_PROBABILITY))
+        odds: Floats = logit(np.clip(self.risk, MIN_PROBABILITY, 1 - MIN_PROBABILITY))
         return odds
 
     def require_both(self, *, least: int = MIN_EVENTS) -> None:
@@ -82,7 +82,7 @@ def auroc(classes: Classes) -> float:
     return float(roc_auc_score(classes.truth, classes.risk))
 
 
-def resampled_auroc(classes: Classes, *, n_resamples: int, seed: int) -> FloatArray:
+def resampled_auroc(classes: Classes, *, n_resamples: int, seed: int) -> Floats:
     """(R,) AUROC in each resample of the subjects; NaN where a resample lacks a class.
 
     Examples
@@ -117,7 +117,7 @@ def auroc_interval(classes: Classes, *, n_resamples: int = N_RESAMPLES, seed: in
 
 
 def auroc_difference(
-    classes: Classes, other_risk: FloatArray, *, n_resamples: int = N_RESAMPLES, seed: int = 0
+    classes: Classes, other_risk: Floats, *, n_resamples: int = N_RESAMPLES, seed: int = 0
 ) -> Interval:
     """AUROC minus that of another model's risks (B,) for the same rows, over the same resampled subjects.
 
@@ -264,7 +264,7 @@ def smooth_calibration(classes: Classes) -> CalibrationCurve:
     """
     classes.require_both()
     x = _with_constant(spline_columns(classes.log_odds))
-    observed: FloatArray = expit(x @ logistic_fit(x, classes.truth))
+    observed: Floats = expit(x @ logistic_fit(x, classes.truth))
     return CalibrationCurve(np.asarray(classes.risk, dtype=np.float64), observed)
 
 
@@ -304,13 +304,13 @@ def calibration_groups(classes: Classes, *, n_groups: int = 10) -> pl.DataFrame:
 
 
 def logistic_fit(
-    x: FloatArray,
-    truth: BoolArray,
-    weights: FloatArray | None = None,
+    x: Floats,
+    truth: Bools,
+    weights: Floats | None = None,
     *,
-    offset: FloatArray | None = None,
-    start: FloatArray | None = None,
-) -> FloatArray:
+    offset: Floats | None = None,
+    start: Floats | None = None,
+) -> Floats:
     """(D,) coefficients of a logistic regression without a penalty, by Newton's method.
 
     Parameters
@@ -332,7 +332,7 @@ def logistic_fit(
     [1.0986]
     """
     count, beside = np.ones(len(x)) if weights is None else weights, 0.0 if offset is None else offset
-    beta: FloatArray = np.zeros(x.shape[1]) if start is None else start.copy()
+    beta: Floats = np.zeros(x.shape[1]) if start is None else start.copy()
     for _ in range(MAX_STEPS):
         p = expit(x @ beta + beside)
         curvature = (x * (count * p * (1 - p))[:, None]).T @ x
@@ -351,5 +351,5 @@ def logistic_fit(
     )
 
 
-def _with_constant(x: FloatArray) -> FloatArray:
+def _with_constant(x: Floats) -> Floats:
     return np.column_stack([np.ones(len(x)), x])

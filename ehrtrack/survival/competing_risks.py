@@ -21,15 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ehrtrack.arrays import Floats, Ints
 from ehrtrack.survival.bootstrap import c_index_interval
 from ehrtrack.survival.censoring import censored_after_events
 from ehrtrack.survival.kaplan_meier import KaplanMeier
 from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.resampling import Interval, resampled_c_index
 from ehrtrack.survival.time_grid import TimeGrid
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 
 def log_hazards(logits: Tensor) -> Tensor:
@@ -73,10 +71,10 @@ class EventWeights:
 
     grid: TimeGrid
     followed: KaplanMeier
-    mean: FloatArray
+    mean: Floats
 
     @classmethod
-    def of(cls, grid: TimeGrid, follow_up_days: FloatArray, cause: IntArray) -> EventWeights:
+    def of(cls, grid: TimeGrid, follow_up_days: Floats, cause: Ints) -> EventWeights:
         """Weights on the grid that was fitted to these training subjects."""
         event = cause > 0
         followed = KaplanMeier.of(censored_after_events(follow_up_days, event), ~event)
@@ -86,7 +84,7 @@ class EventWeights:
         mean = np.divide(total, n_events, out=np.ones_like(total), where=n_events > 0)
         return cls(grid, followed, mean)
 
-    def weigh(self, follow_up_days: FloatArray, cause: IntArray) -> FloatArray:
+    def weigh(self, follow_up_days: Floats, cause: Ints) -> Floats:
         """(B,) weights of events; 1 for the censored, where it is not used."""
         event = cause > 0
         days, interval = follow_up_days[event], self.grid.interval_of(follow_up_days, event)[event]
@@ -145,13 +143,13 @@ def cumulative_incidence(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def marginal_logits(
-    survived: npt.NDArray[np.int64] | FloatArray,
-    cause: IntArray,
+    survived: Ints | Floats,
+    cause: Ints,
     *,
     n_intervals: int,
     n_causes: int,
-    weight: FloatArray | None = None,
-) -> FloatArray:
+    weight: Floats | None = None,
+) -> Floats:
     """(K, R) logits of a model without inputs: the maximum of the likelihood, h_rk = d_rk / (d_k + n_k).
 
     Here d_rk are weighted events and n_k is how many passed the interval, with the shares of it that the censored were
@@ -178,11 +176,11 @@ def marginal_logits(
     np.add.at(events, (survived[is_event].astype(np.int64), cause[is_event] - 1), of_events[is_event])
     n_passed = np.array([np.clip(survived - k, 0, 1).sum() for k in range(n_intervals)])
     least = np.maximum(events.sum(axis=1), 1.0) / 999
-    logits: FloatArray = np.log(np.maximum(events, 1e-3)) - np.log(np.maximum(n_passed, least))[:, None]
+    logits: Floats = np.log(np.maximum(events, 1e-3)) - np.log(np.maximum(n_passed, least))[:, None]
     return logits
 
 
-def cause_c_index(incidence: npt.ArrayLike, follow_up_days: FloatArray, cause: IntArray, *, of: int) -> float:
+def cause_c_index(incidence: npt.ArrayLike, follow_up_days: Floats, cause: Ints, *, of: int) -> float:
     """C-index of the cumulative incidence of one cause at the horizon (Wolbers et al. 2014, Biostatistics 15:526-39).
 
     Who has another cause will never have this one, and so ought to have a lower incidence than those who do: its
@@ -212,12 +210,12 @@ def cause_c_index(incidence: npt.ArrayLike, follow_up_days: FloatArray, cause: I
 
 def cause_c_index_interval(
     incidence: npt.ArrayLike,
-    follow_up_days: FloatArray,
-    cause: IntArray,
+    follow_up_days: Floats,
+    cause: Ints,
     *,
     of: int,
     seed: int = 0,
-    subject: IntArray | None = None,
+    subject: Ints | None = None,
 ) -> Interval:
     """`cause_c_index` with its percentile interval over resampled subjects; `subject` as in `c_index_interval`.
 
@@ -233,14 +231,14 @@ def cause_c_index_interval(
 
 def resampled_cause_c_index(
     incidence: npt.ArrayLike,
-    follow_up_days: FloatArray,
-    cause: IntArray,
+    follow_up_days: Floats,
+    cause: Ints,
     *,
     of: int,
     n_resamples: int,
     seed: int,
-    subject: IntArray | None = None,
-) -> FloatArray:
+    subject: Ints | None = None,
+) -> Floats:
     """(S,) `cause_c_index` in each of S resamples of subjects, NaN without a comparable pair.
 
     Examples
@@ -254,7 +252,7 @@ def resampled_cause_c_index(
     return resampled_c_index(incidence, days, cause == of, n_resamples=n_resamples, seed=seed, subject=subject)
 
 
-def aalen_johansen(follow_up_days: FloatArray, cause: IntArray, *, of: int, by_day: float) -> float:
+def aalen_johansen(follow_up_days: Floats, cause: Ints, *, of: int, by_day: float) -> float:
     """Observed cumulative incidence of a cause by a day (Aalen & Johansen 1978, Scand J Stat 5:141-50).
 
     Where an event and a censoring fall on one day, the event came first.
@@ -276,12 +274,12 @@ def aalen_johansen(follow_up_days: FloatArray, cause: IntArray, *, of: int, by_d
     return float((free_before * n_of / n_at_risk).sum())
 
 
-def _count_by_day(event_days: FloatArray, days: FloatArray) -> IntArray:
+def _count_by_day(event_days: Floats, days: Floats) -> Ints:
     ordered = np.sort(event_days)
-    counts: IntArray = np.searchsorted(ordered, days, side="right") - np.searchsorted(ordered, days, side="left")
+    counts: Ints = np.searchsorted(ordered, days, side="right") - np.searchsorted(ordered, days, side="left")
     return counts
 
 
-def _days_without_end(follow_up_days: FloatArray, cause: IntArray, of: int) -> FloatArray:
+def _days_without_end(follow_up_days: Floats, cause: Ints, of: int) -> Floats:
     is_other = (cause > 0) & (cause != of)
     return np.where(is_other, float(follow_up_days.max()) + 1, follow_up_days)

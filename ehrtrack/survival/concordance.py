@@ -11,12 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
-IntArray = npt.NDArray[np.int64]
-Counts = npt.NDArray[np.float32]
+from ehrtrack.arrays import Bools, Float32s, Floats, Ints
+
 """(R, B): how often each subject was drawn in each of R resamples; whole numbers, exact below 2**24."""
 
 MIN_TILE = 128
@@ -49,16 +46,16 @@ class RankedSubjects:
     0.5
     """
 
-    by_time: IntArray
-    by_risk: IntArray
-    risk_rank: IntArray
-    is_event: BoolArray
-    outlived_from: IntArray
-    tied_from: IntArray
-    tied_to: IntArray
+    by_time: Ints
+    by_risk: Ints
+    risk_rank: Ints
+    is_event: Bools
+    outlived_from: Ints
+    tied_from: Ints
+    tied_to: Ints
 
     @classmethod
-    def of(cls, risk: FloatArray, days: FloatArray, event: BoolArray) -> RankedSubjects:
+    def of(cls, risk: Floats, days: Floats, event: Bools) -> RankedSubjects:
         """Ranks of checked (B,) values, in O(B log B)."""
         n = risk.size
         risk_level = np.unique(risk, return_inverse=True)[1]
@@ -86,7 +83,7 @@ class RankedSubjects:
         n_concordant = _n_events_above_a_later_subject(self.risk_rank, self.is_event)
         return float((n_concordant + n_tied / 2) / n_comparable)
 
-    def resampled_pairs(self, counts: Counts, event_weights: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
+    def resampled_pairs(self, counts: Float32s, event_weights: Floats | None = None) -> tuple[Floats, Floats]:
         """Comparable and concordant pairs (tied in risk: one half) in each of R resamples.
 
         Drawing a subject twice repeats its pairs, so a pair counts as often as the product of both counts.
@@ -121,7 +118,7 @@ class RankedSubjects:
             n_concordant += 0.5 * _pairs_with_ranges(by_risk, of_event[self.by_risk], tied, start, stop)
         return n_comparable, n_concordant
 
-    def _concordant_by_time(self, by_time: Counts, of_event: Counts, tile_size: int) -> FloatArray:
+    def _concordant_by_time(self, by_time: Float32s, of_event: Float32s, tile_size: int) -> Floats:
         """Weighted concordant pairs (R,) of one tile of time, or of two tiles of time and two of risk.
 
         Tiles of time are walked from the last to the first, while `below` sums the tiles already passed by tile
@@ -143,7 +140,7 @@ class RankedSubjects:
             below += weights @ (risk_tile[tile][:, None] < risk_tiles).astype(np.float32)
         return total
 
-    def _concordant_by_risk(self, by_risk: Counts, of_event: Counts, tile_size: int) -> FloatArray:
+    def _concordant_by_risk(self, by_risk: Float32s, of_event: Float32s, tile_size: int) -> Floats:
         """Weighted concordant pairs (R,) of one tile of risk and two tiles of time: what the walk leaves out."""
         total = np.zeros(len(by_risk))
         for start in range(0, self.is_event.size, tile_size):
@@ -159,13 +156,13 @@ class RankedSubjects:
         return total
 
 
-def _ends_of_runs(values: IntArray) -> IntArray:
+def _ends_of_runs(values: Ints) -> Ints:
     """For each of (B,) values, the index just past its run of equal neighbours."""
     ends = np.append(np.flatnonzero(values[1:] != values[:-1]) + 1, values.size)
     return np.repeat(ends, np.diff(ends, prepend=0))
 
 
-def _n_events_above_a_later_subject(risk_rank: IntArray, is_event: BoolArray) -> int:
+def _n_events_above_a_later_subject(risk_rank: Ints, is_event: Bools) -> int:
     """How many pairs have an event first, and a subject of lower risk rank at a later place. O(B log B).
 
     Two ranks are told apart by their highest differing bit. Bit by bit from the top, ranks lie in groups that agree
@@ -188,9 +185,7 @@ def _n_events_above_a_later_subject(risk_rank: IntArray, is_event: BoolArray) ->
     return total
 
 
-def _pairs_with_ranges(
-    ordered: Counts, weights: Counts, first: IntArray, start: IntArray, stop: IntArray | int
-) -> FloatArray:
+def _pairs_with_ranges(ordered: Float32s, weights: Float32s, first: Ints, start: Ints, stop: Ints | int) -> Floats:
     """Weighted pairs (R,) of each subject in `first` with those at start <= place < stop, places as in `ordered`."""
     passed = np.zeros((ordered.shape[0], ordered.shape[1] + 1), np.float32)
     np.cumsum(ordered, axis=1, out=passed[:, 1:])
@@ -198,7 +193,7 @@ def _pairs_with_ranges(
     return _sum_of_products(np.take(ordered, first, axis=1) * weights[first], upto - np.take(passed, start, axis=1))
 
 
-def _sum_of_products(a: Counts, b: Counts) -> FloatArray:
+def _sum_of_products(a: Float32s, b: Float32s) -> Floats:
     """(R,) sums over the last axis, in float64: the products are whole numbers, the sums can pass 2**24."""
-    total: FloatArray = np.einsum("rj,rj->r", a, b, dtype=np.float64)
+    total: Floats = np.einsum("rj,rj->r", a, b, dtype=np.float64)
     return total

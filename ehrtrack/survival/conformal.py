@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ehrtrack.arrays import Floats
 from ehrtrack.errors import NotMeasurable
 from ehrtrack.survival.calibration_curve import own_survival
 from ehrtrack.survival.censoring import FollowUp
-from ehrtrack.survival.metrics import FloatArray
 from ehrtrack.survival.time_grid import TimeGrid
 
 
@@ -35,7 +35,7 @@ class LowerBounds:
     coverage: float
     survival_level: float
 
-    def days(self, survival: npt.ArrayLike, grid: TimeGrid) -> FloatArray:
+    def days(self, survival: npt.ArrayLike, grid: TimeGrid) -> Floats:
         """(B,) days before which no event is expected at this coverage; the horizon where the curve stays above."""
         curves = np.asarray(survival, dtype=np.float64)
         edges = np.asarray(grid.edges_days)
@@ -45,7 +45,7 @@ class LowerBounds:
         high, low = curves[rows, right - 1], curves[rows, right]
         fall = np.divide(high - self.survival_level, high - low, out=np.zeros(len(curves)), where=high > low)
         crossing = edges[right - 1] + np.clip(fall, 0, 1) * (edges[right] - edges[right - 1])
-        bounds: FloatArray = np.where(is_above.all(axis=1), edges[-1], crossing)
+        bounds: Floats = np.where(is_above.all(axis=1), edges[-1], crossing)
         return bounds
 
 

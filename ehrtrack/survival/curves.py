@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch.nn.functional as F
 from torch import Tensor
 
+from ehrtrack.arrays import Floats
 from ehrtrack.errors import DataError
 from ehrtrack.survival.time_grid import TimeGrid
 
@@ -54,7 +55,7 @@ def risk_at_horizon(logits: Tensor) -> Tensor:
     return -F.logsigmoid(-_full_precision(logits)).sum(dim=1).expm1()
 
 
-def interpolate_survival(survival: npt.ArrayLike, grid: TimeGrid, days: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def interpolate_survival(survival: npt.ArrayLike, grid: TimeGrid, days: npt.ArrayLike) -> Floats:
     """S at any day up to the horizon, by straight lines between the edges of the grid.
 
     A straight line spreads the events of an interval evenly over it (the constant-density interpolation of
@@ -92,7 +93,7 @@ def interpolate_survival(survival: npt.ArrayLike, grid: TimeGrid, days: npt.Arra
         )
     right = np.clip(np.searchsorted(edges, at, side="left"), 1, edges.size - 1)  # (M,)
     weight = (at - edges[right - 1]) / (edges[right] - edges[right - 1])  # (M,) in [0, 1]
-    interpolated: npt.NDArray[np.float64] = curves[:, right - 1] * (1 - weight) + curves[:, right] * weight
+    interpolated: Floats = curves[:, right - 1] * (1 - weight) + curves[:, right] * weight
     return interpolated
 
 

@@ -6,14 +6,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.arrays import Floats
 from ehrtrack.errors import DataError
 from ehrtrack.survival.censoring import FollowUp, risk_without_interval
-from ehrtrack.survival.metrics import FloatArray
 
 N_THRESHOLDS = 50
 
 
-def default_thresholds(follow_up: FollowUp, *, horizon_days: float) -> FloatArray:
+def default_thresholds(follow_up: FollowUp, *, horizon_days: float) -> Floats:
     """Thresholds of risk at which a decision might be made: evenly spaced up to three times the observed risk.
 
     Returns
@@ -30,7 +30,7 @@ def default_thresholds(follow_up: FollowUp, *, horizon_days: float) -> FloatArra
     (50, 0.99)
     """
     observed = risk_without_interval(follow_up.days, follow_up.is_event, horizon_days)
-    thresholds: FloatArray = np.linspace(0, min(0.99, 3 * observed), N_THRESHOLDS + 1)[1:]
+    thresholds: Floats = np.linspace(0, min(0.99, 3 * observed), N_THRESHOLDS + 1)[1:]
     return thresholds
 
 

@@ -8,10 +8,11 @@ import polars as pl
 from sklearn.metrics import precision_recall_curve, roc_curve
 from sksurv.metrics import concordance_index_ipcw, cumulative_dynamic_auc
 
+from ehrtrack.arrays import Bools, Floats
 from ehrtrack.errors import NotMeasurable
 from ehrtrack.survival.censoring import FollowUp
 from ehrtrack.survival.curves import interpolate_survival
-from ehrtrack.survival.metrics import BoolArray, FloatArray, require_comparable_pair
+from ehrtrack.survival.metrics import require_comparable_pair
 from ehrtrack.survival.time_grid import TimeGrid
 
 BLOCK_VALUES = 4_000_000
@@ -101,7 +102,7 @@ def antolini_c(survival: npt.ArrayLike, grid: TimeGrid, follow_up: FollowUp) -> 
     return n_concordant / n_comparable
 
 
-def dynamic_auc(risk: npt.ArrayLike, follow_up: FollowUp, times: npt.ArrayLike) -> tuple[FloatArray, float]:
+def dynamic_auc(risk: npt.ArrayLike, follow_up: FollowUp, times: npt.ArrayLike) -> tuple[Floats, float]:
     """Cumulative/dynamic AUC at some days, and its mean. By scikit-survival.
 
     At day t, subjects with the event by t are told from those who outlive t (Uno et al. 2007, JASA 102); the censored
@@ -139,7 +140,7 @@ def dynamic_auc(risk: npt.ArrayLike, follow_up: FollowUp, times: npt.ArrayLike) 
     return np.asarray(auc, dtype=np.float64), float(mean)
 
 
-def times_with_events(times: npt.ArrayLike, follow_up: FollowUp, *, least: int = 1) -> FloatArray:
+def times_with_events(times: npt.ArrayLike, follow_up: FollowUp, *, least: int = 1) -> Floats:
     """Those of the evaluation times by which so many have had the event and which so many outlive.
 
     Raises
@@ -157,7 +158,7 @@ def times_with_events(times: npt.ArrayLike, follow_up: FollowUp, *, least: int =
     event_days = np.sort(follow_up.days[follow_up.is_event])
     n_events = np.searchsorted(event_days, at, side="right")
     n_beyond = follow_up.days.size - np.searchsorted(np.sort(follow_up.days), at, side="right")
-    kept: FloatArray = at[(n_events >= least) & (n_beyond >= least)]
+    kept: Floats = at[(n_events >= least) & (n_beyond >= least)]
     if kept.size < 2:
         raise NotMeasurable(
             f"{kept.size} of {at.size} evaluation times have {least} events before and {least} subjects after them; "
@@ -237,9 +238,9 @@ def thinned(table: pl.DataFrame, n_points: int = 400) -> pl.DataFrame:
     return table[np.unique(np.linspace(0, table.height - 1, n_points).astype(int))]
 
 
-def _known_at(follow_up: FollowUp, horizon_days: float) -> tuple[BoolArray, FloatArray, BoolArray]:
+def _known_at(follow_up: FollowUp, horizon_days: float) -> tuple[Bools, Floats, Bools]:
     """Of the subjects whose outcome at the horizon is known: is it the event, and their weight; and who they are."""
     follow_up.require_both(horizon_days, least=1)
     weights = follow_up.weights_at(horizon_days)
-    known: BoolArray = weights > 0
+    known: Bools = weights > 0
     return follow_up.has_event_by(horizon_days)[known], weights[known], known

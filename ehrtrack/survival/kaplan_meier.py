@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
+from ehrtrack.arrays import Floats
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class KaplanMeier:
     ([10.0, 30.0], [1.0, 0.667, 0.0])
     """
 
-    event_days: FloatArray
-    survival: FloatArray
+    event_days: Floats
+    survival: Floats
 
     @classmethod
     def of(cls, follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike) -> KaplanMeier:
@@ -43,7 +43,7 @@ class KaplanMeier:
         n_at_risk = days.size - np.searchsorted(np.sort(days), event_days, side="left")
         return cls(event_days, np.concatenate([[1.0], np.cumprod(1 - n_events / n_at_risk)]))
 
-    def at(self, days: npt.ArrayLike) -> FloatArray:
+    def at(self, days: npt.ArrayLike) -> Floats:
         """S at the end of some days; past the last event it stays as it is."""
-        survival: FloatArray = self.survival[np.searchsorted(self.event_days, days, side="right")]
+        survival: Floats = self.survival[np.searchsorted(self.event_days, days, side="right")]
         return survival

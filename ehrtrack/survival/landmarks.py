@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ehrtrack.arrays import Float32s, Floats, Ints
 from ehrtrack.survival.bootstrap import N_RESAMPLES
 from ehrtrack.survival.concordance import RankedSubjects
 from ehrtrack.survival.metrics import checked_predictions, require_comparable_pair
@@ -32,7 +33,7 @@ class AtLandmark:
     ehrtrack.errors.NotMeasurable: 28 of 50 resamples have no value: too few events for an ...
     """
 
-    subject: npt.NDArray[np.int64]
+    subject: Ints
     risk: npt.ArrayLike
     follow_up_days: npt.ArrayLike
     is_event: npt.ArrayLike
@@ -68,14 +69,14 @@ def pooled_c_index(landmarks: Sequence[AtLandmark], *, n_resamples: int = N_RESA
         require_comparable_pair(days, event)
         ranked.append((np.searchsorted(drawn, at.subject), RankedSubjects.of(risk, days, event)))
 
-    def share(counts: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    def share(counts: Float32s) -> Floats:
         """(R,) of concordant among comparable pairs; NaN without one."""
         comparable, concordant = np.zeros(len(counts)), np.zeros(len(counts))
         for place, subjects in ranked:
             of_landmark = subjects.resampled_pairs(counts[:, place])
             comparable += of_landmark[0]
             concordant += of_landmark[1]
-        found: npt.NDArray[np.float64] = np.full(len(counts), np.nan)
+        found: Floats = np.full(len(counts), np.nan)
         return np.divide(concordant, comparable, out=found, where=comparable > 0)
 
     estimate = share(np.ones((1, len(drawn)), np.float32))[0]

@@ -6,21 +6,17 @@ A C-index says who is ahead of whom; a likelihood says as well whether the risks
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.survival.resampling import Interval
 from ehrtrack.survival.time_grid import TimeGrid
-
-FloatArray = npt.NDArray[np.float64]
 
 LEAST_PROBABILITY = 1e-6
 """Of what came: a curve that rules it out counts as one in a million, so that one subject cannot decide alone."""
 NORMAL_95 = 1.959964
 
 
-def log_likelihood(
-    survival: FloatArray, grid: TimeGrid, follow_up_days: FloatArray, is_event: npt.NDArray[np.bool_]
-) -> FloatArray:
+def log_likelihood(survival: Floats, grid: TimeGrid, follow_up_days: Floats, is_event: Bools) -> Floats:
     """The log-likelihood of each subject's survival curve, on the intervals of the grid.
 
     An event in interval k has S_k - S_(k+1); a subject censored in it, having been seen through the share f of it, has
@@ -44,18 +40,18 @@ def log_likelihood(
     before, after = survival[rows, interval], survival[rows, np.minimum(interval + 1, grid.n_intervals)]
     stayed = np.divide(after, before, out=np.ones_like(before), where=before > 0)  # 1 - h
     probability = np.where(is_event, before - after, before * stayed ** (survived - interval))
-    log_probability: FloatArray = np.log(np.maximum(probability, LEAST_PROBABILITY))
+    log_probability: Floats = np.log(np.maximum(probability, LEAST_PROBABILITY))
     return log_probability
 
 
 def likelihood_gain(
-    survival: FloatArray,
-    population: FloatArray,
+    survival: Floats,
+    population: Floats,
     grid: TimeGrid,
-    follow_up_days: FloatArray,
-    is_event: npt.NDArray[np.bool_],
+    follow_up_days: Floats,
+    is_event: Bools,
     *,
-    subject: npt.NDArray[np.int64] | None = None,
+    subject: Ints | None = None,
 ) -> Interval:
     """Mean log-likelihood of the curves less that of the population's curve, in nats a row.
 
@@ -87,8 +83,8 @@ def likelihood_gain(
     return Interval(mean, mean - half, mean + half)
 
 
-def _residuals_of_subjects(residual: FloatArray, subject: npt.NDArray[np.int64]) -> FloatArray:
+def _residuals_of_subjects(residual: Floats, subject: Ints) -> Floats:
     """(S,) sums of the residuals (B,) of each subject, over the mean number of rows a subject."""
     sums = np.bincount(np.unique(subject, return_inverse=True)[1], weights=residual).astype(np.float64)
-    scaled: FloatArray = sums * len(sums) / len(residual)
+    scaled: Floats = sums * len(sums) / len(residual)
     return scaled

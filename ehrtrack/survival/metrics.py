@@ -7,11 +7,9 @@ import numpy.typing as npt
 from sksurv.metrics import integrated_brier_score as sksurv_integrated_brier_score
 from sksurv.util import Surv
 
+from ehrtrack.arrays import Bools, Floats
 from ehrtrack.errors import DataError, NotMeasurable
 from ehrtrack.survival.concordance import RankedSubjects
-
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 
 def c_index(risk: npt.ArrayLike, follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike) -> float:
@@ -56,7 +54,7 @@ def c_index(risk: npt.ArrayLike, follow_up_days: npt.ArrayLike, is_event: npt.Ar
 
 def checked_predictions(
     risk: npt.ArrayLike, follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike
-) -> tuple[FloatArray, FloatArray, BoolArray]:
+) -> tuple[Floats, Floats, Bools]:
     """The three as float64, float64 and bool arrays of one length (B,), with finite values.
 
     Raises
@@ -85,7 +83,7 @@ def checked_predictions(
     return scores, days, event
 
 
-def _finite(name: str, values: npt.ArrayLike) -> FloatArray:
+def _finite(name: str, values: npt.ArrayLike) -> Floats:
     array = np.asarray(values, dtype=np.float64)
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
@@ -96,7 +94,7 @@ def _finite(name: str, values: npt.ArrayLike) -> FloatArray:
     return array
 
 
-def require_comparable_pair(days: FloatArray, event: BoolArray) -> None:
+def require_comparable_pair(days: Floats, event: Bools) -> None:
     """Raise NotMeasurable unless some subject outlives some event.
 
     Examples
@@ -121,7 +119,7 @@ def evaluation_times(
     follow_up_days: npt.ArrayLike,
     *,
     n_times: int = 50,
-) -> FloatArray:
+) -> Floats:
     """Days at which to read the Brier score: evenly spaced over the middle of the TRAINING follow-up.
 
     The range is the 10th to 90th percentile of the training follow-up. Where nearly every subject is

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ehrtrack.arrays import Bools, Floats
 from ehrtrack.errors import NotMeasurable
-from ehrtrack.survival.metrics import BoolArray, FloatArray
 
 MAX_STEPS = 50
 TOLERANCE = 1e-9
@@ -38,15 +38,15 @@ class HazardFit:
     [0.181, 0.33]
     """
 
-    beta: FloatArray
-    days: FloatArray
-    cumulative_hazard: FloatArray
+    beta: Floats
+    days: Floats
+    cumulative_hazard: Floats
 
-    def risk(self, x: FloatArray, horizon_days: float) -> FloatArray:
+    def risk(self, x: Floats, horizon_days: float) -> Floats:
         """(B,) probability of the event up to the horizon for columns (B, P)."""
         n_before = int(np.searchsorted(self.days, horizon_days, side="right"))
         baseline = self.cumulative_hazard[n_before - 1] if n_before else 0.0
-        probability: FloatArray = -np.expm1(-baseline * np.exp(x @ self.beta))
+        probability: Floats = -np.expm1(-baseline * np.exp(x @ self.beta))
         return probability
 
 
@@ -70,7 +70,7 @@ class ProportionalHazards:
     [2.0]
     """
 
-    def __init__(self, x: FloatArray, days: FloatArray, is_event: BoolArray) -> None:
+    def __init__(self, x: Floats, days: Floats, is_event: Bools) -> None:
         self._order = np.argsort(-days, kind="stable")  # from the last on, so that running sums are risk sets
         ordered = days[self._order]
         self._x = x[self._order]
@@ -79,7 +79,7 @@ class ProportionalHazards:
         self._last_at_risk = np.searchsorted(-ordered, -ordered[self._event], side="right") - 1
         self._event_days = ordered[self._event]
 
-    def fit(self, counts: FloatArray | None = None, *, start: FloatArray | None = None) -> HazardFit:
+    def fit(self, counts: Floats | None = None, *, start: Floats | None = None) -> HazardFit:
         """Maximum partial likelihood by Newton's method, ties by Breslow.
 
         Parameters
@@ -120,7 +120,7 @@ class ProportionalHazards:
             "solution: the risks do not vary, or they separate the events from the rest; use a larger split"
         )
 
-    def _with_baseline(self, beta: FloatArray, weight: FloatArray) -> HazardFit:
+    def _with_baseline(self, beta: Floats, weight: Floats) -> HazardFit:
         at_risk = np.cumsum(weight * np.exp(self._x @ beta))[self._last_at_risk]
         drawn = weight[self._event]
         present = drawn > 0

@@ -16,9 +16,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
+from ehrtrack.arrays import Bools, Floats
 from ehrtrack.errors import NotMeasurable
 from ehrtrack.survival.censoring import MIN_EVENTS
-from ehrtrack.survival.metrics import BoolArray, FloatArray
 from ehrtrack.survival.time_grid import TimeGrid
 
 Method = Literal["platt", "isotonic"]
@@ -43,7 +43,7 @@ class Recalibration:
         self.method = method
         self._model = model
 
-    def apply(self, survival: npt.ArrayLike) -> FloatArray:
+    def apply(self, survival: npt.ArrayLike) -> Floats:
         """(B, K + 1) survival at the edges of the grid, from curves of the same grid."""
         hazard = _hazards(survival)
         flat = hazard.reshape(-1)
@@ -51,7 +51,7 @@ class Recalibration:
             seen = self._model.predict_proba(_logit(flat)[:, None])[:, 1]
         else:
             seen = self._model.predict(flat)
-        recalibrated: FloatArray = np.cumprod(1 - seen.reshape(hazard.shape), axis=1)
+        recalibrated: Floats = np.cumprod(1 - seen.reshape(hazard.shape), axis=1)
         return np.column_stack([np.ones(len(hazard)), recalibrated])
 
 
@@ -114,7 +114,7 @@ def fit_recalibration(
 
 def at_risk_intervals(
     survival: npt.ArrayLike, grid: TimeGrid, follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike
-) -> tuple[FloatArray, BoolArray, FloatArray]:
+) -> tuple[Floats, Bools, Floats]:
     """Predicted hazard of each interval a subject was at risk in, whether the event came in it, and its weight.
 
     As in the likelihood (`TimeGrid.survived`): an event in interval k gives intervals 0 .. k, the last of them with
@@ -139,15 +139,15 @@ def at_risk_intervals(
     return hazard[at_risk], failed[at_risk], weight[at_risk]
 
 
-def _hazards(survival: npt.ArrayLike) -> FloatArray:
+def _hazards(survival: npt.ArrayLike) -> Floats:
     """(B, K) share of those at risk who leave in each interval; 1 where nobody is left."""
     curves = np.asarray(survival, dtype=np.float64)
     before, after = curves[:, :-1], curves[:, 1:]
-    hazards: FloatArray = 1 - np.divide(after, before, out=np.zeros_like(after), where=before > 0)
+    hazards: Floats = 1 - np.divide(after, before, out=np.zeros_like(after), where=before > 0)
     return np.clip(hazards, 0, 1)
 
 
-def _logit(hazard: FloatArray) -> FloatArray:
+def _logit(hazard: Floats) -> Floats:
     clipped = np.clip(hazard, MIN_HAZARD, 1 - MIN_HAZARD)
-    logit: FloatArray = np.log(clipped / (1 - clipped))
+    logit: Floats = np.log(clipped / (1 - clipped))
     return logit

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ehrtrack.arrays import Bools, Float32s, Floats, Ints
 from ehrtrack.errors import NotMeasurable
-from ehrtrack.survival.concordance import Counts, RankedSubjects
-from ehrtrack.survival.metrics import BoolArray, FloatArray, checked_predictions, require_comparable_pair
+from ehrtrack.survival.concordance import RankedSubjects
+from ehrtrack.survival.metrics import checked_predictions, require_comparable_pair
 
 LEVEL = 0.95
 
@@ -50,12 +51,12 @@ class Interval:
 
 def resampled_shares(
     ranked: RankedSubjects,
-    weights: FloatArray,
+    weights: Floats,
     *,
     n_resamples: int,
     seed: int,
     subject: npt.ArrayLike | None,
-) -> FloatArray:
+) -> Floats:
     """(R,) concordant among comparable pairs, each weighted by its event; NaN without a pair.
 
     Examples
@@ -79,7 +80,7 @@ def resampled_c_index(
     n_resamples: int,
     seed: int,
     subject: npt.ArrayLike | None = None,
-) -> FloatArray:
+) -> Floats:
     """Harrell's C in each of R resamples, for differences between independent groups.
 
     Parameters
@@ -109,7 +110,7 @@ def resampled_auc(
     n_resamples: int,
     seed: int,
     subject: npt.ArrayLike | None = None,
-) -> FloatArray:
+) -> Floats:
     """Share of the pairs of an event and a non-event in which the event has the higher risk, in each of R resamples.
 
     Parameters
@@ -139,7 +140,7 @@ def resampled_auc(
 
 def drawn_counts(
     n_rows: int, *, n_resamples: int, seed: int, subject: npt.ArrayLike | None = None
-) -> Iterator[tuple[slice, Counts]]:
+) -> Iterator[tuple[slice, Float32s]]:
     """The bootstrap samples of B rows, a block of samples at a time.
 
     Parameters
@@ -172,7 +173,7 @@ def drawn_counts(
         yield slice(start, start + len(counts)), counts if place is None else counts[:, place]
 
 
-def _numbered(subject: npt.ArrayLike) -> npt.NDArray[np.int64]:
+def _numbered(subject: npt.ArrayLike) -> Ints:
     """(B,) subjects by the order in which they come first, so that draws do not depend on what they are called."""
     _, first, inverse = np.unique(np.asarray(subject), return_index=True, return_inverse=True)
     number = np.empty(len(first), dtype=np.int64)
@@ -181,14 +182,14 @@ def _numbered(subject: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def resampled_c_indices(
-    risks: list[FloatArray],
-    days: FloatArray,
-    event: BoolArray,
+    risks: list[Floats],
+    days: Floats,
+    event: Bools,
     *,
     n_resamples: int,
     seed: int,
     subject: npt.ArrayLike | None,
-) -> list[FloatArray]:
+) -> list[Floats]:
     """For each risk, the C-index in each of R resamples (R,); NaN where a resample has no comparable pair.
 
     A resample is a count per subject; all models are scored on the same ones, a block of resamples at a time.
@@ -211,7 +212,7 @@ def resampled_c_indices(
     return c_indices
 
 
-def standard_error(resampled: FloatArray) -> float | None:
+def standard_error(resampled: Floats) -> float | None:
     """The standard error of an estimate: the standard deviation of its resampled values.
 
     Parameters
@@ -233,7 +234,7 @@ def standard_error(resampled: FloatArray) -> float | None:
     return float(defined.std(ddof=1)) if _are_enough(defined, resampled) else None
 
 
-def percentile_interval(estimate: float, resampled: FloatArray, level: float = LEVEL) -> Interval:
+def percentile_interval(estimate: float, resampled: Floats, level: float = LEVEL) -> Interval:
     """The estimate with its percentile interval: the range of the middle share `level` of the resampled values.
 
     Parameters
@@ -265,5 +266,5 @@ def percentile_interval(estimate: float, resampled: FloatArray, level: float = L
     return Interval(estimate=estimate, lower=float(lower), upper=float(upper))
 
 
-def _are_enough(defined: FloatArray, resampled: FloatArray) -> bool:
+def _are_enough(defined: Floats, resampled: Floats) -> bool:
     return defined.size >= (1 - MAX_UNDEFINED_SHARE) * resampled.size

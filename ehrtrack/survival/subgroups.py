@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ehrtrack.arrays import Floats
 from ehrtrack.errors import NotMeasurable
 from ehrtrack.survival.calibration_curve import observed_to_expected
 from ehrtrack.survival.censoring import FollowUp
-from ehrtrack.survival.metrics import FloatArray, c_index
+from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.resampling import percentile_interval, resampled_c_index
 
 MIN_GROUP_EVENTS = 5
@@ -99,7 +100,7 @@ def score_subgroups(
     rows: list[dict[str, object]] = []
     gaps: list[dict[str, object]] = []
     for attribute, of_subject in (everybody | dict(groups)).items():
-        resampled: dict[str, tuple[float, FloatArray]] = {}
+        resampled: dict[str, tuple[float, Floats]] = {}
         for name in of_subject.unique().sort():
             members = (of_subject == name).to_numpy()
             # Groups are drawn independently of each other, the same group always alike.
@@ -117,10 +118,10 @@ def score_subgroups(
 
 
 def _score(
-    scores: FloatArray,
+    scores: Floats,
     group: FollowUp,
     horizon_days: float,
-    resampled: dict[str, tuple[float, FloatArray]],
+    resampled: dict[str, tuple[float, Floats]],
     name: str,
     draw: dict[str, int],
 ) -> dict[str, object]:
@@ -138,7 +139,7 @@ def _score(
     }
 
 
-def _gap(resampled: Mapping[str, tuple[float, FloatArray]]) -> dict[str, object]:
+def _gap(resampled: Mapping[str, tuple[float, Floats]]) -> dict[str, object]:
     by_score = sorted(resampled, key=lambda name: resampled[name][0])
     (low, low_draws), (high, high_draws) = resampled[by_score[0]], resampled[by_score[-1]]
     gap = percentile_interval(high - low, high_draws - low_draws)

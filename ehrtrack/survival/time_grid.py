@@ -9,11 +9,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from ehrtrack.arrays import Floats, Ints
 from ehrtrack.errors import CheckpointError, DataError
 from ehrtrack.files import BROKEN, parse_json
 from ehrtrack.survival.kaplan_meier import KaplanMeier
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class TimeGrid:
         """The last edge: risk is the probability of an event up to here."""
         return self.edges_days[-1]
 
-    def interval_of(self, follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    def interval_of(self, follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike) -> Ints:
         """The number of intervals each subject is known to have survived, which is where it leaves the grid.
 
         An event in (edges[k], edges[k + 1]] gives k: the intervals before k were survived and k was not. A
@@ -99,7 +98,7 @@ class TimeGrid:
         n_edges_reached = np.searchsorted(upper_edges, days, side="right")  # ... or equal to it
         return np.where(event, n_edges_passed, n_edges_reached).astype(np.int64)
 
-    def survived(self, follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike) -> FloatArray:
+    def survived(self, follow_up_days: npt.ArrayLike, is_event: npt.ArrayLike) -> Floats:
         """`interval_of`, and for a subject censored inside an interval the share of it that it was seen through.
 
         With S the curve of the clock, a subject censored at c within (a, b] was seen through
@@ -138,10 +137,10 @@ class TimeGrid:
         """The same edges, with the Kaplan-Meier curve of these subjects as the clock."""
         return replace(self, clock=KaplanMeier.of(follow_up_days, is_event))
 
-    def _share_seen(self, days: FloatArray, interval: npt.NDArray[np.int64]) -> FloatArray:
+    def _share_seen(self, days: Floats, interval: Ints) -> Floats:
         """f of subjects censored at `days` inside `interval`."""
         edges = np.asarray(self.edges_days)
-        share: FloatArray = (days - edges[interval]) / (edges[interval + 1] - edges[interval])
+        share: Floats = (days - edges[interval]) / (edges[interval + 1] - edges[interval])
         if self.clock is not None:
             at_start, at_end = self._at_edges[interval], self._at_edges[interval + 1]
             at_days = self.clock.at(days)
@@ -152,7 +151,7 @@ class TimeGrid:
         return share
 
     @cached_property
-    def _at_edges(self) -> FloatArray:
+    def _at_edges(self) -> Floats:
         """(K + 1,) S of the clock at the edges."""
         assert self.clock is not None
         return self.clock.at(self.edges_days)

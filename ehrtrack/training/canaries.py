@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from ehrtrack.arrays import Floats
 from ehrtrack.survival.resampling import Interval
 from ehrtrack.training.sanity import State, Verdict
-
-Floats = npt.NDArray[np.float64]
 
 CHANCE = 0.5
 SURE = 0.999

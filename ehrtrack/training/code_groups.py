@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.cluster import KMeans
 
+from ehrtrack.arrays import Float32s, Floats, Ints
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import DataError
 
-Floats = npt.NDArray[np.float64]
 
-
-def group_codes(
-    vocabulary: Vocabulary, vectors: npt.NDArray[np.float32], n_groups: int, *, seed: int = 0
-) -> dict[str, str]:
+def group_codes(vocabulary: Vocabulary, vectors: Float32s, n_groups: int, *, seed: int = 0) -> dict[str, str]:
     """The group of each code, which has the name of its most frequent one.
 
     Spherical k-means: on the directions of the vectors, as a rare code's is shorter than a frequent one's of the same
@@ -44,7 +40,7 @@ def group_codes(
     return dict(zip(names.tolist(), names[by_falling_count[first]][group].tolist(), strict=True))
 
 
-def _directions(code: npt.NDArray[np.int64], level: Floats, vectors: Floats) -> Floats:
+def _directions(code: Ints, level: Floats, vectors: Floats) -> Floats:
     """(C, S D) of each code, one beside the other, the directions of its lowest values to its highest, in S steps.
 
     A token without a value, of level NaN, is in all of its code's.

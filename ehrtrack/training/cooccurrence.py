@@ -13,10 +13,10 @@ and vectors are U S^(1/2) of its truncated singular value decomposition (Levy et
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse
 from sklearn.utils.extmath import randomized_svd
 
+from ehrtrack.arrays import Float32s, Ints
 from ehrtrack.data.store import TokenStore
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS
 from ehrtrack.errors import DataError
@@ -25,9 +25,7 @@ SMOOTHING = 0.75
 """Exponent of the context's frequency: rare codes would be thought of as telling too much."""
 
 
-def fit_cooccurrence(
-    store: TokenStore, rows: npt.NDArray[np.int64], *, n_codes: int, width: int, seed: int = 0
-) -> npt.NDArray[np.float32]:
+def fit_cooccurrence(store: TokenStore, rows: Ints, *, n_codes: int, width: int, seed: int = 0) -> Float32s:
     """(V, D) a vector for each of the V tokens, from the records of some subjects, which are the training ones.
 
     Tokens that share no record with another are 0.

@@ -13,18 +13,16 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ehrtrack.arrays import Float32s, Ints
 from ehrtrack.data.store import TokenStore
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS
 from ehrtrack.errors import DataError
 from ehrtrack.training.settings import SkipGramConfig
-
-Ints = npt.NDArray[np.int64]
 
 N_DRAWN = 256
 """Random codes a batch; all of its pairs share them, weighted so that each pair has `negatives` of them."""
@@ -40,7 +38,7 @@ class Windows(NamedTuple):
 
 def fit_skip_gram(
     store: TokenStore, rows: Ints, *, n_codes: int, width: int, config: SkipGramConfig, seed: int = 0
-) -> npt.NDArray[np.float32]:
+) -> Float32s:
     """(V, D) a vector for each of the V tokens, from the histories of some subjects, which are the training ones.
 
     Tokens that never occur keep the random start.
