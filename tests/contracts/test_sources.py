@@ -19,8 +19,8 @@ from meds.schema import CodeMetadataSchema, DataSchema, DatasetMetadataSchema
 
 from ehrtrack import plugins
 from ehrtrack.data.events import open_dataset
-from ehrtrack.data.import_report import ImportReport
 from ehrtrack.data.importing import import_dataset
+from ehrtrack.data.importing.report import ImportReport
 from ehrtrack.errors import DataError
 
 SOURCES = plugins.names("data.sources")

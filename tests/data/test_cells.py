@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from ehrtrack.data.events import open_dataset
-from ehrtrack.data.import_report import ImportReport
 from ehrtrack.data.importing import import_dataset
+from ehrtrack.data.importing.report import ImportReport
 from ehrtrack.errors import ConfigError, DataError
 
 Cells = dict[str, str]

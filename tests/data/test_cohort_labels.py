@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 from ehrtrack.data import cohort as cohort_module
-from ehrtrack.data._import_events import hash_subject_id
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import MedsDataset, open_dataset
+from ehrtrack.data.importing.candidates import hash_subject_id
 from ehrtrack.data.labels import read_labels
 from ehrtrack.data.settings import CohortConfig
 from ehrtrack.data.split_settings import SplitConfig

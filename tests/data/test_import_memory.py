@@ -20,10 +20,10 @@ N_MEASURED = 8
 IMPORT = """
 import resource, sys
 from pathlib import Path
-from ehrtrack.data import _import_events
+from ehrtrack.data.importing import candidates
 from ehrtrack.data.importing import import_dataset
 
-_import_events._EVENTS_PER_BATCH = _import_events._EVENTS_PER_RUN = 10_000
+candidates._EVENTS_PER_BATCH = candidates._EVENTS_PER_RUN = 10_000
 folder = Path(sys.argv[1])
 report = import_dataset(
     "events-csv", folder / "raw", folder / "out", config=folder / "source.toml", threads=1, events_per_shard=10_000

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from ehrtrack.data.events import open_dataset
-from ehrtrack.data.import_report import ImportReport
 from ehrtrack.data.importing import import_dataset
+from ehrtrack.data.importing.report import ImportReport
 from ehrtrack.errors import DataError
 
 PERSON = "person_id,gender_concept_id,year_of_birth\n1,8507,1950\n2,8532,1960\n"

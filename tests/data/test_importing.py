@@ -9,10 +9,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from ehrtrack.data import _import_events
 from ehrtrack.data.events import open_dataset
-from ehrtrack.data.import_report import ImportReport
+from ehrtrack.data.importing import candidates
 from ehrtrack.data.importing import import_dataset
+from ehrtrack.data.importing.report import ImportReport
 from ehrtrack.errors import ConfigError, DataError
 
 CONFIG = """
@@ -135,7 +135,7 @@ def test_ids_that_integers_would_merge_are_hashed(tmp_path: Path) -> None:
 
 
 def test_colliding_ids_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_import_events, "hash_subject_id", lambda source_id: 1)
+    monkeypatch.setattr(candidates, "hash_subject_id", lambda source_id: 1)
     with pytest.raises(DataError, match="'a' and 'b' get the same"):
         run(tmp_path, "a,2000-01-01,A,,\nb,2000-01-01,A,,\n")
 
@@ -268,8 +268,8 @@ def test_events_of_a_shard_that_were_read_in_many_parts_come_out_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path, MANY_ROWS)
-    monkeypatch.setattr(_import_events, "_EVENTS_PER_BATCH", 10_000)
-    monkeypatch.setattr(_import_events, "_EVENTS_PER_RUN", 1)
+    monkeypatch.setattr(candidates, "_EVENTS_PER_BATCH", 10_000)
+    monkeypatch.setattr(candidates, "_EVENTS_PER_RUN", 1)
     import_dataset("events-csv", tmp_path / "raw", tmp_path / "parts", config=tmp_path / "columns.toml")
     assert open_dataset(tmp_path / "parts").fingerprint() == open_dataset(tmp_path / "out").fingerprint()
 

@@ -11,9 +11,9 @@ import pytest
 from meds import LabelSchema
 
 from ehrtrack.data import cohort as cohort_module
-from ehrtrack.data._import_events import hash_subject_id
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import MedsDataset
+from ehrtrack.data.importing.candidates import hash_subject_id
 from ehrtrack.data.labels import read_labels
 from ehrtrack.data.settings import CohortConfig
 from ehrtrack.data.split_settings import SplitConfig

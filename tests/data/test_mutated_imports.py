@@ -25,8 +25,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ehrtrack.data.import_report import ImportReport
 from ehrtrack.data.importing import import_dataset
+from ehrtrack.data.importing.report import ImportReport
 from ehrtrack.errors import EhrtrackError
 
 N_EXAMPLES = int(os.environ.get("EHRTRACK_MUTATIONS", "25"))

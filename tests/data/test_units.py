@@ -11,8 +11,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from ehrtrack.data.import_report import ImportReport
 from ehrtrack.data.importing import import_dataset
+from ehrtrack.data.importing.report import ImportReport
 from ehrtrack.errors import ConfigError
 
 TO_MMOL = "code,from,to,factor,offset\n{code},mg/dL,mmol/L,0.0555,\n"

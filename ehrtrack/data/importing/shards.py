@@ -11,8 +11,8 @@ import numpy.typing as npt
 import polars as pl
 
 from ehrtrack.arrays import Int32s, Ints
-from ehrtrack.data._import_events import Candidates, Run
 from ehrtrack.data.events import BIRTH, DEATH
+from ehrtrack.data.importing.candidates import Candidates, Run
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """The engine of ``ehrtrack import``: any source's tables into a MEDS dataset, checked, counted and streamed.
 
 1. DuckDB reads each table, batch by batch; the candidate events that its rows make go to files beside the
-   output, the runs (`_import_events`).
-2. Subjects get their ids and are dealt to shards in order of these (`_import_shards`).
+   output, the runs (`candidates`).
+2. Subjects get their ids and are dealt to shards in order of these (`shards`).
 3. Each shard is made on its own: of its candidates each is kept or dropped for one reason, and the kept are
-   sorted and written (`_import_write`). Shards are made side by side where there are several workers.
+   sorted and written (`write`). Shards are made side by side where there are several workers.
 
 Memory holds a few batches, or as many shards as there are workers, and the subjects' identifiers; never the
 table. The output is the same, byte for byte, for any number of threads and workers.
@@ -37,12 +37,12 @@ from pydantic import ValidationError
 
 from ehrtrack import plugins
 from ehrtrack.arrays import Ints
-from ehrtrack.data._import_events import Candidates, number_subjects
-from ehrtrack.data._import_metadata import write_codes, write_description, write_splits, write_subjects
-from ehrtrack.data._import_shards import name_shards, order_codes, plan_shards
-from ehrtrack.data._import_write import ShardAccount, write_shard
 from ehrtrack.data.engines import Engine, open_engine
-from ehrtrack.data.import_report import DROP_REASONS, ImportReport, TableReport
+from ehrtrack.data.importing.candidates import Candidates, number_subjects
+from ehrtrack.data.importing.metadata import write_codes, write_description, write_splits, write_subjects
+from ehrtrack.data.importing.report import DROP_REASONS, ImportReport, TableReport
+from ehrtrack.data.importing.shards import name_shards, order_codes, plan_shards
+from ehrtrack.data.importing.write import ShardAccount, write_shard
 from ehrtrack.data.sources._messages import what_is_wrong
 from ehrtrack.data.sources._reader import Reader
 from ehrtrack.data.sources._relation import quote_text

@@ -16,7 +16,7 @@ import polars as pl
 
 from ehrtrack.arrays import Bools, Ints
 from ehrtrack.data.histories import NO_TIME
-from ehrtrack.data.import_report import DROP_REASONS
+from ehrtrack.data.importing.report import DROP_REASONS
 
 _Times = TypeVar("_Times", pl.Series, pl.Expr)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from ehrtrack.data._import_rows import EventColumns
 from ehrtrack.data.clocks import is_midnight
-from ehrtrack.data.import_report import Results
+from ehrtrack.data.importing.report import Results
+from ehrtrack.data.importing.rows import EventColumns
 from ehrtrack.data.sources._messages import masked
 from ehrtrack.data.sources.base import SourceTable
 from ehrtrack.data.sources.settings import Reading

@@ -13,10 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehrtrack.arrays import Ints
-from ehrtrack.data._import_events import OPTIONAL_COLUMNS
-from ehrtrack.data._import_judge import BIRTH_CODE, SEX_PREFIXES, Calendar, judge_candidates, n_lost_deaths, timestamps
-from ehrtrack.data._import_shards import Piece, ShardTask, stable_order
-from ehrtrack.data.import_report import DROP_REASONS
+from ehrtrack.data.importing.candidates import OPTIONAL_COLUMNS
+from ehrtrack.data.importing.judge import (
+    BIRTH_CODE,
+    SEX_PREFIXES,
+    Calendar,
+    judge_candidates,
+    n_lost_deaths,
+    timestamps,
+)
+from ehrtrack.data.importing.report import DROP_REASONS
+from ehrtrack.data.importing.shards import Piece, ShardTask, stable_order
 
 _EVENTS_PER_ROW_GROUP = 250_000
 # `meds.schema.DataSchema`, which takes 0.14 s to import, and the visit.

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ehrtrack.data._import_account import TableAccount
-from ehrtrack.data._import_judge import reason_number
-from ehrtrack.data._import_rows import EventColumns, row_query
 from ehrtrack.data.events import BIRTH, DEATH
 from ehrtrack.data.histories import NO_TIME
+from ehrtrack.data.importing.account import TableAccount
+from ehrtrack.data.importing.judge import reason_number
+from ehrtrack.data.importing.rows import EventColumns, row_query
 from ehrtrack.data.sources._messages import what_is_wrong
 from ehrtrack.data.sources.base import SourceTable
 from ehrtrack.data.sources.settings import Reading
