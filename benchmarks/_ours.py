@@ -16,8 +16,9 @@ from torch import Tensor
 
 from benchmarks._workload import HORIZON_DAYS, LENGTH_SPREAD, MAX_TOKENS, MEDIAN_TOKENS
 from ehrtrack import plugins
-from ehrtrack.data.batch import Batch, Batches, Outcomes, collate
+from ehrtrack.data.batch import Batch, Batches, collate
 from ehrtrack.data.features import FeatureStore
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.data.store import TokenStore
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.models.device import place

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from ehrtrack.data.batch import Outcomes
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.data.store import TokenStore
 
 MEDIAN_TOKENS = 60

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ehrtrack.arrays import Bools, Floats
-from ehrtrack.data.batch import Outcomes
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.objectives import survival
 from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.survival.curves import interpolate_survival, survival_curve

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ehrtrack.arrays import Floats
 from ehrtrack.baselines.base import Labelled, TokenHistories, check_events
-from ehrtrack.data.batch import Batches, Outcomes
+from ehrtrack.data.batch import Batches
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.data.store import mean_age
 from ehrtrack.errors import DataError
 from ehrtrack.files import BROKEN, parse_json

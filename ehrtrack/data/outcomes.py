@@ -2,13 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date, datetime, time
 
+import numpy as np
 import polars as pl
 
+from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.data.events import starts_with_any
 from ehrtrack.data.settings import OutcomeConfig
 from ehrtrack.data.visits import days_after, days_between
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Time-to-event labels of the rows of a store, row for row.
+
+    Attributes
+    ----------
+    follow_up_days : (N,) float64, days from the index date to the outcome or to censoring
+    is_event : (N,) bool, whether the follow-up ended with the outcome
+    cause : (N,) int64, which of several causes ended it, from 1, and 0 for the censored; None where there is one
+    subject : (N,) int64, whose row each is, where subjects have several; None where each is of another
+    """
+
+    follow_up_days: Floats
+    is_event: Bools
+    cause: Ints | None = None
+    subject: Ints | None = None
+
+    def __getitem__(self, rows: Ints) -> Outcomes:
+        cause, subject = (None if values is None else values[rows] for values in (self.cause, self.subject))
+        return Outcomes(self.follow_up_days[rows], self.is_event[rows], cause, subject)
+
+    @property
+    def n_subjects(self) -> int:
+        """How many different subjects the rows are of."""
+        return len(self.is_event) if self.subject is None else len(np.unique(self.subject))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Outcomes]) -> Outcomes:
+        """The labels of several batches, one after the other; cause and subject where all of them have it."""
+        of_all = {name: [getattr(part, name) for part in parts] for name in ("cause", "subject")}
+        return cls(
+            np.concatenate([part.follow_up_days for part in parts]),
+            np.concatenate([part.is_event for part in parts]),
+            **{
+                name: None if any(part is None for part in found) else np.concatenate(found)
+                for name, found in of_all.items()
+            },
+        )
 
 
 def add_outcome(subjects: pl.DataFrame, events: pl.LazyFrame, outcome: OutcomeConfig) -> pl.DataFrame:

@@ -7,7 +7,7 @@ from functools import partial
 import polars as pl
 
 from ehrtrack.arrays import Floats
-from ehrtrack.data.batch import Outcomes
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.evaluation.metric_table import interval_text
 from ehrtrack.evaluation.report import Report
 from ehrtrack.survival.competing_risks import aalen_johansen, cause_c_index, cause_c_index_interval

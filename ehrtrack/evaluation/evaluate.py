@@ -21,7 +21,7 @@ def evaluate(split: Split, context: Context, *, task: Task = "survival") -> Repo
     Two validation subjects, of whom the one with the event first has the higher risk. For an interval they are too few:
 
     >>> import numpy as np
-    >>> from ehrtrack.data.batch import Outcomes
+    >>> from ehrtrack.data.outcomes import Outcomes
     >>> from ehrtrack.evaluation.split import EvaluationConfig
     >>> from ehrtrack.survival.time_grid import TimeGrid
     >>> outcomes = Outcomes(np.array([10.0, 20.0]), np.array([True, False]))

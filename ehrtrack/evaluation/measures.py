@@ -127,7 +127,7 @@ def brier_with_skill(split: Split, context: Context) -> Found:
     Half of the subjects have the event by day 30, so that the population's risk for everybody scores .25. The model's
     score is (4 x .2² + 4 x .3²) / 8 = .065:
 
-    >>> from ehrtrack.data.batch import Outcomes
+    >>> from ehrtrack.data.outcomes import Outcomes
     >>> from ehrtrack.evaluation.split import EvaluationConfig
     >>> from ehrtrack.survival.time_grid import TimeGrid
     >>> event = np.array([True, False] * 4)

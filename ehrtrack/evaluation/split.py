@@ -11,7 +11,7 @@ import polars as pl
 from pydantic import Field
 
 from ehrtrack.arrays import Bools, Floats
-from ehrtrack.data.batch import Outcomes
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.objectives.survival import baseline_survival, survival_ibs
 from ehrtrack.section import Section
 from ehrtrack.survival.censoring import FollowUp

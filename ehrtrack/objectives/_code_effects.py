@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ehrtrack.arrays import Floats, Ints
-from ehrtrack.data.batch import Batch, Outcomes
+from ehrtrack.data.batch import Batch
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.models.code_effects import CodeEffects, Entries
 from ehrtrack.objectives.base import TrainingFacts
 

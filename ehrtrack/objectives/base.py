@@ -14,7 +14,8 @@ from typing_extensions import TypeVar
 
 from ehrtrack import plugins
 from ehrtrack.arrays import Floats, Ints
-from ehrtrack.data.batch import Batch, Batches, Outcomes
+from ehrtrack.data.batch import Batch, Batches
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.heads import Head
 from ehrtrack.models.settings import READOUT_DAYS

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehrtrack.arrays import Floats
-from ehrtrack.data.batch import Batch, Outcomes
+from ehrtrack.data.batch import Batch
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects

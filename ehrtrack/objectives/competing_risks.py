@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ehrtrack.arrays import Floats, Ints
-from ehrtrack.data.batch import Batch, Outcomes
+from ehrtrack.data.batch import Batch
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects

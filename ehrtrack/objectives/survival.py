@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ehrtrack.arrays import Floats
-from ehrtrack.data.batch import Batch, Outcomes
+from ehrtrack.data.batch import Batch
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.errors import CheckpointError, ConfigError
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head

@@ -14,13 +14,13 @@ import torch
 from ehrtrack import plugins
 from ehrtrack.arrays import Ints
 from ehrtrack.config import DataConfig, RunConfig, RuntimeConfig
-from ehrtrack.data.batch import Outcomes
 from ehrtrack.data.cohort import Cohort, build_cohort
 from ehrtrack.data.cutoffs import has_several
 from ehrtrack.data.drift import Seen, events_by_token
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.fitting import count_tokens, coverage, fit_vocabulary, share_known
 from ehrtrack.data.labels import tells_when
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.data.record_ends import record_cutoffs
 from ehrtrack.data.shards import ShardSlice, ShardWork, open_work
 from ehrtrack.data.split_rules import n_read_in_pretraining, settle_split, table_fingerprint

@@ -12,7 +12,8 @@ import torch
 from simulated import random_store
 
 from ehrtrack import plugins
-from ehrtrack.data.batch import Batches, Outcomes
+from ehrtrack.data.batch import Batches
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.errors import CheckpointError, NotMeasurable
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives.base import Objective, OutcomeObjective, PretrainingObjective, TrainingFacts

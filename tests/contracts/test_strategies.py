@@ -13,7 +13,8 @@ from simulated import random_store
 from torch import Tensor, nn
 
 from ehrtrack import plugins
-from ehrtrack.data.batch import Batch, Batches, Outcomes, collate
+from ehrtrack.data.batch import Batch, Batches, collate
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import survival
 from ehrtrack.objectives.base import TrainingFacts

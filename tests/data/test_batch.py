@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulated import History, Visit, random_store, store_of
 
-from ehrtrack.data.batch import GAP_EDGES_DAYS, MAX_POSITION, N_GAPS, Batch, Batches, Outcomes, collate
+from ehrtrack.data.batch import GAP_EDGES_DAYS, MAX_POSITION, N_GAPS, Batch, Batches, collate
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.data.store import TokenStore
 from ehrtrack.data.vocabulary import CLS
 from ehrtrack.errors import DataError

@@ -10,8 +10,7 @@ import polars as pl
 import pytest
 
 from ehrtrack.data.events import open_dataset
-from ehrtrack.data.importing import candidates
-from ehrtrack.data.importing import import_dataset
+from ehrtrack.data.importing import candidates, import_dataset
 from ehrtrack.data.importing.report import ImportReport
 from ehrtrack.errors import ConfigError, DataError
 

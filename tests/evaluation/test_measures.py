@@ -5,7 +5,7 @@ import numpy.typing as npt
 import polars as pl
 import pytest
 
-from ehrtrack.data.batch import Outcomes
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.evaluate import evaluate
 from ehrtrack.evaluation.report import Report

@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from ehrtrack.data.batch import Outcomes
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation import metric_table
 from ehrtrack.evaluation.evaluate import evaluate

@@ -14,7 +14,8 @@ from simulated import random_store
 from torch import nn
 
 from ehrtrack import plugins
-from ehrtrack.data.batch import Batch, Batches, Outcomes
+from ehrtrack.data.batch import Batch, Batches
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.errors import TrainingError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import survival

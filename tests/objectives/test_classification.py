@@ -12,7 +12,8 @@ from sksurv.metrics import cumulative_dynamic_auc
 from sksurv.util import Surv
 from torch import Tensor, nn
 
-from ehrtrack.data.batch import Batch, Outcomes, collate
+from ehrtrack.data.batch import Batch, collate
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives.base import TrainingFacts

@@ -9,7 +9,8 @@ import pytest
 import torch
 from simulated import random_store
 
-from ehrtrack.data.batch import Batches, Outcomes
+from ehrtrack.data.batch import Batches
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.settings import READOUT_DAYS

@@ -10,9 +10,10 @@ import pytest
 import torch
 from simulated import History, Visit, random_store, store_of
 
-from ehrtrack.data.batch import Batches, Outcomes
+from ehrtrack.data.batch import Batches
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import MedsDataset
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.data.settings import CohortConfig
 from ehrtrack.data.split_settings import SplitConfig
 from ehrtrack.errors import DataError

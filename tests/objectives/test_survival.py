@@ -13,7 +13,8 @@ from lifelines import KaplanMeierFitter
 from lifelines.utils import concordance_index
 from simulated import HORIZON_DAYS, Population, random_store, study, write_dataset
 
-from ehrtrack.data.batch import Batch, Batches, Outcomes, collate
+from ehrtrack.data.batch import Batch, Batches, collate
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives.base import TrainingFacts

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from simulated import HORIZON_DAYS, Population, study, write_dataset
 
-from ehrtrack.data.batch import Outcomes
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.evaluation.groups import subject_groups
 from ehrtrack.evaluation.report import Report
 from ehrtrack.evaluation.split import EvaluationConfig

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sksurv.nonparametric import kaplan_meier_estimator
 from torch import Tensor
 
-from ehrtrack.data.batch import Outcomes
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.objectives import competing_risks, survival
 from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.survival.competing_risks import (

@@ -13,7 +13,8 @@ from torch import nn
 
 from ehrtrack import plugins
 from ehrtrack.baselines.sequence import ENCODERS, _network
-from ehrtrack.data.batch import Batches, Outcomes
+from ehrtrack.data.batch import Batches
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig, Recency
 from ehrtrack.models.heads import CodeHead, HazardHead
 from ehrtrack.objectives.base import Objective, TrainingFacts

@@ -12,7 +12,8 @@ import torch
 from simulated import random_store
 from torch import Tensor
 
-from ehrtrack.data.batch import Batches, Outcomes
+from ehrtrack.data.batch import Batches
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import survival
 from ehrtrack.objectives.base import BatchLoss, TrainingFacts

@@ -14,7 +14,8 @@ from simulated import random_store
 from torch import nn
 
 from ehrtrack import plugins
-from ehrtrack.data.batch import Batches, Outcomes
+from ehrtrack.data.batch import Batches
+from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.objectives import mlm, survival
 from ehrtrack.objectives.base import Objective, TrainingFacts
