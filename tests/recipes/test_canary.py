@@ -53,16 +53,16 @@ def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Twin:
 
 
 def permuted_verdict(twin: Twin) -> str:
-    return canaries.permuted(twin.c_index(), twin.c_index(level=canaries.SURE)).state
+    return canaries.permuted(twin.score(), twin.score(level=canaries.SURE)).state
 
 
 def test_with_permuted_labels_the_c_index_is_one_half_within_its_interval(plain: Twin, twins: Twins) -> None:
-    found = twins.train(_permuted(plain.records)).c_index()
+    found = twins.train(_permuted(plain.records)).score()
     assert found.lower < 0.5 < found.upper
 
 
 def test_without_the_permutation_that_canary_fails(plain: Twin) -> None:
-    assert plain.c_index().lower > 0.6
+    assert plain.score().lower > 0.6
     assert permuted_verdict(plain) == "fail"
 
 
@@ -106,7 +106,7 @@ def test_canaries_of_a_sound_run_pass_and_are_tagged(data: Path, local_store: Pa
 
 
 def test_a_leak_that_was_dropped_on_the_way_fails_its_canary(twins: Twins) -> None:
-    scored = twins.train(twins.records("planted", unchanged, is_new=True), is_new=True).c_index_of_time()
+    scored = twins.train(twins.records("planted", unchanged, is_new=True), is_new=True).score_of_time()
     verdict = canaries.planted(scored)
     assert verdict.state == "fail"
     assert "no leak would be" in verdict.reason
