@@ -82,6 +82,7 @@ def test_every_recipe_of_a_study_takes_a_step(
     data, labels = simulated
     small = [
         ("data.path", str(data)),
+        ("data.split.rule", "hash"),  # simulated subjects have no groups of the study's
         ("data.split.train", "0.7"),
         ("data.split.validation", "0.15"),
         ("data.vocabulary.min_subjects", "2"),

@@ -87,9 +87,7 @@ def tokenize(
     """
     chosen = {"runtime.engine": engine, "runtime.workers": workers}
     given = [(name, str(value)) for name, value in chosen.items() if value is not None]
-    loaded = load(
-        config, read_overrides(context.args) + given, kind="pretraining" if recipe == "pretrain" else "outcome"
-    )
+    loaded = load(config, read_overrides(context.args) + given)
     from ehrtrack.data.shards import parse_slice
 
     part = parse_slice(shard)

@@ -25,6 +25,13 @@ class Outcomes:
     is_event : (N,) bool, whether the follow-up ended with the outcome
     cause : (N,) int64, which of several causes ended it, from 1, and 0 for the censored; None where there is one
     subject : (N,) int64, whose row each is, where subjects have several; None where each is of another
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> outcomes = Outcomes(np.array([30.0, 90.0]), np.array([True, False]))
+    >>> outcomes[np.array([0])].is_event.tolist()
+    [True]
     """
 
     follow_up_days: Floats

@@ -46,6 +46,7 @@ def score_causes(
     --------
     Cause 1 comes first and cause 2 later, and the model says so:
 
+    >>> import numpy as np
     >>> cause = np.tile([1, 2], 10)
     >>> outcomes = Outcomes(np.where(cause == 1, 10.0, 20.0), cause > 0, cause)
     >>> incidence = np.stack([np.where(cause == 1, 0.7, 0.2), np.where(cause == 2, 0.6, 0.1)], axis=1)

@@ -39,6 +39,7 @@ def checked_truth(cohort: CohortConfig | None, test_subjects: Ints) -> Path | No
 
     Examples
     --------
+    >>> import numpy as np
     >>> checked_truth(None, np.array([1, 2])) is None
     True
     """
@@ -58,6 +59,7 @@ def read_true_risk(truth: Path, subject_ids: Ints) -> Floats:
 
     Examples
     --------
+    >>> import numpy as np
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     pl.DataFrame({"subject_id": [4, 7], "risk": [0.2, 0.5]}).write_parquet(Path(folder) / TRUTH)

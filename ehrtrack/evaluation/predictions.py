@@ -25,6 +25,7 @@ def with_predictions(subjects: pl.DataFrame, predictions: Predictions) -> pl.Dat
 
     Examples
     --------
+    >>> import numpy as np
     >>> subjects = pl.DataFrame({"subject_id": [4, 7]})
     >>> predictions = Predictions(np.array([0, 1]), survival=np.array([[1.0, 0.75], [1.0, 0.5]]))
     >>> with_predictions(subjects, predictions).rows()
@@ -58,6 +59,7 @@ def prediction_table(cohort: Cohort, predictions: Predictions) -> pl.DataFrame:
 
     Examples
     --------
+    >>> import numpy as np
     >>> from datetime import datetime
     >>> follow_up = {"follow_up_days": [10.0, 30.0], "is_event": [True, False]}
     >>> subjects = pl.DataFrame({"subject_id": [4, 7], "index_date": [datetime(2020, 1, 1)] * 2, **follow_up})
