@@ -10,8 +10,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from ehrtrack.recipes._model_folder import read_model_folder, write_checksums, write_model_folder
-from ehrtrack.recipes._prepare import check_same_reading, prepare_cohort, prepare_records
 from simulated import Population, study, write_dataset
 
 from ehrtrack.config import RunConfig, override, parse_config
@@ -20,6 +18,8 @@ from ehrtrack.errors import CheckpointError, ConfigError
 from ehrtrack.evaluation.groups import subject_groups
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.heads import HazardHead
+from ehrtrack.pipeline.model_folder import read_model_folder, write_checksums, write_model_folder
+from ehrtrack.pipeline.prepare import check_same_reading, prepare_cohort, prepare_records
 from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.survival.time_grid import TimeGrid
 

@@ -14,8 +14,9 @@ from ehrtrack.data.splits import assign_splits
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.behrt import Behrt
 from ehrtrack.models.code_embeddings import CodeEmbeddings
+from ehrtrack.pipeline.embeddings import read_embeddings, start_from_embeddings
 from ehrtrack.pipeline.prepare import prepare_records
-from ehrtrack.recipes.embed import GROUPS, embed, read_embeddings, start_from_embeddings
+from ehrtrack.recipes.embed import GROUPS, embed
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.training.settings import SkipGramConfig
 
