@@ -20,13 +20,13 @@ from ehrtrack.baselines.base import (
     Setting,
     Tabular,
     TokenHistories,
-    age_to_fill,
     check_events,
     matrix,
     names_of,
     read_counts,
     tune,
     with_ages,
+    with_ages_filled,
 )
 from ehrtrack.baselines.settings import RandomSurvivalForestConfig
 from ehrtrack.errors import CheckpointError
@@ -111,8 +111,7 @@ class ClassForest(Baseline[pl.DataFrame]):
             If a class is missing, there is no usable feature, or a value is missing.
         """
         check_events(train)
-        mean_age = age_to_fill(train.features)
-        train, validation = (replace(part, features=with_ages(part.features, mean_age)) for part in (train, validation))
+        train, validation, mean_age = with_ages_filled(train, validation)
         columns = used_by_trees(self.config, train)
         x = matrix(train.features, columns).astype(np.float32)
 

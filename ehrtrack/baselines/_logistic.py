@@ -28,11 +28,11 @@ from ehrtrack.baselines.base import (
     Baseline,
     Tabular,
     TokenHistories,
-    age_to_fill,
     check_events,
     names_of,
     read_counts,
     with_ages,
+    with_ages_filled,
 )
 from ehrtrack.baselines.settings import CoxConfig
 from ehrtrack.errors import CheckpointError, ConfigError
@@ -134,8 +134,7 @@ class Logistic(Baseline[pl.DataFrame]):
             If every penalty asked for is too weak to be fitted.
         """
         check_events(train)
-        mean_age = age_to_fill(train.features)
-        train, validation = (replace(part, features=with_ages(part.features, mean_age)) for part in (train, validation))
+        train, validation, mean_age = with_ages_filled(train, validation)
         columns, z_train = standardise(train, self.config)
         z_validation = columns.z(validation.features)
         best: LogisticModel | None = None

@@ -134,6 +134,13 @@ class Labelled(Generic[Features]):
 Tabular = Labelled[pl.DataFrame]
 
 
+def with_ages_filled(train: Tabular, validation: Tabular) -> tuple[Tabular, Tabular, float | None]:
+    """Both with `age_to_fill` of the training subjects where an age is unknown, and that age, for the model to keep."""
+    mean_age = age_to_fill(train.features)
+    filled_train, filled = (replace(part, features=with_ages(part.features, mean_age)) for part in (train, validation))
+    return filled_train, filled, mean_age
+
+
 def _check_numeric(features: pl.DataFrame) -> None:
     not_numeric = [
         f"{name} ({kind})" for name, kind in features.schema.items() if not kind.is_numeric() and kind != pl.Boolean

@@ -28,7 +28,6 @@ from ehrtrack.baselines.base import (
     Setting,
     Tabular,
     TokenHistories,
-    age_to_fill,
     check_events,
     matrix,
     names_of,
@@ -37,6 +36,7 @@ from ehrtrack.baselines.base import (
     seen_within,
     tune,
     with_ages,
+    with_ages_filled,
 )
 from ehrtrack.baselines.settings import GradientBoostingConfig
 from ehrtrack.errors import CheckpointError
@@ -147,8 +147,7 @@ class GradientBoosting(Baseline[pl.DataFrame]):
             If there is no training event, no usable feature, an infinite value, or no comparable validation pair.
         """
         check_events(train)
-        mean_age = age_to_fill(train.features)
-        train, validation = (replace(part, features=with_ages(part.features, mean_age)) for part in (train, validation))
+        train, validation, mean_age = with_ages_filled(train, validation)
         columns, grid = columns_and_grid(self.config, train)
         of_train = person_periods(train, columns, grid)
         of_validation = person_periods(seen_within(validation, grid.horizon_days), columns, grid)

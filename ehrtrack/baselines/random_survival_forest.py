@@ -24,13 +24,13 @@ from ehrtrack.baselines.base import (
     Setting,
     Tabular,
     TokenHistories,
-    age_to_fill,
     check_events,
     matrix,
     names_of,
     read_counts,
     tune,
     with_ages,
+    with_ages_filled,
 )
 from ehrtrack.baselines.settings import RandomSurvivalForestConfig
 from ehrtrack.errors import CheckpointError
@@ -129,8 +129,7 @@ class Forest(Baseline[pl.DataFrame]):
             If there is no training event, no usable feature, a missing value, or no comparable validation pair.
         """
         check_events(train)
-        mean_age = age_to_fill(train.features)
-        train, validation = (replace(part, features=with_ages(part.features, mean_age)) for part in (train, validation))
+        train, validation, mean_age = with_ages_filled(train, validation)
         columns, grid = columns_and_grid(self.config, train)
         x, y, weight = _on_grid(train, columns, grid)
         drawn_by = None if (weight == 1).all() else weight  # bootstrap samples drawn by weights of 1 are other samples
