@@ -1,0 +1,1 @@
+"""A study: one TOML file that asks a question over configurations, seeds and splits."""
