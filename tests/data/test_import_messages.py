@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sqlite3
 from datetime import datetime
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ehrtrack.data.events import open_dataset
@@ -118,3 +121,35 @@ def test_a_damaged_sqlite_file_is_named(start: int, stop: int | None, tmp_path: 
     assert "cdm.db cannot be read" in message
     assert message.endswith("is it damaged?")
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("table", "when"), [("person", "birth_datetime"), ("condition_occurrence", "condition_start_datetime")]
+)
+def test_a_time_that_duckdb_cannot_hold_is_named_by_file_and_column(table: str, when: str, tmp_path: Path) -> None:
+    """Parquet holds milliseconds until the year 292,278,994, and DuckDB until 294,247."""
+    beyond = pa.array([2**62], pa.timestamp("ms"))
+    tables = {
+        "person": {"person_id": [1], "gender_concept_id": [8507], "year_of_birth": [1950]},
+        "condition_occurrence": {"person_id": [1], "condition_concept_id": [7], "condition_start_date": ["2010-01-01"]},
+    }
+    files = {}
+    for name, columns in tables.items():
+        file = io.BytesIO()
+        pq.write_table(pa.table(columns | ({when: beyond} if name == table else {})), file)
+        files[f"{name}__parquet"] = file.getvalue()
+    message = refused(tmp_path, **files)
+    assert f"column {when} of " in message
+    assert f"{table}.parquet cannot be read" in message
+
+
+def test_a_time_that_duckdb_cannot_hold_is_named_where_another_table_is_made_of_it(tmp_path: Path) -> None:
+    raw = tmp_path / "raw" / "hosp"
+    raw.mkdir(parents=True)
+    patients = {"subject_id": [1], "gender": ["F"], "anchor_age": [60], "anchor_year": [2150], "dod": [""]}
+    stay = {"subject_id": [1], "hadm_id": [11], "admittime": ["2150-01-01 10:00:00"], "admission_type": ["URGENT"]}
+    times = {"dischtime": ["2150-01-05 12:00:00"], "deathtime": pa.array([2**62], pa.timestamp("ms"))}
+    pq.write_table(pa.table(patients), raw / "patients.parquet")
+    pq.write_table(pa.table(stay | times | {"race": ["WHITE"]}), raw / "admissions.parquet")
+    with pytest.raises(DataError, match=r"column deathtime of .*admissions\.parquet cannot be read"):
+        import_dataset("mimic-iv", tmp_path / "raw", tmp_path / "out", progress=lambda line: None)

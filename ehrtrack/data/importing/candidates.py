@@ -277,12 +277,14 @@ def _batches(connection: duckdb.DuckDBPyConnection, query: str, table_name: str,
     try:
         for batch in connection.sql(query).to_arrow_reader(n_rows):
             yield pl.DataFrame(batch)
-    except duckdb.OutOfMemoryException:
+    except (duckdb.OutOfMemoryException, duckdb.ConversionException):
         raise
     except (duckdb.Error, OSError) as error:
         # An error within the stream of batches arrives as OSError, with DuckDB's text.
         if "Out of Memory" in str(error):
             raise duckdb.OutOfMemoryException(str(error)) from error
+        if "Conversion Error" in str(error):  # the importer looks for the file and the column
+            raise duckdb.ConversionException(str(error)) from error
         raise DataError(f"table {table_name} cannot be read: {what_is_wrong(error)}") from error
 
 

@@ -105,10 +105,12 @@ def import_dataset(
         candidates = Candidates(staging / "scratch" / "runs")
         with _database(staging / "scratch", memory_limit, threads, settings.time_zone) as connection:
             reader = Reader(connection, settings, staging / "scratch")
+            place = str(path)
             try:
                 tables = chosen(settings).tables(reader, path)
                 present = [_read_alike(reader, table, conversions) for table in tables if table.relation is not None]
                 for table in present:
+                    place = f"table {table.name} of {path}"
                     began = time.monotonic()
                     n_rows = candidates.stage(connection, table, settings)
                     report(f"read {table.name}: {n_rows:,} rows ({time.monotonic() - began:.1f} s)")
@@ -116,6 +118,12 @@ def import_dataset(
                 raise DataError(
                     f"{path} does not fit the memory limit of {memory_limit}; import with a higher one "
                     f"({what_is_wrong(error)})"
+                ) from error
+            except duckdb.ConversionException as error:
+                places = ", ".join(reader.unreadable_columns()) or place
+                raise DataError(
+                    f"{places} cannot be read: {what_is_wrong(error)}; needed: values that DuckDB can hold, of times "
+                    "those within microseconds of 64 bits. Mend the column, or store it as text"
                 ) from error
             except duckdb.Error as error:
                 raise DataError(f"{path} cannot be imported as {source}: {what_is_wrong(error)}") from error

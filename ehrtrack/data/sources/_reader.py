@@ -165,6 +165,24 @@ class Reader:
         ((n,),) = self.connection.execute(f"SELECT count(*) FROM {relation.sql}").fetchall()
         return int(n)
 
+    def unreadable_columns(self) -> list[str]:
+        """Columns of the Parquet files opened so far whose values DuckDB cannot read, each with its file.
+
+        Parquet can hold times that DuckDB cannot, such as milliseconds beyond the year 294247; its message then names
+        neither file nor column.
+        """
+        found = []
+        for path in sorted(self._read):
+            if not path.name.lower().endswith(".parquet"):
+                continue
+            relation = f"read_parquet({quote_text(str(path))})"
+            for column, *_ in self.connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall():
+                try:
+                    self.connection.execute(f"SELECT min({quote_name(column)}) FROM {relation}")
+                except duckdb.ConversionException:
+                    found.append(f"column {column} of {path}")
+        return found
+
     def unread(self, path: Path) -> list[str]:
         """The source's files that no table was read from, by their paths below `path`, or its tables; sorted."""
         if not path.is_dir():
