@@ -272,6 +272,19 @@ def test_a_real_process_ends_with_code_2_and_one_line(folder: Path) -> None:
     assert line.startswith("ehrtrack: unknown config key 'strategy.rnak'")
 
 
+def test_a_quiet_command_says_nothing_but_what_went_wrong(folder: Path) -> None:
+    def quiet(*overrides: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "ehrtrack", "-q", "finetune", "--config", "finetune.toml", *overrides]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+
+    done = quiet("--train.epochs", "1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    wrong = quiet("--train.epochs", "0")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("ehrtrack: ")
+
+
 @pytest.mark.parametrize("equals", [True, False])
 def test_overrides_can_be_written_with_a_space_or_an_equals_sign(folder: Path, equals: bool) -> None:
     words = ["--train.epochs=1"] if equals else ["--train.epochs", "1"]

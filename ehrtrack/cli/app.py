@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import logging
 import os
 import signal
 import sys
@@ -32,6 +34,13 @@ DISK_ERRORS = {
 CONFIG_HELP = "TOML file of the study, such as projects/gi_bleed/finetune.toml"
 
 
+class _NoTerminal(io.TextIOWrapper):
+    """Where errors go but no progress bars."""
+
+    def isatty(self) -> bool:
+        return False
+
+
 class _Commands(click.Group):
     """Commands that a signal ends: without a traceback, whatever the signal broke into."""
 
@@ -48,11 +57,20 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ehrtrack")
-def cli() -> None:
+@click.option("-q", "--quiet", is_flag=True, help="say nothing but what went wrong")
+@click.option("-v", "--verbose", is_flag=True, help="also tell what is logged on the way, on stderr")
+def cli(quiet: bool, verbose: bool) -> None:
     """Survival models on electronic health records, with every run tracked and every claim checkable.
 
     Runs go to MLFLOW_TRACKING_URI, or to sqlite:///mlflow.db in the working folder.
     """
+    if quiet and verbose:
+        raise ConfigError("-q and -v exclude each other; give one of them")
+    if quiet:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the whole command
+        sys.stderr = _NoTerminal(sys.stderr.buffer, encoding=sys.stderr.encoding, line_buffering=True)
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
