@@ -123,6 +123,7 @@ class RuntimeConfig(Section):
     cache : folder for outboxes, tokenised datasets and checkpoints. The default is the value of EHRTRACK_HOME, or else
         ``.ehrtrack`` in the working folder, or the user's data folder where the working folder is temporary
     snapshot_minutes : the longest time between two snapshots of a training; there is one after each epoch in any case
+    log_batches : number of batches whose mean loss is logged as one value of ``train/step_loss``
     upload_snapshots : whether the last two snapshots are sent to the tracking server, so that another machine can
         resume the run
     engine : what processes the shards of the data: ``local`` or ``ray``
@@ -141,6 +142,7 @@ class RuntimeConfig(Section):
     threads: int = Field(0, ge=0, le=MAX_PROCESSES)
     cache: Path = Field(default_factory=usual_cache)
     snapshot_minutes: float = Field(10, gt=0)
+    log_batches: int = Field(50, ge=1)
     upload_snapshots: bool = True
     engine: str = "local"
     workers: int = Field(1, ge=1, le=MAX_PROCESSES)

@@ -133,6 +133,7 @@ def train(
         on_snapshot=run.keep_snapshot,
         on_go_on=run.log_epochs_again,
         printed=names_shown("progress", {objective.task}),
+        batches_between=config.runtime.log_batches,
     )
     run.log_training(result)
     return result

@@ -59,8 +59,8 @@ class StudySettings(Section):
         the sections data, model and runtime
     matrix : values of each dotted path; every combination is a configuration. A value of a section, such as
         ``strategy``, is a name or a table
-    repeats : values of the paths that repeat a configuration: seeds (``runtime.seed``) and splits (``data.split.seed``);
-        a configuration is run once where there are none
+    repeats : values of the paths that repeat a configuration, which are seeds (``runtime.seed``) and splits
+        (``data.split.seed``); a configuration is run once where there are none
     exclude : configurations of the matrix that are left out
     reference : the configuration that all others are compared with; of the settings that it does not name, the one
         with equal values

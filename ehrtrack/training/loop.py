@@ -19,8 +19,12 @@ from ehrtrack.training.snapshots import latest_snapshot
 from ehrtrack.training.steps import SNAPSHOTS, Training, set_training_mode
 from ehrtrack.training.stopping import signals_wait
 
+STEP_LOSS = f"{TRAINING}/step_loss"
+"""Mean loss of the batches since the value before, against the number of batches since training began."""
+
 __all__ = [
     "SNAPSHOTS",
+    "STEP_LOSS",
     "FitResult",
     "TrainConfig",
     "Training",
@@ -72,6 +76,7 @@ def fit(
     on_snapshot: Callable[[Path], object] | None = None,
     on_go_on: Callable[[list[dict[str, float]]], object] = lambda history: None,
     printed: Sequence[str] = (VALIDATION_LOSS,),
+    batches_between: int = 50,
 ) -> FitResult:
     """Train until the last epoch or until patience ends, and leave the model with the weights of the kept epoch.
 
@@ -88,6 +93,7 @@ def fit(
     on_snapshot : called from another thread with the folder of a snapshot that is on the disk
     on_go_on : called with the metrics of the finished epochs when training is resumed from a snapshot
     printed : names of the metrics in the line of an epoch; those that the objective lacks are passed over
+    batches_between : batches of a process from one value of `STEP_LOSS` to the next
 
     Raises
     ------
@@ -105,6 +111,8 @@ def fit(
             on_snapshot=on_snapshot,
             stop=stop,
             check_is_ours=logger.check_is_ours,
+            on_steps=lambda n_batches, loss: logger.log_metrics({STEP_LOSS: loss}, step=n_batches),
+            batches_between=batches_between,
         )
         try:
             _go_on_if_begun(run, on_go_on)

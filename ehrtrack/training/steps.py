@@ -13,7 +13,6 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ehrtrack.data.batch import Batch, Batches
 from ehrtrack.errors import CheckpointError, TrainingError
@@ -27,6 +26,7 @@ from ehrtrack.training.settings import TrainConfig
 from ehrtrack.training.snapshots import CheckpointWriter, Snapshot
 from ehrtrack.training.stopping import StopRequest
 from ehrtrack.training.threads import threads_for
+from ehrtrack.training.watch import watched_epoch
 
 BEST_BEFORE = "best.safetensors"
 """Where snapshots of earlier versions have the weights of the best epoch."""
@@ -77,6 +77,8 @@ class Training:
         on_snapshot: Callable[[Path], object] | None = None,
         stop: StopRequest | None = None,
         check_is_ours: Callable[[], None] = lambda: None,
+        on_steps: Callable[[int, float], object] = lambda n_batches, loss: None,
+        batches_between: int = 50,
     ) -> None:
         self.model = model
         self.wrapped = ranks.wrap(model)
@@ -94,6 +96,8 @@ class Training:
         self.writer = CheckpointWriter(folder / SNAPSHOTS, on_written=on_snapshot) if ranks.is_main else None
         self.stop = stop or StopRequest()
         self.check_is_ours = check_is_ours  # raises once another process goes on with the run
+        self.on_steps = on_steps  # gets the number of batches since training began, and their loss since the last time
+        self.batches_between = batches_between
         self.progress = Progress()
 
     def train_epoch(self, batches: Batches) -> dict[str, float]:
@@ -105,11 +109,13 @@ class Training:
             progress.n_done = progress.n_done * len(mine) // progress.n_batches
         progress.n_batches = len(mine)
         left = replace(mine, start=progress.n_done)
-        bar = tqdm(
-            total=len(left), initial=progress.n_done, desc=f"epoch {progress.epoch}", leave=False, delay=3,
-            disable=None if ranks.is_main else True,
-        )  # fmt: skip
-        with bar:
+        with watched_epoch(
+            f"epoch {progress.epoch:>3}/{self.config.epochs}",
+            n_done=progress.n_done,
+            n_batches=len(mine),
+            epochs_left=self.config.epochs - progress.epoch,
+            is_silent=not ranks.is_main,
+        ) as told:
             last_snapshot = time.monotonic()
             for step in _in_groups(left, self.config.accumulate):
                 self.check_is_ours()
@@ -117,13 +123,28 @@ class Training:
                 self.take_step(step)
                 progress.n_done += len(step)
                 progress.add(seconds=time.monotonic() - started)
-                bar.update(len(step))
+                told(progress.n_done, progress.sums["loss"] / progress.sums["weight"])
+                self._report_step(len(step))
                 if self.stop.is_agreed:
                     self.stop_here()
                 if time.monotonic() - last_snapshot > self.snapshot_seconds:
                     self.save_snapshot()
                     last_snapshot = time.monotonic()
         return self._epoch_metrics()
+
+    def _report_step(self, n_batches: int) -> None:
+        """Tell the mean loss of the last `batches_between` batches; what is summed up is in the snapshots."""
+        sums = self.progress.sums
+        self.progress.add(window_batches=n_batches)
+        if sums["window_batches"] < self.batches_between:
+            return
+        self.on_steps(self.n_before + self.progress.n_done, sums["window_loss"] / sums["window_weight"])
+        sums["window_batches"] = sums["window_loss"] = sums["window_weight"] = 0.0
+
+    @property
+    def n_before(self) -> int:
+        """Batches of the epochs before."""
+        return int(sum(epoch[f"{TRAINING}/batches"] for epoch in self.progress.history))
 
     def take_step(self, batches: list[Batch]) -> None:
         """One step of the optimiser on the mean loss of all subjects of `batches`, over all ranks."""
@@ -151,6 +172,7 @@ class Training:
             self.writer.wait_copied()
         self.optimizer.step()
         self.progress.add(loss=loss_sum, weight=all_weight, norm=norm, steps=1, tokens=n_tokens)
+        self.progress.add(window_loss=loss_sum, window_weight=all_weight)
         self.progress.sums["lr"] = self.optimizer.param_groups[0]["lr"]
 
     def _scale_gradients(self, factor: float) -> float:
@@ -200,9 +222,8 @@ class Training:
         tensors = {f"model/{name}": p.detach() for name, p in self.trainable.items()}
         for name, p in self.trainable.items():
             tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state[p].items()}
-        n_before = int(sum(epoch[f"{TRAINING}/batches"] for epoch in self.progress.history))
         beside = [self._weights_of(epoch) for epoch in self.objective.selection.candidates(self.progress.history)]
-        self.writer.save(n_before + self.progress.n_done, tensors, asdict(self.progress), beside=beside)
+        self.writer.save(self.n_before + self.progress.n_done, tensors, asdict(self.progress), beside=beside)
 
     def stop_here(self) -> None:
         """Keep the state as it is now, and let the signal that asked for the stop take its course."""

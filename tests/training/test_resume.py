@@ -79,6 +79,7 @@ def train(
         folder=folder,
         logger=logger,
         snapshot_seconds=snapshot_seconds,
+        batches_between=3,
     )
     return result, {name: value.clone() for name, value in model.state_dict().items()}, logger
 
@@ -92,10 +93,13 @@ def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
 def test_a_run_that_was_cut_off_ends_bit_identical_to_one_that_was_not(
     stop_at: int, accumulate: int, tmp_path: Path
 ) -> None:
-    whole, weights, _ = train(tmp_path / "whole", accumulate=accumulate)
+    whole, weights, logged = train(tmp_path / "whole", accumulate=accumulate)
     with pytest.raises(Stop):
         train(tmp_path / "cut", stop_at=stop_at, snapshot_seconds=0, accumulate=accumulate)
-    resumed, weights_then, _ = train(tmp_path / "cut", accumulate=accumulate)
+    resumed, weights_then, logged_then = train(tmp_path / "cut", accumulate=accumulate)
+    of_steps = logged_then.metrics["train/step_loss"]
+    assert of_steps.items() <= logged.metrics["train/step_loss"].items()
+    assert max(of_steps) == max(logged.metrics["train/step_loss"])
     assert without_times(resumed.history) == without_times(whole.history)
     assert (resumed.kept_epoch, resumed.stop_reason) == (whole.kept_epoch, whole.stop_reason)
     assert all(torch.equal(value, weights_then[name]) for name, value in weights.items())
@@ -110,6 +114,13 @@ def test_without_snapshots_between_it_goes_on_from_the_last_epochs_end(tmp_path:
     assert 1 not in logger.metrics["train/loss"]  # the first epoch is not logged again
     assert without_times(resumed.history) == without_times(whole.history)
     assert all(torch.equal(value, weights_then[name]) for name, value in weights.items())
+
+
+def test_the_loss_within_an_epoch_is_logged_every_so_many_batches(tmp_path: Path) -> None:
+    whole, _, logger = train(tmp_path, epochs=1)
+    n_batches = int(whole.history[0]["train/batches"])
+    of_steps = logger.metrics["train/step_loss"]
+    assert list(of_steps) == list(range(3, n_batches + 1, 3))
 
 
 def test_a_run_whose_memory_did_not_suffice_goes_on_with_smaller_batches(tmp_path: Path) -> None:
