@@ -314,7 +314,29 @@ def test_synthea_before_3_dates_procedures_and_codes_no_imaging(tmp_path: Path) 
     assert units == ["LOINC//2339-0//mg/dL", "LOINC//2339-0//mmol/L", "LOINC//8302-2"]
 
 
+def test_synthea_without_the_codes_of_a_table_that_always_had_them_is_refused(tmp_path: Path) -> None:
+    raw = files(
+        tmp_path / "raw",
+        patients="Id,BIRTHDATE,DEATHDATE,GENDER\na,1950-02-03,,F\n",
+        procedures="DATE,PATIENT,ENCOUNTER,CODE_x,DESCRIPTION\n2010-01-02T05:00:00Z,a,e1,430193006,Review\n",
+    )
+    with pytest.raises(DataError, match="table procedures: column code not found"):
+        read("synthea", raw)
+
+
 # MIMIC-IV
+
+
+def test_mimic_iv_names_the_table_that_a_dropped_one_was_made_of(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    files(
+        raw / "hosp",
+        patients="subject_id,gender,anchor_age,anchor_year,dod\n1,F,60,2150,\n",
+        admissions="subject_id,hadm_id,admittime,dischtime,deathtime,admission_type,race\n"
+        "1,11,,2150-01-05 12:00:00,,URGENT,WHITE\n",
+    )
+    with pytest.raises(DataError, match=r"nothing is left of admissions \(race of the first stay\)"):
+        read("mimic-iv", raw)
 
 
 def test_mimic_iv_before_2_keeps_patients_in_core_and_race_as_ethnicity(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from ehrtrack.data.sources.settings import MimicIvConfig
 
 Find = Callable[[str], Relation | None]
 _SUBJECT, _STAY = "subject_id", "hadm_id"
+_RACE = "admissions (race of the first stay)"
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,10 @@ def _patients(relation: Relation) -> SourceTable:
 def _race(reader: Reader, admissions: Relation) -> SourceTable:
     column = "race" if admissions.has("race") else "ethnicity"  # its name before version 2
     if not admissions.has(column):
-        return SourceTable(name="race of the first stay", relation=None)
+        return SourceTable(name=_RACE, relation=None)
     race, start = admissions.text(column), admissions.time("admittime").parsed
     first = reader.relation(
-        "race of the first stay",
+        _RACE,
         f"(SELECT {_SUBJECT}, arg_min({race}, {start}) AS race FROM {admissions.sql} GROUP BY {_SUBJECT})",
     )
     event = Event(code=prefixed("RACE//", first.text("race")), time=None)

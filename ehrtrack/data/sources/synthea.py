@@ -43,6 +43,8 @@ _CODED_TABLES = (
     ("supplies", "code", "SNOMED-CT"),
     ("imaging_studies", "procedure_code", "SNOMED-CT"),
 )
+_CODED_LATER = ("imaging_studies",)
+"""Tables that had no code in earlier versions of Synthea."""
 
 
 class Synthea(Source):
@@ -105,9 +107,10 @@ def _coded(reader: Reader, name: str, relation: Relation | None, *, code: str, s
         return SourceTable(name=name, relation=None)
     relation.require("PATIENT")
     time = relation.first_of("START", "DATE")
-    if not relation.has(code):
+    if name in _CODED_LATER and not relation.has(code):
         why = f"{reader.n_rows(relation):,} rows without a column {code.upper()}"
         return SourceTable(name=name, relation=None, left_out=why)
+    relation.require(code)
     event = Event(
         code=f"({_system(relation, system)} || '//' || {relation.text(code)})",
         time=relation.time(time),
