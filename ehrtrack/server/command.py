@@ -90,7 +90,7 @@ def serve(settings: ServerSettings, tell: Callable[[str], object]) -> None:
         end_orphans(folder, tell)
         _check_port(settings)
         secrets = logins.load_secrets(folder, settings.users if settings.has_auth else ())
-        runs_uri, logins_uri, database = _start_store(settings, folder, secrets, tell, cleanup)
+        runs_uri, logins_uri, cluster = _start_store(settings, folder, secrets, tell, cleanup)
         if stop.is_set():
             return
         server = _start_mlflow(settings, folder, runs_uri, logins_uri, secrets)
@@ -101,8 +101,11 @@ def serve(settings: ServerSettings, tell: Callable[[str], object]) -> None:
             return
         if settings.has_auth:
             _make_logins(settings, secrets, logins_uri)
-        _tell_how_to_use(settings, folder, secrets, tell)
-        _watch(stop, {"mlflow server": (server, log), **database})
+        _tell_how_to_use(settings, folder, secrets, cluster, tell)
+        watched = {"mlflow server": (server, log)}
+        if cluster is not None and cluster.process is not None:
+            watched["PostgreSQL"] = (cluster.process, cluster.log)
+        _watch(stop, watched)
         tell("ending: runs that are being written keep their journals; `ehrtrack sync` sends the rest")
 
 
@@ -161,8 +164,8 @@ def _start_store(
     secrets: logins.Secrets,
     tell: Callable[[str], object],
     cleanup: contextlib.ExitStack,
-) -> tuple[str, str, dict[str, tuple[subprocess.Popen[bytes], Path]]]:
-    """The addresses of the databases of runs and of logins, and the database's process, if it has one."""
+) -> tuple[str, str, postgres.PostgresCluster | None]:
+    """The addresses of the databases of runs and of logins, and the cluster that they are in, if they are in one."""
     cluster_folder, file = folder / "postgres", folder / "mlflow.db"
     lack = postgres.why_not()
     # auto stays with the store that has the folder's runs
@@ -176,18 +179,17 @@ def _start_store(
         tell(f"runs in {file}, sqlite in WAL mode{reason}")
         for database in (file, folder / "auth.db"):
             _make_wal(database)
-        return f"sqlite:///{file}", f"sqlite:///{folder / 'auth.db'}", {}
+        return f"sqlite:///{file}", f"sqlite:///{folder / 'auth.db'}", None
     if file.exists():
         raise ConfigError(f"{folder} has its runs in {file.name}; take --store sqlite, or another --folder")
     if lack:
         raise TrackingError(f"the runs in {cluster_folder} need PostgreSQL: {lack}")
-    cluster = postgres.PostgresCluster(cluster_folder, secrets.postgres_password)
+    cluster = postgres.PostgresCluster(cluster_folder, secrets.postgres_password, secrets.studies_password)
     cleanup.callback(cluster.stop)
     cluster.start()
-    assert cluster.process is not None
     tell(f"runs in PostgreSQL, {cluster_folder}, 127.0.0.1:{cluster.port}")
     runs_uri, logins_uri = (cluster.uri(database) for database in postgres.DATABASES)
-    return runs_uri, logins_uri, {"PostgreSQL": (cluster.process, cluster.log)}
+    return runs_uri, logins_uri, cluster
 
 
 def _make_wal(file: Path) -> None:
@@ -257,21 +259,31 @@ def _make_logins(settings: ServerSettings, secrets: logins.Secrets, logins_uri: 
 
 
 def _tell_how_to_use(
-    settings: ServerSettings, folder: Path, secrets: logins.Secrets, tell: Callable[[str], object]
+    settings: ServerSettings,
+    folder: Path,
+    secrets: logins.Secrets,
+    cluster: postgres.PostgresCluster | None,
+    tell: Callable[[str], object],
 ) -> None:
-    address = settings.public_address
+    address, storage = settings.public_address, None if cluster is None else cluster.studies_uri
     tell(f"ready: {address}/#/experiments?workflowType=machine_learning")
     if not settings.has_auth:
         tell(f"  export MLFLOW_TRACKING_URI={address}")
+        if storage:
+            logins.write_private(folder / "studies.env", f"EHRTRACK_STORAGE={storage}\n")
+            tell(f"  workers of a study also need what is in {folder / 'studies.env'}")
     for user in settings.users if settings.has_auth else ():
-        file = logins.write_user_file(folder, address, user, secrets.users[user])
+        file = logins.write_user_file(folder, address, user, secrets.users[user], storage)
         tell(f"  copy {file} to the pod, and there: set -a; . ./{file.name}; set +a; ehrtrack doctor")
     if settings.has_auth:
         tell(f"  user {logins.ADMIN!r} sees and may do everything; its password is in {folder / logins.SECRETS_FILE}")
-    if _is_loopback(settings.host) and not settings.address:
-        port = settings.port
-        tell(f"  it listens on this machine only; for a pod, run here: ssh -N -R {port}:127.0.0.1:{port} USER@POD")
-    elif settings.has_auth and not address.startswith("https:"):
+    needs_tunnel = _is_loopback(settings.host) and not settings.address
+    ports = [*([settings.port] if needs_tunnel else []), *([cluster.port] if cluster else [])]
+    if ports:
+        tunnel = " ".join(f"-R {port}:127.0.0.1:{port}" for port in ports)
+        listens = "it listens" if needs_tunnel else "the database of studies listens"
+        tell(f"  {listens} on this machine only; for a pod, run here: ssh -N {tunnel} USER@POD")
+    if settings.has_auth and not needs_tunnel and not address.startswith("https:"):
         tell("  passwords travel in the clear over http: put TLS in front (docker/Caddyfile) and give --address")
 
 

@@ -28,6 +28,7 @@ class Secrets:
     admin_password: str
     postgres_password: str
     users: dict[str, str] = field(default_factory=dict)  # name -> password
+    studies_password: str = field(default_factory=lambda: secrets.token_hex(24))
 
 
 def load_secrets(folder: Path, users: tuple[str, ...]) -> Secrets:
@@ -92,12 +93,18 @@ def make_hashes_quick(database_uri: str, passwords: Mapping[str, str]) -> None:
         engine.dispose()
 
 
-def write_user_file(folder: Path, address: str, user: str, password: str) -> Path:
-    """What a pod needs to know, as a file for ``set -a; . ./pod.env``."""
+def write_user_file(folder: Path, address: str, user: str, password: str, storage: str | None = None) -> Path:
+    """What a pod needs to know, as a file for ``set -a; . ./pod.env``.
+
+    Parameters
+    ----------
+    storage : address of the database of studies, as a pod reaches it through the tunnel
+    """
     file = folder / f"{user}.env"
     write_private(
         file,
-        f"MLFLOW_TRACKING_URI={address}\nMLFLOW_TRACKING_USERNAME={user}\nMLFLOW_TRACKING_PASSWORD={password}\n",
+        f"MLFLOW_TRACKING_URI={address}\nMLFLOW_TRACKING_USERNAME={user}\nMLFLOW_TRACKING_PASSWORD={password}\n"
+        + (f"EHRTRACK_STORAGE={storage}\n" if storage else ""),
     )
     return file
 

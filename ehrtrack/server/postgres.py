@@ -11,13 +11,18 @@ import subprocess
 from pathlib import Path
 
 from ehrtrack.errors import TrackingError
-from ehrtrack.server.processes import end, free_port, start, tail, wait_until
+from ehrtrack.files import written_aside
+from ehrtrack.server.processes import end, free_port, is_free, start, tail, wait_until
 
 DATABASES = ("mlflow", "mlflow_auth")
 USER = "mlflow"
+STUDIES = "ehrtrack_studies"
+"""The database of studies and sweeps, and its user, as whom pods take their next run from it; of the runs' databases
+that user sees nothing."""
 DRIVER = "psycopg2"
 START_SECONDS = 60
 _DEBIAN = Path("/usr/lib/postgresql")
+_HAS_STUDIES = f"SELECT 1 FROM pg_roles WHERE rolname = '{STUDIES}'"
 _NEEDED = ("initdb", "postgres", "pg_isready", "psql", "createdb")
 # A process of PostgreSQL holds 20 MB, and in time all of shared_buffers; there is one for each connection. With these
 # and one process of mlflow (server/guard.py), six runs at once took 658 MB of resident memory instead of
@@ -63,24 +68,32 @@ class PostgresCluster:
     folder
         Made and initialised if it is not there.
     password
-        Of the one user, who owns both databases.
+        Of the user who owns the databases of runs and of logins.
+    studies_password
+        Of the user who owns the database of studies.
     """
 
-    def __init__(self, folder: Path, password: str) -> None:
+    def __init__(self, folder: Path, password: str, studies_password: str) -> None:
         binaries = find_binaries()
         if binaries is None:
             raise TrackingError(f"PostgreSQL cannot be used: {why_not()}")
         self.folder = folder
-        self.port = free_port()
+        self.port = _usual_port(folder.with_name("postgres.port"))
         self.log = folder.parent / "postgres.log"
         self.process: subprocess.Popen[bytes] | None = None
         self._binaries = binaries
         self._password = password
+        self._studies_password = studies_password
         self._account = _unprivileged_account()
 
     def uri(self, database: str) -> str:
         """The address of a database, with the password; the driver is named, since several may be the default."""
         return f"postgresql+psycopg2://{USER}:{self._password}@127.0.0.1:{self.port}/{database}"
+
+    @property
+    def studies_uri(self) -> str:
+        """The address of the database of studies, with the password of its user."""
+        return f"postgresql+psycopg2://{STUDIES}:{self._studies_password}@127.0.0.1:{self.port}/{STUDIES}"
 
     def start(self) -> None:
         """Initialise the folder if it is new, start the server, and make the databases that are not there.
@@ -101,6 +114,7 @@ class PostgresCluster:
         for database in DATABASES:
             if database not in there:
                 self._run("createdb", database)
+        self._make_studies(is_new=STUDIES not in there)
 
     def stop(self) -> None:
         """End the server; connections that are open are closed (PostgreSQL's fast shutdown)."""
@@ -134,15 +148,22 @@ class PostgresCluster:
             password_file.unlink()
         aside.rename(self.folder)
 
+    def _make_studies(self, *, is_new: bool) -> None:
+        role = "ALTER ROLE" if self._run("psql", "-d", "postgres", "-tAc", _HAS_STUDIES).strip() else "CREATE ROLE"
+        statements = [f"{role} {STUDIES} LOGIN PASSWORD '{self._studies_password}';"]
+        statements += [f"REVOKE CONNECT ON DATABASE {database} FROM PUBLIC;" for database in DATABASES]
+        statements += [f"CREATE DATABASE {STUDIES} OWNER {STUDIES};"] if is_new else []
+        # by standard input: a command line is for everybody on the machine to read
+        self._run("psql", "-d", "postgres", "-q", "-v", "ON_ERROR_STOP=1", "-f", "-", text="\n".join(statements))
+
     def _is_ready(self) -> bool:
         command = [str(self._binaries / "pg_isready"), "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
-    def _run(self, program: str, *arguments: str) -> str:
+    def _run(self, program: str, *arguments: str, text: str = "") -> str:
         command = [str(self._binaries / program), "-h", "127.0.0.1", "-p", str(self.port), "-U", USER, *arguments]
-        done = subprocess.run(
-            command, env=os.environ | {"PGPASSWORD": self._password}, capture_output=True, text=True, check=False
-        )
+        environment = os.environ | {"PGPASSWORD": self._password}
+        done = subprocess.run(command, env=environment, input=text, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise TrackingError(f"PostgreSQL's {program} failed: {done.stderr.strip()}")
         return done.stdout
@@ -154,6 +175,16 @@ class PostgresCluster:
             f" (run as {self._account}, since it refuses root; every folder above {self.folder} has to let that "
             "account through, mode 711: choose another --folder, or --store sqlite)"
         )
+
+
+def _usual_port(file: Path) -> int:
+    """The port of the start before, which pods know, while it is free; or else another, which is kept for the next."""
+    if file.exists() and is_free("127.0.0.1", port := int(file.read_text())):
+        return port
+    port = free_port()
+    with written_aside(file) as aside:
+        aside.write_text(f"{port}\n")
+    return port
 
 
 def _unprivileged_account() -> str | None:

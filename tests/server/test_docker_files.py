@@ -261,7 +261,7 @@ def write_sums(backup: Path) -> None:
 def test_backup_and_restore_bring_back_rows_and_files_and_take_away_what_came_later() -> None:
     with passable_folder() as folder:
         secrets = logins.load_secrets(folder, ())
-        cluster = postgres.PostgresCluster(folder / "postgres", secrets.postgres_password)
+        cluster = postgres.PostgresCluster(folder / "postgres", secrets.postgres_password, secrets.studies_password)
         cluster.start()
         try:
             file = folder / "artifacts" / "1" / "run" / "weights.bin"
@@ -388,7 +388,7 @@ def test_a_folder_that_cannot_be_backed_up_is_told(script: str, tmp_path: Path) 
 def test_a_cluster_goes_on_with_its_rows_and_refuses_a_wrong_password() -> None:
     with passable_folder() as folder:
         for expected in ("", "kept\n"):
-            cluster = postgres.PostgresCluster(folder / "postgres", "a-password")
+            cluster = postgres.PostgresCluster(folder / "postgres", "a-password", "another")
             cluster.start()
             try:
                 tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+import sqlalchemy
 from running_servers import FirstLife, RunningServer, needs_postgres, passable_folder, running
 
 from ehrtrack.errors import ConfigError, TrackingError
@@ -68,7 +69,7 @@ def test_a_server_whose_first_process_was_killed_goes_on_with_the_next_start() -
 @needs_postgres
 def test_a_cluster_that_was_left_behind_is_ended_and_starts_again() -> None:
     with passable_folder() as folder:
-        cluster = postgres.PostgresCluster(folder / "postgres", "a-password")
+        cluster = postgres.PostgresCluster(folder / "postgres", "a-password", "another")
         cluster.start()
         assert cluster.process is not None
         said: list[str] = []
@@ -152,3 +153,40 @@ def test_a_folder_with_runs_in_the_other_store_is_not_started_empty(tmp_path: Pa
     (tmp_path / "postgres").mkdir()
     message = refusal(ServerSettings(tmp_path, port=1, store="sqlite", host="127.0.0.1"), ConfigError)
     assert "has its runs in PostgreSQL" in message
+
+
+@needs_postgres
+def test_the_database_of_studies_is_for_its_user_who_sees_nothing_of_the_runs() -> None:
+    with passable_folder() as folder:
+        cluster = postgres.PostgresCluster(folder / "postgres", "a-password", "another")
+        cluster.start()
+        try:
+            engine = sqlalchemy.create_engine(cluster.studies_uri)
+            with engine.begin() as connection:
+                connection.execute(sqlalchemy.text("CREATE TABLE cells (key text)"))
+            engine.dispose()
+            of_runs = sqlalchemy.create_engine(cluster.studies_uri.removesuffix(postgres.STUDIES) + "mlflow")
+            with pytest.raises(sqlalchemy.exc.OperationalError, match="permission denied"):
+                of_runs.connect()
+        finally:
+            cluster.stop()
+        again = postgres.PostgresCluster(folder / "postgres", "a-password", "a third")
+        assert again.port == cluster.port  # which pods have written down
+        again.start()
+        try:
+            engine = sqlalchemy.create_engine(again.studies_uri)
+            assert sqlalchemy.inspect(engine).get_table_names() == ["cells"]
+            engine.dispose()
+        finally:
+            again.stop()
+
+
+@needs_postgres
+def test_a_pod_is_told_where_the_database_of_studies_is() -> None:
+    with passable_folder() as folder, running(folder / "data", "--store", "postgresql", "--no-auth") as server:
+        line = (server.folder / "studies.env").read_text()
+        port = int((server.folder / "postgres.port").read_text())
+        assert line.startswith("EHRTRACK_STORAGE=postgresql+psycopg2://ehrtrack_studies:")
+        assert f"@127.0.0.1:{port}/" in line
+        assert any(f"-R {port}:127.0.0.1:{port}" in said for said in server.said)
+        assert stat.S_IMODE((server.folder / "studies.env").stat().st_mode) == 0o600
