@@ -400,3 +400,16 @@ def test_a_cluster_goes_on_with_its_rows_and_refuses_a_wrong_password() -> None:
             finally:
                 cluster.stop()
             assert not (folder / "postgres" / "postmaster.pid").exists()
+
+
+def test_workers_get_what_a_pod_needs_and_run_one_command(tmp_path: Path) -> None:
+    file = logins.write_user_file(tmp_path, "https://runs.example.org", "pod", "secret", "postgresql://studies")
+    needed = {line.split("=")[0] for line in file.read_text().splitlines()}
+    sky, dstack = (yaml.safe_load((DOCKER / name).read_text()) for name in ("sky.yaml", "dstack.yml"))
+    assert set(sky["envs"]) == needed | {"STUDY"}
+    assert {name.split("=")[0] for name in dstack["env"]} == needed | {"STUDY"}
+    job = yaml.safe_load((DOCKER / "k8s-job.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["args"][0] == "work"
+    ends = [sky["run"].strip(), dstack["commands"][-1], (DOCKER / "slurm.sh").read_text().splitlines()[-1]]
+    assert all(line.startswith("exec ") and " work " in line for line in ends)  # signals reach the worker itself
