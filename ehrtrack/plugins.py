@@ -37,7 +37,7 @@ def names(package: str, kind: type[Choice] = Choice) -> list[str]:
     """Names of the choices in a package such as ``"strategies"``, sorted.
 
     >>> names("strategies")
-    ['frozen', 'full', 'lora', 'scratch']
+    ['bitfit', 'frozen', 'full', 'lora', 'lp-ft', 'scratch']
 
     Parameters
     ----------

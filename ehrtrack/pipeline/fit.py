@@ -113,6 +113,8 @@ def train(
     batches: Feed,
     ranks: Ranks,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    *,
+    begin_epoch: Callable[[int], bool] = lambda epoch: False,
 ) -> FitResult:
     """Fit the model, and log how."""
     config, n_truncated = run.config, batches.split("train").n_truncated
@@ -134,6 +136,7 @@ def train(
         on_go_on=run.log_epochs_again,
         printed=names_shown("progress", {objective.task}),
         batches_between=config.runtime.log_batches,
+        begin_epoch=begin_epoch,
     )
     run.log_training(result)
     return result

@@ -102,7 +102,9 @@ def finetune(
         log_cohort(run.logger, records)
         if strategy.keeps_encoder:
             batches = with_features(batches, adapted.plain, ranks)
-        result = train(run, model, objective, batches, ranks, on_epoch)
+        result = train(
+            run, model, objective, batches, ranks, on_epoch, begin_epoch=partial(strategy.begin_epoch, model)
+        )
         if is_trial:
             _log_curves(run, result)
             metric = chosen_by({objective.task})

@@ -60,6 +60,10 @@ class Strategy(ABC):
     def apply(self, model: EhrModel) -> nn.Module:
         """Choose what trains: sets ``requires_grad``, wraps layers. Returns the model to train."""
 
+    def begin_epoch(self, model: nn.Module, epoch: int) -> bool:
+        """Choose what trains from this epoch on, of what `apply` let train; returns whether that changed anything."""
+        return False
+
     @property
     def starts_anew(self) -> bool:
         """Whether a pretrained model is of no use to it, even where the configuration names one."""

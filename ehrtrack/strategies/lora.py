@@ -44,6 +44,7 @@ class Lora(Strategy):
             r=self.config.rank,
             lora_alpha=self.config.alpha,
             lora_dropout=self.config.dropout,
+            use_dora=self.config.dora,
             target_modules=list(ADAPTED_LAYERS),
             modules_to_save=["head", "embeddings"] if self.config.embeddings else ["head"],
         )

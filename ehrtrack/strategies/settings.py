@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ehrtrack.section import Choice
+from ehrtrack.section import Choice, Mark
 
 
 class FrozenConfig(Choice):
@@ -40,6 +40,8 @@ class LoraConfig(Choice):
     alpha : the scale of the update, which is multiplied by alpha / rank (Hu et al. 2022, LoRA, arXiv:2106.09685)
     dropout : the probability of dropout on the input of each adapter
     embeddings : whether the embeddings are trained as well
+    dora : whether the length of each row of an adapted matrix is learnt apart from its direction (Liu et al. 2024,
+        DoRA, arXiv:2402.09353)
 
     Examples
     --------
@@ -55,6 +57,37 @@ class LoraConfig(Choice):
     alpha: int = Field(16, gt=0)
     dropout: float = Field(0.05, ge=0, lt=1)
     embeddings: bool = False
+    dora: Annotated[bool, Mark.ADDED_LATER] = False
+
+
+class BitfitConfig(Choice):
+    """BitFit has no settings of its own.
+
+    Examples
+    --------
+    >>> BitfitConfig().name
+    'bitfit'
+    """
+
+    name: Literal["bitfit"] = "bitfit"
+
+
+class LpFtConfig(Choice):
+    """Settings of LP-FT.
+
+    Attributes
+    ----------
+    head_epochs : epochs in which the head alone learns, before everything does
+
+    Examples
+    --------
+    >>> LpFtConfig(head_epochs=2).head_epochs
+    2
+    """
+
+    module: ClassVar[str] = "lp_ft"
+    name: Literal["lp-ft"] = "lp-ft"
+    head_epochs: int = Field(3, ge=1)
 
 
 class FullConfig(Choice):

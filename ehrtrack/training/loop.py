@@ -77,6 +77,7 @@ def fit(
     on_go_on: Callable[[list[dict[str, float]]], object] = lambda history: None,
     printed: Sequence[str] = (VALIDATION_LOSS,),
     batches_between: int = 50,
+    begin_epoch: Callable[[int], bool] = lambda epoch: False,
 ) -> FitResult:
     """Train until the last epoch or until patience ends, and leave the model with the weights of the kept epoch.
 
@@ -94,6 +95,7 @@ def fit(
     on_go_on : called with the metrics of the finished epochs when training is resumed from a snapshot
     printed : names of the metrics in the line of an epoch; those that the objective lacks are passed over
     batches_between : batches of a process from one value of `STEP_LOSS` to the next
+    begin_epoch : called with the number of an epoch before it; returns whether it changed what learns
 
     Raises
     ------
@@ -113,6 +115,7 @@ def fit(
             check_is_ours=logger.check_is_ours,
             on_steps=lambda n_batches, loss: logger.log_metrics({STEP_LOSS: loss}, step=n_batches),
             batches_between=batches_between,
+            begin_epoch=begin_epoch,
         )
         try:
             _go_on_if_begun(run, on_go_on)

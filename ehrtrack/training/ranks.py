@@ -52,6 +52,7 @@ class Ranks:
         """The model to compute losses with: its backward pass averages gradients over the ranks."""
         if self.count == 1:
             return model
+        self.accelerator.free_memory()  # the wrapper before, whose hooks are on the same parameters
         return cast(nn.Module, self.accelerator.prepare_model(model, device_placement=False))
 
     @contextmanager

@@ -79,6 +79,7 @@ class Training:
         check_is_ours: Callable[[], None] = lambda: None,
         on_steps: Callable[[int, float], object] = lambda n_batches, loss: None,
         batches_between: int = 50,
+        begin_epoch: Callable[[int], bool] = lambda epoch: False,
     ) -> None:
         self.model = model
         self.wrapped = ranks.wrap(model)
@@ -98,10 +99,13 @@ class Training:
         self.check_is_ours = check_is_ours  # raises once another process goes on with the run
         self.on_steps = on_steps  # gets the number of batches since training began, and their loss since the last time
         self.batches_between = batches_between
+        self.begin_epoch = begin_epoch
         self.progress = Progress()
 
     def train_epoch(self, batches: Batches) -> dict[str, float]:
         """Train on the batches of the epoch that are not done yet."""
+        if self.begin_epoch(self.progress.epoch):
+            self.wrapped = self.ranks.wrap(self.model)  # which looks at what learns when it is made
         set_training_mode(self.model)
         progress, ranks = self.progress, self.ranks
         mine = replace(batches, rank=ranks.number, n_ranks=ranks.count)

@@ -48,8 +48,8 @@ def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in epoch.items() if name not in TIMES} for epoch in history]
 
 
-@pytest.mark.parametrize("part", ["history", "resumed"])
-def test_two_processes_log_the_metrics_of_one_also_when_they_go_on_from_a_snapshot(
+@pytest.mark.parametrize("part", ["history", "resumed", "phases"])
+def test_two_processes_log_the_metrics_of_one_also_when_resumed_and_where_the_encoder_begins_to_learn_later(
     part: str, one: Any, two: Any
 ) -> None:
     alone, together = without_times(one[part]), without_times(two[part])

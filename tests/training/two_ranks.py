@@ -77,10 +77,14 @@ def gradients(ranks: Ranks, objective: Objective, strategy: str, folder: Path) -
     return {name: p.grad.tolist() for name, p in training.trainable.items() if p.grad is not None}
 
 
-def history(ranks: Ranks, objective: Objective, folder: Path, epochs: int) -> list[dict[str, float]]:
+def history(
+    ranks: Ranks, objective: Objective, folder: Path, epochs: int, strategy: str = "full"
+) -> list[dict[str, float]]:
     """Metrics of a training in which each step takes two batches."""
+    model = model_for(objective, strategy)
+    chosen = strategy_of(plugins.settings("strategies", strategy)())
     result = fit(
-        model_for(objective, "full"),
+        model,
         objective,
         training=batches,
         validation=batches(),
@@ -88,6 +92,7 @@ def history(ranks: Ranks, objective: Objective, folder: Path, epochs: int) -> li
         ranks=ranks,
         folder=folder,
         logger=MemoryRunLogger(),
+        begin_epoch=lambda epoch: chosen.begin_epoch(model, epoch),
     )
     return result.history
 
@@ -102,6 +107,7 @@ def main(out: Path) -> None:
         found[case] = gradients(ranks, objective_named(name), strategy, folder / case)
     found["history"] = history(ranks, objective_named("mlm"), folder / "run", epochs=2)
     found["resumed"] = history(ranks, objective_named("mlm"), folder / "run", epochs=4)
+    found["phases"] = history(ranks, objective_named("mlm"), folder / "phases", epochs=4, strategy="lp-ft")
     if ranks.is_main:
         out.write_text(json.dumps(found))
 
