@@ -285,6 +285,19 @@ def test_of_two_sexes_the_first_is_kept_and_the_other_counted(source: str, tmp_p
     assert report.dropped()["conflicting sex"] == 1
 
 
+def test_omop_measurements_may_have_units_and_no_column_of_numbers(tmp_path: Path) -> None:
+    raw = files(
+        tmp_path / "raw",
+        person="person_id,gender_concept_id,year_of_birth\n1,8507,1950\n",
+        measurement="person_id,measurement_concept_id,measurement_date,value_as_concept_id,unit_concept_id\n"
+        "1,100,2010-05-02,11,840\n1,101,2010-05-03,,\n",
+    )
+    report, _ = read("omop", raw)
+    (measurements,) = [table for table in report.tables if table.name == "measurement"]
+    results = measurements.results
+    assert (results.n_numeric, results.n_text, results.n_empty) == (0, 1, 1)
+
+
 # Synthea
 
 

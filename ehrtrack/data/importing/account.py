@@ -88,7 +88,7 @@ class TableAccount:
             n_text = 0 if text is None else frame.height - text.null_count()
             self.n_numeric, self.n_text = self.n_numeric + n_numeric, self.n_text + n_text
             self.n_empty += max(0, frame.height - n_numeric - n_text)
-            if event.unit is not None:
+            if event.unit is not None and numeric is not None:
                 self._count_units(frame)
             if event.decimal_comma is not None and event.result_column is not None:
                 commas = self._commas.setdefault(event.result_column, _Commas())
