@@ -298,6 +298,27 @@ def test_omop_measurements_may_have_units_and_no_column_of_numbers(tmp_path: Pat
     assert (results.n_numeric, results.n_text, results.n_empty) == (0, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("table", "header"),
+    [
+        ("condition_occurrence", "person_id,condition_concept_id,condition_start_date,visit_occurrence_id"),
+        ("observation_period", "person_id,observation_period_start_date,observation_period_end_date"),
+        ("measurement", "person_id,measurement_concept_id,measurement_date,value_as_number,unit_concept_id"),
+        ("death", "person_id,death_date"),
+    ],
+)
+def test_an_omop_table_may_be_a_header_alone(table: str, header: str, tmp_path: Path) -> None:
+    raw = files(
+        tmp_path / "raw",
+        person="person_id,gender_concept_id,year_of_birth\n1,8507,1950\n",
+        visit_occurrence="visit_occurrence_id,person_id,visit_concept_id,visit_start_date,visit_end_date\n"
+        "7,1,9201,2010-05-01,2010-05-06\n",
+        **{table: f"{header}\n"},
+    )
+    report, _ = read("omop", raw)
+    assert [of.n_rows for of in report.tables if of.name == table] == [0]
+
+
 # Synthea
 
 

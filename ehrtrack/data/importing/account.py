@@ -64,17 +64,20 @@ class TableAccount:
     n_empty: int = 0
     n_timed: int = 0
     n_without_clock: int = 0
-    n_notes: list[int] = field(default_factory=list)
+    n_notes: list[int] = field(init=False)
     n_of_unit: dict[tuple[int, str], int] = field(default_factory=dict)
     _commas: dict[str, _Commas] = field(default_factory=dict)
     _columns: dict[str, _Times] = field(default_factory=dict)
     _lives: dict[tuple[str, int], _Times] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.n_notes = [0] * len(self.table.notes)  # a table may have a header and no row
+
     def count_rows(self, rows: pl.DataFrame) -> None:
         """Count the rows of a batch, and those that the table's notes are about."""
         self.n_rows += rows.height
         found = [int(rows[f"note{place}"].sum()) for place in range(len(self.table.notes))]
-        self.n_notes = [before + now for before, now in zip(self.n_notes or [0] * len(found), found, strict=True)]
+        self.n_notes = [before + now for before, now in zip(self.n_notes, found, strict=True)]
 
     def count_event(self, frame: pl.DataFrame, event: EventColumns) -> None:
         """Count the times and the results of an event's candidates, whose codes are numbers."""
