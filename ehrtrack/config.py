@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, field_validator
 
 from ehrtrack import plugins
 from ehrtrack.baselines.settings import TunedChoice
@@ -126,6 +126,9 @@ class RuntimeConfig(Section):
     log_batches : number of batches whose mean loss is logged as one value of ``train/step_loss``
     upload_snapshots : whether the last two snapshots are sent to the tracking server, so that another machine can
         resume the run
+    storage : address of the database from which the workers of a sweep or a study take what is next, such as
+        ``postgresql://ehrtrack@host:5432/ehrtrack``, whose password is read from PGPASSWORD or ``~/.pgpass``. If empty,
+        it is ``sweeps.db`` in the cache, for workers that see the same disk
     engine : what processes the shards of the data: ``local`` or ``ray``
     workers : number of shards that are processed at the same time
     log_raw_subjects : whether predictions are logged with the subjects' own ids and dates, and not with keyed hashes
@@ -144,9 +147,20 @@ class RuntimeConfig(Section):
     snapshot_minutes: float = Field(10, gt=0)
     log_batches: int = Field(50, ge=1)
     upload_snapshots: bool = True
+    storage: Annotated[str, Mark.ADDED_LATER] = ""
     engine: str = "local"
     workers: int = Field(1, ge=1, le=MAX_PROCESSES)
     log_raw_subjects: bool = False
+
+    @field_validator("storage")
+    @classmethod
+    def _has_no_password(cls, storage: str) -> str:
+        if re.match(r"[^/]+://[^/@]*:[^@]*@", storage):
+            raise ValueError(
+                "there is a password in it, and settings are logged with every run; leave it out, and give it in "
+                "PGPASSWORD or ~/.pgpass"
+            )
+        return storage
 
 
 class RegistryConfig(Section):

@@ -26,6 +26,7 @@ SLOT, DRAW, DEATHS = "slot", "draw", "deaths"
 _SQLITE_LOCK_SECONDS = 60
 _POLL_SECONDS = 1.0
 _TRIES_TO_OPEN = 10
+_REFUSED_ONCE = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError)
 _DONE = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 
 
@@ -43,26 +44,45 @@ def _suggest(trial: optuna.trial.BaseTrial, name: str, parameter: Range | Choice
     return trial.suggest_float(name, parameter.low, parameter.high, log=parameter.log, step=parameter.step)
 
 
-def study_storage(path: Path) -> RDBStorage:
-    """The database of trials in a sqlite file, shared by all workers that can see it.
+def shared_storage(address: str, cache: Path) -> RDBStorage:
+    """The database that workers share: at an address, or ``sweeps.db`` in the cache if that is empty.
 
     Raises
     ------
     ConfigError
-        If the file cannot be opened or is no database of trials.
+        If it cannot be opened or is no database of trials.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    return study_storage(address or cache / "sweeps.db")
+
+
+def study_storage(where: Path | str) -> RDBStorage:
+    """The database of trials in a sqlite file, shared by all workers that can see it, or at an address.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be opened or is no database of trials.
+    """
+    is_file = isinstance(where, Path)
+    if isinstance(where, Path):
+        where.parent.mkdir(parents=True, exist_ok=True)
+    address = f"sqlite:///{where}" if is_file else str(where)
+    of_engine = (
+        {"connect_args": {"timeout": _SQLITE_LOCK_SECONDS}}
+        if address.startswith("sqlite")
+        else {"pool_pre_ping": True, "pool_size": 2}  # a connection that was cut off in the night is made anew
+    )
     for tries_left in reversed(range(_TRIES_TO_OPEN)):
         try:
-            return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": _SQLITE_LOCK_SECONDS}})
-        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
+            return RDBStorage(address, engine_kwargs=of_engine)
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, ImportError) as error:
             # of workers that make the tables at the same moment, all but one are refused once
-            if tries_left and isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.IntegrityError):
+            if tries_left and isinstance(error, _REFUSED_ONCE):
                 time.sleep(random.uniform(0.1, 0.5))
                 continue
             raise ConfigError(
-                f"{path} is no database of trials that this Optuna can use: {str(error).splitlines()[0]}; "
-                "name another file"
+                f"{where} is no database of trials that this Optuna can use: {str(error).splitlines()[0]}; "
+                f"name another {'file' if is_file else 'one in runtime.storage'}"
             ) from error
     raise AssertionError("the last try returns or raises")
 

@@ -39,7 +39,7 @@ MODEL_FOLDER = "model"
 RUNS = "runs"
 ADAPTER_FOLDER = "adapter"
 RUN_CONFIG = "run_config.json"
-CONTINUED_KINDS = ("sweep", "frontier")
+CONTINUED_KINDS = ("sweep", "frontier", "study")
 """Kinds of runs that take what is finished from where it is when they are started again."""
 
 
@@ -58,6 +58,27 @@ class RecipeResult:
     kind: str
     url: str
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands among others, as those who start it say.
+
+    Attributes
+    ----------
+    parent_run_id : run to nest it under
+    name : shown in lists of runs; made from the run's choices if empty
+    tags : by which those who started it find it again; the run has them from its first moment on
+    is_quiet : tables that are the same in many runs are logged, and not shown
+    """
+
+    parent_run_id: str | None = None
+    name: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    is_quiet: bool = False
+
+
+ALONE = Place()
 
 
 @dataclass(frozen=True)
@@ -117,6 +138,7 @@ class Recorder:
     logger : where metrics and artifacts go
     folder : local folder for the weights that may be kept and the last snapshots
     sends_snapshots : whether snapshots go to the server, so that another machine can resume the run
+    is_quiet : as `Place` has it
     """
 
     config: RunConfig
@@ -124,6 +146,7 @@ class Recorder:
     kind: str
     folder: Path
     sends_snapshots: bool = False
+    is_quiet: bool = False
     _last_sent: Path | None = None
     _started: float = field(default_factory=time.monotonic)
 
@@ -162,8 +185,9 @@ class Recorder:
 
     def log_parameters(self, table: pl.DataFrame) -> None:
         """Show and log how many parameters there are, and how many learn."""
-        with pl.Config(tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, thousands_separator=True):
-            print(table, flush=True)
+        if not self.is_quiet:
+            with pl.Config(tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, thousands_separator=True):
+                print(table, flush=True)
         self.logger.log_table(table, "parameters.csv")
         total = table.row(by_predicate=pl.col("part") == "all", named=True)
         self.logger.log_metrics({f"parameters/{name}": total[name] for name in ("total", "trainable")}, step=0)
@@ -269,7 +293,7 @@ def open_run(
     kind: str,
     sections: Sequence[str],
     name: str = "",
-    parent_run_id: str | None = None,
+    place: Place = ALONE,
     ranks: Ranks | None = None,
     resume: Resumption | None = None,
     fingerprints: Mapping[str, str] | None = None,
@@ -282,7 +306,8 @@ def open_run(
     ----------
     kind : recipe, such as ``"finetune"``
     sections : those of the configuration that this kind of run reads
-    name : shown in lists of runs; made from the choices if empty
+    name : shown in lists of runs where the place gives none; made from the choices if empty
+    place : among other runs
     ranks : of a run that several processes make together
     resume : the run to resume
     fingerprints : what the run is made from; must be what a resumed run was begun with
@@ -296,10 +321,11 @@ def open_run(
     make_cache(config.runtime.cache)
     with tracked_run(
         experiment=config.study,
-        name=name or f"{kind} {config.model.size}",
+        name=place.name or name or f"{kind} {config.model.size}",
         kind=kind,
         params={} if resume else config.to_params(sections),
-        parent_run_id=parent_run_id,
+        tags=place.tags,
+        parent_run_id=place.parent_run_id,
         run_id=resume.run_id if resume else None,
         attempt=resume.attempt if resume else 0,
         journal=config.runtime.cache / JOURNALS,
@@ -316,7 +342,8 @@ def open_run(
         if resume and logger.is_resumable:
             logger.start_at_slot(resume.slot)
         folder = run_folder(config, reference)
-        run = Recorder(config, logger, kind, folder, config.runtime.upload_snapshots and logger.is_resumable)
+        sends_snapshots = config.runtime.upload_snapshots and logger.is_resumable
+        run = Recorder(config, logger, kind, folder, sends_snapshots, place.is_quiet)
         try:
             yield run
         except RunClaimLost:
@@ -324,7 +351,7 @@ def open_run(
             raise
         except BaseException as error:
             run.keep_last_snapshot()
-            if isinstance(error, INTERRUPTIONS) and parent_run_id is None:
+            if isinstance(error, INTERRUPTIONS) and place.parent_run_id is None:
                 print(f"\n{run.how_to_resume}", flush=True)
             raise
         logger.remove_snapshots()

@@ -26,7 +26,7 @@ from ehrtrack.pipeline.report import (
     not_measured,
     scores,
 )
-from ehrtrack.pipeline.run import RecipeResult, describe, open_run
+from ehrtrack.pipeline.run import ALONE, Place, RecipeResult, describe, open_run
 from ehrtrack.runlog import KEPT, TEST, Task, named
 from ehrtrack.survival.metrics import require_comparable_pair
 from ehrtrack.survival.time_grid import fit_time_grid
@@ -36,8 +36,12 @@ SECTIONS = ("study", "data", "cohort", "baseline", "init", "runtime")
 N_INTERVALS = 20
 
 
-def baseline(config: RunConfig) -> RecipeResult:
+def baseline(config: RunConfig, *, place: Place = ALONE) -> RecipeResult:
     """Fit a baseline to the outcome of a cohort.
+
+    Parameters
+    ----------
+    place : of the run among others
 
     Raises
     ------
@@ -70,7 +74,7 @@ def baseline(config: RunConfig) -> RecipeResult:
         config.data.may_lack_age,
     )
     features = chosen.read(histories)
-    with open_run(config, kind="baseline", sections=SECTIONS, name=name) as run:
+    with open_run(config, kind="baseline", sections=SECTIONS, name=name, place=place) as run:
         fingerprints = records.fingerprints()
         run.log_fingerprints(fingerprints)
         run.logger.set_tags({MODEL: name})

@@ -36,7 +36,7 @@ from ehrtrack.pipeline.report import (
     not_measured,
     scores,
 )
-from ehrtrack.pipeline.run import RecipeResult, Recorder, Resumption, describe, open_run
+from ehrtrack.pipeline.run import ALONE, Place, RecipeResult, Recorder, Resumption, describe, open_run
 from ehrtrack.privacy import count_text
 from ehrtrack.runlog import KEPT, TEST, VALIDATION, Task, named
 from ehrtrack.strategies.base import parameter_table
@@ -52,7 +52,7 @@ def finetune(
     *,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
     is_trial: bool = False,
-    parent_run_id: str | None = None,
+    place: Place = ALONE,
     resume: Resumption | None = None,
 ) -> RecipeResult:
     """Fine-tune an encoder to the outcome of a cohort.
@@ -61,7 +61,7 @@ def finetune(
     ----------
     on_epoch : called after each epoch with its number and metrics; may raise `TrainingStopped`
     is_trial : a sweep's trial is scored on validation subjects alone, and keeps no model
-    parent_run_id : run to nest this one under
+    place : of the run among others
     resume : the run to go on with, from its last snapshot
 
     Raises
@@ -92,7 +92,7 @@ def finetune(
         kind=kind,
         sections=SECTIONS,
         name=name,
-        parent_run_id=parent_run_id,
+        place=place,
         ranks=ranks,
         resume=resume,
         fingerprints=fingerprints,

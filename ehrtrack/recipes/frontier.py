@@ -12,8 +12,8 @@ from ehrtrack.evaluation.metric_table import names_shown
 from ehrtrack.evaluation.paired import differences_to, unpaired
 from ehrtrack.pipeline.inputs import input_fingerprints, pin_base
 from ehrtrack.pipeline.prepare import settle
-from ehrtrack.pipeline.run import RecipeResult, describe, open_run
-from ehrtrack.recipes.compare import read_test_predictions, run_row
+from ehrtrack.pipeline.run import Place, RecipeResult, describe, open_run
+from ehrtrack.pipeline.run_rows import read_test_predictions, run_row
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.search_space import Scalar
 from ehrtrack.tracking.client.queries import RunRecord, get_run, search_runs
@@ -53,7 +53,7 @@ def frontier(config: RunConfig) -> RecipeResult:
                 print(f"finished before, as run {done[value].run_id}", flush=True)
                 found[value] = done[value]
             else:
-                found[value] = get_run(finetune(variant, parent_run_id=run.logger.reference).run_id)
+                found[value] = get_run(finetune(variant, place=Place(run.logger.reference)).run_id)
         table = frontier_table(_points(found))
         text = f"{to_markdown(table, parameter)}\n{conclusion(table, parameter)}\n"
         run.logger.log_table(table, "frontier.csv")

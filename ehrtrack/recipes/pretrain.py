@@ -11,13 +11,13 @@ from ehrtrack.data.description import describe_dataset
 from ehrtrack.data.store import mean_age
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.code_effects import Levels
-from ehrtrack.objectives.base import TrainingFacts, pretraining_objective
+from ehrtrack.objectives.base import PretrainingObjective, TrainingFacts, pretraining_objective
 from ehrtrack.pipeline.description_page import description_page
 from ehrtrack.pipeline.embeddings import start_from_embeddings
 from ehrtrack.pipeline.fit import feed, set_up, train
 from ehrtrack.pipeline.prepare import Records, prepare_records, settle
 from ehrtrack.pipeline.report import conclude, encoder_matrices, judge_encoder, judge_training, learning_matrices
-from ehrtrack.pipeline.run import RecipeResult, Resumption, describe, open_run
+from ehrtrack.pipeline.run import ALONE, Place, RecipeResult, Resumption, describe, open_run
 from ehrtrack.runlog import VALIDATION
 from ehrtrack.strategies.base import parameter_table
 from ehrtrack.training.loop import FitResult
@@ -29,11 +29,12 @@ DESCRIPTION = "data/description.html"
 SECTIONS = ("study", "data", "model", "objective", "init", "train", "runtime")
 
 
-def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> RecipeResult:
+def pretrain(config: RunConfig, *, place: Place = ALONE, resume: Resumption | None = None) -> RecipeResult:
     """Pretrain an encoder and log it with its vocabulary.
 
     Parameters
     ----------
+    place : of the run among others
     resume : the run to go on with, from its last snapshot
 
     Raises
@@ -45,23 +46,19 @@ def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> RecipeRe
     ranks = join_ranks(config.runtime.device)
     config = settle(config)
     records = ranks.main_first(lambda: prepare_records(config))
-    facts = TrainingFacts(
-        records.token_counts(),
-        records=_training_records(config, records),
-        levels=Levels.of(records.vocabulary),
-        scales_days=config.model.readout_days,
-        mean_age=mean_age(records.store, records.rows["train"]) if config.data.may_lack_age else None,
-    )
-    objective = pretraining_objective(config.objective, facts)
-    encoder = Behrt(config.model, len(records.vocabulary), may_lack_age=config.data.may_lack_age)
-    start_from_embeddings(config, records, encoder.embeddings.code)
-    plain = EhrModel(encoder, objective.make_head(encoder.width))
+    objective, plain = untrained(config, records)
     start = encoder_matrices(plain)
     model = set_up(plain, config, ranks)
 
     fingerprints = records.fingerprints()
     with open_run(
-        config, kind="pretrain", sections=SECTIONS, ranks=ranks, resume=resume, fingerprints=fingerprints
+        config,
+        kind="pretrain",
+        sections=SECTIONS,
+        place=place,
+        ranks=ranks,
+        resume=resume,
+        fingerprints=fingerprints,
     ) as run:
         run.log_fingerprints(fingerprints)
         run.log_parameters(parameter_table(model))
@@ -83,6 +80,21 @@ def pretrain(config: RunConfig, *, resume: Resumption | None = None) -> RecipeRe
             ]
             conclude(run.logger, _summary(config, records, result, objective.trivial), verdicts)
             return run.finished(result.kept)
+
+
+def untrained(config: RunConfig, records: Records) -> tuple[PretrainingObjective, EhrModel]:
+    """The objective, and a new encoder with its head."""
+    facts = TrainingFacts(
+        records.token_counts(),
+        records=_training_records(config, records),
+        levels=Levels.of(records.vocabulary),
+        scales_days=config.model.readout_days,
+        mean_age=mean_age(records.store, records.rows["train"]) if config.data.may_lack_age else None,
+    )
+    objective = pretraining_objective(config.objective, facts)
+    encoder = Behrt(config.model, len(records.vocabulary), may_lack_age=config.data.may_lack_age)
+    start_from_embeddings(config, records, encoder.embeddings.code)
+    return objective, EhrModel(encoder, objective.make_head(encoder.width))
 
 
 def _training_records(config: RunConfig, records: Records) -> Batches:

@@ -15,18 +15,18 @@ from ehrtrack.evaluation.metric_table import Metric, chosen_by
 from ehrtrack.home import make_cache
 from ehrtrack.pipeline.inputs import differences, input_fingerprints, pin_base
 from ehrtrack.pipeline.prepare import has_classes, settle
-from ehrtrack.pipeline.run import RecipeResult, Recorder, Resumption, describe, open_run
+from ehrtrack.pipeline.record import is_there, taken_up
+from ehrtrack.pipeline.run import Place, RecipeResult, Recorder, describe, open_run
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.resume import resume
 from ehrtrack.runlog import KEPT, VALIDATION
-from ehrtrack.search import DEATHS, SLOT, Best, Worker, best_of, study_storage, suggest, trials_of, trials_table
+from ehrtrack.search import DEATHS, SLOT, Best, Worker, best_of, shared_storage, suggest, trials_of, trials_table
 from ehrtrack.search_space import Scalar
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import RunRecord, get_run, list_artifacts, metric_history, search_runs
 from ehrtrack.tracking.names import STOPPED
 from ehrtrack.tracking.outbox.sender import is_offline
 from ehrtrack.tracking.outbox.sync import send_left_behind
-from ehrtrack.tracking.recovery.orphans import claim_run
 from ehrtrack.tracking.run import JOURNALS
 from ehrtrack.training.loop import TrainingStopped
 from ehrtrack.training.ranks import join_ranks
@@ -118,7 +118,7 @@ def _without_unknown(config: RunConfig, settled: RunConfig) -> RunConfig:
 
 def _join(config: RunConfig, inputs: Mapping[str, str]) -> Worker:
     """Begin or join the study of these settings and inputs; where it runs, and for how many trials, does not matter."""
-    storage = study_storage(config.runtime.cache / "sweeps.db")
+    storage = shared_storage(config.runtime.storage, config.runtime.cache)
     elsewhere = {"runtime", "registry", "frontier", "canary"}
     settings = {name: section for name, section in config.identity().items() if name not in elsewhere}
     for name in ("n_trials", "heartbeat_seconds", "max_retries"):
@@ -175,8 +175,8 @@ def _keep_record(sweep: Sweep, begun: str) -> RecipeResult:
     """Run trials under a run of one's own, or the one that a worker before had begun, and fit the best in the end."""
     claims = sweep.worker.claims
     try:
-        begun = begun if begun and _is_there(begun) else ""
-        resumption = _claimed(sweep, begun) if begun else None
+        begun = begun if begun and is_there(begun, "sweep") else ""
+        resumption = taken_up(begun, sweep.settled.runtime.cache) if begun else None
         if begun and resumption is None:  # its worker died after its last record
             claims.finish(sweep.record)
             return _told(sweep, begun)
@@ -189,31 +189,6 @@ def _keep_record(sweep: Sweep, begun: str) -> RecipeResult:
         claims.release(sweep.record)
         raise
     return result
-
-
-def _is_there(run_id: str) -> bool:
-    """Whether the tracking server of now has the run that a worker before had begun; said aloud if not."""
-    try:
-        if not is_offline():
-            get_run(run_id)
-            return True
-    except TrackingError as error:
-        print(error, flush=True)
-    print(f"run {run_id}, in which this sweep was begun, is not there: a new one keeps its record", flush=True)
-    return False
-
-
-def _claimed(sweep: Sweep, begun: str) -> Resumption | None:
-    """The run that a worker before had begun, so that nothing of it comes twice; None if it has ended well."""
-    record = get_run(begun)
-    if record.status == "FINISHED":
-        return None
-    send_left_behind(sweep.settled.runtime.cache / JOURNALS, begun, attempt=record.attempt)
-    if get_run(begun).status == "FINISHED":
-        return None
-    attempt = claim_run(record)
-    print(f"goes on with run {begun}", flush=True)
-    return Resumption(begun, attempt, {}, slot=0)
 
 
 def _search_and_fit(sweep: Sweep, run: Recorder, *, resumed_run_id: str | None) -> RecipeResult:
@@ -266,7 +241,10 @@ def _objective(sweep: Sweep, parent_run_id: str) -> Callable[[optuna.Trial], flo
 
         try:
             child = finetune(
-                override(sweep.settled, overrides), on_epoch=prune, is_trial=True, parent_run_id=parent_run_id
+                override(sweep.settled, overrides),
+                on_epoch=prune,
+                is_trial=True,
+                place=Place(parent_run_id, is_quiet=True),
             )
         except TrainingStopped as stop:
             raise optuna.TrialPruned(str(stop)) from stop
@@ -322,4 +300,4 @@ def _fit_best(sweep: Sweep, best: Best, parent_run_id: str) -> RecipeResult:
         print(
             f"run {record.run_id} was cut off before it could go on from anything; the best is fitted anew", flush=True
         )
-    return finetune(config, parent_run_id=parent_run_id)
+    return finetune(config, place=Place(parent_run_id))

@@ -83,6 +83,7 @@ def tracked_run(
             experiment=experiment,
             name=name,
             kind=kind,
+            own_tags=tags or {},
             parent_run_id=parent_run_id,
             run_id=run_id,
             attempt=attempt,
@@ -91,7 +92,6 @@ def tracked_run(
         try:
             try:
                 run.privacy = privacy
-                run.set_tags(tags or {})
                 if privacy:
                     run.set_tags({names.SUBJECT_KEY: privacy.fingerprint})
                 run.log_params(params or {})
@@ -117,6 +117,7 @@ def _open_run(
     experiment: str,
     name: str,
     kind: str,
+    own_tags: Mapping[str, str],
     parent_run_id: str | None,
     run_id: str | None,
     attempt: int,
@@ -130,7 +131,7 @@ def _open_run(
     joined_id = os.environ.get(RUN_ID) if is_joining else run_id
     chosen = chosen_experiment()
     tags = {names.STUDY: experiment, names.KIND: kind, "mlflow.runName": name}
-    tags |= _code_tags()
+    tags |= _code_tags() | dict(own_tags)
     source = {
         "mlflow.user": user_name(),
         "mlflow.source.name": f"ehrtrack {kind}",

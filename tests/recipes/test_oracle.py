@@ -19,7 +19,7 @@ from ehrtrack.evaluation.split import EvaluationConfig
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.pipeline.prepare import CohortRecords, prepare_cohort
 from ehrtrack.pipeline.report import attained, log_evaluation
-from ehrtrack.recipes.compare import run_row
+from ehrtrack.pipeline.run_rows import run_row
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.client.queries import RunRecord

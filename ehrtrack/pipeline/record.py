@@ -1,0 +1,43 @@
+"""The run that several workers keep together, one after the other: found again, and gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ehrtrack.errors import TrackingError
+from ehrtrack.pipeline.run import Resumption
+from ehrtrack.tracking.client.queries import get_run
+from ehrtrack.tracking.outbox.sender import is_offline
+from ehrtrack.tracking.outbox.sync import send_left_behind
+from ehrtrack.tracking.recovery.orphans import claim_run
+from ehrtrack.tracking.run import JOURNALS
+
+
+def is_there(run_id: str, what: str) -> bool:
+    """Whether the tracking server of now has the run in which something was begun; said aloud if not.
+
+    Parameters
+    ----------
+    what : was begun, such as "sweep"
+    """
+    try:
+        if not is_offline():
+            get_run(run_id)
+            return True
+    except TrackingError as error:
+        print(error, flush=True)
+    print(f"run {run_id}, in which this {what} was begun, is not there: a new one keeps its record", flush=True)
+    return False
+
+
+def taken_up(run_id: str, cache: Path) -> Resumption | None:
+    """A run that a worker before had begun, claimed so that nothing of it comes twice; None if it has ended well."""
+    record = get_run(run_id)
+    if record.status == "FINISHED":
+        return None
+    send_left_behind(cache / JOURNALS, run_id, attempt=record.attempt)
+    if get_run(run_id).status == "FINISHED":
+        return None
+    attempt = claim_run(record)
+    print(f"goes on with run {run_id}", flush=True)
+    return Resumption(run_id, attempt, {}, slot=0)
