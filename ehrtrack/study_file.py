@@ -68,21 +68,21 @@ def read_study_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str,
     below = path.parent / base
     if below.resolve() in chain:
         raise ConfigError(f"{path} extends {base}, which extends it in turn; one of them must stand alone")
-    return _merge(read_study_file(below, chain), table)
+    return merged(read_study_file(below, chain), table)
 
 
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """`top` over `base`, table by table; a table that names another choice replaces that of the base whole."""
-    merged = dict(base)
+    both = dict(base)
     for key, value in top.items():
-        below = merged.get(key)
+        below = both.get(key)
         if not (isinstance(value, Mapping) and isinstance(below, Mapping)):
-            merged[key] = value
+            both[key] = value
         elif any(value.get(switch, below.get(switch)) != below.get(switch) for switch in ("name", "rule")):
-            merged[key] = dict(value)
+            both[key] = dict(value)
         else:
-            merged[key] = _merge(below, value)
-    return merged
+            both[key] = merged(below, value)
+    return both
 
 
 def to_toml(overrides: Mapping[str, Any]) -> str:

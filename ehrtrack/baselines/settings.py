@@ -37,6 +37,15 @@ class TunedChoice(Choice):
     n_candidates: int = Field(N_CANDIDATES, ge=1)
     seed: int = Field(0, ge=0)
 
+    @property
+    def is_random(self) -> bool:
+        """Whether another seed gives another model, so that it has to be fitted with several to know its spread.
+
+        >>> CoxConfig().is_random, GruConfig().is_random
+        (False, True)
+        """
+        return True
+
 
 class TreeSettings(TunedChoice):
     """Settings that models made of trees share.
@@ -117,6 +126,11 @@ class CoxConfig(TunedChoice):
     min_subjects: int = Field(5, ge=1)
     log_counts: bool = True
 
+    @property
+    def is_random(self) -> bool:
+        """It is not: nothing is drawn, and the logistic regression of classes has one optimum, in whatever order."""
+        return False
+
 
 class LassoConfig(TunedChoice):
     """Settings of the lasso regression.
@@ -141,6 +155,11 @@ class LassoConfig(TunedChoice):
     strengths: Strengths = (0.25, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
     scales_days: ScalesDays = READOUT_DAYS
     n_intervals: int = Field(20, ge=1)
+
+    @property
+    def is_random(self) -> bool:
+        """Only where not all strengths are tried: which ones is drawn."""
+        return self.n_candidates < len(self.strengths)
 
 
 class GradientBoostingConfig(TreeSettings):

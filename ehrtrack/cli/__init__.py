@@ -3,6 +3,7 @@
 from ehrtrack.cli import data as data
 from ehrtrack.cli import recipes as recipes
 from ehrtrack.cli import runs as runs
+from ehrtrack.cli import studies as studies
 from ehrtrack.cli.app import cli, main
 
 __all__ = ["cli", "main"]

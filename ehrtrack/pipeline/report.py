@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ehrtrack import plots
-from ehrtrack.data.cohort import Cohort, summarise_cohort
+from ehrtrack.data.cohort import Cohort, n_people, summarise_cohort
 from ehrtrack.evaluation.evaluate import evaluate, names_of_both
 from ehrtrack.evaluation.groups import subject_groups
 from ehrtrack.evaluation.metric_table import AUROC, C_INDEX, Metric, chosen_by
@@ -97,6 +97,8 @@ def log_cohort(logger: RunLogger, records: CohortRecords) -> None:
         logger.set_tags({HORIZON: f"{records.cohort.horizon_days:g}"})
     summary = hide_in_summary(summarise_cohort(records.cohort))
     attrition = hide_in_attrition(records.cohort.attrition)
+    of_split = {name: records.cohort.subjects[rows] for name, rows in records.rows.items()}
+    logger.log_metrics({f"cohort/n_{name}": float(n_people(of_it)) for name, of_it in of_split.items()}, step=0)
     logger.log_table(attrition, "cohort/attrition.csv")
     logger.log_table(summary, "cohort/summary.csv")
     logger.log_table(records.coverage, "cohort/vocabulary_coverage.csv")

@@ -143,7 +143,7 @@ class Advice:
             f"  memory      {cost.megabytes:,.0f} MB for weights, gradients, AdamW and one batch",
             f"  speed       {cost.tokens_per_second:,.0f} tokens a second"
             + (f", and {cost.once_seconds:,.0f} s once for the encoder's states" if cost.once_seconds else ""),
-            f"  time        {_duration(hours)} for {self.epochs} epochs at most{money}",
+            f"  time        {duration(hours)} for {self.epochs} epochs at most{money}",
             "  settings    " + " ".join(f"--{name} {value}" for name, value in option.overrides.items()),
         ]
 
@@ -234,7 +234,12 @@ def _batch_tokens(mean_tokens: float, n_subjects: int) -> int:
     return int(np.ceil(mean_tokens * n_subjects / TOKEN_STEP)) * TOKEN_STEP
 
 
-def _duration(hours: float) -> str:
+def duration(hours: float) -> str:
+    """Hours for people.
+
+    >>> duration(0.001), duration(1), duration(30)
+    ('4 s', '60 min', '30.0 h')
+    """
     if hours < 1 / 60:
         return f"{hours * 3600:.0f} s"
     return f"{hours * 60:.0f} min" if hours < 1.5 else f"{hours:.1f} h"

@@ -8,9 +8,11 @@ then (`hold`), so that a worker that slept through its lease spoils nothing.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ import sqlalchemy as sql
 from ehrtrack.errors import EhrtrackError
 from ehrtrack.tracking.recovery.liveness import is_process_running
 
+POLL_SECONDS = 1.0
 LOST_BEATS = 2
 """Renewals that a worker must have missed before it is taken for dead."""
 
@@ -68,11 +71,15 @@ class Claims:
     Parameters
     ----------
     beat_seconds : time between two renewals
+    key : of the task that this worker is, if another is only ever started in its place, as a scheduler does: what a
+        worker before held under it is free at once
     """
 
-    def __init__(self, engine: sql.Engine, scope: str, *, beat_seconds: float) -> None:
+    def __init__(self, engine: sql.Engine, scope: str, *, beat_seconds: float, key: str = "") -> None:
         self.scope = scope
         self.worker = f"{_this_process()} {uuid.uuid4().hex}"
+        task = f" {hashlib.sha256(key.encode()).hexdigest()[:16]}" if key else ""
+        self.worker += task
         self.beat_seconds = beat_seconds
         self._engine = engine
         try:
@@ -80,6 +87,8 @@ class Claims:
         except sql.exc.DBAPIError:  # another worker made it in between
             if not sql.inspect(engine).has_table(_TABLE.name):
                 raise
+        if task:
+            self._free(task)
 
     def look(self, what: str) -> Claim:
         """How a claim stands."""
@@ -139,6 +148,10 @@ class Claims:
         except ClaimLost as lost:
             _log.warning("%s", lost)
 
+    def wait(self) -> None:
+        """A moment, until there may be news of other workers."""
+        time.sleep(POLL_SECONDS)
+
     @contextmanager
     def renewed(self) -> Iterator[None]:
         """While inside, a thread renews all that this worker holds."""
@@ -163,6 +176,12 @@ class Claims:
         mine = (_TABLE.c.scope == self.scope) & (_TABLE.c.holder == self.worker)
         with self._engine.begin() as connection:
             connection.execute(_TABLE.update().where(mine).values(n_beats=_TABLE.c.n_beats + 1, beat=sql.func.now()))
+
+    def _free(self, task: str) -> None:
+        """Leave what workers before this one held as the same task."""
+        before = (_TABLE.c.scope == self.scope) & _TABLE.c.holder.endswith(task) & (_TABLE.c.holder != self.worker)
+        with self._engine.begin() as connection:
+            connection.execute(_TABLE.update().where(before).values(holder=""))
 
     def _take_over(self, what: str) -> bool:
         with self._engine.connect() as connection:
@@ -203,5 +222,5 @@ def _this_process() -> str:
 
 def _is_dead(holder: str) -> bool:
     """Whether a holder was a process of this machine that is no more."""
-    host, number, began, _ = holder.split(" ")
+    host, number, began, *_ = holder.split(" ")
     return host == socket.gethostname() and not is_process_running(int(number), float(began))

@@ -30,6 +30,7 @@ _TO_DO = {
     "sweep": "start the sweep again: it goes on with the trials that are done",
     "trial": "start its sweep again: it tries what this trial tried",
     "frontier": "start the frontier again: it keeps the values that are done",
+    "study": "start the study again: it keeps the cells that are done",
     "": "mlflow run ended, or still builds an environment, before the run began: start it again",
 }
 
@@ -150,6 +151,13 @@ def release_run(record: RunRecord, attempt: int) -> None:
         client().set_terminated(record.run_id, status)
 
 
+def close_run(run_id: str, reason: str) -> None:
+    """End a run as KILLED whose process is known to be gone, and that another run takes the place of."""
+    with tracking_errors(f"close run {run_id}"):
+        client().set_tag(run_id, names.CLOSED, reason)
+        client().set_terminated(run_id, "KILLED")
+
+
 def close_orphans(found: Sequence[Orphan]) -> list[Orphan]:
     """End those runs that cannot be resumed as KILLED, with the reason as a tag; returns these.
 
@@ -159,11 +167,8 @@ def close_orphans(found: Sequence[Orphan]) -> list[Orphan]:
     for run in found:
         if run.can_resume or not _is_gone(run):
             continue
-        run_id = run.record.run_id
-        with tracking_errors(f"close run {run_id}"):
-            reason = f"no sign of life for {run.silent_minutes:.0f} minutes; closed by ehrtrack runs --stale --close"
-            client().set_tag(run_id, names.CLOSED, reason)
-            client().set_terminated(run_id, "KILLED")
+        reason = f"no sign of life for {run.silent_minutes:.0f} minutes; closed by ehrtrack runs --stale --close"
+        close_run(run.record.run_id, reason)
         closed.append(run)
     return closed
 

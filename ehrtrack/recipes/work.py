@@ -1,0 +1,86 @@
+"""A worker of a study: on any machine that sees the database of its queue, until nothing is left for it to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ehrtrack.config import Override
+from ehrtrack.recipes.study import open_queue, take_part
+from ehrtrack.signals import TerminatedBySignal
+
+TASKS = (
+    ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"),
+    ("SLURM_JOB_ID", "SLURM_PROCID"),
+    ("HOSTNAME", "JOB_COMPLETION_INDEX"),  # of an indexed job of Kubernetes, which calls a host JOB-INDEX
+    ("SKYPILOT_TASK_ID", "SKYPILOT_NODE_RANK"),
+)
+"""Variables by which a scheduler tells a task apart, and that are the same when it starts the task again."""
+
+
+def task_key(environment: Mapping[str, str] | None = None) -> str:
+    """The key of the task that a scheduler started this process as; empty where none did.
+
+    >>> task_key({"SLURM_ARRAY_JOB_ID": "417", "SLURM_ARRAY_TASK_ID": "3", "HOSTNAME": "node-9"})
+    '417 3'
+    >>> task_key({"HOSTNAME": "laptop"})
+    ''
+    """
+    given = os.environ if environment is None else environment
+    found = (names for names in TASKS if all(given.get(name) for name in names))
+    return " ".join(given[name] for name in next(found, ()))
+
+
+def work(
+    path: Path, overrides: Sequence[Override] = (), *, key: str | None = None, max_hours: float | None = None
+) -> None:
+    """Run cells of a study until none is left that no other worker runs, or the time is over.
+
+    The worker that comes first keeps the record (`study`), and stays until all cells are done. One that is told to stop
+    leaves the cell that it runs to another, with its last snapshot.
+
+    Parameters
+    ----------
+    overrides : dotted paths under ``runtime``, of this machine
+    key : of the task that this worker is: what a worker with the same key held is taken up at once, and not only when
+        its claims lapse. `task_key` if None; none if empty
+    max_hours : after which it ends as if it was told to stop, and well
+
+    Raises
+    ------
+    EhrtrackError
+        If the study, the data or the tracking server cannot be used, or cells have failed.
+    """
+    with _at_most(max_hours):
+        queue = open_queue(path, overrides, key=task_key() if key is None else key)
+        with queue.claims.renewed():
+            take_part(queue)
+
+
+@contextmanager
+def _at_most(hours: float | None) -> Iterator[None]:
+    """While inside, this process is told to stop once the time is over; that is then no failure."""
+    if hours is None:
+        yield
+        return
+    is_over = threading.Event()
+
+    def stop() -> None:
+        is_over.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    timer = threading.Timer(hours * 3600, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except TerminatedBySignal:
+        if not is_over.is_set():
+            raise
+        print(f"{hours:g} hours are over: what was begun goes on with the next worker", flush=True)
+    finally:
+        timer.cancel()

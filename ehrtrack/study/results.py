@@ -1,0 +1,118 @@
+"""What a study came to: its finished runs as repeats of configurations, read back from the tracking server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import polars as pl
+
+from ehrtrack.errors import DataError
+from ehrtrack.evaluation.metric_table import chosen_by
+from ehrtrack.evaluation.repeats import Repeat
+from ehrtrack.pipeline.run_rows import read_test_predictions, run_row, task_of
+from ehrtrack.runlog import TEST
+from ehrtrack.study.cells import Cell, Study
+from ehrtrack.study.queue import Finished, Standing
+from ehrtrack.study.settings import StudySettings
+from ehrtrack.tracking.client.queries import RunRecord, search_runs
+from ehrtrack.tracking.names import CELL
+
+KINDS = ("pretrain", "finetune", "baseline")
+N_TRAIN, N_TEST = "cohort/n_train", "cohort/n_test"
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """The finished runs of a study, and what is missing.
+
+    Attributes
+    ----------
+    study : under which its runs are tracked
+    run_id : of the study's own run; empty where none is open
+    repeats : its fine-tunings and baselines, in the order of its cells
+    predictions : for test subjects, by run id; of runs whose predictions cannot be read, `missing` says why
+    pretrainings : that fine-tunings started from
+    missing : why a cell has no result, by its label
+    """
+
+    settings: StudySettings
+    study: str
+    run_id: str
+    repeats: tuple[Repeat, ...]
+    predictions: Mapping[str, pl.DataFrame]
+    pretrainings: tuple[RunRecord, ...]
+    missing: Mapping[str, str]
+
+
+def finished_cells(study: Study) -> dict[str, RunRecord]:
+    """The runs of a study's cells that have ended well, by the key of the cell; of several the first."""
+    found: dict[str, RunRecord] = {}
+    keys = study.by_key
+    for record in search_runs(study.name, kinds=KINDS):
+        key = record.tags.get(CELL, "")
+        if key in keys and record.kind == keys[key].recipe:
+            found.setdefault(key, record)
+    return found
+
+
+def finished(record: RunRecord) -> Finished:
+    """A cell's run as the queue knows it."""
+    if record.kind == "pretrain":
+        return Finished(record.run_id, 0.0)
+    value = record.metrics.get(chosen_by({task_of(record)}).named(TEST), 0.0)
+    return Finished(record.run_id, value if value == value else 0.0)  # of too few events there is no number
+
+
+def study_results(study: Study, standing: Mapping[str, Standing] | None = None, *, run_id: str = "") -> StudyResults:
+    """Gather what is finished of a study.
+
+    Parameters
+    ----------
+    standing : of the cells in the queue, which says why one is not finished; None if there is no queue to ask
+    run_id : of the study's own run
+    """
+    records = finished_cells(study)
+    repeats, missing = [], dict[str, str]()
+    for cell in study.cells:
+        if cell.key not in records:
+            missing[cell.label] = _why_missing((standing or {}).get(cell.key, Standing()))
+        elif cell.recipe != "pretrain":
+            try:
+                repeats.append(_repeat(cell, records[cell.key]))
+            except DataError as reason:
+                missing[cell.label] = str(reason)
+    predictions, unread = read_test_predictions([repeat.row for repeat in repeats])
+    labels = {records[cell.key].run_id: cell.label for cell in study.cells if cell.key in records}
+    return StudyResults(
+        settings=study.settings,
+        study=study.name,
+        run_id=run_id,
+        repeats=tuple(repeats),
+        predictions=predictions,
+        pretrainings=tuple(
+            records[cell.key] for cell in study.cells if cell.recipe == "pretrain" and cell.key in records
+        ),
+        missing=missing | {labels[run]: reason for run, reason in unread.items()},
+    )
+
+
+def _repeat(cell: Cell, record: RunRecord) -> Repeat:
+    lacking = [name for name in (N_TRAIN, N_TEST) if name not in record.metrics]
+    if lacking:
+        raise DataError(f"run {record.run_id} has no metric {' and no '.join(lacking)}; make it again")
+    return Repeat(
+        row=run_row(record),
+        settings=cell.settings,
+        seed=cell.config.runtime.seed,
+        n_train=int(record.metrics[N_TRAIN]),
+        n_test=int(record.metrics[N_TEST]),
+    )
+
+
+def _why_missing(standing: Standing) -> str:
+    if standing.state == "failed":
+        return f"it failed {standing.failures} times: {standing.reason}"
+    return standing.reason or {"waiting": "nobody has begun it", "running": "a worker runs it"}.get(
+        standing.state, "its run is not on the tracking server"
+    )
