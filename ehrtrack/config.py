@@ -128,7 +128,7 @@ class RuntimeConfig(Section):
         resume the run
     storage : address of the database from which the workers of a sweep or a study take what is next, such as
         ``postgresql://ehrtrack@host:5432/ehrtrack``, whose password is read from PGPASSWORD or ``~/.pgpass``. If empty,
-        it is ``sweeps.db`` in the cache, for workers that see the same disk
+        it is that of EHRTRACK_STORAGE, or else ``sweeps.db`` in the cache, for workers that see the same disk
     engine : what processes the shards of the data: ``local`` or ``ray``
     workers : number of shards that are processed at the same time
     log_raw_subjects : whether predictions are logged with the subjects' own ids and dates, and not with keyed hashes
@@ -158,7 +158,7 @@ class RuntimeConfig(Section):
         if re.match(r"[^/]+://[^/@]*:[^@]*@", storage):
             raise ValueError(
                 "there is a password in it, and settings are logged with every run; leave it out, and give it in "
-                "PGPASSWORD or ~/.pgpass"
+                "PGPASSWORD or ~/.pgpass, or the whole address in EHRTRACK_STORAGE"
             )
         return storage
 

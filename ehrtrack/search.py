@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import optuna
 import polars as pl
+import sqlalchemy
 import sqlalchemy.exc
 from optuna.storages import RDBStorage
 
@@ -22,6 +24,9 @@ from ehrtrack.tracking.recovery.claims import ClaimLost, Claims
 
 SLOT, DRAW, DEATHS = "slot", "draw", "deaths"
 """Attributes of a trial: which of the budget it is, from 0; the how-manieth draw for it; workers that died with it."""
+
+STORAGE = "EHRTRACK_STORAGE"
+"""The variable that names the database which workers share, for the programs that `ehrtrack server` tells it."""
 
 _SQLITE_LOCK_SECONDS = 60
 _POLL_SECONDS = 1.0
@@ -45,14 +50,33 @@ def _suggest(trial: optuna.trial.BaseTrial, name: str, parameter: Range | Choice
 
 
 def shared_storage(address: str, cache: Path) -> RDBStorage:
-    """The database that workers share: at an address, or ``sweeps.db`` in the cache if that is empty.
+    """The database that workers share: at an address, at that of EHRTRACK_STORAGE, or in a file of the cache.
 
     Raises
     ------
     ConfigError
         If it cannot be opened or is no database of trials.
     """
-    return study_storage(address or cache / "sweeps.db")
+    return study_storage(storage_place(address, cache))
+
+
+def storage_place(address: str, cache: Path) -> Path | str:
+    """Where `shared_storage` is."""
+    return address or os.environ.get(STORAGE, "").strip() or cache / "sweeps.db"
+
+
+def shown(place: Path | str) -> str:
+    """A place as messages show it: without its password.
+
+    >>> shown("postgresql://anna:secret@host/trials")
+    'postgresql://anna:***@host/trials'
+    """
+    if isinstance(place, Path):
+        return str(place)
+    try:
+        return sqlalchemy.make_url(place).render_as_string()
+    except sqlalchemy.exc.ArgumentError:  # what is wrong with it may well be the password
+        return "the address given, which is none of a database,"
 
 
 def study_storage(where: Path | str) -> RDBStorage:
@@ -81,7 +105,7 @@ def study_storage(where: Path | str) -> RDBStorage:
                 time.sleep(random.uniform(0.1, 0.5))
                 continue
             raise ConfigError(
-                f"{where} is no database of trials that this Optuna can use: {str(error).splitlines()[0]}; "
+                f"{shown(where)} is no database of trials that this Optuna can use: {str(error).splitlines()[0]}; "
                 f"name another {'file' if is_file else 'one in runtime.storage'}"
             ) from error
     raise AssertionError("the last try returns or raises")

@@ -19,7 +19,7 @@ from ehrtrack.pipeline.fit import feed, set_up
 from ehrtrack.pipeline.prepare import prepare_cohort, prepare_records, settle
 from ehrtrack.recipes.advise import duration
 from ehrtrack.recipes.pretrain import untrained
-from ehrtrack.search import shared_storage
+from ehrtrack.search import shared_storage, storage_place
 from ehrtrack.study.cells import Cell, Study, read_study
 from ehrtrack.study.queue import Queue, Standing
 from ehrtrack.study.results import finished_cells
@@ -73,7 +73,8 @@ def plan(path: Path, overrides: Sequence[Override] = (), *, measures: bool = Tru
 def _in_queue(study: Study, records: Mapping[str, RunRecord]) -> dict[str, Standing]:
     """How the cells stand that are not done, if there is a queue; none is made for a plan."""
     runtime = study.runtime
-    if not runtime.storage and not (runtime.cache / "sweeps.db").is_file():
+    place = storage_place(runtime.storage, runtime.cache)
+    if isinstance(place, Path) and not place.is_file():
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = shared_storage(runtime.storage, runtime.cache)

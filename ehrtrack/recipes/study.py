@@ -19,7 +19,7 @@ from ehrtrack.pipeline.record import is_there, taken_up
 from ehrtrack.pipeline.run import Place, Recorder, describe, open_run
 from ehrtrack.recipes.cell import run_cell
 from ehrtrack.runlog import TEST
-from ehrtrack.search import shared_storage
+from ehrtrack.search import shared_storage, shown, storage_place
 from ehrtrack.signals import INTERRUPTIONS, received
 from ehrtrack.study.cells import Cell, Study, read_study
 from ehrtrack.study.queue import Queue
@@ -90,10 +90,10 @@ def _queue_errors(study: Study) -> Iterator[None]:
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        where = study.runtime.storage or study.runtime.cache / "sweeps.db"
+        where = storage_place(study.runtime.storage, study.runtime.cache)
         raise TrackingError(
-            f"the queue of the study in {where} cannot be used: {str(error).splitlines()[0]}. What is done is kept on "
-            "the tracking server: start again when the database is back"
+            f"the queue of the study in {shown(where)} cannot be used: {str(error).splitlines()[0]}. What is done is "
+            "kept on the tracking server: start again when the database is back"
         ) from error
 
 

@@ -51,7 +51,9 @@ def label(settings: Settings, paths: Sequence[str]) -> str:
 
 
 def _paths(configurations: Sequence[Settings]) -> list[str]:
-    return list(dict.fromkeys(path for settings in configurations for path in settings))
+    """All paths, in the order of those configurations that have the most of them."""
+    fullest_first = sorted(configurations, key=len, reverse=True)
+    return list(dict.fromkeys(path for settings in fullest_first for path in settings))
 
 
 def _differs(path: str, configurations: Sequence[Settings]) -> bool:
