@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import optuna
@@ -35,7 +35,7 @@ def study(write_study: WriteStudy) -> Study:
 
 
 @pytest.fixture
-def worker(study: Study, tmp_path: Path) -> Iterator[Callable[..., Queue]]:
+def worker(study: Study, tmp_path: Path) -> Callable[..., Queue]:
     """Makes workers of the study, each with a queue of its own in one database."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -44,7 +44,7 @@ def worker(study: Study, tmp_path: Path) -> Iterator[Callable[..., Queue]]:
         queue.fill(done or {}, tries_again=tries_again)
         return queue
 
-    yield make
+    return make
 
 
 def states(queue: Queue) -> list[str]:
