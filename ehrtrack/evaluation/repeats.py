@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-from ehrtrack.evaluation.benchmark import RunRow
+import numpy as np
+
+from ehrtrack.dotted import leaves
+from ehrtrack.evaluation.benchmark import RunRow, metric_of_choice
+from ehrtrack.evaluation.metric_table import Metric
 from ehrtrack.survival.resampling import Interval
 
 Method = Literal["Nadeau and Bengio over splits", "paired bootstrap within the split"]
 Finding = Literal["better", "worse", "equivalent", "no difference shown", "not tested"]
+Settings = Mapping[str, str | int | float | bool]
+
+NAMES = ("strategy.name", "strategy.rank", "baseline.name")
+"""Settings that the name of a model says already, such as ``lora r8``."""
+N_LABELS = "cohort.n_labels"
+ALL = ("", "all", "None", "none")
+"""How it is written that there are no fewer labels than training subjects."""
+_PATHS = ("path", "labels", "embeddings")
 
 
 @dataclass(frozen=True)
@@ -24,15 +37,30 @@ class Repeat:
         configuration have equal ones
     seed : of the run
     n_train, n_test : labelled subjects that it learnt from, and that it was tested on
+    n_pool : subjects that the labelled ones were drawn from (``cohort.n_labels``); None where all are labelled
 
     The split of a repeat is its cohort: `row.cohort_fingerprint`.
+
+    Examples
+    --------
+    Sixty-four labels were drawn from 800 training subjects:
+
+    >>> few = Repeat(RunRow("a", "baseline", "cox", "c"), {}, seed=0, n_train=64, n_test=200, n_pool=800)
+    >>> few.test_to_training
+    0.25
     """
 
     row: RunRow
-    settings: Mapping[str, str | int | float | bool]
+    settings: Settings
     seed: int
     n_train: int
     n_test: int
+    n_pool: int | None = None
+
+    @property
+    def test_to_training(self) -> float:
+        """Test subjects a subject that could have been trained on: what splits share depends on these."""
+        return self.n_test / (self.n_pool or self.n_train)
 
 
 @dataclass(frozen=True)
@@ -44,11 +72,43 @@ class Configuration:
     label : by the settings in which the configurations differ, such as ``lora r8 · small``
     settings : as in `Repeat`
     repeats : at least one
+
+    Examples
+    --------
+    >>> runs = [RunRow(f"{split}{seed}", "baseline", "gru", split) for split in "xy" for seed in (0, 1, 2)]
+    >>> gru = Configuration("gru", {}, tuple(Repeat(run, {}, int(run.run_id[1]), 400, 100) for run in runs))
+    >>> gru.n_splits, gru.n_seeds
+    (2, 3)
     """
 
     label: str
-    settings: Mapping[str, str | int | float | bool]
+    settings: Settings
     repeats: tuple[Repeat, ...] = field(repr=False)
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether it is a fine-tuned encoder, and no baseline."""
+        return self.repeats[0].row.kind != "baseline"
+
+    @property
+    def n_splits(self) -> int:
+        """Cohorts that it was run on: random splits of one cohort have each a fingerprint of their own."""
+        return len({repeat.row.cohort_fingerprint for repeat in self.repeats})
+
+    @property
+    def n_seeds(self) -> int:
+        """Different seeds; a baseline that knows no chance has one."""
+        return len({repeat.seed for repeat in self.repeats})
+
+    @property
+    def rows(self) -> list[RunRow]:
+        """Its runs."""
+        return [repeat.row for repeat in self.repeats]
+
+    def validation_score(self, metric: Metric) -> float | None:
+        """Mean of a metric of the validation subjects over the repeats; None where no run has it."""
+        scores = [score for row in self.rows if (score := row.score(metric)) is not None]
+        return float(np.mean(scores)) if scores else None
 
 
 @dataclass(frozen=True)
@@ -61,12 +121,23 @@ class Difference:
     this, to : labels of the configurations
     metric : key in the metric table
     interval : of this minus to, at 95 %; None where it could not be tested (`finding` is then "not tested")
-    p, p_holm : two-sided; the latter adjusted by Holm over all differences that were asked about
+    p, p_holm : two-sided; the latter adjusted by Holm over all differences in this metric that were asked about, or
+        over all to the reference
     method, n_splits, n_seeds : how the interval was made, and from how much
-    margin : of equivalence
+    margin : of equivalence; 0 where it is not asked of this metric
     is_equivalent : by two one-sided tests at 5 %
     finding : what may be said
     sentence : that says it, such as "lora r8 is better than cox by .012 [.004, .020]"
+
+    Examples
+    --------
+    >>> difference = Difference(
+    ...     *("", "lora r8", "cox", "c_index", Interval(0.012, 0.004, 0.020), 0.01, 0.02),
+    ...     *("Nadeau and Bengio over splits", 5, 3, 0.01, False, "better"),
+    ...     sentence="lora r8 is better than cox by .012 [.004, .020]",
+    ... )
+    >>> difference.finding, difference.n_splits
+    ('better', 5)
     """
 
     question: str
@@ -83,3 +154,116 @@ class Difference:
     is_equivalent: bool
     finding: Finding
     sentence: str
+
+
+def configurations(repeats: Sequence[Repeat]) -> list[Configuration]:
+    """Runs of equal settings as repeats of one configuration, in the order in which each is first met.
+
+    A configuration is called by its model and by those settings in which the configurations differ.
+
+    Examples
+    --------
+    >>> runs = [("lora r8", {"strategy.rank": 8, "model.size": "small", "cohort.n_labels": n}, n) for n in (128, 512)]
+    >>> runs += [("full", {"model.size": "small", "cohort.n_labels": 512}, 512)] * 2
+    >>> found = configurations(
+    ...     [
+    ...         Repeat(RunRow(str(i), "finetune", "behrt", "c", strategy=name), settings, i, n, 300)
+    ...         for i, (name, settings, n) in enumerate(runs)
+    ...     ]
+    ... )
+    >>> [(of.label, len(of.repeats)) for of in found]
+    [('lora r8 · 128 labels', 1), ('lora r8 · 512 labels', 1), ('full · 512 labels', 2)]
+    """
+    groups: dict[tuple[tuple[str, str], ...], list[Repeat]] = {}
+    for repeat in repeats:
+        values = dict(leaves(repeat.settings)) | {"": f"{repeat.row.kind} {_name(repeat.row)}"}
+        groups.setdefault(tuple(sorted((path, str(value)) for path, value in values.items())), []).append(repeat)
+    firsts = [of_one[0] for of_one in groups.values()]
+    differing = _differing([dict(leaves(first.settings)) for first in firsts])
+    labels = _told_apart([_label(first, differing) for first in firsts], firsts)
+    return [
+        Configuration(label, dict(leaves(of_one[0].settings)), tuple(of_one))
+        for label, of_one in zip(labels, groups.values(), strict=True)
+    ]
+
+
+def best_configurations_first(found: Iterable[Configuration]) -> list[Configuration]:
+    """By the mean of the metric of choice on validation subjects, then few trainable parameters, then label.
+
+    Examples
+    --------
+    The luckiest seed of all is of a configuration that is worse in the mean:
+
+    >>> def of(name, *scores):
+    ...     rows = [RunRow(name, "baseline", name, "c", metrics={"kept/c_index": score}) for score in scores]
+    ...     return Configuration(name, {}, tuple(Repeat(row, {}, i, 100, 50) for i, row in enumerate(rows)))
+    >>> [best.label for best in best_configurations_first([of("gru", 0.74, 0.62), of("cox", 0.70, 0.72)])]
+    ['cox', 'gru']
+    """
+    of_all = list(found)
+    if not of_all:
+        return []
+    metric = metric_of_choice([row for of in of_all for row in of.rows])
+
+    def order(of: Configuration) -> tuple[float, float, str]:
+        score, n_trainable = of.validation_score(metric), of.rows[0].n_trainable
+        return (
+            np.inf if score is None else metric.shortfall(score),
+            np.inf if n_trainable is None else n_trainable,
+            of.label,
+        )
+
+    return sorted(of_all, key=order)
+
+
+def _name(row: RunRow) -> str:
+    return row.strategy or row.model
+
+
+def _differing(settings: Sequence[Settings]) -> set[str]:
+    """Paths that have several values; not to have a number of labels is to have all."""
+    values: dict[str, set[str]] = {}
+    for of_one in settings:
+        for path, value in of_one.items():
+            values.setdefault(path, set()).add(str(value))
+    if N_LABELS in values and any(N_LABELS not in of_one for of_one in settings):
+        values[N_LABELS].add("all")
+    return {path for path, found in values.items() if len(found) > 1}
+
+
+def _label(repeat: Repeat, differing: set[str]) -> str:
+    settings = dict(leaves(repeat.settings))
+    parts = [_part(path, settings[path]) for path in settings if path in differing and path not in (*NAMES, N_LABELS)]
+    if N_LABELS in differing:
+        n_labels = str(settings.get(N_LABELS, "all"))
+        parts.append("all labels" if n_labels in ALL else f"{int(n_labels):,} labels")
+    return " · ".join([_name(repeat.row), *(part for part in parts if part)])
+
+
+def _part(path: str, value: str | int | float | bool) -> str:
+    """A setting in a label: by its value where that is a word, else by its name too.
+
+    >>> _part("model.size", "small"), _part("train.lr", 0.001), _part("strategy.dora", True)
+    ('small', 'lr 0.001', 'dora')
+    """
+    name = path.rsplit(".", 1)[-1].replace("_", " ")
+    text = str(value)
+    if text in ("True", "true"):
+        return name
+    if text in ("False", "false", "None", ""):
+        return ""
+    if path.rsplit(".", 1)[-1] in _PATHS:
+        return Path(text).stem
+    is_word = isinstance(value, str) and not text.replace(".", "").replace("-", "").isdigit()
+    return text if is_word else f"{name} {text}"
+
+
+def _told_apart(labels: list[str], firsts: Sequence[Repeat]) -> list[str]:
+    """Labels that are alike get the whole paths of what they differ in."""
+    told = []
+    for label, repeat in zip(labels, firsts, strict=True):
+        alike = [other.settings for text, other in zip(labels, firsts, strict=True) if text == label]
+        differing = _differing([dict(leaves(settings)) for settings in alike]) if len(alike) > 1 else set()
+        settings = dict(leaves(repeat.settings))
+        told.append(" · ".join([label, *(f"{path} {settings.get(path, 'not set')}" for path in sorted(differing))]))
+    return told

@@ -45,6 +45,12 @@ class Comparison:
     champion : the version that the alias points at now, or None
     proposed : the version that is best by validation in the cohort of the configuration, or None
     left_out : run id -> why it is in no table, and how to mend it
+
+    Examples
+    --------
+    >>> run = RecipeResult("0" * 32, "compare", "http://localhost:5000", {})
+    >>> Comparison(run, "| model |", champion=None, proposed=None, left_out={}).run.kind
+    'compare'
     """
 
     run: RecipeResult

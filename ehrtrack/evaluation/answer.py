@@ -1,0 +1,122 @@
+"""The answer of a study in words: what wins, by how much and at what cost, and where the transformer does not win."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from ehrtrack.evaluation.benchmark import metric_of_choice
+from ehrtrack.evaluation.differences import decimal
+from ehrtrack.evaluation.metric_table import Entry
+from ehrtrack.evaluation.repeats import Configuration, Difference
+from ehrtrack.evaluation.study_table import study_table
+from ehrtrack.runlog import TEST
+
+MAX_NAMED = 4
+"""Configurations that a sentence lists by name; of more it says how many."""
+
+
+def answer(
+    differences: Sequence[Difference],
+    found: Sequence[Configuration],
+    *,
+    price_per_hour: float | None = None,
+    currency: str = "EUR",
+) -> str:
+    """A short paragraph for the first screen, of which each sentence rests on rows of the tables.
+
+    Parameters
+    ----------
+    differences : from `differences.differences_over_repeats`
+    found : the configurations, at least one
+    price_per_hour, currency : of the machine
+
+    Examples
+    --------
+    >>> from ehrtrack.evaluation.benchmark import RunRow
+    >>> from ehrtrack.evaluation.differences import differences_over_repeats
+    >>> from ehrtrack.evaluation.pairs import Questions
+    >>> from ehrtrack.evaluation.repeats import Repeat, configurations
+    >>> def run(name, kind, split, c_index):
+    ...     metrics = {"kept/c_index": c_index, "test/c_index": c_index, "cost/train_seconds": 17.0}
+    ...     return RunRow(f"{name} {split}", kind, name, f"split {split}", n_trainable=65780, metrics=metrics)
+    >>> runs = [run("full", "finetune", split, 0.71 + noise) for split, noise in enumerate((0.001, 0.003, 0.002))]
+    >>> runs += [run("cox", "baseline", split, 0.65) for split in range(3)]
+    >>> found = configurations([Repeat(row, {"baseline.name": row.model}, 0, 400, 100) for row in runs])
+    >>> shown = differences_over_repeats(found, {}, Questions({"baseline.name": "cox"}))
+    >>> for sentence in answer(shown, found).split(". "):
+    ...     print(sentence)
+    Best by validation is full, with a test C-index of .712 (sd .001 over 3 runs); it trains 65,780 parameters in 17 s
+    full is better than cox by .062 [.059, .065] in C-index (Nadeau and Bengio over 3 splits).
+    """
+    metric = metric_of_choice([row for of in found for row in of.rows])
+    table = study_table(found, price_per_hour=price_per_hour)
+    best = table.row(0, named=True)
+    of_choice = [one for one in differences if one.metric == metric.key]
+    to_reference = [one for one in of_choice if not one.question]
+    told = [_best_text(best, Entry(metric, TEST), currency)]
+    told += [f"{_capital(one.sentence)}." for one in to_reference if one.this == best["configuration"]]
+    told += _transformers_text(to_reference, found)
+    for question, of_one in groupby((one for one in of_choice if one.question), key=lambda one: one.question):
+        told.append(f"{question} {' '.join(f'{_capital(one.sentence)}.' for one in of_one)}")
+    return " ".join(told)
+
+
+def _best_text(best: dict[str, Any], entry: Entry, currency: str) -> str:
+    """The configuration that validation chooses, and what it costs."""
+    column = next(iter(entry.columns))
+    score, sd, n_runs = best[column], best[f"{column}_sd"], best["n_repeats"]
+    scored = "" if score is None else f", with a test {entry.metric.title} of {decimal(score)}"
+    spread = "" if sd is None else f" (sd {decimal(sd)} over {n_runs} runs)"
+    cost = []
+    if best["n_trainable"] is not None:
+        cost.append(f"trains {best['n_trainable']:,} parameters")
+    if best["seconds"] is not None:
+        cost.append(f"{'in' if cost else 'trains in'} {_seconds(best['seconds'])}")
+    if best["cost"] is not None:
+        cost.append(f"for {best['cost']:.2f} {currency}")
+    return f"Best by validation is {best['configuration']}{scored}{spread}{'; it ' if cost else ''}{' '.join(cost)}."
+
+
+def _transformers_text(to_reference: Sequence[Difference], found: Sequence[Configuration]) -> list[str]:
+    """Which transformers are better than their references, and the references that none is better than."""
+    transformers = {of.label for of in found if of.is_transformer}
+    compared = [one for one in to_reference if one.this in transformers and one.to not in transformers]
+    if len(compared) < 2:  # the one that there is has been told
+        return []
+    counted = [
+        f"{len(labels)} {words}{_named(labels)}"
+        for finding, words in _WORDS.items()
+        if (labels := [one.this for one in compared if one.finding == finding])
+    ]
+    told = [f"Of {len(compared)} transformers beside their baselines, {_listed(counted)}."]
+    references = list(dict.fromkeys(one.to for one in compared))
+    unbeaten = [to for to in references if not any(one.to == to and one.finding == "better" for one in compared)]
+    return told + ([f"No transformer is shown to be better than {_listed(unbeaten, last='or')}."] if unbeaten else [])
+
+
+_WORDS = {
+    "better": "shown to be better",
+    "worse": "shown to be worse",
+    "equivalent": "equivalent",
+    "no difference shown": "not shown to differ",
+    "not tested": "not tested",
+}
+
+
+def _named(labels: Sequence[str]) -> str:
+    return f" ({', '.join(labels)})" if len(labels) <= MAX_NAMED else ""
+
+
+def _listed(parts: Sequence[str], *, last: str = "and") -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}"
+
+
+def _capital(sentence: str) -> str:
+    """A name of a configuration stays as it is."""
+    return sentence.replace("no difference", "No difference", 1) if sentence.startswith("no difference") else sentence
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

@@ -1,0 +1,251 @@
+"""Differences of configurations over their repeats: which are shown, which are not, in numbers and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+
+from ehrtrack.errors import NotMeasurable
+from ehrtrack.evaluation.benchmark import metric_of_choice
+from ehrtrack.evaluation.metric_table import AUROC, BRIER, IBS, Metric
+from ehrtrack.evaluation.pairs import AskedComparison, AskedOf, Pair, asked_pairs, pairs_to_reference, selection_text
+from ehrtrack.evaluation.repeats import Configuration, Difference, Finding, Method
+from ehrtrack.evaluation.split_scores import SplitScores
+from ehrtrack.survival.repeats import (
+    LEAST_SPLITS,
+    Contrast,
+    difference_over_splits,
+    difference_within_split,
+    holm,
+)
+
+LEVEL = 0.05
+"""Of a false claim among all differences of a family."""
+FEW_SPLITS = 2
+"""With so many, one degree of freedom is left, and t at 97.5 % is 12.7 where with 5 splits it is 2.8."""
+
+OVER_SPLITS: Method = "Nadeau and Bengio over splits"
+WITHIN: Method = "paired bootstrap within the split"
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A pair with its test, or why it has none."""
+
+    pair: Pair
+    tested: Contrast | None
+    reason: str
+    method: Method
+    n_splits: int
+    n_seeds: int
+
+
+def differences_over_repeats(
+    found: Sequence[Configuration],
+    predictions: Mapping[str, pl.DataFrame],
+    questions: AskedOf,
+    *,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> list[Difference]:
+    """What is shown of each configuration beside its reference, and of each question that is asked.
+
+    Where two configurations were run on several splits of the same subjects, a difference is the mean over the splits
+    of the difference of the means over seeds, by Nadeau and Bengio. Where there is one split, it is that of the means
+    over seeds, by a bootstrap of the test subjects and of the seeds. It is in the metric by which runs are chosen, and
+    over splits also in the Brier score of these runs. p-values are adjusted by Holm: those of the differences to the
+    reference among themselves, those of the questions among themselves, and each metric by itself.
+
+    Parameters
+    ----------
+    found : from `repeats.configurations`
+    predictions : test predictions by run id, which the bootstrap needs
+    questions : the reference, further comparisons and the margin of equivalence; a study's settings are such
+    n_resamples, seed : of the bootstrap
+
+    Raises
+    ------
+    DataError
+        If no metric judges the models of all configurations.
+
+    Examples
+    --------
+    Two splits with differences of .01 and .03: the mean is .02, and two splits are hardly enough for an interval.
+
+    >>> from ehrtrack.evaluation.benchmark import RunRow
+    >>> from ehrtrack.evaluation.pairs import Questions
+    >>> from ehrtrack.evaluation.repeats import Repeat, configurations
+    >>> repeats = [
+    ...     Repeat(
+    ...         RunRow(f"{name}{split}", "baseline", name, split, metrics={"test/c_index": c_index}),
+    ...         {"baseline.name": name},
+    ...         *(0, 400, 100),
+    ...     )
+    ...     for name, split, c_index in (("gru", "x", 0.71), ("gru", "y", 0.73), ("cox", "x", 0.7), ("cox", "y", 0.7))
+    ... ]
+    >>> found = configurations(repeats)
+    >>> (difference,) = differences_over_repeats(found, {}, Questions({"baseline.name": "cox"}))
+    >>> print(difference.interval)
+    0.020 [-0.136, 0.176]
+    >>> difference.sentence  # doctest: +ELLIPSIS
+    'no difference shown between gru and cox: +.020 [-.136, .176] in C-index (Nadeau and Bengio over 2 splits; ...
+    """
+    metric = metric_of_choice([row for of in found for row in of.rows])
+    scores = SplitScores(found, predictions, n_resamples=n_resamples, seed=seed)
+    to_reference = pairs_to_reference(found, questions.reference)
+    asked = [pair for one in questions.compare for pair in asked_pairs(found, one)]
+    without = [_unmet(one, metric, questions.margin) for one in questions.compare if not asked_pairs(found, one)]
+    judged = []
+    for family in (to_reference, asked):
+        tried = [_tried(pair, scores, metric, seed=seed) for pair in family]
+        judged += _judged(tried, metric, margin=questions.margin)
+    error = BRIER if metric is AUROC else IBS
+    for family in (to_reference, asked):
+        tried = [_tried(pair, scores, error, seed=seed) for pair in family if _has_splits(pair, scores, error)]
+        judged += _judged(tried, error, margin=0)
+    return judged + without
+
+
+def _has_splits(pair: Pair, scores: SplitScores, metric: Metric) -> bool:
+    return len(scores.means(pair.this, metric).keys() & scores.means(pair.to, metric).keys()) >= LEAST_SPLITS
+
+
+def _tried(pair: Pair, scores: SplitScores, metric: Metric, *, seed: int) -> _Tried:
+    """A pair over the splits that both have, or within the one that both have."""
+    mine, other = scores.means(pair.this, metric), scores.means(pair.to, metric)
+    splits = [split for split in mine if split in other]
+    if len(splits) >= LEAST_SPLITS:
+        values = [mine[split] - other[split] for split in splits]
+        over = difference_over_splits(values, test_to_training=scores.test_to_training(splits))
+        return _Tried(pair, over, "", OVER_SPLITS, len(splits), _n_seeds(pair))
+    shared = [split for split in scores.by_split(pair.this) if split in scores.by_split(pair.to)]
+    if not shared:
+        reason = "they share no split: they were tested on different subjects, or name them by hashes of different keys"
+        return _Tried(pair, None, reason, WITHIN, 0, _n_seeds(pair))
+    tested, reason = _within(pair, shared, scores, metric, seed=seed)
+    return _Tried(pair, tested, reason, WITHIN, 1, _n_seeds(pair))
+
+
+def _within(
+    pair: Pair, shared: Sequence[str], scores: SplitScores, metric: Metric, *, seed: int
+) -> tuple[Contrast | None, str]:
+    """The bootstrap in the first split of which both have predictions, or why there is none."""
+    try:
+        for split in shared:
+            this, to = (scores.resampled(of, split, metric) for of in (pair.this, pair.to))
+            if this is not None and to is not None:
+                return difference_within_split(this, to, generator=np.random.default_rng(seed)), ""
+    except NotMeasurable as reason:
+        return None, str(reason)
+    return None, (
+        "they share one split, on which the test needs the test predictions of both; or run them on "
+        f"{LEAST_SPLITS} splits or more (data.split.seed)"
+    )
+
+
+def _n_seeds(pair: Pair) -> int:
+    return max(pair.this.n_seeds, pair.to.n_seeds)
+
+
+def _judged(tried: Sequence[_Tried], metric: Metric, *, margin: float) -> list[Difference]:
+    """A family of tests in one metric, with what may be said of each."""
+    adjusted = iter(holm([one.tested.p for one in tried if one.tested is not None]))
+    return [_difference(one, metric, None if one.tested is None else next(adjusted), margin) for one in tried]
+
+
+def _difference(one: _Tried, metric: Metric, p_holm: float | None, margin: float) -> Difference:
+    tested = one.tested
+    is_equivalent = tested is not None and margin > 0 and tested.is_within(margin)
+    difference = Difference(
+        question=one.pair.question,
+        this=one.pair.this.label,
+        to=one.pair.to.label,
+        metric=metric.key,
+        interval=None if tested is None else tested.interval,
+        p=None if tested is None else tested.p,
+        p_holm=p_holm,
+        method=one.method,
+        n_splits=one.n_splits,
+        n_seeds=one.n_seeds,
+        margin=margin,
+        is_equivalent=is_equivalent,
+        finding=_finding(tested, p_holm, metric, is_equivalent=is_equivalent),
+        sentence="",
+    )
+    return replace(difference, sentence=_sentence(difference, metric, one.reason))
+
+
+def _finding(tested: Contrast | None, p_holm: float | None, metric: Metric, *, is_equivalent: bool) -> Finding:
+    """What may be said: a difference where its own interval and the family allow it."""
+    if tested is None or p_holm is None:
+        return "not tested"
+    lower, upper = tested.interval.lower, tested.interval.upper
+    if p_holm < LEVEL and (lower > 0 or upper < 0):
+        return "better" if (lower > 0) == (metric.better == "higher") else "worse"
+    return "equivalent" if is_equivalent else "no difference shown"
+
+
+def _sentence(difference: Difference, metric: Metric, reason: str) -> str:
+    """The finding in words; differences that are shown are told without their sign."""
+    this, to, interval = difference.this, difference.to, difference.interval
+    if interval is None:
+        return f"{this} and {to} are not compared in {metric.title}: {reason}"
+    bounds = [interval.estimate, interval.lower, interval.upper]
+    how = f"in {metric.title} ({_method_text(difference)})"
+    if difference.finding in ("better", "worse"):
+        by = bounds if interval.estimate > 0 else [-bounds[0], -bounds[2], -bounds[1]]
+        also = f"; equivalent within {_margin_text(difference)}" if difference.is_equivalent else ""
+        return f"{this} is {difference.finding} than {to} by {_interval_text(by)} {how}{also}"
+    by_text = f"{decimal(bounds[0], sign='+')} {_bounds_text(bounds)}"
+    if difference.finding == "equivalent":
+        return f"{this} and {to} are equivalent within {_margin_text(difference)}: {by_text} {how}"
+    text = f"no difference shown between {this} and {to}: {by_text} {how}"
+    if interval.lower > 0 or interval.upper < 0:
+        text += f"; p {difference.p:.3f}, and {difference.p_holm:.3f} by Holm among all that were compared"
+    return text
+
+
+def _method_text(difference: Difference) -> str:
+    if difference.method == WITHIN:
+        seeds = f" and {difference.n_seeds} seeds" if difference.n_seeds > 1 else ", of one seed each"
+        return f"{WITHIN}, over test subjects{seeds}"
+    text = f"Nadeau and Bengio over {difference.n_splits} splits"
+    few = "; from two splits an interval is so wide that it shows next to nothing, 5 are usual"
+    return text + (few if difference.n_splits == FEW_SPLITS else "")
+
+
+def _interval_text(bounds: Sequence[float]) -> str:
+    return f"{decimal(bounds[0])} {_bounds_text(bounds)}"
+
+
+def _bounds_text(bounds: Sequence[float]) -> str:
+    return f"[{decimal(bounds[1])}, {decimal(bounds[2])}]"
+
+
+def _margin_text(difference: Difference) -> str:
+    return f"{difference.margin:g}".removeprefix("0")
+
+
+def decimal(value: float, *, digits: int = 3, sign: str = "") -> str:
+    """A number below 1 without its leading zero.
+
+    >>> decimal(0.0123), decimal(-0.004), decimal(0.003, sign="+"), decimal(-0.0001), decimal(1.2)
+    ('.012', '-.004', '+.003', '.000', '1.200')
+    """
+    text = format(round(value, digits) + 0.0, f"{sign}.{digits}f")  # which makes a negative zero a zero
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
+
+
+def _unmet(asked: AskedComparison, metric: Metric, margin: float) -> Difference:
+    """A question that no two finished configurations answer."""
+    this, to = (selection_text(selection) for selection in (asked.this, asked.to))
+    sentence = f"{this} and {to} are not compared: no two finished configurations differ in this alone"
+    return Difference(
+        *(asked.question, this, to, metric.key, None, None, None, WITHIN, 0, 0, margin),
+        is_equivalent=False,
+        finding="not tested",
+        sentence=sentence,
+    )
