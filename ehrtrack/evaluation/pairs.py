@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from ehrtrack.dotted import leaves
-from ehrtrack.evaluation.repeats import Configuration, Settings, best_configurations_first
+from ehrtrack.evaluation.labels import Settings
+from ehrtrack.evaluation.repeats import Configuration, best_configurations_first
 
 Selection = Mapping[str, Any]
 """Some configurations: those whose settings have these values."""

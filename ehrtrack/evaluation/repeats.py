@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ehrtrack.dotted import leaves
 from ehrtrack.evaluation.benchmark import RunRow, metric_of_choice
+from ehrtrack.evaluation.labels import CHOSEN, Settings, labels_of
 from ehrtrack.evaluation.metric_table import Metric
 from ehrtrack.survival.resampling import Interval
 
 Method = Literal["Nadeau and Bengio over splits", "paired bootstrap within the split"]
 Finding = Literal["better", "worse", "equivalent", "no difference shown", "not tested"]
-Settings = Mapping[str, str | int | float | bool]
-
-NAMES = ("strategy.name", "strategy.rank", "baseline.name")
-"""Settings that the name of a model says already, such as ``lora r8``."""
-N_LABELS = "cohort.n_labels"
-ALL = ("", "all", "None", "none")
-"""How it is written that there are no fewer labels than training subjects."""
-_PATHS = ("path", "labels", "embeddings")
 
 
 @dataclass(frozen=True)
@@ -163,27 +155,23 @@ def configurations(repeats: Sequence[Repeat]) -> list[Configuration]:
 
     Examples
     --------
-    >>> runs = [("lora r8", {"strategy.rank": 8, "model.size": "small", "cohort.n_labels": n}, n) for n in (128, 512)]
-    >>> runs += [("full", {"model.size": "small", "cohort.n_labels": 512}, 512)] * 2
-    >>> found = configurations(
-    ...     [
-    ...         Repeat(RunRow(str(i), "finetune", "behrt", "c", strategy=name), settings, i, n, 300)
-    ...         for i, (name, settings, n) in enumerate(runs)
-    ...     ]
-    ... )
-    >>> [(of.label, len(of.repeats)) for of in found]
-    [('lora r8 · 128 labels', 1), ('lora r8 · 512 labels', 1), ('full · 512 labels', 2)]
+    >>> runs = [{"strategy.name": name, "model.size": "small", "cohort.n_labels": n}
+    ...         for name, n in (("lora", 128), ("lora", 512), ("full", 512), ("full", 512))]
+    >>> repeats = [
+    ...     Repeat(RunRow(str(seed), "finetune", "behrt", "c"), settings, seed, settings["cohort.n_labels"], 300)
+    ...     for seed, settings in enumerate(runs)
+    ... ]
+    >>> [(of.label, len(of.repeats)) for of in configurations(repeats)]
+    [('lora · 128 labels', 1), ('lora · 512 labels', 1), ('full · 512 labels', 2)]
     """
     groups: dict[tuple[tuple[str, str], ...], list[Repeat]] = {}
     for repeat in repeats:
-        values = dict(leaves(repeat.settings)) | {"": f"{repeat.row.kind} {_name(repeat.row)}"}
-        groups.setdefault(tuple(sorted((path, str(value)) for path, value in values.items())), []).append(repeat)
-    firsts = [of_one[0] for of_one in groups.values()]
-    differing = _differing([dict(leaves(first.settings)) for first in firsts])
-    labels = _told_apart([_label(first, differing) for first in firsts], firsts)
+        key = sorted((path, str(value)) for path, value in _settings(repeat).items())
+        groups.setdefault(tuple(key), []).append(repeat)
+    settings = [_settings(of_one[0]) for of_one in groups.values()]
     return [
-        Configuration(label, dict(leaves(of_one[0].settings)), tuple(of_one))
-        for label, of_one in zip(labels, groups.values(), strict=True)
+        Configuration(label, of, tuple(of_one))
+        for label, of, of_one in zip(labels_of(settings), settings, groups.values(), strict=True)
     ]
 
 
@@ -216,54 +204,10 @@ def best_configurations_first(found: Iterable[Configuration]) -> list[Configurat
     return sorted(of_all, key=order)
 
 
-def _name(row: RunRow) -> str:
-    return row.strategy or row.model
-
-
-def _differing(settings: Sequence[Settings]) -> set[str]:
-    """Paths that have several values; not to have a number of labels is to have all."""
-    values: dict[str, set[str]] = {}
-    for of_one in settings:
-        for path, value in of_one.items():
-            values.setdefault(path, set()).add(str(value))
-    if N_LABELS in values and any(N_LABELS not in of_one for of_one in settings):
-        values[N_LABELS].add("all")
-    return {path for path, found in values.items() if len(found) > 1}
-
-
-def _label(repeat: Repeat, differing: set[str]) -> str:
-    settings = dict(leaves(repeat.settings))
-    parts = [_part(path, settings[path]) for path in settings if path in differing and path not in (*NAMES, N_LABELS)]
-    if N_LABELS in differing:
-        n_labels = str(settings.get(N_LABELS, "all"))
-        parts.append("all labels" if n_labels in ALL else f"{int(n_labels):,} labels")
-    return " · ".join([_name(repeat.row), *(part for part in parts if part)])
-
-
-def _part(path: str, value: str | int | float | bool) -> str:
-    """A setting in a label: by its value where that is a word, else by its name too.
-
-    >>> _part("model.size", "small"), _part("train.lr", 0.001), _part("strategy.dora", True)
-    ('small', 'lr 0.001', 'dora')
-    """
-    name = path.rsplit(".", 1)[-1].replace("_", " ")
-    text = str(value)
-    if text in ("True", "true"):
-        return name
-    if text in ("False", "false", "None", ""):
-        return ""
-    if path.rsplit(".", 1)[-1] in _PATHS:
-        return Path(text).stem
-    is_word = isinstance(value, str) and not text.replace(".", "").replace("-", "").isdigit()
-    return text if is_word else f"{name} {text}"
-
-
-def _told_apart(labels: list[str], firsts: Sequence[Repeat]) -> list[str]:
-    """Labels that are alike get the whole paths of what they differ in."""
-    told = []
-    for label, repeat in zip(labels, firsts, strict=True):
-        alike = [other.settings for text, other in zip(labels, firsts, strict=True) if text == label]
-        differing = _differing([dict(leaves(settings)) for settings in alike]) if len(alike) > 1 else set()
-        settings = dict(leaves(repeat.settings))
-        told.append(" · ".join([label, *(f"{path} {settings.get(path, 'not set')}" for path in sorted(differing))]))
-    return told
+def _settings(repeat: Repeat) -> Settings:
+    """Its settings, and what model it is where they do not say so."""
+    told = dict(leaves(repeat.settings))
+    if any(path in told for path in CHOSEN):
+        return told
+    row = repeat.row
+    return {CHOSEN[1]: row.model} | told if row.kind == "baseline" else {CHOSEN[0]: row.strategy or row.model} | told

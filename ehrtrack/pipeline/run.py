@@ -24,7 +24,7 @@ from ehrtrack.home import make_cache
 from ehrtrack.pipeline.model_folder import WEIGHTS, write_model_folder
 from ehrtrack.pipeline.prepare import CohortRecords, Records
 from ehrtrack.privacy import Privacy, read_key
-from ehrtrack.runlog import KEPT, MemoryRunLogger, Task, named
+from ehrtrack.runlog import KEPT, TRAINING, MemoryRunLogger, Task, named
 from ehrtrack.signals import INTERRUPTIONS
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.logger import TrackedRun
@@ -201,9 +201,20 @@ class Recorder:
             self.logger.log_metrics(metrics, step=epoch)
 
     def log_training(self, result: FitResult) -> None:
-        """Log which epoch was kept, and the cost of training."""
+        """Log which epoch was kept, and the cost of training: memory is the most that an epoch ended with."""
         kept = named(KEPT, {"epoch": float(result.kept_epoch)})
-        self.logger.log_metrics(kept | {"cost/train_seconds": result.seconds}, step=0)
+        memory, speed = (
+            [epoch[f"{TRAINING}/{name}"] for epoch in result.history] for name in ("memory_mb", "tokens_per_second")
+        )
+        self.logger.log_metrics(
+            kept
+            | {
+                "cost/train_seconds": result.seconds,
+                "cost/peak_memory_mb": max(memory),
+                "cost/tokens_per_second": sum(speed) / len(speed),
+            },
+            step=0,
+        )
 
     def log_loss(self, result: FitResult) -> None:
         """Log the curves of training and validation loss."""

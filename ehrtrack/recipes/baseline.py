@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 from ehrtrack.baselines.base import AnyFeatures, Labelled, TokenHistories, baseline_class
 from ehrtrack.config import RunConfig, check_objective
@@ -31,6 +32,7 @@ from ehrtrack.runlog import KEPT, TEST, Task, named
 from ehrtrack.survival.metrics import require_comparable_pair
 from ehrtrack.survival.time_grid import fit_time_grid
 from ehrtrack.tracking.names import MODEL
+from ehrtrack.training.steps import memory_mb
 
 SECTIONS = ("study", "data", "cohort", "baseline", "init", "runtime")
 N_INTERVALS = 20
@@ -81,7 +83,8 @@ def baseline(config: RunConfig, *, place: Place = ALONE) -> RecipeResult:
         log_cohort(run.logger, records)
         started = time.monotonic()
         model = chosen.fit(*(_labelled(records, features, split) for split in ("train", "validation")))
-        run.logger.log_metrics({"cost/train_seconds": time.monotonic() - started}, step=0)
+        cost = {"train_seconds": time.monotonic() - started, "peak_memory_mb": memory_mb(torch.device("cpu"))}
+        run.logger.log_metrics(named("cost", cost), step=0)
         facts = model.describe()
         run.logger.log_json(dict(facts), "baseline_fit.json")
         n_parameters = float(facts["n_parameters"])

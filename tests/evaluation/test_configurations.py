@@ -34,41 +34,49 @@ def test_seeds_and_splits_are_repeats_of_one_configuration() -> None:
 
 
 def test_a_label_has_what_differs_and_no_more() -> None:
-    assert labels(LORA_8, FULL, COX) == ["lora r8", "full", "cox"]
+    assert labels(LORA_8, FULL, COX) == ["lora", "full", "cox"]
+    assert labels(LORA_4, LORA_8, COX) == ["lora r4", "lora r8", "cox"]
     larger = {**LORA_8, "model.size": "large"}
-    assert labels(LORA_8, larger, COX) == ["lora r8 · small", "lora r8 · large", "cox"]
+    assert labels(LORA_8, larger, COX) == ["lora · small", "lora · large", "cox"]
     assert labels(labelled(LORA_8, 512), labelled(LORA_8, "all"), labelled(COX, 512), COX) == [
-        "lora r8 · 512 labels",
-        "lora r8 · all labels",
+        "lora · 512 labels",
+        "lora · all labels",
         "cox · 512 labels",
         "cox · all labels",
     ]
     slower = {**FULL, "train.lr": 0.001, "strategy.dora": True}
     assert labels({**FULL, "train.lr": 0.01, "strategy.dora": False}, slower) == [
-        "full · lr 0.01",
+        "full · lr 0.01 · no dora",
         "full · lr 0.001 · dora",
     ]
 
 
-def test_labels_that_are_alike_are_told_apart_by_whole_paths() -> None:
-    assert labels({**FULL, "data.path": "a/x"}, {**FULL, "data.path": "b/x"}) == [
-        "full · x · data.path a/x",
-        "full · x · data.path b/x",
+def test_settings_of_one_name_are_told_apart_by_more_words_of_their_paths() -> None:
+    first = {**FULL, "train.dropout": 0.1, "model.dropout": 0.2}
+    assert labels(first, {**first, "train.dropout": 0.3, "model.dropout": 0.4}) == [
+        "full · train dropout 0.1 · model dropout 0.2",
+        "full · train dropout 0.3 · model dropout 0.4",
     ]
+
+
+def test_a_run_whose_settings_do_not_name_its_model_is_called_by_it() -> None:
+    row = RunRow("a", "finetune", "behrt", "c", strategy="lora r8")
+    (found,) = configurations([Repeat(row, {}, 0, 100, 50)])
+    assert found.label == "lora r8"
 
 
 def test_the_best_is_by_the_mean_over_repeats_and_not_by_the_luckiest_seed() -> None:
     lucky = [repeat(LORA_8, seed=seed, kept=score) for seed, score in enumerate((0.60, 0.61, 0.80))]
     steady = [repeat(FULL, seed=seed, kept=0.69) for seed in range(3)]
-    assert [of.label for of in best_configurations_first(configurations([*lucky, *steady]))] == ["full", "lora r8"]
+    assert [of.label for of in best_configurations_first(configurations([*lucky, *steady]))] == ["full", "lora"]
 
 
 def test_the_reference_has_the_same_number_of_labels() -> None:
     found = configurations([repeat(labelled(settings, n)) for settings in (LORA_8, COX) for n in (128, 512)])
     pairs = pairs_to_reference(found, {"baseline": {"name": "cox"}})
     assert [(pair.this.label, pair.to.label) for pair in pairs] == [
-        ("lora r8 · 128 labels", "cox · 128 labels"),
-        ("lora r8 · 512 labels", "cox · 512 labels"),
+        ("lora · 128 labels", "cox · 128 labels"),
+        ("lora · 512 labels", "cox · 512 labels"),
     ]
     few = [of for of in found if "cox · 128" not in of.label]
     assert [pair.to.label for pair in pairs_to_reference(few, {"baseline": {"name": "cox"}})] == ["cox · 512 labels"]
@@ -97,7 +105,7 @@ def test_the_table_has_means_deviations_sizes_and_costs() -> None:
     runs = [repeat(LORA_8, seed=seed, test=test, **costs) for seed, test in enumerate((0.70, 0.72, 0.77))]
     table = study_table(configurations([*runs, repeat(COX, test=0.6, kept=0.5)]), price_per_hour=3.0)
     lora, cox = table.iter_rows(named=True)
-    assert (lora["configuration"], lora["n_repeats"], lora["n_splits"], lora["n_seeds"]) == ("lora r8", 3, 1, 3)
+    assert (lora["configuration"], lora["n_repeats"], lora["n_splits"], lora["n_seeds"]) == ("lora", 3, 1, 3)
     assert lora["test_c_index"] == pytest.approx(0.73)
     assert lora["test_c_index_sd"] == pytest.approx(0.0013**0.5)  # (.03² + .01² + .04²) / 2
     assert (lora["adapter_mb"], lora["checkpoint_mb"], lora["peak_memory_mb"]) == (0.3, 3.1, 812.0)

@@ -41,9 +41,7 @@ def test_over_splits_by_hand() -> None:
     assert found.interval.estimate == pytest.approx(0.03)
     assert found.interval.lower == pytest.approx(0.03 - 0.029449, abs=1e-6)
     assert (found.method, found.n_splits, found.finding) == (OVER_SPLITS, 5, "better")
-    assert (
-        found.sentence == "lora r8 is better than cox by .030 [.001, .059] in C-index (Nadeau and Bengio over 5 splits)"
-    )
+    assert found.sentence == "lora is better than cox by .030 [.001, .059] in C-index (Nadeau and Bengio over 5 splits)"
 
 
 def test_the_difference_of_a_split_is_that_of_the_means_over_its_seeds() -> None:
@@ -126,7 +124,7 @@ def test_runs_that_were_tested_on_other_subjects_are_not_compared() -> None:
     tables = {one.row.run_id: predicted(1, split=number) for number, one in enumerate(runs)}
     found = only(differences_over_repeats(configurations(runs), tables, TO_COX))
     assert (found.finding, found.interval, found.p_holm) == ("not tested", None, None)
-    assert found.sentence.startswith("lora r8 and cox are not compared in C-index: they share no split")
+    assert found.sentence.startswith("lora and cox are not compared in C-index: they share no split")
 
 
 def test_one_split_without_predictions_says_what_is_needed() -> None:
@@ -165,7 +163,7 @@ def test_equivalence_is_told_with_its_margin() -> None:
     runs = over_splits(COX, [0.7] * 5) + over_splits(LORA, [0.701, 0.699, 0.702, 0.698, 0.7])
     found = only(differences_over_repeats(configurations(runs), {}, TO_COX))
     assert (found.finding, found.is_equivalent) == ("equivalent", True)
-    assert found.sentence.startswith("lora r8 and cox are equivalent within .01: +.000 [-.003, .003] in C-index")
+    assert found.sentence.startswith("lora and cox are equivalent within .01: +.000 [-.003, .003] in C-index")
     narrow = only(differences_over_repeats(configurations(runs), {}, Questions(TO_COX.reference, margin=0.001)))
     assert (narrow.finding, narrow.is_equivalent) == ("no difference shown", False)
 
@@ -178,7 +176,7 @@ def test_of_errors_the_lower_is_the_better() -> None:
     assert (ibs.metric, ibs.finding, ibs.margin) == ("ibs", "better", 0)
     assert ibs.interval is not None
     assert ibs.interval.upper < 0
-    assert ibs.sentence.startswith("lora r8 is better than cox by .010 [.010, .010] in IBS")
+    assert ibs.sentence.startswith("lora is better than cox by .010 [.010, .010] in IBS")
 
 
 def study(*asked: Comparison) -> StudySettings:
@@ -200,7 +198,7 @@ def test_questions_are_a_family_of_their_own_and_unmet_ones_are_said() -> None:
     bitfit = Comparison(question="And BitFit?", this={"strategy": "bitfit"}, to={"strategy": "full"})
     found = differences_over_repeats(configurations(runs), {}, study(pays, bitfit))
     assert [(one.question, one.this, one.finding) for one in found] == [
-        ("", "lora r8", "better"),
+        ("", "lora", "better"),
         ("", "full", "better"),
         ("", "scratch", "equivalent"),
         ("Does pretraining pay?", "full", "better"),
@@ -224,9 +222,9 @@ def test_the_answer_says_what_wins_at_what_cost_and_where_the_transformer_does_n
     found = configurations(runs)
     told = answer(differences_over_repeats(found, {}, study()), found)
     assert told == (
-        "Best by validation is lora r8 · 2,048 labels, with a test C-index of .750 (sd .002 over 5 runs); it trains "
-        "5,000 parameters in 17 s. lora r8 · 2,048 labels is better than cox · 2,048 labels by .030 [.028, .032] in "
-        "C-index (Nadeau and Bengio over 5 splits). Of 4 transformers beside their baselines, 1 shown to be better (lora "
-        "r8 · 2,048 labels), 1 shown to be worse (full · 128 labels) and 2 equivalent (lora r8 · 128 labels, full · 2,048 "
-        "labels). No transformer is shown to be better than cox · 128 labels."
+        "Best by validation is lora · 2,048 labels, with a test C-index of .750 (sd .002 over 5 runs); it trains "
+        "5,000 parameters in 17 s. lora · 2,048 labels is better than cox · 2,048 labels by .030 [.028, .032] in "
+        "C-index (Nadeau and Bengio over 5 splits). Of 4 transformers beside their baselines, 1 shown to be better "
+        "(lora · 2,048 labels), 1 shown to be worse (full · 128 labels) and 2 equivalent (lora · 128 labels, "
+        "full · 2,048 labels). No transformer is shown to be better than cox · 128 labels."
     )

@@ -22,6 +22,8 @@ TIMES = (
     "train/epoch_seconds",
     "train/memory_mb",
     "cost/train_seconds",
+    "cost/peak_memory_mb",
+    "cost/tokens_per_second",
     "cost/total_seconds",
 )
 """Metrics that measure the machine: there once for each step, with values that differ from run to run."""

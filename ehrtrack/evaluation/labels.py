@@ -1,0 +1,109 @@
+"""Short names of configurations, by the settings in which they differ: ``lora r8 · small · 512 labels``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import PurePath
+
+Settings = Mapping[str, str | int | float | bool]
+"""Values by dotted path."""
+
+CHOSEN = ("strategy.name", "baseline.name")
+"""What a configuration is called first, whether or not others are called so too."""
+RANK = "strategy.rank"
+N_LABELS = "cohort.n_labels"
+ALL = ("all", "None", "none", "")
+"""How it is written that no fewer labels are taken than there are."""
+SEPARATOR = " · "
+_WORDS = {
+    RANK: "r{}",
+    "model.size": "{}",
+    "objective.name": "{}",
+    "pretrain": "from {}",
+    N_LABELS: "{} labels",
+    "runtime.seed": "seed {}",
+    "data.split.seed": "split {}",
+}
+"""How a value is said; of another path, after the path's last word, or the words that tell it from others."""
+_FILES = ("path", "labels", "embeddings", "run")
+
+
+def labels_of(configurations: Sequence[Settings]) -> list[str]:
+    """A name for each configuration. Settings in which those that have them do not differ are left out.
+
+    Where numbers of labels differ, a configuration without such a number has all labels.
+
+    Examples
+    --------
+    >>> lora = {"strategy.name": "lora", "strategy.rank": 8, "model.size": "small"}
+    >>> labels_of([lora, lora | {"strategy.rank": 16}, {"strategy.name": "frozen", "model.size": "small"}])
+    ['lora r8', 'lora r16', 'frozen']
+    >>> labels_of([lora | {"cohort.n_labels": 2048}, {"baseline.name": "cox"}])
+    ['lora · 2,048 labels', 'cox · all labels']
+    """
+    differing = differing_paths(configurations)
+    return [
+        label({N_LABELS: "all", **settings} if N_LABELS in differing else settings, differing)
+        for settings in configurations
+    ]
+
+
+def differing_paths(configurations: Sequence[Settings]) -> list[str]:
+    """Paths of which those configurations that have them have several values, in the order in which they are met.
+
+    >>> differing_paths([{"strategy.name": "full", "train.lr": 0.1}, {"strategy.name": "full", "train.lr": 0.01}])
+    ['train.lr']
+    """
+    values: dict[str, set[str]] = {}
+    for settings in configurations:
+        for path, value in settings.items():
+            values.setdefault(path, set()).add(str(value))
+    if N_LABELS in values and any(N_LABELS not in settings for settings in configurations):
+        values[N_LABELS].add("all")
+    return [path for path, found in values.items() if len(found) > 1]
+
+
+def label(settings: Settings, paths: Collection[str]) -> str:
+    """A name by these paths, as far as the configuration has them.
+
+    Examples
+    --------
+    >>> label({"strategy.name": "lora", "strategy.rank": 8, "runtime.seed": 2}, ["strategy.rank", "runtime.seed"])
+    'lora r8 · seed 2'
+    >>> label({"strategy.name": "lora", "strategy.dora": True, "train.lr": 0.001}, ["strategy.dora", "train.lr"])
+    'lora · dora · lr 0.001'
+    """
+    chosen = [str(settings[path]) for path in CHOSEN if path in settings]
+    rank = [_said(RANK, settings[RANK], paths)] if RANK in paths and RANK in settings else []
+    last = [N_LABELS] if N_LABELS in paths and N_LABELS in settings else []
+    others = [path for path in settings if path in paths and path not in (*CHOSEN, RANK, N_LABELS)]
+    first = " ".join(chosen + rank)
+    return SEPARATOR.join(
+        [*([first] if first else []), *(_said(path, settings[path], paths) for path in others + last)]
+    )
+
+
+def _said(path: str, value: str | int | float | bool, paths: Collection[str]) -> str:
+    text = str(value)
+    if path == N_LABELS:
+        return "all labels" if text in ALL else f"{int(text):,} labels"
+    if path in _WORDS:
+        return _WORDS[path].format(text)
+    word = _shortest(path, paths).replace("_", " ")
+    if text in ("True", "true"):
+        return word
+    if text in ("False", "false"):
+        return f"no {word}"
+    if path.rsplit(".", 1)[-1] in _FILES:
+        return f"{word} {PurePath(text).stem[:12] if text else 'none'}"
+    return f"{word} {value:g}" if isinstance(value, float) else f"{word} {text}"
+
+
+def _shortest(path: str, paths: Collection[str]) -> str:
+    """The last words of a path that no other path ends with."""
+    words = path.split(".")
+    for n in range(1, len(words)):
+        end = ".".join(words[-n:])
+        if not any(other != path and other.endswith(f".{end}") for other in paths):
+            return end.replace(".", " ")
+    return path.replace(".", " ")
