@@ -13,6 +13,7 @@ from ehrtrack import plots
 from ehrtrack.data.cohort import Cohort, n_people, summarise_cohort
 from ehrtrack.evaluation.evaluate import evaluate, names_of_both
 from ehrtrack.evaluation.groups import subject_groups
+from ehrtrack.evaluation.label_curve import N_EVENTS
 from ehrtrack.evaluation.metric_table import AUROC, C_INDEX, Metric, chosen_by
 from ehrtrack.evaluation.oracle import read_true_risk
 from ehrtrack.evaluation.predictions import prediction_table
@@ -21,7 +22,7 @@ from ehrtrack.evaluation.split import Context, EvaluationConfig, Split
 from ehrtrack.models.behrt import EhrModel, encoder_weights
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.pipeline.prepare import CohortRecords
-from ehrtrack.privacy import hide_in_attrition, hide_in_groups, hide_in_summary
+from ehrtrack.privacy import hide_in_attrition, hide_in_groups, hide_in_summary, is_small
 from ehrtrack.runlog import KEPT, TEST, TRAINING, VALIDATION, RunLogger, Task, named
 from ehrtrack.strategies.base import Strategy
 from ehrtrack.survival.time_grid import TimeGrid
@@ -103,6 +104,9 @@ def log_cohort(logger: RunLogger, records: CohortRecords) -> None:
     logger.log_table(summary, "cohort/summary.csv")
     logger.log_table(records.coverage, "cohort/vocabulary_coverage.csv")
     logger.log_figure(plots.attrition_flow(attrition, summary), "plots/attrition.png")
+    n_events = int(records.outcomes[records.rows["train"]].is_event.sum())
+    if not is_small(n_events):
+        logger.log_metrics({N_EVENTS: float(n_events)}, step=0)
 
 
 def log_predictions(logger: RunLogger, records: CohortRecords, *, validation: Predictions, test: Predictions) -> None:

@@ -16,6 +16,15 @@ from ehrtrack.plots.evaluation import (
 from ehrtrack.plots.forest import ForestRow, comparison_plot, subgroup_forest
 from ehrtrack.plots.frontier import frontier_plot
 from ehrtrack.plots.landmarks import landmark_plot
+from ehrtrack.plots.study import (
+    calibration_panels,
+    differences_plot,
+    kaplan_meier_panels,
+    label_curve_plot,
+    learning_curves,
+    pareto_front,
+    performance_plot,
+)
 from ehrtrack.plots.survival import calibration_plot, kaplan_meier_by_risk
 from ehrtrack.plots.training import History, loss_curves, losses_beside_trivial, metric_curves
 
@@ -25,17 +34,24 @@ __all__ = [
     "Tables",
     "attrition_flow",
     "calibration_curves",
+    "calibration_panels",
     "calibration_plot",
     "class_calibration_plot",
     "class_discrimination_plot",
     "comparison_plot",
     "decision_curve_plot",
+    "differences_plot",
     "discrimination_plot",
     "frontier_plot",
     "kaplan_meier_by_risk",
+    "kaplan_meier_panels",
+    "label_curve_plot",
     "landmark_plot",
+    "learning_curves",
     "loss_curves",
     "losses_beside_trivial",
     "metric_curves",
+    "pareto_front",
+    "performance_plot",
     "subgroup_forest",
 ]

@@ -72,13 +72,13 @@ def kaplan_meier_by_risk(
     if not 1 <= n_groups <= 5:
         raise DataError(f"{n_groups} risk groups; the figure shows 1 to 5")
     group = risk_groups(scores, n_groups)
-    labels = _group_labels(group.max() + 1)
+    labels = group_labels(group.max() + 1)
     colours = (BLUE, ORANGE, RED) if len(labels) <= 3 else (BLUE, GREEN, ORANGE, RED, PURPLE)
     figure = Figure(figsize=(7.6, 5.6), dpi=DPI, layout="constrained")
     ax, counts = figure.subplots(2, 1, sharex=True, height_ratios=[1, 0.07 + 0.06 * len(labels)])
     for number, (label, colour) in enumerate(zip(labels, colours, strict=False)):
         members = group == number
-        _draw_kaplan_meier(ax, days[members], event[members], f"{label} (n = {count_text(int(members.sum()))})", colour)
+        draw_kaplan_meier(ax, days[members], event[members], f"{label} (n = {count_text(int(members.sum()))})", colour)
     ax.set(xlim=(0, days.max() * 1.01), ylim=(min(0.98, ax.get_ylim()[0]), 1.005))
     ax.set_ylabel("share without the event")
     dress(ax, "Survival by predicted risk (Kaplan–Meier, 95 % interval)")
@@ -102,12 +102,14 @@ def kaplan_meier_by_risk(
     return figure
 
 
-def _group_labels(n_groups: int) -> list[str]:
+def group_labels(n_groups: int) -> list[str]:
+    """Names of groups of rising risk."""
     names = {1: ["all"], 2: ["low risk", "high risk"], 3: ["low risk", "middle", "high risk"]}
     return names.get(n_groups, ["lowest risk", *(f"group {number}" for number in range(2, n_groups)), "highest risk"])
 
 
-def _draw_kaplan_meier(ax: Axes, days: Floats, event: Bools, label: str, colour: str) -> None:
+def draw_kaplan_meier(ax: Axes, days: Floats, event: Bools, label: str, colour: str) -> None:
+    """The curve of some subjects with its interval; days and event are (B,)."""
     end = days.max()
     if event.any():
         at, survival, (lower, upper) = kaplan_meier_estimator(event, days, conf_type="log-log")
