@@ -13,18 +13,16 @@ import sqlalchemy.exc
 from ehrtrack.config import Override
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError, EhrtrackError, TrackingError, TrainingError
-from ehrtrack.evaluation.benchmark import metric_of_choice
 from ehrtrack.home import make_cache
 from ehrtrack.pipeline.record import is_there, taken_up
 from ehrtrack.pipeline.run import Place, Recorder, describe, open_run
 from ehrtrack.recipes.cell import run_cell
-from ehrtrack.runlog import TEST
 from ehrtrack.search import shared_storage, shown, storage_place
 from ehrtrack.signals import INTERRUPTIONS, received
 from ehrtrack.study.cells import Cell, Study, read_study
+from ehrtrack.study.findings import findings
 from ehrtrack.study.queue import Queue
 from ehrtrack.study.results import StudyResults, finished, finished_cells, study_results
-from ehrtrack.study.summary import summary_table, to_markdown
 from ehrtrack.tracking.client.connection import ServerUnavailable
 from ehrtrack.tracking.client.queries import RunRecord, search_runs
 from ehrtrack.tracking.names import STUDY_KEY
@@ -153,7 +151,7 @@ def _is_done(queue: Queue) -> bool:
 def _told(queue: Queue, run_id: str) -> StudyResults:
     print(f"this study is done: run {run_id}", flush=True)
     results = study_results(queue.study, queue.standing(), run_id=run_id)
-    print(f"\n{_text(results)}\n", flush=True)
+    print(f"\n{findings(results).markdown}\n", flush=True)
     return results
 
 
@@ -267,8 +265,9 @@ def _conclude(queue: Queue, run: Recorder) -> StudyResults:
     """
     made = queue.study
     results = study_results(made, queue.standing(), run_id=run.logger.reference)
-    table, text = summary_table(results), _text(results)
-    run.logger.log_table(table, "study/results.csv")
+    found = findings(results)
+    text = found.markdown
+    run.logger.log_table(found.table, "study/results.csv")
     run.logger.log_text(text, "study/results.md")
     facts = {
         "question": made.settings.question,
@@ -284,11 +283,3 @@ def _conclude(queue: Queue, run: Recorder) -> StudyResults:
         )
     run.finished({})
     return results
-
-
-def _text(results: StudyResults) -> str:
-    table = summary_table(results)
-    if table.is_empty():
-        return "No cell of this study is finished."
-    metric = metric_of_choice([repeat.row for repeat in results.repeats])
-    return to_markdown(table, f"{TEST} {metric.title}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from ehrtrack.config import Kind, Override, RunConfig, RuntimeConfig, check_objective, load_config
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError
+from ehrtrack.evaluation.labels import CHOSEN, SEPARATOR, label, labels_of
 from ehrtrack.models.behrt import SIZES
 from ehrtrack.pipeline.build import with_shape_of
 from ehrtrack.pipeline.inputs import pinned
@@ -17,7 +18,6 @@ from ehrtrack.plugins import nearest
 from ehrtrack.search_space import Scalar
 from ehrtrack.strategies.base import strategy_of
 from ehrtrack.study.keys import Inputs, cell_key
-from ehrtrack.study.labels import CHOSEN, SEPARATOR, label, labels_of
 from ehrtrack.study.settings import Selection, StudySettings, Value
 from ehrtrack.study.values import (
     PRETRAIN,
