@@ -154,6 +154,10 @@ class TableAccount:
                     "where the comma is the decimal mark"
                 )
 
+    def life_columns(self, life: int) -> list[str]:
+        """Where the table states births (0) or deaths (1), such as ``patients.dod``."""
+        return [f"{self.table.name}.{column}" for column, of in sorted(self._lives) if of == life]
+
     def results(self) -> Results:
         """How many events have a number, a text, or neither; and how many times have no clock."""
         return Results(

@@ -38,6 +38,7 @@ from pydantic import ValidationError
 from ehrtrack import plugins
 from ehrtrack.arrays import Ints
 from ehrtrack.data.engines import Engine, open_engine
+from ehrtrack.data.importing.account import TableAccount
 from ehrtrack.data.importing.candidates import Candidates, number_subjects
 from ehrtrack.data.importing.metadata import write_codes, write_description, write_splits, write_subjects
 from ehrtrack.data.importing.report import DROP_REASONS, ImportReport, TableReport
@@ -130,7 +131,7 @@ def import_dataset(
         subjects, has_integer_ids = number_subjects(candidates, has_roster=any(table.is_roster for table in present))
         shards, n_unknown = _write_events(candidates, subjects, staging, events_per_shard, workers, settings.time_zone)
         accounts = _accounts(candidates, subjects, shards, n_unknown)
-        _check_deaths(shards, settings)
+        _check_deaths(shards, candidates.accounts, settings)
         _check_something_left(accounts, path, settings)
         codes = _write_metadata(candidates, subjects, shards, staging, source, settings)
         report(f"checked, sorted and wrote {sum(shard.n_events for shard in shards):,} events")
@@ -363,15 +364,17 @@ def _check_something_left(accounts: list[TableReport], path: Path, settings: Rea
         )
 
 
-def _check_deaths(shards: list[ShardAccount], settings: Reading) -> None:
+def _check_deaths(shards: list[ShardAccount], tables: list[TableAccount], settings: Reading) -> None:
     """Refuse a source whose deaths contradict the births of their subjects: the dead would be taken for living."""
     n_lost = sum(shard.n_lost_deaths for shard in shards)
     n_deaths = n_lost + sum(shard.n_deaths for shard in shards)
     if n_lost > settings.max_unreadable_deaths * n_deaths:
+        births, deaths = (", ".join(c for table in tables for c in table.life_columns(life)) for life in (0, 1))
         raise DataError(
-            f"{n_lost:,} of {n_deaths:,} subjects who died did so before they were born, and would be taken for "
-            f"living; max_unreadable_deaths is {settings.max_unreadable_deaths:g}. Mend births and deaths, or raise "
-            "that share in the source's TOML (--config)"
+            f"{n_lost:,} of {n_deaths:,} subjects who died did so before they were born, and would be taken for living "
+            f"(births are of {births}; deaths of {deaths}); max_unreadable_deaths is "
+            f"{settings.max_unreadable_deaths:g}. Mend births and deaths, or raise that share in the source's TOML "
+            "(--config)"
         )
 
 
