@@ -102,12 +102,12 @@ def take_part(queue: Queue) -> StudyResults | None:
         standing = claims.look(record)
         if claims.take(record):
             return _keep_record(queue, record, standing.note)
-        if has_helped:
+        if has_helped and claims.lives(record):
             print(f"no cell is left for this worker; another one keeps the record, run {standing.note}", flush=True)
             return None
         if standing.note:
             run_cells(queue, standing.note, waits=False)
-            has_helped = True
+            has_helped = True  # after which one that keeps the record may be dead, and nobody else be left
         else:  # the other one is about to open its run
             claims.wait()
 
@@ -196,21 +196,14 @@ class _Worker:
     def run(self, cell: Cell) -> None:
         """Run a cell that is held, and tell the queue what came of it."""
         queue = self._queue
+        with _queue_errors(queue.study):
+            base_run_id = queue.standing()[cell.base].run_id if cell.base else ""
         self._say(cell, f"{cell.recipe} begins")
         try:
-            standing = queue.standing()
             record = run_cell(
-                cell,
-                queue.study,
-                base_run_id=standing[cell.base].run_id if cell.base else "",
-                parent_run_id=self._parent_run_id,
-                claims=queue.claims,
+                cell, queue.study, base_run_id=base_run_id, parent_run_id=self._parent_run_id, claims=queue.claims
             )
-            with _queue_errors(queue.study):
-                queue.finish(cell, finished(record))
-            self._n_waits = 0
-            self._say(cell, f"done, run {record.run_id}{_score(record)}")
-        except (ClaimLost, RunClaimLost, RunClaimRefused) as lost:
+        except (RunClaimLost, RunClaimRefused) as lost:
             queue.put_back(cell)
             self._say(cell, f"{lost}; what came out here does not count")
         except ServerUnavailable as away:
@@ -221,6 +214,18 @@ class _Worker:
             raise
         except Exception as error:  # noqa: BLE001  one cell's failure is told, and the others are run
             self._failed(cell, error)
+        else:
+            self._done(cell, record)
+
+    def _done(self, cell: Cell, record: RunRecord) -> None:
+        self._n_waits = 0
+        try:
+            with _queue_errors(self._queue.study):
+                self._queue.finish(cell, finished(record))
+        except ClaimLost as lost:
+            self._say(cell, f"{lost}; it is done all the same, run {record.run_id}")
+        else:
+            self._say(cell, f"done, run {record.run_id}{_score(record)}")
 
     def _failed(self, cell: Cell, error: Exception) -> None:
         """Note a failure; a mistake of the program is shown whole, and the other cells are run all the same."""
@@ -230,9 +235,12 @@ class _Worker:
         if not isinstance(error, EhrtrackError):
             traceback.print_exception(error)
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        with _queue_errors(self._queue.study):
-            tries_again = self._queue.fail(cell, reason)
-        self._say(cell, f"failed, {'and is tried once more' if tries_again else 'for good'}: {reason}")
+        try:
+            with _queue_errors(self._queue.study):
+                tries_again = self._queue.fail(cell, reason)
+            self._say(cell, f"failed, {'and is tried once more' if tries_again else 'for good'}: {reason}")
+        except ClaimLost as lost:
+            self._say(cell, f"failed, and {lost}: {reason}")
 
     def _wait_for_server(self, away: ServerUnavailable) -> None:
         if self._n_waits == 0:
@@ -244,7 +252,8 @@ class _Worker:
 
     def _say(self, cell: Cell, what: str) -> None:
         """One line an event, with how far the study is."""
-        states = [standing.state for standing in self._queue.standing().values()]
+        with _queue_errors(self._queue.study):
+            states = [standing.state for standing in self._queue.standing().values()]
         n_failed = states.count("failed") + states.count("blocked")
         failed = f", {n_failed} failed" if n_failed else ""
         print(f"[{states.count('done')} of {len(states)} done{failed}] {cell.label}: {what}", flush=True)

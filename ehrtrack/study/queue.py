@@ -76,10 +76,10 @@ class Queue:
     key : of the task that this worker is (`Claims`)
     """
 
-    def __init__(self, study: Study, storage: RDBStorage, *, key: str = "", beat_seconds: float = BEAT_SECONDS) -> None:
+    def __init__(self, study: Study, storage: RDBStorage, *, key: str = "") -> None:
         self.study = study
         # of the study's name and not of its question: a cell that two questions share is run by one worker, too
-        self.claims = Claims(storage.engine, f"study {study.name}", beat_seconds=beat_seconds, key=key)
+        self.claims = Claims(storage.engine, f"study {study.name}", beat_seconds=BEAT_SECONDS, key=key)
         self._storage = storage
         self._trials = optuna.create_study(
             study_name=study.queue, storage=storage, direction="maximize", load_if_exists=True

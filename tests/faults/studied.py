@@ -16,6 +16,7 @@ import polars as pl
 from pods import Fault
 from study import TIMES, write_study
 
+from ehrtrack.study import queue
 from ehrtrack.study_file import read_toml, to_toml
 from ehrtrack.tracking.client.queries import RunRecord, download, search_runs
 from ehrtrack.tracking.names import CELL
@@ -46,6 +47,10 @@ baseline = ["cox", "lasso"]
 "runtime.seed" = [0, 1]
 """
 """Thirty cells: a pretraining and three strategies for each of six repeats, and two baselines for each split."""
+
+
+BEAT_SECONDS = 3.0
+"""From one sign of life of a worker to the next, here."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def studied(study: str) -> Studied:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine of its own name, so that nobody else can see whether one of its processes lives."""
+    """A machine of its own name, so that nobody else can see whether one of its processes lives, and with haste."""
 
     name: str
     fault: Fault | None = None
@@ -118,6 +123,7 @@ class Machine:
     def plant(self) -> None:
         """Have this process take itself for one of that machine."""
         socket.gethostname = lambda: self.name
+        queue.BEAT_SECONDS = BEAT_SECONDS
         if self.fault is not None:
             self.fault.plant()
 

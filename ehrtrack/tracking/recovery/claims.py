@@ -98,6 +98,22 @@ class Claims:
             return Claim()
         return Claim(bool(row.holder) and not self._is_lapsed(row), row.is_done, row.note)
 
+    def lives(self, what: str) -> bool:
+        """Whether the holder of a claim lives: it is watched until it renews the claim, or lets it lapse."""
+        first = now = self._seen(what)
+        while now is not None:
+            if _is_here(now.holder) or (now.holder, now.n_beats) != (first.holder, first.n_beats):
+                return True
+            self.wait()
+            now = self._seen(what)
+        return False
+
+    def _seen(self, what: str) -> Any:
+        """The row of a claim that is held by a worker that may live; None of any other."""
+        with self._engine.connect() as connection:
+            row = self._row(connection, what)
+        return row if row is not None and row.holder and not self._is_lapsed(row) else None
+
     def finished(self) -> set[str]:
         """What is done."""
         with self._engine.connect() as connection:
@@ -224,3 +240,8 @@ def _is_dead(holder: str) -> bool:
     """Whether a holder was a process of this machine that is no more."""
     host, number, began, *_ = holder.split(" ")
     return host == socket.gethostname() and not is_process_running(int(number), float(began))
+
+
+def _is_here(holder: str) -> bool:
+    """Whether a holder is a process of this machine that runs."""
+    return holder.split(" ")[0] == socket.gethostname() and not _is_dead(holder)
