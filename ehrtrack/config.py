@@ -179,6 +179,26 @@ class RegistryConfig(Section):
     model: str = ""
 
 
+class CompareConfig(Section):
+    """What a comparison compares with.
+
+    Attributes
+    ----------
+    reference : name of a baseline or a strategy, such as ``cox`` or ``lora``, that all others are compared with; if
+        empty, it is the Cox model, or of labels of classes the logistic regression
+    margin : within which two configurations that were run several times count as equivalent, in units of the metric by
+        which they are chosen
+
+    Examples
+    --------
+    >>> CompareConfig(reference="scratch").margin
+    0.01
+    """
+
+    reference: str = ""
+    margin: float = Field(0.01, gt=0)
+
+
 class RunConfig(Section):
     """All settings of a run, which are logged as ``run_config.json``.
 
@@ -188,7 +208,7 @@ class RunConfig(Section):
     data, cohort : the dataset, and the cohort with its labels; pretraining has no cohort
     model, objective, strategy, baseline, init, train : the model and its training
     search, frontier, canary : the sweep, the sensitivity analysis and the negative controls
-    registry, runtime : the registered model, and the settings of the machine
+    compare, registry, runtime : the comparison, the registered model, and the settings of the machine
 
     Examples
     --------
@@ -208,6 +228,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     search: SearchConfig = SearchConfig()
     frontier: FrontierConfig = FrontierConfig()
+    compare: Annotated[CompareConfig, Mark.ADDED_LATER] = CompareConfig()
     registry: RegistryConfig = RegistryConfig()
     canary: CanaryConfig = CanaryConfig()
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)

@@ -25,7 +25,7 @@ def reference_run(
 
     Parameters
     ----------
-    reference : a model's name; `benchmark.reference_model` of the rows where it is None
+    reference : name of a model or a strategy; `benchmark.reference_model` of the rows where it is None or empty
 
     Examples
     --------
@@ -34,8 +34,13 @@ def reference_run(
     'a'
     """
     wanted = reference or reference_model(rows)
-    candidates = [row for row in rows if row.model == wanted and row.run_id in predictions]
+    candidates = [row for row in rows if wanted in _names(row) and row.run_id in predictions]
     return next(iter(best_first(candidates)), None)
+
+
+def _names(row: RunRow) -> tuple[str, ...]:
+    """What a reference may be called: cox; lora, or lora r8."""
+    return (row.model, row.strategy, row.strategy.split(" ")[0])
 
 
 def unpaired(base: RunRow, rows: Sequence[RunRow], predictions: Mapping[str, pl.DataFrame]) -> dict[str, str]:
@@ -77,7 +82,8 @@ def differences(
     rows : runs of one cohort
     predictions : by run id, with columns subject_id, prediction_number (where subjects have several), follow_up_days
         (or follow_up_rank), is_event, risk; runs without are left out
-    reference : a model's name; of several such runs, the best by validation. None for that of the task
+    reference : name of a model or a strategy; of several such runs, the best by validation. None or empty for that of
+        the task
 
     Returns
     -------

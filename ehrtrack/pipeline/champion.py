@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,16 +72,19 @@ def own_cohort(config: RunConfig, latest: Mapping[str, str]) -> str | None:
     return None
 
 
-def propose(name: str, rows: Sequence[RunRow]) -> Decision:
+def propose(
+    name: str, rows: Sequence[RunRow], choose: Callable[[Sequence[RunRow]], RunRow] = best_by_validation
+) -> Decision:
     """Register the best of the rows by validation as a version of model `name`, and make it champion where that is due.
 
     Parameters
     ----------
     rows : runs of the cohort that the configuration describes; empty where none is of it
+    choose : which of some runs is proposed; raises DataError where none can be
     """
     before = present_champion(name)
     was = f"champion of {name} was " + ("none" if before is None else f"{before.uri} ({_of(before)})")
-    found = _registered_best(name, rows)
+    found = _registered_best(name, rows, choose)
     if isinstance(found, str):
         return Decision(before, None, before, f"{was}\nproposed none: {found}\nchampion stays as it was")
     best, version = found
@@ -97,14 +100,16 @@ def propose(name: str, rows: Sequence[RunRow]) -> Decision:
     )
 
 
-def _registered_best(name: str, rows: Sequence[RunRow]) -> tuple[RunRow, ModelVersion] | str:
+def _registered_best(
+    name: str, rows: Sequence[RunRow], choose: Callable[[Sequence[RunRow]], RunRow]
+) -> tuple[RunRow, ModelVersion] | str:
     """The best run that has a model, with its version; else why there is none."""
     left, without = list(rows), []
     if not left:
         return "no run that can be compared is of the cohort that this configuration describes"
     while left:
         try:
-            best = best_by_validation(left)
+            best = choose(left)
         except DataError as reason:
             return str(reason)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,11 @@ import polars as pl
 from ehrtrack import plots
 from ehrtrack.config import RunConfig
 from ehrtrack.data.labels import NUMBER
-from ehrtrack.errors import DataError
+from ehrtrack.errors import DataError, TrackingError
 from ehrtrack.evaluation.benchmark import (
     RunRow,
     benchmark_table,
+    best_by_validation,
     group_by_cohort,
     metric_of_choice,
     reference_model,
@@ -23,7 +25,9 @@ from ehrtrack.evaluation.cause_table import cause_table, causes_to_markdown
 from ehrtrack.evaluation.metric_table import BOUNDS, LONG_NAMES, Entry, Metric, shown
 from ehrtrack.evaluation.paired import differences, reference_run, unpaired
 from ehrtrack.pipeline.champion import own_cohort, propose
-from ehrtrack.pipeline.run import RecipeResult, open_run
+from ehrtrack.pipeline.repeats import Family, chooser, families
+from ehrtrack.pipeline.repeats_report import log_repeats
+from ehrtrack.pipeline.run import RecipeResult, Recorder, open_run
 from ehrtrack.pipeline.run_rows import read_test_predictions, run_row, task_of
 from ehrtrack.runlog import TEST
 from ehrtrack.tracking.client.connection import ui_command
@@ -31,7 +35,7 @@ from ehrtrack.tracking.client.queries import RunRecord, get_run, search_runs
 from ehrtrack.tracking.client.registry import ModelVersion, champion
 from ehrtrack.tracking.names import COHORT, HORIZON
 
-SECTIONS = ("study", "registry")
+SECTIONS = ("study", "registry", "compare")
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The runs of one cohort that can be compared, and their table."""
+    """The runs of one cohort that can be compared, their table, and by run id how many subjects it was tested on."""
 
     rows: list[RunRow]
     table: pl.DataFrame
+    n_test: Mapping[str, int]
 
     @property
     def metric(self) -> Metric:
@@ -86,6 +91,9 @@ def compare(config: RunConfig) -> Comparison:
     Each cohort has a table of its own. The best run of the configuration's cohort is registered. It becomes champion
     where there is none, or one of the same cohort that a comparison chose; see `registry.why_champion_stays`.
 
+    Runs of equal settings with several seeds, or on several splits, are repeats: there is then one table of
+    configurations over all of their cohorts, and of the best configuration the median run is proposed.
+
     A run that cannot be compared is left out of the tables, with the reason.
 
     Raises
@@ -100,18 +108,19 @@ def compare(config: RunConfig) -> Comparison:
             "run `ehrtrack finetune` and `ehrtrack baseline` first, or set MLFLOW_TRACKING_URI to where they were run"
         )
     with open_run(config, kind="compare", sections=SECTIONS, name="compare") as run:
-        benchmarks, left_out = _benchmarks(records)
+        benchmarks, left_out = _benchmarks(records, config.compare.reference)
         if not benchmarks:
             raise DataError(
                 f"none of {len(records)} runs of study {config.study!r} can be compared. {_listed(left_out)}"
             )
+        repeated = _log_repeats(run, records, benchmarks)
         texts = {}
         for cohort, benchmark in benchmarks.items():
             by_id = {row.run_id: row for row in benchmark.rows}
             of_causes = cause_table(by_id[run_id] for run_id in benchmark.table["run_id"] if run_id)
             texts[cohort] = to_markdown(
                 benchmark.table,
-                reference=reference_model(benchmark.rows),
+                reference=config.compare.reference or reference_model(benchmark.rows),
                 has_causes=not of_causes.is_empty(),
                 metric=benchmark.metric,
             )
@@ -124,14 +133,19 @@ def compare(config: RunConfig) -> Comparison:
             if forest:
                 figure = plots.comparison_plot(forest, quantity=f"test {benchmark.metric.title}")
                 run.logger.log_figure(figure, f"benchmark/{cohort}.png")
-            print(f"\n{benchmark.title}\n\n{texts[cohort]}", flush=True)
+            if cohort in repeated:
+                texts[cohort] = repeated[cohort].text
+            else:
+                print(f"\n{benchmark.title}\n\n{texts[cohort]}", flush=True)
         if left_out:
             columns = {"run_id": list(left_out), "reason": list(left_out.values())}
             run.logger.log_table(pl.DataFrame(columns), "benchmark/left_out.csv")
             print(f"{_listed(left_out)}\n", flush=True)
         latest = _latest_first(records, benchmarks)
         own = own_cohort(config, latest)
-        decision = propose(config.registry.model or config.study, [] if own is None else benchmarks[own].rows)
+        choose = chooser(repeated[own].family, own) if own in repeated else best_by_validation
+        rows = [] if own is None else benchmarks[own].rows
+        decision = propose(config.registry.model or config.study, rows, choose)
         run.logger.set_tags(decision.to_tags())
         print(f"{decision.text}\n", flush=True)
         shown = own or next(iter(latest))
@@ -139,7 +153,44 @@ def compare(config: RunConfig) -> Comparison:
         return Comparison(run.finished({}), texts[shown], decision.champion, decision.proposed, left_out)
 
 
-def _benchmarks(records: Sequence[RunRecord]) -> tuple[dict[str, Benchmark], dict[str, str]]:
+@dataclass(frozen=True)
+class _Repeated:
+    """A family of configurations that were run several times, and what was logged of it."""
+
+    family: Family
+    text: str
+
+
+def _log_repeats(
+    run: Recorder, records: Sequence[RunRecord], benchmarks: Mapping[str, Benchmark]
+) -> dict[str, _Repeated]:
+    """By cohort, what is told of the configurations that were run several times; other cohorts are not there."""
+    rows = [row for benchmark in benchmarks.values() for row in benchmark.rows]
+    n_test = {run_id: n for benchmark in benchmarks.values() for run_id, n in benchmark.n_test.items()}
+    found: dict[str, _Repeated] = {}
+    for family in families(records, rows, n_test, _bases(run.config.study, records)):
+        if not family.has_repeats:
+            continue
+        predictions, _ = read_test_predictions([row for of in family.found for row in of.rows])
+        told = _Repeated(family, log_repeats(run.logger, family, predictions, run.config.compare))
+        print(f"\n{told.text}", flush=True)
+        found |= dict.fromkeys(family.cohorts, told)
+    return found
+
+
+def _bases(study: str, records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The pretrainings that runs started from, as far as the server has them; those of other studies are asked for."""
+    found = {record.run_id: record for record in search_runs(study, kinds=["pretrain"])}
+    for run_id in sorted({record.params.get("init.run", "") for record in records} - found.keys()):
+        if re.fullmatch("[0-9a-f]{32}", run_id):
+            try:
+                found[run_id] = get_run(run_id)
+            except TrackingError as reason:
+                print(f"runs that start from {run_id} are repeats of no others: {reason}", flush=True)
+    return list(found.values())
+
+
+def _benchmarks(records: Sequence[RunRecord], reference: str) -> tuple[dict[str, Benchmark], dict[str, str]]:
     """A table for each cohort; and of the runs that are in none, why, by run id."""
     rows, left_out = [], {}
     for record in records:
@@ -152,13 +203,20 @@ def _benchmarks(records: Sequence[RunRecord]) -> tuple[dict[str, Benchmark], dic
         older = judged_otherwise(group)
         group = [row for row in group if row.run_id not in older]
         predictions, missing = read_test_predictions(group)
-        left_out |= older | missing | strangers(group, predictions)
+        left_out |= older | missing | strangers(group, predictions, reference)
         kept = [row for row in group if row.run_id not in left_out]
         if not kept:
             continue
         paired = {row.run_id: predictions[row.run_id] for row in kept}
-        found, base = differences(kept, paired), reference_run(kept, paired)
-        benchmarks[cohort] = Benchmark(kept, benchmark_table(kept, found))
+        found = differences(kept, paired, reference=reference)
+        base = reference_run(kept, paired, reference=reference)
+        n_test = {run_id: table["subject_id"].n_unique() for run_id, table in paired.items()}
+        benchmarks[cohort] = Benchmark(kept, benchmark_table(kept, found), n_test)
+        if base is None and reference:
+            print(
+                f"no run of cohort {cohort} is of compare.reference = {reference!r}; there are no differences",
+                flush=True,
+            )
         without = [row.run_id for row in kept if base is not None and row.run_id not in (*found, base.run_id)]
         if without:
             print(f"too few events for an interval of the difference: {', '.join(without)}", flush=True)
@@ -174,20 +232,20 @@ def judged_otherwise(rows: Sequence[RunRow]) -> dict[str, str]:
     return {row.run_id: reason for row in others}
 
 
-def strangers(rows: Sequence[RunRow], predictions: Mapping[str, pl.DataFrame]) -> dict[str, str]:
+def strangers(rows: Sequence[RunRow], predictions: Mapping[str, pl.DataFrame], reference: str = "") -> dict[str, str]:
     """Runs that cannot be paired with most others of their cohort: run id -> why, and how to mend it.
 
     The others are those who agree on the subjects, what they are called and what came of them; of two such parties of
     one size, that of the reference. Without a reference there are no pairs, and no strangers.
     """
-    reference = reference_run(rows, predictions)
-    if reference is None:
+    base = reference_run(rows, predictions, reference=reference)
+    if base is None:
         return {}
     parties: dict[object, list[RunRow]] = {}
     for row in rows:
         if row.run_id in predictions:
             parties.setdefault(_subjects_of(row, predictions[row.run_id]), []).append(row)
-    most = max(parties.values(), key=lambda party: (len(party), reference in party))
+    most = max(parties.values(), key=lambda party: (len(party), base in party))
     return unpaired(most[0], rows, predictions)
 
 

@@ -40,7 +40,7 @@ def frontier(config: RunConfig) -> RecipeResult:
     config = settle(pin_base(config))  # another pretraining may finish between two values
     parameter, values = config.frontier.parameter, config.frontier.values
     variants = {value: override(config, {parameter: value}) for value in values}  # a wrong path or value ends it here
-    elsewhere = {"runtime", "registry", "search", "frontier"}
+    elsewhere = {"runtime", "registry", "compare", "search", "frontier"}
     settings = {name: section for name, section in config.identity().items() if name not in elsewhere}
     key = fingerprint_of("frontier", parameter, settings, input_fingerprints(config))
     done = _finished(config.study, key, parameter)

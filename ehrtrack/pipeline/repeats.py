@@ -1,0 +1,181 @@
+"""Finished runs of a study as repeats of configurations: which differ by seed and split alone, and which to propose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ehrtrack.data.events import fingerprint_of
+from ehrtrack.errors import DataError
+from ehrtrack.evaluation.benchmark import RunRow, metric_of_choice
+from ehrtrack.evaluation.labels import CHOSEN, N_LABELS
+from ehrtrack.evaluation.repeats import Configuration, Repeat, best_configurations_first, configurations
+from ehrtrack.tracking.client.queries import RunRecord
+
+N_TRAIN, N_TEST = "cohort/n_train", "cohort/n_test"
+SEED, SPLIT_SEED = "runtime.seed", "data.split.seed"
+BASE = "init.run"
+_ELSEWHERE = ("study", "runtime.")
+_PLACES = ("data.path", "cohort.labels", "init.embeddings")
+"""Where files lie, which differs between machines; what is in them is told by fingerprints."""
+_POPULATION = ("cohort.", "data.split.")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Runs on one dataset whose cohorts were told alike, but for the number of labels and the seed of the split.
+
+    Attributes
+    ----------
+    name : that tells families apart
+    found : its configurations, the best by mean validation score first
+    replaced : of runs that were made again with the same seed on the same split, the earlier ones
+    """
+
+    name: str
+    found: list[Configuration]
+    replaced: list[str]
+
+    @property
+    def has_repeats(self) -> bool:
+        """Whether any configuration was run more than once."""
+        return any(len(of.repeats) > 1 for of in self.found)
+
+    @property
+    def cohorts(self) -> set[str]:
+        """Fingerprints of its cohorts: one a split and number of labels."""
+        return {row.cohort_fingerprint for of in self.found for row in of.rows}
+
+
+def families(
+    records: Sequence[RunRecord],
+    rows: Sequence[RunRow],
+    n_test: Mapping[str, int],
+    pretrainings: Sequence[RunRecord] = (),
+) -> list[Family]:
+    """The runs of a study, as repeats of configurations.
+
+    Two runs are repeats of one configuration if their settings are equal but for ``runtime.seed`` and
+    ``data.split.seed``. Pretrained weights are told by the settings of their pretraining, but for the same two.
+
+    Parameters
+    ----------
+    records : finished runs, oldest first
+    rows : those of them that can be compared
+    n_test : test subjects by run id, of the runs that did not log it
+    pretrainings : of the study
+    """
+    row_of = {row.run_id: row for row in rows}
+    bases = {record.run_id: _settings(record.params, bases={}) for record in pretrainings}
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        if record.run_id in row_of:
+            groups.setdefault(_population(record, row_of[record.run_id]), []).append(record)
+    return [
+        _family(name, [(record, row_of[record.run_id]) for record in of_one], n_test, bases)
+        for name, of_one in groups.items()
+    ]
+
+
+def _population(record: RunRecord, row: RunRow) -> str:
+    told = {
+        path: value
+        for path, value in record.params.items()
+        if path.startswith(_POPULATION) and path not in (SPLIT_SEED, N_LABELS, "cohort.labels_seed", *_PLACES)
+    }
+    labels = record.params.get("cohort.labels", "").rsplit("/", 1)[-1]
+    return fingerprint_of("family", record.tags.get("fingerprint.data", ""), row.task, told, labels)
+
+
+def _family(
+    name: str,
+    runs: Sequence[tuple[RunRecord, RunRow]],
+    n_test: Mapping[str, int],
+    bases: Mapping[str, Mapping[str, str]],
+) -> Family:
+    latest: dict[object, Repeat] = {}
+    replaced = []
+    for record, row in runs:
+        settings = _settings(record.params, bases) | _chosen(record, row)
+        key = (row.kind, row.cohort_fingerprint, record.params.get(SEED), tuple(sorted(settings.items())))
+        if key in latest:
+            replaced.append(latest[key].row.run_id)
+        latest[key] = _repeat(record, row, settings, n_test)
+    return Family(name, best_configurations_first(configurations(list(latest.values()))), replaced)
+
+
+def _chosen(record: RunRecord, row: RunRow) -> dict[str, str]:
+    of_strategy, of_baseline = CHOSEN
+    return {of_baseline: row.model} if row.kind == "baseline" else {of_strategy: record.params[of_strategy]}
+
+
+def _settings(params: Mapping[str, str], bases: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """What makes a configuration: all that a run was told, but for seeds, places and the machine."""
+    told = {
+        path: value
+        for path, value in params.items()
+        if not path.startswith(_ELSEWHERE) and path not in (SPLIT_SEED, BASE, *_PLACES)
+    }
+    base = params.get(BASE, "")
+    return told | (
+        {f"pretrain.{path}": value for path, value in bases[base].items()} if base in bases else {BASE: base}
+    )
+
+
+def _repeat(record: RunRecord, row: RunRow, settings: Mapping[str, str], n_test: Mapping[str, int]) -> Repeat:
+    """Where a run logged no numbers of subjects, that of training subjects is by the shares of its split."""
+    tested = record.metrics.get(N_TEST, n_test.get(row.run_id, 1))
+    trained = record.metrics.get(N_TRAIN)
+    if trained is None:
+        shares = [float(record.params.get(f"data.split.{name}") or 0) for name in ("train", "validation")]
+        share_of_test = 1 - sum(shares)
+        trained = tested * shares[0] / share_of_test if shares[0] and share_of_test > 0 else tested
+    return Repeat(row, settings, int(record.params.get(SEED, 0)), max(1, round(trained)), round(tested))
+
+
+def chooser(family: Family, cohort: str) -> Callable[[Sequence[RunRow]], RunRow]:
+    """What chooses the run of a cohort that is proposed as champion.
+
+    It is of the best configuration by the mean validation score over the splits that all configurations of the cohort
+    were run on; of its runs on the cohort's own split the median, of an even number the worse in the middle, so that no
+    lucky seed is chosen.
+    """
+    own = [of for of in family.found if cohort in {row.cohort_fingerprint for row in of.rows}]
+    shared = set.intersection(*({row.cohort_fingerprint for row in of.rows} for of in own))
+    fair = [replace(of, repeats=tuple(one for one in of.repeats if one.row.cohort_fingerprint in shared)) for of in own]
+    order = [
+        row
+        for of in best_configurations_first(fair)
+        for row in median_first([row for row in of.rows if row.cohort_fingerprint == cohort])
+    ]
+
+    def choose(rows: Sequence[RunRow]) -> RunRow:
+        metric = metric_of_choice(rows)
+        there = {row.run_id for row in rows}
+        for row in order:
+            if row.run_id in there and row.score(metric) is not None and row.is_judged(metric):
+                return row
+        raise DataError(f"none of {len(rows)} runs could be judged: too few test events; widen the cohort or the split")
+
+    return choose
+
+
+def median_first(rows: Sequence[RunRow]) -> list[RunRow]:
+    """Runs by how near they are to the middle of their validation scores; of an even number the worse one first.
+
+    Examples
+    --------
+    >>> scores = {"a": 0.70, "b": 0.60, "c": 0.65, "d": 0.80}
+    >>> rows = [RunRow(name, "baseline", "gru", "c", metrics={"kept/c_index": c}) for name, c in scores.items()]
+    >>> [row.run_id for row in median_first(rows)]
+    ['c', 'b', 'a', 'd']
+    """
+    metric = metric_of_choice(rows)
+
+    def shortfall(row: RunRow) -> float:
+        score = row.score(metric)
+        return float("inf") if score is None else metric.shortfall(score)
+
+    ordered = sorted(rows, key=lambda row: (shortfall(row), row.run_id))
+    middle = len(ordered) // 2
+    return sorted(ordered, key=lambda row: (abs(ordered.index(row) - middle), -ordered.index(row)))

@@ -1,0 +1,91 @@
+"""What a comparison logs of configurations that were run several times: their table, differences and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+
+from ehrtrack import plots
+from ehrtrack.config import CompareConfig
+from ehrtrack.evaluation.answer import answer
+from ehrtrack.evaluation.benchmark import reference_model
+from ehrtrack.evaluation.differences import differences_over_repeats
+from ehrtrack.evaluation.labels import CHOSEN, RANK
+from ehrtrack.evaluation.pairs import Questions
+from ehrtrack.evaluation.repeats import Configuration, Difference
+from ehrtrack.evaluation.study_table import study_markdown, study_table
+from ehrtrack.pipeline.repeats import Family
+from ehrtrack.runlog import RunLogger
+
+
+def log_repeats(
+    logger: RunLogger, family: Family, predictions: Mapping[str, pl.DataFrame], asked: CompareConfig
+) -> str:
+    """Log table, differences and forest of a family of configurations, under ``benchmark/repeats_NAME``.
+
+    Parameters
+    ----------
+    predictions : for test subjects, by run id
+    asked : the reference and the margin of equivalence
+
+    Returns
+    -------
+    The answer in words with the table, as Markdown.
+    """
+    questions = Questions(reference_selection(family.found, asked.reference), margin=asked.margin)
+    differences = differences_over_repeats(family.found, predictions, questions)
+    table = study_table(family.found, differences)
+    told = [answer(differences, family.found), study_markdown(table)]
+    if family.replaced:
+        told.append(f"Made again with the same seed on the same split, and left out: {', '.join(family.replaced)}.")
+    text = "\n\n".join(told) + "\n"
+    name = f"benchmark/repeats_{family.name}"
+    logger.log_table(table, f"{name}.csv")
+    logger.log_text(text, f"{name}.md")
+    if differences:
+        logger.log_table(differences_table(differences), f"{name}_differences.csv")
+        shown = [one for one in differences if one.metric == differences[0].metric]
+        logger.log_figure(plots.differences_plot(shown), f"{name}_differences.png")
+    return text
+
+
+def reference_selection(found: Sequence[Configuration], reference: str) -> dict[str, str]:
+    """The configurations that a name of a baseline or a strategy stands for, such as ``cox`` or ``lora r8``.
+
+    Parameters
+    ----------
+    reference : the task's own reference if empty
+    """
+    wanted = reference or reference_model([row for of in found for row in of.rows])
+    of_strategy, of_baseline = CHOSEN
+    if any(of.settings.get(of_baseline) == wanted for of in found):
+        return {of_baseline: wanted}
+    name, _, rank = wanted.partition(" r")
+    return {of_strategy: name} | ({RANK: rank} if rank else {})
+
+
+def differences_table(differences: Sequence[Difference]) -> pl.DataFrame:
+    """One line a difference: what was compared, the interval, p and the finding."""
+    lines = []
+    for one in differences:
+        bounds = {} if one.interval is None else one.interval.to_metrics("difference")
+        lines.append(
+            {
+                "question": one.question,
+                "this": one.this,
+                "to": one.to,
+                "metric": one.metric,
+                **{name: bounds.get(name) for name in ("difference", "difference_lower", "difference_upper")},
+                "p": one.p,
+                "p_holm": one.p_holm,
+                "method": one.method,
+                "n_splits": one.n_splits,
+                "n_seeds": one.n_seeds,
+                "margin": one.margin,
+                "is_equivalent": one.is_equivalent,
+                "finding": one.finding,
+                "sentence": one.sentence,
+            }
+        )
+    return pl.DataFrame(lines, infer_schema_length=None)
