@@ -17,6 +17,7 @@ from ehrtrack.errors import TrackingError
 from ehrtrack.privacy import Privacy
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import ui_command
+from ehrtrack.tracking.client.views import with_links
 from ehrtrack.tracking.names import MAX_TAG_CHARACTERS
 from ehrtrack.tracking.outbox.delivery import ROWS_PER_CALL
 from ehrtrack.tracking.outbox.journal import REFUSED, Journal, remove_journal
@@ -149,6 +150,10 @@ class TrackedRun:
         for values in _parts(rows, ROWS_PER_CALL["params"]):
             self._append({"do": "params", "values": values})
 
+    def log_group(self, model: str) -> None:
+        """Record what the run is a model of, as a param that repeats share and the UI groups by."""
+        self._append({"do": "params", "values": {names.GROUP: model}})
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set searchable text on the run; text beyond mlflow's limit is cut, with a warning."""
         rows = {}
@@ -164,6 +169,7 @@ class TrackedRun:
         """Set the readable summary on the run's page; a long one is kept whole in ``description.md``."""
         if self.privacy:
             markdown = self.privacy.text(markdown)  # a measure's reason to be left out counts subjects and events
+        markdown = with_links(markdown)
         if len(markdown) > MAX_TAG_CHARACTERS:
             self.log_text(markdown, "description.md")
             markdown = self._cut(markdown, MAX_TAG_CHARACTERS, what="the description", whole="description.md")
@@ -342,6 +348,8 @@ class TrackedRun:
             shutil.rmtree(file.parent, ignore_errors=True)
             raise
         self._append(record)
+        if record["path"] == names.TEST_PREDICTIONS:
+            self.set_tags({names.PREDICTIONS_DIGEST: record["sha256"]})
 
     def _cut(self, text: str, limit: int, *, what: str, whole: str = "") -> str:
         place = f"; whole in {whole}" if whole else ""

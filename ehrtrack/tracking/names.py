@@ -34,7 +34,13 @@ ERROR = "ehrtrack.error"
 STOPPED = "ehrtrack.stopped"
 GIT_COMMIT = "ehrtrack.git_commit"
 GIT_DIRTY = "ehrtrack.git_dirty"
-VIEW = "ehrtrack"  # the key of the columns that a study's page opens with
+VIEW = "ehrtrack"  # the key of the view that a study's page opens with
+SETUP = "ehrtrack.setup"  # on an experiment: its task, and digests of what its page was given, to tell a user's changes
+GROUP = "model"  # the param by which the UI groups repeats, such as "lora r8" or "cox"; no `cfg.` one has this name
+VERDICT = "sanity.verdict"
+COLOUR = "mlflow.runColor"
+PREDICTIONS_DIGEST = "ehrtrack.sha256.test_predictions"  # of the file, by which a listing tells whether a copy is it
+STUDY_KEY = "ehrtrack.study_key"  # of a cell of a study: which study's queue it belongs to
 
 # mlflow's limit; beyond it its client cuts silently.
 MAX_TAG_CHARACTERS = 8000
@@ -45,6 +51,9 @@ RESUMABLE_KINDS = ("pretrain", "finetune")
 # `mlflow run` logs its -P strings as params, and a param can never change: "0.10" and 0.1 under one name
 # would end the run. The resolved configuration therefore has names of its own.
 PARAM_PREFIX = "cfg."
+
+# What comparisons read of a run.
+TEST_PREDICTIONS = "predictions/test.parquet"
 
 # The artifact folder that holds a run's weights, sizes, vocabulary and time grid.
 MODEL_ARTIFACTS = "model"
@@ -63,6 +72,11 @@ CHECKSUMS = "sha256sums.txt"
 
 KEPT_BEFORE = "best/"
 """Runs logged before 2026-11-29 have metrics of this prefix for what is now of `KEPT`: those of the kept epoch."""
+
+
+def score_tag(metric: str) -> str:
+    """The tag that shows a test score with its interval, such as "0.742 [0.690, 0.790]", in one column of the UI."""
+    return f"ehrtrack.test_{metric}"
 
 
 def present_name(metric: str) -> str:

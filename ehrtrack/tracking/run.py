@@ -42,6 +42,7 @@ def tracked_run(
     kind: str,
     params: Mapping[str, Scalar] | None = None,
     tags: Mapping[str, str] | None = None,
+    group: str = "",
     parent_run_id: str | None = None,
     run_id: str | None = None,
     attempt: int = 0,
@@ -64,6 +65,10 @@ def tracked_run(
         MLFLOW_EXPERIMENT_NAME says where runs belong.
     kind
         pretrain, finetune, baseline, sweep, trial, compare or demo; the tag ``ehrtrack.kind``.
+    tags
+        Of the run from its first moment on.
+    group
+        What repeats of the run share, such as "lora r8": the param `names.GROUP`, by which the UI groups runs.
     parent_run_id
         The `TrackedRun.reference` of the run to nest this one under, whether or not the server has made that one yet.
     run_id
@@ -95,6 +100,8 @@ def tracked_run(
                 if privacy:
                     run.set_tags({names.SUBJECT_KEY: privacy.fingerprint})
                 run.log_params(params or {})
+                if group:
+                    run.log_group(group)
                 run.log_json(environment(), "environment.json")
                 yield run
             except RunClaimLost:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,32 +13,27 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from ehrtrack.errors import TrackingError
-from ehrtrack.evaluation.metric_table import AUROC, C_INDEX, shown
-from ehrtrack.runlog import KEPT, TEST
+from ehrtrack.evaluation.metric_table import chosen_by
+from ehrtrack.runlog import KEPT, TEST, Task
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import client, redacted, tracking_errors, tracking_uri
+from ehrtrack.tracking.client.views import runs_view
 
+_HEAD = "Runs of "
 _DESCRIPTION = """\
-Runs of the EHRTrack study **{study}**. Group or filter them by the tag `ehrtrack.kind`: pretrain, finetune,
-baseline, sweep (its trials are nested), compare (the benchmark table). Each run's page begins with a summary;
-`cfg.*` params are its resolved configuration. Compare models by `{chosen_by}`; read `{at_the_end}` once,
-at the end. Where labels are classes, these are `{classes_by}` and `{classes_at_the_end}`.
+{head}{whose}. The table shows those that were judged on test subjects, the best on validation subjects first; empty
+its filter to see all. Filter runs by the tag `ehrtrack.kind`: pretrain, finetune, baseline, sweep (its trials are
+nested), compare (the benchmark table); group repeats by the param `{group}`. Each run's page begins with a summary;
+`cfg.*` params are its resolved configuration. Compare models by `{chosen_by}`; read `{at_the_end}` once, at the end.
 """
-
-PRIMARY_METRIC = C_INDEX.named(KEPT)
+_NOTE = "mlflow.note.content"
+_KIND, _MODELS = "mlflow.experimentKind", "custom_model_development"  # the UI's pages for models, not for GenAI
+_NO_KINDS = ("no_inferred_type", "custom_model_development_inferred", "genai_development_inferred")  # nobody's choice
 _PRIMARY_TAG = "mlflow.experiment.primaryMetric.name"
+_GREATER_TAG = "mlflow.experiment.primaryMetric.greaterIsBetter"
 _NAME, _ID = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
 _NOBODYS_CHOICE = "0"  # mlflow's Default, where `mlflow run` puts runs of which nobody said where they belong
-
 _VIEW_TAG = f"mlflow.sharedViewState.{names.VIEW}"
-_COLUMNS = (
-    "attributes.`Created`",
-    "attributes.`Duration`",
-    *(f"metrics.`{entry.name}`" for entry in shown("ui")),
-    f"params.`{names.PARAM_PREFIX}strategy.name`",
-    f"params.`{names.PARAM_PREFIX}model.size`",
-    f"tags.`{names.KIND}`",
-)
 
 
 ROWS_PER_PAGE = 1000
@@ -129,47 +125,93 @@ def _active(found: Any) -> str:
     return str(found.experiment_id)
 
 
-def offer_view(experiment_id: str) -> None:
-    """Give an experiment the columns that links open it with; mlflow's own show no metric at all.
+def set_up(experiment_id: str, *, study: str, task: Task | None = None) -> None:
+    """Give an experiment what its page shows, as far as it lacks it, whoever made the experiment.
 
-    A view is what the UI's "Share" button stores: the state of the page, as a tag of the experiment.
+    A description, a kind and a study are written where there is none. The view of its runs and the primary metric are
+    those of the task; they follow it as long as they are as they were last written here. What a user changed stays.
+    One call, where there is nothing to write.
+
+    Parameters
+    ----------
+    study : to which the run belongs that is about to begin
+    task : of its model; None where it has none that is judged, and the experiment's stays what it was
     """
-    state = {
-        "selectedColumns": _COLUMNS,
-        "searchFilter": "",
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": False,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
-    }
-    view = json.dumps(state)
+    with tracking_errors(f"set up experiment {experiment_id}"):
+        experiment = client().get_experiment(experiment_id)
+        for key, value in _lacking(experiment.name, experiment.tags, study=study, task=task).items():
+            client().set_experiment_tag(experiment_id, key, value)
+
+
+def describe_experiment(experiment_id: str, markdown: str) -> bool:
+    """Make a text the description on an experiment's page, unless a user has written another there.
+
+    Returns
+    -------
+    Whether it is there now.
+    """
     with tracking_errors(f"describe experiment {experiment_id}"):
         tags = client().get_experiment(experiment_id).tags
-        if tags.get(_VIEW_TAG) != view:
-            client().set_experiment_tag(experiment_id, _VIEW_TAG, view)
-        metric = tags.get(_PRIMARY_TAG, PRIMARY_METRIC)
-        if metric != names.present_name(metric):  # made when the metric had another name
-            client().set_experiment_tag(experiment_id, _PRIMARY_TAG, names.present_name(metric))
+        before, setup = tags.get(_NOTE, ""), _setup(tags)
+        is_ours = not before or _digest(before) == setup["written"].get(_NOTE) or before.startswith(_HEAD)
+        if is_ours and before != markdown:
+            client().set_experiment_tag(experiment_id, _NOTE, markdown)
+            setup["written"][_NOTE] = _digest(markdown)
+            client().set_experiment_tag(experiment_id, names.SETUP, json.dumps(setup))
+    return is_ours
+
+
+def _lacking(name: str, tags: Mapping[str, str], *, study: str, task: Task | None) -> dict[str, str]:
+    """The tags to write, and last the note of what was written, by which a user's changes are told from it."""
+    setup = _setup(tags)
+    metric = chosen_by({task or setup["task"]})
+    whose = f"the EHRTrack study **{study}**" if study == name else "EHRTrack; their tag `ehrtrack.study` tells whose"
+    once = {
+        names.STUDY: study,
+        _NOTE: _DESCRIPTION.format(
+            head=_HEAD,
+            whose=whose,
+            group=names.GROUP,
+            chosen_by=metric.named(KEPT),
+            at_the_end=metric.named(TEST),
+        ),
+        _KIND: _MODELS,
+    }
+    of_task = {
+        _PRIMARY_TAG: metric.named(KEPT),
+        _GREATER_TAG: str(metric.better == "higher"),
+        _VIEW_TAG: runs_view(metric),
+    }
+    new = {key: value for key, value in once.items() if key not in tags or (key == _KIND and tags[key] in _NO_KINDS)}
+    ours = {key: value for key, value in of_task.items() if _is_as_written(key, tags, setup["written"])}
+    new |= {key: value for key, value in ours.items() if tags.get(key) != value}
+    written = setup["written"] | {key: _digest(value) for key, value in ours.items()}
+    note = json.dumps({"task": task or setup["task"], "written": written}, sort_keys=True)
+    return new | ({} if tags.get(names.SETUP) == note else {names.SETUP: note})
+
+
+def _is_as_written(key: str, tags: Mapping[str, str], written: Mapping[str, str]) -> bool:
+    """Whether a tag may be written: there is none, or it is what was last written here.
+
+    Before there was a note of it, the view was written anew by every run, and the primary metric had another name.
+    """
+    if key not in tags or key in written:
+        return key not in tags or _digest(tags[key]) == written[key]
+    return key == _VIEW_TAG or names.present_name(tags[key]) != tags[key]
+
+
+def _setup(tags: Mapping[str, str]) -> dict[str, Any]:
+    note: dict[str, Any] = json.loads(tags.get(names.SETUP, "{}"))
+    return {"task": "survival", "written": {}} | note
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _create(mlflow_client: MlflowClient, name: str, study: str) -> str:
-    tags = {
-        names.STUDY: study,
-        "mlflow.note.content": _DESCRIPTION.format(
-            study=study,
-            chosen_by=PRIMARY_METRIC,
-            at_the_end=C_INDEX.named(TEST),
-            classes_by=AUROC.named(KEPT),
-            classes_at_the_end=AUROC.named(TEST),
-        ),
-        "mlflow.experimentKind": "custom_model_development",  # the UI's pages for models, not for GenAI
-        _PRIMARY_TAG: PRIMARY_METRIC,
-        "mlflow.experiment.primaryMetric.greaterIsBetter": str(C_INDEX.better == "higher"),
-    }
     try:
-        return str(mlflow_client.create_experiment(name, tags=tags))
+        return str(mlflow_client.create_experiment(name, tags=_lacking(name, {}, study=study, task=None)))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another pod may have made it meanwhile
             raise

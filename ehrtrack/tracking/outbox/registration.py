@@ -23,7 +23,7 @@ from ehrtrack.tracking.client.connection import (
     tracking_errors,
     tracking_uri,
 )
-from ehrtrack.tracking.client.experiments import active_experiment, every_experiment_id, experiment_named, offer_view
+from ehrtrack.tracking.client.experiments import active_experiment, every_experiment_id, experiment_named, set_up
 from ehrtrack.tracking.outbox.journal import LOG, Progress, Record, read_log, read_progress
 from ehrtrack.tracking.outbox.masking import without_secrets
 from ehrtrack.tracking.recovery.lease import check_claim, heartbeat_tags
@@ -161,7 +161,8 @@ class Registration:
             # `mlflow run` tags the address of the git remote, in which there may be a token
             masked = {key: without_secrets(value) for key, value in there.data.tags.items()}
             tags = {key: value for key, value in masked.items() if value != there.data.tags[key]}
-            tags |= {key: value for key, value in self.record["tags"].items() if key not in given} | heartbeat_tags()
+            kept = given | ({names.COLOUR: ""} if names.COLOUR in there.data.tags else {})
+            tags |= {key: value for key, value in self.record["tags"].items() if key not in kept} | heartbeat_tags()
             if not self.attempt:
                 tags[names.RUN_KEY] = self.key
             name = self.record["name"] if is_generated(there.info.run_name) else there.info.run_name
@@ -169,7 +170,7 @@ class Registration:
             client().update_run(run_id, status="RUNNING", name=name)
             client().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         experiment_id = there.info.experiment_id
-        offer_view(experiment_id)
+        self._set_up(experiment_id)
         return Registered(run_id, experiment_id, is_new=False, users_tags=given)
 
     def _place(self) -> tuple[str | None, str]:
@@ -178,10 +179,14 @@ class Registration:
         with tracking_errors(f"find the place of run {self.record['name']!r}"):
             if parent is None:
                 experiment_id = self._experiment()
-                offer_view(experiment_id)
+                self._set_up(experiment_id)
                 return None, experiment_id
             info = self._find_parent(parent)
             return info.run_id, info.experiment_id
+
+    def _set_up(self, experiment_id: str) -> None:
+        tags = self.record["tags"]
+        set_up(experiment_id, study=tags.get(names.STUDY, ""), task=tags.get(names.TASK))
 
     def _experiment(self) -> str:
         chosen = self.record.get("experiment_id")
