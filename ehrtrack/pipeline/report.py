@@ -14,7 +14,7 @@ from ehrtrack.data.cohort import Cohort, n_people, summarise_cohort
 from ehrtrack.evaluation.evaluate import evaluate, names_of_both
 from ehrtrack.evaluation.groups import subject_groups
 from ehrtrack.evaluation.label_curve import N_EVENTS
-from ehrtrack.evaluation.metric_table import AUROC, C_INDEX, Metric, chosen_by
+from ehrtrack.evaluation.metric_table import AUROC, C_INDEX, Metric, chosen_by, interval_text, with_bounds
 from ehrtrack.evaluation.oracle import read_true_risk
 from ehrtrack.evaluation.predictions import prediction_table
 from ehrtrack.evaluation.report import Report
@@ -26,7 +26,7 @@ from ehrtrack.privacy import hide_in_attrition, hide_in_groups, hide_in_summary,
 from ehrtrack.runlog import KEPT, TEST, TRAINING, VALIDATION, RunLogger, Task, named
 from ehrtrack.strategies.base import Strategy
 from ehrtrack.survival.time_grid import TimeGrid
-from ehrtrack.tracking.names import HORIZON, TASK
+from ehrtrack.tracking.names import HORIZON, TASK, score_tag
 from ehrtrack.training import sanity
 from ehrtrack.training.loop import FitResult
 from ehrtrack.training.sanity import Verdict
@@ -150,7 +150,9 @@ def log_evaluation(
     reports = {KEPT: evaluate(kept, of_kept, task=task), TEST: evaluate(tested, of_test, task=task)}
     for split, report in reports.items():
         logger.log_metrics(named(split, report.metrics), step=0)
-    logger.set_tags({TASK: task})
+    choice = chosen_by({task})
+    score = interval_text(reports[TEST].metrics, *with_bounds(choice.key), form=choice.form)
+    logger.set_tags({TASK: task} | ({score_tag(choice.key): score} if score else {}))
     _log_left_out(logger, reports, task)
     tables = reports[TEST].tables | {"subgroups": hide_in_groups(reports[TEST].tables["subgroups"])}
     for name, table in tables.items():

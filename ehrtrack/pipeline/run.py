@@ -21,6 +21,7 @@ from ehrtrack.data.split_settings import TimeSplit
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.metric_table import Metric, names_shown
 from ehrtrack.home import make_cache
+from ehrtrack.pipeline.labels import colour_tags, run_name, without_strategy
 from ehrtrack.pipeline.model_folder import WEIGHTS, write_model_folder
 from ehrtrack.pipeline.prepare import CohortRecords, Records
 from ehrtrack.privacy import Privacy, read_key
@@ -28,7 +29,7 @@ from ehrtrack.runlog import KEPT, TRAINING, MemoryRunLogger, Task, named
 from ehrtrack.signals import INTERRUPTIONS
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.logger import TrackedRun
-from ehrtrack.tracking.names import RESUMABLE_KINDS
+from ehrtrack.tracking.names import RESUMABLE_KINDS, TASK
 from ehrtrack.tracking.recovery.lease import RunClaimLost
 from ehrtrack.tracking.run import JOURNALS, tracked_run
 from ehrtrack.training.loop import SNAPSHOTS, FitResult, TrainingStopped
@@ -304,6 +305,8 @@ def open_run(
     kind: str,
     sections: Sequence[str],
     name: str = "",
+    model: str = "",
+    task: Task | None = None,
     place: Place = ALONE,
     ranks: Ranks | None = None,
     resume: Resumption | None = None,
@@ -318,6 +321,8 @@ def open_run(
     kind : recipe, such as ``"finetune"``
     sections : those of the configuration that this kind of run reads
     name : shown in lists of runs where the place gives none; made from the choices if empty
+    model : what the run is a model of, such as "lora r8" or "cox"; repeats share it. Empty of runs of several models
+    task : that the model is judged for
     place : among other runs
     ranks : of a run that several processes make together
     resume : the run to resume
@@ -332,10 +337,11 @@ def open_run(
     make_cache(config.runtime.cache)
     with tracked_run(
         experiment=config.study,
-        name=place.name or name or f"{kind} {config.model.size}",
+        name=place.name or name or run_name(config, model or kind, has_size=kind != "baseline", is_repeat=False),
         kind=kind,
-        params={} if resume else config.to_params(sections),
-        tags=place.tags,
+        params={} if resume else without_strategy(config.to_params(sections), kind),
+        group="" if resume else model,
+        tags=colour_tags(model) | ({TASK: task} if task else {}) | dict(place.tags),
         parent_run_id=place.parent_run_id,
         run_id=resume.run_id if resume else None,
         attempt=resume.attempt if resume else 0,

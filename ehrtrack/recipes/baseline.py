@@ -15,6 +15,7 @@ from ehrtrack.evaluation.oracle import checked_truth
 from ehrtrack.evaluation.report import Report
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.pipeline.embeddings import read_embeddings
+from ehrtrack.pipeline.labels import value_text
 from ehrtrack.pipeline.prepare import CohortRecords, check_validation, prepare_cohort, settle
 from ehrtrack.pipeline.report import (
     attained,
@@ -76,7 +77,7 @@ def baseline(config: RunConfig, *, place: Place = ALONE) -> RecipeResult:
         config.data.may_lack_age,
     )
     features = chosen.read(histories)
-    with open_run(config, kind="baseline", sections=SECTIONS, name=name, place=place) as run:
+    with open_run(config, kind="baseline", sections=SECTIONS, model=name, task=task, place=place) as run:
         fingerprints = records.fingerprints()
         run.log_fingerprints(fingerprints)
         run.logger.set_tags({MODEL: name})
@@ -139,5 +140,5 @@ def _summary(
             f"validation {choice.title}": reports[KEPT].text(choice.key),
             "tuning": f"{facts['n_candidates']} settings tried, the best by validation {choice.title} kept",
         }
-        | {key: str(value) for key, value in facts.items() if key != "n_candidates"},
+        | {key: value_text(value) for key, value in facts.items() if key != "n_candidates"},
     )

@@ -14,6 +14,7 @@ from ehrtrack.evaluation.oracle import checked_truth
 from ehrtrack.evaluation.report import Report
 from ehrtrack.pipeline.build import adapt, read_base
 from ehrtrack.pipeline.fit import feed, train, with_features
+from ehrtrack.pipeline.labels import transformer_label
 from ehrtrack.pipeline.prepare import (
     CohortRecords,
     check_base_split,
@@ -84,15 +85,15 @@ def finetune(
     check_validation(records, objective.rehearse)
     batches = feed(config, records, model, objective, ranks)
 
-    name = f"{config.strategy.name} {config.model.size}"
     kind = "trial" if is_trial else "finetune"
     fingerprints = records.fingerprints() | {"base": base.fingerprints["encoder"] if base else "none"}
     with open_run(
         config,
         kind=kind,
         sections=SECTIONS,
-        name=name,
         place=place,
+        model=transformer_label(config),
+        task=objective.task,
         ranks=ranks,
         resume=resume,
         fingerprints=fingerprints,
@@ -157,7 +158,7 @@ def _summary(
     training = records.cohort.subjects[records.rows["train"]]
     n_subjects, n_with_event = n_people(training), n_people(training.filter("is_event"))
     return describe(
-        f"{config.strategy.name} fine-tuning of a {config.model.size} encoder",
+        f"{transformer_label(config)} fine-tuning of a {config.model.size} encoder",
         {
             **scores(reports, task),
             **causes_text(test),

@@ -14,6 +14,7 @@ from ehrtrack.errors import ConfigError, TrackingError
 from ehrtrack.evaluation.metric_table import Metric, chosen_by
 from ehrtrack.home import make_cache
 from ehrtrack.pipeline.inputs import differences, input_fingerprints, pin_base
+from ehrtrack.pipeline.labels import value_text
 from ehrtrack.pipeline.prepare import has_classes, settle
 from ehrtrack.pipeline.record import is_there, taken_up
 from ehrtrack.pipeline.run import Place, RecipeResult, Recorder, describe, open_run
@@ -209,7 +210,7 @@ def _search_and_fit(sweep: Sweep, run: Recorder, *, resumed_run_id: str | None) 
         f"best validation {sweep.metric.title}": f"{best.value:.4f}",
         "best run": final.run_id,
     }
-    run.logger.set_description(describe("Sweep", facts | {name: str(v) for name, v in best.overrides.items()}))
+    run.logger.set_description(describe("Sweep", facts | {name: value_text(v) for name, v in best.overrides.items()}))
     return run.finished(run.log_kept(sweep.metric, best.value))
 
 
@@ -244,7 +245,7 @@ def _objective(sweep: Sweep, parent_run_id: str) -> Callable[[optuna.Trial], flo
                 override(sweep.settled, overrides),
                 on_epoch=prune,
                 is_trial=True,
-                place=Place(parent_run_id, is_quiet=True),
+                place=Place(parent_run_id, name=f"sweep · trial {trial.user_attrs[SLOT] + 1}", is_quiet=True),
             )
         except TrainingStopped as stop:
             raise optuna.TrialPruned(str(stop)) from stop

@@ -1,0 +1,86 @@
+"""What a run is called, and how the tracking UI groups and colours it: by what it is a model of."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+from ehrtrack.config import RunConfig
+from ehrtrack.tracking import names
+
+MODEL_KINDS = ("pretrain", "finetune", "trial", "baseline")
+"""Kinds of runs that are of one model; the others hold several, and stand in no group."""
+_STRATEGY = "strategy.name"
+_PALETTE = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442", "#009E73", "#D55E00", "#8B5FA8")
+"""Okabe and Ito's colours, which stay apart for colour-blind readers, and a purple."""
+_KNOWN = ("frozen", "lora", "dora", "bitfit", "lp-ft", "full", "scratch")
+_REFERENCES = ("cox", "logistic")
+_BLACK = "#222222"
+
+
+def transformer_label(config: RunConfig) -> str:
+    """The strategy's name, with the rank of adapters.
+
+    Examples
+    --------
+    >>> from ehrtrack.config import parse_config
+    >>> transformer_label(parse_config({"study": "s", "data": {"path": "d"}, "strategy": {"name": "lora", "rank": 4}}))
+    'lora r4'
+    """
+    rank = getattr(config.strategy, "rank", None)
+    return config.strategy.name if rank is None else f"{config.strategy.name} r{rank}"
+
+
+def run_name(config: RunConfig, model: str, *, has_size: bool, is_repeat: bool) -> str:
+    """A run's name: its model, a transformer's size, and the seeds by which repeats differ.
+
+    A seed of 0 is told of runs alone that are one of several repeats.
+
+    Examples
+    --------
+    >>> from ehrtrack.config import parse_config
+    >>> told = {"study": "s", "data": {"path": "d", "split": {"seed": 1}}, "model": {"size": "small"}}
+    >>> config = parse_config(told | {"runtime": {"seed": 2}})
+    >>> run_name(config, "lora r8", has_size=True, is_repeat=False)
+    'lora r8 · small · seed 2 · split 1'
+    >>> run_name(parse_config(told | {"data": {"path": "d"}}), "cox", has_size=False, is_repeat=True)
+    'cox · seed 0'
+    """
+    parts = [model, *([config.model.size] if has_size else [])]
+    seed, split_seed = config.runtime.seed, getattr(config.data.split, "seed", 0)
+    parts += [f"seed {seed}"] if seed or is_repeat else []
+    parts += [f"split {split_seed}"] if split_seed else []
+    return " · ".join(parts)
+
+
+def without_strategy(params: Mapping[str, str | int | float | bool], kind: str) -> dict[str, str | int | float | bool]:
+    """The params of a run; one that holds several models names no strategy, by which the UI would group it."""
+    return {name: value for name, value in params.items() if kind in MODEL_KINDS or name != _STRATEGY}
+
+
+def colour_tags(model: str) -> dict[str, str]:
+    """The tag by which the UI draws a run, the same for all runs of a strategy or of a baseline.
+
+    >>> colour_tags("lora r4") == colour_tags("lora r16"), colour_tags("")
+    (True, {})
+    """
+    kind = model.partition(" ")[0]
+    if not kind:
+        return {}
+    number = _KNOWN.index(kind) if kind in _KNOWN else zlib.crc32(kind.encode()) % len(_PALETTE)
+    return {names.COLOUR: _BLACK if kind in _REFERENCES else _PALETTE[number]}
+
+
+def value_text(value: object) -> str:
+    """A setting or a fact of a fit as a person reads it: four digits of a number, also within a list or a table.
+
+    >>> value_text(0.000123456789), value_text(12345), value_text({"a": [0.5, 1 / 3]})
+    ('0.0001235', '12345', 'a 0.5, 0.3333')
+    """
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {value_text(of_it)}" for name, of_it in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(value_text, value))
+    return str(value)
