@@ -1,25 +1,16 @@
-"""Finished runs as a comparison sees them: their rows, and what they predicted of test subjects."""
+"""Finished runs as a comparison sees them."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
 from typing import cast, get_args
-
-import polars as pl
 
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.benchmark import RunRow
+from ehrtrack.pipeline.predictions_cache import TO_MEND
 from ehrtrack.privacy import RAW
 from ehrtrack.runlog import Task
-from ehrtrack.tracking.client.queries import MissingArtifact, RunRecord, download
+from ehrtrack.tracking.client.queries import RunRecord
 from ehrtrack.tracking.names import COHORT, HORIZON, MODEL, SUBJECT_KEY, TASK
-
-TEST_PREDICTIONS = "predictions/test.parquet"
-_TO_MEND = (
-    "send what the machine of that run still keeps (`ehrtrack sync` there), or make the run again and delete this one"
-)
 
 
 def run_row(record: RunRecord) -> RunRow:
@@ -36,7 +27,7 @@ def run_row(record: RunRecord) -> RunRow:
     missing = [f"param cfg.{name}" for name in needed if name not in params]
     missing += [] if COHORT in record.tags else [f"tag {COHORT}"]
     if missing:
-        raise DataError(f"it has no {' and no '.join(missing)}; {_TO_MEND}")
+        raise DataError(f"it has no {' and no '.join(missing)}; {TO_MEND}")
     return RunRow(
         run_id=record.run_id,
         kind=record.kind,
@@ -59,7 +50,7 @@ def task_of(record: RunRecord) -> Task:
     """What the model was judged for; runs from before it was logged were all judged as survival models."""
     task = record.tags.get(TASK, "survival")
     if task not in get_args(Task):
-        raise DataError(f"its tag {TASK} is {task!r}, and this version knows {', '.join(get_args(Task))}; {_TO_MEND}")
+        raise DataError(f"its tag {TASK} is {task!r}, and this version knows {', '.join(get_args(Task))}; {TO_MEND}")
     return cast(Task, task)
 
 
@@ -71,28 +62,3 @@ def _strategy(params: dict[str, str]) -> str:
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
-
-
-def read_test_predictions(rows: Sequence[RunRow]) -> tuple[dict[str, pl.DataFrame], dict[str, str]]:
-    """Test predictions by run id, for paired differences; and of the runs that have none to be read, why, by run id."""
-    predictions, left_out = {}, {}
-    with tempfile.TemporaryDirectory() as folder:
-        for row in rows:
-            try:
-                file = download(row.run_id, TEST_PREDICTIONS, Path(folder) / row.run_id)
-                predictions[row.run_id] = _read_predictions(file)
-            except (MissingArtifact, DataError) as reason:
-                left_out[row.run_id] = f"{reason}; {_TO_MEND}"
-    return predictions, left_out
-
-
-def _read_predictions(file: Path) -> pl.DataFrame:
-    try:
-        table = pl.read_parquet(file)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{TEST_PREDICTIONS} is damaged ({error})") from error
-    days = {"follow_up_days", "follow_up_rank"} & set(table.columns)
-    missing = [name for name in ("subject_id", "is_event", "risk") if name not in table.columns]
-    if missing or not days:
-        raise DataError(f"{TEST_PREDICTIONS} lacks {', '.join(missing) or 'the follow-up'}")
-    return table

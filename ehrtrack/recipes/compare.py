@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
 
@@ -25,10 +26,11 @@ from ehrtrack.evaluation.cause_table import cause_table, causes_to_markdown
 from ehrtrack.evaluation.metric_table import BOUNDS, LONG_NAMES, Entry, Metric, shown
 from ehrtrack.evaluation.paired import differences, reference_run, unpaired
 from ehrtrack.pipeline.champion import own_cohort, propose
+from ehrtrack.pipeline.predictions_cache import read_test_predictions
 from ehrtrack.pipeline.repeats import Family, chooser, families
 from ehrtrack.pipeline.repeats_report import log_repeats
 from ehrtrack.pipeline.run import RecipeResult, Recorder, open_run
-from ehrtrack.pipeline.run_rows import read_test_predictions, run_row, task_of
+from ehrtrack.pipeline.run_rows import run_row, task_of
 from ehrtrack.runlog import TEST
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import RunRecord, get_run, search_runs
@@ -108,7 +110,7 @@ def compare(config: RunConfig) -> Comparison:
             "run `ehrtrack finetune` and `ehrtrack baseline` first, or set MLFLOW_TRACKING_URI to where they were run"
         )
     with open_run(config, kind="compare", sections=SECTIONS, name="compare") as run:
-        benchmarks, left_out = _benchmarks(records, config.compare.reference)
+        benchmarks, left_out = _benchmarks(records, config.compare.reference, config.runtime.cache)
         if not benchmarks:
             raise DataError(
                 f"none of {len(records)} runs of study {config.study!r} can be compared. {_listed(left_out)}"
@@ -171,7 +173,9 @@ def _log_repeats(
     for family in families(records, rows, n_test, _bases(run.config.study, records)):
         if not family.has_repeats:
             continue
-        predictions, _ = read_test_predictions([row for of in family.found for row in of.rows])
+        predictions, _ = read_test_predictions(
+            [row for of in family.found for row in of.rows], cache=run.config.runtime.cache
+        )
         told = _Repeated(family, log_repeats(run.logger, family, predictions, run.config.compare))
         print(f"\n{told.text}", flush=True)
         found |= dict.fromkeys(family.cohorts, told)
@@ -190,7 +194,9 @@ def _bases(study: str, records: Sequence[RunRecord]) -> list[RunRecord]:
     return list(found.values())
 
 
-def _benchmarks(records: Sequence[RunRecord], reference: str) -> tuple[dict[str, Benchmark], dict[str, str]]:
+def _benchmarks(
+    records: Sequence[RunRecord], reference: str, cache: Path
+) -> tuple[dict[str, Benchmark], dict[str, str]]:
     """A table for each cohort; and of the runs that are in none, why, by run id."""
     rows, left_out = [], {}
     for record in records:
@@ -202,7 +208,7 @@ def _benchmarks(records: Sequence[RunRecord], reference: str) -> tuple[dict[str,
     for cohort, group in group_by_cohort(rows).items():
         older = judged_otherwise(group)
         group = [row for row in group if row.run_id not in older]
-        predictions, missing = read_test_predictions(group)
+        predictions, missing = read_test_predictions(group, cache=cache)
         left_out |= older | missing | strangers(group, predictions, reference)
         kept = [row for row in group if row.run_id not in left_out]
         if not kept:

@@ -11,9 +11,10 @@ from ehrtrack.evaluation.frontier import Point, conclusion, frontier_table, to_m
 from ehrtrack.evaluation.metric_table import names_shown
 from ehrtrack.evaluation.paired import differences_to, unpaired
 from ehrtrack.pipeline.inputs import input_fingerprints, pin_base
+from ehrtrack.pipeline.predictions_cache import read_test_predictions
 from ehrtrack.pipeline.prepare import settle
 from ehrtrack.pipeline.run import Place, RecipeResult, describe, open_run
-from ehrtrack.pipeline.run_rows import read_test_predictions, run_row
+from ehrtrack.pipeline.run_rows import run_row
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.search_space import Scalar
 from ehrtrack.tracking.client.queries import RunRecord, get_run, search_runs

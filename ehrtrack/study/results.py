@@ -10,7 +10,8 @@ import polars as pl
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.metric_table import chosen_by
 from ehrtrack.evaluation.repeats import Repeat
-from ehrtrack.pipeline.run_rows import read_test_predictions, run_row, task_of
+from ehrtrack.pipeline.predictions_cache import read_test_predictions
+from ehrtrack.pipeline.run_rows import run_row, task_of
 from ehrtrack.runlog import TEST
 from ehrtrack.study.cells import Cell, Study
 from ehrtrack.study.queue import Finished, Standing
@@ -82,7 +83,7 @@ def study_results(study: Study, standing: Mapping[str, Standing] | None = None, 
                 repeats.append(_repeat(cell, records[cell.key]))
             except DataError as reason:
                 missing[cell.label] = str(reason)
-    predictions, unread = read_test_predictions([repeat.row for repeat in repeats])
+    predictions, unread = read_test_predictions([repeat.row for repeat in repeats], cache=study.runtime.cache)
     labels = {records[cell.key].run_id: cell.label for cell in study.cells if cell.key in records}
     return StudyResults(
         settings=study.settings,

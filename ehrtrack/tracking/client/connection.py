@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_DATABASE = "mlflow.db"
 CHECK_TIMEOUT_SECONDS = 5
+LOOPBACK = "127.0.0.1"
 UI_PORT = 5000
 _DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 _LOGIN = (401, 403)
@@ -161,8 +162,10 @@ class UiAddress:
         return f"{self.command}\nthen open {self.url}" if self.command else f"open {self.url}"
 
 
-def ui_command(experiment_id: str | None = None, *, run_id: str | None = None, model: str | None = None) -> UiAddress:
-    """The command and link that open the UI at an experiment, a run, or a registered model."""
+def ui_command(
+    experiment_id: str | None = None, *, run_id: str | None = None, model: str | None = None, port: int = UI_PORT
+) -> UiAddress:
+    """The command and link that open the UI at an experiment, a run, or a registered model; locally at a port."""
     if model is not None:
         page = f"models/{quote(model, safe='')}"
     elif experiment_id is not None and run_id is not None:
@@ -174,12 +177,9 @@ def ui_command(experiment_id: str | None = None, *, run_id: str | None = None, m
     # Without workflowType the UI opens on its GenAI pages, which show none of this; without a view, on a
     # table of runs that has no column for any metric.
     view = f"&viewStateShareKey={VIEW}" if page.endswith("/runs") else ""
-    url = f"{_ui_base()}/#/{page}?workflowType=machine_learning{view}"
+    base = redacted(tracking_uri()) if is_remote() else f"http://{LOOPBACK}:{port}"
+    url = f"{base}/#/{page}?workflowType=machine_learning{view}"
     return UiAddress(url, None if is_remote() else _local_ui_command())
-
-
-def _ui_base() -> str:
-    return redacted(tracking_uri()) if is_remote() else f"http://127.0.0.1:{UI_PORT}"
 
 
 def _local_ui_command() -> str:

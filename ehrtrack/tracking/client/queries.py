@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.file_utils import local_file_uri_to_path
+from requests import RequestException
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client import registry
-from ehrtrack.tracking.client.connection import client, redacted, tracking_errors, tracking_uri
+from ehrtrack.tracking.client.connection import client, is_remote, redacted, tracking_errors, tracking_uri
 from ehrtrack.tracking.client.experiments import every_experiment_id, pages
+from ehrtrack.tracking.client.listing import Found, Wanted, from_database, from_server, of_entity, quoted
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -78,6 +83,23 @@ class FetchedModel:
     folder: Path
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run's files lie, which never changes.
+
+    Attributes
+    ----------
+    predictions_digest : SHA-256 of its test predictions; empty of runs from before it was a tag
+    """
+
+    artifact_uri: str
+    predictions_digest: str
+
+
+_places: dict[str, Place] = {}
+"""Of the runs that this process has read."""
+
+
 def get_run(run_id: str) -> RunRecord:
     """One run.
 
@@ -87,7 +109,7 @@ def get_run(run_id: str) -> RunRecord:
         If the server has no such run; the message says which server was asked.
     """
     try:
-        return _record(client().get_run(run_id))
+        return _record(of_entity(client().get_run(run_id)))
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise TrackingError(
@@ -121,34 +143,50 @@ def search_runs(
     wanted = {names.STUDY: study} | dict(tags or {})
     if parent_run_id is not None:
         wanted["mlflow.parentRunId"] = parent_run_id
-    clauses = [f"tags.`{key}` = {_quoted(value)}" for key, value in wanted.items()]
-    clauses += [f"params.`{names.PARAM_PREFIX}{key}` = {_quoted(value)}" for key, value in (params or {}).items()]
-    if status is not None:
-        clauses.append(f"attributes.status = {_quoted(status)}")
-    return _found(f"search the runs of study {study!r}", clauses, kinds)
+    prefixed = {f"{names.PARAM_PREFIX}{key}": value for key, value in (params or {}).items()}
+    conditions = Wanted(wanted, prefixed, kinds, status)
+    filters = conditions.filters()  # a name that cannot be searched for is refused, whatever the store
+    with tracking_errors(f"search the runs of study {study!r}"):
+        if is_remote():
+            found = from_server(tracking_uri(), every_experiment_id(), filters)
+        else:
+            found = from_database(client(), conditions)
+    return _oldest_first(found)
 
 
 def all_runs(kinds: Sequence[str], condition: str) -> list[RunRecord]:
     """Runs of some kinds, or of any and none, that meet a condition in mlflow's filter language, oldest first."""
-    return _found("search runs", [condition], kinds)
-
-
-def _found(what: str, clauses: list[str], kinds: Sequence[str]) -> list[RunRecord]:
-    """The runs in all experiments that meet all clauses and are of any of the kinds; of every kind if none is named."""
-    # Tags know no IN, so each kind is a search of its own.
-    kind_clauses = [[f"tags.`{names.KIND}` = {_quoted(kind)}"] for kind in dict.fromkeys(kinds)] or [[]]
-    with tracking_errors(what):
+    filters = [f"{condition} and {of_kind}" if of_kind else condition for of_kind in Wanted({}, kinds=kinds).filters()]
+    with tracking_errors("search runs"):
         experiment_ids = every_experiment_id()
-        found = [
-            _record(run)
-            for kind_clause in kind_clauses
-            for run in pages(
-                client().search_runs,
-                experiment_ids=experiment_ids,
-                filter_string=" and ".join(clauses + kind_clause),
-            )
-        ]
-    return sorted(found, key=lambda record: (record.started, record.run_id))
+        if is_remote():
+            return _oldest_first(from_server(tracking_uri(), experiment_ids, filters))
+        searches = (pages(client().search_runs, experiment_ids=experiment_ids, filter_string=each) for each in filters)
+        return _oldest_first([of_entity(run) for search in searches for run in search])
+
+
+def experiment_of_study(study: str = "") -> str | None:
+    """The experiment with the last run of a study, or of any study if none is named; None if there is no run at all.
+
+    Raises
+    ------
+    TrackingError
+        If there is no run of the study that is named.
+    """
+    condition = f"tags.`{names.STUDY}` = {quoted(study)}" if study else f"tags.`{names.STUDY}` != ''"
+    with tracking_errors("look for the last run"):
+        order = ["attributes.start_time DESC"]
+        last = client().search_runs(every_experiment_id(), condition, order_by=order, max_results=1)
+    if study and not last:
+        raise TrackingError(
+            f"there is no run of study {study!r} on {redacted(tracking_uri())}; is MLFLOW_TRACKING_URI the server "
+            "where it was run, or is this another folder?"
+        )
+    return str(last[0].info.experiment_id) if last else None
+
+
+def _oldest_first(found: list[Found]) -> list[RunRecord]:
+    return sorted(map(_record, found), key=lambda record: (record.started, record.run_id))
 
 
 def metric_history(run_id: str, key: str) -> dict[int, float]:
@@ -198,6 +236,43 @@ def download(run_id: str, path: str, destination: Path) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             client().download_artifacts(run_id, file, str(folder))
     return destination / wanted
+
+
+def fetch_file(run_id: str, path: str, destination: Path) -> Path:
+    """One file of a run, by a single request, or where it lies on this machine; as `download` otherwise.
+
+    Returns
+    -------
+    Where it lies: under `destination`, or in a store of this machine, where it is not to be written to.
+
+    Raises
+    ------
+    MissingArtifact
+        If there is no such file; the message lists those there are.
+    TrackingError
+        If the path would escape, or the server does not answer.
+    """
+    wanted = names.checked_artifact_path(path)
+    root = place_of(run_id).artifact_uri
+    if not urlsplit(root).scheme or root.startswith("file:"):
+        there = Path(local_file_uri_to_path(root)) / wanted  # type: ignore[no-untyped-call]
+        return there if there.is_file() else download(run_id, path, destination)
+    file = destination / wanted
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        store = get_artifact_repository(root, tracking_uri=tracking_uri())
+        store._download_file(wanted, str(file))  # type: ignore[no-untyped-call]
+    except (MlflowException, RequestException, OSError) as error:
+        _log.debug("%s of run %s: %s", wanted, run_id, error)  # the long way says what is wrong with it
+        return download(run_id, path, destination)
+    return file
+
+
+def place_of(run_id: str) -> Place:
+    """Where a run's files lie; asked of the server if the run was not read before."""
+    if run_id not in _places:
+        get_run(run_id)
+    return _places[run_id]
 
 
 def resolve_run(reference: str) -> ModelReference:
@@ -269,29 +344,23 @@ def _files_under(run_id: str, path: str) -> Iterator[str]:
             yield inside
 
 
-def _quoted(value: str) -> str:
-    if "'" in value and '"' in value:
-        raise TrackingError(f"{value!r} has both kinds of quotation marks, which the server cannot search for")
-    return f'"{value}"' if "'" in value else f"'{value}'"
-
-
-def _record(run: Any) -> RunRecord:
-    prefix = names.PARAM_PREFIX
-    tags = dict(run.data.tags)
+def _record(run: Found) -> RunRecord:
+    prefix, tags = names.PARAM_PREFIX, run.tags
+    _places[run.run_id] = Place(run.artifact_uri, tags.get(names.PREDICTIONS_DIGEST, ""))
     return RunRecord(
-        run_id=run.info.run_id,
-        name=run.info.run_name,
+        run_id=run.run_id,
+        name=run.name,
         study=tags.get(names.STUDY, ""),
         kind=tags.get(names.KIND, ""),
-        status=run.info.status,
-        params={k.removeprefix(prefix): v for k, v in run.data.params.items() if k.startswith(prefix)},
-        metrics=names.present_metrics(run.data.metrics),
+        status=run.status,
+        params={sys.intern(k.removeprefix(prefix)): v for k, v in run.params.items() if k.startswith(prefix)},
+        metrics=names.present_metrics(run.metrics),
         tags=tags,
-        started=_moment(run.info.start_time),
-        ended=_moment(run.info.end_time) if run.info.end_time else None,
-        experiment_id=run.info.experiment_id,
+        started=_moment(run.start_ms),
+        ended=_moment(run.end_ms) if run.end_ms else None,
+        experiment_id=run.experiment_id,
         parent_run_id=tags.get("mlflow.parentRunId"),
-        attempt=attempt_of(tags, run.data.params),
+        attempt=attempt_of(tags, run.params),
     )
 
 
