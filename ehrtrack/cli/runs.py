@@ -57,6 +57,24 @@ def runs(stale: bool, minutes: float, close: bool) -> None:
 
 
 @cli.command()
+@click.argument("study", required=False, default="")
+@click.option("--run", "run_id", default="", help="a run's page, by its id")
+@click.option("--model", default="", help="a registered model's page, by its name")
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="of a server that is started; 0 is a free one")
+@click.option("--browser/--no-browser", "opens", default=True, help="whether a browser is opened at the page")
+def ui(study: str, run_id: str, model: str, port: int, opens: bool) -> None:
+    """Open the tracking UI at the page of STUDY (or of the last one, a run or a model), on the store in use.
+
+    A server that is there already is used; over a local database one is started, for this machine alone.
+    """
+    if sum(map(bool, (study, run_id, model))) > 1:
+        raise ConfigError("name one page: a study, --run ID or --model NAME")
+    from ehrtrack.server.ui import show_ui
+
+    show_ui(study=study, run_id=run_id, model=model, port=port, opens=opens, tell=click.echo)
+
+
+@cli.command()
 @click.argument("name")
 def best(name: str) -> None:
     """Print the champion of a registered model, such as gi_bleed."""
