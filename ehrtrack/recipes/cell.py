@@ -67,7 +67,7 @@ def _go_on(begun: list[RunRecord], cell: Cell, study: Study) -> RecipeResult | N
             here = [("runtime.cache", str(study.runtime.cache)), ("data.path", str(cell.config.data.path))]
             print(f"{cell.label}: goes on with run {record.run_id}", flush=True)
             try:
-                return resume(record.run_id, here, is_forced=True)
+                return resume(record.run_id, here, is_forced=True, place=Place(is_quiet=True))
             except CheckpointError as error:
                 print(f"{cell.label}: {error}", flush=True)
         if record.status == "RUNNING":

@@ -16,7 +16,7 @@ from ehrtrack.config import Override, RunConfig, parse_run_config
 from ehrtrack.dotted import parse_value
 from ehrtrack.errors import CheckpointError, ConfigError, EhrtrackError
 from ehrtrack.home import known_caches, usual_cache
-from ehrtrack.pipeline.run import RUNS, RecipeResult, Resumption, run_folder
+from ehrtrack.pipeline.run import ALONE, RUNS, Place, RecipeResult, Resumption, run_folder
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.tracking.client.connection import ui_command
@@ -38,7 +38,9 @@ CHANGES_DIGITS = ("runtime.threads", "runtime.device", "runtime.precision", "tra
 RECIPES = dict(zip(RESUMABLE_KINDS, (pretrain, finetune), strict=True))
 
 
-def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool = False) -> RecipeResult:
+def resume(
+    run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool = False, place: Place = ALONE
+) -> RecipeResult:
     """Resume a run, in the same run on the tracking server.
 
     A run that had finished, and whose last records were still in its journal here, is sent and returned as it is.
@@ -47,6 +49,7 @@ def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool =
     ----------
     overrides : dotted paths and values under ``runtime``, or in `MAY_CHANGE`
     is_forced : do not ask whether the run's process still lives
+    place : among other runs, which it keeps; whether it is quiet
 
     Raises
     ------
@@ -86,7 +89,7 @@ def resume(run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool =
             for name, value in sent.tags.items()
             if name.startswith("fingerprint.")
         }
-        return RECIPES[record.kind](config, resume=Resumption(run_id, attempt, fingerprints, slot))
+        return RECIPES[record.kind](config, place=place, resume=Resumption(run_id, attempt, fingerprints, slot))
     except EhrtrackError:
         release_run(record, attempt)  # if it was refused before it was opened
         raise

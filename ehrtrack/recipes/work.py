@@ -55,14 +55,14 @@ def work(
     EhrtrackError
         If the study, the data or the tracking server cannot be used, or cells have failed.
     """
-    with _at_most(max_hours):
+    with at_most(max_hours):
         queue = open_queue(path, overrides, key=task_key() if key is None else key)
         with queue.claims.renewed():
             take_part(queue)
 
 
 @contextmanager
-def _at_most(hours: float | None) -> Iterator[None]:
+def at_most(hours: float | None) -> Iterator[None]:
     """While inside, this process is told to stop once the time is over; that is then no failure."""
     if hours is None:
         yield
