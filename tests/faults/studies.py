@@ -61,7 +61,7 @@ splits) is run by workers (`ehrtrack work`) that are killed by SIGKILL at random
 machine, and started again at once. On PostgreSQL each is a machine of its own, and one is lost in the middle of a cell:
 neither its processes nor its disk come back, and another worker goes on with its cell from the server alone once its
 claim has lapsed. Compared are the table of configurations and every metric of every cell that does not measure the
-machine, with a study that one worker made undisturbed.
+machine, with a study that two workers made undisturbed.
 
 | | kills | cells done | lost | twice | runs left open | cells resumed | values compared | different | seconds |
 |---|---|---|---|---|---|---|---|---|---|
@@ -126,12 +126,12 @@ def main(seed: int, n_kills: int) -> Series:
     with tracking_server() as server:
         os.environ["MLFLOW_TRACKING_URI"] = server
         started = time.monotonic()
-        workers = Workers(write(folder / "whole", "studies-whole", LARGE), server, [folder / "whole" / "machine"])
-        workers.start_all([None])
+        workers = Workers(write(folder / "whole", "studies-whole", LARGE), server, [folder / "whole" / "machine"] * 2)
+        workers.start_all([None, None])
         workers.join()
         whole = studied("studies-whole")
         series = Series(whole)
-        series.judge("one worker, undisturbed", whole, n_killed=0, seconds=time.monotonic() - started)
+        series.judge("two workers, undisturbed", whole, n_killed=0, seconds=time.monotonic() - started)
         on_one_machine(folder, server, series, n_kills=n_kills, rng=random.Random(f"{seed}, sqlite"))
         if not postgres.why_not():
             on_three_machines(folder, server, series, rng=random.Random(f"{seed}, postgres"))
