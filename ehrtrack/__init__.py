@@ -24,6 +24,9 @@ _RECIPES = (
 _PLACES = {
     **{name: ("ehrtrack.recipes." + name, name) for name in _RECIPES},
     "adapter_base": ("ehrtrack.pipeline.adapter", "adapter_base"),
+    "plan_study": ("ehrtrack.recipes.plan", "plan"),
+    "run_study": ("ehrtrack.recipes.study", "study"),  # ehrtrack.study is a package
+    "work": ("ehrtrack.recipes.work", "work"),
     "load_config": ("ehrtrack.config", "load_config"),
     "read_run": ("ehrtrack.tracking.client.queries", "get_run"),
 }

@@ -53,6 +53,8 @@ class Cohort:
     """No horizon was given, and the longest follow-up is longer than what enough training subjects reach."""
     task: Task = "survival"
     """Of a classification follow_up_days and horizon_days are `CLASS_DAYS`, and is_event is the class."""
+    n_pool: int | None = None
+    """Training subjects from whom `n_labels` rows were drawn; None where all are there."""
 
     @property
     def has_several_times(self) -> bool:
@@ -97,7 +99,9 @@ def build_cohort(dataset: MedsDataset, config: CohortConfig, split: Split, *, bi
         flow.subjects = clip_follow_up(flow.subjects, horizon_days)
     _check_events(flow.subjects, split)
     check_horizon(flow.subjects.filter(pl.col("split") == "train"), horizon_days, config.min_followed_share)
+    n_pool = None
     if config.n_labels is not None:
+        n_pool = n_people(flow.subjects.filter(pl.col("split") == "train"))
         is_drawn = draw_labels(flow.subjects, config.n_labels, seed=config.labels_seed)
         flow.subjects = flow.subjects.with_columns(is_drawn)
         flow.keep("drawn by cohort.n_labels, or for testing", pl.col(is_drawn.name))
@@ -114,6 +118,7 @@ def build_cohort(dataset: MedsDataset, config: CohortConfig, split: Split, *, bi
         fingerprint=fingerprint_of("cohort", dataset.fingerprint(), rules, split, subjects, *of_task),
         is_horizon_cut=config.horizon_days is None and horizon_days < longest_days,
         task=flow.task,
+        n_pool=n_pool,
     )
 
 

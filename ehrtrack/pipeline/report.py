@@ -99,7 +99,9 @@ def log_cohort(logger: RunLogger, records: CohortRecords) -> None:
     summary = hide_in_summary(summarise_cohort(records.cohort))
     attrition = hide_in_attrition(records.cohort.attrition)
     of_split = {name: records.cohort.subjects[rows] for name, rows in records.rows.items()}
-    logger.log_metrics({f"cohort/n_{name}": float(n_people(of_it)) for name, of_it in of_split.items()}, step=0)
+    sizes = {f"cohort/n_{name}": float(n_people(of_it)) for name, of_it in of_split.items()}
+    pool = {} if records.cohort.n_pool is None else {"cohort/n_pool": float(records.cohort.n_pool)}
+    logger.log_metrics(sizes | pool, step=0)
     logger.log_table(attrition, "cohort/attrition.csv")
     logger.log_table(summary, "cohort/summary.csv")
     logger.log_table(records.coverage, "cohort/vocabulary_coverage.csv")

@@ -16,7 +16,7 @@ from ehrtrack.errors import ConfigError, EhrtrackError, TrackingError, TrainingE
 from ehrtrack.home import make_cache
 from ehrtrack.pipeline.record import is_there, taken_up
 from ehrtrack.pipeline.run import Place, Recorder, describe, open_run
-from ehrtrack.recipes.cell import run_cell
+from ehrtrack.recipes._cell import run_cell
 from ehrtrack.search import shared_storage, shown, storage_place
 from ehrtrack.signals import INTERRUPTIONS, received
 from ehrtrack.study.cells import Cell, Study, read_study

@@ -20,7 +20,7 @@ from ehrtrack.tracking.client.queries import RunRecord, search_runs
 from ehrtrack.tracking.names import CELL
 
 KINDS = ("pretrain", "finetune", "baseline")
-N_TRAIN, N_TEST = "cohort/n_train", "cohort/n_test"
+N_TRAIN, N_TEST, N_POOL = "cohort/n_train", "cohort/n_test", "cohort/n_pool"
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ def _repeat(cell: Cell, record: RunRecord) -> Repeat:
         seed=cell.config.runtime.seed,
         n_train=int(record.metrics[N_TRAIN]),
         n_test=int(record.metrics[N_TEST]),
+        n_pool=int(record.metrics[N_POOL]) if N_POOL in record.metrics else None,
     )
 
 

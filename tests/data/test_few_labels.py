@@ -94,6 +94,7 @@ def test_few_labels_are_a_step_of_the_cohort_that_leaves_test_subjects_and_the_h
     assert few.attrition.rows()[-1] == ("drawn by cohort.n_labels, or for testing", 200 - lost, lost)
     assert few.subjects.filter(pl.col("split") == "test").equals(whole.subjects.filter(pl.col("split") == "test"))
     assert few.subjects.filter(pl.col("split") == "train")["is_event"].sum() == 8
+    assert (whole.n_pool, few.n_pool) == (None, n["train"])
     assert set(few.subjects["subject_id"]) < set(make(n_labels=32).subjects["subject_id"])
     prints = {make(**settings).fingerprint for settings in ({}, {"n_labels": 16}, {"n_labels": 16, "labels_seed": 1})}
     assert len(prints) == 3

@@ -49,6 +49,8 @@ baseline = ["cox", "lasso"]
 """Thirty cells: a pretraining and three strategies for each of six repeats, and two baselines for each split."""
 
 
+OF_THE_MACHINE = ("peak_memory_mb", "tokens_per_second", "seconds", "total_seconds", "hours", "cost", "run_ids")
+"""Columns of a study's table that differ from one time to another."""
 BEAT_SECONDS = 3.0
 """From one sign of life of a worker to the next, here."""
 
@@ -75,7 +77,7 @@ class Studied:
             for name, value in run.metrics.items()
             if name not in TIMES and not name.startswith("system/")
         }
-        table = {row[0]: row for row in self.table.drop("seconds").rows()}
+        table = {row[0]: row for row in self.table.drop(OF_THE_MACHINE).rows()}
         return scores | table
 
     @property
