@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ehrtrack.config import Kind, Override, RunConfig, RuntimeConfig, check_objective, load_config
 from ehrtrack.data.events import fingerprint_of
-from ehrtrack.errors import ConfigError
+from ehrtrack.errors import ConfigError, EhrtrackError
 from ehrtrack.evaluation.labels import CHOSEN, SEPARATOR, label, labels_of
 from ehrtrack.models.behrt import SIZES
 from ehrtrack.pipeline.build import with_shape_of
@@ -144,11 +144,15 @@ def read_study(path: Path, overrides: Sequence[Override] = ()) -> Study:
             f"{', '.join(refused)} belongs in {path} or in the files that it names; what may be said beside them is of "
             "the machine: runtime.*, but the seed"
         )
-    files = _Files(path, settings, overrides)
-    drafts = _drafts(settings, files)
-    _check_selections(settings, drafts)
-    drafts = [draft for draft in drafts if not any(_is_of(selection, draft) for selection in settings.exclude)]
-    cells = _cells(settings, drafts)
+    try:
+        files = _Files(path, settings, overrides)
+        drafts = _drafts(settings, files)
+        _check_selections(settings, drafts)
+        kept = [draft for draft in drafts if not any(_is_of(selection, draft) for selection in settings.exclude)]
+        cells = _cells(settings, kept)
+    except EhrtrackError as error:
+        error.add_note(f"It is of the study {path}")
+        raise
     first = files.finetune or files.baseline
     assert first is not None
     return Study(path, settings, first.study, first, cells)

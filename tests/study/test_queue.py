@@ -174,6 +174,24 @@ def test_a_cell_that_was_put_back_waits_and_has_not_failed(worker: Callable[...,
     assert take(worker()) == cell
 
 
+def test_a_worker_of_another_machine_lives_if_it_renews_a_claim_and_not_if_it_lets_it_lapse(
+    worker: Callable[..., Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("socket.gethostname", lambda: "elsewhere")
+        other = worker()
+    claims = worker().claims
+    assert not claims.lives("record")
+    assert other.claims.take("record")
+    monkeypatch.setattr(claims, "wait", lambda: other.claims.hold("record"))
+    assert claims.lives("record")
+    monkeypatch.setattr(claims, "wait", lambda: let_die(other))
+    assert not claims.lives("record")
+    assert claims.take("record")
+    monkeypatch.setattr(claims, "wait", lambda: pytest.fail("a process of this machine is looked at, not waited for"))
+    assert claims.lives("record")
+
+
 def test_the_password_of_an_address_is_not_shown() -> None:
     assert shown("postgresql+psycopg2://a:secret@host:1/db") == "postgresql+psycopg2://a:***@host:1/db"
     assert "secret" not in shown("no address: secret")
