@@ -113,6 +113,21 @@ def test_a_finetune_run_has_every_artifact(study: Study) -> None:
     assert {"adapter/adapter_model.safetensors", "adapter/adapter_config.json"} <= there
 
 
+def test_runs_log_what_they_cost_and_how_many_events_they_learnt_from(study: Study) -> None:
+    costs = {"cost/train_seconds", "cost/total_seconds", "cost/peak_memory_mb"}
+    for kind, more in (
+        ("pretrain", set()),
+        ("finetune", {"cost/adapter_mb", "cost/checkpoint_mb"}),
+        ("baseline", set()),
+    ):
+        metrics = one(study, kind).metrics
+        speed = set() if kind == "baseline" else {"cost/tokens_per_second"}
+        events = set() if kind == "pretrain" else {"cohort/n_train_events"}
+        wanted = costs | more | speed | events
+        assert wanted <= metrics.keys()
+        assert all(metrics[name] > 0 for name in wanted)
+
+
 def test_a_baseline_run_is_evaluated_like_a_finetune_run(study: Study) -> None:
     run = one(study, "baseline")
     with study.at_work():
