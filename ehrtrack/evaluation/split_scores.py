@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -18,6 +18,9 @@ from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.resampling import resampled_c_indices
 
 _ROWS = ("subject_id", NUMBER, "follow_up_days", "follow_up_rank", "is_event")
+
+RUNS_AT_ONCE = 32
+"""Runs whose ranks are held while they are resampled."""
 
 Scored = tuple[Floats, Floats]
 """Of the S seeds of a configuration the scores (S,), and their values in R resamples (S, R)."""
@@ -139,20 +142,29 @@ class SplitScores:
         if not runs:
             return {}
         rows = _aligned([self._predictions[run] for run in runs])
+        risks = {run: rows[f"risk_{number}"].to_numpy() for number, run in enumerate(runs)}
+        return {
+            run: values
+            for start in range(0, len(runs), RUNS_AT_ONCE)
+            for run, values in self._scored(
+                rows, {one: risks[one] for one in runs[start : start + RUNS_AT_ONCE]}, metric
+            )
+        }
+
+    def _scored(self, rows: pl.DataFrame, risks: Mapping[str, Floats], metric: Metric) -> Iterator[tuple[str, Floats]]:
+        """Run ids with (1 + R,) values; the resamples are the same ones in each call."""
         subject, event = rows["subject_id"].to_numpy(), rows["is_event"].to_numpy().astype(bool)
-        risks = [rows[f"risk_{number}"].to_numpy() for number in range(len(runs))]
         drawing = {"n_resamples": self._n_resamples, "seed": self._seed}
         if metric is AUROC:
-            classes = [Classes(risk, event, subject) for risk in risks]
+            classes = [Classes(risk, event, subject) for risk in risks.values()]
             scores = [auroc(of_run) for of_run in classes]
             resampled = [resampled_auroc(of_run, **drawing) for of_run in classes]
         else:
             days = rows[_days(rows)].to_numpy().astype(np.float64)
-            scores = [c_index(risk, days, event) for risk in risks]
-            resampled = resampled_c_indices(risks, days, event, subject=subject, **drawing)
-        return {
-            run: np.concatenate([[score], of_run]) for run, score, of_run in zip(runs, scores, resampled, strict=True)
-        }
+            scores = [c_index(risk, days, event) for risk in risks.values()]
+            resampled = resampled_c_indices(list(risks.values()), days, event, subject=subject, **drawing)
+        for run, score, of_run in zip(risks, scores, resampled, strict=True):
+            yield run, np.concatenate([[score], of_run])
 
 
 def _aligned(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:

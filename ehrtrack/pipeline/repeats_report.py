@@ -17,6 +17,10 @@ from ehrtrack.evaluation.repeats import Configuration, Difference
 from ehrtrack.evaluation.study_table import study_markdown, study_table
 from ehrtrack.pipeline.repeats import Family
 from ehrtrack.runlog import RunLogger
+from ehrtrack.survival.bootstrap import N_RESAMPLES
+
+MANY_RUNS = 500
+"""Of more runs fewer resamples are scored: of 5,000 they would take minutes."""
 
 
 def log_repeats(
@@ -34,7 +38,8 @@ def log_repeats(
     The answer in words with the table, as Markdown.
     """
     questions = Questions(reference_selection(family.found, asked.reference), margin=asked.margin)
-    differences = differences_over_repeats(family.found, predictions, questions)
+    n_resamples = N_RESAMPLES if len(predictions) > MANY_RUNS else 4 * N_RESAMPLES
+    differences = differences_over_repeats(family.found, predictions, questions, n_resamples=n_resamples)
     table = study_table(family.found, differences)
     told = [answer(differences, family.found), study_markdown(table)]
     if family.replaced:

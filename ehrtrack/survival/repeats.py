@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from ehrtrack.arrays import Floats
@@ -20,6 +21,10 @@ from ehrtrack.survival.resampling import LEVEL, Interval, percentile_interval
 EQUIVALENCE_LEVEL = 0.90
 """Of the interval that lies within the margin exactly where two one-sided tests at 5 % both reject."""
 LEAST_SPLITS = 2
+NOTHING = 1e-12
+"""A smaller spread is that of floating-point numbers."""
+LEAST_BEYOND = 10
+"""Resamples beyond 0 whose number is a p-value by itself."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,8 @@ def difference_over_splits(differences: npt.ArrayLike, *, test_to_training: floa
         raise NotMeasurable(f"there is {values.size} split, and needed are {LEAST_SPLITS} at least")
     mean, degrees = float(values.mean()), values.size - 1
     error = float(np.sqrt((1 / values.size + test_to_training) * values.var(ddof=1)))
-    if error == 0:  # models that are the same on every split, such as two names of one
-        return Contrast(Interval(mean, mean, mean), Interval(mean, mean, mean), p=float(mean == 0))
+    if error < NOTHING:  # models that are the same on every split, such as two names of one
+        return Contrast(Interval(mean, mean, mean), Interval(mean, mean, mean), p=float(abs(mean) < NOTHING))
 
     def interval(level: float) -> Interval:
         reach = float(student_t.ppf((1 + level) / 2, degrees)) * error
@@ -140,10 +145,18 @@ def _over_drawn_seeds(resampled: Floats, generator: np.random.Generator) -> Floa
 
 
 def _bootstrap_p(resampled: Floats) -> float:
-    """Two-sided p that belongs to the percentile interval: the least level at which the interval reaches 0."""
+    """Two-sided p that belongs to the percentile interval: the least level at which the interval reaches 0.
+
+    Where few resamples lie beyond 0, their number says little, and p is by the normal distribution if that is smaller:
+    a family of many tests needs p-values below what resamples can count.
+    """
     defined = resampled[np.isfinite(resampled)]
     beyond = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    return min(1.0, 2 * (beyond + 1) / (defined.size + 1))
+    counted = min(1.0, 2 * (beyond + 1) / (defined.size + 1))
+    spread = float(defined.std(ddof=1))
+    if beyond >= LEAST_BEYOND or spread < NOTHING:
+        return counted
+    return min(counted, 2 * float(norm.sf(abs(float(defined.mean())) / spread)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -63,13 +63,25 @@ def test_equivalence_is_the_inner_interval_within_the_margin(bounds: tuple[float
     assert Contrast(Interval(0, -1, 1), inner, 0.5).is_within(0.01) is is_within
 
 
-def test_the_p_of_the_bootstrap_counts_resamples_beyond_zero() -> None:
-    resampled = np.concatenate([np.full(3, -0.01), np.full(96, 0.02)])[None, :]  # 2 x (3 + 1) / (99 + 1)
-    nothing = np.zeros((1, 99))
-    tested = difference_within_split(
-        (np.array([0.02]), resampled), (np.array([0.0]), nothing), generator=np.random.default_rng(0)
+def against_nothing(resampled: Floats) -> Contrast:
+    nothing = np.zeros((1, resampled.size))
+    estimate = np.array([resampled.mean()])
+    return difference_within_split(
+        (estimate, resampled[None, :]), (nothing[:, 0], nothing), generator=np.random.default_rng(0)
     )
-    assert tested.p == pytest.approx(0.08)
+
+
+def test_the_p_of_the_bootstrap_counts_resamples_beyond_zero() -> None:
+    resampled = np.concatenate([np.full(11, -0.01), np.full(188, 0.02)])
+    assert against_nothing(resampled).p == pytest.approx(2 * 12 / 200)
+
+
+def test_where_few_resamples_are_beyond_zero_p_is_by_the_normal_distribution() -> None:
+    # Of mean 5 and standard deviation 1: no resample is beyond 0, which alone would say .02; 5 deviations say 5.7e-7.
+    resampled = np.array([4.0, 6.0] * 49 + [5.0])
+    tested = against_nothing(resampled * 0.01 / np.std(resampled, ddof=1))
+    assert tested.p == pytest.approx(2 * 2.87e-7, rel=0.15)
+    assert against_nothing(np.full(99, 0.02)).p == 0.02  # and where they do not vary, it is counted
 
 
 def test_a_draw_of_seeds_varies_as_much_as_new_seeds_would() -> None:
