@@ -22,6 +22,7 @@ from ehrtrack.evaluation.benchmark import (
     reference_model,
     to_markdown,
 )
+from ehrtrack.evaluation.brief import MOST_LINES, brief
 from ehrtrack.evaluation.cause_table import cause_table, causes_to_markdown
 from ehrtrack.evaluation.metric_table import BOUNDS, LONG_NAMES, Entry, Metric, shown
 from ehrtrack.evaluation.paired import differences, reference_run, unpaired
@@ -35,6 +36,7 @@ from ehrtrack.runlog import TEST
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import RunRecord, get_run, search_runs
 from ehrtrack.tracking.client.registry import ModelVersion, champion
+from ehrtrack.tracking.client.views import with_links
 from ehrtrack.tracking.names import COHORT, HORIZON
 
 SECTIONS = ("study", "registry", "compare")
@@ -131,7 +133,9 @@ def compare(config: RunConfig) -> Comparison:
                 run.logger.log_table(of_causes, f"benchmark/{cohort}_causes.csv")
             run.logger.log_table(benchmark.table, f"benchmark/{cohort}.csv")
             run.logger.log_text(texts[cohort], f"benchmark/{cohort}.md")
-            forest = _forest_rows(benchmark)
+            whole = f"benchmark/{cohort}.md"
+            texts[cohort] = brief(texts[cohort], whole=whole, keep=reference_model(benchmark.rows))
+            forest = _forest_rows(benchmark)[:MOST_LINES]
             if forest:
                 figure = plots.comparison_plot(forest, quantity=f"test {benchmark.metric.title}")
                 run.logger.log_figure(figure, f"benchmark/{cohort}.png")
@@ -151,7 +155,9 @@ def compare(config: RunConfig) -> Comparison:
         run.logger.set_tags(decision.to_tags())
         print(f"{decision.text}\n", flush=True)
         shown = own or next(iter(latest))
-        run.logger.set_description(_summary(texts, shown, benchmarks[shown].title, decision.text, left_out))
+        summary = _summary(texts, shown, benchmarks[shown].title, decision.text, left_out)
+        best = [run_id for run_id in benchmarks[shown].table["run_id"][:MOST_LINES] if run_id]
+        run.logger.set_description(with_links(summary, shortened=best))
         return Comparison(run.finished({}), texts[shown], decision.champion, decision.proposed, left_out)
 
 
