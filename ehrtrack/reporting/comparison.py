@@ -1,0 +1,294 @@
+"""The answer: configurations beside each other, their differences, and how they depend on the number of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import polars as pl
+
+from ehrtrack import plots
+from ehrtrack.evaluation.metric_table import METRICS
+from ehrtrack.evaluation.repeats import Configuration, Difference
+from ehrtrack.plots import ForestRow
+from ehrtrack.reporting import charts, static
+from ehrtrack.reporting.document import Chart, Column, Fact, Facts, Part, Prose, Row, Section, Table, Tone
+from ehrtrack.reporting.material import N_LABELS, Material, mean, scores, spread
+from ehrtrack.reporting.subjects import cohort_size
+from ehrtrack.runlog import KEPT
+
+TONES: Mapping[str, Tone] = {"better": "good", "worse": "bad", "equivalent": "plain", "no difference shown": "doubt"}
+FINDING_COLOURS = {"better": "#0fa47a", "worse": "#d4602a", "equivalent": "#1a86c9"}
+
+
+def answer_section(material: Material) -> Section:
+    """The first screen: the answer, and the numbers that it rests on."""
+    paragraphs = tuple(text for text in material.answer.split("\n") if text.strip())
+    lead = Prose(paragraphs or ("No difference could be tested.",), is_lead=True)
+    return Section("answer", "Answer", (lead, Facts(tuple(_facts(material)))))
+
+
+def _facts(material: Material) -> list[Fact]:
+    metric = material.metric
+    facts = []
+    best = best_configuration(material)
+    if best is not None:
+        facts.append(_score_fact(f"best by validation, test {metric.title}", best, material))
+        of_best = [difference.to for difference in _of_reference(material) if difference.this == best.label]
+        facts += [
+            _score_fact(f"its reference, test {metric.title}", material.of(label), material) for label in of_best[:1]
+        ]
+    n_better = sum(d.finding == "better" for d in _of_reference(material))
+    facts.append(Fact("shown better than the reference", f"{n_better} of {len(_of_reference(material))}"))
+    if size := cohort_size(material.cohort):
+        horizon = f"risk within {float(material.horizon_days):,.0f} days" if material.horizon_days else ""
+        facts.append(Fact("subjects in the cohort", size, horizon))
+    n_runs = sum(len(one.repeats) for one in material.configurations)
+    missing = f"; {len(material.missing)} missing" if material.missing else ""
+    facts.append(Fact("runs", f"{n_runs}", f"of {len(material.configurations)} configurations{missing}"))
+    return facts
+
+
+def _score_fact(name: str, one: Configuration, material: Material) -> Fact:
+    return Fact(name, mean_text(scores(one, material.metric), material.metric.form), one.label)
+
+
+def best_configuration(material: Material) -> Configuration | None:
+    """The best by the mean of validation scores, never by test; None where no run has one."""
+    metric = material.metric
+    judged = [(one, mean(scores(one, metric, KEPT))) for one in material.configurations]
+    known = [(one, value) for one, value in judged if value is not None]
+    return min(known, key=lambda pair: metric.shortfall(pair[1]))[0] if known else None
+
+
+def mean_text(values: Sequence[float], form: str) -> str:
+    """The mean with the standard deviation, which one value has not.
+
+    >>> mean_text([0.70, 0.72], ".3f"), mean_text([0.7], ".3f"), mean_text([], ".3f")
+    ('0.710 ± 0.014', '0.700', '–')
+    """
+    middle, around = mean(values), spread(values)
+    if middle is None:
+        return "–"
+    return format(middle, form) + ("" if around is None else f" ± {format(around, form)}")
+
+
+def _of_reference(material: Material) -> list[Difference]:
+    return [difference for difference in material.differences if not difference.question]
+
+
+def differences_section(material: Material) -> Section | None:
+    """Paired differences: what was asked about by name, then every configuration against its reference."""
+    if not material.differences:
+        return None
+    parts: list[Part] = []
+    asked = [difference for difference in material.differences if difference.question]
+    if asked:
+        questions = dict.fromkeys(difference.question for difference in asked)
+        told = (f"{question} {_sentences(d for d in asked if d.question == question)}" for question in questions)
+        parts.append(Prose(tuple(told), is_list=True))
+    for metric in dict.fromkeys(difference.metric for difference in material.differences):
+        of_metric = [difference for difference in material.differences if difference.metric == metric]
+        parts += _forest(of_metric, metric, material)
+    parts.append(_difference_table(material))
+    return Section("differences", "Paired differences", tuple(parts))
+
+
+def _sentences(differences: Iterable[Difference]) -> str:
+    """As they stand, since some begin with a name."""
+    return " ".join(f"{difference.sentence.rstrip('.')}." for difference in differences)
+
+
+def _forest(differences: Sequence[Difference], key: str, material: Material) -> list[Part]:
+    title = METRICS[key].title
+    tested = [(d, d.interval) for d in differences if d.interval is not None]
+    if not tested:
+        return []
+    rows = [
+        (
+            f"{d.this} − {short(d.to, beside=d.this)}",
+            i.estimate,
+            i.lower,
+            i.upper,
+            FINDING_COLOURS.get(d.finding, charts.GREY),
+        )
+        for d, i in tested
+    ]
+    caption = (
+        f"Differences in test {title} with 95 % intervals, paired by subject. Shaded: within the margin of "
+        f"equivalence, {material.settings.margin:g}."
+    )
+    name = "differences" if key == material.metric.key else f"differences_{key}"
+    forest_rows = [ForestRow(label, estimate, lower, upper) for label, estimate, lower, upper, _ in rows]
+    quantity = f"difference in test {title}"
+    return [
+        Chart(
+            name,
+            caption,
+            lambda: plots.comparison_plot(forest_rows, quantity=quantity, reference=0.0),
+            charts.forest(rows, x="difference", at=0.0, margin=material.settings.margin),
+            height=70 + 32 * len(rows),
+        )
+    ]
+
+
+def short(label: str, *, beside: str) -> str:
+    """A label less the parts that stand in another one beside it.
+
+    >>> short("cox · 128 labels", beside="lora r8 · 128 labels"), short("lora r4", beside="lora r4 · small")
+    ('cox', 'lora r4')
+    """
+    parts, others = label.split(" · "), beside.split(" · ")
+    return " · ".join(part for part in parts if part not in others) or label
+
+
+def _difference_table(material: Material) -> Table:
+    frame = pl.DataFrame(
+        [
+            {
+                "question": d.question,
+                "this": d.this,
+                "to": d.to,
+                "metric": d.metric,
+                "difference": d.interval and d.interval.estimate,
+                "difference_lower": d.interval and d.interval.lower,
+                "difference_upper": d.interval and d.interval.upper,
+                "p": d.p,
+                "p_holm": d.p_holm,
+                "finding": d.finding,
+                "is_equivalent": d.is_equivalent,
+                "margin": d.margin,
+                "method": d.method,
+                "n_splits": d.n_splits,
+                "n_seeds": d.n_seeds,
+                "sentence": d.sentence,
+            }
+            for d in material.differences
+        ],
+        infer_schema_length=None,
+    )
+    methods = list(dict.fromkeys(difference.method for difference in material.differences))
+    columns = (
+        Column("configuration", _text("this")),
+        Column("against", lambda row: short(row["to"], beside=row["this"])),
+        Column("metric", lambda row: METRICS[row["metric"]].title),
+        Column("difference [95 %]", interval_text, is_right=True),
+        Column("p", lambda row: p_text(row["p"]), is_right=True),
+        Column("p (Holm)", lambda row: p_text(row["p_holm"]), is_right=True),
+        Column("finding", _text("finding"), tone=lambda row: TONES.get(row["finding"], "plain")),
+        Column("splits × seeds", lambda row: f"{row['n_splits']} × {row['n_seeds']}", is_right=True),
+        Column("asked", _text("question")),
+    )
+    return Table(
+        "differences",
+        f"Paired differences; intervals by {' and '.join(methods)}.",
+        frame,
+        columns if len({d.metric for d in material.differences}) > 1 else (*columns[:2], *columns[3:]),
+        notes=(
+            "p is two-sided; Holm's adjustment is over the differences asked about, and over those to the reference. "
+            f"Equivalent: within ±{material.settings.margin:g} by two one-sided tests at 5 %.",
+        ),
+    )
+
+
+def _text(name: str) -> Callable[[Row], str]:
+    return lambda row: str(row[name])
+
+
+def interval_text(row: Row) -> str:
+    """The difference of a row with its interval."""
+    if row["difference"] is None:
+        return "–"
+    return f"{row['difference']:+.3f} [{row['difference_lower']:+.3f}, {row['difference_upper']:+.3f}]"
+
+
+def p_text(p: float | None) -> str:
+    """A p-value as papers print it.
+
+    >>> p_text(0.0312), p_text(0.0001), p_text(None)
+    ('0.031', '<0.001', '–')
+    """
+    return "–" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def label_curve_section(material: Material) -> Section | None:
+    """The metric by the number of labelled subjects; None where that is not varied."""
+    curves = label_curves(material)
+    if not curves:
+        return None
+    metric = material.metric
+    form, quantity = metric.form, f"test {metric.title}"
+    points = {
+        label: ([x for x, _ in curve], [_mean_of(values) for _, values in curve]) for label, curve in curves.items()
+    }
+    bands = {
+        label: (
+            [_mean_of(values) - (spread(values) or 0.0) for _, values in curve],
+            [_mean_of(values) + (spread(values) or 0.0) for _, values in curve],
+        )
+        for label, curve in curves.items()
+    }
+    numbers = sorted({x for curve in curves.values() for x, _ in curve})
+    wide = pl.DataFrame(
+        {"configuration": list(curves)}
+        | {f"{x:g}": [mean_text(dict(curve).get(x, []), form) for curve in curves.values()] for x in numbers}
+    )
+    table = Table(
+        "label_curve",
+        f"Test {metric.title} by the number of labelled training subjects: mean ± SD of the repeats.",
+        wide,
+        (
+            Column("configuration", _text("configuration")),
+            *(Column(f"{x:,.0f}", _text(f"{x:g}"), is_right=True, group="labelled subjects") for x in numbers),
+        ),
+    )
+    chart = Chart(
+        "label_curve",
+        f"Test {metric.title} by the number of labelled training subjects; bands are ± 1 SD of the repeats.",
+        lambda: static.overlaid(points, x="labelled training subjects", y=quantity, bands=bands, is_log=True),
+        charts.lines(
+            points,
+            x="labelled training subjects",
+            y=quantity,
+            colours=charts.styles(list(curves)),
+            bands=bands,
+            has_markers=True,
+            x_ticks=numbers,
+            hover="%{x:,}: %{y:.3f}",
+        ),
+        height=460,
+    )
+    return Section("labels", "Label curve", (chart, table))
+
+
+def _mean_of(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+Curve = list[tuple[float, list[float]]]
+
+
+def label_curves(material: Material) -> dict[str, Curve]:
+    """By configuration, less the number of labels: that number and the scores at it; empty where it does not vary."""
+    found: dict[tuple[tuple[str, object], ...], dict[float, list[float]]] = {}
+    names: dict[tuple[tuple[str, object], ...], str] = {}
+    n_values = {one.settings.get(N_LABELS) for one in material.configurations}
+    if len(n_values) < 2:
+        return {}
+    for one in material.configurations:
+        key = tuple(sorted((path, value) for path, value in one.settings.items() if path != N_LABELS))
+        x = one.settings.get(N_LABELS)
+        number = float(x) if isinstance(x, int | float) else _mean_of([repeat.n_train for repeat in one.repeats])
+        found.setdefault(key, {}).setdefault(number, []).extend(scores(one, material.metric))
+        names.setdefault(key, name_without(one, N_LABELS))
+    return {
+        names[key]: [(x, values) for x, values in sorted(points.items()) if values] for key, points in found.items()
+    }
+
+
+def name_without(configuration: Configuration, path: str) -> str:
+    """The label less the part that names a setting."""
+    value = configuration.settings.get(path)
+    parts = configuration.label.split(" · ")
+    return (
+        " · ".join(part for part in parts if value is None or not part.startswith(f"{value} ")) or configuration.label
+    )

@@ -1,0 +1,41 @@
+"""Figures as files that are equal byte for byte when they are made again: PNG, SVG and PDF."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+SUFFIXES = ("png", "svg", "pdf")
+PNG_DPI = 200
+_SALT = "ehrtrack"
+_NO_TIMES: Mapping[str, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None},
+}
+"""What matplotlib would write of when and with what a file was made."""
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as STEM.png, STEM.svg and STEM.pdf; returns the paths."""
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in SUFFIXES]
+    for path in paths:
+        path.write_bytes(_bytes(figure, path.suffix.removeprefix(".")))
+    return paths
+
+
+def svg(figure: Figure) -> str:
+    """A figure as an element of a page: without a declaration, and as wide as the page lets it be."""
+    text = _bytes(figure, "svg").decode()
+    return text[text.index("<svg") :]
+
+
+def _bytes(figure: Figure, suffix: str) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": _SALT, "svg.fonttype": "path", "pdf.fonttype": 42}):
+        figure.savefig(buffer, format=suffix, dpi=PNG_DPI, bbox_inches="tight", metadata=_NO_TIMES[suffix])
+    return buffer.getvalue()

@@ -1,0 +1,33 @@
+"""A report of a small simulated study, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from simulated_study import material
+
+from ehrtrack.reporting.assemble import assemble
+from ehrtrack.reporting.document import Document
+from ehrtrack.reporting.material import Material
+from ehrtrack.reporting.write import write_report
+
+MODELS = ("lora r8", "full", "scratch", "cox")
+
+
+@pytest.fixture(scope="session")
+def study_material() -> Material:
+    """Four models with three numbers of labels."""
+    return material(n_test=200, models=MODELS)
+
+
+@pytest.fixture(scope="session")
+def study_document(study_material: Material) -> Document:
+    return assemble(study_material)
+
+
+@pytest.fixture(scope="session")
+def report_folder(study_document: Document, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    write_report(study_document, folder)
+    return folder
