@@ -182,6 +182,11 @@ class Section:
     key : by which links find it
     title : its head
     parts : what it consists of
+
+    Examples
+    --------
+    >>> [table.name for table in Section("cost", "Cost", (Prose(("Nothing.",)),)).tables()]
+    []
     """
 
     key: str
