@@ -121,6 +121,9 @@ def forest(
             },
             hovertemplate=f"%{{y}}: %{{x:.3f}} [{lower:.3f}, {upper:.3f}]<extra></extra>",
         )
+    ends = [end for row in rows for end in row[2:4]] + ([] if at is None else [at - margin, at + margin])
+    pad = 0.04 * (max(ends) - min(ends))
+    figure.update_xaxes(range=[min(ends) - pad, max(ends) + pad])
     figure.update_yaxes(
         categoryorder="array", categoryarray=labels[::-1], showgrid=False, range=[-0.6, len(labels) - 0.4]
     )
@@ -136,6 +139,7 @@ def scatter(
     colours: Mapping[str, tuple[str, str]],
     front: Sequence[str],
     errors: Mapping[str, float],
+    tick_format: str = "~s",
 ) -> go.Figure:
     """A point a label, on a logarithmic x axis, with a line along those that no other beats.
 
@@ -143,6 +147,7 @@ def scatter(
     ----------
     front : labels on the Pareto front, from left to right
     errors : label -> standard deviation of y
+    tick_format : of the x axis, in the language of d3
     """
     figure = base(x, y)
     figure.add_scatter(
@@ -163,7 +168,7 @@ def scatter(
             error_y={"type": "data", "array": [errors.get(label, 0.0)], "thickness": 1.4, "width": 0},
             hovertemplate=f"%{{x:,.4~g}}: %{{y:.3f}}<extra>{label}</extra>",
         )
-    figure.update_xaxes(type="log", dtick=1, tickformat="~s", minor={"ticks": "outside", "ticklen": 2})
+    figure.update_xaxes(type="log", dtick=1, tickformat=tick_format, minor={"ticks": "outside", "ticklen": 2})
     return figure
 
 

@@ -16,15 +16,25 @@ from ehrtrack.reporting.material import N_LABELS, Material, mean, scores, spread
 from ehrtrack.reporting.subjects import cohort_size
 from ehrtrack.runlog import KEPT
 
+INTERVAL = "[95\u00a0%]"
+"""In the head of a column of intervals; its space breaks no line."""
 TONES: Mapping[str, Tone] = {"better": "good", "worse": "bad", "equivalent": "plain", "no difference shown": "doubt"}
 FINDING_COLOURS = {"better": "#0fa47a", "worse": "#d4602a", "equivalent": "#1a86c9"}
 
 
 def answer_section(material: Material) -> Section:
     """The first screen: the answer, and the numbers that it rests on."""
-    paragraphs = tuple(text for text in material.answer.split("\n") if text.strip())
-    lead = Prose(paragraphs or ("No difference could be tested.",), is_lead=True)
-    return Section("answer", "Answer", (lead, Facts(tuple(_facts(material)))))
+    first, _, rest = material.answer.partition(". ")
+    lead = Prose((f"{first}." if rest else first or "No configuration has a finished run.",), is_lead=True)
+    others = [Prose(tuple(_paragraphs(rest, material)))] if rest else []
+    return Section("answer", "Answer", (lead, *others, Facts(tuple(_facts(material)))))
+
+
+def _paragraphs(text: str, material: Material) -> list[str]:
+    """A paragraph for what was asked by name, each."""
+    for question in dict.fromkeys(asked.question for asked in material.settings.compare):
+        text = text.replace(f" {question} ", f"\n{question} ")
+    return [line for line in text.split("\n") if line.strip()]
 
 
 def _facts(material: Material) -> list[Fact]:
@@ -94,8 +104,13 @@ def differences_section(material: Material) -> Section | None:
 
 
 def _sentences(differences: Iterable[Difference]) -> str:
-    """As they stand, since some begin with a name."""
-    return " ".join(f"{difference.sentence.rstrip('.')}." for difference in differences)
+    """As they stand where they begin with a name."""
+    return " ".join(
+        f"{difference.sentence.rstrip('.').replace('no difference', 'No difference', 1)}."
+        if difference.sentence.startswith("no difference")
+        else f"{difference.sentence.rstrip('.')}."
+        for difference in differences
+    )
 
 
 def _forest(differences: Sequence[Difference], key: str, material: Material) -> list[Part]:
@@ -113,10 +128,9 @@ def _forest(differences: Sequence[Difference], key: str, material: Material) -> 
         )
         for d, i in tested
     ]
-    caption = (
-        f"Differences in test {title} with 95 % intervals, paired by subject. Shaded: within the margin of "
-        f"equivalence, {material.settings.margin:g}."
-    )
+    margin = differences[0].margin
+    shaded = f" Shaded: within the margin of equivalence, {margin:g}." if margin else ""
+    caption = f"Differences in test {title} with 95 % intervals, paired by subject.{shaded}"
     name = "differences" if key == material.metric.key else f"differences_{key}"
     forest_rows = [ForestRow(label, estimate, lower, upper) for label, estimate, lower, upper, _ in rows]
     quantity = f"difference in test {title}"
@@ -125,7 +139,7 @@ def _forest(differences: Sequence[Difference], key: str, material: Material) -> 
             name,
             caption,
             lambda: plots.comparison_plot(forest_rows, quantity=quantity, reference=0.0),
-            charts.forest(rows, x="difference", at=0.0, margin=material.settings.margin),
+            charts.forest(rows, x="difference", at=0.0, margin=margin),
             height=70 + 32 * len(rows),
         )
     ]
@@ -145,6 +159,7 @@ def _difference_table(material: Material) -> Table:
     frame = pl.DataFrame(
         [
             {
+                "asked": _asked(d),
                 "question": d.question,
                 "this": d.this,
                 "to": d.to,
@@ -170,24 +185,35 @@ def _difference_table(material: Material) -> Table:
     columns = (
         Column("configuration", _text("this")),
         Column("against", lambda row: short(row["to"], beside=row["this"])),
-        Column("metric", lambda row: METRICS[row["metric"]].title),
-        Column("difference [95 %]", interval_text, is_right=True),
+        Column(f"difference {INTERVAL}", interval_text, is_right=True),
         Column("p", lambda row: p_text(row["p"]), is_right=True),
         Column("p (Holm)", lambda row: p_text(row["p_holm"]), is_right=True),
         Column("finding", _text("finding"), tone=lambda row: TONES.get(row["finding"], "plain")),
         Column("splits × seeds", lambda row: f"{row['n_splits']} × {row['n_seeds']}", is_right=True),
-        Column("asked", _text("question")),
     )
     return Table(
         "differences",
         f"Paired differences; intervals by {' and '.join(methods)}.",
-        frame,
-        columns if len({d.metric for d in material.differences}) > 1 else (*columns[:2], *columns[3:]),
+        _together(frame),
+        columns,
         notes=(
             "p is two-sided; Holm's adjustment is over the differences asked about, and over those to the reference. "
             f"Equivalent: within ±{material.settings.margin:g} by two one-sided tests at 5 %.",
         ),
+        rows_by="asked",
     )
+
+
+def _asked(difference: Difference) -> str:
+    """The head over a difference in the table."""
+    metric = METRICS[difference.metric].title
+    return f"{metric}: {difference.question}" if difference.question else f"{metric}, against the reference"
+
+
+def _together(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows with those under one head next to each other, heads in the order in which they are first met."""
+    order = {head: number for number, head in enumerate(frame["asked"].unique(maintain_order=True))}
+    return frame.sort(pl.col("asked").replace_strict(order, return_dtype=pl.Int64), maintain_order=True)
 
 
 def _text(name: str) -> Callable[[Row], str]:

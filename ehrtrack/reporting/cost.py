@@ -92,6 +92,7 @@ def _against(material: Material, name: str, title: str) -> Chart | None:
             colours=charts.styles([one.label for one in material.configurations]),
             front=front,
             errors=errors,
+            tick_format="~s" if name == "n_trainable" else "~g",
         ),
         height=440,
     )

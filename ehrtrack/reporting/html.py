@@ -82,11 +82,16 @@ def _part(part: Part) -> str:
             return _verbatim(part)
 
 
+def _text(text: str) -> str:
+    """A text with what stands between backticks set as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
 def _prose(prose: Prose) -> str:
     kind = ' class="lead"' if prose.is_lead else ""
     if prose.is_list:
-        return f"<ul{kind}>{''.join(f'<li>{escape(sentence)}</li>' for sentence in prose.sentences)}</ul>"
-    return "".join(f"<p{kind}>{escape(sentence)}</p>" for sentence in prose.sentences)
+        return f"<ul{kind}>{''.join(f'<li>{_text(sentence)}</li>' for sentence in prose.sentences)}</ul>"
+    return "".join(f"<p{kind}>{_text(sentence)}</p>" for sentence in prose.sentences)
 
 
 def _fact(fact: Fact) -> str:
@@ -117,7 +122,7 @@ def _table(table: Table) -> str:
     found = re.search(r"<table.*</table>", raw, flags=re.DOTALL)
     assert found is not None
     kinds = " ".join(["scroll", *(["tall"] if table.frame.height > SCROLLS_FROM else [])])
-    sortable = " data-sortable" if not table.rows_by and table.frame.height > 1 else ""
+    sortable = " data-sortable" if table.frame.height > 1 else ""
     notes = "".join(f"<p>{escape(note)}</p>" for note in table.notes)
     return (
         f'<figure class="table" id="table-{table.name}"><figcaption>{escape(table.caption)}</figcaption>'

@@ -22,6 +22,7 @@ _ESCAPES = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
     "±": r"$\pm$",
     "−": r"$-$",
     "×": r"$\times$",
@@ -36,6 +37,7 @@ _ESCAPES = {
     "“": "``",
     "”": "''",
     "²": r"\textsuperscript{2}",
+    "\u00a0": "~",
     "\n": " ",
 }
 LONG_TEXT = 36

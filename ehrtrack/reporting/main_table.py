@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from ehrtrack.evaluation.metric_table import METRICS, Entry, Metric
-from ehrtrack.reporting.comparison import TONES, interval_text
+from ehrtrack.reporting.comparison import INTERVAL, TONES, interval_text
 from ehrtrack.reporting.document import Column, Prose, Row, Section, Table
 from ehrtrack.reporting.material import Material
 from ehrtrack.runlog import KEPT, TEST
@@ -13,7 +13,8 @@ from ehrtrack.runlog import KEPT, TEST
 
 def results_section(material: Material) -> Section:
     """Scores of all configurations, the best by validation first, and their differences to the reference."""
-    frame = material.table
+    frame, metric = material.table, material.metric
+    others = [one for one in METRICS.values() if one is not metric]
     table = Table(
         "main",
         "Configurations, the best by validation first: mean ± SD of their repeats. The table of costs "
@@ -22,9 +23,10 @@ def results_section(material: Material) -> Section:
         (
             Column("configuration", lambda row: row["configuration"]),
             Column("n", lambda row: str(row["n_repeats"]), is_right=True),
-            *_scores(material, TEST, "test subjects"),
-            *_differences(material),
-            *_scores(material, KEPT, "validation"),
+            *_scores(material, TEST, f"test {metric.title}", [metric]),
+            *_differences(material, f"test {metric.title}"),
+            *_scores(material, TEST, "test subjects", others),
+            *_scores(material, KEPT, "validation", [metric, *others]),
         ),
         notes=(
             "n: finished repeats (seeds and splits). The order is by validation subjects; test subjects choose "
@@ -41,12 +43,13 @@ def results_section(material: Material) -> Section:
     return Section("results", "Results", (*([Prose((said.strip(),))] if said else []), table))
 
 
-def _scores(material: Material, split: str, group: str) -> Iterator[Column]:
+def _scores(material: Material, split: str, group: str, metrics: Sequence[Metric]) -> Iterator[Column]:
     """A column for each metric of a split that the frame has."""
-    for metric in METRICS.values():
+    for metric in metrics:
         name = next(iter(Entry(metric, split).columns))
         if name in material.table.columns and f"{name}_sd" in material.table.columns:
-            yield Column(metric.title, _mean(name, metric), is_right=True, group=group)
+            title = "mean ± SD" if group.endswith(metric.title) else metric.title
+            yield Column(title, _mean(name, metric), is_right=True, group=group)
 
 
 def _mean(name: str, metric: Metric) -> Callable[[Row], str]:
@@ -61,12 +64,11 @@ def _mean(name: str, metric: Metric) -> Callable[[Row], str]:
     return text
 
 
-def _differences(material: Material) -> Iterator[Column]:
+def _differences(material: Material, group: str) -> Iterator[Column]:
     """To the reference, in the metric of choice."""
     if not any(not difference.question for difference in material.differences):
         return
-    group = f"difference to the reference in {material.metric.title}"
-    yield Column("[95 %]", _difference, is_right=True, group=group)
+    yield Column(f"to the reference {INTERVAL}", _difference, is_right=True, group=group)
     yield Column(
         "finding", lambda row: row["finding"] or "", group=group, tone=lambda row: TONES.get(row["finding"], "plain")
     )

@@ -90,6 +90,13 @@ class Material:
         return [one.label for one in self.configurations if one.settings.get(N_LABELS) == n_labels]
 
     @property
+    def shown_run(self) -> str:
+        """The run whose cohort is shown, in words."""
+        repeat = shown_repeat(self.configurations)
+        label = next(one.label for one in self.configurations if repeat in one.repeats)
+        return f"{label}, seed {repeat.seed}, run {repeat.row.run_id[:12]}"
+
+    @property
     def at_labels(self) -> str:
         """What a caption says of `beside_best`: nothing where numbers of labels are not compared."""
         if len(self.beside_best) == len(self.configurations):
@@ -101,6 +108,15 @@ class Material:
     def references(self) -> list[str]:
         """Labels of the configurations that others are compared with, without those that the file asks about."""
         return list(dict.fromkeys(d.to for d in self.differences if not d.question))
+
+
+def shown_repeat(configurations: Sequence[Configuration]) -> Repeat:
+    """The repeat whose cohort a report shows: the first of the configuration that learnt from most subjects."""
+    return max(configurations, key=_most_subjects).repeats[0]
+
+
+def _most_subjects(one: Configuration) -> tuple[int, str]:
+    return max(repeat.n_train for repeat in one.repeats), one.label
 
 
 def scores(configuration: Configuration, metric: Metric, split: str = TEST) -> list[float]:

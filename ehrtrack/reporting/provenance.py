@@ -9,7 +9,7 @@ import polars as pl
 import tomli_w
 
 from ehrtrack.reporting.document import Column, Part, Prose, Row, Section, Table, Verbatim
-from ehrtrack.reporting.material import Material
+from ehrtrack.reporting.material import Material, shown_repeat
 from ehrtrack.runlog import TEST
 from ehrtrack.study.settings import StudySettings
 from ehrtrack.tracking.client.queries import RunRecord
@@ -37,12 +37,24 @@ def provenance_section(material: Material) -> Section:
         _facts_table(material),
         _runs_table(material),
         Verbatim("The study's file", study_toml(material.settings), is_folded=True),
+        *_settings(material),
     ]
     if material.missing:
         parts.insert(2, _missing_table(material))
     else:
         parts.insert(2, Prose(("No cell of the study is missing.",)))
     return Section("provenance", "Provenance", tuple(parts))
+
+
+def _settings(material: Material) -> list[Part]:
+    """All settings of the run whose cohort is shown: those of the data and the cohort hold for the study."""
+    if not material.configurations:
+        return []
+    record = material.records.get(shown_repeat(material.configurations).row.run_id)
+    if record is None:
+        return []
+    lines = [f"{path} = {value}" for path, value in sorted(record.params.items())]
+    return [Verbatim(f"All settings of {material.shown_run}", "\n".join(lines), is_folded=True)]
 
 
 def _commands(material: Material) -> list[str]:

@@ -9,7 +9,7 @@ import polars as pl
 
 from ehrtrack import plots
 from ehrtrack.privacy import count_text
-from ehrtrack.reporting.document import Chart, Column, Flow, Part, Prose, Row, Section, Step, Table
+from ehrtrack.reporting.document import Chart, Column, Flow, Prose, Row, Section, Step, Table
 from ehrtrack.reporting.material import Material
 
 SPLIT_NAMES = {"train": "training", "validation": "validation", "test": "test"}
@@ -22,18 +22,11 @@ def flow_section(material: Material) -> Section | None:
         return None
     flow = Flow(tuple(_steps(attrition)), tuple(_part(row) for row in summary.iter_rows(named=True)))
     n_cohorts = len({repeat.row.cohort_fingerprint for one in material.configurations for repeat in one.repeats})
-    parts: list[Part] = [flow, Prose(("Counts of fewer than 11, and those that would tell them, are not shown.",))]
+    said = "Counts of fewer than 11, and those that would tell them, are not shown."
     if n_cohorts > 1:
-        parts.append(
-            Prose(
-                (f"The study has {n_cohorts} cohorts or splits of them; this is the first. Others differ by design.",)
-            )
-        )
-    parts.append(
-        Chart("flow", "Flow of subjects.", lambda: plots.attrition_flow(attrition, summary), is_file_only=True)
-    )
-    parts.append(_follow_up(summary))
-    return Section("subjects", "Flow of subjects", tuple(parts))
+        said += f" Runs of the study have {n_cohorts} cohorts or splits; this is the one of {material.shown_run}."
+    chart = Chart("flow", "Flow of subjects.", lambda: plots.attrition_flow(attrition, summary), is_file_only=True)
+    return Section("subjects", "Flow of subjects", (flow, Prose((said,)), chart, _follow_up(summary)))
 
 
 def _split_name(name: str) -> str:

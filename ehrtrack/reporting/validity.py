@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ehrtrack import plots
 from ehrtrack.privacy import count_text
 from ehrtrack.reporting import charts, static
-from ehrtrack.reporting.comparison import best_configuration, mean_text
+from ehrtrack.reporting.comparison import INTERVAL, best_configuration, mean_text
 from ehrtrack.reporting.document import Chart, Column, Part, Prose, Row, Section, Table, Tone
 from ehrtrack.reporting.material import Material, median_repeat
 from ehrtrack.runlog import TEST
@@ -236,7 +236,9 @@ def _gap_table(material: Material) -> Table | None:
             Column("configuration", lambda row: row["configuration"]),
             Column("attribute", lambda row: row["attribute"].replace("_", " ")),
             Column(
-                "gap [95 %]", lambda row: f"{row['gap']:.3f} [{row['lower']:.3f}, {row['upper']:.3f}]", is_right=True
+                f"gap {INTERVAL}",
+                lambda row: f"{row['gap']:.3f} [{row['lower']:.3f}, {row['upper']:.3f}]",
+                is_right=True,
             ),
             Column("best group", lambda row: row["highest"]),
             Column("worst group", lambda row: row["lowest"]),

@@ -251,7 +251,7 @@ def _run(run_id: str, kind: str, tags: Mapping[str, str]) -> RunRecord:
         study="simulated_strategies",
         kind=kind,
         status="FINISHED",
-        params={"runtime.seed": "0"},
+        params={"runtime.seed": "0", "cohort.horizon_days": "365.0", "cohort.outcome.codes": '["OUTCOME$"]'},
         metrics={"cost/train_seconds": 310.0},
         tags=dict(provenance | fingerprints | tags),
         started=moment,

@@ -84,10 +84,15 @@
         const way = head.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
         heads.forEach((other) => other.setAttribute("aria-sort", "none"));
         head.setAttribute("aria-sort", way);
-        const rows = [...body.rows].map((row) => [value(row, place), row]);
         const sign = way === "ascending" ? 1 : -1;
-        rows.sort(([a], [b]) => (a[0] === 2 || b[0] === 2 ? a[0] - b[0] : sign * compare(a, b)));
-        body.append(...rows.map(([, row]) => row));
+        const groups = [[]]; // rows under one head stay under it
+        for (const row of body.rows) row.classList.contains("gt_group_heading_row") ? groups.push([row]) : groups.at(-1).push(row);
+        for (const group of groups) {
+          const isHeaded = group.length && group[0].classList.contains("gt_group_heading_row");
+          const rows = (isHeaded ? group.slice(1) : group).map((row) => [value(row, place), row]);
+          rows.sort(([a], [b]) => (a[0] === 2 || b[0] === 2 ? a[0] - b[0] : sign * compare(a, b)));
+          body.append(...(isHeaded ? [group[0]] : []), ...rows.map(([, row]) => row));
+        }
       };
       head.addEventListener("click", sort);
       head.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); sort(); } });
