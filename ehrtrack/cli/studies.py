@@ -66,6 +66,21 @@ def work(context: click.Context, file: Path, max_hours: float | None, key: str |
         run_work(file, overrides, key=key, max_hours=max_hours)
 
 
+@cli.command()
+@FILE
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="folder  [default: reports/STUDY]")
+def report(file: Path, out: Path | None) -> None:
+    """Write a study's report from what the tracking server has: one page, tables and figures."""
+    from ehrtrack.study_file import read_study_file
+
+    read_study_file(file)
+    from ehrtrack.recipes.report import report as run_report
+    from ehrtrack.tracking.client.connection import check_reachable
+
+    check_reachable()
+    run_report(file, out)
+
+
 def _read(context: click.Context, file: Path) -> list[tuple[str, str]]:
     """The overrides; a file that is missing is told before anything else is imported."""
     from ehrtrack.study_file import read_study_file

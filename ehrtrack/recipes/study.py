@@ -17,6 +17,7 @@ from ehrtrack.home import make_cache
 from ehrtrack.pipeline.record import is_there, taken_up
 from ehrtrack.pipeline.run import Place, Recorder, describe, open_run
 from ehrtrack.recipes._cell import run_cell
+from ehrtrack.recipes.report import log_report
 from ehrtrack.search import shared_storage, shown, storage_place
 from ehrtrack.signals import INTERRUPTIONS, received
 from ehrtrack.study.cells import Cell, Study, read_study
@@ -283,6 +284,8 @@ def _conclude(queue: Queue, run: Recorder) -> StudyResults:
         "cells": f"{len(made.cells) - len(results.missing)} of {len(made.cells)}",
     }
     run.logger.set_description(describe(f"Study {made.name}", facts) + f"\n{text}")
+    if results.repeats:
+        log_report(results, found, made, run.logger)
     print(f"\n{text}\n", flush=True)
     if results.missing:
         listed = "\n".join(f"- {label}: {reason}" for label, reason in results.missing.items())

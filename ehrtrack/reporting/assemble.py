@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ehrtrack.reporting.comparison import answer_section, differences_section, label_curve_section
+from ehrtrack.reporting.comparison import answer_section, differences_section
 from ehrtrack.reporting.cost import cost_section
 from ehrtrack.reporting.document import Document
+from ehrtrack.reporting.label_curve import label_curve_section
 from ehrtrack.reporting.main_table import results_section
 from ehrtrack.reporting.material import Material
 from ehrtrack.reporting.provenance import provenance_section

@@ -9,10 +9,9 @@ import polars as pl
 from ehrtrack import plots
 from ehrtrack.evaluation.metric_table import METRICS
 from ehrtrack.evaluation.repeats import Configuration, Difference
-from ehrtrack.plots import ForestRow
-from ehrtrack.reporting import charts, static
+from ehrtrack.reporting import charts
 from ehrtrack.reporting.document import Chart, Column, Fact, Facts, Part, Prose, Row, Section, Table, Tone
-from ehrtrack.reporting.material import N_LABELS, Material, mean, scores, spread
+from ehrtrack.reporting.material import Material, mean, scores, spread
 from ehrtrack.reporting.subjects import cohort_size
 from ehrtrack.runlog import KEPT
 
@@ -132,13 +131,11 @@ def _forest(differences: Sequence[Difference], key: str, material: Material) -> 
     shaded = f" Shaded: within the margin of equivalence, {margin:g}." if margin else ""
     caption = f"Differences in test {title} with 95 % intervals, paired by subject.{shaded}"
     name = "differences" if key == material.metric.key else f"differences_{key}"
-    forest_rows = [ForestRow(label, estimate, lower, upper) for label, estimate, lower, upper, _ in rows]
-    quantity = f"difference in test {title}"
     return [
         Chart(
             name,
             caption,
-            lambda: plots.comparison_plot(forest_rows, quantity=quantity, reference=0.0),
+            lambda: plots.differences_plot(differences),
             charts.forest(rows, x="difference", at=0.0, margin=margin),
             height=70 + 32 * len(rows),
         )
@@ -234,87 +231,3 @@ def p_text(p: float | None) -> str:
     ('0.031', '<0.001', '–')
     """
     return "–" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def label_curve_section(material: Material) -> Section | None:
-    """The metric by the number of labelled subjects; None where that is not varied."""
-    curves = label_curves(material)
-    if not curves:
-        return None
-    metric = material.metric
-    form, quantity = metric.form, f"test {metric.title}"
-    points = {
-        label: ([x for x, _ in curve], [_mean_of(values) for _, values in curve]) for label, curve in curves.items()
-    }
-    bands = {
-        label: (
-            [_mean_of(values) - (spread(values) or 0.0) for _, values in curve],
-            [_mean_of(values) + (spread(values) or 0.0) for _, values in curve],
-        )
-        for label, curve in curves.items()
-    }
-    numbers = sorted({x for curve in curves.values() for x, _ in curve})
-    wide = pl.DataFrame(
-        {"configuration": list(curves)}
-        | {f"{x:g}": [mean_text(dict(curve).get(x, []), form) for curve in curves.values()] for x in numbers}
-    )
-    table = Table(
-        "label_curve",
-        f"Test {metric.title} by the number of labelled training subjects: mean ± SD of the repeats.",
-        wide,
-        (
-            Column("configuration", _text("configuration")),
-            *(Column(f"{x:,.0f}", _text(f"{x:g}"), is_right=True, group="labelled subjects") for x in numbers),
-        ),
-    )
-    chart = Chart(
-        "label_curve",
-        f"Test {metric.title} by the number of labelled training subjects; bands are ± 1 SD of the repeats.",
-        lambda: static.overlaid(points, x="labelled training subjects", y=quantity, bands=bands, is_log=True),
-        charts.lines(
-            points,
-            x="labelled training subjects",
-            y=quantity,
-            colours=charts.styles(list(curves)),
-            bands=bands,
-            has_markers=True,
-            x_ticks=numbers,
-            hover="%{x:,}: %{y:.3f}",
-        ),
-        height=460,
-    )
-    return Section("labels", "Label curve", (chart, table))
-
-
-def _mean_of(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-Curve = list[tuple[float, list[float]]]
-
-
-def label_curves(material: Material) -> dict[str, Curve]:
-    """By configuration, less the number of labels: that number and the scores at it; empty where it does not vary."""
-    found: dict[tuple[tuple[str, object], ...], dict[float, list[float]]] = {}
-    names: dict[tuple[tuple[str, object], ...], str] = {}
-    n_values = {one.settings.get(N_LABELS) for one in material.configurations}
-    if len(n_values) < 2:
-        return {}
-    for one in material.configurations:
-        key = tuple(sorted((path, value) for path, value in one.settings.items() if path != N_LABELS))
-        x = one.settings.get(N_LABELS)
-        number = float(x) if isinstance(x, int | float) else _mean_of([repeat.n_train for repeat in one.repeats])
-        found.setdefault(key, {}).setdefault(number, []).extend(scores(one, material.metric))
-        names.setdefault(key, name_without(one, N_LABELS))
-    return {
-        names[key]: [(x, values) for x, values in sorted(points.items()) if values] for key, points in found.items()
-    }
-
-
-def name_without(configuration: Configuration, path: str) -> str:
-    """The label less the part that names a setting."""
-    value = configuration.settings.get(path)
-    parts = configuration.label.split(" · ")
-    return (
-        " · ".join(part for part in parts if value is None or not part.startswith(f"{value} ")) or configuration.label
-    )

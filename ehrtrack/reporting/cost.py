@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
-from ehrtrack.evaluation.metric_table import Metric
-from ehrtrack.reporting import charts, static
+import polars as pl
+
+from ehrtrack import plots
+from ehrtrack.reporting import charts
 from ehrtrack.reporting.document import Chart, Column, Row, Section, Table
 from ehrtrack.reporting.material import Material, mean, scores, spread
 
@@ -78,13 +80,16 @@ def _against(material: Material, name: str, title: str) -> Chart | None:
             errors[one.label] = spread(scores(one, metric)) or 0.0
     if len(points) < 2:
         return None
-    front = pareto(points, metric)
+    labels = list(points)
+    costs_shown, scores_shown = ([point[axis] for point in points.values()] for axis in (0, 1))
+    front = [labels[place] for place in plots.pareto_front(costs_shown, scores_shown, metric)]
+    shown = material.table.filter(pl.col("configuration").is_in(labels))
     quantity = f"test {metric.title}"
     return Chart(
         f"score_by_{name}",
         f"Test {metric.title} (mean ± SD) by {title}; the line joins those that no cheaper one beats."
         f"{material.at_labels}",
-        lambda: static.front(points, front, x=title, y=quantity),
+        lambda: plots.performance_plot(shown, metric, cost=name, title=title),
         charts.scatter(
             points,
             x=title,
@@ -96,19 +101,3 @@ def _against(material: Material, name: str, title: str) -> Chart | None:
         ),
         height=440,
     )
-
-
-def pareto(points: Mapping[str, tuple[float, float]], metric: Metric) -> list[str]:
-    """Labels that no other beats at the same or a lower cost, by rising cost.
-
-    >>> from ehrtrack.evaluation.metric_table import C_INDEX
-    >>> pareto({"a": (1, 0.6), "b": (2, 0.5), "c": (3, 0.7)}, C_INDEX)
-    ['a', 'c']
-    """
-    front: list[str] = []
-    best = float("inf")
-    for label, (_, score) in sorted(points.items(), key=lambda item: (item[1][0], metric.shortfall(item[1][1]))):
-        if metric.shortfall(score) < best:
-            best = metric.shortfall(score)
-            front.append(label)
-    return front

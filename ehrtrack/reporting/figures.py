@@ -22,6 +22,8 @@ _NO_TIMES: Mapping[str, dict[str, str | None]] = {
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write a figure as STEM.png, STEM.svg and STEM.pdf; returns the paths."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it is laid out, and need not be for each file
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in SUFFIXES]
     for path in paths:
         path.write_bytes(_bytes(figure, path.suffix.removeprefix(".")))

@@ -80,10 +80,18 @@ def _calibration_chart(curves: Mapping[str, pl.DataFrame], material: Material) -
         "calibration",
         f"Observed against predicted risk{horizon}, as smooth curves; the dotted line is perfect."
         f"{material.at_labels} {MEDIAN}",
-        lambda: static.overlaid(points, x="predicted risk", y="observed risk", is_diagonal=True),
+        lambda: _calibration_figure(points, material),
         interactive,
         height=500,
     )
+
+
+def _calibration_figure(smooth: static.Points, material: Material) -> Figure:
+    """Groups of risk with their intervals, a panel a configuration; the smooth curves where no run has groups."""
+    groups = {label: tables["calibration"] for label, tables in _beside_best(material, "calibration").items()}
+    if groups:
+        return plots.calibration_panels(groups)
+    return static.overlaid(smooth, x="predicted risk", y="observed risk")
 
 
 def _calibration_table(material: Material) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -17,7 +17,7 @@ from ehrtrack.study.cells import Cell, Study
 from ehrtrack.study.queue import Finished, Standing
 from ehrtrack.study.settings import StudySettings
 from ehrtrack.tracking.client.queries import RunRecord, search_runs
-from ehrtrack.tracking.names import CELL
+from ehrtrack.tracking.names import CELL, ERROR
 
 KINDS = ("pretrain", "finetune", "baseline")
 N_TRAIN, N_TEST, N_POOL = "cohort/n_train", "cohort/n_test", "cohort/n_pool"
@@ -96,6 +96,23 @@ def study_results(study: Study, standing: Mapping[str, Standing] | None = None, 
         ),
         missing=missing | {labels[run]: reason for run, reason in unread.items()},
     )
+
+
+def told_by_server(results: StudyResults, study: Study) -> StudyResults:
+    """The results with reasons of missing cells as the tracking server has them, whatever a queue may know beside it.
+
+    What a run logged of its failure names no subject and no date; what a worker told of it may.
+    """
+    done = finished_cells(study)
+    failed = {record.tags.get(CELL): record for record in search_runs(study.name, kinds=KINDS, status="FAILED")}
+    reasons = {
+        cell.label: failed[cell.key].tags.get(ERROR, "it failed")
+        if cell.key in failed
+        else "the tracking server has no run of it that has ended"
+        for cell in study.cells
+        if cell.key not in done
+    }
+    return replace(results, missing=dict(results.missing) | reasons)
 
 
 def _repeat(cell: Cell, record: RunRecord) -> Repeat:

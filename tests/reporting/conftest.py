@@ -12,13 +12,13 @@ from ehrtrack.reporting.document import Document
 from ehrtrack.reporting.material import Material
 from ehrtrack.reporting.write import write_report
 
-MODELS = ("lora r8", "full", "scratch", "cox")
+MODELS, LABELS = ("lora r8", "scratch", "cox"), (128, 2048)
 
 
 @pytest.fixture(scope="session")
 def study_material() -> Material:
-    """Four models with three numbers of labels."""
-    return material(n_test=200, models=MODELS)
+    """Three models with two numbers of labels."""
+    return material(labels=LABELS, n_test=200, models=MODELS)
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,9 @@ import polars as pl
 from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.evaluation.benchmark import RunRow
 from ehrtrack.evaluation.evaluate import evaluate
-from ehrtrack.evaluation.repeats import Configuration, Difference, Repeat
+from ehrtrack.evaluation.repeats import Configuration, Difference, Repeat, best_configurations_first
 from ehrtrack.evaluation.split import Context, EvaluationConfig, Split
+from ehrtrack.evaluation.study_table import study_table
 from ehrtrack.privacy import hide_in_attrition, hide_in_groups, hide_in_summary
 from ehrtrack.reporting.material import Material
 from ehrtrack.runlog import KEPT, TEST, named
@@ -38,21 +39,14 @@ MODELS = {  # name -> noise of its risks at the most labels, parameters, trainab
     "scratch": (0.9, 787_456, 787_456, 3.15, 40.0),
 }
 
-COLUMNS = {
-    "test_c_index": "test/c_index",
-    "test_ibs": "test/ibs",
-    "test_calibration_slope": "test/calibration_slope",
-    "val_c_index": "kept/c_index",
-}
 
-
-def settings(*, has_labels: bool = True) -> StudySettings:
+def settings(labels: Sequence[int] = LABELS) -> StudySettings:
     matrix: dict[str, object] = {
         "strategy": ["frozen", {"name": "lora", "rank": 8}, "full", "scratch"],
         "baseline": ["cox", "gradient-boosting"],
     }
-    if has_labels:
-        matrix["cohort.n_labels"] = list(LABELS)
+    if labels:
+        matrix["cohort.n_labels"] = list(labels)
     return StudySettings.model_validate(
         {
             "question": "Does LoRA on a pretrained encoder beat Cox on code counts, and from how many labels on?",
@@ -71,26 +65,26 @@ def settings(*, has_labels: bool = True) -> StudySettings:
     )
 
 
-def material(*, has_labels: bool = True, n_test: int = 500, models: Sequence[str] = tuple(MODELS)) -> Material:
-    """A study of six models, with three numbers of labels or with one."""
-    labels: Sequence[int | None] = LABELS if has_labels else (None,)
-    made = [_configuration(model, n, n_test) for n in labels for model in models]
-    configurations = [configuration for configuration, _ in made][::-1]
+def material(*, labels: Sequence[int] = LABELS, n_test: int = 500, models: Sequence[str] = tuple(MODELS)) -> Material:
+    """A study of six models, with several numbers of labels, or all of them where none is given."""
+    made = [_configuration(model, n, n_test) for n in (labels or (None,)) for model in models]
+    configurations = best_configurations_first(configuration for configuration, _ in made)
+    differences = _differences(configurations)
     records = {
         repeat.row.run_id: _record(repeat, configuration.label)
         for configuration in configurations
         for repeat in configuration.repeats
     }
     return Material(
-        settings=settings(has_labels=has_labels),
+        settings=settings(labels),
         study="simulated_strategies",
         run_id="5" * 32,
         configurations=configurations,
-        table=_main_table(configurations, _differences(configurations)),
-        differences=_differences(configurations),
+        table=study_table(configurations, differences, price_per_hour=2.5),
+        differences=differences,
         answer=(
             "With 2,048 labels lora r8 is better than cox by .051 [.032, .070], and full by .055; with 128 labels no "
-            "difference to cox is shown for any of them.\nscratch is worse than cox at every number of labels. lora r8 "
+            "difference to cox is shown for any of them. scratch is worse than cox at every number of labels. lora r8 "
             "trains 9 % of the parameters of full, in two thirds of its time."
         ),
         records=records,
@@ -108,7 +102,7 @@ def material(*, has_labels: bool = True, n_test: int = 500, models: Sequence[str
         },
         pretrainings=(replace(_run("e" * 32, "pretrain", {}), name="pretrain small"),),
         canaries=(_canary(),),
-        missing={"full · 2,048 labels · seed 4": "out of memory twice"} if has_labels else {},
+        missing={"full · 2,048 labels · seed 4": "out of memory twice"} if labels else {},
     )
 
 
@@ -156,6 +150,7 @@ def _configuration(model: str, n_labels: int | None, n_test: int) -> tuple[Confi
                 seconds=seconds * (1 + 0.1 * seed),
                 horizon_days=f"{HORIZON_DAYS:g}",
                 metrics=_shifted(metrics, 0.004 * (seed - 1))
+                | {"cost/train_seconds": seconds * (1 + 0.1 * seed), "cost/total_seconds": seconds + 5}
                 | ({} if is_baseline else {"cost/checkpoint_mb": megabytes})
                 | ({"cost/adapter_mb": 0.295} if model.startswith("lora") else {}),
             ),
@@ -171,26 +166,6 @@ def _configuration(model: str, n_labels: int | None, n_test: int) -> tuple[Confi
 
 def _shifted(metrics: Mapping[str, float], by: float) -> dict[str, float]:
     return {name: value + (by if "c_index" in name else 0.0) for name, value in metrics.items()}
-
-
-def _main_table(configurations: Sequence[Configuration], differences: Sequence[Difference]) -> pl.DataFrame:
-    """Stands for `evaluation.study_table`."""
-    to_reference = {one.this: one for one in differences if not one.question}
-    rows = []
-    for one in configurations:
-        row: dict[str, object] = {"configuration": one.label, "n_repeats": len(one.repeats)}
-        for column, name in COLUMNS.items():
-            values = [repeat.row.metrics[name] for repeat in one.repeats]
-            row |= {column: float(np.mean(values)), f"{column}_sd": float(np.std(values, ddof=1))}
-        difference = to_reference.get(one.label)
-        interval = difference.interval if difference else None
-        row |= interval.to_metrics("difference") if interval else {}
-        row |= {"finding": difference.finding if difference else None}
-        first = one.repeats[0].row
-        row |= {"n_parameters": first.n_parameters, "n_trainable": first.n_trainable, "seconds": first.seconds}
-        row |= {"checkpoint_mb": first.checkpoint_mb, "adapter_mb": first.metrics.get("cost/adapter_mb")}
-        rows.append(row | {"cost": 2.5 * (first.seconds or 0.0) / 3600})
-    return pl.DataFrame(rows, infer_schema_length=None)
 
 
 def _differences(configurations: Sequence[Configuration]) -> list[Difference]:

@@ -1,0 +1,124 @@
+"""The material of a report, read from the tracking server alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ehrtrack.evaluation.benchmark import metric_of_choice
+from ehrtrack.evaluation.repeats import Configuration
+from ehrtrack.reporting.material import COHORT_TABLES, CURVE_TABLES, Material, median_repeat, shown_repeat
+from ehrtrack.study.findings import Findings
+from ehrtrack.study.results import StudyResults
+from ehrtrack.tracking.client.connection import ui_command
+from ehrtrack.tracking.client.queries import MissingArtifact, RunRecord, download, search_runs
+
+TABLE_ONE = "cohort/table_one.csv"
+KINDS = ("pretrain", "finetune", "baseline", "canary")
+DOWNLOADS_AT_ONCE = 8
+
+Fetch = Callable[[str, str, Path], Path]
+"""Brings an artifact of a run into a folder, as `queries.download` does."""
+
+
+def gather(
+    results: StudyResults, findings: Findings, *, table_one: pl.DataFrame | None = None, fetch: Fetch = download
+) -> Material:
+    """All that the report of a study is made of.
+
+    Parameters
+    ----------
+    findings : what may be said of the results
+    table_one : where the study's run is not closed yet, and its Table 1 not on the server; else it is read from there
+    fetch : how artifacts are read
+
+    Raises
+    ------
+    TrackingError
+        If the server does not answer.
+    """
+    found = findings.configurations
+    wanted = {repeat.row.run_id for repeat in results.repeats} | {one.run_id for one in results.pretrainings}
+    runs = search_runs(results.study, kinds=KINDS)
+    records = {record.run_id: record for record in runs if record.run_id in wanted or record.kind == "canary"}
+    medians = {one.label: _median_run(one) for one in found}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
+        read = partial(_tables, folder=Path(folder), fetch=fetch)
+        evaluations = dict(
+            zip(
+                medians,
+                pool.map(lambda run_id: read(run_id, "evaluation", CURVE_TABLES), medians.values()),
+                strict=True,
+            )
+        )
+        first = shown_repeat(found).row.run_id if found else ""
+        cohort = read(first, "cohort", COHORT_TABLES) if first else {}
+        environment = _environment(first, Path(folder), fetch) if first else {}
+        if table_one is None and results.run_id:
+            table_one = _tables(results.run_id, "cohort", ("table_one",), folder=Path(folder), fetch=fetch).get(
+                "table_one"
+            )
+    return Material(
+        settings=results.settings,
+        study=results.study,
+        run_id=results.run_id,
+        configurations=found,
+        table=findings.table,
+        differences=findings.differences,
+        answer=findings.answer,
+        records=records,
+        evaluations=evaluations,
+        cohort=cohort,
+        table_one=None if table_one is None else as_read(table_one),
+        environment=environment,
+        pages={run_id: _page(record) for run_id, record in records.items()},
+        pretrainings=results.pretrainings,
+        canaries=tuple(record for record in records.values() if record.kind == "canary"),
+        missing=results.missing,
+    )
+
+
+def _median_run(one: Configuration) -> str:
+    return median_repeat(one, metric_of_choice(one.rows)).row.run_id
+
+
+def _tables(
+    run_id: str, folder_name: str, wanted: Sequence[str], *, folder: Path, fetch: Fetch
+) -> dict[str, pl.DataFrame]:
+    """Those of some tables in a folder of a run's artifacts that are there."""
+    try:
+        fetched = fetch(run_id, folder_name, folder / run_id)
+    except MissingArtifact:
+        return {}
+    files = {name: fetched / f"{name}.csv" for name in wanted}
+    return {name: read_table(file.read_bytes()) for name, file in files.items() if file.is_file()}
+
+
+def read_table(content: bytes) -> pl.DataFrame:
+    """A table as a run logged it; a column in which counts are hidden is text."""
+    return pl.read_csv(io.BytesIO(content), infer_schema_length=None)
+
+
+def as_read(frame: pl.DataFrame) -> pl.DataFrame:
+    """A table of text as it is when it has been logged and read back."""
+    return pl.read_csv(io.BytesIO(frame.write_csv().encode()), infer_schema=False)
+
+
+def _environment(run_id: str, folder: Path, fetch: Fetch) -> Mapping[str, Any]:
+    try:
+        found: Mapping[str, Any] = json.loads(fetch(run_id, "environment.json", folder / run_id).read_text("utf-8"))
+    except MissingArtifact:
+        return {}
+    return found
+
+
+def _page(record: RunRecord) -> str:
+    return ui_command(record.experiment_id, run_id=record.run_id).url
