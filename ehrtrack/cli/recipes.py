@@ -142,7 +142,7 @@ def advise(context: click.Context, config: Path, price: float | None) -> None:
 
 @cli.command()
 def demo() -> None:
-    """The main job on embedded data: import, pretrain, fine-tune, baseline, sweep, compare."""
+    """The main job on embedded data: import, a study over strategies and seeds, its report, the champion."""
     from ehrtrack.recipes.demo import demo as run_demo
     from ehrtrack.tracking.client.connection import check_reachable
     from ehrtrack.tracking.outbox.registration import check_join

@@ -1,4 +1,4 @@
-"""The main job on embedded data: from an OMOP database to a registered champion, in a few minutes."""
+"""The main job on embedded data: from an OMOP database to a study's answer and a registered champion, in minutes."""
 
 from __future__ import annotations
 
@@ -6,59 +6,47 @@ import importlib.util
 import time
 from pathlib import Path
 
-from ehrtrack.config import Override, RunConfig, load_config
+from ehrtrack.config import load_config
 from ehrtrack.data.importing import import_dataset
 from ehrtrack.errors import ConfigError, DataError
-from ehrtrack.pipeline.run import RecipeResult, open_run
-from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.compare import compare
-from ehrtrack.recipes.finetune import finetune
-from ehrtrack.recipes.pretrain import pretrain
-from ehrtrack.recipes.sweep import sweep
+from ehrtrack.recipes.report import report_page
+from ehrtrack.recipes.study import study
+from ehrtrack.study.findings import Findings, findings
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import get_run
 
-STUDY = Path("projects/gi_bleed")
-STRATEGIES = ("frozen", "lora", "full")
-SHORT_SWEEP = (("search.n_trials", "3"), ("train.epochs", "2"))
+PROJECT = Path("projects/gi_bleed")
 
 
-def demo() -> RecipeResult:
-    """Import, pretrain, fine-tune by every strategy, fit a baseline, sweep, compare, and name the champion.
+def demo() -> Findings:
+    """Import, run a study of frozen, LoRA, full, scratch and Cox over three seeds, and propose its best as champion.
 
     Raises
     ------
     ConfigError
         If it is not started in the project's folder.
     """
-    if not STUDY.is_dir():
-        raise ConfigError(f"the demo needs {STUDY} below the working folder; start it where MLproject lies")
+    if not PROJECT.is_dir():
+        raise ConfigError(f"the demo needs {PROJECT} below the working folder; start it where MLproject lies")
     started = time.monotonic()
-    pretraining = _load("pretrain", objective="mlm")
-    _import(pretraining.data.path)
-    with open_run(pretraining, kind="demo", sections=("study",), name="demo") as run:
-        _title("Pretraining on whole records")
-        base = pretrain(pretraining)
-        for strategy in STRATEGIES:
-            _title(f"Fine-tuning: {strategy}")
-            finetune(_load("finetune", ("strategy.name", strategy), ("init.run", base.run_id)))
-        _title("Baseline: Cox on age, sex and code counts")
-        baseline(_load("baseline"))
-        _title("A short sweep of rank, dropout and lambda_rank")
-        sweep(_load("sweep", *SHORT_SWEEP, ("init.run", base.run_id)))
-        _title("Benchmark")
-        comparison = compare(_load("compare"))
-        name = "none" if comparison.champion is None else f"models:/{comparison.champion.name}@champion"
-        run.logger.set_description(f"### Demo\n\n{comparison.markdown}\n\nChampion: `{name}`")
-        page = ui_command(get_run(base.run_id).experiment_id)
-        print(f"champion  {name}")
-        print(f"look      {page}")
-        print(f"took      {time.monotonic() - started:.0f} s", flush=True)
-        return run.finished({})
-
-
-def _load(recipe: str, *overrides: Override, objective: str = "survival") -> RunConfig:
-    return load_config(STUDY / f"{recipe}.toml", overrides, objective=objective)
+    config = load_config(PROJECT / "compare.toml")
+    _import(config.data.path)
+    _title("A study: one pretraining, four strategies and Cox on code counts, over three seeds")
+    results = study(PROJECT / "study.toml")
+    if results is None:
+        raise ConfigError("another worker keeps the record of this study; wait for it, or end it, and start again")
+    _title("The best by validation becomes champion")
+    comparison = compare(config)
+    found = findings(results)
+    name = "none" if comparison.champion is None else f"models:/{comparison.champion.name}@champion"
+    _title("The answer")
+    print(f"{found.answer}\n")
+    print(f"report    {report_page(results.study)}")
+    print(f"champion  {name}")
+    print(f"look      {ui_command(get_run(results.run_id).experiment_id)}")
+    print(f"took      {time.monotonic() - started:.0f} s", flush=True)
+    return found
 
 
 def _import(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from ehrtrack.errors import DataError
@@ -11,7 +10,7 @@ from ehrtrack.reporting.assemble import assemble
 from ehrtrack.reporting.gather import TABLE_ONE, gather
 from ehrtrack.reporting.material import shown_repeat
 from ehrtrack.reporting.table_one import describe_subjects, table_one
-from ehrtrack.reporting.write import write_report
+from ehrtrack.reporting.write import INDEX, write_report
 from ehrtrack.runlog import RunLogger
 from ehrtrack.study.cells import Study, read_study
 from ehrtrack.study.findings import Findings, findings
@@ -41,7 +40,7 @@ def report(path: Path, out: Path | None = None) -> Path:
     study = read_study(path)
     run_id = _run_of(study)
     results = told_by_server(study_results(study, run_id=run_id), study)
-    page = _write(results, out or Path("reports") / study.name)
+    page = _write(results, out or report_page(study.name).parent)
     print(f"-> {page}", flush=True)
     return page
 
@@ -52,10 +51,19 @@ def log_report(results: StudyResults, found: Findings, study: Study, logger: Run
     cell = next(key for key, record in finished_cells(study).items() if record.run_id == shown)
     subjects = table_one(describe_subjects(prepare_cohort(settle(study.by_key[cell].config))))
     logger.log_table(subjects, TABLE_ONE)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_report(assemble(gather(told_by_server(results, study), found, table_one=subjects)), folder)
-        logger.log_folder(folder, REPORT)
+    page = report_page(study.name)
+    write_report(assemble(gather(told_by_server(results, study), found, table_one=subjects)), page.parent)
+    logger.log_folder(page.parent, REPORT)
+    print(f"-> {page}", flush=True)
+
+
+def report_page(study: str) -> Path:
+    """Where a study's report is written, below the working folder, unless another folder is asked for.
+
+    >>> report_page("gi_bleed").as_posix()
+    'reports/gi_bleed/index.html'
+    """
+    return Path("reports") / study / INDEX
 
 
 def _write(results: StudyResults, folder: Path) -> Path:
