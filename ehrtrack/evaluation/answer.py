@@ -86,7 +86,7 @@ def _transformers_text(to_reference: Sequence[Difference], found: Sequence[Confi
     if len(compared) < 2:  # the one that there is has been told
         return []
     counted = [
-        f"{len(labels)} {words}{_named(labels)}"
+        f"{len(labels)} {'is' if len(labels) == 1 else 'are'} {words}{_named(labels)}"
         for finding, words in _WORDS.items()
         if (labels := [one.this for one in compared if one.finding == finding])
     ]

@@ -12,6 +12,8 @@ from ehrtrack.evaluation.benchmark import aligned, metric_of_choice
 from ehrtrack.evaluation.metric_table import Entry, interval_text, number_text, shown, with_bounds
 from ehrtrack.evaluation.repeats import Configuration, Difference, best_configurations_first
 
+LEAST_P = 0.001
+"""A smaller p is shown as smaller."""
 COSTS: dict[str, tuple[str, ...]] = {
     "adapter_mb": ("cost/adapter_mb",),
     "checkpoint_mb": ("cost/checkpoint_mb",),
@@ -147,7 +149,7 @@ def study_markdown(table: pl.DataFrame, *, currency: str = "") -> str:
         ),
         ("difference (95 % interval)", False, lambda row: interval_text(row, *with_bounds("difference"), form="+.3f")),
         ("to", False, lambda row: row["reference"] or ""),
-        ("Holm's p", True, lambda row: number_text(row["p_holm"], ".3f")),
+        ("Holm's p", True, lambda row: _p_text(row["p_holm"])),
         ("finding", False, lambda row: row["finding"] or ""),
         ("parameters", True, lambda row: number_text(row["n_parameters"], ",d")),
         ("trainable", True, lambda row: number_text(row["n_trainable"], ",d")),
@@ -161,6 +163,10 @@ def study_markdown(table: pl.DataFrame, *, currency: str = "") -> str:
     rows = list(table.iter_rows(named=True))
     cells = [(title, is_right, [text(row) for row in rows]) for title, is_right, text in columns]
     return aligned([(title, is_right, texts) for title, is_right, texts in cells if any(texts)])
+
+
+def _p_text(p: float | None) -> str:
+    return "<0.001" if p is not None and p < LEAST_P else number_text(p, ".3f")
 
 
 def _title(entry: Entry) -> str:

@@ -225,7 +225,7 @@ def test_the_answer_says_what_wins_at_what_cost_and_where_the_transformer_does_n
     assert told == (
         "Best by validation is lora · 2,048 labels, with a test C-index of .750 (sd .002 over 5 runs); it trains "
         "5,000 parameters in 17 s. lora · 2,048 labels is better than cox · 2,048 labels by .030 [.028, .032] in "
-        "C-index (Nadeau and Bengio over 5 splits). Of 4 transformers beside their baselines, 1 shown to be better "
-        "(lora · 2,048 labels), 1 shown to be worse (full · 128 labels) and 2 equivalent (lora · 128 labels, "
+        "C-index (Nadeau and Bengio over 5 splits). Of 4 transformers beside their baselines, 1 is shown to be better "
+        "(lora · 2,048 labels), 1 is shown to be worse (full · 128 labels) and 2 are equivalent (lora · 128 labels, "
         "full · 2,048 labels). No transformer is shown to be better than cox · 128 labels."
     )
