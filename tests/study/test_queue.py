@@ -160,10 +160,15 @@ def test_a_cell_of_a_worker_that_died_goes_to_another_and_what_the_dead_one_says
     assert two.standing()[cell.key].run_id == "c" * 32
 
 
-def test_a_worker_with_the_key_of_one_before_goes_on_at_once_with_what_that_held(worker: Callable[..., Queue]) -> None:
-    cell = take(worker("417 3"))
+def test_a_worker_with_the_key_of_one_before_goes_on_at_once_with_what_that_held(
+    worker: Callable[..., Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("socket.gethostname", lambda: "elsewhere")
+        cell = take(worker("417 3"))
     assert taken(worker("417 4")) == "scratch · seed 0"
     assert take(worker("417 3")) == cell
+    assert taken(worker("417 3")) == "pretrain · seed 1"  # by mistake beside that one, which lives on this machine
 
 
 def test_a_cell_that_was_put_back_waits_and_has_not_failed(worker: Callable[..., Queue]) -> None:

@@ -194,10 +194,12 @@ class Claims:
             connection.execute(_TABLE.update().where(mine).values(n_beats=_TABLE.c.n_beats + 1, beat=sql.func.now()))
 
     def _free(self, task: str) -> None:
-        """Leave what workers before this one held as the same task."""
-        before = (_TABLE.c.scope == self.scope) & _TABLE.c.holder.endswith(task) & (_TABLE.c.holder != self.worker)
+        """Leave what workers before this one held as the same task, unless they are seen to live."""
+        before = (_TABLE.c.scope == self.scope) & _TABLE.c.holder.endswith(task)
         with self._engine.begin() as connection:
-            connection.execute(_TABLE.update().where(before).values(holder=""))
+            for holder in set(connection.scalars(sql.select(_TABLE.c.holder).where(before))):
+                if not _is_here(holder):
+                    connection.execute(_TABLE.update().where(before & (_TABLE.c.holder == holder)).values(holder=""))
 
     def _take_over(self, what: str) -> bool:
         with self._engine.connect() as connection:
