@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import tempfile
 import time
@@ -51,6 +52,8 @@ baseline = ["cox", "lasso"]
 
 OF_THE_MACHINE = ("peak_memory_mb", "tokens_per_second", "seconds", "total_seconds", "hours", "cost", "run_ids")
 """Columns of a study's table that differ from one time to another."""
+TOLERANCE = 1e-12
+"""Relative, of a value: sums over arrays that lie elsewhere in memory differ in the last digit."""
 BEAT_SECONDS = 3.0
 """From one sign of life of a worker to the next, here."""
 
@@ -80,6 +83,11 @@ class Studied:
         table = {row[0]: row for row in self.table.drop(OF_THE_MACHINE).rows()}
         return scores | table
 
+    def differing(self, other: Studied) -> list[str]:
+        """Names of the facts that are not the same of both, to `TOLERANCE`."""
+        one, two = self.facts, other.facts
+        return sorted(name for name in one.keys() | two.keys() if not _is_same(one.get(name), two.get(name)))
+
     @property
     def n_twice(self) -> int:
         """Cells that ended well more than once, and runs of the study itself beyond the one."""
@@ -90,6 +98,15 @@ class Studied:
     def n_open(self) -> int:
         """Runs that say that they run, now that no process is left."""
         return sum(run.status == "RUNNING" for run in (*self.cells, *self.parents))
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two values, or rows of a table, are equal to `TOLERANCE`."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=TOLERANCE) or (math.isnan(one) and math.isnan(other))
+    return one == other
 
 
 def write(folder: Path, name: str, text: str) -> Path:

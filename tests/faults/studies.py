@@ -21,15 +21,15 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import pods  # noqa: E402
 from harness import tracking_server  # noqa: E402
 from reliability import code, command, machine, series_options, write_section  # noqa: E402
-from studied import LARGE, Studied, Workers, studied, write  # noqa: E402
+from studied import LARGE, TOLERANCE, Studied, Workers, studied, write  # noqa: E402
 
 from ehrtrack.server import postgres  # noqa: E402
 from ehrtrack.tracking.client.queries import search_runs  # noqa: E402
 from ehrtrack.tracking.names import CELL  # noqa: E402
 
 N_CELLS = 30
-PAUSE_SECONDS = (4.0, 20.0)
-"""From when to when after a kill the next one comes."""
+PAUSE_SECONDS = (0.5, 10.0)
+"""From when to when a kill comes after a cell has begun, or goes on, since the kill before."""
 
 
 @dataclass
@@ -42,12 +42,12 @@ class Series:
 
     def judge(self, what: str, found: Studied, *, n_killed: int, seconds: float) -> None:
         """Compare a study with the undisturbed one."""
-        there, wanted = found.facts, self.whole.facts
         lost = N_CELLS - len(found.finished) + found.n_twice
-        different = sum(wanted.get(name) != there.get(name) for name in wanted.keys() | there.keys())
+        different = len(found.differing(self.whole))
         resumed = sum(run.attempt > 0 for run in found.finished)
         self.n_wrong += lost + found.n_twice + found.n_open + different
-        row = [what, n_killed, len(found.finished), lost, found.n_twice, found.n_open, resumed, len(wanted), different]
+        row = [what, n_killed, len(found.finished), lost, found.n_twice, found.n_open, resumed, len(self.whole.facts)]
+        row += [different]
         self.rows.append(f"| {' | '.join(map(str, row))} | {seconds:.0f} |")
         print(self.rows[-1], flush=True)
 
@@ -61,7 +61,7 @@ splits) is run by workers (`ehrtrack work`) that are killed by SIGKILL at random
 machine, and started again at once. On PostgreSQL each is a machine of its own, and one is lost in the middle of a cell:
 neither its processes nor its disk come back, and another worker goes on with its cell from the server alone once its
 claim has lapsed. Compared are the table of configurations and every metric of every cell that does not measure the
-machine, with a study that two workers made undisturbed.
+machine, to a relative {TOLERANCE:g}, with a study that two workers made undisturbed.
 
 | | kills | cells done | lost | twice | runs left open | cells resumed | values compared | different | seconds |
 |---|---|---|---|---|---|---|---|---|---|
@@ -79,8 +79,9 @@ def on_one_machine(folder: Path, server: str, series: Series, *, n_kills: int, r
     name, started = "studies-sqlite", time.monotonic()
     workers = Workers(write(folder / name, name, LARGE), server, [folder / name / "machine"] * 2)
     workers.start_all([None, None])
-    _until_begun(name, workers)
+    n_begun = 0
     for _ in range(n_kills):
+        n_begun = _until_begun(name, workers, n_begun)
         time.sleep(rng.uniform(*PAUSE_SECONDS))
         at_it = [number for number in range(2) if workers.look(number)]
         if not at_it:
@@ -101,7 +102,7 @@ def on_three_machines(folder: Path, server: str, series: Series, *, rng: random.
         environment = {"EHRTRACK_STORAGE": cluster.studies_uri}
         workers = Workers(write(folder / name, name, LARGE), server, folders, environment)
         workers.start_all([None] * 3)
-        _until_begun(name, workers)
+        _until_begun(name, workers, 2)
         time.sleep(rng.uniform(*PAUSE_SECONDS))
         lost = rng.randrange(3)
         workers.kill(lost)
@@ -114,9 +115,17 @@ def on_three_machines(folder: Path, server: str, series: Series, *, rng: random.
     series.judge(what, studied(name), n_killed=1, seconds=time.monotonic() - started)
 
 
-def _until_begun(study: str, workers: Workers) -> None:
-    """Until a cell runs: before, there is nothing to disturb."""
-    pods.wait_until(lambda: any(CELL in run.tags for run in search_runs(study, status=None)), folder=workers.folders[0])
+def _until_begun(study: str, workers: Workers, n_before: int) -> int:
+    """Until more cells have begun, or been gone on with, than before: else there is nothing new to disturb."""
+
+    def n_begun() -> int:
+        return sum(1 + run.attempt for run in search_runs(study, status=None) if CELL in run.tags)
+
+    def is_time() -> bool:
+        return n_begun() > n_before or not any(process.is_alive() for process in workers.processes)
+
+    pods.wait_until(is_time, folder=workers.folders[0])
+    return n_begun()
 
 
 def main(seed: int, n_kills: int) -> Series:
