@@ -20,6 +20,7 @@ import os
 import resource
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -212,13 +213,20 @@ def compare_here(only_reads: bool) -> None:
 
 @contextlib.contextmanager
 def _server(folder: Path) -> Iterator[str]:
-    """The address of an mlflow server of one worker on the folder's runs."""
+    """The address of an mlflow server of one worker on the folder's runs, which also hands out their files."""
+    served = folder / "served.db"
+    shutil.copy(folder / "mlflow.db", served)
+    with contextlib.closing(sqlite3.connect(served)) as database, database:
+        database.execute(
+            "UPDATE runs SET artifact_uri = 'mlflow-artifacts:' || substr(artifact_uri, ?)", [_tail(folder)]
+        )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{probe.getsockname()[1]}"
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", address.rpartition(":")[2]),
-        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{served}", "--workers", "1"),
+        *("--artifacts-destination", str(folder / "mlruns")),
     ]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (folder / "server.log").open("w") as log:
@@ -232,6 +240,11 @@ def _server(folder: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+def _tail(folder: Path) -> int:
+    """Where in the address of a run's files the part begins that is below the served folder, from 1 as SQL counts."""
+    return len(str(folder / "mlruns")) + 1
 
 
 def compare_apart(folder: Path, *, http: bool, only_reads: bool) -> None:

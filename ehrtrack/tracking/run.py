@@ -27,6 +27,7 @@ from ehrtrack.tracking.outbox.sender import drain_seconds, is_offline
 from ehrtrack.tracking.provenance import UNKNOWN, environment, git_state, user_name
 from ehrtrack.tracking.recovery.lease import RunClaimLost
 from ehrtrack.tracking.recovery.liveness import watch_mlflow_run
+from ehrtrack.tracking.system import sampled
 
 JOURNALS = "journal"
 MAX_ERROR_CHARACTERS = 500
@@ -103,7 +104,8 @@ def tracked_run(
                 if group:
                     run.log_group(group)
                 run.log_json(environment(), "environment.json")
-                yield run
+                with sampled(kind, lambda values, moment: run.log_metrics(values, step=moment)):
+                    yield run
             except RunClaimLost:
                 raise  # the process that claimed the run will record its end
             except BaseException as error:

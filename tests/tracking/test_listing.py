@@ -84,7 +84,6 @@ def test_what_is_deleted_is_in_no_list(store: object) -> None:
 
 def test_over_http_a_large_search_is_cut_into_parts(http_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = made("parts", 7)
-    monkeypatch.setattr(listing, "FIRST_PAGE", 2)
     monkeypatch.setattr(listing, "ROWS_PER_PAGE", 1)
     condition = "tags.`ehrtrack.study` = 'parts'"
     found = from_server(tracking_uri(), every_experiment_id(), [condition])

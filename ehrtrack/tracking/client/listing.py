@@ -21,8 +21,10 @@ from ehrtrack.errors import TrackingError
 from ehrtrack.tracking import names
 
 SEARCH = "/api/2.0/mlflow/runs/search"
-FIRST_PAGE, ROWS_PER_PAGE = 200, 250
-"""Of a small study one call gets all; of a large one each call holds some 5 MB."""
+ROWS_PER_PAGE = 100
+"""Of a small study one call gets all. A server works on 100 runs for half a second, and on a busy machine for many."""
+ANSWER_SECONDS = 120
+"""How long a page is waited for: a call that is given up and sent again is more work for a server that is behind."""
 N_CONNECTIONS = 4
 FIRST_DIGITS = "0123456789abcdef"
 """Of run ids, by which a large search is cut into parts."""
@@ -137,7 +139,7 @@ def from_server(uri: str, experiment_ids: Sequence[str], filters: Iterable[str])
     with ThreadPoolExecutor(N_CONNECTIONS) as pool:
         found: list[Found] = []
         for condition in filters:
-            runs, token = _page(uri, experiment_ids, condition, n_runs=FIRST_PAGE)
+            runs, token = _page(uri, experiment_ids, condition)
             if token:
                 start = f"{condition} and " if condition else ""
                 parts = [f"{start}attributes.run_id LIKE '{digit}%'" for digit in FIRST_DIGITS]
@@ -149,19 +151,17 @@ def from_server(uri: str, experiment_ids: Sequence[str], filters: Iterable[str])
 def _pages(uri: str, experiment_ids: Sequence[str], condition: str) -> Iterator[list[Found]]:
     token = ""
     while True:
-        runs, token = _page(uri, experiment_ids, condition, n_runs=ROWS_PER_PAGE, token=token)
+        runs, token = _page(uri, experiment_ids, condition, token=token)
         yield runs
         if not token:
             return
 
 
-def _page(
-    uri: str, experiment_ids: Sequence[str], condition: str, *, n_runs: int, token: str = ""
-) -> tuple[list[Found], str]:
-    asked: dict[str, Any] = {"experiment_ids": list(experiment_ids), "filter": condition, "max_results": n_runs}
+def _page(uri: str, experiment_ids: Sequence[str], condition: str, token: str = "") -> tuple[list[Found], str]:
+    asked: dict[str, Any] = {"experiment_ids": list(experiment_ids), "filter": condition, "max_results": ROWS_PER_PAGE}
     asked |= {"page_token": token} if token else {}
     where = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
-    answer = http_request_safe(where, SEARCH, "POST", json=asked).json()  # type: ignore[no-untyped-call]
+    answer = http_request_safe(where, SEARCH, "POST", json=asked, timeout=ANSWER_SECONDS).json()  # type: ignore[no-untyped-call]
     return [_of_json(run) for run in answer.get("runs", [])], answer.get("next_page_token", "")
 
 
