@@ -161,7 +161,8 @@ def _page(uri: str, experiment_ids: Sequence[str], condition: str, token: str = 
     asked: dict[str, Any] = {"experiment_ids": list(experiment_ids), "filter": condition, "max_results": ROWS_PER_PAGE}
     asked |= {"page_token": token} if token else {}
     where = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
-    answer = http_request_safe(where, SEARCH, "POST", json=asked, timeout=ANSWER_SECONDS).json()  # type: ignore[no-untyped-call]
+    how: dict[str, Any] = {"json": asked, "timeout": ANSWER_SECONDS}
+    answer = http_request_safe(where, SEARCH, "POST", **how).json()  # type: ignore[no-untyped-call]
     return [_of_json(run) for run in answer.get("runs", [])], answer.get("next_page_token", "")
 
 
