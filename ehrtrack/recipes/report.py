@@ -25,7 +25,8 @@ REPORT = "report"
 def report(path: Path, out: Path | None = None) -> Path:
     """Write the report of a study from what the tracking server has; returns the page's path.
 
-    Nothing is trained and no data are read, and what is written does not depend on when or where it is.
+    Nothing is trained, and of the data the fingerprint alone is read, by which the study's runs are known. What is
+    written does not depend on when or where it is.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ def answer_section(material: Material) -> Section:
     first, _, rest = material.answer.partition(". ")
     lead = Prose((f"{first}." if rest else first or "No configuration has a finished run.",), is_lead=True)
     others = [Prose(tuple(_paragraphs(rest, material)))] if rest else []
-    return Section("answer", "Answer", (lead, *others, Facts(tuple(_facts(material)))))
+    return Section("answer", "Answer", (lead, Facts(tuple(_facts(material))), *others))
 
 
 def _paragraphs(text: str, material: Material) -> list[str]:

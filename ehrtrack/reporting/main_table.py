@@ -34,7 +34,11 @@ def results_section(material: Material) -> Section:
         ),
     )
     n_repeats = frame["n_repeats"].unique().to_list()
-    said = "" if len(n_repeats) == 1 else "Not all configurations have the same number of repeats. "
+    said = (
+        ""
+        if len(n_repeats) == 1
+        else "Not all configurations have as many repeats: one that draws nothing at random is run once a split. "
+    )
     said += (
         ""
         if max(n_repeats, default=0) > 1
