@@ -25,6 +25,7 @@ _PLACES = {
     **{name: ("ehrtrack.recipes." + name, name) for name in _RECIPES},
     "adapter_base": ("ehrtrack.pipeline.adapter", "adapter_base"),
     "plan_study": ("ehrtrack.recipes.plan", "plan"),
+    "report_study": ("ehrtrack.recipes.report", "report"),
     "run_study": ("ehrtrack.recipes.study", "study"),  # ehrtrack.study is a package
     "work": ("ehrtrack.recipes.work", "work"),
     "load_config": ("ehrtrack.config", "load_config"),

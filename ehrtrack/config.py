@@ -19,6 +19,7 @@ from ehrtrack.data.settings import Births, CohortConfig, DelayHours, VisitConfig
 from ehrtrack.data.split_settings import Split, SplitConfig
 from ehrtrack.dotted import flatten, leaves, parse_value, set_dotted
 from ehrtrack.errors import ConfigError
+from ehrtrack.evaluation.settings import CompareConfig
 from ehrtrack.home import usual_cache
 from ehrtrack.models.settings import ModelConfig
 from ehrtrack.objectives.settings import OutcomeSettings, PretrainingSettings
@@ -177,26 +178,6 @@ class RegistryConfig(Section):
     """
 
     model: str = ""
-
-
-class CompareConfig(Section):
-    """What a comparison compares with.
-
-    Attributes
-    ----------
-    reference : name of a baseline or a strategy, such as ``cox`` or ``lora``, that all others are compared with; if
-        empty, it is the Cox model, or of labels of classes the logistic regression
-    margin : within which two configurations that were run several times count as equivalent, in units of the metric by
-        which they are chosen
-
-    Examples
-    --------
-    >>> CompareConfig(reference="scratch").margin
-    0.01
-    """
-
-    reference: str = ""
-    margin: float = Field(0.01, gt=0)
 
 
 class RunConfig(Section):

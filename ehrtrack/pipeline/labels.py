@@ -31,24 +31,24 @@ def transformer_label(config: RunConfig) -> str:
     return config.strategy.name if rank is None else f"{config.strategy.name} r{rank}"
 
 
-def run_name(config: RunConfig, model: str, *, has_size: bool, is_repeat: bool) -> str:
+def run_name(config: RunConfig, model: str, *, has_size: bool) -> str:
     """A run's name: its model, a transformer's size, and the seeds by which repeats differ.
 
-    A seed of 0 is told of runs alone that are one of several repeats.
+    A seed of 0 is not told.
 
     Examples
     --------
     >>> from ehrtrack.config import parse_config
     >>> told = {"study": "s", "data": {"path": "d", "split": {"seed": 1}}, "model": {"size": "small"}}
     >>> config = parse_config(told | {"runtime": {"seed": 2}})
-    >>> run_name(config, "lora r8", has_size=True, is_repeat=False)
+    >>> run_name(config, "lora r8", has_size=True)
     'lora r8 · small · seed 2 · split 1'
-    >>> run_name(parse_config(told | {"data": {"path": "d"}}), "cox", has_size=False, is_repeat=True)
-    'cox · seed 0'
+    >>> run_name(parse_config(told | {"data": {"path": "d"}}), "cox", has_size=False)
+    'cox'
     """
     parts = [model, *([config.model.size] if has_size else [])]
     seed, split_seed = config.runtime.seed, getattr(config.data.split, "seed", 0)
-    parts += [f"seed {seed}"] if seed or is_repeat else []
+    parts += [f"seed {seed}"] if seed else []
     parts += [f"split {split_seed}"] if split_seed else []
     return " · ".join(parts)
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from ehrtrack import plots
-from ehrtrack.config import CompareConfig
 from ehrtrack.evaluation.answer import answer
 from ehrtrack.evaluation.benchmark import reference_model
 from ehrtrack.evaluation.differences import differences_over_repeats
 from ehrtrack.evaluation.labels import CHOSEN, RANK
 from ehrtrack.evaluation.pairs import Questions
 from ehrtrack.evaluation.repeats import Configuration, Difference
+from ehrtrack.evaluation.settings import CompareConfig
 from ehrtrack.evaluation.study_table import study_markdown, study_table
 from ehrtrack.pipeline.repeats import Family
 from ehrtrack.runlog import RunLogger

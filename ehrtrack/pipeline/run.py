@@ -337,7 +337,7 @@ def open_run(
     make_cache(config.runtime.cache)
     with tracked_run(
         experiment=config.study,
-        name=place.name or name or run_name(config, model or kind, has_size=kind != "baseline", is_repeat=False),
+        name=place.name or name or run_name(config, model or kind, has_size=kind != "baseline"),
         kind=kind,
         params={} if resume else without_strategy(config.to_params(sections), kind),
         group="" if resume else model,

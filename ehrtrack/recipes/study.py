@@ -25,6 +25,7 @@ from ehrtrack.study.findings import findings
 from ehrtrack.study.queue import Queue
 from ehrtrack.study.results import StudyResults, finished, finished_cells, study_results
 from ehrtrack.tracking.client.connection import ServerUnavailable
+from ehrtrack.tracking.client.experiments import describe_experiment
 from ehrtrack.tracking.client.queries import RunRecord, search_runs
 from ehrtrack.tracking.names import STUDY_KEY
 from ehrtrack.tracking.outbox.sender import is_offline
@@ -33,6 +34,8 @@ from ehrtrack.tracking.recovery.lease import RunClaimLost, RunClaimRefused
 from ehrtrack.training.ranks import join_ranks
 
 SECTIONS = ("study",)
+MOST_OF_A_DESCRIPTION = 5000
+"""Characters of an experiment's tag that mlflow keeps."""
 MOST_WAITS = 600
 """Times that a worker looks, a second apart, whether a tracking server that went away is back."""
 
@@ -265,6 +268,13 @@ def _score(record: RunRecord) -> str:
     return f", test {value:.3f}" if record.kind != "pretrain" and value else ""
 
 
+def _describe(made: Study, markdown: str) -> None:
+    """Have the answer on the experiment's page, unless somebody wrote another text there."""
+    runs = search_runs(made.name, kinds=["study"], status=None, tags={STUDY_KEY: made.queue})
+    if runs and not describe_experiment(runs[-1].experiment_id, markdown):
+        print("the experiment's description is somebody's own and stays; the answer is on the study's run", flush=True)
+
+
 def _conclude(queue: Queue, run: Recorder) -> StudyResults:
     """Log and print what came out.
 
@@ -286,6 +296,7 @@ def _conclude(queue: Queue, run: Recorder) -> StudyResults:
     run.logger.set_description(describe(f"Study {made.name}", facts) + f"\n{text}")
     if results.repeats:
         log_report(results, found, made, run.logger)
+        _describe(made, f"## {made.settings.question}\n\n{found.answer}"[:MOST_OF_A_DESCRIPTION])
     print(f"\n{text}\n", flush=True)
     if results.missing:
         listed = "\n".join(f"- {label}: {reason}" for label, reason in results.missing.items())

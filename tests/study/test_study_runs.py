@@ -120,6 +120,9 @@ def test_a_study_runs_each_cell_once_under_its_own_run_and_gathers_repeats(
     said = capsys.readouterr().out
     assert re.search(r"^\| full +\| +2 \| 0\.740 \(0\.028\)", said, re.MULTILINE)
     assert "[7 of 7 done] scratch · seed 1: done, run" in said
+    described = client().get_experiment(parent.experiment_id).tags["mlflow.note.content"]
+    assert "Best by validation is full" in described
+    assert (local_store / "reports" / "sim" / "index.html").is_file()
 
 
 def test_a_study_that_is_done_is_told_and_not_done_again_also_without_its_queue(
