@@ -15,6 +15,7 @@ from ehrtrack.runlog import RunLogger
 from ehrtrack.study.cells import Study, read_study
 from ehrtrack.study.findings import Findings, findings
 from ehrtrack.study.results import StudyResults, finished_cells, study_results, told_by_server
+from ehrtrack.study.stored import stored_study
 from ehrtrack.tracking.client.queries import search_runs
 from ehrtrack.tracking.names import STUDY_KEY
 
@@ -25,8 +26,8 @@ REPORT = "report"
 def report(path: Path, out: Path | None = None) -> Path:
     """Write the report of a study from what the tracking server has; returns the page's path.
 
-    Nothing is trained, and of the data the fingerprint alone is read, by which the study's runs are known. What is
-    written does not depend on when or where it is.
+    Nothing is trained and no data are read: which cells the study has is kept by its own run. What is written does not
+    depend on when or where it is.
 
     Parameters
     ----------
@@ -38,7 +39,7 @@ def report(path: Path, out: Path | None = None) -> Path:
     DataError
         If no run of the study is finished.
     """
-    study = read_study(path)
+    study = stored_study(path) or read_study(path)
     run_id = _run_of(study)
     results = told_by_server(study_results(study, run_id=run_id), study)
     page = _write(results, out or report_page(study.name).parent)

@@ -24,6 +24,7 @@ from ehrtrack.study.cells import Cell, Study, read_study
 from ehrtrack.study.findings import findings
 from ehrtrack.study.queue import Queue
 from ehrtrack.study.results import StudyResults, finished, finished_cells, study_results
+from ehrtrack.study.stored import CELLS, to_json
 from ehrtrack.tracking.client.connection import ServerUnavailable
 from ehrtrack.tracking.client.experiments import describe_experiment
 from ehrtrack.tracking.client.queries import RunRecord, search_runs
@@ -134,7 +135,7 @@ def _keep_record(queue: Queue, record: str, begun: str) -> StudyResults:
             made.config, kind="study", sections=SECTIONS, name="study", place=place, resume=resumption
         ) as run:
             claims.leave_note(record, run.logger.reference)
-            run.logger.log_json(made.settings.model_dump(mode="json"), "study/settings.json")
+            run.logger.log_json(to_json(made), CELLS)
             run_cells(queue, run.logger.reference, waits=True)
             claims.hold(record)
             return _conclude(queue, run)

@@ -46,6 +46,7 @@ def test_report_is_kept_with_the_run_and_made_again_from_the_server_alone(study_
     kept = download(run.run_id, REPORT, study_file.parent / "kept")
 
     shutil.rmtree(study_file.parent / ".ehrtrack")  # queue, token stores and what else workers keep
+    shutil.rmtree(study_file.parent / "data")
     out = study_file.parent / "out"
     answered = CliRunner().invoke(cli, ["report", str(study_file), "--out", str(out)])
 
