@@ -17,8 +17,11 @@ from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.recipes.sweep import sweep
+from ehrtrack.study.settings import StudySettings
+from ehrtrack.study_file import read_study_file
 from ehrtrack.tracking.client.queries import search_runs
 from ehrtrack.tracking.logger import TrackedRun
+from ehrtrack.validation import validate
 
 torch.set_num_threads(1)
 
@@ -59,6 +62,15 @@ def test_a_configuration_loads_and_is_of_its_study(study: str, recipe: str) -> N
         pretraining = config_of(study, "pretrain").data
         elsewhere = {"path": pretraining.path, "split": pretraining.split}  # a study may pretrain at another site
         assert config.data.model_copy(update=elsewhere) == pretraining
+
+
+@pytest.mark.parametrize("file", sorted(PROJECTS.glob("*/study.toml")), ids=lambda file: file.parent.name)
+def test_a_study_file_asks_a_question_of_configurations_that_lie_beside_it(file: Path) -> None:
+    settings = validate(StudySettings, read_study_file(file))
+    assert isinstance(settings, StudySettings)
+    named = [settings.finetune, settings.baseline, *settings.pretrain.values()]
+    assert [name for name in named if name is not None and not (file.parent / name).is_file()] == []
+    assert settings.question.endswith("?")
 
 
 @pytest.fixture(scope="module")
