@@ -13,7 +13,7 @@ import polars as pl
 
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.benchmark import RunRow
-from ehrtrack.home import make_cache, usual_cache
+from ehrtrack.home import make_cache
 from ehrtrack.pipeline.prediction_packs import PredictionsCache, SharedSubjects
 from ehrtrack.tracking.client.queries import MissingArtifact, fetch_file, place_of
 from ehrtrack.tracking.names import TEST_PREDICTIONS
@@ -25,9 +25,7 @@ N_CONNECTIONS = 8
 _CURVES = (pl.List, pl.Array)
 
 
-def read_test_predictions(
-    rows: Sequence[RunRow], *, cache: Path | None = None
-) -> tuple[dict[str, pl.DataFrame], dict[str, str]]:
+def read_test_predictions(rows: Sequence[RunRow], *, cache: Path) -> tuple[dict[str, pl.DataFrame], dict[str, str]]:
     """Test predictions by run id, for paired differences; and of the runs that have none to be read, why, by run id.
 
     The curves of risk over time are left out: the risk at the horizon stays. Files that were read before are not
@@ -37,16 +35,15 @@ def read_test_predictions(
     Parameters
     ----------
     rows : finished runs
-    cache : folder in which copies are kept; the usual one if None
+    cache : folder in which copies are kept
 
     Raises
     ------
     TrackingError
         If the server does not answer.
     """
-    folder = cache or usual_cache()
-    make_cache(folder)
-    kept = PredictionsCache(folder / "predictions")
+    make_cache(cache)
+    kept = PredictionsCache(cache / "predictions")
     digests = {row.run_id: place_of(row.run_id).predictions_digest for row in rows}
     known = kept.load(digests)
     absent = [run_id for run_id in digests if run_id not in known]

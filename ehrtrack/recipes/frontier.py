@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ehrtrack import plots
 from ehrtrack.config import RunConfig, check_objective, override
 from ehrtrack.data.events import fingerprint_of
@@ -55,7 +57,7 @@ def frontier(config: RunConfig) -> RecipeResult:
                 found[value] = done[value]
             else:
                 found[value] = get_run(finetune(variant, place=Place(run.logger.reference)).run_id)
-        table = frontier_table(_points(found))
+        table = frontier_table(_points(found, config.runtime.cache))
         text = f"{to_markdown(table, parameter)}\n{conclusion(table, parameter)}\n"
         run.logger.log_table(table, "frontier.csv")
         run.logger.log_text(text, "frontier.md")
@@ -72,9 +74,9 @@ def _finished(study: str, key: str, parameter: str) -> dict[Scalar, RunRecord]:
     return {parse_value(child.params[parameter]): child for child in children}
 
 
-def _points(found: dict[Scalar, RunRecord]) -> list[Point]:
+def _points(found: dict[Scalar, RunRecord], cache: Path) -> list[Point]:
     rows = [run_row(record) for record in found.values()]
-    predictions, left_out = read_test_predictions(rows)
+    predictions, left_out = read_test_predictions(rows, cache=cache)
     first = rows[0]
     if first.run_id in predictions:
         left_out |= unpaired(first, rows, predictions)

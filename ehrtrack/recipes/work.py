@@ -75,8 +75,8 @@ def at_most(hours: float | None) -> Iterator[None]:
 
     timer = threading.Timer(hours * 3600, stop)
     timer.daemon = True
-    timer.start()
     try:
+        timer.start()  # its signal may come before this returns
         yield
     except TerminatedBySignal:
         if not is_over.is_set():

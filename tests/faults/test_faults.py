@@ -123,7 +123,7 @@ def test_of_two_processes_that_take_up_the_same_stale_run_exactly_one_goes_on(
     long_ago = datetime.now(UTC) - timedelta(minutes=11)
     client().set_tag(run_id, names.HEARTBEAT, long_ago.isoformat())
     listed = CliRunner().invoke(cli, ["runs", "--stale"])
-    assert f"{run_id}  disturbed  finetune  scratch tiny  RUNNING, silent 11 minutes ago" in listed.stdout
+    assert f"{run_id}  disturbed  finetune  scratch · tiny  RUNNING, silent 11 minutes ago" in listed.stdout
     folders = [tmp_path / "first", tmp_path / "second"]
     both = [pods.start("resume", "--stale", folder=folder, server=http_store) for folder in folders]
     for process in both:
