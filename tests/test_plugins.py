@@ -38,7 +38,7 @@ def test_every_choice_has_one_class_with_its_settings(package: str) -> None:
         (
             "strategies",
             "lorra",
-            r"unknown strategy 'lorra' \(did you mean 'lora'\?\); there are: bitfit, frozen, full, lora, lp-ft, scratch",
+            r"unknown strategy 'lorra' \(did you mean 'lora'\?\); there are: bitfit, frozen, full, lora",
         ),
         ("data.sources", "mimic", r"unknown source 'mimic' \(did you mean 'mimic-iv'\?\)"),
         ("baselines", "coxs", r"unknown baseline 'coxs' \(did you mean 'cox'\?\)"),

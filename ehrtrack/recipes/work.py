@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ehrtrack.config import Override
@@ -55,17 +54,19 @@ def work(
     EhrtrackError
         If the study, the data or the tracking server cannot be used, or cells have failed.
     """
-    with at_most(max_hours):
+
+    def take_cells() -> None:
         queue = open_queue(path, overrides, key=task_key() if key is None else key)
         with queue.claims.renewed():
             take_part(queue)
 
+    at_most(max_hours, take_cells)
 
-@contextmanager
-def at_most(hours: float | None) -> Iterator[None]:
-    """While inside, this process is told to stop once the time is over; that is then no failure."""
+
+def at_most(hours: float | None, function: Callable[[], object]) -> None:
+    """Call a function; once the time is over this process is told to stop, which is then no failure."""
     if hours is None:
-        yield
+        function()
         return
     is_over = threading.Event()
 
@@ -76,8 +77,8 @@ def at_most(hours: float | None) -> Iterator[None]:
     timer = threading.Timer(hours * 3600, stop)
     timer.daemon = True
     try:
-        timer.start()  # its signal may come before this returns
-        yield
+        timer.start()  # the signal may come before this returns
+        function()
     except TerminatedBySignal:
         if not is_over.is_set():
             raise

@@ -44,7 +44,7 @@ def test_a_user_id_without_a_name_is_unknown(monkeypatch: pytest.MonkeyPatch) ->
     assert provenance.user_name() == "unknown"
 
 
-def test_entry_points_declare_config_alone() -> None:
+def test_entry_points_declare_a_file_alone() -> None:
     """A declared dotted name would fail, and a declared one would be logged twice."""
     points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
     assert {name: list(point.get("parameters", {})) for name, point in points.items()} == {
@@ -56,4 +56,6 @@ def test_entry_points_declare_config_alone() -> None:
         "frontier": ["config"],
         "canary": ["config"],
         "compare": ["config"],
+        "study": ["file"],
+        "work": ["file"],
     }
