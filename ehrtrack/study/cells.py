@@ -267,6 +267,7 @@ def _finetuning(
     elif files.pretrain:
         pretraining = _pretraining_of(settings, chosen)
         base = _pretraining(settings, files.pretrain[pretraining], pretraining, given)
+        _check_split(base.config, made, pretraining)
         made = _from_run(made, "").model_copy(
             update={"model": with_shape_of(base.config.model, made.model, f"of the pretraining {pretraining!r}")}
         )
@@ -278,6 +279,17 @@ def _finetuning(
     if reason := strategy.refuse(is_pretrained=is_pretrained, width=SIZES[made.model.size].width):
         raise ConfigError(reason)
     return _Draft("finetune", made, chosen, repeat, used, pretraining, base)
+
+
+def _check_split(base: RunConfig, made: RunConfig, name: str) -> None:
+    """Refuse a pretraining that would read subjects whom a fine-tuning from it tests."""
+    then, now = base.data.split.identity(), made.data.split.identity()
+    if base.data.path == made.data.path and then != now:
+        raise ConfigError(
+            f"the pretraining {name!r} splits {base.data.path} by {then}, and a fine-tuning that starts from it by "
+            f"{now}: it would be tested on subjects whom the pretraining read; name the paths of data.split in "
+            "pretrain_per"
+        )
 
 
 def _from_run(config: RunConfig, run_id: str) -> RunConfig:

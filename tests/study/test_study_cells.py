@@ -266,6 +266,15 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(
         read_study(write_study(SMALL.replace(*change, 1)))
 
 
+def test_a_pretraining_that_would_read_test_subjects_is_refused(write_study: WriteStudy) -> None:
+    two_splits = SMALL.replace('"runtime.seed" = [0, 1]', '"data.split.seed" = [0, 1]', 1)
+    assert two_splits != SMALL
+    made = read_study(write_study(two_splits))  # of each split a pretraining of its own
+    assert len([cell for cell in made.cells if cell.recipe == "pretrain"]) == 2
+    with pytest.raises(ConfigError, match=r"tested on subjects whom the pretraining read; .* in pretrain_per"):
+        read_study(write_study(two_splits.replace("[matrix]", "pretrain_per = []\n[matrix]", 1)))
+
+
 def test_settings_of_the_machine_alone_are_said_beside_the_file(write_study: WriteStudy) -> None:
     study = read_study(write_study(SMALL), [("runtime.cache", "/elsewhere")])
     assert {str(cell.config.runtime.cache) for cell in study.cells} == {"/elsewhere"}
