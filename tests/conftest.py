@@ -20,13 +20,6 @@ import pytest
 SERVER_START_SECONDS = 300
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests, and all end-to-end tests, in one worker: they share servers and a study."""
-    for item in items:
-        is_e2e = item.path.parent.name == "e2e"
-        item.add_marker(pytest.mark.xdist_group("e2e" if is_e2e else str(item.path)))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _no_folder_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What a user's working folders share is of the tests alone."""

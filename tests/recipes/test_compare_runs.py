@@ -331,7 +331,7 @@ def test_a_value_of_a_frontier_without_predictions_has_a_line_and_no_difference(
 ) -> None:
     told = config(local_store)
     runs = [made(told, 0.6), made(told, 0.7, files=()), made(told, 0.8), made(told, 0.8, key="2222")]
-    first, bare, other, stranger = _points(dict(enumerate(get_run(run_id) for run_id in runs)))
+    first, bare, other, stranger = _points(dict(enumerate(get_run(run_id) for run_id in runs)), told.runtime.cache)
     assert (first.difference, bare.difference, stranger.difference) == (None, None, None)
     assert other.difference is not None
     out = capsys.readouterr().out
