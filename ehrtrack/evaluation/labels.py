@@ -12,6 +12,7 @@ CHOSEN = ("strategy.name", "baseline.name")
 """What a configuration is called first, whether or not others are called so too."""
 RANK = "strategy.rank"
 N_LABELS = "cohort.n_labels"
+BASE = "init.run"
 ALL = ("all", "None", "none", "")
 """How it is written that no fewer labels are taken than there are."""
 SEPARATOR = " · "
@@ -72,11 +73,14 @@ def label(settings: Settings, paths: Collection[str]) -> str:
     'lora r8 · seed 2'
     >>> label({"strategy.name": "lora", "strategy.dora": True, "train.lr": 0.001}, ["strategy.dora", "train.lr"])
     'lora · dora · lr 0.001'
+    >>> label({"strategy.name": "scratch", "init.run": ""}, ["init.run"])  # it starts from none, as its name says
+    'scratch'
     """
     chosen = [str(settings[path]) for path in CHOSEN if path in settings]
     rank = [_said(RANK, settings[RANK], paths)] if RANK in paths and RANK in settings else []
     last = [N_LABELS] if N_LABELS in paths and N_LABELS in settings else []
     others = [path for path in settings if path in paths and path not in (*CHOSEN, RANK, N_LABELS)]
+    others = [path for path in others if path != BASE or settings[path]]
     first = " ".join(chosen + rank)
     return SEPARATOR.join(
         [*([first] if first else []), *(_said(path, settings[path], paths) for path in others + last)]
