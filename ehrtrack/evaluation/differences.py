@@ -229,6 +229,42 @@ def _margin_text(difference: Difference) -> str:
     return f"{difference.margin:g}".removeprefix("0")
 
 
+def differences_table(differences: Sequence[Difference]) -> pl.DataFrame:
+    """One line a difference: what was compared, the interval, p and the finding.
+
+    Examples
+    --------
+    >>> untested = Difference(
+    ...     *("", "full", "cox", "c_index", None, None, None, "Nadeau and Bengio over splits", 1, 1, 0.01, False),
+    ...     *("not tested", "full and cox share one split"),
+    ... )
+    >>> differences_table([untested]).select("this", "to", "difference", "finding").rows()
+    [('full', 'cox', None, 'not tested')]
+    """
+    lines = []
+    for one in differences:
+        bounds = {} if one.interval is None else one.interval.to_metrics("difference")
+        lines.append(
+            {
+                "question": one.question,
+                "this": one.this,
+                "to": one.to,
+                "metric": one.metric,
+                **{name: bounds.get(name) for name in ("difference", "difference_lower", "difference_upper")},
+                "p": one.p,
+                "p_holm": one.p_holm,
+                "method": one.method,
+                "n_splits": one.n_splits,
+                "n_seeds": one.n_seeds,
+                "margin": one.margin,
+                "is_equivalent": one.is_equivalent,
+                "finding": one.finding,
+                "sentence": one.sentence,
+            }
+        )
+    return pl.DataFrame(lines, infer_schema_length=None)
+
+
 def decimal(value: float, *, digits: int = 3, sign: str = "") -> str:
     """A number below 1 without its leading zero.
 

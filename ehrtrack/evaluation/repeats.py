@@ -204,6 +204,27 @@ def best_configurations_first(found: Iterable[Configuration]) -> list[Configurat
     return sorted(of_all, key=order)
 
 
+def median_first(rows: Sequence[RunRow]) -> list[RunRow]:
+    """Runs by how near they are to the middle of their validation scores; of an even number the worse one first.
+
+    Examples
+    --------
+    >>> scores = {"a": 0.70, "b": 0.60, "c": 0.65, "d": 0.80}
+    >>> rows = [RunRow(name, "baseline", "gru", "c", metrics={"kept/c_index": c}) for name, c in scores.items()]
+    >>> [row.run_id for row in median_first(rows)]
+    ['c', 'b', 'a', 'd']
+    """
+    metric = metric_of_choice(rows)
+
+    def shortfall(row: RunRow) -> float:
+        score = row.score(metric)
+        return float("inf") if score is None else metric.shortfall(score)
+
+    ordered = sorted(rows, key=lambda row: (shortfall(row), row.run_id))
+    middle = len(ordered) // 2
+    return sorted(ordered, key=lambda row: (abs(ordered.index(row) - middle), -ordered.index(row)))
+
+
 def _settings(repeat: Repeat) -> Settings:
     """Its settings, and what model it is where they do not say so."""
     told = dict(leaves(repeat.settings))

@@ -9,7 +9,13 @@ from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.benchmark import RunRow, metric_of_choice
 from ehrtrack.evaluation.labels import CHOSEN, N_LABELS
-from ehrtrack.evaluation.repeats import Configuration, Repeat, best_configurations_first, configurations
+from ehrtrack.evaluation.repeats import (
+    Configuration,
+    Repeat,
+    best_configurations_first,
+    configurations,
+    median_first,
+)
 from ehrtrack.tracking.client.queries import RunRecord
 
 N_TRAIN, N_TEST = "cohort/n_train", "cohort/n_test"
@@ -158,24 +164,3 @@ def chooser(family: Family, cohort: str) -> Callable[[Sequence[RunRow]], RunRow]
         raise DataError(f"none of {len(rows)} runs could be judged: too few test events; widen the cohort or the split")
 
     return choose
-
-
-def median_first(rows: Sequence[RunRow]) -> list[RunRow]:
-    """Runs by how near they are to the middle of their validation scores; of an even number the worse one first.
-
-    Examples
-    --------
-    >>> scores = {"a": 0.70, "b": 0.60, "c": 0.65, "d": 0.80}
-    >>> rows = [RunRow(name, "baseline", "gru", "c", metrics={"kept/c_index": c}) for name, c in scores.items()]
-    >>> [row.run_id for row in median_first(rows)]
-    ['c', 'b', 'a', 'd']
-    """
-    metric = metric_of_choice(rows)
-
-    def shortfall(row: RunRow) -> float:
-        score = row.score(metric)
-        return float("inf") if score is None else metric.shortfall(score)
-
-    ordered = sorted(rows, key=lambda row: (shortfall(row), row.run_id))
-    middle = len(ordered) // 2
-    return sorted(ordered, key=lambda row: (abs(ordered.index(row) - middle), -ordered.index(row)))

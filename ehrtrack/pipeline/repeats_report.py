@@ -9,10 +9,10 @@ import polars as pl
 from ehrtrack import plots
 from ehrtrack.evaluation.answer import answer
 from ehrtrack.evaluation.benchmark import reference_model
-from ehrtrack.evaluation.differences import differences_over_repeats
+from ehrtrack.evaluation.differences import differences_over_repeats, differences_table
 from ehrtrack.evaluation.labels import CHOSEN, RANK
 from ehrtrack.evaluation.pairs import Questions
-from ehrtrack.evaluation.repeats import Configuration, Difference
+from ehrtrack.evaluation.repeats import Configuration
 from ehrtrack.evaluation.settings import CompareConfig
 from ehrtrack.evaluation.study_table import study_markdown, study_table
 from ehrtrack.pipeline.repeats import Family
@@ -68,29 +68,3 @@ def reference_selection(found: Sequence[Configuration], reference: str) -> dict[
         return {of_baseline: wanted}
     name, _, rank = wanted.partition(" r")
     return {of_strategy: name} | ({RANK: rank} if rank else {})
-
-
-def differences_table(differences: Sequence[Difference]) -> pl.DataFrame:
-    """One line a difference: what was compared, the interval, p and the finding."""
-    lines = []
-    for one in differences:
-        bounds = {} if one.interval is None else one.interval.to_metrics("difference")
-        lines.append(
-            {
-                "question": one.question,
-                "this": one.this,
-                "to": one.to,
-                "metric": one.metric,
-                **{name: bounds.get(name) for name in ("difference", "difference_lower", "difference_upper")},
-                "p": one.p,
-                "p_holm": one.p_holm,
-                "method": one.method,
-                "n_splits": one.n_splits,
-                "n_seeds": one.n_seeds,
-                "margin": one.margin,
-                "is_equivalent": one.is_equivalent,
-                "finding": one.finding,
-                "sentence": one.sentence,
-            }
-        )
-    return pl.DataFrame(lines, infer_schema_length=None)

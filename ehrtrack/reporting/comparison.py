@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import polars as pl
 
 from ehrtrack import plots
+from ehrtrack.evaluation.differences import differences_table
 from ehrtrack.evaluation.metric_table import METRICS
 from ehrtrack.evaluation.repeats import Configuration, Difference
 from ehrtrack.reporting import charts
@@ -18,6 +19,10 @@ from ehrtrack.runlog import KEPT
 INTERVAL = "[95\u00a0%]"
 """In the head of a column of intervals; its space breaks no line."""
 TONES: Mapping[str, Tone] = {"better": "good", "worse": "bad", "equivalent": "plain", "no difference shown": "doubt"}
+_COLUMNS = (
+    "asked", "question", "this", "to", "metric", "difference", "difference_lower", "difference_upper", "p", "p_holm",
+    "finding", "is_equivalent", "margin", "method", "n_splits", "n_seeds", "sentence",
+)  # fmt: skip
 FINDING_COLOURS = {"better": "#0fa47a", "worse": "#d4602a", "equivalent": "#1a86c9"}
 
 
@@ -153,31 +158,8 @@ def short(label: str, *, beside: str) -> str:
 
 
 def _difference_table(material: Material) -> Table:
-    frame = pl.DataFrame(
-        [
-            {
-                "asked": _asked(d),
-                "question": d.question,
-                "this": d.this,
-                "to": d.to,
-                "metric": d.metric,
-                "difference": d.interval and d.interval.estimate,
-                "difference_lower": d.interval and d.interval.lower,
-                "difference_upper": d.interval and d.interval.upper,
-                "p": d.p,
-                "p_holm": d.p_holm,
-                "finding": d.finding,
-                "is_equivalent": d.is_equivalent,
-                "margin": d.margin,
-                "method": d.method,
-                "n_splits": d.n_splits,
-                "n_seeds": d.n_seeds,
-                "sentence": d.sentence,
-            }
-            for d in material.differences
-        ],
-        infer_schema_length=None,
-    )
+    asked = pl.Series("asked", [_asked(difference) for difference in material.differences], dtype=pl.String)
+    frame = differences_table(material.differences).with_columns(asked).select(_COLUMNS)
     methods = list(dict.fromkeys(difference.method for difference in material.differences))
     columns = (
         Column("configuration", _text("this")),

@@ -13,9 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from ehrtrack.evaluation.benchmark import metric_of_choice
-from ehrtrack.evaluation.repeats import Configuration
-from ehrtrack.reporting.material import COHORT_TABLES, CURVE_TABLES, Material, median_repeat, shown_repeat
+from ehrtrack.reporting.material import COHORT_TABLES, CURVE_TABLES, Material, median_run, shown_repeat
 from ehrtrack.study.findings import Findings
 from ehrtrack.study.results import StudyResults
 from ehrtrack.tracking.client.connection import ui_command
@@ -49,7 +47,7 @@ def gather(
     wanted = {repeat.row.run_id for repeat in results.repeats} | {one.run_id for one in results.pretrainings}
     runs = search_runs(results.study, kinds=KINDS)
     records = {record.run_id: record for record in runs if record.run_id in wanted or record.kind == "canary"}
-    medians = {one.label: _median_run(one) for one in found}
+    medians = {one.label: median_run(one) for one in found}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
         read = partial(_tables, folder=Path(folder), fetch=fetch)
         evaluations = dict(
@@ -84,10 +82,6 @@ def gather(
         canaries=tuple(record for record in records.values() if record.kind == "canary"),
         missing=results.missing,
     )
-
-
-def _median_run(one: Configuration) -> str:
-    return median_repeat(one, metric_of_choice(one.rows)).row.run_id
 
 
 def _tables(

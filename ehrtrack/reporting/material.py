@@ -10,8 +10,8 @@ from typing import Any
 import polars as pl
 
 from ehrtrack.evaluation.metric_table import Metric, chosen_by
-from ehrtrack.evaluation.repeats import Configuration, Difference, Repeat
-from ehrtrack.runlog import KEPT, TEST
+from ehrtrack.evaluation.repeats import Configuration, Difference, Repeat, median_first
+from ehrtrack.runlog import TEST
 from ehrtrack.study.settings import StudySettings
 from ehrtrack.tracking.client.queries import RunRecord
 
@@ -139,15 +139,6 @@ def spread(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def median_repeat(configuration: Configuration, metric: Metric) -> Repeat:
-    """The repeat in the middle by validation: what the curves of a report are of, so that no lucky one is shown.
-
-    Of an even number it is the worse of the two in the middle. Repeats without the metric count as worst.
-    """
-
-    def shortfall(repeat: Repeat) -> float:
-        score = repeat.row.metrics.get(metric.named(KEPT))
-        return float("inf") if score is None else metric.shortfall(score)
-
-    in_order = sorted(configuration.repeats, key=lambda repeat: (shortfall(repeat), repeat.row.run_id))
-    return in_order[len(in_order) // 2]
+def median_run(configuration: Configuration) -> str:
+    """The run in the middle by validation: what the curves of a report are of, so that no lucky one is shown."""
+    return median_first(configuration.rows)[0].run_id

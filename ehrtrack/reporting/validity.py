@@ -13,7 +13,7 @@ from ehrtrack.privacy import count_text
 from ehrtrack.reporting import charts, static
 from ehrtrack.reporting.comparison import INTERVAL, best_configuration, mean_text
 from ehrtrack.reporting.document import Chart, Column, Part, Prose, Row, Section, Table, Tone
-from ehrtrack.reporting.material import Material, median_repeat
+from ehrtrack.reporting.material import Material, median_run
 from ehrtrack.runlog import TEST
 from ehrtrack.tracking.client.queries import RunRecord
 from ehrtrack.training.sanity import STATES, State, worst
@@ -314,7 +314,7 @@ def _reasons(material: Material) -> list[Part]:
     """Why a check of the repeat in the middle is not ok."""
     rows = []
     for one in material.configurations:
-        record = material.records.get(median_repeat(one, material.metric).row.run_id)
+        record = material.records.get(median_run(one))
         note = record.tags.get("mlflow.note.content", "") if record else ""
         rows += [
             {"configuration": one.label, "check": check, "state": state, "reason": reason}
