@@ -166,7 +166,7 @@ def decision_curve_plot(table: pl.DataFrame, *, horizon_days: float | None = Non
     benefit = "net benefit (true labels a label)" if horizon_days is None else "net benefit (events a subject)"
     ax.set(xlabel=f"act above {what}", ylabel=benefit)
     dress(ax, "Decision curve")
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(frameon=False, loc="best", fontsize=9)
     return figure
 
 

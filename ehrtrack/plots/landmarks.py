@@ -22,7 +22,7 @@ def landmark_plot(table: pl.DataFrame, pooled: Interval | None) -> Figure:
     if pooled is not None:
         c_index.axhspan(pooled.lower, pooled.upper, color=PALE, alpha=0.6, linewidth=0)
         c_index.axhline(pooled.estimate, color=GREY, linestyle="--", linewidth=1.2, label="all landmarks")
-        c_index.legend(frameon=False, fontsize=9)
+        c_index.legend(frameon=False, loc="best", fontsize=9)
     scored, bounded = table.drop_nulls("c_index"), table.drop_nulls(["c_index_lower", "c_index_upper"])
     c_index.plot(scored["landmark_days"], scored["c_index"], color=BLUE, linewidth=1.2, alpha=0.5)
     c_index.vlines(
@@ -43,7 +43,7 @@ def landmark_plot(table: pl.DataFrame, pooled: Interval | None) -> Figure:
     )
     ibs.plot(table["landmark_days"], table["ibs"], "o-", color=BLUE, linewidth=1.2, markersize=6, label="model")
     ibs.set_ylabel("IBS, lower is better")
-    ibs.legend(frameon=False, fontsize=9)
+    ibs.legend(frameon=False, loc="best", fontsize=9)
     dress(ibs, "Accuracy: integrated Brier score")
     for ax in (c_index, ibs):
         ax.set_xlabel("landmark, days after the index date")

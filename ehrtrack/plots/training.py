@@ -92,4 +92,4 @@ def _finish_epochs(ax: Axes, title: str, quantity: str, kept_epoch: int | None, 
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     dress(ax, title)
     if is_legend or kept_epoch is not None:
-        ax.legend(frameon=False, fontsize=9)
+        ax.legend(frameon=False, loc="best", fontsize=9)
