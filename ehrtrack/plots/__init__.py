@@ -25,7 +25,7 @@ from ehrtrack.plots.study import (
     pareto_front,
     performance_plot,
 )
-from ehrtrack.plots.survival import calibration_plot, kaplan_meier_by_risk
+from ehrtrack.plots.survival import calibration_plot, group_labels, kaplan_meier_by_risk
 from ehrtrack.plots.training import History, loss_curves, losses_beside_trivial, metric_curves
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "differences_plot",
     "discrimination_plot",
     "frontier_plot",
+    "group_labels",
     "kaplan_meier_by_risk",
     "kaplan_meier_panels",
     "label_curve_plot",

@@ -13,12 +13,11 @@ from ehrtrack.privacy import count_text
 from ehrtrack.reporting import charts, static
 from ehrtrack.reporting.comparison import INTERVAL, best_configuration, mean_text
 from ehrtrack.reporting.document import Chart, Column, Part, Prose, Row, Section, Table, Tone
-from ehrtrack.reporting.material import Material, median_run
+from ehrtrack.reporting.material import MEDIAN, Material, median_run
 from ehrtrack.runlog import TEST
 from ehrtrack.tracking.client.queries import RunRecord
 from ehrtrack.training.sanity import STATES, State, worst
 
-MEDIAN = "Of each configuration the repeat in the middle by validation is shown."
 MOST_AT_ONCE = 8
 """Curves that a chart shows at first."""
 STATE_TONES: Mapping[str, Tone] = {"ok": "good", "warn": "doubt", "fail": "bad"}
