@@ -65,7 +65,7 @@ def test_a_whole_number_that_32_bits_do_not_hold_is_refused_by_its_name(file: Pa
         ("train.clip_norm", "-inf"),
         ("train.clip_norm", "0"),
         ("search.parameters", '{"train.lr" = {low = 0.1, high = 1e300}}'),
-        ("frontier.values", "[0.0, 1e300]"),
+        ("sensitivity.values", "[0.0, 1e300]"),
         ("baseline.seed", "-1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a sweep or a frontier is made from: pinned and fingerprinted, so that it goes on over the same inputs alone."""
+"""The inputs of a sweep or a sensitivity analysis: pinned and fingerprinted, so that it is continued over the same."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def pin_base(config: RunConfig) -> RunConfig:
         choices = Choices(choices=tuple(pin(choice) for choice in searched.choices))
         parameters = config.search.parameters | {BASE: choices}
         sections["search"] = config.search.model_copy(update={"parameters": parameters})
-    if config.frontier.parameter == BASE:
-        values = tuple(pin(value) for value in config.frontier.values)
-        sections["frontier"] = config.frontier.model_copy(update={"values": values})
+    if config.sensitivity.parameter == BASE:
+        values = tuple(pin(value) for value in config.sensitivity.values)
+        sections["sensitivity"] = config.sensitivity.model_copy(update={"values": values})
     return config.model_copy(update=sections)
 
 

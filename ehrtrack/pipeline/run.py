@@ -40,7 +40,7 @@ MODEL_FOLDER = "model"
 RUNS = "runs"
 ADAPTER_FOLDER = "adapter"
 RUN_CONFIG = "run_config.json"
-CONTINUED_KINDS = ("sweep", "frontier", "study")
+CONTINUED_KINDS = ("sweep", "sensitivity", "study")
 """Kinds of runs that take what is finished from where it is when they are started again."""
 
 

@@ -14,8 +14,8 @@ from ehrtrack.plots.evaluation import (
     discrimination_plot,
 )
 from ehrtrack.plots.forest import ForestRow, comparison_plot, subgroup_forest
-from ehrtrack.plots.frontier import frontier_plot
 from ehrtrack.plots.landmarks import landmark_plot
+from ehrtrack.plots.sensitivity import sensitivity_plot
 from ehrtrack.plots.study import (
     calibration_panels,
     differences_plot,
@@ -42,7 +42,6 @@ __all__ = [
     "decision_curve_plot",
     "differences_plot",
     "discrimination_plot",
-    "frontier_plot",
     "group_labels",
     "kaplan_meier_by_risk",
     "kaplan_meier_panels",
@@ -54,5 +53,6 @@ __all__ = [
     "metric_curves",
     "pareto_front",
     "performance_plot",
+    "sensitivity_plot",
     "subgroup_forest",
 ]

@@ -120,8 +120,7 @@ def _without_unknown(config: RunConfig, settled: RunConfig) -> RunConfig:
 def _join(config: RunConfig, inputs: Mapping[str, str]) -> Worker:
     """Begin or join the study of these settings and inputs; where it runs, and for how many trials, does not matter."""
     storage = shared_storage(config.runtime.storage, config.runtime.cache)
-    elsewhere = {"runtime", "registry", "compare", "frontier", "canary"}
-    settings = {name: section for name, section in config.identity().items() if name not in elsewhere}
+    settings = config.identity(without=("runtime", "registry", "compare", "sensitivity", "negative_controls"))
     for name in ("n_trials", "heartbeat_seconds", "max_retries"):
         del settings["search"][name]
     del settings["init"]["run"]  # its meaning is among the inputs

@@ -30,7 +30,8 @@ from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import MissingArtifact, RunRecord, download, metric_history, search_runs
 
 TABLE_ONE = "cohort/table_one.csv"
-KINDS = ("pretrain", "finetune", "baseline", "canary")
+CONTROLS = "negative-controls"
+KINDS = ("pretrain", "finetune", "baseline", CONTROLS)
 DOWNLOADS_AT_ONCE = 8
 
 Fetch = Callable[[str, str, Path], Path]
@@ -65,7 +66,7 @@ def gather(
     found = findings.configurations
     wanted = {repeat.row.run_id for repeat in results.repeats} | {one.run_id for one in results.pretrainings}
     runs = search_runs(results.study, kinds=KINDS)
-    records = {record.run_id: record for record in runs if record.run_id in wanted or record.kind == "canary"}
+    records = {record.run_id: record for record in runs if record.run_id in wanted or record.kind == CONTROLS}
     medians = {one.label: median_run(one) for one in found}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
         read = partial(_tables, folder=Path(folder), fetch=fetch)
@@ -103,7 +104,7 @@ def gather(
         predictions={label: table for label, table in predictions.items() if table is not None},
         pages={run_id: _page(record) for run_id, record in records.items()},
         pretrainings=results.pretrainings,
-        canaries=tuple(record for record in records.values() if record.kind == "canary"),
+        controls=tuple(record for record in records.values() if record.kind == CONTROLS),
         missing=results.missing,
     )
 

@@ -28,6 +28,8 @@ CALIBRATION_METRICS = {
     "brier": ("Brier score", ".4f"),
     "ibs": ("IBS", ".4f"),
 }
+_CONTROL = re.compile("^(control|canary)_")
+"""Begins the checks of negative controls; the second of runs that were logged when these were called canaries."""
 _VERDICT = re.compile(r"^- (\w+): \*\*(ok|warn|fail)\*\* — (.*)$", re.MULTILINE)
 
 
@@ -254,12 +256,12 @@ def _gap_table(material: Material) -> Table | None:
 
 
 def sanity_section(material: Material) -> Section | None:
-    """What every run says of its own sanity, and the canaries: negative controls, and a planted leak."""
+    """What every run says of its own sanity, and its negative controls with the planted leak."""
     states = {
         one.label: _states([material.records.get(r.row.run_id) for r in one.repeats]) for one in material.configurations
     }
     checks = list(dict.fromkeys(check for of_one in states.values() for check in of_one))
-    if not checks and not material.canaries:
+    if not checks and not material.controls:
         return None
     parts: list[Part] = []
     if checks:
@@ -338,17 +340,17 @@ def _reasons(material: Material) -> list[Part]:
 
 
 def _controls(material: Material) -> list[Part]:
-    if not material.canaries:
+    if not material.controls:
         said = (
-            "No negative control was run in this study: `ehrtrack canary` trains twins with permuted labels, another "
-            "future and a planted leak."
+            "No negative control was run in this study: `ehrtrack negative-controls` trains twins with permuted "
+            "labels, another future and a planted leak."
         )
         return [Prose((said,))]
     rows = []
-    for record in material.canaries:
+    for record in material.controls:
         note = record.tags.get("mlflow.note.content", "")
         rows += [
-            {"run": record.run_id[:8], "control": check.removeprefix("canary_"), "state": state, "reason": reason}
+            {"run": record.run_id[:8], "control": _CONTROL.sub("", check), "state": state, "reason": reason}
             for check, state, reason in _VERDICT.findall(note)
         ]
     return [

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
+from ehrtrack import renamed
 from ehrtrack.errors import TrackingError
 from ehrtrack.runlog import KEPT
 
@@ -90,6 +91,21 @@ def present_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     return {present_name(name): value for name, value in before.items()} | {
         name: value for name, value in metrics.items() if name not in before
     }
+
+
+def present_kind(kind: str) -> str:
+    """The name that a kind of run has now."""
+    return renamed.COMMANDS.get(kind, kind)
+
+
+def kinds_as_logged(kinds: Sequence[str]) -> list[str]:
+    """Some kinds of runs, with the names by which they were logged before.
+
+    >>> kinds_as_logged(["finetune", "sensitivity"])
+    ['finetune', 'sensitivity', 'frontier']
+    """
+    former = [before for before, now in renamed.COMMANDS.items() if now in kinds]
+    return [*dict.fromkeys(kinds), *former]
 
 
 MAX_MODEL_NAME_CHARACTERS = 256

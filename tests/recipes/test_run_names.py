@@ -39,7 +39,7 @@ def test_a_transformer_and_a_baseline_stand_in_one_grouping(local_store: Path) -
     assert cox.tags["mlflow.runColor"] == "#222222"
 
 
-@pytest.mark.parametrize("kind", ["sweep", "frontier", "study", "demo", "compare"])
+@pytest.mark.parametrize("kind", ["sweep", "sensitivity", "study", "demo", "compare"])
 def test_a_run_of_several_models_is_in_no_group(kind: str, local_store: Path) -> None:
     run = opened(config(local_store), kind=kind, name=kind)
     assert "strategy.name" not in run.params

@@ -30,7 +30,7 @@ from ehrtrack.pipeline.prepare import (
 )
 from ehrtrack.pipeline.run import _privacy
 from ehrtrack.recipes.baseline import baseline
-from ehrtrack.recipes.canary import Twins, _inside
+from ehrtrack.recipes.negative_controls import Twins, _inside
 from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.tracking.client.queries import download
 from ehrtrack.training.ranks import join_ranks

@@ -103,7 +103,7 @@ def material(*, labels: Sequence[int] = LABELS, n_test: int = 500, models: Seque
             "packages": {"ehrtrack": "0.1.0", "torch": "2.13.0", "mlflow": "3.17.2", "numpy": "2.4.6"},
         },
         pretrainings=(replace(_run("e" * 32, "pretrain", {}), name="pretrain small"),),
-        canaries=(_canary(),),
+        controls=(_controls(),),
         missing={"full · 2,048 labels · seed 4": "out of memory twice"} if labels else {},
     )
 
@@ -265,13 +265,15 @@ def _record(repeat: Repeat, label: str) -> RunRecord:
     return _run(repeat.row.run_id, repeat.row.kind, sanity.to_tags(found) | note)
 
 
-def _canary() -> RunRecord:
+def _controls() -> RunRecord:
     found = [
-        Verdict("canary_permuted", "ok", "C-index 0.508 [0.451, 0.566] with permuted labels: one half is within it"),
-        Verdict("canary_future", "ok", "no risk moved with another future"),
-        Verdict("canary_planted", "ok", "C-index 0.984 with a planted leak"),
+        Verdict("control_permuted", "ok", "C-index 0.508 [0.451, 0.566] with permuted labels: one half is within it"),
+        Verdict("control_future", "ok", "no risk moved with another future"),
+        Verdict("control_planted", "ok", "C-index 0.984 with a planted leak"),
     ]
-    return _run("f" * 32, "canary", sanity.to_tags(found) | {"mlflow.note.content": sanity.to_markdown(found)})
+    return _run(
+        "f" * 32, "negative-controls", sanity.to_tags(found) | {"mlflow.note.content": sanity.to_markdown(found)}
+    )
 
 
 def _attrition() -> pl.DataFrame:

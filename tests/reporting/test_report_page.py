@@ -105,7 +105,7 @@ def test_study_without_numbers_of_labels_has_no_label_curve() -> None:
 
 def test_sections_of_what_is_not_there_are_left_out_and_the_author_is_told(study_material: Material) -> None:
     without = {"evaluations": {}, "cohort": {}, "predictions": {}, "records": {}, "table_one": None, "learning": None}
-    bare = replace(study_material, differences=(), canaries=(), **without)
+    bare = replace(study_material, differences=(), controls=(), **without)
     document = assemble(bare)
     keys = [section.key for section in document.sections]
     assert keys == ["answer", "results", "labels", "calibration", "cost", "tripod", "provenance"]

@@ -45,8 +45,8 @@ EVERY_KIND = (
     "trial",
     "baseline",
     "compare",
-    "frontier",
-    "canary",
+    "sensitivity",
+    "negative-controls",
     "demo",
     "landmarks",
 )

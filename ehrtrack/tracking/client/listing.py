@@ -54,7 +54,7 @@ class Wanted:
     Attributes
     ----------
     tags, params : values that they have, by their whole names
-    kinds : any of them; every kind if empty
+    kinds : any of them, by their present names; every kind if empty
     status : None for all
     """
 
@@ -68,7 +68,7 @@ class Wanted:
         clauses = [f"tags.`{key}` = {quoted(value)}" for key, value in self.tags.items()]
         clauses += [f"params.`{key}` = {quoted(value)}" for key, value in self.params.items()]
         clauses += [] if self.status is None else [f"attributes.status = {quoted(self.status)}"]
-        kinds = [[f"tags.`{names.KIND}` = {quoted(kind)}"] for kind in dict.fromkeys(self.kinds)]
+        kinds = [[f"tags.`{names.KIND}` = {quoted(kind)}"] for kind in names.kinds_as_logged(self.kinds)]
         return [" and ".join(clauses + of_kind) for of_kind in kinds or [[]]]
 
 
@@ -103,7 +103,7 @@ def from_database(client: MlflowClient, wanted: Wanted) -> list[Found]:
 
     is_wanted += [has(SqlTag, key, [value]) for key, value in wanted.tags.items()]
     is_wanted += [has(SqlParam, key, [value]) for key, value in wanted.params.items()]
-    is_wanted += [has(SqlTag, names.KIND, list(wanted.kinds))] if wanted.kinds else []
+    is_wanted += [has(SqlTag, names.KIND, names.kinds_as_logged(wanted.kinds))] if wanted.kinds else []
     ids = select(SqlRun.run_uuid).where(*is_wanted).scalar_subquery()
     of_run = (
         SqlRun.run_uuid, SqlRun.name, SqlRun.status, SqlRun.experiment_id, SqlRun.artifact_uri, SqlRun.start_time,

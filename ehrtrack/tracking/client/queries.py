@@ -351,7 +351,7 @@ def _record(run: Found) -> RunRecord:
         run_id=run.run_id,
         name=run.name,
         study=tags.get(names.STUDY, ""),
-        kind=tags.get(names.KIND, ""),
+        kind=names.present_kind(tags.get(names.KIND, "")),
         status=run.status,
         params={sys.intern(k.removeprefix(prefix)): v for k, v in run.params.items() if k.startswith(prefix)},
         metrics=names.present_metrics(run.metrics),

@@ -29,7 +29,7 @@ _LONGEST_LOOK_SECONDS = 1.0
 _TO_DO = {
     "sweep": "start the sweep again: it goes on with the trials that are done",
     "trial": "start its sweep again: it tries what this trial tried",
-    "frontier": "start the frontier again: it keeps the values that are done",
+    "sensitivity": "start the sensitivity analysis again: it keeps the values that are done",
     "study": "start the study again: it keeps the cells that are done",
     "": "mlflow run ended, or still builds an environment, before the run began: start it again",
 }
