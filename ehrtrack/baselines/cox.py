@@ -215,7 +215,3 @@ def _penalty_path(config: CoxConfig, z: Floats, train: Tabular) -> tuple[Floats,
                     f"the Cox model diverges at every penalty tried ({error}); raise baseline.penalties or "
                     "baseline.min_penalty_ratio"
                 ) from error
-
-
-from_json = CoxModel.from_json
-"""Reads what `CoxModel.to_json` wrote; every baseline module has it beside `Config` and `fit`."""

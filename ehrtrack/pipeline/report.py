@@ -17,6 +17,7 @@ from ehrtrack.evaluation.label_curve import N_EVENTS
 from ehrtrack.evaluation.metric_table import AUROC, C_INDEX, Metric, chosen_by, interval_text, with_bounds
 from ehrtrack.evaluation.oracle import read_true_risk
 from ehrtrack.evaluation.predictions import prediction_table
+from ehrtrack.evaluation.repeats import N_POOL
 from ehrtrack.evaluation.report import Report
 from ehrtrack.evaluation.split import Context, EvaluationConfig, Split
 from ehrtrack.models.behrt import EhrModel, encoder_weights
@@ -100,7 +101,7 @@ def log_cohort(logger: RunLogger, records: CohortRecords) -> None:
     attrition = hide_in_attrition(records.cohort.attrition)
     of_split = {name: records.cohort.subjects[rows] for name, rows in records.rows.items()}
     sizes = {f"cohort/n_{name}": float(n_people(of_it)) for name, of_it in of_split.items()}
-    pool = {} if records.cohort.n_pool is None else {"cohort/n_pool": float(records.cohort.n_pool)}
+    pool = {} if records.cohort.n_pool is None else {N_POOL: float(records.cohort.n_pool)}
     logger.log_metrics(sizes | pool, step=0)
     logger.log_table(attrition, "cohort/attrition.csv")
     logger.log_table(summary, "cohort/summary.csv")

@@ -21,7 +21,6 @@ from ehrtrack.recipes.report import log_report
 from ehrtrack.search import shared_storage, shown, storage_place
 from ehrtrack.signals import INTERRUPTIONS, received
 from ehrtrack.study.cells import Cell, Study, read_study
-from ehrtrack.study.findings import findings
 from ehrtrack.study.queue import Queue
 from ehrtrack.study.results import StudyResults, finished, finished_cells, study_results
 from ehrtrack.study.stored import CELLS, to_json
@@ -156,7 +155,7 @@ def _is_done(queue: Queue) -> bool:
 def _told(queue: Queue, run_id: str) -> StudyResults:
     print(f"this study is done: run {run_id}", flush=True)
     results = study_results(queue.study, queue.standing(), run_id=run_id)
-    print(f"\n{findings(results).markdown}\n", flush=True)
+    print(f"\n{results.findings().markdown}\n", flush=True)
     return results
 
 
@@ -286,7 +285,7 @@ def _conclude(queue: Queue, run: Recorder) -> StudyResults:
     """
     made = queue.study
     results = study_results(made, queue.standing(), run_id=run.logger.reference)
-    found = findings(results)
+    found = results.findings()
     text = found.markdown
     run.logger.log_table(found.table, "study/results.csv")
     run.logger.log_text(text, "study/results.md")

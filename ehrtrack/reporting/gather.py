@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from ehrtrack.evaluation.answer import Findings
 from ehrtrack.evaluation.repeats import Configuration
 from ehrtrack.reporting.material import (
     COHORT_TABLES,
@@ -24,7 +25,6 @@ from ehrtrack.reporting.material import (
     shown_repeat,
 )
 from ehrtrack.runlog import VALIDATION
-from ehrtrack.study.findings import Findings
 from ehrtrack.study.results import StudyResults
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import MissingArtifact, RunRecord, download, metric_history, search_runs

@@ -74,6 +74,12 @@ class Material:
         return compared_by(self.configurations)
 
     @property
+    def best(self) -> Configuration | None:
+        """The best by the mean of validation scores, never by test; None where no run has one."""
+        first = next(iter(self.configurations), None)
+        return first if first is not None and first.validation_score(self.metric) is not None else None
+
+    @property
     def has_classes(self) -> bool:
         """Whether the labels are classes, of no time."""
         return self.metric.key == "auroc"

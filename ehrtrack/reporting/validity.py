@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ehrtrack import plots
 from ehrtrack.privacy import count_text
 from ehrtrack.reporting import charts, static
-from ehrtrack.reporting.comparison import INTERVAL, best_configuration, mean_text
+from ehrtrack.reporting.comparison import INTERVAL, mean_text
 from ehrtrack.reporting.document import Chart, Column, Part, Prose, Row, Section, Table, Tone
 from ehrtrack.reporting.material import MEDIAN, Material, median_run
 from ehrtrack.runlog import TEST
@@ -173,7 +173,7 @@ def subgroups_section(material: Material) -> Section | None:
     if not having:
         return None
     gaps = _gap_table(material)
-    best = best_configuration(material)
+    best = material.best
     chosen = list(dict.fromkeys([*([best.label] if best else []), *material.references[:1]]))
     shown = [label for label in chosen if label in having] or list(having)[:1]
     parts: list[Part] = [_group_table({label: having[label]["subgroups"] for label in shown}, material)]

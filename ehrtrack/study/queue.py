@@ -126,10 +126,6 @@ class Queue:
             return cell
         return None
 
-    def note_run(self, cell: Cell, run_id: str) -> None:
-        """Say which run a cell that is held is, so that it can be looked at."""
-        self._note(self._last_trials()[cell.key], RUN, run_id)
-
     def finish(self, cell: Cell, finished: Finished) -> None:
         """A cell that is held is done.
 

@@ -43,28 +43,6 @@ class Snapshot:
     facts: dict[str, Any]
     folder: Path
 
-    def copy_into(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the saved values into `tensors`, which stay on their devices.
-
-        Raises
-        ------
-        CheckpointError
-            If names, shapes or types differ; no tensor has been changed then.
-        """
-        found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()}
-        needed = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-        differing = sorted(name for name in found | needed if found.get(name) != needed.get(name))
-        if differing:
-            first = differing[0]
-            raise CheckpointError(
-                f"the state of step {self.step} does not fit: {len(differing)} of {len(found | needed)} tensors differ "
-                f"(first: {first}, saved {found.get(first, 'nothing')}, needed {needed.get(first, 'nothing')}); "
-                "resume with the configuration the state was made with"
-            )
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(self.tensors[name])
-
 
 class CheckpointWriter:
     """Writes training states in the background of the training, and keeps the last `n_kept`. One writer to a folder.
