@@ -6,16 +6,15 @@ import zlib
 from collections.abc import Mapping
 
 from ehrtrack.config import RunConfig
+from ehrtrack.plots.style import BLUE, GREEN, INK, ORANGE, PINK, PURPLE, RED, SKY, YELLOW
 from ehrtrack.tracking import names
 
 MODEL_KINDS = ("pretrain", "finetune", "trial", "baseline")
 """Kinds of runs that are of one model; the others hold several, and stand in no group."""
 _STRATEGY = "strategy.name"
-_PALETTE = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442", "#009E73", "#D55E00", "#8B5FA8")
-"""Okabe and Ito's colours, which stay apart for colour-blind readers, and a purple."""
+_PALETTE = (BLUE, ORANGE, PINK, SKY, YELLOW, GREEN, RED, PURPLE)
 _KNOWN = ("frozen", "lora", "dora", "bitfit", "lp-ft", "full", "scratch")
 _REFERENCES = ("cox", "logistic")
-_BLACK = "#222222"
 
 
 def transformer_label(config: RunConfig) -> str:
@@ -68,7 +67,7 @@ def colour_tags(model: str) -> dict[str, str]:
     if not kind:
         return {}
     number = _KNOWN.index(kind) if kind in _KNOWN else zlib.crc32(kind.encode()) % len(_PALETTE)
-    return {names.COLOUR: _BLACK if kind in _REFERENCES else _PALETTE[number]}
+    return {names.COLOUR: INK if kind in _REFERENCES else _PALETTE[number]}
 
 
 def value_text(value: object) -> str:

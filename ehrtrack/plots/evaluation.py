@@ -9,7 +9,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ehrtrack.plots._style import BLUE, GREEN, GREY, ORANGE, PALE, dress, panels
+from ehrtrack.plots.style import BLUE, GREEN, GREY, ORANGE, PALE, dress, panels
 
 Tables = Mapping[str, pl.DataFrame]
 

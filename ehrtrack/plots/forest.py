@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.metric_table import C_INDEX, Metric
-from ehrtrack.plots._style import BLUE, DPI, GREY, INK, ORANGE, PALE, dress
+from ehrtrack.plots.style import BLUE, DPI, GREY, INK, ORANGE, PALE, dress
 from ehrtrack.privacy import count_text
 
 

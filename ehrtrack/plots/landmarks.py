@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 from matplotlib.figure import Figure
 
-from ehrtrack.plots._style import BLUE, GREY, ORANGE, PALE, dress, panels
+from ehrtrack.plots.style import BLUE, GREY, ORANGE, PALE, dress, panels
 from ehrtrack.survival.resampling import Interval
 
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ehrtrack.evaluation.metric_table import AUROC, BRIER, C_INDEX, IBS
-from ehrtrack.plots._style import BLUE, GREY, ORANGE, dress, panels
+from ehrtrack.plots.style import BLUE, GREY, ORANGE, dress, panels
 
 
 def sensitivity_plot(table: pl.DataFrame, *, parameter: str) -> Figure:

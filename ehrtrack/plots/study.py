@@ -16,12 +16,11 @@ from ehrtrack.data.labels import of_any_cause
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.metric_table import METRICS, Metric
 from ehrtrack.evaluation.repeats import Difference
-from ehrtrack.plots._style import BLUE, DPI, GREEN, GREY, INK, ORANGE, PALE, PURPLE, RED, dress, panels
+from ehrtrack.plots.style import BLUE, COLOURS, DPI, GREEN, GREY, INK, ORANGE, PALE, RED, dress, panels
 from ehrtrack.plots.survival import draw_kaplan_meier, group_labels
 from ehrtrack.survival.calibration import risk_groups
 from ehrtrack.survival.metrics import checked_predictions
 
-COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, "#56B4E9", "#B38600", GREY)
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 FINDINGS = {"better": GREEN, "worse": RED, "equivalent": BLUE, "no difference shown": GREY}
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.metric_table import AUROC, BRIER, C_INDEX, IBS
-from ehrtrack.plots._style import BLUE, GREEN, GREY, ORANGE, dress, panels
+from ehrtrack.plots.style import BLUE, GREEN, GREY, ORANGE, dress, panels
 from ehrtrack.runlog import TRAINING, VALIDATION, VALIDATION_LOSS
 
 History = Sequence[Mapping[str, float]]

@@ -7,9 +7,8 @@ from itertools import product
 
 from matplotlib.figure import Figure
 
-from ehrtrack.plots._style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, dress, panels
+from ehrtrack.plots.style import COLOURS, GREY, dress, panels
 
-COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, "#56B4E9", "#B38600", GREY)
 DASHES = ("-", "--", ":", "-.")
 Points = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Label -> x and y."""
