@@ -30,7 +30,7 @@ def is_there(run_id: str, what: str) -> bool:
     return False
 
 
-def taken_up(run_id: str, cache: Path) -> Resumption | None:
+def claim_record(run_id: str, cache: Path) -> Resumption | None:
     """A run that a worker before had begun, claimed so that nothing of it comes twice; None if it has ended well."""
     record = get_run(run_id)
     if record.status == "FINISHED":
@@ -39,5 +39,5 @@ def taken_up(run_id: str, cache: Path) -> Resumption | None:
     if get_run(run_id).status == "FINISHED":
         return None
     attempt = claim_run(record)
-    print(f"goes on with run {run_id}", flush=True)
+    print(f"continues run {run_id}", flush=True)
     return Resumption(run_id, attempt, {}, slot=0)

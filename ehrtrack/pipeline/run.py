@@ -113,7 +113,7 @@ class Resumption:
         ]
         if differing:
             raise DataError(
-                f"run {self.run_id} cannot go on with other data than it was begun with; there differ: "
+                f"run {self.run_id} cannot be continued with other data than it was begun with; there differ: "
                 f"{', '.join(differing)}. Give it the same data (--data.path), or start a new run"
             )
 
@@ -167,11 +167,13 @@ class Recorder:
     def how_to_resume(self) -> str:
         """What to do after the run was told to stop, for people."""
         if self.kind in RESUMABLE_KINDS and isinstance(self.logger, TrackedRun) and self.logger.server_run_id is None:
-            return f"go on: ehrtrack sync {self.config.runtime.cache}, then ehrtrack resume with the run's id there"
+            return (
+                f"to continue: ehrtrack sync {self.config.runtime.cache}, then ehrtrack resume with the run's id there"
+            )
         if self.kind in RESUMABLE_KINDS:
-            return f"go on: ehrtrack resume {self.logger.reference}"
+            return f"to continue: ehrtrack resume {self.logger.reference}"
         if self.kind in CONTINUED_KINDS:
-            return f"go on: start the same {self.kind} again; what is finished is not done anew"
+            return f"to continue: start the same {self.kind} again; what is finished is not done anew"
         return f"the {self.kind} keeps no snapshot: start it again"
 
     def log_fingerprints(self, fingerprints: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""One cell of a study: found finished, gone on with, or begun."""
+"""One cell of a study: found finished, resumed, or begun."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def _go_on(begun: list[RunRecord], cell: Cell, study: Study) -> RecipeResult | N
     for record in reversed(begun):
         if record.kind in RESUMABLE_KINDS and RUN_CONFIG in list_artifacts(record.run_id):
             here = [("runtime.cache", str(study.runtime.cache)), ("data.path", str(cell.config.data.path))]
-            print(f"{cell.label}: goes on with run {record.run_id}", flush=True)
+            print(f"{cell.label}: continues run {record.run_id}", flush=True)
             try:
                 return resume(record.run_id, here, is_forced=True, place=Place(is_quiet=True))
             except CheckpointError as error:
                 print(f"{cell.label}: {error}", flush=True)
         if record.status == "RUNNING":
-            close_run(record.run_id, "its worker is gone, and there is nothing to go on from: the cell is run anew")
+            close_run(record.run_id, "its worker is gone, and there is nothing to resume from: the cell is run anew")
     return None
 
 

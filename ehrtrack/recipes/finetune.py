@@ -63,7 +63,7 @@ def finetune(
     on_epoch : called after each epoch with its number and metrics; may raise `TrainingStopped`
     is_trial : a sweep's trial is scored on validation subjects alone, and keeps no model
     place : of the run among others
-    resume : the run to go on with, from its last snapshot
+    resume : the run to resume from its last snapshot
 
     Raises
     ------

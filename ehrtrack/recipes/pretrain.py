@@ -35,7 +35,7 @@ def pretrain(config: RunConfig, *, place: Place = ALONE, resume: Resumption | No
     Parameters
     ----------
     place : of the run among others
-    resume : the run to go on with, from its last snapshot
+    resume : the run to resume from its last snapshot
 
     Raises
     ------

@@ -111,7 +111,7 @@ def resume_orphans(overrides: Sequence[Override] = (), *, minutes: float) -> lis
         except RunClaimRefused as taken:
             print(taken, flush=True)
         except EhrtrackError as error:
-            print(f"run {orphan.record.run_id} cannot go on: {error}", flush=True)
+            print(f"run {orphan.record.run_id} cannot be resumed: {error}", flush=True)
     return done
 
 
@@ -128,7 +128,7 @@ def _check_overrides(run_id: str, overrides: Sequence[Override]) -> None:
         section, _, key = path.partition(".")
         changes.append(f"{path} (then {then.get(section, {}).get(key, 'not set')}, now {text})")
     raise ConfigError(
-        f"{', '.join(changes)} cannot change in a run that goes on: it would be another experiment; "
+        f"{', '.join(changes)} cannot change in a run that is resumed: it would be another experiment; "
         f"there may change: runtime.* but the seed, {', '.join(MAY_CHANGE)}"
     )
 
@@ -158,10 +158,10 @@ def _alone_on_this_machine(record: RunRecord, folder: Path) -> Iterator[Path]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if get_run(record.run_id).attempt != record.attempt:
-            raise RunClaimRefused(f"run {record.run_id} was taken up by another process just now")
+            raise RunClaimRefused(f"run {record.run_id} was claimed by another process just now")
         yield folder
     except BlockingIOError as busy:
-        raise RunClaimRefused(f"run {record.run_id} is being taken up by another process on this machine") from busy
+        raise RunClaimRefused(f"run {record.run_id} is being claimed by another process on this machine") from busy
     finally:
         os.close(descriptor)
 

@@ -14,7 +14,7 @@ from ehrtrack.config import Override
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError, EhrtrackError, TrackingError, TrainingError
 from ehrtrack.home import make_cache
-from ehrtrack.pipeline.record import is_there, taken_up
+from ehrtrack.pipeline.record import claim_record, is_there
 from ehrtrack.pipeline.run import Place, Recorder, describe, open_run
 from ehrtrack.recipes._cell import run_cell
 from ehrtrack.recipes.report import log_report
@@ -126,7 +126,7 @@ def _keep_record(queue: Queue, record: str, begun: str) -> StudyResults:
     made, claims = queue.study, queue.claims
     try:
         begun = begun if begun and is_there(begun, "study") else _own_run(made)
-        resumption = taken_up(begun, made.runtime.cache) if begun else None
+        resumption = claim_record(begun, made.runtime.cache) if begun else None
         if begun and resumption is None and _is_done(queue):
             return _told(queue, begun)
         place = Place(tags={STUDY_KEY: made.queue})

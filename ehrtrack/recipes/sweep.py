@@ -16,7 +16,7 @@ from ehrtrack.home import make_cache
 from ehrtrack.pipeline.inputs import differences, input_fingerprints, pin_base
 from ehrtrack.pipeline.labels import value_text
 from ehrtrack.pipeline.prepare import has_classes, settle
-from ehrtrack.pipeline.record import is_there, taken_up
+from ehrtrack.pipeline.record import claim_record, is_there
 from ehrtrack.pipeline.run import Place, RecipeResult, Recorder, describe, open_run
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.resume import resume
@@ -176,7 +176,7 @@ def _keep_record(sweep: Sweep, begun: str) -> RecipeResult:
     claims = sweep.worker.claims
     try:
         begun = begun if begun and is_there(begun, "sweep") else ""
-        resumption = taken_up(begun, sweep.settled.runtime.cache) if begun else None
+        resumption = claim_record(begun, sweep.settled.runtime.cache) if begun else None
         if begun and resumption is None:  # its worker died after its last record
             claims.finish(sweep.record)
             return _told(sweep, begun)
@@ -298,6 +298,7 @@ def _fit_best(sweep: Sweep, best: Best, parent_run_id: str) -> RecipeResult:
         if "run_config.json" in list_artifacts(record.run_id):
             return resume(record.run_id, is_forced=True)
         print(
-            f"run {record.run_id} was cut off before it could go on from anything; the best is fitted anew", flush=True
+            f"run {record.run_id} was cut off before there was anything to resume from; the best is fitted anew",
+            flush=True,
         )
     return finetune(config, place=Place(parent_run_id))

@@ -2,7 +2,7 @@
 
 Each cell is a trial of an Optuna study, so that `optuna-dashboard` shows how far the study is: its parameters are the
 settings, and its value is the metric of the test subjects. A worker holds the claim to a cell while it runs it; the
-claim of one that died lapses, and another goes on with the cell. The tracking server has the last word on what is
+claim of one that died lapses, and another resumes the cell. The tracking server has the last word on what is
 done: what the queue says counts for as long as nobody has lost the database, or the runs.
 """
 

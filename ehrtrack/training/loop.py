@@ -162,7 +162,7 @@ def _go_on_if_begun(run: Training, on_go_on: Callable[[list[dict[str, float]]], 
     on_go_on(run.progress.history)
     if run.ranks.is_main:
         progress = run.progress
-        print(f"goes on in epoch {progress.epoch}, after {progress.n_done} of its batches", flush=True)
+        print(f"continues in epoch {progress.epoch}, after {progress.n_done} of its batches", flush=True)
 
 
 def evaluate(

@@ -96,7 +96,7 @@ class Training:
         )
         self.writer = CheckpointWriter(folder / SNAPSHOTS, on_written=on_snapshot) if ranks.is_main else None
         self.stop = stop or StopRequest()
-        self.check_is_ours = check_is_ours  # raises once another process goes on with the run
+        self.check_is_ours = check_is_ours  # raises once another process has claimed the run
         self.on_steps = on_steps  # gets the number of batches since training began, and their loss since the last time
         self.batches_between = batches_between
         self.begin_epoch = begin_epoch

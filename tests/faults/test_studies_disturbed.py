@@ -100,5 +100,5 @@ def test_ctrl_c_leaves_the_cell_to_the_next_worker_which_goes_on_with_its_run(
     assert "Traceback" not in pods.log_of(folder)
     assert [run.status for run in search_runs("studied-ctrl-c", kinds=["study"], status=None)] == ["KILLED"]
     assert pods.run(*words, folder=folder, server=http_store) == 0, pods.log_of(folder)
-    assert "goes on with run" in pods.log_of(folder)
+    assert "continues run" in pods.log_of(folder)
     check_same(studied("studied-ctrl-c"), whole)

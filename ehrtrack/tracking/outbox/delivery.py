@@ -330,7 +330,7 @@ class Delivery:
         line = json.dumps({"record": record, "reason": without_secrets(reason)}, ensure_ascii=False)
         with (self.folder / REFUSED).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-        _log.warning("set aside in %s, the rest goes on: %s", self.folder / REFUSED, reason)
+        _log.warning("set aside in %s, the rest is sent: %s", self.folder / REFUSED, reason)
 
     def _discard(self, record: Record) -> None:
         if _is_kept_file(record["file"]):

@@ -330,5 +330,5 @@ def _says_not_found(error: TrackingError) -> bool:
 def _refusal(run_id: str, reason: str) -> JoinRefused:
     return JoinRefused(
         f"run {run_id} of {RUN_ID} (--run-id) cannot be joined: {reason}. A run is never written over: unset {RUN_ID}, "
-        f"or leave out --run-id, and a new run is made; `ehrtrack resume {run_id}` goes on with one that was cut off"
+        f"or leave out --run-id, and a new run is made; `ehrtrack resume {run_id}` continues one that was cut off"
     )

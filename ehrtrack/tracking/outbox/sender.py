@@ -160,7 +160,7 @@ class Sender:
 
     def _tell(self, trouble: TrackingError | None) -> None:
         if trouble is not None and str(trouble) != str(self.trouble):
-            _log.warning("%s; the run goes on, and keeps what it has to tell in %s", trouble, self._journal.folder)
+            _log.warning("%s; the run continues, and keeps what it could not send in %s", trouble, self._journal.folder)
         if trouble is None and self.trouble is not None:
             _log.warning("the tracking server takes the run's records again")
         self.trouble = trouble

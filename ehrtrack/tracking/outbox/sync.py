@@ -133,7 +133,7 @@ def send_left_behind(folder: Path, run_id: str, *, attempt: int) -> bool:
         synced = _sync_one(journal, lambda n_records: None)
         is_last_here |= is_of_last and synced.run_id == run_id  # not one that wanted to join it, and became another
         if synced.problem:
-            raise TrackingError(f"run {run_id} cannot go on before its journal is sent: {synced.problem}")
+            raise TrackingError(f"run {run_id} cannot be resumed before its journal is sent: {synced.problem}")
         remove_journal(journal)
     return is_last_here
 

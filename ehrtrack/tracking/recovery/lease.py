@@ -108,7 +108,7 @@ def check_claim(run_id: str, attempt: int) -> Any:
         run = client().get_run(run_id)
     if attempt_of(run.data.tags, run.data.params) > attempt:
         raise RunClaimLost(
-            f"run {run_id} was taken up by another process, which goes on with it from its last snapshot; what this "
+            f"run {run_id} was claimed by another process, which continues it from its last snapshot; what this "
             "one has not sent yet is made there anew, and is not sent"
         )
     return run
@@ -122,14 +122,14 @@ def claim_attempt(run_id: str, attempt: int) -> None:
     RunClaimRefused
         If another process has claimed it under this number.
     """
-    with tracking_errors(f"take up run {run_id}"):
+    with tracking_errors(f"claim run {run_id}"):
         try:
             # sent again after a lost answer, it is the same value, and no conflict
             client().log_param(run_id, f"{names.CLAIM_PARAM}{attempt}", uuid.uuid4().hex)
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
-            raise RunClaimRefused(f"run {run_id} was taken up by another process just now") from error
+            raise RunClaimRefused(f"run {run_id} was claimed by another process just now") from error
 
 
 @contextmanager

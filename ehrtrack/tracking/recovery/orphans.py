@@ -27,7 +27,7 @@ CERTAIN_SECONDS = 24 * 3600.0
 _LONGEST_LOOK_SECONDS = 1.0
 
 _TO_DO = {
-    "sweep": "start the sweep again: it goes on with the trials that are done",
+    "sweep": "start the sweep again: it keeps the trials that are done",
     "trial": "start its sweep again: it tries what this trial tried",
     "sensitivity": "start the sensitivity analysis again: it keeps the values that are done",
     "study": "start the study again: it keeps the cells that are done",
@@ -127,7 +127,7 @@ def claim_run(record: RunRecord) -> int:
     if get_run(run_id).status == "FINISHED":
         raise RunClaimRefused(f"run {run_id} has ended well just now; there is nothing left to do")
     note_tags(run_id, heartbeat_tags() | {names.ATTEMPT: str(attempt), names.RESUMABLE: "false"})
-    with tracking_errors(f"take up run {run_id}"):
+    with tracking_errors(f"claim run {run_id}"):
         client().update_run(run_id, status="RUNNING")
     return attempt
 
