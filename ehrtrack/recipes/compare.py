@@ -23,7 +23,7 @@ from ehrtrack.evaluation.benchmark import (
     to_markdown,
 )
 from ehrtrack.evaluation.brief import MOST_LINES, brief
-from ehrtrack.evaluation.cause_table import cause_table, causes_to_markdown
+from ehrtrack.evaluation.causes import cause_table, causes_to_markdown
 from ehrtrack.evaluation.metric_table import BOUNDS, LONG_NAMES, Entry, Metric, shown
 from ehrtrack.evaluation.paired import differences, reference_run, unpaired
 from ehrtrack.pipeline.champion import own_cohort, propose

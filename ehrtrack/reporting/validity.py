@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ehrtrack import plots
 from ehrtrack.privacy import count_text
-from ehrtrack.reporting import charts, static
+from ehrtrack.reporting import charts, figures
 from ehrtrack.reporting.comparison import INTERVAL, mean_text
 from ehrtrack.reporting.document import Chart, Column, Part, Prose, Row, Section, Table, Tone
 from ehrtrack.reporting.material import MEDIAN, Material, median_run
@@ -87,12 +87,12 @@ def _calibration_chart(curves: Mapping[str, pl.DataFrame], material: Material) -
     )
 
 
-def _calibration_figure(smooth: static.Points, material: Material) -> Figure:
+def _calibration_figure(smooth: figures.Points, material: Material) -> Figure:
     """Groups of risk with their intervals, a panel a configuration; the smooth curves where no run has groups."""
     groups = {label: tables["calibration"] for label, tables in _beside_best(material, "calibration").items()}
     if groups:
         return plots.calibration_panels(groups)
-    return static.overlaid(smooth, x="predicted risk", y="observed risk")
+    return figures.overlaid(smooth, x="predicted risk", y="observed risk")
 
 
 def _calibration_table(material: Material) -> Table:
@@ -155,7 +155,7 @@ def decision_section(material: Material) -> Section | None:
         "decision_curve",
         f"Net benefit of acting on subjects from a threshold of risk; 0 is to act on nobody."
         f"{material.at_labels} {MEDIAN}",
-        lambda: static.overlaid(
+        lambda: figures.overlaid(
             points | {"act on everybody": everybody},
             x="act from this risk",
             y="net benefit",
