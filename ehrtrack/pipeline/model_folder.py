@@ -1,4 +1,4 @@
-"""The folder that a model is kept in: weights as safetensors, everything else as JSON."""
+"""Write and read the folder of a model: weights as safetensors, everything else as JSON."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MAX_JSON_BYTES = 2 * 2**30
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model that was read back.
+    """A model that was read from its folder.
 
     Attributes
     ----------
@@ -69,15 +69,15 @@ class ModelFolder:
 
     @property
     def n_causes(self) -> int:
-        """Causes of which the model tells the incidence; 1 where it knows one outcome, or any of several."""
+        """Number of causes whose incidence the model predicts; 1 if it has one outcome, or any of several together."""
         return self.rebuilt().n_causes if self.weights and self.grid else 1
 
     def encoder_weights(self) -> dict[str, Tensor]:
-        """The encoder's tensors."""
+        """The tensors of the encoder."""
         return _below(self.weights, "encoder.")
 
     def onset_effects(self) -> CodeEffects | None:
-        """What single codes and values say of the onsets of codes, where pretraining fitted that.
+        """The effects of single codes and values on the onsets of codes, if pretraining fitted them.
 
         Raises
         ------
@@ -101,7 +101,7 @@ class ModelFolder:
         return effects
 
     def rebuilt(self) -> Rebuilt:
-        """The head, as its objective builds it anew, without its weights; and how the objective reads predictions.
+        """The head as its objective builds it, without weights, and how predictions are made from it.
 
         Raises
         ------
@@ -136,7 +136,7 @@ class ModelFolder:
 
 
 def _below(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose names begin with a prefix, by the rest of the name."""
+    """The tensors whose names begin with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
@@ -152,7 +152,7 @@ def write_model_folder(
     seen: Seen | None = None,
     has_classes: bool = False,
 ) -> None:
-    """Write a plain model (or a fitted baseline) with all that is needed to predict from events."""
+    """Write a plain model (or a fitted baseline) with everything that is needed to predict from events."""
     folder.mkdir(parents=True, exist_ok=True)
     if model is not None:
         save_tensors(folder / WEIGHTS, model.state_dict())
@@ -161,7 +161,7 @@ def write_model_folder(
         (folder / TIME_GRID).write_text(grid.to_json())
     if baseline is not None:
         (folder / BASELINE).write_text(baseline)
-    # how often a token occurs tells of the few subjects that have a rare one, and predicting does not need it
+    # counts of a rare token reveal the few subjects that have it, and predicting does not need them
     replace(vocabulary, counts=()).save(folder / VOCABULARY)
     (folder / CONFIG).write_text(without_secrets(json.dumps(config.to_json(), indent=2)))
     (folder / FINGERPRINTS).write_text(json.dumps(fingerprints, indent=2))
@@ -172,13 +172,13 @@ def write_model_folder(
 
 
 def write_checksums(folder: Path) -> None:
-    """Say of all files in a folder what they hold now."""
+    """Write the checksums of all files in a folder."""
     lines = [f"{sha256_of(file)}  {file.name}\n" for file in sorted(folder.iterdir()) if file.name != CHECKSUMS]
     (folder / CHECKSUMS).write_text("".join(lines))
 
 
 def read_model_folder(folder: Path) -> ModelFolder:
-    """Read a model folder back; nothing is unpickled.
+    """Read a model folder; nothing is unpickled.
 
     Raises
     ------
@@ -230,7 +230,7 @@ def _read_reading(folder: Path, config: RunConfig, *, is_baseline: bool) -> tupl
 
 
 def _check_files(folder: Path) -> None:
-    """Look at all files before one of them is read: a link may lead out of the folder, a pipe may never end."""
+    """Check all files before any is read: a link may lead out of the folder, and a pipe may never end."""
     for file in folder.iterdir() if folder.is_dir() else ():
         status = file.lstat()
         most = MAX_FILE_BYTES if file.name == WEIGHTS else MAX_JSON_BYTES
@@ -252,7 +252,7 @@ def _check_files(folder: Path) -> None:
 
 
 def _read_checksums(sums: Path) -> dict[str, str]:
-    """SHA-256 by name, of files in the folder alone."""
+    """SHA-256 of each file by name; only files in the folder itself count."""
     if not sums.is_file():
         raise CheckpointError(
             f"{sums} is missing, so that nobody knows whether the model is whole; fetch it again. If you trust the "

@@ -33,7 +33,7 @@ SEED, SPLIT_SEED = "runtime.seed", "data.split.seed"
 BASE = "init.run"
 _ELSEWHERE = ("study", "runtime.")
 _PLACES = ("data.path", "cohort.labels", "init.embeddings")
-"""Where files lie, which differs between machines; what is in them is told by fingerprints."""
+"""Paths of files, which differ between machines; fingerprints identify their contents."""
 _POPULATION = ("cohort.", "data.split.")
 MANY_RUNS = 500
 """Of more runs fewer resamples are scored: of 5,000 they would take minutes."""
@@ -41,11 +41,11 @@ MANY_RUNS = 500
 
 @dataclass(frozen=True)
 class Family:
-    """Runs on one dataset whose cohorts were told alike, but for the number of labels and the seed of the split.
+    """Runs on one dataset whose cohorts have equal settings, except for the number of labels and the seed of the split.
 
     Attributes
     ----------
-    name : that tells families apart
+    name : identifies the family
     found : its configurations, the best by mean validation score first
     replaced : of runs that were made again with the same seed on the same split, the earlier ones
     """
@@ -73,8 +73,8 @@ def families(
 ) -> list[Family]:
     """The runs of a study, as repeats of configurations.
 
-    Two runs are repeats of one configuration if their settings are equal but for ``runtime.seed`` and
-    ``data.split.seed``. Pretrained weights are told by the settings of their pretraining, but for the same two.
+    Two runs are repeats of one configuration if their settings are equal except for ``runtime.seed`` and
+    ``data.split.seed``. Pretrained weights are compared by the settings of their pretraining, except for the same two.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def _chosen(record: RunRecord, row: RunRow) -> dict[str, str]:
 
 
 def _settings(params: Mapping[str, str], bases: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """What makes a configuration: all that a run was told, but for seeds, places and the machine."""
+    """The settings that define a configuration: all of a run except seeds, paths and the machine."""
     told = {
         path: value
         for path, value in params.items()
@@ -141,7 +141,7 @@ def _settings(params: Mapping[str, str], bases: Mapping[str, Mapping[str, str]])
 
 
 def _repeat(record: RunRecord, row: RunRow, settings: Mapping[str, str], n_test: Mapping[str, int]) -> Repeat:
-    """Where a run logged no numbers of subjects, that of training subjects is by the shares of its split."""
+    """The run as a repeat. If it logged no number of training subjects, the shares of its split give one."""
     tested = record.metrics.get(N_TEST, n_test.get(row.run_id, 1))
     trained = record.metrics.get(N_TRAIN)
     if trained is None:
@@ -152,11 +152,11 @@ def _repeat(record: RunRecord, row: RunRow, settings: Mapping[str, str], n_test:
 
 
 def chooser(family: Family, cohort: str) -> Callable[[Sequence[RunRow]], RunRow]:
-    """What chooses the run of a cohort that is proposed as champion.
+    """A function that chooses the run of a cohort that is proposed as champion.
 
-    It is of the best configuration by the mean validation score over the splits that all configurations of the cohort
-    were run on; of its runs on the cohort's own split the median, of an even number the worse in the middle, so that no
-    lucky seed is chosen.
+    The run belongs to the configuration with the best mean validation score over the splits that all configurations of
+    the cohort were run on. Of its runs on the cohort's own split the median is chosen (the worse of two in the middle),
+    so that no lucky seed wins.
     """
     own = [of for of in family.found if cohort in {row.cohort_fingerprint for row in of.rows}]
     shared = set.intersection(*({row.cohort_fingerprint for row in of.rows} for of in own))

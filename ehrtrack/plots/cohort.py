@@ -1,4 +1,4 @@
-"""Who is in the study."""
+"""Figure of the flow of subjects into the study."""
 
 from __future__ import annotations
 

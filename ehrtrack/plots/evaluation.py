@@ -1,4 +1,4 @@
-"""Figures of the tables that `evaluation.measures` makes; a table that a run lacks is a panel that says so."""
+"""Figures of the tables of `evaluation.measures`; if a run lacks a table, its panel says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model at several landmarks: discrimination and accuracy as time goes on."""
+"""Figure of a model at several landmarks: discrimination and accuracy over time."""
 
 from __future__ import annotations
 

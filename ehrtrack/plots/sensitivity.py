@@ -1,4 +1,4 @@
-"""A sensitivity analysis: discrimination, accuracy and calibration at each value of a setting."""
+"""Figure of a sensitivity analysis: discrimination, accuracy and calibration at each value of a setting."""
 
 from __future__ import annotations
 

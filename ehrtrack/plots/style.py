@@ -1,4 +1,4 @@
-"""What all figures share: colours, size of a panel, axes without clutter."""
+"""The style that all figures share: colours, sizes of panels, plain axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predicted against observed: calibration, and survival by predicted risk."""
+"""Figures of observed against predicted risk: calibration, and survival by predicted risk."""
 
 from __future__ import annotations
 
