@@ -106,7 +106,7 @@ def _registered_best(
     """The best run that has a model, with its version; otherwise the reason why there is none."""
     left, without = list(rows), []
     if not left:
-        return "no run that can be compared is of the cohort that this configuration describes"
+        return "no run that can be compared has the cohort that this configuration describes"
     while left:
         try:
             best = choose(left)

@@ -96,7 +96,7 @@ class ModelFolder:
         if found != (len(self.vocabulary), len(self.config.model.readout_days)):
             raise CheckpointError(
                 f"the effects on onsets are of {found[0]} tokens and {found[1]} scales of times, and the model has "
-                f"{len(self.vocabulary)} and {len(self.config.model.readout_days)}; they are of two runs"
+                f"{len(self.vocabulary)} and {len(self.config.model.readout_days)}; they come from two runs"
             )
         return effects
 
@@ -194,7 +194,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
     n_codes = 0 if is_baseline else len(weights.get("encoder.embeddings.code.weight", ()))
     if not is_baseline and n_codes != len(vocabulary):
         raise CheckpointError(
-            f"{folder}: weights for {n_codes} tokens beside a vocabulary of {len(vocabulary)}; they are of two runs"
+            f"{folder}: weights for {n_codes} tokens beside a vocabulary of {len(vocabulary)}; they come from two runs"
         )
     max_tokens, seen, has_classes = _read_reading(folder, config, is_baseline=is_baseline)
     return ModelFolder(
@@ -255,7 +255,7 @@ def _read_checksums(sums: Path) -> dict[str, str]:
     """SHA-256 of each file by name; only files in the folder itself count."""
     if not sums.is_file():
         raise CheckpointError(
-            f"{sums} is missing, so that nobody knows whether the model is whole; fetch it again. If you trust the "
+            f"{sums} is missing, so it is not known whether the model is complete; fetch it again. If you trust the "
             f"folder as it is: cd {sums.parent} && sha256sum * > {CHECKSUMS}"
         )
     parts = [line.partition("  ") for line in sums.read_text(errors="replace").splitlines()]

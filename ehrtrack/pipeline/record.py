@@ -26,7 +26,7 @@ def is_there(run_id: str, what: str) -> bool:
             return True
     except TrackingError as error:
         print(error, flush=True)
-    print(f"run {run_id}, in which this {what} was begun, is not there: a new one keeps its record", flush=True)
+    print(f"run {run_id}, in which this {what} was begun, is not on the server: a new run takes its place", flush=True)
     return False
 
 

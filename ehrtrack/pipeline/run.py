@@ -173,7 +173,7 @@ class Recorder:
         if self.kind in RESUMABLE_KINDS:
             return f"to continue: ehrtrack resume {self.logger.reference}"
         if self.kind in CONTINUED_KINDS:
-            return f"to continue: start the same {self.kind} again; what is finished is not done anew"
+            return f"to continue: start the same {self.kind} again; what is finished is not repeated"
         return f"the {self.kind} keeps no snapshot: start it again"
 
     def log_fingerprints(self, fingerprints: Mapping[str, str]) -> None:

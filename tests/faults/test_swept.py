@@ -73,7 +73,7 @@ def test_a_sweep_ended_by_ctrl_c_queues_its_trial_again_and_ends_as_if_it_never_
     assert pods.run(*words, folder=folder, server=http_store, fault=fault) == 130
     log = pods.log_of(folder)
     assert "Traceback" not in log
-    assert "to continue: start the same sweep again; what is finished is not done anew" in log
+    assert "to continue: start the same sweep again; what is finished is not repeated" in log
     assert [run.status for run in search_runs(study, kinds=["sweep"], status=None)] == ["KILLED"]
     assert pods.run(*words, folder=folder, server=http_store) == 0, pods.log_of(folder)
     found = swept(study)

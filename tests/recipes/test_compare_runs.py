@@ -144,7 +144,7 @@ def test_a_configuration_of_no_runs_cohort_proposes_nobody(
     made(config(local_store, 180), 0.6)
     comparison, said = compared(config(local_store, 1095), capsys)
     assert (comparison.champion, comparison.proposed, champion_run()) == (None, None, None)
-    assert "no run that can be compared is of the cohort that this configuration describes" in said
+    assert "no run that can be compared has the cohort that this configuration describes" in said
     _, said = compared(config(local_store, cohort=None), capsys)  # without a cohort it is the last one's
     assert "champion is models:/simulated@champion, version 1" in said
 

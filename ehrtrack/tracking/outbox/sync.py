@@ -203,7 +203,7 @@ def _sync_held(folder: Path, on_confirmed: Callable[[int], object]) -> SyncOutco
     elif delivery.is_finished():
         remove_journal(folder)
     elif not problem:
-        remarks.append(f"its process ended without a last word, so the server shows it as RUNNING; kept in {folder}")
+        remarks.append(f"its process ended without reporting it, so the server shows it as RUNNING; kept in {folder}")
     remark = "\n  ".join(filter(None, remarks))
     return SyncOutcome(folder, name, delivery.progress.run_id, delivery.account, problem, remark, is_server_away)
 

@@ -109,7 +109,7 @@ def check_claim(run_id: str, attempt: int) -> Any:
     if attempt_of(run.data.tags, run.data.params) > attempt:
         raise RunClaimLost(
             f"run {run_id} was claimed by another process, which continues it from its last snapshot; what this "
-            "one has not sent yet is made there anew, and is not sent"
+            "one has not sent yet is repeated there, and is not sent"
         )
     return run
 
