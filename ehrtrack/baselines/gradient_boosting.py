@@ -41,7 +41,7 @@ from ehrtrack.baselines.base import (
 from ehrtrack.baselines.settings import GradientBoostingConfig
 from ehrtrack.errors import CheckpointError
 from ehrtrack.files import BROKEN, parse_json
-from ehrtrack.survival.curves import interpolate_survival
+from ehrtrack.survival.interpolation import interpolate_survival
 from ehrtrack.survival.time_grid import TimeGrid
 
 ROWS_AT_ONCE = 20_000
