@@ -9,6 +9,7 @@ import polars as pl
 from ehrtrack import plots
 from ehrtrack.evaluation.answer import answer
 from ehrtrack.evaluation.benchmark import reference_model
+from ehrtrack.evaluation.brief import MOST_LINES
 from ehrtrack.evaluation.differences import differences_over_repeats, differences_table
 from ehrtrack.evaluation.labels import CHOSEN, RANK
 from ehrtrack.evaluation.pairs import Questions
@@ -51,7 +52,7 @@ def log_repeats(
     if differences:
         logger.log_table(differences_table(differences), f"{name}_differences.csv")
         shown = [one for one in differences if one.metric == differences[0].metric]
-        logger.log_figure(plots.differences_plot(shown), f"{name}_differences.png")
+        logger.log_figure(plots.differences_plot(shown[:MOST_LINES]), f"{name}_differences.png")  # the best, as a table
     return text
 
 
