@@ -10,6 +10,8 @@ from whole_study import Study
 
 from ehrtrack.tracking.client.queries import RunRecord, download, list_artifacts, search_runs
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 VALUES = ("--config", "finetune.toml", "--train.epochs", "1", "--frontier.values")
 
 

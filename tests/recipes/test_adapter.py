@@ -22,6 +22,8 @@ from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.tracking.client.queries import download
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 
 @dataclass(frozen=True)
 class Adapted:
