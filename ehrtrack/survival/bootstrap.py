@@ -65,9 +65,8 @@ def c_index_interval(
     1.000 [1.000, 1.000]
     """
     scores, days, event = checked_predictions(risk, follow_up_days, is_event)
-    drawing = {"n_resamples": n_resamples, "seed": seed, "subject": subject}
-    estimate, resampled = c_indices_and_resamples([scores], days, event, **drawing)[0]
-    return percentile_interval(estimate, resampled, level)
+    scored = c_indices_and_resamples([scores], days, event, n_resamples=n_resamples, seed=seed, subject=subject)
+    return percentile_interval(*scored[0], level)
 
 
 def paired_difference(
@@ -107,8 +106,10 @@ def paired_difference(
     >>> print(c_index_interval(risk, days, [True] * 20, n_resamples=50))
     0.600 [0.369, 0.780]
     """
-    drawing = {"n_resamples": n_resamples, "level": level, "seed": seed, "subject": subject}
-    return paired_differences([risk_a], risk_b, follow_up_days, is_event, **drawing)[0]
+    found = paired_differences(
+        [risk_a], risk_b, follow_up_days, is_event, n_resamples=n_resamples, level=level, seed=seed, subject=subject
+    )
+    return found[0]
 
 
 def paired_differences(
@@ -145,8 +146,9 @@ def paired_differences(
     """
     _, days, event = checked_predictions(to, follow_up_days, is_event)
     scores = [checked_predictions(risk, days, event)[0] for risk in (to, *risks)]
-    drawing = {"n_resamples": n_resamples, "seed": seed, "subject": subject}
-    (estimate_to, resampled_to), *others = c_indices_and_resamples(scores, days, event, **drawing)
+    (estimate_to, resampled_to), *others = c_indices_and_resamples(
+        scores, days, event, n_resamples=n_resamples, seed=seed, subject=subject
+    )
     return [
         percentile_interval(estimate - estimate_to, resampled - resampled_to, level) for estimate, resampled in others
     ]

@@ -245,7 +245,8 @@ class ComparablePairs:
 
 def _share(n_comparable: Floats, n_concordant: Floats) -> Floats:
     shares = np.full(n_comparable.size, np.nan)
-    return np.divide(n_concordant, n_comparable, out=shares, where=n_comparable > 0)
+    np.divide(n_concordant, n_comparable, out=shares, where=n_comparable > 0)
+    return shares
 
 
 def _ends_of_runs(values: Ints) -> Ints:

@@ -99,8 +99,8 @@ def resampled_c_index(
     [1.0, nan, nan]
     """
     scores, days, event = checked_predictions(risk, follow_up_days, is_event)
-    drawing = {"n_resamples": n_resamples, "seed": seed, "subject": subject}
-    return c_indices_and_resamples([scores], days, event, **drawing)[0][1]
+    scored = c_indices_and_resamples([scores], days, event, n_resamples=n_resamples, seed=seed, subject=subject)
+    return scored[0][1]
 
 
 def resampled_auc(
