@@ -229,9 +229,11 @@ def _timed_differences(
         for start in range(0, len(alike), RUNS_AT_ONCE):
             some = alike[start : start + RUNS_AT_ONCE]
             risks = [runs[run_id][order] for run_id in some]
-            drawing = {"n_resamples": n_resamples, "seed": seed, "subject": subject}
             with suppress(NotMeasurable):
-                yield from zip(some, paired_differences(risks, base, days, event, **drawing), strict=True)
+                found = paired_differences(
+                    risks, base, days, event, n_resamples=n_resamples, seed=seed, subject=subject
+                )
+                yield from zip(some, found, strict=True)
 
 
 def _class_differences(
