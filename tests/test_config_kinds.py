@@ -10,7 +10,8 @@ import pytest
 
 from ehrtrack.config import check_objective, load_config, parse_config
 from ehrtrack.errors import ConfigError
-from ehrtrack.recipes import finetune, pretrain
+from ehrtrack.recipes.finetune import finetune
+from ehrtrack.recipes.pretrain import pretrain
 
 OUTCOMES = r"there are: classification, competing-risks, survival$"
 RECORDS = r"there are: contrastive, mixed, mlm, next-visit, time-to-event$"

@@ -20,7 +20,6 @@ from ehrtrack.recipes.sweep import sweep
 from ehrtrack.study.settings import StudySettings
 from ehrtrack.study_file import read_study_file
 from ehrtrack.tracking.client.queries import search_runs
-from ehrtrack.tracking.logger import TrackedRun
 from ehrtrack.validation import validate
 
 torch.set_num_threads(1)
@@ -98,9 +97,8 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_recipe_of_a_study_takes_a_step(
-    study: str, simulated: tuple[Path, Path], local_store: Path, monkeypatch: pytest.MonkeyPatch
+    study: str, simulated: tuple[Path, Path], local_store: Path, undrawn_figures: None
 ) -> None:
-    monkeypatch.setattr(TrackedRun, "log_figure", lambda *_: None)  # drawing would take half of the time
     data, labels = simulated
     small = [
         ("data.path", str(data)),

@@ -38,7 +38,7 @@ from ehrtrack.baselines.base import (
     with_ages_filled,
 )
 from ehrtrack.baselines.settings import GradientBoostingConfig
-from ehrtrack.survival.curves import interpolate_survival
+from ehrtrack.survival.interpolation import interpolate_survival
 from ehrtrack.survival.time_grid import TimeGrid
 
 PATIENCE_TREES = 15

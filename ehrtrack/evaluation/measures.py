@@ -29,7 +29,6 @@ from ehrtrack.survival.calibration_curve import (
 )
 from ehrtrack.survival.censoring import risk_without_interval
 from ehrtrack.survival.conformal import covered_share, fit_lower_bounds
-from ehrtrack.survival.curves import interpolate_survival
 from ehrtrack.survival.decision import decision_curve
 from ehrtrack.survival.discrimination import (
     antolini_c,
@@ -40,6 +39,7 @@ from ehrtrack.survival.discrimination import (
     thinned,
     times_with_events,
 )
+from ehrtrack.survival.interpolation import interpolate_survival
 from ehrtrack.survival.likelihood import likelihood_gain
 from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.recalibration import fit_recalibration

@@ -12,6 +12,7 @@ from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.answer import findings
 from ehrtrack.evaluation.benchmark import RunRow, metric_of_choice, reference_model
+from ehrtrack.evaluation.brief import MOST_LINES
 from ehrtrack.evaluation.differences import differences_table
 from ehrtrack.evaluation.labels import CHOSEN, N_LABELS, RANK
 from ehrtrack.evaluation.pairs import Questions
@@ -204,7 +205,7 @@ def log_repeats(
     if differences:
         logger.log_table(differences_table(differences), f"{name}_differences.csv")
         shown = [one for one in differences if one.metric == differences[0].metric]
-        logger.log_figure(plots.differences_plot(shown), f"{name}_differences.png")
+        logger.log_figure(plots.differences_plot(shown[:MOST_LINES]), f"{name}_differences.png")  # the best, as a table
     return text
 
 

@@ -1,4 +1,7 @@
-"""A run as recipes see it: opened with its configuration, and closed with its results."""
+"""A run as recipes see it: opened with its configuration, and closed with its results.
+
+This module does not import torch, which a comparison or a study's plan does without.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import polars as pl
-from torch import nn
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig
@@ -22,19 +24,19 @@ from ehrtrack.errors import DataError
 from ehrtrack.evaluation.metric_table import Metric, names_shown
 from ehrtrack.home import make_cache
 from ehrtrack.pipeline.labels import colour_tags, run_name, without_strategy
-from ehrtrack.pipeline.model_folder import WEIGHTS, write_model_folder
-from ehrtrack.pipeline.prepare import CohortRecords, Records
 from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.runlog import KEPT, TRAINING, MemoryRunLogger, Task, named
 from ehrtrack.signals import INTERRUPTIONS
-from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.logger import TrackedRun
 from ehrtrack.tracking.names import RESUMABLE_KINDS, TASK
 from ehrtrack.tracking.recovery.lease import RunClaimLost
 from ehrtrack.tracking.run import JOURNALS, tracked_run
-from ehrtrack.training.loop import SNAPSHOTS, FitResult, TrainingStopped
-from ehrtrack.training.ranks import Ranks
-from ehrtrack.training.snapshots import latest_folder
+from ehrtrack.training.state_folders import SNAPSHOTS, latest_folder
+from ehrtrack.training.stopping import TrainingStopped
+
+if TYPE_CHECKING:
+    from ehrtrack.training.loop import FitResult
+    from ehrtrack.training.ranks import Ranks
 
 MODEL_FOLDER = "model"
 RUNS = "runs"
@@ -240,39 +242,6 @@ class Recorder:
         kept = {metric.named(KEPT): value}
         self.logger.log_metrics(kept, step=0)
         return kept
-
-    def log_model(
-        self,
-        records: Records,
-        fingerprints: dict[str, str],
-        *,
-        model: nn.Module | None = None,
-        grid: TimeGrid | None = None,
-        baseline: str | None = None,
-    ) -> None:
-        """Log the full checkpoint, a plain model or a fitted baseline, with everything that is needed to predict.
-
-        Parameters
-        ----------
-        grid : of a model with an outcome, which keeps what it saw of codes and values too
-        """
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            write_model_folder(
-                folder,
-                config=self.config,
-                vocabulary=records.vocabulary,
-                fingerprints=fingerprints,
-                model=model,
-                grid=grid,
-                baseline=baseline,
-                seen=None if grid is None else records.seen,
-                has_classes=isinstance(records, CohortRecords) and records.cohort.has_classes,
-            )
-            weights = folder / WEIGHTS
-            if weights.is_file():
-                self.logger.log_metrics({"cost/checkpoint_mb": weights.stat().st_size / 1e6}, step=0)
-            self.logger.log_folder(folder, MODEL_FOLDER)
 
     def log_adapter(self, save: Callable[[Path], None]) -> None:
         """Log the adapter by itself, if the strategy has one."""

@@ -16,6 +16,7 @@ from ehrtrack.evaluation.report import Report
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.pipeline.embeddings import read_embeddings
 from ehrtrack.pipeline.labels import value_text
+from ehrtrack.pipeline.model_folder import log_model
 from ehrtrack.pipeline.prepare import CohortRecords, check_validation, prepare_cohort, settle
 from ehrtrack.pipeline.report import (
     attained,
@@ -95,7 +96,7 @@ def baseline(config: RunConfig, *, place: Place = ALONE) -> RecipeResult:
             rows = records.rows[split]
             return Predictions(rows, np.asarray(model.survival(features[rows], grid.edges_days)))
 
-        run.log_model(records, fingerprints, grid=grid, baseline=model.to_json())
+        log_model(run, records, fingerprints, grid=grid, baseline=model.to_json())
         validation, test = predictions("validation"), predictions("test")
         log_predictions(run.logger, records, validation=validation, test=test)
         with run.judging():

@@ -15,6 +15,7 @@ from ehrtrack.evaluation.report import Report
 from ehrtrack.pipeline.build import adapt, read_base
 from ehrtrack.pipeline.fit import feed, train, with_features
 from ehrtrack.pipeline.labels import transformer_label
+from ehrtrack.pipeline.model_folder import log_model
 from ehrtrack.pipeline.prepare import (
     CohortRecords,
     check_base_split,
@@ -111,7 +112,7 @@ def finetune(
             metric = chosen_by({objective.task})
             return run.finished(run.log_kept(metric, result.kept[metric.named(VALIDATION)]))
         merged = strategy.merge(model)
-        run.log_model(records, fingerprints, model=merged, grid=objective.grid)
+        log_model(run, records, fingerprints, model=merged, grid=objective.grid)
         run.log_adapter(partial(strategy.save_adapter, model, base=adapted.base))
         validation, test = (objective.predict(model, batches.split(s), ranks.device) for s in ("validation", "test"))
         log_predictions(run.logger, records, validation=validation, test=test)

@@ -26,8 +26,8 @@ from ehrtrack.tracking.outbox.sync import send_left_behind
 from ehrtrack.tracking.recovery.lease import Heartbeat, RunClaimRefused
 from ehrtrack.tracking.recovery.orphans import check_silent, claim_run, note_tags, orphaned_runs, release_run
 from ehrtrack.tracking.run import JOURNALS
-from ehrtrack.training.loop import SNAPSHOTS
 from ehrtrack.training.snapshots import adopt, newest_whole_step, snapshot_step
+from ehrtrack.training.state_folders import SNAPSHOTS
 
 MAY_CHANGE = ("data.path", "train.batch_tokens", "train.accumulate", "train.recompute")
 """What may be set anew beside ``runtime``: where the same data lie, and how a step is computed to fit in memory."""

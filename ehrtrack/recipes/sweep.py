@@ -29,8 +29,8 @@ from ehrtrack.tracking.names import STOPPED
 from ehrtrack.tracking.outbox.sender import is_offline
 from ehrtrack.tracking.outbox.sync import send_left_behind
 from ehrtrack.tracking.run import JOURNALS
-from ehrtrack.training.loop import TrainingStopped
 from ehrtrack.training.ranks import join_ranks
+from ehrtrack.training.stopping import TrainingStopped
 
 SECTIONS = ("study", "data", "cohort", "model", "objective", "strategy", "init", "train", "search", "runtime")
 INPUTS = "inputs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import os
 import platform
@@ -59,7 +60,9 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _packages() -> dict[str, str]:
+    """By name; read once in a process, as it takes a quarter of a second."""
     return {package.metadata["Name"]: package.version for package in metadata.distributions()}
 
 

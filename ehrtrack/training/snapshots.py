@@ -22,14 +22,13 @@ from ehrtrack.errors import CheckpointError
 from ehrtrack.training._state_files import (
     bytes_of,
     link_or_copy,
-    list_states,
     put_in_place,
     read_state,
     read_step,
     remove,
-    state_folder,
     write_state,
 )
+from ehrtrack.training.state_folders import list_states, state_folder
 
 _log = logging.getLogger(__name__)
 
@@ -233,11 +232,6 @@ def newest_whole_step(folder: Path) -> tuple[int, list[str]]:
         else:
             return step, problems
     return -1, problems
-
-
-def latest_folder(folder: Path) -> Path | None:
-    """Where the newest state is, whole or not."""
-    return next((path for _, path in list_states(folder)), None)
 
 
 def snapshot_step(folder: Path) -> int:

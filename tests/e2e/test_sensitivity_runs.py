@@ -13,6 +13,8 @@ from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import client
 from ehrtrack.tracking.client.queries import RunRecord, download, list_artifacts, search_runs
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 VALUES = ("--config", "finetune.toml", "--train.epochs", "1", "--sensitivity.values")
 
 

@@ -30,6 +30,8 @@ from ehrtrack.tracking.client.queries import get_run
 from ehrtrack.training import sanity
 from ehrtrack.training.ranks import join_ranks
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 
 def configuration(data: Path, cache: Path, **controls: int) -> RunConfig:
     train = {"batch_tokens": 256, "lr": 1e-2}

@@ -27,6 +27,8 @@ from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.predict import DRIFT_METADATA, load_predictor, predict, score_shards
 from ehrtrack.survival.time_grid import TimeGrid
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 GRID = TimeGrid((0.0, 10.0, 365.0))
 ASKED = datetime(2018, 1, 1)
 

@@ -35,6 +35,8 @@ from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.tracking.client.queries import download
 from ehrtrack.training.ranks import join_ranks
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 N_SUBJECTS = 240
 TIME = {"rule": "time", "train_before": "2016-07-01", "test_from": "2017-01-01", "validation": 0.3}
 
