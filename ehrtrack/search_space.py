@@ -15,8 +15,13 @@ Scalar = str | int | float | bool
 class Range(Section):
     """Numbers from `low` to `high`, both included.
 
-    The numbers are whole if both bounds are written as whole numbers (``1``), and real otherwise (``1.0``). With `log`
-    they are drawn uniformly on the logarithmic scale; with `step` they are low + k·step.
+    The numbers are whole if both bounds are written as whole numbers (``1``), and real otherwise (``1.0``).
+
+    Attributes
+    ----------
+    low, high : the bounds
+    log : whether they are drawn uniformly on the logarithmic scale
+    step : they are low + k·step
 
     Raises
     ------
@@ -56,6 +61,10 @@ class Range(Section):
 
 class Choices(Section):
     """One of a few values, in no order.
+
+    Attributes
+    ----------
+    choices : the values
 
     Examples
     --------

@@ -75,8 +75,8 @@ class SequenceSettings(TunedChoice):
     learning_rates, weight_decays : values of the optimiser to try
     dropouts : probabilities of dropout on embeddings and states to try
     widths : widths of embeddings and states to try
-    epochs : the most epochs. Training stops after `patience` epochs without progress, and an epoch is selected, by the
-        same rule as that of the transformer (`objective.select_by`)
+    epochs : the most epochs; one is selected by the same rule as that of the transformer (`objective.select_by`)
+    patience : training stops after so many epochs without progress
     batch_tokens : tokens in a batch; 0 is the number that suits the device
     lambda_rank, n_intervals : as in the survival objective (`objectives.settings.SurvivalConfig`)
 

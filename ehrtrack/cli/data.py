@@ -1,4 +1,4 @@
-"""Commands about data: import, describe, simulate."""
+"""Commands about data: import, describe, simulate; and about settings."""
 
 from __future__ import annotations
 
@@ -51,3 +51,12 @@ def simulate(subjects: int, seed: int, world: str, dial: tuple[str, ...], check:
     click.echo(f"{subjects:,} subjects of {world} -> {out}")
     if check:
         click.echo(check_truth(out).to_text())
+
+
+@cli.command()
+@click.argument("section", default="")
+def settings(section: str) -> None:
+    """Show the settings of a SECTION such as train, strategy.lora or data.split; without one, which there are."""
+    from ehrtrack.guide.reference import settings_text
+
+    click.echo(settings_text(section))

@@ -143,7 +143,11 @@ class VocabularyConfig(Section):
 
 
 class FirstCodeIndex(Section):
-    """The subject's first event with one of the codes: regular expressions matched at the code's start.
+    """The subject's first event with one of the codes.
+
+    Attributes
+    ----------
+    codes : regular expressions that are matched at the code's start
 
     Examples
     --------
@@ -162,6 +166,10 @@ class AgeIndex(Section):
 
     A birthday on 29 February falls on 28 February in common years.
 
+    Attributes
+    ----------
+    years : the age
+
     Examples
     --------
     ``[cohort.index] rule = "age"`` and ``years = 65``:
@@ -177,6 +185,10 @@ class AgeIndex(Section):
 class DateIndex(Section):
     """The start (00:00) of a calendar date, the same for all subjects.
 
+    Attributes
+    ----------
+    date : the date, such as ``2020-01-01``
+
     Examples
     --------
     >>> DateIndex(rule="date", date="2020-01-01").date.isoformat()
@@ -189,6 +201,11 @@ class DateIndex(Section):
 
 class VisitIndex(Section):
     """The end (last event) of the subject's `number`-th visit, counted from 1 by the visits' first events.
+
+    Attributes
+    ----------
+    number : which visit; 1 is the first
+    unit : what is one visit, as in ``data.visits.unit``
 
     Examples
     --------
@@ -207,7 +224,12 @@ Index = Annotated[FirstCodeIndex | AgeIndex | DateIndex | VisitIndex, Field(disc
 
 
 class OutcomeConfig(Section):
-    """Death, or the first event with one of the codes (regular expressions matched at the code's start).
+    """Death, or the first event with one of the codes.
+
+    Attributes
+    ----------
+    death : whether the outcome is death
+    codes : regular expressions that are matched at the code's start
 
     Examples
     --------
@@ -229,21 +251,32 @@ class CohortConfig(Section):
     """Either `labels`, a file or folder of subjects, times and outcomes, or `index` + `outcome` + `horizon_days`.
 
     Labels that tell whether the outcome comes and not when (`boolean_value`, in MEDS's schema) go with neither
-    `horizon_days` nor `landmark_days`.
+    `horizon_days` nor `landmark_days`. Ages are completed years at the index date. Who is eligible is judged at the
+    index date, not at the landmark.
 
-    Ages are completed years at the index date, both bounds included. Follow-up ends for everybody at the
-    start (00:00) of `end_of_study`. With labels, `horizon_days` defaults to the longest follow-up that
-    `min_followed_share` of the training subjects reach. A horizon that is given, and that fewer reach, is refused:
-    nothing would tell of risks up to it. 0 takes any.
-    `landmark_days` moves everybody's index date that far on, to a landmark (van Houwelingen 2007, "Dynamic Prediction
-    by Landmarking in Event History Analysis", Scand J Stat 34): what came by then is known, and those whose follow-up
-    has ended by then are left out. Who is eligible is judged at the index date, not at the landmark.
-    `gap_days` moves the start of follow-up alone: what is known still ends at the index date (or the landmark), and
-    the horizon counts from the end of the gap. Those who have the outcome, or whose follow-up ends, within the gap (its
-    last moment included) are left out and counted.
-    `n_labels` draws that many of the training rows, by a hash of `labels_seed` and the row, with as many events among
-    them as among all training rows; those of 64 are among those of 128. Validation rows are drawn alike, as many as
-    keep their ratio to the training rows, and the test rows stay as they are. Horizon and splits are decided before.
+    Attributes
+    ----------
+    labels : a parquet or CSV file, or a folder of them, with a row for each subject and prediction time
+    index : how the index date of a subject is found; a table with a ``rule``
+    outcome : what the outcome is
+    horizon_days : the end of the follow-up that risks are stated for. With labels it defaults to the longest follow-up
+        that `min_followed_share` of the training subjects reach
+    min_history_days : who has been observed for fewer days before the index date is left out
+    min_age_years, max_age_years : ages at the index date, the bound included; others are left out
+    end_of_study : the follow-up of everybody ends at the start (00:00) of this date
+    min_followed_share : a horizon to which a smaller share of the training subjects is followed is refused, as nothing
+        would tell of risks up to it; 0 takes any
+    landmark_days : moves everybody's index date that far on, to a landmark (van Houwelingen 2007, "Dynamic Prediction
+        by Landmarking in Event History Analysis", Scand J Stat 34): what came by then is known, and those whose
+        follow-up has ended by then are left out
+    gap_days : moves the start of follow-up alone: what is known still ends at the index date (or the landmark), and the
+        horizon counts from the end of the gap. Those who have the outcome, or whose follow-up ends, within the gap (its
+        last moment included) are left out and counted
+    n_labels : number of training rows that are drawn, by a hash of `labels_seed` and the row, with as many events among
+        them as among all training rows; those of 64 are among those of 128. Validation rows are drawn alike, as many as
+        keep their ratio to the training rows, and the test rows stay as they are. Horizon and splits are decided before
+    labels_seed : another seed draws other rows
+    exclude_prior_outcome : whether who has the outcome already at the index date is left out
 
     Examples
     --------

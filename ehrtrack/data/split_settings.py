@@ -48,11 +48,17 @@ class TimeSplit(Section):
     """Out of time: who is asked about before `train_before` trains or validates, who is from `test_from` on tests.
 
     The dates are compared, as 00:00 UTC, with the index date or prediction time, with `cohort.landmark_days` with the
-    index date before the landmark. A `validation` share of the subjects before `train_before`, by a hash of the
-    subject, validates. Between the two dates, and in another period than that of a subject's first time, rows are left
-    out and counted. The follow-up of training and validation subjects ends at `test_from`: what came later was not
-    known when the first test subject was asked about. Pretraining reads records up to their last event before
-    `train_before`, of all subjects.
+    index date before the landmark. Between the two dates, and in another period than that of a subject's first time,
+    rows are left out and counted. The follow-up of training and validation subjects ends at `test_from`: what came
+    later was not known when the first test subject was asked about. Pretraining reads records up to their last event
+    before `train_before`, of all subjects.
+
+    Attributes
+    ----------
+    train_before : who is asked about before this date trains or validates
+    test_from : who is asked about from this date on tests
+    seed : another seed gives other validation subjects
+    validation : the share of the subjects before `train_before` that validates, by a hash of the subject
 
     Examples
     --------
@@ -82,10 +88,16 @@ class TimeSplit(Section):
 class ColumnSplit(Section):
     """Whole groups of subjects, such as hospitals, or the stays of one patient, go to one split.
 
-    A subject's group is in `column` of a table with a `subject_id` (parquet or CSV; `path`, or the dataset's
-    ``metadata/subjects.parquet``), or it is what follows `code_prefix` in the code of a static fact, as ``3`` in
-    ``HOSPITAL//3``. `test` and `validation` are names of groups, or a share of the groups that are not named, drawn by
-    a hash of the group. All other groups train. Subjects without a group are left out and counted.
+    A subject's group is in `column` of a table, or it is what follows `code_prefix` in the code of a static fact.
+    Groups that neither validate nor test train. Subjects without a group are left out and counted.
+
+    Attributes
+    ----------
+    column : the column of the table that has the groups
+    path : the table, parquet or CSV, with a `subject_id`; by default the dataset's ``metadata/subjects.parquet``
+    code_prefix : what comes before the group in a code, as ``HOSPITAL//`` in ``HOSPITAL//3``; in the place of `column`
+    seed : another seed draws other groups
+    validation, test : names of groups, or a share of the groups that are not named, drawn by a hash of the group
 
     Examples
     --------

@@ -236,6 +236,13 @@ class Codes(Section):
 class Static(Section):
     """Static facts, such as the sex: events without a time, whose code is the prefix and the value of a column.
 
+    Attributes
+    ----------
+    columns : the columns whose cells are facts
+    prefix : what the codes begin with
+    values : spelling of cells: a cell that is a key is read as its value
+    where : only rows with these cells have the facts
+
     Examples
     --------
     ``values`` spells the cells: a row with ``F`` has the code ``GENDER//female``.
@@ -279,6 +286,20 @@ class Join(Section):
 class Table(Section):
     """A kind of table: its files, and the events, facts, birth and death of a row.
 
+    Attributes
+    ----------
+    files : pattern of the files' names
+    name : what the report calls the table; the pattern of its files by default
+    join : other tables whose columns are joined to this one
+    subject, visit : columns of the subject's and of the visit's identifier
+    time : column of the time of a row's events, or an offset
+    time_format : strptime format of the table's stamps, in the place of that of the source
+    date : the date of all events, where there is no column of times
+    codes : the events of a row
+    static : the static facts of a row
+    birth, death : columns of the time of birth and of death, or offsets
+    roster : whether the table lists the subjects; rows of other subjects are then dropped everywhere
+
     Examples
     --------
     A table of diagnoses, a row for each:
@@ -314,6 +335,10 @@ class Table(Section):
 
 class EventsCsvConfig(Reading, Choice):
     """Settings of tables of events in CSV files: those of every source, and the kinds of tables.
+
+    Attributes
+    ----------
+    table : the kinds of tables
 
     Examples
     --------
