@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -27,6 +28,7 @@ BASES = (
     *("ehrtrack.strategies.base.Strategy", "ehrtrack.baselines.base.Baseline", "ehrtrack.data.sources.base.Source"),
 )
 """Classes that additions derive from."""
+ENTRY = re.compile(r"^(\w+(?:, \w+)*) : (.+)$", re.MULTILINE)
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s:]+?)(?P<anchor>#[^)\s]*)?\)")
 
 
@@ -85,12 +87,24 @@ def python_page() -> str:
         "# Python",
         "Every command is a function, for notebooks and scripts: `ehrtrack.NAME` below. What is imported waits until it is used.",
         "## Functions",
-        *(f"### ehrtrack.{name}\n\n::: {module}.{function}" for name, (module, function) in sorted(ehrtrack._PLACES.items())),
+        *(_documented(f"{module}.{at}", f"ehrtrack.{name}") for name, (module, at) in sorted(ehrtrack._PLACES.items())),
         "## Classes to derive from",
         "An addition is one class in one file, here or in a package of your own: [add an objective](../extending/objective.md).",
-        *(f"### {name.rpartition('.')[2]}\n\n::: {name}" for name in BASES),
+        *(_documented(name, name) for name in BASES),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _documented(path: str, heading: str) -> str:
+    return f"::: {path}\n    options:\n      heading: {heading}\n      toc_label: {heading.rpartition('.')[2]}"
+
+
+class Described(griffe.Extension):
+    """Reads ``name : what it is`` of a docstring as a description, where numpydoc would have a type there."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: object) -> None:
+        if obj.docstring:
+            obj.docstring.value = ENTRY.sub(r"\1\n    \2", obj.docstring.value)
 
 
 def _commands(group: click.Group, above: click.Context) -> Iterator[tuple[str, click.Command, click.Context]]:
