@@ -26,6 +26,7 @@ _RECIPES = (
 _PLACES = {
     **{name: ("ehrtrack.recipes." + name, name) for name in _RECIPES},
     "adapter_base": ("ehrtrack.pipeline.adapter", "adapter_base"),
+    "init_study": ("ehrtrack.guide.init", "init_study"),
     "plan_study": ("ehrtrack.recipes.plan", "plan"),
     "report_study": ("ehrtrack.recipes.report", "report"),
     "run_study": ("ehrtrack.recipes.study", "study"),  # ehrtrack.study is a package

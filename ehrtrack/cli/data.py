@@ -1,4 +1,4 @@
-"""Commands about data: import, describe, simulate; and about settings."""
+"""Commands about data: import, describe, simulate; and what helps to write a configuration: init, settings."""
 
 from __future__ import annotations
 
@@ -51,6 +51,20 @@ def simulate(subjects: int, seed: int, world: str, dial: tuple[str, ...], check:
     click.echo(f"{subjects:,} subjects of {world} -> {out}")
     if check:
         click.echo(check_truth(out).to_text())
+
+
+@cli.command()
+@click.argument("study")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="folder of a MEDS dataset")
+@click.option("--labels", type=click.Path(path_type=Path), help="file or folder of labels, if there are any")
+@click.option("--folder", default="projects", show_default=True, type=click.Path(path_type=Path), help="of all studies")
+def init(study: str, data: Path, labels: Path | None, folder: Path) -> None:
+    """Write the commented configuration files of a new STUDY, from what its dataset holds."""
+    from ehrtrack.guide.init import init_study
+
+    out = init_study(study, data, labels=labels, folder=folder)
+    click.echo(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    click.echo(f"next: look at {out / 'finetune.toml'}, then ehrtrack study plan {out / 'study.toml'}")
 
 
 @cli.command()
