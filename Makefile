@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo test faults check clean
+.PHONY: help install demo test docs faults check clean
 
 help:
 	@echo "make demo    install, then the main job on embedded data (a few minutes)"
 	@echo "make test    install, then all tests"
+	@echo "make docs    the documentation as a site: build/docs/index.html"
 	@echo "make faults  kill runs at 60 random points (SEED=1), take their server away; docs/reliability.md"
 	@echo "make check   format, lint, types, import order"
 	@echo "make clean   remove what the demo made: data/gi_bleed, mlflow.db, mlruns, .ehrtrack"
@@ -29,6 +30,10 @@ demo: install
 
 test: install
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --no-loadscope-reorder
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
 
 SEED ?= 1
 faults: install

@@ -24,5 +24,9 @@ ARTIFACTS=/artifacts
 #AWS_ACCESS_KEY_ID=
 #AWS_SECRET_ACCESS_KEY=
 #MLFLOW_S3_ENDPOINT_URL=
+# Images of others by their digests: sh docker/pin-images.sh fills these in.
+#PYTHON_IMAGE=
+#POSTGRES_IMAGE=
+#CADDY_IMAGE=
 END
 echo "wrote $file"

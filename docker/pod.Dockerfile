@@ -1,7 +1,9 @@
 # A machine that trains: EHRTrack with CUDA torch (torch's wheel for Linux brings its CUDA libraries along).
 #   docker build -f docker/pod.Dockerfile --build-arg GIT_COMMIT=$(git rev-parse HEAD) -t ehrtrack .
 #   docker run --gpus all --env-file pod.env -v "$PWD/data:/app/data" ehrtrack finetune --config projects/…/finetune.toml
-FROM python:3.11-slim
+# docker/pin-images.sh pins it by its digest
+ARG PYTHON_IMAGE=python:3.11-slim
+FROM ${PYTHON_IMAGE}
 
 # Without git the run's code version comes from the build; runs carry it as the tag ehrtrack.git_commit.
 ARG GIT_COMMIT=unknown

@@ -1,5 +1,7 @@
 # The tracking server: the same mlflow as the clients', its login, a PostgreSQL driver, and S3.
-FROM python:3.11-slim
+# docker/pin-images.sh pins it by its digest
+ARG PYTHON_IMAGE=python:3.11-slim
+FROM ${PYTHON_IMAGE}
 
 RUN pip install --no-cache-dir "mlflow[auth]==3.17.2" "psycopg2-binary>=2.9,<3" "boto3>=1.34,<2" \
     && useradd --create-home mlflow \

@@ -162,8 +162,8 @@ size = "{size}"                          # tiny, small, medium or large; the dat
 # [objective]                          # masked tokens (mlm) unless another is named here: ehrtrack settings objective
 
 [train]
-epochs = 10
-lr = 1e-3
+epochs = 20
+lr = 2e-3
 patience = 3
 """
 BIRTHS = """\
@@ -197,7 +197,7 @@ rank = 8
 
 [train]
 epochs = 20
-lr = 1e-3
+lr = 2e-3
 patience = 5
 """
 COHORT_OF_LABELS = """\

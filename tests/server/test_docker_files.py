@@ -146,7 +146,8 @@ def test_dockerfiles_have_known_instructions_and_copy_what_is_there(file: Path) 
     text = re.sub(r"\\\n", " ", file.read_text())
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     assert [line for line in lines if line.split()[0] not in INSTRUCTIONS] == []
-    assert lines[0].startswith("FROM ")
+    assert re.fullmatch(r"ARG PYTHON_IMAGE=[a-z]+:[0-9.a-z-]+", lines[0])
+    assert lines[1] == "FROM ${PYTHON_IMAGE}"
     for line in lines:
         if line.startswith("COPY "):
             assert [name for name in line.split()[1:-1] if not (DOCKER.parent / name).exists()] == []
@@ -202,8 +203,48 @@ def test_commands_of_dockerfiles_are_in_exec_form_and_run_lines_are_shell(file: 
             assert all(isinstance(word, str) for word in words)
         if instruction == "RUN":
             assert subprocess.run(["sh", "-n", "-c", rest], check=False).returncode == 0
-    from_line = next(line for line in text.splitlines() if line.startswith("FROM"))
-    assert re.fullmatch(r"FROM [a-z]+:[0-9.a-z-]+", from_line)
+
+
+ENGINE = """#!/bin/sh
+case "$1 $2" in
+    "pull --quiet") echo "$3" >> {pulled} ;;
+    "image inspect") echo "${{5%:*}}{digest}" ;;
+esac
+"""
+IMAGES = {"PYTHON_IMAGE": "python:3.11-slim", "POSTGRES_IMAGE": "postgres:17", "CADDY_IMAGE": "caddy:2"}
+
+
+def test_images_are_pinned_by_their_digests_in_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, env = tmp_path / "engine", tmp_path / "a.env"
+    monkeypatch.setenv("ENGINE", str(engine))
+    assert shell("make-env.sh", "runs.example.org", env).returncode == 0
+    before = settings_of(env)
+
+    for digest in ("@sha256:0123", "@sha256:4567"):
+        engine.write_text(ENGINE.format(pulled=tmp_path / "pulled", digest=digest))
+        engine.chmod(0o755)
+        done = shell("pin-images.sh", env)
+        assert done.returncode == 0, done.stderr
+        pinned = {name: image.split(":")[0] + digest for name, image in IMAGES.items()}
+        assert settings_of(env) == before | pinned
+    assert stat.S_IMODE(env.stat().st_mode) == 0o600
+    assert set((tmp_path / "pulled").read_text().split()) == set(IMAGES.values())
+    compose_file = (DOCKER / "compose.yaml").read_text()
+    assert all(f"${{{name}:-{image}}}" in compose_file for name, image in IMAGES.items())
+
+
+def test_an_image_without_a_digest_pins_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, env = tmp_path / "engine", tmp_path / "a.env"
+    monkeypatch.setenv("ENGINE", str(engine))
+    env.write_text("DOMAIN=runs.example.org\n")
+    engine.write_text(ENGINE.format(pulled=tmp_path / "pulled", digest=""))
+    engine.chmod(0o755)
+
+    done = shell("pin-images.sh", env)
+
+    assert done.returncode == 1
+    assert "knows no digest of python:3.11-slim" in done.stderr
+    assert env.read_text() == "DOMAIN=runs.example.org\n"
 
 
 def test_the_images_have_the_mlflow_of_the_clients() -> None:
