@@ -85,11 +85,11 @@ def python_page() -> str:
 
     parts = [
         "# Python",
-        "Every command is a function, for notebooks and scripts: `ehrtrack.NAME` below. What is imported waits until it is used.",
+        "Every command is a function, for notebooks and scripts. What is imported waits until it is used.",
         "## Functions",
         *(_documented(f"{module}.{at}", f"ehrtrack.{name}") for name, (module, at) in sorted(ehrtrack._PLACES.items())),
         "## Classes to derive from",
-        "An addition is one class in one file, here or in a package of your own: [add an objective](../extending/objective.md).",
+        "An addition is one class in one file: [add an objective](../extending/objective.md).",
         *(_documented(name, name) for name in BASES),
     ]
     return "\n\n".join(parts) + "\n"
