@@ -32,7 +32,7 @@ test: install
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --no-loadscope-reorder
 
 docs: install
-	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict
 	@echo "build/docs/index.html"
 
 SEED ?= 1
