@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ehrtrack.locks import lock
 
 BROKEN = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
 """What is raised by reading fields from a text that is not what its reader wants."""
@@ -161,7 +162,7 @@ def _lock(path: Path, opened: contextlib.ExitStack) -> bool:
         return False
     opened.callback(os.close, descriptor)
     with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor, waits=True)
     return path.exists()
 
 
@@ -177,7 +178,7 @@ def _remove_leftover(path: Path) -> None:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             opened.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor, waits=False)
         except (BlockingIOError, FileNotFoundError):
             return  # it is being written, or its writer has just ended
         except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from ehrtrack.config import Override, RunConfig, parse_run_config
 from ehrtrack.dotted import parse_value
 from ehrtrack.errors import CheckpointError, ConfigError, EhrtrackError
 from ehrtrack.home import known_caches, usual_cache
+from ehrtrack.locks import lock
 from ehrtrack.pipeline.run import ALONE, RUNS, Place, RecipeResult, Resumption, run_folder
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
@@ -156,7 +156,7 @@ def _alone_on_this_machine(record: RunRecord, folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor, waits=False)
         if get_run(record.run_id).attempt != record.attempt:
             raise RunClaimRefused(f"run {record.run_id} was claimed by another process just now")
         yield folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
 import os
 import re
@@ -21,6 +20,7 @@ from types import FrameType
 from urllib.parse import urlsplit
 
 from ehrtrack.errors import ConfigError, TrackingError
+from ehrtrack.locks import lock
 from ehrtrack.server import logins, postgres
 from ehrtrack.server.processes import MLFLOW_SERVER, end, end_orphans, is_free, start, tail, wait_until
 
@@ -132,9 +132,9 @@ def _check_port(settings: ServerSettings) -> None:
 
 @contextlib.contextmanager
 def _only_server_of(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("w") as lock:
+    with (folder / "lock").open("w") as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(held.fileno(), waits=False)
         except BlockingIOError:
             raise TrackingError(
                 f"another server uses {folder}; end it, or choose another folder with --folder"

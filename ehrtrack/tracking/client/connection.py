@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from ehrtrack.errors import TrackingError
+from ehrtrack.locks import lock
 from ehrtrack.tracking.names import VIEW
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor, waits=True)
         yield
     finally:
         os.close(descriptor)

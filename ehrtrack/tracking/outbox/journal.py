@@ -14,7 +14,6 @@ was cut off or changed is passed over and named, and the others are read as ever
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from typing import Any
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.files import flush, sha256_of
+from ehrtrack.locks import lock
 from ehrtrack.tracking.outbox.masking import masked
 
 LOG = "journal.log"
@@ -303,7 +303,7 @@ def hold(folder: Path) -> int:
     except OSError as error:
         raise TrackingError(f"the journal {folder} cannot be locked: {error}; make it writable") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor, waits=False)
     except BlockingIOError:
         os.close(descriptor)
         raise JournalBusy(f"{folder} is being written or sent by another process, which sends it itself") from None
