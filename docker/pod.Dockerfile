@@ -13,7 +13,7 @@ ENV EHRTRACK_GIT_COMMIT=$GIT_COMMIT \
 WORKDIR /app
 COPY requirements.lock ./
 RUN pip install --no-cache-dir -r requirements.lock
-COPY pyproject.toml README.md MLproject ./
+COPY pyproject.toml setup.py LICENSE README.md MLproject ./
 COPY ehrtrack ehrtrack
 COPY projects projects
 RUN pip install --no-cache-dir --no-deps . \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ehrtrack.config import load_config
 from ehrtrack.data.importing import import_dataset
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.evaluation.answer import Findings
+from ehrtrack.files import folder_aside
 from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.report import report_page
 from ehrtrack.recipes.study import study
@@ -17,6 +19,8 @@ from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import get_run
 
 PROJECT = Path("projects/gi_bleed")
+SHIPPED = Path(__file__).parents[1]
+"""Where a package that was installed from a wheel has `PROJECT`; a checkout has it in the working folder."""
 
 
 def demo() -> Findings:
@@ -25,10 +29,9 @@ def demo() -> Findings:
     Raises
     ------
     ConfigError
-        If it is not started in the project's folder.
+        If the files of its study are neither in the working folder nor in the package.
     """
-    if not PROJECT.is_dir():
-        raise ConfigError(f"the demo needs {PROJECT} below the working folder; start it where MLproject lies")
+    _bring_project()
     started = time.monotonic()
     config = load_config(PROJECT / "compare.toml")
     _import(config.data.path)
@@ -47,6 +50,17 @@ def demo() -> Findings:
     print(f"look      {ui_command(get_run(results.run_id).experiment_id)}")
     print(f"took      {time.monotonic() - started:.0f} s", flush=True)
     return found
+
+
+def _bring_project() -> None:
+    """Have the files of the study in the working folder, to be looked at and changed."""
+    if PROJECT.is_dir():
+        return
+    if not (SHIPPED / PROJECT).is_dir():
+        raise ConfigError(f"the demo needs {PROJECT} below the working folder; start it where MLproject lies")
+    with folder_aside(PROJECT) as aside:
+        shutil.copytree(SHIPPED / PROJECT, aside, dirs_exist_ok=True)
+    print(f"{PROJECT} is a copy of the package's", flush=True)
 
 
 def _import(path: Path) -> None:
