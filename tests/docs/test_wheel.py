@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ehrtrack.errors import ConfigError
-from ehrtrack.recipes import demo
 
 ROOT = Path(__file__).parents[2]
+demo = importlib.import_module("ehrtrack.recipes.demo")  # its package has a function of this name
 
 
 @pytest.fixture(scope="module")
