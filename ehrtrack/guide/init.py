@@ -100,8 +100,8 @@ def _pretrain(study: str, found: Description) -> str:
 
 
 def _share_under_a_month(found: Description) -> float:
-    lengths = dict(found.lengths.select("label", "n_subjects").iter_rows())
-    return sum(lengths.get(label, 0) for label in ("under a day", "under a month")) / max(1, found.n_subjects)
+    is_short = pl.col("label").is_in(["under a day", "under a month"])
+    return int(found.lengths.filter(is_short)["n_subjects"].sum()) / max(1, found.n_subjects)
 
 
 def _cohort_of_labels(labels: Path) -> str:
