@@ -18,10 +18,9 @@ torch.set_num_threads(1)
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^```(sh|python|toml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHORTER = {
-    "--subjects 2000": "--subjects 250",
+    "--subjects 2000": "--subjects 300",
     "pretrain.toml": "pretrain.toml --train.epochs 1",
     "finetune.toml": "finetune.toml --train.epochs 1",
-    "baseline.toml": "baseline.toml --baseline.n_candidates 2",
     "study.toml": "study.toml --no-measure",
 }
 """What the test runs instead; each is in the page, or the page has changed."""
