@@ -11,6 +11,8 @@ import torch
 
 torch.set_num_threads(1)
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 

@@ -15,6 +15,8 @@ from ehrtrack.cli import main
 
 torch.set_num_threads(1)
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^```(sh|python|toml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHORTER = {
