@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ ROUNDED_BITS = 13
 """Bits of a 32-bit float that rounding drops: 10 of the mantissa stay, so values move down by 1 part in 1,024."""
 
 Edges = dict[str, tuple[float, ...]]
+NO_GROUPS: Mapping[str, str] = {}
 
 
 def fit_vocabulary(
@@ -63,7 +65,7 @@ def fit_vocabulary(
         key = fingerprint_of("values", training, exclude, *_told(delay_hours))
         shared = work.share(training, key)
         function = partial(_count_values, cutoffs=shared, exclude=exclude, delay_hours=delay_hours)
-        edges = value_edges(map(read_kept, work.tables(dataset, function, "values", key)), config)
+        edges = value_edges(map(read_kept, work.tables(dataset, function, "values", key)), config, groups)
     counts = _name_counts(dataset, cutoffs, edges, exclude, groups, work, delay_hours=delay_hours)
     return choose_tokens(counts, edges, groups, config)
 
@@ -195,8 +197,14 @@ def _same_name(occurring: Ints, names: Sequence[str], n_cells: int) -> Ints:
     return same
 
 
-def value_edges(counts: Iterable[pl.DataFrame], config: VocabularyConfig) -> Edges:
+def value_edges(
+    counts: Iterable[pl.DataFrame], config: VocabularyConfig, groups: Mapping[str, str] = NO_GROUPS
+) -> Edges:
     """The inner edges of each code's value bins: quantiles (linear between neighbours) of its training values.
+
+    The codes of a group are cut at the quantiles of all their values together, so that a bin means the same whichever
+    code was recorded. Those of them that occur in no training record have these edges too: another dataset may use
+    them.
 
     They are exact for a code with at most `MOST_DISTINCT_VALUES` distinct values. One with more has all its
     values rounded down to 10 bits of mantissa first, so that memory grows with the codes and not with the events.
@@ -205,13 +213,45 @@ def value_edges(counts: Iterable[pl.DataFrame], config: VocabularyConfig) -> Edg
     total = _ValueCounts()
     for table in counts:
         total.add(table)
-    edges = {}
+    of_group: dict[str, dict[str, tuple[Floats, Ints]]] = {}
     for code, values, n_values in total.by_code():
+        of_group.setdefault(groups.get(code, code), {})[code] = (values, n_values)
+    edges = {}
+    for group, members in of_group.items():
+        _tell_of_units(group, members, config.min_values)
+        values, n_values = _together(list(members.values()))
         if n_values.sum() >= config.min_values:
             found = {_quantile(values, n_values, share) for share in shares}
             # An edge at the lowest value would leave an empty bin below it; equal edges would leave one between them.
-            edges[code] = tuple(sorted(edge for edge in found if edge > values[0]))
-    return {code: inner for code, inner in sorted(edges.items()) if inner}
+            edges[group] = tuple(sorted(edge for edge in found if edge > values[0]))
+    edges = {group: inner for group, inner in edges.items() if inner}
+    bins = {f"{code}//Q{k}" for code, inner in edges.items() for k in range(1, len(inner) + 2)}
+    edges |= {code: edges[group] for code, group in groups.items() if group in edges and code not in bins}
+    return dict(sorted(edges.items()))
+
+
+def _together(members: Sequence[tuple[Floats, Ints]]) -> tuple[Floats, Ints]:
+    """The values of several codes, rising, and their counts."""
+    if len(members) == 1:
+        return members[0]
+    values, place = np.unique(np.concatenate([values for values, _ in members]), return_inverse=True)
+    n_values = np.bincount(place, np.concatenate([counts for _, counts in members])).astype(np.int64)
+    return values, n_values
+
+
+def _tell_of_units(group: str, members: Mapping[str, tuple[Floats, Ints]], min_values: int) -> None:
+    """Say aloud where the values of two codes of a group hardly meet: their units may differ."""
+    enough = {code: of_code for code, of_code in members.items() if of_code[1].sum() >= min_values}
+    ranges = {code: [_quantile(*of_code, share) for share in (0.1, 0.9)] for code, of_code in enough.items()}
+    ordered = sorted(ranges, key=lambda code: ranges[code][0])
+    for low, high in pairwise(ordered):
+        if ranges[low][1] < ranges[high][0]:
+            print(
+                f"group {group}: four fifths of the values of {low} are from {ranges[low][0]:g} to {ranges[low][1]:g}, "
+                f"and of {high} from {ranges[high][0]:g} to {ranges[high][1]:g}; their bins are cut together. If they "
+                "are in different units, bring the values to one, or take one of the codes out of the group",
+                flush=True,
+            )
 
 
 def choose_tokens(counts: pl.DataFrame, edges: Edges, groups: dict[str, str], config: VocabularyConfig) -> Vocabulary:

@@ -120,11 +120,12 @@ class VocabularyConfig(Section):
     ----------
     min_subjects : a token that fewer training subjects have is [UNK]
     n_value_bins : the most bins into which the numeric values of a code are cut, at their training quantiles
-    min_values : a code with fewer numeric values has no bins
+    min_values : a code, or a group, with fewer numeric values has no bins
     exclude : patterns of codes that are left out, matched at the code's start
     groups : a table (parquet or CSV) with the columns `code` and `group`. The codes of a group, such as those that
-        different hospitals have for the same thing, become one token. `ehrtrack embed --groups` finds some; phecodes,
-        CCS and ATC classes are others
+        different hospitals have for the same thing, become one token, and their values are cut at the quantiles of all
+        of them together: they have to be in one unit. `ehrtrack embed --groups` finds some; phecodes, CCS and ATC
+        classes are others
 
     Examples
     --------
