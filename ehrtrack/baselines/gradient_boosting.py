@@ -22,6 +22,7 @@ from scipy.special import expit
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from ehrtrack.arrays import Bools, Floats
+from ehrtrack.baselines._ages import with_ages
 from ehrtrack.baselines._trees import ROWS_AT_ONCE, TreeModel, Trees, columns_and_grid, join
 from ehrtrack.baselines.base import (
     Baseline,
@@ -34,7 +35,6 @@ from ehrtrack.baselines.base import (
     read_timing,
     seen_within,
     tune,
-    with_ages,
     with_ages_filled,
 )
 from ehrtrack.baselines.settings import GradientBoostingConfig

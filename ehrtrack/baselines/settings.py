@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from ehrtrack.data.settings import Patterns
 from ehrtrack.models.settings import READOUT_DAYS, ScalesDays
 from ehrtrack.section import Choice
 from ehrtrack.training.settings import SkipGramConfig
@@ -130,6 +131,39 @@ class CoxConfig(TunedChoice):
     def is_random(self) -> bool:
         """It is not: nothing is drawn, and the logistic regression of classes has one optimum, in whatever order."""
         return False
+
+
+class RidgeConfig(TunedChoice):
+    """Settings of the ridge regression: Cox, or logistic where labels are classes, with an L2 penalty.
+
+    It is chosen by cross-validation over training and validation subjects and fitted to all of them, so that few labels
+    are not divided further.
+
+    Attributes
+    ----------
+    features : ``values`` for age, static facts, counts of codes without values, and the last, mean, lowest and highest
+        value of each code and how many there are; ``age-sex`` for age and sex alone, below which no model should be
+    sex : patterns of the codes that tell the sex, matched at the code's start, for ``age-sex``
+    penalties : penalty strengths to try. If empty, `n_candidates` falling strengths are tried, spread over a factor of
+        1,000 around the largest slope of the likelihood at coefficients of 0
+    n_folds : folds of the cross-validation
+    min_subjects, min_share : a column that is not there in fewer subjects, or in a smaller share of them, is left out
+
+    Examples
+    --------
+    ``[baseline] name = "ridge"``, and the floor of every comparison:
+
+    >>> RidgeConfig().n_folds, RidgeConfig(features="age-sex").features
+    (5, 'age-sex')
+    """
+
+    name: Literal["ridge"] = "ridge"
+    features: Literal["values", "age-sex"] = "values"
+    sex: Annotated[Patterns, Field(min_length=1)] = ("GENDER//", "SEX//", "FEMALE$", "MALE$")
+    penalties: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    n_folds: int = Field(5, ge=2, le=100)
+    min_subjects: int = Field(5, ge=1)
+    min_share: float = Field(0.01, ge=0, lt=1)
 
 
 class LassoConfig(TunedChoice):
