@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,8 @@ from ehrtrack.errors import DataError
 from ehrtrack.survival.metrics import c_index
 
 AGE_SEX = "age-sex"
+SHARE_OF_AGE_AND_SEX = 0.1
+"""Of the penalty, what age and sex have to bear: much of the risk in most cohorts is theirs, and few labels show it."""
 STRONGEST, WEAKEST = 30.0, 0.03
 """Of the penalties tried, in units of the largest slope of the mean log likelihood where all coefficients are 0."""
 
@@ -87,14 +89,7 @@ class _Part(NamedTuple):
     path: Path
 
 
-class Tables(Protocol):
-    """A fitted model that reads tables."""
-
-    def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> Floats:
-        """(B, M)"""
-
-
-Model = TypeVar("Model", bound=Tables)
+Model = TypeVar("Model", bound=FittedBaseline[pl.DataFrame])
 
 
 class RidgeBase(Baseline[pl.DataFrame], Generic[Model]):
@@ -146,7 +141,7 @@ class RidgeBase(Baseline[pl.DataFrame], Generic[Model]):
         everyone = together(train, validation)
         terms = self._terms(everyone)
         z = z_of(terms, everyone.features)
-        penalties = sorted(self.config.penalties or self._penalties(z, everyone), reverse=True)
+        penalties = sorted(self.config.penalties or self._penalties(everyone), reverse=True)
         parts, log_ratio, gain = self._cross_validated(everyone, penalties)
         best = int(np.argmax(gain))  # the first of equals: the strongest penalty
         score = c_index(log_ratio[:, best], everyone.follow_up_days, everyone.is_event)
@@ -185,13 +180,24 @@ class RidgeBase(Baseline[pl.DataFrame], Generic[Model]):
         return survival
 
     def _terms(self, subjects: Tabular) -> list[Term]:
+        """The terms, with age and sex on a scale on which they bear a share of the penalty."""
+        terms = self._plain_terms(subjects)
+        names = pl.DataFrame({"code": [term.name for term in terms]})
+        is_light = names.select(pl.col("code").is_in([AGE, IS_AGE_UNKNOWN]) | starts_with_any(self.config.sex))
+        return [
+            replace(term, scale=term.scale * SHARE_OF_AGE_AND_SEX**0.5) if light else term
+            for term, light in zip(terms, is_light.to_series(), strict=True)
+        ]
+
+    def _plain_terms(self, subjects: Tabular) -> list[Term]:
         n_needed = max(self.config.min_subjects, int(np.ceil(self.config.min_share * len(subjects.is_event))))
         return design(subjects, min_subjects=n_needed)
 
-    def _penalties(self, z: Floats, subjects: Tabular) -> tuple[float, ...]:
+    def _penalties(self, subjects: Tabular) -> list[float]:
+        z = z_of(self._plain_terms(subjects), subjects.features)
         steepest = float(np.abs(z.T @ self._slope(subjects)).max()) / len(z)
         found = np.geomspace(STRONGEST * steepest, WEAKEST * steepest, self.config.n_candidates)
-        return tuple(found.tolist())
+        return [float(penalty) for penalty in found]
 
     @abstractmethod
     def _slope(self, subjects: Tabular) -> Floats:

@@ -4,8 +4,8 @@
 
 The penalty is chosen by K-fold cross-validation over training and validation subjects together, by the cross-validated
 partial likelihood, sum over folds of l(beta without the fold; all) - l(beta without the fold; all but the fold)
-(Verweij & van Houwelingen 1993, Stat Med 12:2305-2314), and the model fitted to all of them. With
-``features = "age-sex"`` it is the floor of a comparison: Cox on age and sex.
+(Verweij & van Houwelingen 1993, Stat Med 12:2305-2314), and the model fitted to all of them. Age and sex bear a tenth
+of the penalty. With ``features = "age-sex"`` it is the floor of a comparison: Cox on age and sex.
 """
 
 from __future__ import annotations

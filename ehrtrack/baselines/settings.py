@@ -143,7 +143,7 @@ class RidgeConfig(TunedChoice):
     ----------
     features : ``values`` for age, static facts, counts of codes without values, and the last, mean, lowest and highest
         value of each code and how many there are; ``age-sex`` for age and sex alone, below which no model should be
-    sex : patterns of the codes that tell the sex, matched at the code's start, for ``age-sex``
+    sex : patterns of the codes that tell the sex, matched at the code's start. Age and sex bear a tenth of the penalty
     penalties : penalty strengths to try. If empty, `n_candidates` falling strengths are tried, spread over a factor of
         1,000 around the largest slope of the likelihood at coefficients of 0
     n_folds : folds of the cross-validation

@@ -27,7 +27,7 @@ from ehrtrack.errors import DataError
 SUMMARIES = ("last_value", "mean_value", "lowest_value", "highest_value", "n_values")
 """What is told of a code's values. A column of `value_features` is called by one of these and the code."""
 
-SCHEMA = {"row": pl.Int64(), "code": pl.String()} | dict.fromkeys(SUMMARIES, pl.Float32())
+SCHEMA = pl.Schema({"row": pl.Int64(), "code": pl.String()} | dict.fromkeys(SUMMARIES, pl.Float32()))
 
 
 def value_summaries(
