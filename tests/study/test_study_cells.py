@@ -200,7 +200,7 @@ def test_keys_stay_as_they_are() -> None:
     [
         ("train.lr", 1e-2, {"pretrain", "frozen", "lora r4", "scratch"}),
         ("data.max_tokens", 32, {"cox", "pretrain", "frozen", "lora r4", "scratch"}),
-        ("cohort.horizon_days", 300.0, {"cox", "frozen", "lora r4", "scratch"}),
+        ("cohort.horizon_days", 300.0, {"pretrain", "cox", "frozen", "lora r4", "scratch"}),
         ("strategy.alpha", 8, {"lora r4"}),
         ("baseline.n_candidates", 4, {"cox"}),
         ("objective.n_intervals", 7, {"frozen", "lora r4", "scratch"}),
