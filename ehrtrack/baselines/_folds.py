@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import cast
+from typing import Generic, cast
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from ehrtrack.arrays import Ints
-from ehrtrack.baselines.base import AnyFeatures, Features, Labelled, TokenHistories, check_events
+from ehrtrack.arrays import Floats, Ints
+from ehrtrack.baselines.base import AnyFeatures, Features, FittedBaseline, Labelled, TokenHistories, check_events
 from ehrtrack.errors import DataError
 
 
@@ -86,3 +87,34 @@ def chosen(subjects: Labelled[Features], rows: Ints) -> Labelled[Features]:
         None if subjects.subject is None else subjects.subject[rows],
         has_classes=subjects.has_classes,
     )
+
+
+def chosen_in_folds(n_folds: int) -> str:
+    """How a model was chosen, in words."""
+    return f"likelihood in {n_folds}-fold cross-validation over training and validation subjects"
+
+
+class HeldOut(Generic[Features]):
+    """The models of a cross-validation, each for the subjects that it did not learn from.
+
+    Parameters
+    ----------
+    n_train : of the subjects that were put `together`, how many were training subjects
+    """
+
+    def __init__(self, n_train: int) -> None:
+        self._n_train = n_train
+        self._parts: list[tuple[Ints, FittedBaseline[Features]]] = []
+
+    def add(self, rows: Ints, model: FittedBaseline[Features]) -> None:
+        """Note the model that these rows were held out of."""
+        self._parts.append((rows, model))
+
+    def survival(self, validation: Labelled[Features], times: npt.ArrayLike) -> Floats:
+        """(B, M) of each validation subject by the model without its fold."""
+        at = np.atleast_1d(np.asarray(times, dtype=np.float64))
+        survival = np.empty((len(validation.features), len(at)))
+        for rows, model in self._parts:
+            of_validation = rows[rows >= self._n_train] - self._n_train
+            survival[of_validation] = model.survival(cast(Features, validation.features[of_validation]), at)
+        return survival

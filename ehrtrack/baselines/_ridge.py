@@ -1,4 +1,4 @@
-"""What ridge regressions of survival and of classes share: features, folds, and the choice of the penalty."""
+"""What ridge and lasso regressions of survival and of classes share: features, folds, and the choice of the penalty."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import polars as pl
 from ehrtrack.arrays import Floats, Ints
 from ehrtrack.baselines._ages import AGE, IS_AGE_UNKNOWN
 from ehrtrack.baselines._design import Term, design, z_of
-from ehrtrack.baselines._folds import divided, folds, together
+from ehrtrack.baselines._folds import HeldOut, chosen_in_folds, divided, folds, together
 from ehrtrack.baselines._linear import STRICT
 from ehrtrack.baselines.base import (
     Baseline,
@@ -34,8 +34,9 @@ from ehrtrack.survival.metrics import c_index
 AGE_SEX = "age-sex"
 SHARE_OF_AGE_AND_SEX = 0.1
 """Of the penalty, what age and sex have to bear: much of the risk in most cohorts is theirs, and few labels show it."""
-STRONGEST, WEAKEST = 30.0, 0.03
-"""Of the penalties tried, in units of the largest slope of the mean log likelihood where all coefficients are 0."""
+RANGES = {False: (30.0, 0.03), True: (1.0, 0.03)}
+"""The strongest and the weakest penalty tried, of ridge and of lasso, in units of the largest slope of the mean log
+likelihood where all coefficients are 0; at 1 a lasso keeps no column."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Choice:
             self.score_name: self.score,
             "n_candidates": self.n_candidates,
             "n_folds": self.n_folds,
-            "chosen_by": f"likelihood in {self.n_folds}-fold cross-validation over training and validation subjects",
+            "chosen_by": chosen_in_folds(self.n_folds),
         }
 
 
@@ -93,16 +94,18 @@ Model = TypeVar("Model", bound=FittedBaseline[pl.DataFrame])
 
 
 class RidgeBase(Baseline[pl.DataFrame], Generic[Model]):
-    """A ridge regression whose penalty is chosen by cross-validation."""
+    """A ridge or lasso regression whose penalty is chosen by cross-validation."""
 
     config: RidgeConfig
     regression: ClassVar[str]
 
     def __init__(self, config: TunedChoice) -> None:
         super().__init__(config)
-        self._held_out: list[tuple[Ints, Model]] = []
+        self._held_out: HeldOut[pl.DataFrame] = HeldOut(0)
         if self.config.features == AGE_SEX:
             self.title = f"{self.regression}-{AGE_SEX}"
+        elif self.regression == "logistic":
+            self.title = f"logistic-{self.config.name}"
 
     @property
     def reads_values(self) -> bool:
@@ -143,16 +146,16 @@ class RidgeBase(Baseline[pl.DataFrame], Generic[Model]):
         z = z_of(terms, everyone.features)
         penalties = sorted(self.config.penalties or self._penalties(everyone), reverse=True)
         parts, log_ratio, gain = self._cross_validated(everyone, penalties)
-        best = int(np.argmax(gain))  # the first of equals: the strongest penalty
+        best = int(np.argmax(np.nan_to_num(gain, nan=-np.inf)))  # the first of equals: the strongest penalty
         score = c_index(log_ratio[:, best], everyone.follow_up_days, everyone.is_event)
         choice = Choice(penalties[best], len(terms), len(penalties), len(parts), score, score_name(everyone))
 
         def model(of: list[Term], path: Path, subjects: Tabular) -> Model:
             return self._model(_with(of, path.beta[:, best]), float(path.intercept[best]), subjects, choice)
 
-        self._held_out = [
-            (part.held_out - len(train.is_event), model(part.terms, part.path, part.others)) for part in parts
-        ]
+        self._held_out = HeldOut(len(train.is_event))
+        for part in parts:
+            self._held_out.add(part.held_out, model(part.terms, part.path, part.others))
         return model(terms, self._path(z, everyone, penalties[: best + 1]), everyone)
 
     def _cross_validated(self, everyone: Tabular, penalties: Sequence[float]) -> tuple[list[_Part], Floats, Floats]:
@@ -172,12 +175,7 @@ class RidgeBase(Baseline[pl.DataFrame], Generic[Model]):
         self, model: FittedBaseline[pl.DataFrame], validation: Labelled[pl.DataFrame], times: npt.ArrayLike
     ) -> Floats:
         """(B, M) of each validation subject by the model without its fold."""
-        at = np.atleast_1d(np.asarray(times, dtype=np.float64))
-        survival = np.empty((len(validation.features), len(at)))
-        for rows, without in self._held_out:
-            of_validation = rows[rows >= 0]
-            survival[of_validation] = without.survival(validation.features[of_validation], at)
-        return survival
+        return self._held_out.survival(validation, times)
 
     def _terms(self, subjects: Tabular) -> list[Term]:
         """The terms, with age and sex on a scale on which they bear a share of the penalty."""
@@ -196,7 +194,8 @@ class RidgeBase(Baseline[pl.DataFrame], Generic[Model]):
     def _penalties(self, subjects: Tabular) -> list[float]:
         z = z_of(self._plain_terms(subjects), subjects.features)
         steepest = float(np.abs(z.T @ self._slope(subjects)).max()) / len(z)
-        found = np.geomspace(STRONGEST * steepest, WEAKEST * steepest, self.config.n_candidates)
+        strongest, weakest = RANGES[self.config.is_lasso]
+        found = np.geomspace(strongest * steepest, weakest * steepest, self.config.n_candidates)
         return [float(penalty) for penalty in found]
 
     @abstractmethod
@@ -205,7 +204,7 @@ class RidgeBase(Baseline[pl.DataFrame], Generic[Model]):
 
     @abstractmethod
     def _path(self, z: Floats, subjects: Tabular, penalties: Sequence[float]) -> Path:
-        """The regressions at falling penalties."""
+        """The regressions at falling penalties; NaN where one diverges."""
 
     @abstractmethod
     def _gain(self, log_ratio: Floats, subjects: Tabular, held_out: Ints) -> float:

@@ -83,14 +83,20 @@ class RidgeClasses(RidgeBase[RidgeClassModel]):
 
     Config = RidgeConfig
     regression = "logistic"
-    title = "logistic-ridge"
 
     def _slope(self, subjects: Tabular) -> Floats:
         slope: Floats = subjects.is_event - subjects.is_event.mean()
         return slope
 
     def _path(self, z: Floats, subjects: Tabular, penalties: Sequence[float]) -> Path:
-        model = LogisticRegression(max_iter=MAX_STEPS, warm_start=True)
+        is_lasso = self.config.is_lasso
+        model = LogisticRegression(
+            solver="saga" if is_lasso else "lbfgs",
+            l1_ratio=float(is_lasso),
+            max_iter=MAX_STEPS,
+            warm_start=True,
+            random_state=self.config.seed,
+        )
         beta, intercept = np.empty((z.shape[1], len(penalties))), np.empty(len(penalties))
         for place, penalty in enumerate(penalties):
             model.set_params(C=1 / (penalty * len(z))).fit(z, subjects.is_event)

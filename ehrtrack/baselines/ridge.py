@@ -5,21 +5,25 @@
 The penalty is chosen by K-fold cross-validation over training and validation subjects together, by the cross-validated
 partial likelihood, sum over folds of l(beta without the fold; all) - l(beta without the fold; all but the fold)
 (Verweij & van Houwelingen 1993, Stat Med 12:2305-2314), and the model fitted to all of them. Age and sex bear a tenth
-of the penalty. With ``features = "age-sex"`` it is the floor of a comparison: Cox on age and sex.
+of the penalty. `lasso-values` is the same with an L1 penalty. With ``features = "age-sex"`` it is the floor of a
+comparison: Cox on age and sex.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import polars as pl
 from pydantic import TypeAdapter
+from sksurv.linear_model import CoxnetSurvivalAnalysis
 from sksurv.linear_model.coxph import BreslowEstimator
+from sksurv.util import Surv
 
-from ehrtrack.arrays import Floats, Ints
+from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.baselines._design import Term, weighted
 from ehrtrack.baselines._linear import STRICT, ProportionalModel
 from ehrtrack.baselines._ridge import Choice, Path, RidgeBase
@@ -86,7 +90,8 @@ class Ridge(RidgeBase[RidgeModel]):
         return _likelihood(subjects)(np.zeros(len(subjects.is_event)))[1]
 
     def _path(self, z: Floats, subjects: Tabular, penalties: Sequence[float]) -> Path:
-        return Path(ridge_path(z, subjects.follow_up_days, subjects.is_event, penalties), np.zeros(len(penalties)))
+        path = _lasso_path if self.config.is_lasso else ridge_path
+        return Path(path(z, subjects.follow_up_days, subjects.is_event, penalties), np.zeros(len(penalties)))
 
     def _gain(self, log_ratio: Floats, subjects: Tabular, held_out: Ints) -> float:
         kept = np.delete(np.arange(len(log_ratio)), held_out)
@@ -112,6 +117,22 @@ class Ridge(RidgeBase[RidgeModel]):
     @classmethod
     def from_json(cls, text: str) -> RidgeModel:
         return RidgeModel.from_json(text)
+
+
+def _lasso_path(z: Floats, days: Floats, is_event: Bools, penalties: Sequence[float]) -> Floats:
+    """(D, P) coefficients with an L1 penalty, by scikit-survival; NaN at the weak end where that diverges."""
+    beta = np.full((z.shape[1], len(penalties)), np.nan)
+    y = Surv.from_arrays(is_event, days)
+    for n_kept in range(len(penalties), 0, -1):
+        model = CoxnetSurvivalAnalysis(alphas=list(penalties[:n_kept]), l1_ratio=1.0)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="all coefficients are zero")
+                beta[:, :n_kept] = model.fit(z, y).coef_
+            break
+        except ArithmeticError:
+            continue
+    return beta
 
 
 def _likelihood(subjects: Tabular) -> PartialLikelihood:

@@ -6,7 +6,7 @@ known at the prediction time (`visits.is_known`), and by the same names: codes o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -163,7 +163,7 @@ def _runs(codes: pl.Series) -> tuple[list[str], Ints]:
     return runs["value"].to_list(), np.concatenate([[0], np.cumsum(lengths)])
 
 
-def with_absent_values(features: pl.DataFrame, names: list[str]) -> pl.DataFrame:
+def with_absent_values(features: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
     """The features with a column of missing values for each of `names` that tells of values which no subject here has.
 
     Columns of `value_features` depend on what the subjects have: in a shard with nobody's troponin there is none of it.
