@@ -305,10 +305,7 @@ def _pretraining_of(settings: StudySettings, chosen: Mapping[str, Value]) -> str
 def _pretraining(
     settings: StudySettings, config: RunConfig, name: str, given: Mapping[str, Value], finetuning: RunConfig
 ) -> _Draft:
-    """A pretraining with the values by which pretrainings differ, and the cohort of the fine-tuning if on its data.
-
-    How many labels of the cohort are drawn makes no difference to it.
-    """
+    """A pretraining with the values by which pretrainings differ, and on equal data the cohort, with all its labels."""
     per = settings.pretrain_per
     if per is None:
         per = tuple(path for path in given if section_of(path) in ("data", "model", "runtime"))
@@ -380,7 +377,8 @@ class _Names:
 
     def settings(self, draft: _Draft) -> dict[str, Scalar]:
         """The settings of a draft that the matrix names, as far as they mean something to it."""
-        known = [path for path in self._paths if section_of(path) in SECTIONS[draft.recipe] and path != PRETRAIN]
+        here, own = SECTIONS[draft.recipe], draft.chosen
+        known = [path for path in self._paths if path != PRETRAIN and (path in own or section_of(path) in here)]
         found = {path: value for path in known if (value := scalar_at(draft.config, path)) is not None}
         return found | ({PRETRAIN: draft.pretraining} if draft.pretraining and PRETRAIN in self._paths else {})
 

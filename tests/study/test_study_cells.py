@@ -103,13 +103,13 @@ def test_pretrainings_know_the_cohort_of_what_starts_from_them_but_not_how_many_
     matrix = '[matrix]\nstrategy = ["full"]\n"cohort.n_labels" = [64, "all"]\n"cohort.landmark_days" = [0, 30]\n'
     cells = read_study(write_study(HEAD + matrix)).cells
     pretrainings = {cell.label: cell for cell in cells if cell.recipe == "pretrain"}
-    assert set(pretrainings) == {"pretrain · landmark 0", "pretrain · landmark 30"}
+    assert set(pretrainings) == {"pretrain · landmark days 0", "pretrain · landmark days 30"}
     cohorts = [cell.config.cohort for cell in pretrainings.values()]
     assert [(cohort.n_labels, cohort.landmark_days) for cohort in cohorts if cohort] == [(None, 0), (None, 30)]
     of = {cell.label: cell.base for cell in cells if cell.recipe == "finetune"}
     assert len(of) == 4
-    assert {base for label, base in of.items() if "landmark 30" in label} == {
-        pretrainings["pretrain · landmark 30"].key
+    assert {base for label, base in of.items() if "landmark days 30" in label} == {
+        pretrainings["pretrain · landmark days 30"].key
     }
 
 
