@@ -8,18 +8,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ehrtrack.data import fitting
+from ehrtrack.data import value_edges as value_edges_module
 from ehrtrack.data.fitting import (
     add_counts,
     choose_tokens,
     count_names,
-    count_values,
     read_groups,
     share_known,
-    value_edges,
 )
 from ehrtrack.data.histories import Histories, histories_of
 from ehrtrack.data.settings import VocabularyConfig
+from ehrtrack.data.value_edges import count_values, value_edges
 from ehrtrack.data.vocabulary import MASK, NEVER_TOKENS, PAD, SPECIAL_TOKENS, UNK, Vocabulary, slot_names, slots
 from ehrtrack.errors import CheckpointError, ConfigError, DataError
 
@@ -129,7 +128,7 @@ def test_edges_of_values_in_two_shards_are_those_of_all_of_them(frame):
 
 @pytest.mark.parametrize("n_shards", [1, 2, 5])
 def test_too_many_distinct_values_are_rounded_whatever_the_shards(frame, monkeypatch, n_shards):
-    monkeypatch.setattr(fitting, "MOST_DISTINCT_VALUES", 100)
+    monkeypatch.setattr(value_edges_module, "MOST_DISTINCT_VALUES", 100)
     numbers = np.random.default_rng(2).normal(size=400, scale=50).astype(np.float32)
     rows = values("HR", numbers) + values("FEW", [1.1, 2.7, 3.3] * 40)
     shards = [histories_of(frame(rows[part::n_shards])) for part in range(n_shards)]
