@@ -3,8 +3,8 @@
     beta(lambda) = argmin  -1/N sum_{i with event} (eta_i - log sum_{j at risk at t_i} exp eta_j)  +  lambda/2 |beta|^2
 
 with eta = x beta, and ties by Breslow. Own code because the libraries have it otherwise: scikit-survival's Coxnet needs
-an L1 part, its ridge (`CoxPHSurvivalAnalysis`) adds up a D x D matrix for each subject (20,000 subjects with 500
-columns would take hours), and the tests hold these numbers to its.
+an L1 part, and its ridge (`CoxPHSurvivalAnalysis`), to which the tests hold these numbers, adds up a D x D matrix for
+each subject: 4 s for one penalty on 1,000 subjects with 500 columns, where 20,000 subjects take .3 s here.
 
 The columns are turned to their principal axes, where the penalty is the same and a problem of more columns than
 subjects has no more unknowns than subjects, and scaled by their curvature, so that L-BFGS needs some ten steps.
