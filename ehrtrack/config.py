@@ -15,8 +15,8 @@ from pydantic import Field, SerializeAsAny, field_validator
 
 from ehrtrack import plugins, renamed
 from ehrtrack.baselines.settings import TunedChoice
-from ehrtrack.data.settings import Births, CohortConfig, DelayHours, VisitConfig, VocabularyConfig
-from ehrtrack.data.split_settings import Split, SplitConfig
+from ehrtrack.data.config import DataConfig
+from ehrtrack.data.settings import CohortConfig, PretrainingRecords
 from ehrtrack.dotted import flatten, leaves, parse_value, set_dotted
 from ehrtrack.errors import ConfigError
 from ehrtrack.evaluation.settings import CompareConfig
@@ -48,46 +48,6 @@ OBJECTIVES: Mapping[Kind, tuple[type[Choice], str, str]] = {
 
 MAX_PROCESSES = 1024
 """Threads, or workers. OpenMP ends the process without a word where it cannot start as many as it is told to."""
-
-
-class DataConfig(Section):
-    """Where the events are, and how they become tokens.
-
-    Attributes
-    ----------
-    path : folder of a MEDS dataset
-    max_tokens : the longest history in tokens, [CLS] included; of a longer one the static facts and the most recent
-        tokens are kept
-    births : subjects without a birth date are ``left_out``, which is counted aloud; with ``unknown`` they are kept, and
-        models learn what an unknown age means; with ``required`` one of them stops the run
-    split : how subjects are divided into training, validation and test subjects; a table with a ``rule``
-    delay_hours : how many hours after its time an event is known, by patterns that are matched at the code's start,
-        such as ``{"LAB//" = 6}``; of several that match, the longest delay counts. An event that is not known yet at
-        the index date or prediction time is not read. Pretraining reads whole records, in retrospect, without delay
-    visits : which events are one visit
-    vocabulary : which tokens there are
-
-    Examples
-    --------
-    A laboratory's results are known six hours after the sample was taken:
-
-    >>> data = DataConfig(path="data/meds", delay_hours={"LAB//": 6})
-    >>> data.delay_hours["LAB//"], data.split.rule
-    (6.0, 'hash')
-    """
-
-    path: Path
-    max_tokens: int = Field(512, ge=8)
-    births: Annotated[Births, Mark.ADDED_LATER] = "left_out"
-    split: Split = SplitConfig()
-    delay_hours: Annotated[DelayHours, Mark.ADDED_LATER] = Field(default_factory=dict)
-    visits: VisitConfig = VisitConfig()
-    vocabulary: VocabularyConfig = VocabularyConfig()
-
-    @property
-    def may_lack_age(self) -> bool:
-        """Whether models read subjects whose age is not known."""
-        return self.births == "unknown"
 
 
 class InitConfig(Section):
@@ -186,7 +146,8 @@ class RunConfig(Section):
     Attributes
     ----------
     study : name of the study, under which its runs are tracked
-    data, cohort : the dataset, and the cohort with its labels; pretraining has no cohort
+    data, cohort : the dataset, and the cohort with its labels; pretraining needs no cohort, and with one does not read
+        what came after its index dates (`DataConfig.pretraining_records`)
     model, objective, strategy, baseline, init, train : the model and its training
     search, sensitivity, negative_controls : the sweep, the sensitivity analysis and the negative controls
     compare, registry, runtime : the comparison, the registered model, and the settings of the machine
@@ -225,6 +186,15 @@ class RunConfig(Section):
         """
         kept = {name: value for name, value in super().identity().items() if name not in without}
         return {renamed.FORMER_SECTIONS.get(name, name): value for name, value in kept.items()}
+
+    @property
+    def pretraining_records(self) -> PretrainingRecords:
+        """What a pretraining with this configuration reads of the subjects of the cohort; all if it knows of none.
+
+        >>> parse_config({"study": "mortality", "data": {"path": "meds"}}).pretraining_records
+        'whole'
+        """
+        return "whole" if self.cohort is None else self.data.pretraining_records
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, the inverse of `parse_config`."""
@@ -357,7 +327,8 @@ def parse_run_config(table: Mapping[str, Any]) -> RunConfig:
     """The configuration that a run logged as ``run_config.json``.
 
     It says all that was decided. A run of before there were several rules of splitting does not say that it was split
-    by the hash, and sections that were renamed have their former names.
+    by the hash, one of before pretraining was cut at index dates read whole records, whatever its cohort, and sections
+    that were renamed have their former names.
 
     Examples
     --------
@@ -367,6 +338,9 @@ def parse_run_config(table: Mapping[str, Any]) -> RunConfig:
     """
     table = renamed.present_sections(table)
     data = table.get("data")
+    if isinstance(data, Mapping):
+        data = {"pretraining_records": "whole", **data}
+        table = {**table, "data": data}
     split = data.get("split") if isinstance(data, Mapping) else None
     if isinstance(data, Mapping) and isinstance(split, Mapping):
         table = {**table, "data": {**data, "split": {"rule": "hash", **split}}}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ehrtrack import plugins
-from ehrtrack.config import RunConfig, load_config, override, parse_config, to_toml
+from ehrtrack.config import RunConfig, load_config, override, parse_config, parse_run_config, to_toml
 from ehrtrack.data.sources.base import Source
 from ehrtrack.dotted import parse_value
 from ehrtrack.errors import ConfigError
@@ -415,3 +415,11 @@ def test_a_name_that_the_registry_would_refuse_is_refused_at_the_start(folder: P
         load_config(file, [("study", "icu"), ("registry.model", "a/b")])
     values = parse_config({"study": "icu", "data": {"path": "meds"}}).to_json()
     assert parse_config(values | {"study": name}).study == name  # a run of before stays readable
+
+
+def test_a_pretraining_of_before_it_was_cut_read_whole_records() -> None:
+    logged = {"study": "x", "data": {"path": "meds"}, "cohort": {"labels": "labels.csv"}}
+    assert parse_run_config(logged).pretraining_records == "whole"
+    assert parse_config(logged).pretraining_records == "cut"
+    assert parse_config({"study": "x", "data": {"path": "meds"}}).pretraining_records == "whole"
+    assert parse_run_config(logged).data.identity() == parse_config(logged).data.identity()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from pydantic import ConfigDict, TypeAdapter
 
 from ehrtrack.arrays import Bools, Floats
-from ehrtrack.baselines.base import Tabular, matrix, names_of, used_columns, with_ages
+from ehrtrack.baselines._ages import with_ages
+from ehrtrack.baselines.base import Tabular, matrix, names_of, used_columns
 from ehrtrack.baselines.settings import CoxConfig
 from ehrtrack.errors import CheckpointError
 
@@ -30,6 +33,42 @@ class Feature:
     mean: float
     scale: float
     beta: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProportionalModel(ABC):
+    """A model with proportional hazards: S(t | x) = exp(-H_0(t) exp(linear predictor)).
+
+    Attributes
+    ----------
+    baseline_days, baseline_cumulative_hazard : steps of Breslow's H_0
+    """
+
+    baseline_days: tuple[float, ...]
+    baseline_cumulative_hazard: tuple[float, ...]
+
+    @abstractmethod
+    def linear_predictor(self, features: pl.DataFrame) -> Floats:
+        """(B,) the log hazard ratio against a subject with the training means."""
+
+    def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> Floats:
+        """(B, M) at `times` (M,) in days.
+
+        H_0 is a step function: 0 before the first training event, and constant after the last.
+        """
+        steps = np.concatenate([[0.0], self.baseline_cumulative_hazard])
+        at = np.atleast_1d(np.asarray(times, dtype=np.float64))
+        cumulative_hazard = steps[np.searchsorted(self.baseline_days, at, side="right")]  # (M,)
+        return np.exp(-np.outer(np.exp(self.linear_predictor(features)), cumulative_hazard))
+
+    def risk(self, features: pl.DataFrame, horizon_days: float) -> Floats:
+        """(B,) probability of an event up to the horizon."""
+        return 1 - self.survival(features, [horizon_days])[:, 0]
+
+    def check_steps(self) -> None:
+        """Raise ValueError if H_0 is none."""
+        if len(self.baseline_days) != len(self.baseline_cumulative_hazard):
+            raise ValueError("days and hazards of the baseline are not as many")
 
 
 @dataclass(frozen=True)

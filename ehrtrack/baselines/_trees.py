@@ -12,7 +12,8 @@ import numpy.typing as npt
 import polars as pl
 
 from ehrtrack.arrays import Bools, Floats, Ints
-from ehrtrack.baselines.base import Tabular, matrix, names_of, used_columns, with_ages
+from ehrtrack.baselines._ages import with_ages
+from ehrtrack.baselines.base import Tabular, matrix, names_of, used_columns
 from ehrtrack.baselines.settings import TreeSettings
 from ehrtrack.errors import CheckpointError
 from ehrtrack.files import BROKEN, parse_json

@@ -15,16 +15,16 @@ from typing_extensions import TypeVar
 
 from ehrtrack import plugins
 from ehrtrack.arrays import Bools, Floats, Ints
+from ehrtrack.baselines._ages import AGE, IS_AGE_UNKNOWN, age_to_fill, with_ages
 from ehrtrack.baselines.settings import TunedChoice
 from ehrtrack.data.count_features import count_features
 from ehrtrack.data.store import TokenStore
 from ehrtrack.data.timing_features import timing_features
+from ehrtrack.data.value_features import value_features
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.survival.metrics import c_index
-
-AGE, IS_AGE_UNKNOWN = "age_years", "is_age_unknown"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class TokenHistories:
     device : where a network is trained and run
     embeddings : of codes, fitted before on other records, or None
     may_lack_age : whether models are to read subjects whose age is not known
+    values : summaries of recorded values by row of `store` (`value_summaries`); None where no baseline asked for them
     """
 
     store: TokenStore
@@ -48,6 +49,7 @@ class TokenHistories:
     device: str = "cpu"
     embeddings: CodeEmbeddings | None = None
     may_lack_age: bool = False
+    values: pl.DataFrame | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,30 +71,25 @@ def read_timing(histories: TokenHistories) -> pl.DataFrame:
     return _of_subjects(histories, timing_features(histories.store, histories.vocabulary))
 
 
+def read_values(histories: TokenHistories) -> pl.DataFrame:
+    """`value_features` of the subjects, with ages as in `read_counts`.
+
+    Raises
+    ------
+    DataError
+        If the histories come without values.
+    """
+    if histories.values is None:
+        raise DataError("these histories have no recorded values; a baseline that needs them says so by reads_values")
+    return _of_subjects(histories, value_features(histories.store, histories.vocabulary, histories.values))
+
+
 def _of_subjects(histories: TokenHistories, features: pl.DataFrame) -> pl.DataFrame:
     """The rows of the subjects, with a column of whether the age is unknown where it may be."""
     rows = features.drop("subject_id")[histories.rows]
     if not histories.may_lack_age:
         return rows
     return rows.with_columns(pl.col(AGE).is_nan().cast(pl.Float32).alias(IS_AGE_UNKNOWN))
-
-
-def age_to_fill(train: pl.DataFrame) -> float | None:
-    """What stands for an age that is unknown: the training subjects' mean; None where every age has to be known."""
-    if IS_AGE_UNKNOWN not in train.columns:
-        return None
-    known = train[AGE].fill_nan(None).mean()
-    return float(known) if isinstance(known, float) else 0.0
-
-
-def with_ages(features: pl.DataFrame, mean_age: float | None) -> pl.DataFrame:
-    """The features with `age_to_fill` where the age is unknown; the column beside still tells them apart.
-
-    >>> features = pl.DataFrame({"age_years": [60.0, float("nan")], "is_age_unknown": [0.0, 1.0]})
-    >>> with_ages(features, 50.0)["age_years"].to_list()
-    [60.0, 50.0]
-    """
-    return features if mean_age is None else features.with_columns(pl.col(AGE).fill_nan(mean_age))
 
 
 AnyFeatures = pl.DataFrame | TokenHistories
@@ -178,14 +175,19 @@ class Baseline(ABC, Generic[Features]):
     """
 
     Config: ClassVar[type[TunedChoice]]
-    title: ClassVar[str] = ""
+    title: str = ""
 
     def __init__(self, config: TunedChoice) -> None:
         self.config = config
 
+    @property
+    def reads_values(self) -> bool:
+        """Whether `read` asks for `TokenHistories.values`."""
+        return False
+
     @abstractmethod
     def read(self, histories: TokenHistories) -> Features:
-        """What it is fitted on, of token histories: `read_counts`, `read_timing`, or the histories as they are."""
+        """What it is fitted on, of token histories: a table (`read_counts`, ...), or the histories as they are."""
 
     @abstractmethod
     def fit(self, train: Labelled[Features], validation: Labelled[Features]) -> FittedBaseline[Features]:
@@ -196,6 +198,15 @@ class Baseline(ABC, Generic[Features]):
         DataError
             If there is no training event, or no comparable validation pair.
         """
+
+    def validation_survival(
+        self, model: FittedBaseline[Features], validation: Labelled[Features], times: npt.ArrayLike
+    ) -> Floats:
+        """(B, M) survival of the validation subjects of the last `fit`, by models that did not learn from them.
+
+        That is what `fit` returned, unless it learns from validation subjects too.
+        """
+        return model.survival(validation.features, times)
 
     @classmethod
     def for_classes(cls) -> type[Baseline]:
@@ -331,7 +342,7 @@ def used_columns(train: Tabular, *, min_subjects: int) -> list[str]:
     """
     features = train.features
     x = matrix(features, features.columns, allows_missing=True)
-    is_there = _n_people_with(np.nan_to_num(x) != 0, train.subject) >= min_subjects
+    is_there = n_people_with(np.nan_to_num(x) != 0, train.subject) >= min_subjects
     # A column of NaN and one value varies too: whether it is missing is told by it.
     varies = np.array([len(np.unique(column)) > 1 for column in x.T])
     names = [name for name, used in zip(features.columns, is_there & varies, strict=True) if used]
@@ -343,7 +354,7 @@ def used_columns(train: Tabular, *, min_subjects: int) -> list[str]:
     return names
 
 
-def _n_people_with(is_there: Bools, subject: Ints | None) -> Ints:
+def n_people_with(is_there: Bools, subject: Ints | None) -> Ints:
     """(D,) in how many subjects each of (B, D) is true; a subject with several rows counts once."""
     if subject is not None and len(subject):
         order = np.argsort(subject, kind="stable")

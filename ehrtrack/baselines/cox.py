@@ -14,14 +14,13 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from sksurv.linear_model import CoxnetSurvivalAnalysis
 from sksurv.linear_model.coxph import BreslowEstimator
 from sksurv.util import Surv
 
 from ehrtrack.arrays import Floats
-from ehrtrack.baselines._linear import LinearModel, standardise
+from ehrtrack.baselines._linear import LinearModel, ProportionalModel, standardise
 from ehrtrack.baselines._logistic import Logistic
 from ehrtrack.baselines.base import (
     Baseline,
@@ -37,39 +36,21 @@ from ehrtrack.survival.metrics import c_index
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoxModel(LinearModel):
+class CoxModel(LinearModel, ProportionalModel):
     """A fitted Cox model; the linear predictor is the log hazard ratio against a subject with the training means.
 
     Attributes
     ----------
-    baseline_days, baseline_cumulative_hazard : steps of Breslow's H_0
     validation_c_index : the C-index by which the penalty was chosen
     """
 
     what = "a Cox model"
 
-    baseline_days: tuple[float, ...]
-    baseline_cumulative_hazard: tuple[float, ...]
     validation_c_index: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.baseline_days) != len(self.baseline_cumulative_hazard):
-            raise ValueError("days and hazards of the baseline are not as many")
-
-    def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> Floats:
-        """(B, M) S(t | x) = exp(-H_0(t) exp(z beta)) at `times` (M,) in days.
-
-        H_0 is a step function: 0 before the first training event, and constant after the last.
-        """
-        steps = np.concatenate([[0.0], self.baseline_cumulative_hazard])
-        at = np.atleast_1d(np.asarray(times, dtype=np.float64))
-        cumulative_hazard = steps[np.searchsorted(self.baseline_days, at, side="right")]  # (M,)
-        return np.exp(-np.outer(np.exp(self.linear_predictor(features)), cumulative_hazard))
-
-    def risk(self, features: pl.DataFrame, horizon_days: float) -> Floats:
-        """(B,) probability of an event up to the horizon."""
-        return 1 - self.survival(features, [horizon_days])[:, 0]
+        self.check_steps()
 
     def describe(self) -> dict[str, float | int | str]:
         """Facts to log."""

@@ -22,23 +22,31 @@ from scipy.special import expit
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from ehrtrack.arrays import Bools, Floats
+from ehrtrack.baselines._ages import age_to_fill, with_ages
+from ehrtrack.baselines._folds import HeldOut, chosen, chosen_in_folds, divided, folds, together
 from ehrtrack.baselines._trees import ROWS_AT_ONCE, TreeModel, Trees, columns_and_grid, join
 from ehrtrack.baselines.base import (
     Baseline,
+    FittedBaseline,
+    Labelled,
     Setting,
     Tabular,
     TokenHistories,
+    candidates,
     check_events,
     matrix,
     read_counts,
     read_timing,
+    read_values,
+    score_name,
     seen_within,
     tune,
-    with_ages,
     with_ages_filled,
 )
-from ehrtrack.baselines.settings import GradientBoostingConfig
+from ehrtrack.baselines.settings import GradientBoostingConfig, TunedChoice
+from ehrtrack.data.value_features import with_absent_values
 from ehrtrack.survival.interpolation import interpolate_survival
+from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.time_grid import TimeGrid
 
 PATIENCE_TREES = 15
@@ -67,7 +75,8 @@ class BoostingModel(TreeModel):
         return np.concatenate(parts) if parts else np.zeros((0, self.grid.n_intervals))
 
     def _hazard(self, features: pl.DataFrame) -> Floats:
-        x = matrix(with_ages(features, self.mean_age), self.columns, allows_missing=True)
+        there = with_absent_values(with_ages(features, self.mean_age), self.columns)
+        x = matrix(there, self.columns, allows_missing=True)
         k = np.arange(self.grid.n_intervals)
         periods = np.column_stack([np.repeat(x, len(k), axis=0), np.tile(k, len(x))])  # (B K, D + 1)
         return expit(raw_score(self.trees, self.start, periods)).reshape(len(x), len(k))  # type: ignore[no-any-return]
@@ -97,16 +106,29 @@ class BoostingModel(TreeModel):
 
 
 class GradientBoosting(Baseline[pl.DataFrame]):
-    """Boosted trees on counts of codes, or on counts and timing."""
+    """Boosted trees on counts of codes, on counts and timing, or on recorded values."""
 
     Config = GradientBoostingConfig
     config: GradientBoostingConfig
 
+    def __init__(self, config: TunedChoice) -> None:
+        super().__init__(config)
+        self._held_out: HeldOut[pl.DataFrame] | None = None
+
+    @property
+    def reads_values(self) -> bool:
+        """Where it is asked to."""
+        return self.config.features == "values"
+
     def read(self, histories: TokenHistories) -> pl.DataFrame:
+        if self.reads_values:
+            return read_values(histories)
         return read_timing(histories) if self.config.has_timing else read_counts(histories)
 
     def fit(self, train: Tabular, validation: Tabular) -> BoostingModel:
         """Fit on the training subjects; settings and number of trees are chosen on the validation subjects.
+
+        With ``select = "cross-validation"`` it is fitted to both, and chosen in folds of them.
 
         Raises
         ------
@@ -114,34 +136,70 @@ class GradientBoosting(Baseline[pl.DataFrame]):
             If there is no training event, no usable feature, an infinite value, or no comparable validation pair.
         """
         check_events(train)
+        if self.config.select == "cross-validation":
+            return self._fit_in_folds(train, validation)
         train, validation, mean_age = with_ages_filled(train, validation)
         columns, grid = columns_and_grid(self.config, train)
-        of_train = person_periods(train, columns, grid)
-        of_validation = person_periods(seen_within(validation, grid.horizon_days), columns, grid)
+        of_train, of_validation = _periods(train, columns, grid), _periods(validation, columns, grid)
 
         def fit_one(setting: Setting) -> BoostingModel:
-            library = _library_model(self.config, setting)
-            library.fit(
-                of_train.x,
-                of_train.is_event,
-                of_train.weight,
-                X_val=of_validation.x,
-                y_val=of_validation.is_event,
-                sample_weight_val=of_validation.weight,
-            )
-            n_trees = int(np.argmax(library.validation_score_))  # the score before the first tree is the first
-            return replace(_from_library(library, n_trees, columns, grid), mean_age=mean_age)
+            return replace(_fit(self.config, setting, of_train, of_validation, columns, grid).model, mean_age=mean_age)
 
-        space = {
+        best = tune(self.config, self._space(), fit_one, validation)
+        best.model.facts.update({"n_features": len(columns), **best.facts()})
+        return best.model
+
+    def _space(self) -> dict[str, Sequence[float]]:
+        return {
             "learning_rate": self.config.learning_rates,
             "max_leaf_nodes": self.config.max_leaves,
             "min_samples_leaf": self.config.min_rows,
             "l2_regularization": self.config.penalties,
             "max_features": self.config.feature_shares,
         }
-        best = tune(self.config, space, fit_one, validation)
-        best.model.facts.update({"n_features": len(columns), **best.facts()})
-        return best.model
+
+    def _fit_in_folds(self, train: Tabular, validation: Tabular) -> BoostingModel:
+        """Settings by the mean log loss of the subjects held out; as many trees as suited the folds on average."""
+        everyone = together(train, validation)
+        mean_age = age_to_fill(everyone.features)
+        everyone = replace(everyone, features=with_ages(everyone.features, mean_age))
+        columns, grid = columns_and_grid(self.config, everyone)
+        parts = [
+            (_periods(others, columns, grid), _periods(chosen(everyone, held_out), columns, grid), held_out)
+            for others, held_out in divided(everyone, folds(everyone, self.config.n_folds, self.config.seed))
+        ]
+        best: tuple[float, Setting, list[_Fitted]] | None = None
+        tried = candidates(self._space(), self.config.n_candidates, self.config.seed)
+        for setting in tried:
+            fits = [_fit(self.config, setting, others, held, columns, grid) for others, held, _ in parts]
+            weights = [held.weight.sum() for _, held, _ in parts]
+            gain = float(np.average([fit.score for fit in fits], weights=weights))
+            if best is None or gain > best[0]:
+                best = gain, setting, fits
+        assert best is not None
+        _, best_setting, fits = best
+        self._held_out = HeldOut(len(train.is_event))
+        risk = np.empty(len(everyone.is_event))
+        for (_, _, held_out), fit in zip(parts, fits, strict=True):
+            model = replace(fit.model, mean_age=mean_age)
+            self._held_out.add(held_out, model)
+            risk[held_out] = model.risk(everyone.features[held_out], grid.horizon_days)
+        n_trees = max(1, round(float(np.mean([len(fit.model.trees.roots) for fit in fits]))))
+        of_all = _periods(everyone, columns, grid)
+        final = _fit(self.config, best_setting, of_all, None, columns, grid, n_trees=n_trees).model
+        score = c_index(risk, everyone.follow_up_days, everyone.is_event)
+        facts: dict[str, float | int | str] = {"n_features": len(columns), **best_setting}
+        facts |= {score_name(everyone): score, "n_candidates": len(tried), "n_folds": len(parts)}
+        facts["chosen_by"] = chosen_in_folds(len(parts))
+        return replace(final, mean_age=mean_age, facts=facts)
+
+    def validation_survival(
+        self, model: FittedBaseline[pl.DataFrame], validation: Labelled[pl.DataFrame], times: npt.ArrayLike
+    ) -> Floats:
+        """(B, M) of validation subjects by models that did not learn from them."""
+        if self._held_out is None:
+            return super().validation_survival(model, validation, times)
+        return self._held_out.survival(validation, times)
 
     @classmethod
     def for_classes(cls) -> type[GradientBoosting]:
@@ -179,11 +237,51 @@ def person_periods(subjects: Tabular, columns: list[str], grid: TimeGrid) -> Per
     return PersonPeriods(np.column_stack([x[row], k]), is_event, np.clip(survived[row] - k, 0, 1) + is_event)
 
 
-def _library_model(config: GradientBoostingConfig, setting: Setting) -> HistGradientBoostingClassifier:
+class _Fitted(NamedTuple):
+    """Trees, and the log likelihood per person-period of those by whom their number was chosen."""
+
+    model: BoostingModel
+    score: float
+
+
+def _periods(subjects: Tabular, columns: list[str], grid: TimeGrid) -> PersonPeriods:
+    return person_periods(seen_within(subjects, grid.horizon_days), columns, grid)
+
+
+def _fit(
+    config: GradientBoostingConfig,
+    setting: Setting,
+    train: PersonPeriods,
+    stopping: PersonPeriods | None,
+    columns: list[str],
+    grid: TimeGrid,
+    *,
+    n_trees: int | None = None,
+) -> _Fitted:
+    """As many trees as suit the subjects to stop by, or `n_trees` where there are none."""
+    library = _library_model(config, setting, n_trees)
+    if stopping is None:
+        library.fit(train.x, train.is_event, train.weight)
+        return _Fitted(_from_library(library, len(library._predictors), columns, grid), np.nan)
+    library.fit(
+        train.x,
+        train.is_event,
+        train.weight,
+        X_val=stopping.x,
+        y_val=stopping.is_event,
+        sample_weight_val=stopping.weight,
+    )
+    best = int(np.argmax(library.validation_score_))  # the score before the first tree is the first
+    return _Fitted(_from_library(library, best, columns, grid), float(library.validation_score_[best]))
+
+
+def _library_model(
+    config: GradientBoostingConfig, setting: Setting, n_trees: int | None
+) -> HistGradientBoostingClassifier:
     parameters: dict[str, Any] = dict(setting)
     return HistGradientBoostingClassifier(
-        max_iter=config.max_trees,
-        early_stopping=True,
+        max_iter=n_trees or config.max_trees,
+        early_stopping=n_trees is None,
         scoring="loss",
         n_iter_no_change=PATIENCE_TREES,
         tol=0,

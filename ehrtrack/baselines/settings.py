@@ -6,8 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from ehrtrack.data.settings import Patterns
+from ehrtrack.errors import ConfigError
 from ehrtrack.models.settings import READOUT_DAYS, ScalesDays
-from ehrtrack.section import Choice
+from ehrtrack.section import Choice, Mark
 from ehrtrack.training.settings import SkipGramConfig
 
 N_CANDIDATES = 8
@@ -132,6 +134,54 @@ class CoxConfig(TunedChoice):
         return False
 
 
+class RidgeConfig(TunedChoice):
+    """Settings of the ridge regression: Cox, or logistic where labels are classes, with an L2 penalty.
+
+    It is chosen by cross-validation over training and validation subjects and fitted to all of them, so that few labels
+    are not divided further.
+
+    Attributes
+    ----------
+    features : ``values`` for age, static facts, counts of codes without values, and the last, mean, lowest and highest
+        value of each code and how many there are; ``age-sex`` for age and sex alone, below which no model should be
+    sex : patterns of the codes that tell the sex, matched at the code's start. Age and sex bear a tenth of the penalty
+    penalties : penalty strengths to try. If empty, `n_candidates` falling strengths are tried, spread over a factor of
+        1,000 around the largest slope of the likelihood at coefficients of 0
+    n_folds : folds of the cross-validation
+    min_subjects, min_share : a column that is not there in fewer subjects, or in a smaller share of them, is left out
+
+    Examples
+    --------
+    ``[baseline] name = "ridge"``, and the floor of every comparison:
+
+    >>> RidgeConfig().n_folds, RidgeConfig(features="age-sex").features
+    (5, 'age-sex')
+    """
+
+    is_lasso: ClassVar[bool] = False
+    name: Literal["ridge"] = "ridge"
+    features: Literal["values", "age-sex"] = "values"
+    sex: Annotated[Patterns, Field(min_length=1)] = ("GENDER//", "SEX//", "FEMALE$", "MALE$")
+    penalties: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    n_folds: int = Field(5, ge=2, le=100)
+    min_subjects: int = Field(5, ge=1)
+    min_share: float = Field(0.01, ge=0, lt=1)
+
+
+class LassoValuesConfig(RidgeConfig):
+    """Settings of the lasso on recorded values: ridge regression's, with an L1 penalty in the place of the L2 penalty.
+
+    Examples
+    --------
+    >>> LassoValuesConfig().is_lasso, RidgeConfig().is_lasso
+    (True, False)
+    """
+
+    module: ClassVar[str] = "ridge"
+    is_lasso: ClassVar[bool] = True
+    name: Literal["lasso-values"] = "lasso-values"  # type: ignore[assignment]
+
+
 class LassoConfig(TunedChoice):
     """Settings of the lasso regression.
 
@@ -174,6 +224,12 @@ class GradientBoostingConfig(TreeSettings):
     feature_shares : share of the columns that a split may choose from
     max_trees : the most trees; there are fewer where the validation loss stops falling
     n_intervals : the most intervals of the time grid; the rows and the time of the fit grow with it
+    features : ``counts`` of codes and bins, or ``values`` for counts of codes and the last, mean, lowest and highest
+        value of each code and how many there are
+    select : with ``validation`` the settings with the best C-index of validation subjects are kept, with the number of
+        trees that suits these; with ``cross-validation`` those with the best likelihood in `n_folds` folds of training
+        and validation subjects together, and the model is fitted to all of them
+    n_folds : folds of the cross-validation
     has_timing : whether the features include the times of codes, and the first value, the last value and the trend of
         numbers, beside the counts of codes
 
@@ -192,6 +248,16 @@ class GradientBoostingConfig(TreeSettings):
     feature_shares: Shares = (0.3, 1.0)
     max_trees: int = Field(400, ge=1)
     n_intervals: int = Field(4, ge=1)
+    features: Annotated[Literal["counts", "values"], Mark.ADDED_LATER] = "counts"
+    select: Annotated[Literal["validation", "cross-validation"], Mark.ADDED_LATER] = "validation"
+    n_folds: Annotated[int, Mark.ADDED_LATER] = Field(5, ge=2, le=100)
+
+    def model_post_init(self, _context: object) -> None:
+        if self.has_timing and self.features == "values":
+            raise ConfigError(
+                f'baseline {self.name} reads times and bins, and baseline.features = "values" recorded values; take '
+                "gradient-boosting for these"
+            )
 
 
 class GradientBoostingTimingConfig(GradientBoostingConfig):

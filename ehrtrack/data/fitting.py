@@ -11,28 +11,20 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from ehrtrack.arrays import Float32s, Floats, Ints
+from ehrtrack.arrays import Ints
 from ehrtrack.data.cutoffs import latest
 from ehrtrack.data.events import MedsDataset, fingerprint_of
-from ehrtrack.data.histories import Histories, distinct, read_shard, run_starts, subject_numbers
+from ehrtrack.data.histories import Histories, distinct, read_shard, subject_numbers
 from ehrtrack.data.settings import VocabularyConfig
 from ehrtrack.data.shards import ShardWork, read_kept
 from ehrtrack.data.splits import SPLITS
 from ehrtrack.data.tables import read_table
+from ehrtrack.data.value_edges import Edges, count_values, value_edges
 from ehrtrack.data.visits import NO_DELAYS, is_known
-from ehrtrack.data.vocabulary import NEVER_TOKENS, SPECIAL_TOKENS, Vocabulary, is_kept, slot_names, slots
+from ehrtrack.data.vocabulary import NEVER_TOKENS, SPECIAL_TOKENS, Vocabulary, slot_names, slots
 from ehrtrack.errors import DataError
-
-MOST_DISTINCT_VALUES = 4_096
-"""A code with more distinct training values has them rounded before its quantiles are taken, to bound memory."""
-
-ROUNDED_BITS = 13
-"""Bits of a 32-bit float that rounding drops: 10 of the mantissa stay, so values move down by 1 part in 1,024."""
-
-Edges = dict[str, tuple[float, ...]]
 
 
 def fit_vocabulary(
@@ -63,7 +55,7 @@ def fit_vocabulary(
         key = fingerprint_of("values", training, exclude, *_told(delay_hours))
         shared = work.share(training, key)
         function = partial(_count_values, cutoffs=shared, exclude=exclude, delay_hours=delay_hours)
-        edges = value_edges(map(read_kept, work.tables(dataset, function, "values", key)), config)
+        edges = value_edges(map(read_kept, work.tables(dataset, function, "values", key)), config, groups)
     counts = _name_counts(dataset, cutoffs, edges, exclude, groups, work, delay_hours=delay_hours)
     return choose_tokens(counts, edges, groups, config)
 
@@ -127,21 +119,6 @@ def coverage(
     return share_known(count_tokens(dataset, cutoffs, vocabulary, work, delay_hours=delay_hours), vocabulary)
 
 
-def count_values(
-    events: Histories, cutoffs: pl.DataFrame, exclude: tuple[str, ...], *, delay_hours: Mapping[str, float] = NO_DELAYS
-) -> pl.DataFrame:
-    """How often each code has each value: code, values list[f32] (rising), counts list[i64]."""
-    is_counted = is_known(events, cutoffs, delay_hours) & ~np.isnan(events.value) & is_kept(events, exclude)
-    key, count = np.unique(_value_key(events.code[is_counted], events.value[is_counted]), return_counts=True)
-    place = (key >> 32).astype(np.int64)
-    table = pl.DataFrame({"place": place, "values": _value_of(key), "counts": count})
-    return (
-        table.group_by("place", maintain_order=True)
-        .agg("values", "counts")
-        .select(pl.Series("code", events.codes, dtype=pl.String).gather(place[run_starts(place)]), "values", "counts")
-    )
-
-
 def count_names(
     events: Histories,
     cutoffs: pl.DataFrame,
@@ -195,25 +172,6 @@ def _same_name(occurring: Ints, names: Sequence[str], n_cells: int) -> Ints:
     return same
 
 
-def value_edges(counts: Iterable[pl.DataFrame], config: VocabularyConfig) -> Edges:
-    """The inner edges of each code's value bins: quantiles (linear between neighbours) of its training values.
-
-    They are exact for a code with at most `MOST_DISTINCT_VALUES` distinct values. One with more has all its
-    values rounded down to 10 bits of mantissa first, so that memory grows with the codes and not with the events.
-    """
-    shares = [k / config.n_value_bins for k in range(1, config.n_value_bins)]
-    total = _ValueCounts()
-    for table in counts:
-        total.add(table)
-    edges = {}
-    for code, values, n_values in total.by_code():
-        if n_values.sum() >= config.min_values:
-            found = {_quantile(values, n_values, share) for share in shares}
-            # An edge at the lowest value would leave an empty bin below it; equal edges would leave one between them.
-            edges[code] = tuple(sorted(edge for edge in found if edge > values[0]))
-    return {code: inner for code, inner in sorted(edges.items()) if inner}
-
-
 def choose_tokens(counts: pl.DataFrame, edges: Edges, groups: dict[str, str], config: VocabularyConfig) -> Vocabulary:
     """The vocabulary out of the counts of the training split: those of `count_names`, added up."""
     table = (
@@ -260,66 +218,6 @@ def add_counts(counts: Iterable[pl.DataFrame]) -> pl.DataFrame:
         total = together.group_by(columns).agg(pl.col("n_events").sum(), pl.col("n_subjects").sum())
     assert total is not None  # a dataset has a shard
     return total
-
-
-class _ValueCounts:
-    """How often each code has each value, with a bound on the distinct values of a code."""
-
-    def __init__(self) -> None:
-        self.codes: dict[str, int] = {}
-        self._is_rounded = np.zeros(0, dtype=bool)
-        self._keys = np.zeros(0, dtype=np.uint64)  # code and value, rising
-        self._counts = np.zeros(0, dtype=np.int64)
-
-    def add(self, table: pl.DataFrame) -> None:
-        places = np.array([self.codes.setdefault(code, len(self.codes)) for code in table["code"]], dtype=np.int64)
-        self._is_rounded = np.pad(self._is_rounded, (0, len(self.codes) - len(self._is_rounded)))
-        code = np.repeat(places, table["values"].list.len().to_numpy())
-        keys = _value_key(code, table["values"].explode().to_numpy())
-        self._merge(np.concatenate([self._keys, keys]), np.concatenate([self._counts, table["counts"].explode()]))
-        n_distinct = np.bincount((self._keys >> 32).astype(np.int64), minlength=len(self.codes))
-        is_new = (n_distinct > MOST_DISTINCT_VALUES) & ~self._is_rounded
-        if is_new.any():
-            self._is_rounded |= is_new
-            self._merge(self._keys, self._counts)
-
-    def _merge(self, keys: npt.NDArray[np.uint64], counts: Ints) -> None:
-        is_rounded = self._is_rounded[(keys >> 32).astype(np.int64)]
-        keys = np.where(is_rounded, keys >> ROUNDED_BITS << ROUNDED_BITS, keys)
-        order = np.argsort(keys, kind="stable")
-        keys, counts = keys[order], counts[order]
-        first = run_starts(keys)
-        self._keys = keys[first]
-        self._counts = np.add.reduceat(counts, first) if len(first) else counts
-
-    def by_code(self) -> Iterable[tuple[str, Floats, Ints]]:
-        """Each code with its values, rising, and their counts."""
-        bounds = np.searchsorted(self._keys, np.arange(len(self.codes) + 1, dtype=np.uint64) << 32)
-        for code, place in self.codes.items():
-            part = slice(bounds[place], bounds[place + 1])
-            yield code, _value_of(self._keys[part]).astype(np.float64), self._counts[part]
-
-
-def _value_key(code: npt.NDArray[np.integer], value: Float32s) -> npt.NDArray[np.uint64]:
-    """Integers that sort by code, then by value: a float's bits do, once those of negative ones are turned over."""
-    bits = value.astype(np.float32).view(np.uint32)
-    rising = np.where(bits >> 31 == 0, bits | np.uint32(1 << 31), ~bits)
-    return (code.astype(np.uint64) << np.uint64(32)) | rising
-
-
-def _value_of(key: npt.NDArray[np.uint64]) -> Float32s:
-    rising = (key & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-    return np.where(rising >> 31 == 1, rising & np.uint32(0x7FFFFFFF), ~rising).view(np.float32)
-
-
-def _quantile(values: Floats, counts: Ints, share: float) -> float:
-    """The quantile, linear between neighbours, of values that each occur `counts` times."""
-    n_up_to = np.cumsum(counts)
-    position = (n_up_to[-1] - 1) * share
-    lower, upper = (
-        values[np.searchsorted(n_up_to, rank, side="right")] for rank in (int(position), -int(-position // 1))
-    )
-    return float(lower if lower == upper else (position - int(position)) * (upper - lower) + lower)
 
 
 def _name_counts(

@@ -10,7 +10,7 @@ import polars as pl
 from ehrtrack.arrays import Ints
 from ehrtrack.data.events import BIRTH, DEATH, MedsDataset
 from ehrtrack.data.histories import NO_TIME, read_shard
-from ehrtrack.data.settings import KEEP_UNKNOWN, Births
+from ehrtrack.data.settings import KEEP_UNKNOWN, Births, PretrainingRecords
 from ehrtrack.data.shards import ShardWork, in_two_shards, read_kept
 from ehrtrack.data.split_rules import split_records
 from ehrtrack.data.split_settings import Split
@@ -53,6 +53,53 @@ def record_cutoffs(dataset: MedsDataset, split: Split, work: ShardWork, *, birth
         )
     ends = split_records(dataset, ends.filter(~pl.col("is_too_old")).drop("is_too_old"), split)
     return (_with_births(ends) if births == "left_out" else ends).drop("birth")
+
+
+def end_at_index(ends: pl.DataFrame, index_dates: pl.DataFrame, records: PretrainingRecords) -> pl.DataFrame:
+    """The records without what came after a subject's first index date, from where its outcome is foretold.
+
+    Of a subject with several index dates the first counts. What was done is told aloud, with numbers.
+
+    Parameters
+    ----------
+    ends : of `record_cutoffs`
+    index_dates : columns subject_id, cutoff: those of a cohort, of whatever split
+    records : ``cut`` ends them there, ``leave_out`` leaves these subjects out, ``whole`` changes nothing
+
+    Raises
+    ------
+    DataError
+        If no training or validation record is left.
+
+    Examples
+    --------
+    >>> from datetime import datetime
+    >>> ends = pl.DataFrame({"subject_id": [1, 2], "cutoff": [datetime(2020, 5, 1)] * 2, "split": ["train"] * 2})
+    >>> index_dates = pl.DataFrame({"subject_id": [2, 2], "cutoff": [datetime(2020, 2, 1), datetime(2020, 1, 1)]})
+    >>> end_at_index(ends, index_dates, "cut")["cutoff"].dt.month().to_list()
+    pretraining reads the records of 1 of 2 subjects, who are in the cohort, up to their index dates
+    [5, 1]
+    """
+    if records == "whole":
+        return ends
+    first = index_dates.group_by("subject_id").agg(pl.col("cutoff").min().alias("index_date"))
+    joined = ends.join(first, on="subject_id", how="left", maintain_order="left")
+    in_cohort = pl.col("index_date").is_not_null()
+    n_in_cohort = joined.filter(in_cohort).height
+    who = f"{n_in_cohort:,} of {ends.height:,} subjects, who are in the cohort"
+    if records == "leave_out":
+        print(f"pretraining leaves out the records of {who}", flush=True)
+        kept = joined.filter(~in_cohort).drop("index_date")
+        left = set(kept["split"])
+        if not {"train", "validation"} <= left:
+            raise DataError(
+                f'data.pretraining_records = "leave_out" leaves {kept.height:,} records, and none in the '
+                f"{' and '.join(sorted({'train', 'validation'} - left))} split to pretrain on: nearly everybody is in "
+                'the cohort; say "cut"'
+            )
+        return kept
+    print(f"pretraining reads the records of {who}, up to their index dates", flush=True)
+    return joined.with_columns(cutoff=pl.min_horizontal("cutoff", "index_date")).drop("index_date")
 
 
 def _with_births(ends: pl.DataFrame) -> pl.DataFrame:

@@ -77,6 +77,9 @@ Births = Literal["left_out", "unknown", "required"]
 """What becomes of subjects whose birth is not known: left out and counted, kept with an age that is unknown (never age
 0), or the run stops."""
 
+PretrainingRecords = Literal["cut", "leave_out", "whole"]
+"""What pretraining reads of a cohort's subjects: their records up to the index date, none of them, or all."""
+
 KEEP_UNKNOWN = 'data.births = "unknown" keeps subjects without an age'
 
 Hours = Annotated[float, Field(ge=0, le=24 * MAX_DAYS)]
@@ -120,11 +123,12 @@ class VocabularyConfig(Section):
     ----------
     min_subjects : a token that fewer training subjects have is [UNK]
     n_value_bins : the most bins into which the numeric values of a code are cut, at their training quantiles
-    min_values : a code with fewer numeric values has no bins
+    min_values : a code, or a group, with fewer numeric values has no bins
     exclude : patterns of codes that are left out, matched at the code's start
     groups : a table (parquet or CSV) with the columns `code` and `group`. The codes of a group, such as those that
-        different hospitals have for the same thing, become one token. `ehrtrack embed --groups` finds some; phecodes,
-        CCS and ATC classes are others
+        different hospitals have for the same thing, become one token, and their values are cut at the quantiles of all
+        of them together: they have to be in one unit. `ehrtrack embed --groups` finds some; phecodes, CCS and ATC
+        classes are others
 
     Examples
     --------
@@ -311,6 +315,16 @@ class CohortConfig(Section):
         missing = [f"cohort.{name}" for name, value in needed.items() if value is None]
         if self.labels is None and missing:
             raise ConfigError(f"{', '.join(missing)} is not set, and neither is cohort.labels; {ways}")
+
+    def with_all_labels(self) -> CohortConfig:
+        """The cohort from which few labels may be drawn: everybody in it is known to be of the study.
+
+        >>> drawn = CohortConfig(labels="labels.csv", n_labels=64, labels_seed=1)
+        >>> drawn.with_all_labels() == CohortConfig(labels="labels.csv")
+        True
+        """
+        drawn = {"n_labels", "labels_seed"}
+        return self.model_validate({name: getattr(self, name) for name in self.model_fields_set - drawn})
 
     def identity(self) -> dict[str, Any]:
         """Without `labels_seed` where nothing is drawn by it."""

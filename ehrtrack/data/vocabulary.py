@@ -71,7 +71,8 @@ class Vocabulary:
 
     `value_edges` maps a code to the inner edges of its value bins: value v has token `CODE//Qk` with k one
     more than the number of edges that are <= v. `counts` are the training events of each token, 0 for the
-    specials. `groups` maps codes that mean the same to the one name that their tokens have (`slot_names`).
+    specials. `groups` maps codes that mean the same to the one name that their tokens have (`slot_names`); they have
+    the same edges, also those that no training record had. (In a vocabulary of before 2026-11-29 each has its own.)
     """
 
     tokens: tuple[str, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
@@ -13,15 +13,15 @@ import torch
 
 from ehrtrack import plugins
 from ehrtrack.arrays import Ints
-from ehrtrack.config import DataConfig, RunConfig, RuntimeConfig
+from ehrtrack.config import RunConfig, RuntimeConfig
 from ehrtrack.data.cohort import Cohort, build_cohort
+from ehrtrack.data.config import DataConfig
 from ehrtrack.data.cutoffs import has_several
 from ehrtrack.data.drift import Seen, events_by_token
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.fitting import count_tokens, coverage, fit_vocabulary, share_known
 from ehrtrack.data.labels import tells_when
 from ehrtrack.data.outcomes import Outcomes
-from ehrtrack.data.record_ends import record_cutoffs
 from ehrtrack.data.shards import ShardSlice, ShardWork, open_work
 from ehrtrack.data.split_rules import n_read_in_pretraining, settle_split, table_fingerprint
 from ehrtrack.data.split_settings import Split, TimeSplit
@@ -30,6 +30,7 @@ from ehrtrack.data.store import TokenStore, build_store, tokenise_slice
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.code_embeddings import FACTS_FILE, CodeEmbeddings
+from ehrtrack.pipeline.pretraining_records import INDEX_DATES, pretraining_cutoffs
 from ehrtrack.training.threads import free_threads, use_threads
 
 SUBJECTS_AT_ONCE = 10_000
@@ -59,6 +60,7 @@ class Records:
     coverage : share of events that the vocabulary knows, by split
     seen : codes and values of the training subjects, to which those of later predictions are compared
     split_table : fingerprint of the table that says who is in which split, where one beside the events does
+    index_dates : fingerprint of what pretraining did not read (`pretraining_cutoffs`); empty where it read all
     """
 
     dataset: MedsDataset
@@ -68,6 +70,7 @@ class Records:
     coverage: pl.DataFrame
     seen: Seen
     split_table: str
+    index_dates: str = field(default="", kw_only=True)
 
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints, by name, of everything that these tokens were made from."""
@@ -76,7 +79,8 @@ class Records:
             "vocabulary": self.vocabulary.fingerprint,
             "store": self.store.fingerprint,
         }
-        return found | ({SPLIT_TABLE: self.split_table} if self.split_table else {})
+        found |= {SPLIT_TABLE: self.split_table} if self.split_table else {}
+        return found | ({INDEX_DATES: self.index_dates} if self.index_dates else {})
 
     def token_counts(self) -> Ints:
         """(V,) counts of each token among the training subjects."""
@@ -103,11 +107,13 @@ class CohortRecords(Records):
 
 
 def prepare_records(config: RunConfig) -> Records:
-    """Whole records, for pretraining: the vocabulary is fitted on the training subjects."""
+    """Records for pretraining: whole, or up to the index dates of a cohort; the vocabulary is fitted on the training
+    subjects."""
     dataset = open_dataset(config.data.path)
     with _open_work(config.runtime) as work:
-        cutoffs = record_cutoffs(dataset, config.data.split, work, births=config.data.births)
-        return _tokenise(_in_retrospect(config), dataset, cutoffs, None, work)
+        cutoffs, index_dates = pretraining_cutoffs(config, dataset, work)
+        records = _tokenise(_in_retrospect(config), dataset, cutoffs, None, work)
+    return replace(records, index_dates=index_dates)
 
 
 def prepare_cohort(config: RunConfig, vocabulary: Vocabulary | None = None) -> CohortRecords:
@@ -145,7 +151,7 @@ def tokenise_records(config: RunConfig, part: ShardSlice) -> TokenStore | None:
     config = _with_rule(config)
     dataset = open_dataset(config.data.path)
     with _open_work(config.runtime, part) as work:
-        cutoffs = record_cutoffs(dataset, config.data.split, work, births=config.data.births)
+        cutoffs, _ = pretraining_cutoffs(config, dataset, work)
         return _tokenise_slice(_in_retrospect(config), dataset, cutoffs, work)
 
 

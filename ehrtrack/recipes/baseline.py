@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from ehrtrack.baselines.base import AnyFeatures, Labelled, TokenHistories, baseline_class
+from ehrtrack.baselines.base import AnyFeatures, Labelled, baseline_class
 from ehrtrack.config import RunConfig, check_objective
 from ehrtrack.evaluation.metric_table import chosen_by
 from ehrtrack.evaluation.oracle import checked_truth
 from ehrtrack.evaluation.report import Report
 from ehrtrack.objectives.base import Predictions
-from ehrtrack.pipeline.embeddings import read_embeddings
+from ehrtrack.pipeline.histories import read_cohort
 from ehrtrack.pipeline.labels import value_text
 from ehrtrack.pipeline.model_folder import log_model
 from ehrtrack.pipeline.prepare import CohortRecords, check_validation, prepare_cohort, settle
@@ -68,23 +68,15 @@ def baseline(config: RunConfig, *, place: Place = ALONE) -> RecipeResult:
     chosen = baseline_class(config.baseline.name, has_classes=has_classes)(config.baseline)
     name = chosen.title or config.baseline.name
     task: Task = "classes" if has_classes else "survival"
-    histories = TokenHistories(
-        records.store,
-        records.vocabulary,
-        np.arange(len(records.store)),
-        config.data.max_tokens,
-        config.runtime.device,
-        read_embeddings(config, records),
-        config.data.may_lack_age,
-    )
-    features = chosen.read(histories)
+    features = read_cohort(chosen, config, records)
     with open_run(config, kind="baseline", sections=SECTIONS, model=name, task=task, place=place) as run:
         fingerprints = records.fingerprints()
         run.log_fingerprints(fingerprints)
         run.logger.set_tags({MODEL: name})
         log_cohort(run.logger, records)
         started = time.monotonic()
-        model = chosen.fit(*(_labelled(records, features, split) for split in ("train", "validation")))
+        train, kept = (_labelled(records, features, split) for split in ("train", "validation"))
+        model = chosen.fit(train, kept)
         cost = {"train_seconds": time.monotonic() - started, "peak_memory_mb": memory_mb(torch.device("cpu"))}
         run.logger.log_metrics(named("cost", cost), step=0)
         facts = model.describe()
@@ -92,12 +84,12 @@ def baseline(config: RunConfig, *, place: Place = ALONE) -> RecipeResult:
         n_parameters = float(facts["n_parameters"])
         run.logger.log_metrics({"parameters/total": n_parameters, "parameters/trainable": n_parameters}, step=0)
 
-        def predictions(split: str) -> Predictions:
-            rows = records.rows[split]
-            return Predictions(rows, np.asarray(model.survival(features[rows], grid.edges_days)))
-
         log_model(run, records, fingerprints, grid=grid, baseline=model.to_json())
-        validation, test = predictions("validation"), predictions("test")
+        rows = records.rows
+        # A model that learns from validation subjects too is judged on them by its twins in cross-validation.
+        of_kept = chosen.validation_survival(model, kept, grid.edges_days)
+        validation = Predictions(rows["validation"], np.asarray(of_kept))
+        test = Predictions(rows["test"], np.asarray(model.survival(features[rows["test"]], grid.edges_days)))
         log_predictions(run.logger, records, validation=validation, test=test)
         with run.judging():
             reports = log_evaluation(
@@ -131,6 +123,7 @@ def _summary(
     name: str, records: CohortRecords, facts: Mapping[str, object], reports: dict[str, Report], task: Task
 ) -> str:
     test, choice = reports[TEST], chosen_by({task})
+    chosen = facts.get("chosen_by", f"validation {choice.title}")
     return describe(
         f"Baseline {name}",
         {
@@ -139,7 +132,7 @@ def _summary(
             **not_measured(test),
             **horizon(records.cohort),
             f"validation {choice.title}": reports[KEPT].text(choice.key),
-            "tuning": f"{facts['n_candidates']} settings tried, the best by validation {choice.title} kept",
+            "tuning": f"{facts['n_candidates']} settings tried, the best by {chosen} kept",
         }
-        | {key: value_text(value) for key, value in facts.items() if key != "n_candidates"},
+        | {key: value_text(value) for key, value in facts.items() if key not in ("n_candidates", "chosen_by")},
     )

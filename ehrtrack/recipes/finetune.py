@@ -24,6 +24,7 @@ from ehrtrack.pipeline.prepare import (
     prepare_cohort,
     settle,
 )
+from ehrtrack.pipeline.pretraining_records import said_of_base
 from ehrtrack.pipeline.report import (
     attained,
     conclude,
@@ -42,6 +43,7 @@ from ehrtrack.pipeline.run import ALONE, Place, RecipeResult, Recorder, Resumpti
 from ehrtrack.privacy import count_text
 from ehrtrack.runlog import KEPT, TEST, VALIDATION, Task, named
 from ehrtrack.strategies.base import parameter_table
+from ehrtrack.tracking.names import PRETRAINING_RECORDS
 from ehrtrack.training.loop import FitResult
 from ehrtrack.training.ranks import join_ranks
 from ehrtrack.training.sanity import based
@@ -80,6 +82,9 @@ def finetune(
         is_same_data = base.fingerprints["data"] == records.dataset.fingerprint()
         check_same_reading(config.data, base.config.data, is_same_data=is_same_data)
         check_base_split(records.dataset, records.cohort, config.data.split, base.fingerprints)
+    was_read = ranks.from_main(partial(said_of_base, base, config, records.dataset))
+    if was_read:
+        print(f"the base model read records {was_read}", flush=True)
     truth = checked_truth(config.cohort, records.store.subject_ids[records.rows["test"]])
     adapted = adapt(config, records, base, ranks)
     strategy, objective, model = adapted.strategy, adapted.objective, adapted.model
@@ -101,6 +106,7 @@ def finetune(
     ) as run:
         run.log_fingerprints(fingerprints)
         run.log_parameters(parameter_table(model, strategy))
+        run.logger.set_tags({PRETRAINING_RECORDS: was_read} if was_read else {})
         log_cohort(run.logger, records)
         if strategy.keeps_encoder:
             batches = with_features(batches, adapted.plain, ranks)
@@ -137,7 +143,8 @@ def finetune(
                     adapted.start, merged.cpu(), learning_matrices(model, strategy), is_pretrained=base is not None
                 ),
             ]
-            conclude(run.logger, _summary(config, records, result, reports, objective.task), verdicts)
+            summary = _summary(config, records, result, reports, objective.task, was_read=was_read)
+            conclude(run.logger, summary, verdicts)
             metrics = named(KEPT, reports[KEPT].metrics) | named(TEST, reports[TEST].metrics)
             return run.finished(metrics, task=objective.task)
 
@@ -153,6 +160,8 @@ def _summary(
     result: FitResult,
     reports: dict[str, Report],
     task: Task,
+    *,
+    was_read: str,
 ) -> str:
     test, choice = reports[TEST], chosen_by({task})
     of_what = " of any cause" if "causes" in test.tables else ""
@@ -169,6 +178,7 @@ def _summary(
             "training subjects (events)": f"{n_subjects:,} ({count_text(n_with_event)})",
             **horizon(records.cohort),
             "pretrained by run": config.init.run or "none",
+            **({"pretraining read records": was_read} if was_read else {}),
             "kept epoch": f"{result.kept_epoch} of {len(result.history)} ({result.stop_reason})",
         },
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import polars as pl
 import torch
 
 from ehrtrack.arrays import Ints
-from ehrtrack.baselines.base import TokenHistories, baseline_class
+from ehrtrack.baselines.base import Baseline, TokenHistories, baseline_class
 from ehrtrack.data.batch import Batches
 from ehrtrack.data.cutoffs import latest
 from ehrtrack.data.drift import Drift, events_by_token, silent_days_limit
@@ -23,7 +23,9 @@ from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.fitting import count_names
 from ehrtrack.data.histories import damage_named, holding_shards, read_shard
 from ehrtrack.data.labels import of_any_cause, read_labels
+from ehrtrack.data.shards import ShardWork
 from ehrtrack.data.store import TokenStore, build_store
+from ehrtrack.data.value_features import value_summaries
 from ehrtrack.errors import CheckpointError, DataError
 from ehrtrack.evaluation.predictions import with_predictions
 from ehrtrack.files import written_aside
@@ -160,7 +162,8 @@ class Predictor:
             )
             is_silent = store.end_gap_days > limit_days
             kept = np.flatnonzero(~is_silent)
-            predictions = self._predict(store, kept) if len(kept) else None
+            values = self._values(dataset, cutoffs, Path(cache)) if len(kept) else None
+            predictions = self._predict(store, kept, values) if len(kept) else None
             n_events = self._count_events(dataset, cutoffs[kept])
         asked = _with_reason(asked, rows[is_silent], silence_reason(limit_days))
         return self.table(asked, rows[kept], predictions), n_events
@@ -180,16 +183,36 @@ class Predictor:
         first = [name for name in table.columns if name != REASON]
         return table.select(*first, pl.lit(list(self.grid.edges_days)).alias("survival_days"), REASON)
 
-    def _predict(self, store: TokenStore, rows: Ints) -> Predictions:
+    @cached_property
+    def _baseline(self) -> Baseline | None:
+        """The baseline that the model is, if it is one."""
+        if self.folder.baseline is None:
+            return None
+        settings = self.folder.config.baseline
+        return baseline_class(settings.name, has_classes=self.folder.has_classes)(settings)
+
+    def _values(self, dataset: MedsDataset, cutoffs: pl.DataFrame, cache: Path) -> pl.DataFrame | None:
+        """Recorded values up to the cutoffs, where the model reads them."""
+        if self._baseline is None or not self._baseline.reads_values:
+            return None
+        delays = self.folder.config.data.delay_hours
+        return value_summaries(dataset, cutoffs, self.folder.vocabulary, ShardWork(cache), delay_hours=delays)
+
+    def _predict(self, store: TokenStore, rows: Ints, values: pl.DataFrame | None) -> Predictions:
         """Of some rows of a store, in their order."""
         config, longest = self.folder.config, self.folder.max_tokens
-        if self.folder.baseline is not None:
-            chosen = baseline_class(config.baseline.name, has_classes=self.folder.has_classes)(config.baseline)
+        if self._baseline is not None:
+            assert self.folder.baseline is not None
             histories = TokenHistories(
-                store, self.folder.vocabulary, rows, longest, may_lack_age=config.data.may_lack_age
+                store,
+                self.folder.vocabulary,
+                rows,
+                longest,
+                may_lack_age=config.data.may_lack_age,
+                values=values,
             )
-            model = chosen.from_json(self.folder.baseline)
-            return _checked(Predictions(rows, np.asarray(model.survival(chosen.read(histories), self.grid.edges_days))))
+            model, features = self._baseline.from_json(self.folder.baseline), self._baseline.read(histories)
+            return _checked(Predictions(rows, np.asarray(model.survival(features, self.grid.edges_days))))
         batches, cpu = Batches(store, rows, BATCH_TOKENS, longest), torch.device("cpu")
         network = place(self.folder.survival_model(), cpu)
         return _checked(self.folder.rebuilt().predict(network, batches, cpu))

@@ -1,4 +1,4 @@
-"""Pretraining: an objective that takes its targets from the whole records of the training subjects."""
+"""Pretraining: an objective that takes its targets from the records of the training subjects themselves."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from ehrtrack.pipeline.embeddings import start_from_embeddings
 from ehrtrack.pipeline.fit import feed, set_up, train
 from ehrtrack.pipeline.model_folder import log_model
 from ehrtrack.pipeline.prepare import Records, prepare_records, settle
+from ehrtrack.pipeline.pretraining_records import SAID
 from ehrtrack.pipeline.report import conclude, encoder_matrices, judge_encoder, judge_training, learning_matrices
 from ehrtrack.pipeline.run import ALONE, Place, RecipeResult, Resumption, describe, open_run
 from ehrtrack.runlog import VALIDATION
 from ehrtrack.strategies.base import parameter_table
+from ehrtrack.tracking.names import PRETRAINING_RECORDS
 from ehrtrack.training.loop import FitResult
 from ehrtrack.training.memory import CPU_BATCH_TOKENS
 from ehrtrack.training.ranks import join_ranks
@@ -55,13 +57,14 @@ def pretrain(config: RunConfig, *, place: Place = ALONE, resume: Resumption | No
     with open_run(
         config,
         kind="pretrain",
-        sections=SECTIONS,
+        sections=SECTIONS if config.cohort is None else (*SECTIONS, "cohort"),
         place=place,
         ranks=ranks,
         resume=resume,
         fingerprints=fingerprints,
     ) as run:
         run.log_fingerprints(fingerprints)
+        run.logger.set_tags({PRETRAINING_RECORDS: SAID[config.pretraining_records]})
         run.log_parameters(parameter_table(model))
         run.logger.log_table(records.coverage, "vocabulary_coverage.csv")
         if ranks.is_main:
@@ -116,6 +119,7 @@ def _summary(config: RunConfig, records: Records, result: FitResult, trivial: Ma
         {
             "validation loss": f"{best['val/loss']:.3f}",
             **{loss.removeprefix(f"{VALIDATION}/"): _beside(best, loss, other) for loss, other in trivial.items()},
+            "records": SAID[config.pretraining_records],
             "subjects (train, validation)": f"{len(records.rows['train']):,}, {len(records.rows['validation']):,}",
             "tokens, vocabulary": f"{len(records.store.token):,}, {len(records.vocabulary):,}",
             "kept epoch": f"{result.kept_epoch} of {len(result.history)} ({result.stop_reason})",

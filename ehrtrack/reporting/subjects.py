@@ -11,6 +11,7 @@ from ehrtrack import plots
 from ehrtrack.privacy import count_text
 from ehrtrack.reporting.document import Chart, Column, Flow, Prose, Row, Section, Step, Table
 from ehrtrack.reporting.material import Material
+from ehrtrack.tracking.names import PRETRAINING_RECORDS
 
 SPLIT_NAMES = {"train": "training", "validation": "validation", "test": "test"}
 
@@ -25,8 +26,16 @@ def flow_section(material: Material) -> Section | None:
     said = "Counts of fewer than 11, and those that would tell them, are not shown."
     if n_cohorts > 1:
         said += f" Runs of the study have {n_cohorts} cohorts or splits; this is the one of {material.shown_run}."
+    said += _pretraining(material)
     chart = Chart("flow", "Flow of subjects.", lambda: plots.attrition_flow(attrition, summary), is_file_only=True)
     return Section("subjects", "Flow of subjects", (flow, Prose((said,)), chart, _follow_up(summary)))
+
+
+def _pretraining(material: Material) -> str:
+    """What the pretrainings that fine-tunings start from read of these subjects, as those say."""
+    records = [record for record in material.records.values() if record.kind == "finetune"]
+    said = sorted({record.tags[PRETRAINING_RECORDS] for record in records if PRETRAINING_RECORDS in record.tags})
+    return f" Pretraining read records {'; or '.join(said)}." if said else ""
 
 
 def _split_name(name: str) -> str:

@@ -62,7 +62,7 @@ ITEMS = (
     Item("11", "Methods", "missing data", "provenance",
         "what was not recorded is no event, and nothing is imputed; reasons are for the author"),
     Item("12a", "Methods", "how the data were used: development, evaluation, partition", "subjects",
-        "subjects by split"),
+        "subjects by split, and what pretraining read of them"),
     Item("12b", "Methods", "handling of predictors in the analysis", "provenance", "data.vocabulary, data.visits"),
     Item("12c", "Methods", "type of model, building steps, hyperparameters, internal validation", "results",
         "configurations compared; their settings under provenance"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 
 from ehrtrack.config import Kind, Override, RunConfig, RuntimeConfig, check_objective, load_config
@@ -25,6 +24,7 @@ from ehrtrack.study.values import (
     SHARED,
     Recipe,
     leaf_paths,
+    products,
     scalar_at,
     section_of,
     selects,
@@ -34,6 +34,7 @@ from ehrtrack.study.values import (
 from ehrtrack.study_file import read_study_file
 from ehrtrack.validation import validate
 
+OF_LABELS = ("cohort.n_labels", "cohort.labels_seed")
 SEED, BASELINE_SEED = "runtime.seed", "baseline.seed"
 KINDS: Mapping[Recipe, Kind] = {"pretrain": "pretraining", "finetune": "outcome", "baseline": "outcome"}
 
@@ -185,7 +186,7 @@ class _Files:
 def _drafts(settings: StudySettings, files: _Files) -> list[_Draft]:
     """All fine-tunings and baselines of the matrix, with what they start from."""
     _check_paths(settings, files)
-    found = [draft for repeat in _products(settings.repeats) for draft in _of_repeat(settings, files, repeat)]
+    found = [draft for repeat in products(settings.repeats) for draft in _of_repeat(settings, files, repeat)]
     used = {path for draft in found for path in (*draft.used, *([PRETRAIN] if draft.pretraining else []))}
     if unused := [path for path in (*settings.matrix, *settings.repeats) if path not in used]:
         raise ConfigError(
@@ -200,15 +201,11 @@ def _of_repeat(settings: StudySettings, files: _Files, repeat: Mapping[str, Valu
         if config is None:
             continue
         values = {path: of for path, of in settings.matrix.items() if section_of(path) in SECTIONS[recipe]}
-        for chosen in _products(values):
+        for chosen in products(values):
             if recipe == "baseline":
                 yield _baseline(config, chosen, repeat)
             else:
                 yield _finetuning(settings, files, config, chosen, repeat)
-
-
-def _products(values: Mapping[str, Sequence[Value]]) -> list[dict[str, Value]]:
-    return [dict(zip(values, combination, strict=True)) for combination in product(*values.values())]
 
 
 def _check_paths(settings: StudySettings, files: _Files) -> None:
@@ -266,7 +263,7 @@ def _finetuning(
         made = _from_run(made, "")
     elif files.pretrain:
         pretraining = _pretraining_of(settings, chosen)
-        base = _pretraining(settings, files.pretrain[pretraining], pretraining, given)
+        base = _pretraining(settings, files.pretrain[pretraining], pretraining, given, made)
         _check_split(base.config, made, pretraining)
         made = _from_run(made, "").model_copy(
             update={"model": with_shape_of(base.config.model, made.model, f"of the pretraining {pretraining!r}")}
@@ -305,13 +302,19 @@ def _pretraining_of(settings: StudySettings, chosen: Mapping[str, Value]) -> str
     return str(chosen.get(PRETRAIN, next(iter(settings.pretrain))))
 
 
-def _pretraining(settings: StudySettings, config: RunConfig, name: str, given: Mapping[str, Value]) -> _Draft:
-    """A pretraining with the values by which pretrainings differ."""
+def _pretraining(
+    settings: StudySettings, config: RunConfig, name: str, given: Mapping[str, Value], finetuning: RunConfig
+) -> _Draft:
+    """A pretraining with the values by which pretrainings differ, and on equal data the cohort, with all its labels."""
     per = settings.pretrain_per
     if per is None:
         per = tuple(path for path in given if section_of(path) in ("data", "model", "runtime"))
     made, used = with_values(config, {path: given[path] for path in per if path in given})
     check_objective(made, "pretraining")
+    if made.cohort is None and finetuning.cohort is not None and made.data.path == finetuning.data.path:
+        made = made.model_copy(update={"cohort": finetuning.cohort.with_all_labels()})
+    if made.pretraining_records != "whole":
+        per += tuple(path for path in given if section_of(path) == "cohort" and path not in OF_LABELS)
     repeat = {path: given[path] for path in per if path in settings.repeats}
     chosen = {path: given[path] for path in per if path in settings.matrix and path in given}
     return _Draft("pretrain", made, chosen, repeat, used, name)
@@ -374,7 +377,8 @@ class _Names:
 
     def settings(self, draft: _Draft) -> dict[str, Scalar]:
         """The settings of a draft that the matrix names, as far as they mean something to it."""
-        known = [path for path in self._paths if section_of(path) in SECTIONS[draft.recipe] and path != PRETRAIN]
+        here, own = SECTIONS[draft.recipe], draft.chosen
+        known = [path for path in self._paths if path != PRETRAIN and (path in own or section_of(path) in here)]
         found = {path: value for path in known if (value := scalar_at(draft.config, path)) is not None}
         return found | ({PRETRAIN: draft.pretraining} if draft.pretraining and PRETRAIN in self._paths else {})
 

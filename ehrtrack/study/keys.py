@@ -41,7 +41,7 @@ class Inputs:
         if table := self._split_table(dataset, config):
             found["split_table"] = table
         files = {"groups": config.data.vocabulary.groups}
-        if recipe != "pretrain" and config.cohort is not None:
+        if config.cohort is not None and (recipe != "pretrain" or config.pretraining_records != "whole"):
             files["labels"] = config.cohort.labels
         if config.init.embeddings:
             files["embeddings"] = Path(config.init.embeddings)
@@ -86,6 +86,8 @@ def cell_key(recipe: Recipe, config: RunConfig, *, inputs: Mapping[str, str], ba
     settings = {name: identity[name] for name in SECTIONS[recipe] if name not in ELSEWHERE}
     if recipe == "baseline":
         settings["init"] = identity["init"]
+    if recipe == "pretrain" and config.pretraining_records != "whole":
+        settings |= {"cohort": identity["cohort"], "pretraining_records": config.pretraining_records}
     for path in (*FILES, "init.run"):
         _drop(settings, path)
     return fingerprint_of("cell", recipe, settings, config.runtime.seed, dict(inputs), base)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any, Literal
 
 from ehrtrack import plugins
@@ -91,6 +92,15 @@ def _leave_out(table: dict[str, Any], path: str) -> None:
         table[parent] = dict(table.get(parent) or {})
         table = table[parent]
     table.pop(key, None)
+
+
+def products(values: Mapping[str, Sequence[Value]]) -> list[dict[str, Value]]:
+    """Every combination of the values.
+
+    >>> products({"a": [1, 2], "b": [3]})
+    [{'a': 1, 'b': 3}, {'a': 2, 'b': 3}]
+    """
+    return [dict(zip(values, combination, strict=True)) for combination in product(*values.values())]
 
 
 def leaf_paths(path: str, value: Value) -> Iterator[str]:

@@ -24,6 +24,7 @@ KIND = "ehrtrack.kind"
 STUDY_KEY = "ehrtrack.study_key"  # of a run that belongs to a study's file: the name of the queue it was taken from
 CELL = "ehrtrack.cell"  # fingerprint of all that decides a run of a study; of two runs with the same one suffices
 CONFIGURATION = "ehrtrack.configuration"  # what a run of a study is a repeat of, in words
+PRETRAINING_RECORDS = "ehrtrack.pretraining_records"  # what a run's pretraining read of the cohort's subjects, in words
 MODEL = "ehrtrack.model"  # what a baseline is called; of runs without it, by its setting
 TASK = "ehrtrack.task"  # what the model is judged for; of runs without it, survival
 SUBJECT_KEY = "ehrtrack.subject_key"  # fingerprint of the key under which subjects are logged; "raw" without one

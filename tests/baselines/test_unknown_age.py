@@ -10,12 +10,15 @@ import pytest
 from simulated import random_store
 
 from ehrtrack import plugins
-from ehrtrack.baselines.base import Labelled, TokenHistories, age_to_fill, baseline_class, read_counts
+from ehrtrack.baselines._ages import age_to_fill
+from ehrtrack.baselines.base import Labelled, TokenHistories, baseline_class, read_counts
 from ehrtrack.data.store import TokenStore
+from ehrtrack.data.value_features import SCHEMA
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 VOCABULARY = Vocabulary((*SPECIAL_TOKENS, "A", "B", "C", "D"), {})
 N = 150
+NO_VALUES = pl.DataFrame(schema=SCHEMA)
 QUICK = {"n_candidates": 1, "epochs": 1, "batch_tokens": 512, "n_trees": 5, "max_trees": 10, "widths": (4,)}
 
 
@@ -32,7 +35,7 @@ def store(age_of_unknown: float = float("nan")) -> TokenStore:
 
 
 def histories(of: TokenStore, *, may_lack_age: bool = True) -> TokenHistories:
-    return TokenHistories(of, VOCABULARY, np.arange(N), max_tokens=16, may_lack_age=may_lack_age)
+    return TokenHistories(of, VOCABULARY, np.arange(N), max_tokens=16, may_lack_age=may_lack_age, values=NO_VALUES)
 
 
 def test_the_table_has_a_column_for_it_only_where_it_is_asked_for() -> None:

@@ -13,11 +13,13 @@ from simulated import History, Visit, store_of
 from ehrtrack import plugins
 from ehrtrack.baselines.base import Baseline, FittedBaseline, Labelled, TokenHistories, baseline_class
 from ehrtrack.baselines.settings import TunedChoice
+from ehrtrack.data.value_features import SCHEMA
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import CheckpointError, DataError
 from ehrtrack.survival.bootstrap import c_index_interval
 from ehrtrack.survival.metrics import c_index
 
+NO_VALUES = pl.DataFrame(schema=SCHEMA)
 TIMES = [0.0, 30.0, 180.0, 365.0]
 VOCABULARY = Vocabulary((*SPECIAL_TOKENS, "A", "B", "C", "D"), {})
 ROWS = {"train": np.arange(200), "validation": np.arange(200, 400), "test": np.arange(400, 600)}
@@ -35,7 +37,7 @@ def population(seed: int = 0) -> tuple[TokenHistories, np.ndarray, np.ndarray]:
         for row in counts
     ]
     time = rng.exponential(800 * np.exp(-1.5 * counts[:, 0]))
-    features = TokenHistories(store_of(histories), VOCABULARY, np.arange(600), max_tokens=32)
+    features = TokenHistories(store_of(histories), VOCABULARY, np.arange(600), max_tokens=32, values=NO_VALUES)
     return features, np.minimum(time, 365), time < 365
 
 
@@ -168,7 +170,8 @@ def test_other_text_is_no_model(name: str, text: str) -> None:
 
 def test_a_model_of_another_vocabulary_is_told(name: str, model: FittedBaseline) -> None:
     other = Vocabulary((*SPECIAL_TOKENS, "E", "F", "G"), {})
-    histories = TokenHistories(store_of([History([Visit([4], 50.0)])]), other, np.arange(1), max_tokens=32)
+    store = store_of([History([Visit([4], 50.0)])])
+    histories = TokenHistories(store, other, np.arange(1), max_tokens=32, values=NO_VALUES)
     with pytest.raises(DataError, match="vocabulary of the training run"):
         model.risk(quick(name).read(histories), 365.0)
 

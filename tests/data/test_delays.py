@@ -11,12 +11,13 @@ import pytest
 
 from ehrtrack.config import parse_config
 from ehrtrack.data.count_features import count_features
-from ehrtrack.data.fitting import count_tokens, count_values, coverage, fit_vocabulary
+from ehrtrack.data.fitting import count_tokens, coverage, fit_vocabulary
 from ehrtrack.data.histories import histories_of
 from ehrtrack.data.settings import VisitConfig, VocabularyConfig
 from ehrtrack.data.shards import ShardWork
 from ehrtrack.data.store import build_store
 from ehrtrack.data.timing_features import timing_features
+from ehrtrack.data.value_edges import count_values
 from ehrtrack.data.visits import is_known, known_events, visit_tokens
 from ehrtrack.data.vocabulary import NEVER_TOKENS, SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import ConfigError

@@ -14,11 +14,12 @@ from ehrtrack.data import visits as visits_module
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.count_features import count_features
 from ehrtrack.data.events import EVENT_SCHEMA, open_dataset
-from ehrtrack.data.fitting import choose_tokens, count_names, count_values, value_edges
+from ehrtrack.data.fitting import choose_tokens, count_names
 from ehrtrack.data.histories import Histories, histories_of
 from ehrtrack.data.settings import CohortConfig, VisitConfig, VocabularyConfig
 from ehrtrack.data.split_settings import SplitConfig
 from ehrtrack.data.store import TokenStore, build_store
+from ehrtrack.data.value_edges import count_values, value_edges
 from ehrtrack.data.visits import known_events, visit_tokens
 from ehrtrack.data.vocabulary import NEVER_TOKENS, Vocabulary
 

@@ -8,18 +8,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ehrtrack.data import fitting
+from ehrtrack.data import value_edges as value_edges_module
 from ehrtrack.data.fitting import (
     add_counts,
     choose_tokens,
     count_names,
-    count_values,
     read_groups,
     share_known,
-    value_edges,
 )
 from ehrtrack.data.histories import Histories, histories_of
 from ehrtrack.data.settings import VocabularyConfig
+from ehrtrack.data.value_edges import count_values, value_edges
 from ehrtrack.data.vocabulary import MASK, NEVER_TOKENS, PAD, SPECIAL_TOKENS, UNK, Vocabulary, slot_names, slots
 from ehrtrack.errors import CheckpointError, ConfigError, DataError
 
@@ -35,10 +34,9 @@ def all_training(*shards: Histories) -> pl.DataFrame:
 def fit_shards(*shards: Histories, named: dict[str, str] | None = None, **config) -> Vocabulary:
     settings = VocabularyConfig(**{"min_subjects": 1, "min_values": 1, **config})
     exclude, cutoffs = NEVER_TOKENS + settings.exclude, all_training(*shards)
-    edges = {}
+    edges, groups = {}, named or {}
     if settings.n_value_bins > 1:
-        edges = value_edges((count_values(events, cutoffs, exclude) for events in shards), settings)
-    groups = named or {}
+        edges = value_edges((count_values(events, cutoffs, exclude) for events in shards), settings, groups)
     counts = add_counts(count_names(events, cutoffs, edges, exclude, groups) for events in shards)
     return choose_tokens(counts, edges, groups, settings)
 
@@ -130,7 +128,7 @@ def test_edges_of_values_in_two_shards_are_those_of_all_of_them(frame):
 
 @pytest.mark.parametrize("n_shards", [1, 2, 5])
 def test_too_many_distinct_values_are_rounded_whatever_the_shards(frame, monkeypatch, n_shards):
-    monkeypatch.setattr(fitting, "MOST_DISTINCT_VALUES", 100)
+    monkeypatch.setattr(value_edges_module, "MOST_DISTINCT_VALUES", 100)
     numbers = np.random.default_rng(2).normal(size=400, scale=50).astype(np.float32)
     rows = values("HR", numbers) + values("FEW", [1.1, 2.7, 3.3] * 40)
     shards = [histories_of(frame(rows[part::n_shards])) for part in range(n_shards)]
@@ -242,12 +240,44 @@ def test_codes_of_a_group_become_its_token_and_count_a_subject_once(frame):
         fit(frame, rows, named={"401.9": "HYPERTENSION", "I10": "HYPERTENSION"}, min_subjects=3)
 
 
-def test_bins_of_codes_of_a_group_are_cut_by_each_code_and_share_names(frame):
-    rows = values("MG_DL", [90, 100, 180, 200]) + values("MMOL_L", [5.0, 5.5, 10.0, 11.0])
-    vocabulary = fit(frame, rows, named={"MG_DL": "GLUCOSE", "MMOL_L": "GLUCOSE"}, n_value_bins=2)
-    assert set(vocabulary.value_edges) == {"MG_DL", "MMOL_L"}
-    assert set(vocabulary.tokens[len(SPECIAL_TOKENS) :]) == {"GLUCOSE//Q1", "GLUCOSE//Q2"}
-    assert vocabulary.counts[-2:] == (4, 4)
+def test_values_of_a_group_are_cut_together(frame):
+    rows = values("HR", [60, 70, 80, 90]) + values("PULSE", [100, 110, 120, 130])
+    vocabulary = fit(frame, rows, named={"HR": "HEART_RATE", "PULSE": "HEART_RATE"}, n_value_bins=2)
+    assert vocabulary.value_edges == {"HEART_RATE": (95.0,), "HR": (95.0,), "PULSE": (95.0,)}
+    assert dict(zip(vocabulary.tokens, vocabulary.counts, strict=True)) == {
+        **dict.fromkeys(SPECIAL_TOKENS, 0),
+        "HEART_RATE//Q1": 4,
+        "HEART_RATE//Q2": 4,
+    }
+
+
+def test_a_vocabulary_knows_the_values_of_codes_that_another_dataset_has_for_its_groups(frame):
+    """Fitted to one hospital, with a table that also names the other's codes."""
+    here, there = values("LAB//glucose", [80, 90, 110, 120]), values("CHEM//GLU", [85, 115]) + values("GLUCOSE", [115])
+    named = {"LAB//glucose": "GLUCOSE", "CHEM//GLU": "GLUCOSE"}
+    vocabulary = Vocabulary.from_json(fit(frame, here, named=named, n_value_bins=2).to_json())
+    assert token_names(frame, there, vocabulary) == ["GLUCOSE//Q1", "GLUCOSE//Q2", "GLUCOSE//Q2"]
+
+
+def test_a_group_has_enough_values_where_none_of_its_codes_has(frame):
+    rows = values("A", [1, 2]) + values("B", [3, 4])
+    assert fit(frame, rows, min_values=4, n_value_bins=2).value_edges == {}
+    together = fit(frame, rows, named={"A": "G", "B": "G"}, min_values=4, n_value_bins=2)
+    assert together.value_edges["A"] == together.value_edges["B"] == (2.5,)
+
+
+def test_a_vocabulary_in_which_codes_of_a_group_have_edges_of_their_own_is_read_as_it_was(frame):
+    old = Vocabulary((*SPECIAL_TOKENS, "G//Q1", "G//Q2"), {"A": (10.0,)}, groups={"A": "G", "B": "G"})
+    old = Vocabulary.from_json(old.to_json())
+    assert token_names(frame, values("A", [5, 20]) + values("B", [20]), old) == ["G//Q1", "[UNK]", "G//Q2"]
+
+
+@pytest.mark.parametrize(("factor", "is_told"), [(1.0, False), (18.0, True)])
+def test_codes_of_a_group_whose_values_hardly_meet_are_told(frame, capsys, factor, is_told):
+    mmol = np.linspace(4, 12, 20)
+    rows = values("MMOL_L", mmol) + values("OTHER", mmol * factor)
+    fit(frame, rows, named={"OTHER": "GLUCOSE", "MMOL_L": "GLUCOSE"}, n_value_bins=2)
+    assert ("in different units" in capsys.readouterr().out) == is_told
 
 
 def test_a_bin_can_be_in_a_group_of_its_own(frame):

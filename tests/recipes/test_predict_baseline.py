@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 from simulated import HORIZON_DAYS, Population, study, write_dataset
 
-from ehrtrack.baselines.base import Labelled, TokenHistories, baseline_class
+from ehrtrack.baselines.base import Labelled, baseline_class
+from ehrtrack.pipeline.histories import read_cohort
 from ehrtrack.pipeline.model_folder import write_model_folder
 from ehrtrack.pipeline.prepare import CohortRecords, prepare_cohort
 from ehrtrack.recipes.predict import load_predictor
@@ -18,6 +19,7 @@ from ehrtrack.survival.time_grid import TimeGrid
 GRID = TimeGrid((0.0, 100.0, HORIZON_DAYS))
 READERS = {  # one baseline of each kind of input, made quick
     "cox": {"n_candidates": 2},
+    "ridge": {},
     "gradient-boosting-timing": {"n_candidates": 1, "max_trees": 20},
     "gru": {"n_candidates": 1, "epochs": 2, "widths": [8], "batch_tokens": 12},  # fewer than a record has
 }
@@ -37,8 +39,7 @@ def test_a_logged_baseline_scores_as_when_it_was_fitted(
     folder, records = cohort
     config = study(folder / "meds", folder / "cache", baseline={"name": name} | READERS[name])
     chosen = baseline_class(name)(config.baseline)
-    every = np.arange(len(records.store))
-    features = chosen.read(TokenHistories(records.store, records.vocabulary, every, config.data.max_tokens))
+    features = read_cohort(chosen, config, records)
     train, validation = (
         Labelled(features[rows], records.outcomes[rows].follow_up_days, records.outcomes[rows].is_event)
         for rows in (records.rows["train"], records.rows["validation"])

@@ -41,9 +41,34 @@ def test_splits_are_by_subject_and_the_same_in_pretraining_and_fine_tuning(folde
 
 
 def test_the_vocabulary_is_fitted_on_what_training_subjects_had_before_the_index(folder: Path) -> None:
-    records, cohort = prepare_records(make(folder)), prepare_cohort(make(folder))
-    assert {"OUTCOME", "CONTACT"} <= set(records.vocabulary.tokens)
+    whole, cohort = prepare_records(make(folder, cohort=None)), prepare_cohort(make(folder))
+    assert {"OUTCOME", "CONTACT"} <= set(whole.vocabulary.tokens)
     assert not {"OUTCOME", "CONTACT"} & set(cohort.vocabulary.tokens)
+
+
+def test_pretraining_reads_the_subjects_of_a_cohort_up_to_their_index_dates(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of undrawn labels too; and it is in the fingerprints, by which runs and caches are known."""
+    whole, cohort = prepare_records(make(folder, cohort=None)), prepare_cohort(make(folder))
+    capsys.readouterr()
+    cut = prepare_records(make(folder))
+    n = len(cohort.store)
+    assert f"pretraining reads the records of {n} of {len(whole.store)} subjects, who are in" in capsys.readouterr().out
+    assert not {"OUTCOME", "CONTACT"} & set(cut.vocabulary.tokens)
+    tokens = dict(zip(cut.store.subject_ids.tolist(), cut.store.n_tokens.tolist(), strict=True))
+    assert [tokens[subject] for subject in cohort.store.subject_ids.tolist()] == cohort.store.n_tokens.tolist()
+    few = prepare_records(override(make(folder), {"cohort.n_labels": 20}))
+    assert few.fingerprints() == cut.fingerprints()
+    asked = prepare_records(override(make(folder), {"data.pretraining_records": "whole"}))
+    assert asked.fingerprints() == whole.fingerprints()
+    assert cut.fingerprints().keys() - whole.fingerprints().keys() == {"index_dates"}
+    assert cut.store.fingerprint != whole.store.fingerprint
+
+
+def test_a_cohort_of_everybody_cannot_be_left_out_of_pretraining(folder: Path) -> None:
+    with pytest.raises(DataError, match="nearly everybody is in the cohort"):
+        prepare_records(override(make(folder), {"data.pretraining_records": "leave_out"}))
 
 
 def test_what_training_subjects_had_before_the_index_is_kept_in_shares(folder: Path) -> None:
@@ -94,7 +119,7 @@ def test_a_recipe_with_an_outcome_needs_a_cohort(folder: Path) -> None:
 
 def test_a_vocabulary_of_other_codes_is_refused(folder: Path, tmp_path: Path) -> None:
     write_dataset(tmp_path / "meds", Population(n_subjects=100, prefix="OTHER//"))
-    other = prepare_records(study(tmp_path / "meds", tmp_path / "cache"))
+    other = prepare_records(study(tmp_path / "meds", tmp_path / "cache", cohort=None))
     with pytest.raises(DataError, match=r"knows 0% of the training events, at least 50% are needed"):
         prepare_cohort(make(folder), other.vocabulary)
 

@@ -24,6 +24,7 @@ from ehrtrack.study.settings import StudySettings
 from ehrtrack.survival.resampling import Interval
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.client.queries import RunRecord
+from ehrtrack.tracking.names import PRETRAINING_RECORDS
 from ehrtrack.training import sanity
 from ehrtrack.training.sanity import Verdict
 
@@ -262,7 +263,8 @@ def _run(run_id: str, kind: str, tags: Mapping[str, str]) -> RunRecord:
 def _record(repeat: Repeat, label: str) -> RunRecord:
     found = verdicts(label)
     note = {"mlflow.note.content": f"### A run\n{sanity.to_markdown(found)}"}
-    return _run(repeat.row.run_id, repeat.row.kind, sanity.to_tags(found) | note)
+    read = {PRETRAINING_RECORDS: "up to the index dates"} if repeat.row.kind == "finetune" else {}
+    return _run(repeat.row.run_id, repeat.row.kind, sanity.to_tags(found) | note | read)
 
 
 def _controls() -> RunRecord:

@@ -47,6 +47,11 @@ def elements(report_folder: Path) -> Elements:
     return Elements((report_folder / "index.html").read_text("utf-8"))
 
 
+def test_page_says_what_pretraining_read(report_folder: Path) -> None:
+    text = (report_folder / "index.html").read_text("utf-8")
+    assert text.count("Pretraining read records up to the index dates.") == 1
+
+
 def test_page_loads_nothing_from_outside(elements: Elements) -> None:
     loaded = [value for _, value in elements.values("src", "srcset", "poster", "action")]
     assert loaded == []

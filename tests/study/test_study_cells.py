@@ -99,6 +99,30 @@ def test_paths_of_both_kinds_multiply_both_and_others_only_their_own(write_study
     assert [cell.config.cohort.n_labels for cell in of_all if cell.config.cohort] == [None] * 4
 
 
+def test_pretrainings_know_the_cohort_of_what_starts_from_them_but_not_how_many_labels(write_study: WriteStudy) -> None:
+    matrix = '[matrix]\nstrategy = ["full"]\n"cohort.n_labels" = [64, "all"]\n"cohort.landmark_days" = [0, 30]\n'
+    cells = read_study(write_study(HEAD + matrix)).cells
+    pretrainings = {cell.label: cell for cell in cells if cell.recipe == "pretrain"}
+    assert set(pretrainings) == {"pretrain · landmark days 0", "pretrain · landmark days 30"}
+    cohorts = [cell.config.cohort for cell in pretrainings.values()]
+    assert [(cohort.n_labels, cohort.landmark_days) for cohort in cohorts if cohort] == [(None, 0), (None, 30)]
+    of = {cell.label: cell.base for cell in cells if cell.recipe == "finetune"}
+    assert len(of) == 4
+    assert {base for label, base in of.items() if "landmark days 30" in label} == {
+        pretrainings["pretrain · landmark days 30"].key
+    }
+
+
+def test_a_pretraining_that_reads_whole_records_is_known_as_before_there_was_another(write_study: WriteStudy) -> None:
+    file = write_study(HEAD + '[matrix]\nstrategy = ["full"]\n')
+    (cut,) = (cell for cell in read_study(file).cells if cell.recipe == "pretrain")
+    plain = cut.config.model_copy(update={"cohort": None})
+    data = cut.config.data.model_copy(update={"pretraining_records": "whole"})
+    whole = cut.config.model_copy(update={"data": data})
+    keys = [cell_key("pretrain", config, inputs={"data": "1f"}, base="") for config in (plain, whole, cut.config)]
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_a_setting_that_a_choice_does_not_have_is_left_out_and_equal_cells_are_one(write_study: WriteStudy) -> None:
     study = read_study(
         write_study(
@@ -200,7 +224,7 @@ def test_keys_stay_as_they_are() -> None:
     [
         ("train.lr", 1e-2, {"pretrain", "frozen", "lora r4", "scratch"}),
         ("data.max_tokens", 32, {"cox", "pretrain", "frozen", "lora r4", "scratch"}),
-        ("cohort.horizon_days", 300.0, {"cox", "frozen", "lora r4", "scratch"}),
+        ("cohort.horizon_days", 300.0, {"pretrain", "cox", "frozen", "lora r4", "scratch"}),
         ("strategy.alpha", 8, {"lora r4"}),
         ("baseline.n_candidates", 4, {"cox"}),
         ("objective.n_intervals", 7, {"frozen", "lora r4", "scratch"}),
