@@ -91,8 +91,8 @@ class Benchmark:
 def compare(config: RunConfig) -> Comparison:
     """Compare the finished fine-tuning and baseline runs of a study, and propose the best by validation as champion.
 
-    Each cohort has a table of its own. The best run of the configuration's cohort is registered. It becomes champion
-    where there is none, or one of the same cohort that a comparison chose; see `registry.why_champion_stays`.
+    Each cohort has a table of its own. The best run of the configuration's cohort is registered. It becomes champion by
+    the rules of `promote`; see `pipeline.champion.ruling`.
 
     Runs of equal settings with several seeds, or on several splits, are repeats: there is then one table of
     configurations over all of their cohorts, and of the best configuration the median run is proposed.

@@ -30,7 +30,9 @@ SUBJECT_KEY = "ehrtrack.subject_key"  # fingerprint of the key under which subje
 COHORT = "fingerprint.cohort"  # runs compare where this is equal
 HORIZON = "ehrtrack.horizon_days"  # what a survival run's risks are of
 PINNED = "ehrtrack.pinned"  # on a registered model, or a version of it: its champion is not to be moved
-SET_CHAMPION = "ehrtrack.champion"  # on a registered model: the version that `compare` last made champion
+SET_CHAMPION = "ehrtrack.champion"  # on a registered model: the version that was last made champion, not by hand
+MOVE = "ehrtrack.move."  # on a registered model: a move of its champion, as JSON, under the time at which it was made
+ROLLED_BACK = "ehrtrack.rolled_back"  # on a version that was champion: when, by whom and why another took its place
 ERROR = "ehrtrack.error"
 STOPPED = "ehrtrack.stopped"
 GIT_COMMIT = "ehrtrack.git_commit"
@@ -55,6 +57,7 @@ PARAM_PREFIX = "cfg."
 
 # What comparisons read of a run.
 TEST_PREDICTIONS = "predictions/test.parquet"
+VALIDATION_PREDICTIONS = "predictions/validation.parquet"
 
 # The artifact folder that holds a run's weights, sizes, vocabulary and time grid.
 MODEL_ARTIFACTS = "model"
