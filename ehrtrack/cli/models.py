@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from ehrtrack.cli.app import cli
@@ -75,3 +77,24 @@ def diff(a: str, b: str) -> None:
 
     check_reachable()
     click.echo(diff_models(a, b))
+
+
+@cli.command()
+@click.option("--model", required=True, help=_MODEL)
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="MEDS dataset")
+@click.option(
+    "--labels",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="subject_id, prediction_time and the outcome: a file or folder",
+)
+@click.option("--against", multiple=True, help="another model, scored on the same subjects and paired; repeatable")
+@click.option("--seed", default=0, show_default=True, help="of the bootstrap")
+@click.option("--cache", type=click.Path(path_type=Path), help="for the run's journal  [default: runtime.cache]")
+def evaluate(model: str, data: Path, labels: Path, against: tuple[str, ...], seed: int, cache: Path | None) -> None:
+    """Score a model on labelled subjects it has never seen, in a run of its own: all measures with intervals."""
+    from ehrtrack.recipes.evaluate import evaluate as run_evaluate
+    from ehrtrack.tracking.client.connection import check_reachable
+
+    check_reachable()
+    run_evaluate(model, data, labels, against=against, seed=seed, cache=cache)

@@ -12,9 +12,12 @@ from ehrtrack.runlog import Task
 from ehrtrack.tracking.client.queries import RunRecord
 from ehrtrack.tracking.names import COHORT, HORIZON, MODEL, SUBJECT_KEY, TASK
 
+EVALUATION = "evaluation"
+"""The kind of a run that scores a model on labelled subjects of another dataset."""
+
 
 def run_row(record: RunRecord) -> RunRow:
-    """A finished fine-tuning or baseline run as a row of a comparison.
+    """A finished fine-tuning or baseline run, or an evaluation of such a model, as a comparison sees it.
 
     Raises
     ------
@@ -22,7 +25,7 @@ def run_row(record: RunRecord) -> RunRow:
         If the run did not log its model or its cohort.
     """
     metrics, params = record.metrics, record.params
-    is_baseline = record.kind == "baseline"
+    is_baseline = record.kind == "baseline" or (record.kind == EVALUATION and "baseline.name" in params)
     needed = ["baseline.name"] if is_baseline else ["strategy.name", "model.size"]
     missing = [f"param cfg.{name}" for name in needed if name not in params]
     missing += [] if COHORT in record.tags else [f"tag {COHORT}"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from ehrtrack.data.histories import damage_named, holding_shards, read_shard
 from ehrtrack.data.labels import of_any_cause, read_labels
 from ehrtrack.data.store import TokenStore, build_store
 from ehrtrack.errors import CheckpointError, DataError
+from ehrtrack.evaluation.groups import subject_groups
 from ehrtrack.evaluation.predictions import with_predictions
 from ehrtrack.files import written_aside
 from ehrtrack.models.device import place
@@ -50,10 +51,12 @@ class Scored:
     ----------
     table : as of `Predictor.predict_dataset`
     drift : of the records that were scored
+    groups : attribute -> the group of each row that was scored, in order, where they were asked for
     """
 
     table: pl.DataFrame
     drift: Drift
+    groups: Mapping[str, pl.Series] = field(default_factory=dict)
 
     def to_lines(self) -> list[str]:
         """How many were scored, why others were not, and what is new in their records."""
@@ -112,10 +115,12 @@ class Predictor:
         """
         return self.score_dataset(dataset, prediction_times).table
 
-    def score_dataset(self, dataset: MedsDataset, prediction_times: pl.DataFrame) -> Scored:
-        """As `predict_dataset`, with the drift of the records."""
-        table, n_events = self.score(dataset, prediction_times)
-        return self.scored(table, n_events)
+    def score_dataset(
+        self, dataset: MedsDataset, prediction_times: pl.DataFrame, *, needs_groups: bool = False
+    ) -> Scored:
+        """As `predict_dataset`, with the drift of the records, and the groups of subjects if they are asked for."""
+        table, n_events, groups = self._score(dataset, prediction_times, needs_groups=needs_groups)
+        return replace(self.scored(table, n_events), groups=groups)
 
     def scored(self, table: pl.DataFrame, n_events: Ints) -> Scored:
         """The table with its drift, if the model knows most of the events.
@@ -138,13 +143,19 @@ class Predictor:
 
         Further columns of `times` are kept.
         """
+        table, n_events, _ = self._score(dataset, times, needs_groups=False)
+        return table, n_events
+
+    def _score(
+        self, dataset: MedsDataset, times: pl.DataFrame, *, needs_groups: bool
+    ) -> tuple[pl.DataFrame, Ints, Mapping[str, pl.Series]]:
         cohort = self.folder.config.cohort
         assert cohort is not None  # looked at when the folder was read
         data = self.folder.config.data
         asked = with_reasons(dataset, times, cohort, data.births)
         rows = np.flatnonzero(asked[REASON].is_null().to_numpy())
         if not len(rows):
-            return self.table(asked, rows, None), np.zeros(len(self.folder.vocabulary), dtype=np.int64)
+            return self.table(asked, rows, None), np.zeros(len(self.folder.vocabulary), dtype=np.int64), {}
         cutoffs = asked[rows].select("subject_id", cutoff="prediction_time")
         limit_days = silent_days_limit(self.folder.seen)
         with tempfile.TemporaryDirectory() as cache, holding_shards():
@@ -162,8 +173,9 @@ class Predictor:
             kept = np.flatnonzero(~is_silent)
             predictions = self._predict(store, kept) if len(kept) else None
             n_events = self._count_events(dataset, cutoffs[kept])
+            groups = subject_groups(store, vocabulary, kept) if needs_groups and len(kept) else {}
         asked = _with_reason(asked, rows[is_silent], silence_reason(limit_days))
-        return self.table(asked, rows[kept], predictions), n_events
+        return self.table(asked, rows[kept], predictions), n_events, groups
 
     def table(self, asked: pl.DataFrame, rows: Ints, predictions: Predictions | None) -> pl.DataFrame:
         """The N rows asked for with the predictions of some of them, which lie at `rows`; null for the others."""
