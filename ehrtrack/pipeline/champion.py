@@ -21,10 +21,11 @@ from ehrtrack.errors import DataError, TrackingError
 from ehrtrack.evaluation.benchmark import RunRow, best_by_validation, metric_of_choice, verdict_of
 from ehrtrack.evaluation.metric_table import Metric
 from ehrtrack.evaluation.paired import differences_to
+from ehrtrack.pipeline.model_card import CARD, input_example, model_card
 from ehrtrack.pipeline.predictions_cache import read_validation_predictions
 from ehrtrack.pipeline.run import MODEL_FOLDER, RUN_CONFIG
 from ehrtrack.pipeline.run_rows import run_row
-from ehrtrack.runlog import KEPT, TEST
+from ehrtrack.runlog import KEPT
 from ehrtrack.tracking.client.moves import (
     is_pinned,
     is_set_by_hand,
@@ -141,14 +142,17 @@ def register(row: RunRow, name: str) -> ModelVersion:
     MissingArtifact
         If the run keeps no model.
     """
-    metric = metric_of_choice([row])
     with tempfile.TemporaryDirectory() as folder:
+        model_folder = download(row.run_id, MODEL_FOLDER, Path(folder))
+        card = model_card(get_run(row.run_id), name)
         return log_and_register_model(
             row.run_id,
-            download(row.run_id, MODEL_FOLDER, Path(folder)),
+            model_folder,
             name,
-            description=f"{row.label}: {_score(row, metric)}, test {row.metrics[metric.named(TEST)]:.4f}",
+            description=card,
             tags={COHORT: row.cohort_fingerprint} | ({HORIZON: row.horizon_days} if row.horizon_days else {}),
+            texts={CARD: card},
+            input_example=input_example(model_folder),
         )
 
 

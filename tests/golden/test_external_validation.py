@@ -118,6 +118,7 @@ def test_an_evaluation_equals_lifelines_and_scikit_survival(
 
     # Both are of one cohort: a comparison of the study shows them side by side, and proposes neither.
     assert get_run(again.run_id).tags["fingerprint.cohort"] == record.tags["fingerprint.cohort"]
+    capsys.readouterr()
     compare(config)
     said = capsys.readouterr().out
     assert "external validation on other, labels labels.parquet" in said

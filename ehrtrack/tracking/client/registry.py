@@ -8,9 +8,8 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -22,6 +21,10 @@ from ehrtrack.files import sha256_of
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import client, redacted, tracking_errors, tracking_uri
 from ehrtrack.tracking.client.experiments import pages
+from ehrtrack.tracking.client.wheel import pinned_requirements, write_wheel
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CHAMPION = "champion"
 CONTENT = "artifacts"
@@ -29,7 +32,11 @@ CONTENT = "artifacts"
 
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 _META = "registered_model_meta"  # what mlflow calls the file with a fetched model's name and version
-_REQUIREMENTS = ("mlflow", "numpy", "pandas", "peft", "polars", "pyarrow", "pydantic", "safetensors", "torch")
+_CODE = "code"  # what mlflow calls the folder of code beside a model, which it puts on Python's path
+
+MOST_DESCRIPTION = 5000
+"""Characters of a version's description that the registry's column holds."""
+_MORE = "\nThe rest is in model_card.md, among the files of this version.\n"
 
 _log = logging.getLogger(__name__)
 
@@ -95,11 +102,14 @@ def log_and_register_model(
     *,
     description: str = "",
     tags: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
+    input_example: pd.DataFrame | None = None,
 ) -> ModelVersion:
     """Store the model of a run so that ``mlflow models serve`` can load it, and register it as the next version.
 
-    The folder's files travel as they are (safetensors and JSON) beside the code that reads them; nothing is
-    pickled. They lie in a folder of the version's own, named by the digest that `fetch_model` and serving check.
+    The folder's files travel as they are (safetensors and JSON) beside the code that reads them, the package itself as
+    a wheel, and the requirements, so that the server's address is all that a machine needs; nothing is pickled. They
+    lie in a folder of the version's own, named by the digest that `fetch_model` and serving check.
     A run that is already a version of this model stays that one version.
 
     Parameters
@@ -108,13 +118,21 @@ def log_and_register_model(
         A local folder that ``ehrtrack.recipes.predict.load_predictor`` can read.
     name
         The registered model, made if there is none.
+    description
+        In Markdown; what is longer than the registry holds is cut at a line.
+    texts
+        Files to keep beside the model, by name, such as its card.
+    input_example
+        Rows as `model_code.SurvivalModel.predict` takes them.
     """
     known = version_of_run(name, run_id)
     if known is not None:
         return known
     with tempfile.TemporaryDirectory(prefix="ehrtrack-") as folder:
         stored = Path(folder) / names.REGISTERED_ARTIFACTS
-        _save_pyfunc(model_folder, stored)
+        _save_pyfunc(model_folder, stored, input_example)
+        for file, text in (texts or {}).items():
+            (stored / file).write_text(text, encoding="utf-8")
         digest = seal(stored)
         path = f"{names.REGISTERED_ARTIFACTS}/{digest}"
         with tracking_errors(f"register run {run_id} as model {name!r}"):
@@ -124,7 +142,7 @@ def log_and_register_model(
                 name,
                 source=f"runs:/{run_id}/{path}",
                 run_id=run_id,
-                description=description,
+                description=_cut(description),
                 await_creation_for=0,  # a database registers at once; waiting only prints a line
                 tags=dict(tags or {}) | {names.VERSION_DIGEST: digest},
             )
@@ -282,20 +300,31 @@ def _ensure_model(name: str) -> None:
             raise
 
 
-def _save_pyfunc(model_folder: Path, target: Path) -> None:
-    with warnings.catch_warnings():
+def _save_pyfunc(model_folder: Path, target: Path, input_example: pd.DataFrame | None) -> None:
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="ehrtrack-") as folder:
         # About type hints: of mlflow's own classes on import, and of ours, which has an explicit signature.
         warnings.filterwarnings("ignore", message=".*[Tt]ype hint")
         warnings.filterwarnings("ignore", message=".*An input example was not provided")
         import mlflow.pyfunc
 
+        wheel = write_wheel(Path(folder))
         mlflow.pyfunc.save_model(
             path=target,
             python_model=str(Path(__file__).with_name("model_code.py")),
             artifacts={names.MODEL_ARTIFACTS: str(model_folder)},
             signature=_SIGNATURE,
-            pip_requirements=[f"{package}=={metadata.version(package)}" for package in _REQUIREMENTS],
+            input_example=input_example,
+            code_paths=[str(wheel)],
+            pip_requirements=[*pinned_requirements(), f"{_CODE}/{wheel.name}"],
         )
+
+
+def _cut(description: str) -> str:
+    """As much as the registry holds, in whole lines."""
+    if len(description) <= MOST_DESCRIPTION:
+        return description
+    kept = description[: MOST_DESCRIPTION - len(_MORE)]
+    return kept[: kept.rfind("\n") + 1] + _MORE
 
 
 def _version(found: Any) -> ModelVersion:
