@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast, get_args
 
 from ehrtrack.errors import DataError
@@ -10,7 +11,7 @@ from ehrtrack.pipeline.predictions_cache import TO_MEND
 from ehrtrack.privacy import RAW
 from ehrtrack.runlog import Task
 from ehrtrack.tracking.client.queries import RunRecord
-from ehrtrack.tracking.names import COHORT, HORIZON, MODEL, SUBJECT_KEY, TASK
+from ehrtrack.tracking.names import COHORT, HORIZON, MODEL, MODEL_RUN, SUBJECT_KEY, TASK
 
 EVALUATION = "evaluation"
 """The kind of a run that scores a model on labelled subjects of another dataset."""
@@ -47,6 +48,14 @@ def run_row(record: RunRecord) -> RunRow:
         metrics=metrics,
         task=task_of(record),
     )
+
+
+def latest_evaluations(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """The evaluations among runs, oldest first; of several of one model on the same subjects the last."""
+    found = {
+        (record.tags.get(MODEL_RUN), record.tags.get(COHORT)): record for record in records if record.kind == EVALUATION
+    }
+    return list(found.values())
 
 
 def task_of(record: RunRecord) -> Task:

@@ -30,13 +30,13 @@ from ehrtrack.pipeline.champion import own_cohort, propose
 from ehrtrack.pipeline.predictions_cache import read_test_predictions
 from ehrtrack.pipeline.repeats import Family, chooser, families, log_repeats
 from ehrtrack.pipeline.run import RecipeResult, Recorder, open_run
-from ehrtrack.pipeline.run_rows import EVALUATION, run_row, task_of
+from ehrtrack.pipeline.run_rows import EVALUATION, latest_evaluations, run_row, task_of
 from ehrtrack.runlog import TEST
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import RunRecord, get_run, search_runs
 from ehrtrack.tracking.client.registry import ModelVersion, champion
 from ehrtrack.tracking.client.views import with_links
-from ehrtrack.tracking.names import COHORT, EVALUATED_ON, HORIZON, MODEL_RUN
+from ehrtrack.tracking.names import COHORT, EVALUATED_ON, HORIZON
 
 SECTIONS = ("study", "registry", "compare")
 
@@ -116,7 +116,7 @@ def compare(config: RunConfig) -> Comparison:
             raise DataError(
                 f"none of {len(records)} runs of study {config.study!r} can be compared. {_listed(left_out)}"
             )
-        evaluations = _latest_of_each(search_runs(config.study, kinds=[EVALUATION]))
+        evaluations = latest_evaluations(search_runs(config.study, kinds=[EVALUATION]))
         external, not_shown = _benchmarks(evaluations, config.compare.reference, config.runtime.cache)
         left_out |= not_shown
         repeated = _log_repeats(run, records, benchmarks)
@@ -162,12 +162,6 @@ def compare(config: RunConfig) -> Comparison:
         best = [run_id for run_id in benchmarks[shown].table["run_id"][:MOST_LINES] if run_id]
         run.logger.set_description(with_links(summary, shortened=best))
         return Comparison(run.finished({}), texts[shown], decision.champion, decision.proposed, left_out)
-
-
-def _latest_of_each(evaluations: Sequence[RunRecord]) -> list[RunRecord]:
-    """Of several evaluations of a model on the same subjects, which come to the same, the last."""
-    found = {(record.tags.get(MODEL_RUN), record.tags.get(COHORT)): record for record in evaluations}
-    return list(found.values())
 
 
 def _log_external(run: Recorder, evaluations: Sequence[RunRecord], external: Mapping[str, Benchmark]) -> None:

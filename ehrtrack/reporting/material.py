@@ -45,7 +45,8 @@ class Material:
     cohort : the tables ``attrition`` and ``summary`` of one repeat
     table_one : characteristics of the subjects by split, if the study's run has them
     environment : of one repeat: Python, machine and packages
-    pretrainings, controls : runs; controls are negative controls
+    pretrainings, canaries : runs
+    external : evaluations of the study's models on other datasets
     missing : label of a cell without a finished run -> why
     """
 
@@ -65,7 +66,8 @@ class Material:
     environment: Mapping[str, Any] = field(default_factory=dict)
     pages: Mapping[str, str] = field(default_factory=dict)
     pretrainings: Sequence[RunRecord] = ()
-    controls: Sequence[RunRecord] = ()
+    canaries: Sequence[RunRecord] = ()
+    external: Sequence[RunRecord] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
