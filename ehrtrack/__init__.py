@@ -20,12 +20,15 @@ from typing import Any
 from ehrtrack import renamed
 
 _RECIPES = (
-    "advise", "baseline", "compare", "demo", "describe", "embed", "finetune", "landmarks", "negative_controls",
-    "predict", "pretrain", "resume", "sensitivity", "sweep", "tokenize",
+    "advise", "baseline", "canary", "compare", "demo", "describe", "embed", "evaluate", "finetune", "frontier",
+    "landmarks", "predict", "pretrain", "promote", "resume", "sweep", "tokenize",
 )  # fmt: skip
 _PLACES = {
     **{name: ("ehrtrack.recipes." + name, name) for name in _RECIPES},
     "adapter_base": ("ehrtrack.pipeline.adapter", "adapter_base"),
+    "diff_models": ("ehrtrack.recipes.registry", "diff"),
+    "list_models": ("ehrtrack.recipes.registry", "list_models"),
+    "list_versions": ("ehrtrack.recipes.registry", "list_versions"),
     "plan_study": ("ehrtrack.recipes.plan", "plan"),
     "report_study": ("ehrtrack.recipes.report", "report"),
     "run_study": ("ehrtrack.recipes.study", "study"),  # ehrtrack.study is a package

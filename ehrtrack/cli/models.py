@@ -60,7 +60,7 @@ def pin(name: str, off: bool, why: str) -> None:
 @click.argument("name", required=False)
 def models(name: str | None) -> None:
     """List the registered models; or the versions of model NAME, with the moves of its champion."""
-    from ehrtrack.recipes.models import list_models, list_versions
+    from ehrtrack.recipes.registry import list_models, list_versions
     from ehrtrack.tracking.client.connection import check_reachable
 
     check_reachable()
@@ -72,7 +72,7 @@ def models(name: str | None) -> None:
 @click.argument("b")
 def diff(a: str, b: str) -> None:
     """How two models differ (run id, models:/NAME@champion or models:/NAME/VERSION): settings, scores, paired."""
-    from ehrtrack.recipes.models import diff as diff_models
+    from ehrtrack.recipes.registry import diff as diff_models
     from ehrtrack.tracking.client.connection import check_reachable
 
     check_reachable()

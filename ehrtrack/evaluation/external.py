@@ -84,6 +84,21 @@ def evaluate_externally(split: Split, context: Context, *, task: Task = "surviva
     As `evaluate.evaluate`, and of survival models also the interval of each of `NUMBERS`; ``in_the_large``, the log of
     the factor of all hazards that brings the mean risk to the observed one; and ``in_the_large_...``, measures after
     it. The factor is fitted on the subjects on whom they are computed: as it is one number, that flatters them little.
+
+    Examples
+    --------
+    Half of the subjects have the event, and a risk of .4 is predicted for half of those and of .2 for everybody else:
+
+    >>> from ehrtrack.data.outcomes import Outcomes
+    >>> from ehrtrack.evaluation.split import EvaluationConfig
+    >>> from ehrtrack.survival.time_grid import TimeGrid
+    >>> event = np.array([True, False] * 20)
+    >>> outcomes = Outcomes(np.where(event, 10.0 + np.arange(40) / 4, 30.0), event)
+    >>> curves = np.where(np.arange(40) % 4 == 0, 0.6, 0.8)[:, None] ** [0, 1]
+    >>> split = Split(curves, TimeGrid((0, 30)), training=outcomes, outcomes=outcomes)
+    >>> report = evaluate_externally(split, Context(EvaluationConfig(n_resamples=50), seed=0))
+    >>> report.text("c_index"), str(report.intervals["observed_to_expected"])
+    ('0.678 [0.575, 0.753]', '2.000 [1.555, 2.500]')
     """
     report = evaluate(split, context, task=task, is_alone=True)
     if task == "classes":
@@ -118,6 +133,19 @@ def paired_with(split: Split, others: Mapping[str, Split], *, task: Task, n_resa
     -------
     By `PAIRED_SCHEMA`: of labels of classes the AUROC, else the C-index and the errors `PAIRED`. The difference is this
     model's value minus the other's; of errors, lower is better.
+
+    Examples
+    --------
+    The other model ranks the subjects the wrong way round:
+
+    >>> from ehrtrack.data.outcomes import Outcomes
+    >>> from ehrtrack.survival.time_grid import TimeGrid
+    >>> outcomes = Outcomes(np.arange(1.0, 41.0), np.arange(40) < 30)
+    >>> right, wrong = (np.linspace(*ends, 40)[:, None] ** [0, 1] for ends in ((0.1, 0.9), (0.9, 0.1)))
+    >>> mine, other = (Split(curves, TimeGrid((0, 50)), outcomes, outcomes) for curves in (right, wrong))
+    >>> pairs = paired_with(mine, {"other": other}, task="survival", n_resamples=50, seed=0)
+    >>> pairs.select("measure", pl.col("difference").round(2), "verdict").rows()[0]
+    ('c_index', 1.0, 'better')
     """
     lines: list[dict[str, object]] = []
     for name, other in others.items():

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from ehrtrack.errors import DataError, TrackingError
 from ehrtrack.recipes.compare import compare
-from ehrtrack.recipes.models import diff, list_models, list_versions
+from ehrtrack.recipes.registry import diff, list_models, list_versions
 from ehrtrack.recipes.promote import promote
 from ehrtrack.tracking.client.moves import moves_of, pin, roll_back
 
