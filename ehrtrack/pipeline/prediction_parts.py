@@ -61,7 +61,9 @@ def write_part(file: Path, table: pl.DataFrame, n_events: Ints) -> None:
 
 def events_of(files: Sequence[Path]) -> Ints:
     """(V,) events by token of all parts."""
-    return np.sum([json.loads(pl.read_parquet_metadata(file)[_N_EVENTS]) for file in files], axis=0, dtype=np.int64)
+    of_part = [np.array(json.loads(pl.read_parquet_metadata(file)[_N_EVENTS]), dtype=np.int64) for file in files]
+    n_events: Ints = np.sum(of_part, axis=0)
+    return n_events
 
 
 def write_together(
@@ -103,7 +105,7 @@ def _blocks(
 ) -> Iterator[pl.DataFrame]:
     for start in range(0, max(times.height, 1), ROWS_AT_ONCE):
         is_here = pl.col("row").is_between(start, start + ROWS_AT_ONCE - 1)
-        held = pl.scan_parquet(files).filter(is_here).collect()
+        held = pl.scan_parquet(list(files)).filter(is_here).collect()
         _check_once(held)
         absent = (
             times.filter(is_here).join(held, on="row", how="anti").with_columns(pl.lit(NOT_IN_DATASET).alias(REASON))

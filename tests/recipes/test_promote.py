@@ -10,8 +10,8 @@ from mlflow import MlflowClient
 
 from ehrtrack.errors import DataError, TrackingError
 from ehrtrack.recipes.compare import compare
-from ehrtrack.recipes.registry import diff, list_models, list_versions
 from ehrtrack.recipes.promote import promote
+from ehrtrack.recipes.registry import diff, list_models, list_versions
 from ehrtrack.tracking.client.moves import moves_of, pin, roll_back
 
 # of mlflow's own classes when its pyfunc is imported
