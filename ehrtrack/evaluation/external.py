@@ -189,7 +189,7 @@ def _intervals(split: Split, numbers: Mapping[str, Number], report: Report, *, s
     """Of those numbers that have a value on the subjects as they are."""
     wanted = {name: number for name, number in numbers.items() if name in report.metrics}
     drawn = _resampled(split, wanted, seed=seed)
-    found = {}
+    found: dict[str, Interval] = {}
     for name, values in drawn.items():
         interval = report.measure(f"{name}_interval", partial(percentile_interval, report.metrics[name], values))
         found |= {} if interval is None else {name: interval}

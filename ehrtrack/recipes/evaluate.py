@@ -217,8 +217,10 @@ def _split(asked: Asked, table: pl.DataFrame, is_scored: pl.Series, outcomes: Ou
 
 def _config(config: RunConfig, data: Path, cache: Path | None) -> RunConfig:
     """The model's configuration, but for where the data are and the run is kept."""
-    here: dict[str, object] = {"data.path": str(data)}
-    return override(config, here | ({"runtime.cache": str(cache)} if cache is not None else {}))
+    here: dict[str, str | int | float | bool] = {"data.path": str(data)}
+    if cache is not None:
+        here["runtime.cache"] = str(cache)
+    return override(config, here)
 
 
 def _sections(asked: Asked) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ehrtrack.errors import DataError, TrackingError
@@ -41,8 +42,8 @@ def list_versions(name: str) -> str:
     if name not in models:
         raise TrackingError(f"there is no registered model {name!r}; there are: {', '.join(sorted(models)) or 'none'}")
     alias_of: dict[str, list[str]] = {}
-    for alias, version in models[name].items():
-        alias_of.setdefault(version, []).append(alias)
+    for alias, number in models[name].items():
+        alias_of.setdefault(number, []).append(alias)
     rows = []
     for version in sorted(versions_of(name), key=lambda found: -int(found.version)):
         said = sorted(alias_of.get(version.version, [])) + (["rolled back"] if ROLLED_BACK in version.tags else [])
@@ -129,5 +130,5 @@ def _paired(sides: list[_Side]) -> str:
     return f"validation {metric.title} of the second minus that of the first (paired, 95 %): {of}: {verdict_of(found)}"
 
 
-def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return aligned([(title, False, [row[number] for row in rows]) for number, title in enumerate(titles)])

@@ -31,10 +31,7 @@ def external_section(material: Material) -> Section | None:
         Column("events", lambda row: row["events"], is_right=True),
         Column(f"here, {title} {INTERVAL}", lambda row: row["here"], is_right=True),
         Column(f"there, {title} {INTERVAL}", lambda row: row["there"], is_right=True),
-        *(
-            Column(f"there, {name}", lambda row, key=key: row[key], is_right=True)
-            for key, (name, _) in _CALIBRATION.items()
-        ),
+        *map(_calibration_column, _CALIBRATION),
     )
     table = Table(
         "external",
@@ -44,6 +41,10 @@ def external_section(material: Material) -> Section | None:
         notes=("Observed / expected: above 1 the risks are too low there. No choice was made by these scores.",),
     )
     return Section("external", "External validation", (table,))
+
+
+def _calibration_column(key: str) -> Column:
+    return Column(f"there, {_CALIBRATION[key][0]}", lambda row: row[key], is_right=True)
 
 
 def _line(record: RunRecord, material: Material) -> Mapping[str, str]:
