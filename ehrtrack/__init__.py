@@ -20,8 +20,8 @@ from typing import Any
 from ehrtrack import renamed
 
 _RECIPES = (
-    "advise", "baseline", "canary", "compare", "demo", "describe", "embed", "evaluate", "finetune", "frontier",
-    "landmarks", "predict", "pretrain", "promote", "resume", "sweep", "tokenize",
+    "advise", "baseline", "compare", "demo", "describe", "embed", "evaluate", "finetune", "landmarks",
+    "negative_controls", "predict", "pretrain", "promote", "resume", "sensitivity", "sweep", "tokenize",
 )  # fmt: skip
 _PLACES = {
     **{name: ("ehrtrack.recipes." + name, name) for name in _RECIPES},

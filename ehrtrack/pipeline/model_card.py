@@ -26,6 +26,8 @@ from ehrtrack.tracking.names import EVALUATED_ON, GIT_COMMIT, MODEL_RUN, VERDICT
 if TYPE_CHECKING:
     import pandas as pd
 
+CONTROLS = ("negative-controls", "canary")
+"""Kinds of runs that are negative controls; the second name is that of earlier versions."""
 CARD = "model_card.md"
 """The file of a version that holds its card."""
 _SCORES = {  # key -> what it is called, and how it is written
@@ -58,8 +60,8 @@ def model_card(record: RunRecord, name: str) -> str:
         subgroups, summary = (
             _table(record.run_id, path, Path(folder)) for path in ("evaluation/subgroups.csv", "cohort/summary.csv")
         )
-    of_study = search_runs(record.study, kinds=["canary", EVALUATION])
-    canaries = [one for one in of_study if one.kind == "canary"]
+    of_study = search_runs(record.study, kinds=[*CONTROLS, EVALUATION])
+    controls = [one for one in of_study if one.kind in CONTROLS]
     external = [one for one in of_study if one.tags.get(MODEL_RUN) == record.run_id]
     sections: dict[str, Sequence[str]] = {
         "Intended use": _intended_use(row, name),
@@ -68,7 +70,7 @@ def model_card(record: RunRecord, name: str) -> str:
         "Calibration": [*_numbers(record.metrics, _CALIBRATION, TEST)],
         "External validation": [line for one in external for line in _external(one)] or ["none so far"],
         "Subgroups": _as_lines(subgroups),
-        "Negative controls and sanity": _controls(record, canaries),
+        "Negative controls and sanity": _controls(record, controls),
         "Limits": _limits(record, row),
         "Cost": [*_numbers(record.metrics, _COSTS, "")],
         "Lineage": _lineage(record),
@@ -138,13 +140,13 @@ def _external(record: RunRecord) -> list[str]:
     return [f"{record.tags.get(EVALUATED_ON, 'another dataset')} (run {record.run_id}): {'; '.join(found)}"]
 
 
-def _controls(record: RunRecord, canaries: Sequence[RunRecord]) -> list[str]:
+def _controls(record: RunRecord, controls: Sequence[RunRecord]) -> list[str]:
     checks = {
         tag.removeprefix("sanity."): state for tag, state in sorted(record.tags.items()) if tag.startswith("sanity.")
     }
     lines = [f"{check}: {state}" for check, state in checks.items() if check != "verdict"]
-    lines += [f"canary run {one.run_id}: {one.tags.get(VERDICT, 'no verdict')}" for one in canaries]
-    return lines if canaries else [*lines, "no canary run (`ehrtrack canary`) in the study"]
+    lines += [f"negative controls, run {one.run_id}: {one.tags.get(VERDICT, 'no verdict')}" for one in controls]
+    return lines if controls else [*lines, "no run of negative controls (`ehrtrack negative-controls`) in the study"]
 
 
 def _limits(record: RunRecord, row: RunRow) -> list[str]:

@@ -307,20 +307,19 @@ def predict(
         tempfile.TemporaryDirectory(dir=out.parent, prefix=".predict-") as folder,
     ):
         model_folder = fetch_model(model, Path(folder)).folder.resolve()
-        scored = score_shards(model_folder, dataset, times, opened, out, days=days)
+        scored = write_scores(model_folder, dataset, times, opened, out, days=days)
     print("\n".join([*scored.to_lines(), f"-> {out}"]), flush=True)
     return pl.scan_parquet(out)
 
 
-def predict_shards(model_folder: Path, dataset: MedsDataset, times: pl.DataFrame, engine: Engine) -> pl.DataFrame:
-    """As `Predictor.predict_dataset`, with each shard's subjects scored by a worker that reads the model itself."""
+def score_shards(model_folder: Path, dataset: MedsDataset, times: pl.DataFrame, engine: Engine) -> Scored:
+    """As `Predictor.score_dataset`, with each shard's subjects scored by a worker that reads the model itself."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "risks.parquet"
-        score_shards(model_folder, dataset, times, engine, out)
-        return pl.read_parquet(out)
+        return replace(write_scores(model_folder, dataset, times, engine, out), table=pl.read_parquet(out))
 
 
-def score_shards(
+def write_scores(
     model_folder: Path,
     dataset: MedsDataset,
     times: pl.DataFrame,
@@ -329,7 +328,7 @@ def score_shards(
     *,
     days: Sequence[float] = (),
 ) -> Scored:
-    """Write what `predict_shards` returns; of the table, who was scored and who was not is told.
+    """Write the table of `score_shards`; the one that is returned tells only who was scored, and why others were not.
 
     Raises
     ------

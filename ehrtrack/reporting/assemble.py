@@ -31,6 +31,7 @@ def assemble(material: Material) -> Document:
         decision_section(material),
         subgroups_section(material),
         external_section(material),
+        learning_section(material),
         cost_section(material),
         sanity_section(material),
     ]

@@ -45,7 +45,7 @@ class Material:
     cohort : the tables ``attrition`` and ``summary`` of one repeat
     table_one : characteristics of the subjects by split, if the study's run has them
     environment : of one repeat: Python, machine and packages
-    pretrainings, canaries : runs
+    pretrainings, controls : runs; controls are negative controls
     external : evaluations of the study's models on other datasets
     missing : label of a cell without a finished run -> why
     """
@@ -66,7 +66,7 @@ class Material:
     environment: Mapping[str, Any] = field(default_factory=dict)
     pages: Mapping[str, str] = field(default_factory=dict)
     pretrainings: Sequence[RunRecord] = ()
-    canaries: Sequence[RunRecord] = ()
+    controls: Sequence[RunRecord] = ()
     external: Sequence[RunRecord] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
 

@@ -18,8 +18,8 @@ from ehrtrack.errors import DataError
 from ehrtrack.evaluation.oracle import TRUTH, read_true_risk
 from ehrtrack.pipeline.model_folder import write_model_folder
 from ehrtrack.pipeline.prepare import prepare_cohort
-from ehrtrack.recipes.canary import _sample
-from ehrtrack.recipes.predict import load_predictor, predict_shards
+from ehrtrack.recipes.negative_controls import _sample
+from ehrtrack.recipes.predict import load_predictor, score_shards
 from ehrtrack.survival.time_grid import TimeGrid
 
 
@@ -65,7 +65,7 @@ def test_each_time_is_scored_as_if_it_were_asked_alone(model: tuple[Path, MedsDa
         scored.to_lines()[0] == f"{60 - scored.table['risk'].null_count()} of 60 prediction times of 30 subjects scored"
     )
     with open_engine("local", 1) as engine:
-        assert predict_shards(folder / "model", dataset, both, engine).equals(scored.table)
+        assert score_shards(folder / "model", dataset, both, engine).table.equals(scored.table)
 
 
 def test_who_has_had_the_outcome_by_one_time_had_not_by_another(model: tuple[Path, MedsDataset, pl.DataFrame]) -> None:

@@ -21,7 +21,7 @@ from ehrtrack.models.heads import HazardHead
 from ehrtrack.pipeline import prediction_parts
 from ehrtrack.pipeline.model_folder import write_model_folder
 from ehrtrack.pipeline.prepare import prepare_records
-from ehrtrack.recipes.predict import Predictor, load_predictor, predict_shards, score_shards
+from ehrtrack.recipes.predict import Predictor, load_predictor, score_shards, write_scores
 from ehrtrack.survival.time_grid import TimeGrid
 
 GRID = TimeGrid((0.0, 10.0, 365.0))
@@ -53,7 +53,7 @@ def times(*subjects: int) -> pl.DataFrame:
 def written(folder: Path, engine: str, n_workers: int, file: Path) -> bytes:
     dataset = open_dataset(folder / "meds")
     with open_engine(engine, n_workers) as opened:
-        score_shards(folder / "model", dataset, times(*range(80, 0, -1)), opened, file, days=(5, 365))
+        write_scores(folder / "model", dataset, times(*range(80, 0, -1)), opened, file, days=(5, 365))
     return file.read_bytes()
 
 
@@ -142,7 +142,7 @@ def test_risks_at_several_days_are_read_from_the_curve(folder: Path, tmp_path: P
     np.testing.assert_allclose(known["risk_5"], 1 - (1 + curves[:, 1]) / 2, atol=1e-12, rtol=0)  # halfway to day 10
     assert table.filter(pl.col("risk").is_null())["risk_5"].is_null().all()
     with open_engine() as engine, pytest.raises(DataError, match=r"risks at \[400\] days .* up to 365"):
-        score_shards(folder / "model", open_dataset(folder / "meds"), times(1), engine, tmp_path / "x", days=[400])
+        write_scores(folder / "model", open_dataset(folder / "meds"), times(1), engine, tmp_path / "x", days=[400])
 
 
 def test_a_folder_that_is_no_model_is_told_before_any_work(folder: Path) -> None:

@@ -103,7 +103,7 @@ def material(*, labels: Sequence[int] = LABELS, n_test: int = 500, models: Seque
             "packages": {"ehrtrack": "0.1.0", "torch": "2.13.0", "mlflow": "3.17.2", "numpy": "2.4.6"},
         },
         pretrainings=(replace(_run("e" * 32, "pretrain", {}), name="pretrain small"),),
-        canaries=(_canary(),),
+        controls=(_controls(),),
         external=(_evaluation(configurations[0]),),
         missing={"full · 2,048 labels · seed 4": "out of memory twice"} if labels else {},
     )

@@ -21,8 +21,8 @@ from ehrtrack.reporting.material import Material
 from ehrtrack.reporting.write import write_report
 
 SECTIONS = (
-    *("answer", "results", "differences", "labels", "subjects", "table-one", "calibration", "decision", "subgroups"),
-    *("external", "cost", "sanity", "tripod", "provenance"),
+    *("answer", "results", "differences", "labels", "subjects", "table-one", "calibration", "survival"),
+    *("decision", "subgroups", "external", "learning", "cost", "sanity", "tripod", "provenance"),
 )
 
 
@@ -112,9 +112,8 @@ def test_external_validation_stands_beside_the_studys_own_test_subjects(study_do
 
 
 def test_sections_of_what_is_not_there_are_left_out_and_the_author_is_told(study_material: Material) -> None:
-    bare = replace(
-        study_material, evaluations={}, cohort={}, table_one=None, differences=(), canaries=(), records={}, external=()
-    )
+    without = {"evaluations": {}, "cohort": {}, "predictions": {}, "records": {}, "table_one": None, "learning": None}
+    bare = replace(study_material, differences=(), controls=(), external=(), **without)
     document = assemble(bare)
     keys = [section.key for section in document.sections]
     assert keys == ["answer", "results", "labels", "calibration", "cost", "tripod", "provenance"]
