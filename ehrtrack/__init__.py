@@ -20,13 +20,16 @@ from typing import Any
 from ehrtrack import renamed
 
 _RECIPES = (
-    "advise", "baseline", "compare", "demo", "describe", "embed", "finetune", "landmarks", "negative_controls",
-    "predict", "pretrain", "resume", "sensitivity", "sweep", "tokenize",
+    "advise", "baseline", "compare", "demo", "describe", "embed", "evaluate", "finetune", "landmarks",
+    "negative_controls", "predict", "pretrain", "promote", "resume", "sensitivity", "sweep", "tokenize",
 )  # fmt: skip
 _PLACES = {
     **{name: ("ehrtrack.recipes." + name, name) for name in _RECIPES},
     "adapter_base": ("ehrtrack.pipeline.adapter", "adapter_base"),
     "init_study": ("ehrtrack.guide.init", "init_study"),
+    "diff_models": ("ehrtrack.recipes.registry", "diff"),
+    "list_models": ("ehrtrack.recipes.registry", "list_models"),
+    "list_versions": ("ehrtrack.recipes.registry", "list_versions"),
     "plan_study": ("ehrtrack.recipes.plan", "plan"),
     "report_study": ("ehrtrack.recipes.report", "report"),
     "run_study": ("ehrtrack.recipes.study", "study"),  # ehrtrack.study is a package

@@ -92,15 +92,21 @@ def best(name: str) -> None:
     "--labels", required=True, type=click.Path(path_type=Path), help="subject_id, prediction_time: a file or folder"
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="parquet file to write")
+@click.option("--days", multiple=True, type=float, help="a day by which the risk is told too; repeatable")
 @click.option("--engine", default="local", show_default=True, help="what works on the shards: local or ray")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="shards at the same time")
-def predict(model: str, data: Path, labels: Path, out: Path, engine: str, workers: int) -> None:
-    """Score subjects with a registered model; those it was not trained for get no risk and a reason."""
+def predict(
+    model: str, data: Path, labels: Path, out: Path, days: tuple[float, ...], engine: str, workers: int
+) -> None:
+    """Score subjects with a registered model; those it was not trained for get no risk and a reason.
+
+    Shard by shard, whatever the size of DATA; started again after it was cut off, it goes on.
+    """
     from ehrtrack.recipes.predict import predict as run_predict
     from ehrtrack.tracking.client.connection import check_reachable
 
     check_reachable()
-    run_predict(model, data, labels, out, engine=engine, n_workers=workers)
+    run_predict(model, data, labels, out, days=days, engine=engine, n_workers=workers)
 
 
 @cli.command()

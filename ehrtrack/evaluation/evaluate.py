@@ -11,10 +11,14 @@ from ehrtrack.evaluation.split import Context, Split
 from ehrtrack.runlog import Task
 
 
-def evaluate(split: Split, context: Context, *, task: Task = "survival") -> Report:
+def evaluate(split: Split, context: Context, *, task: Task = "survival", is_alone: bool = False) -> Report:
     """All measures of a split; of validation subjects, which have no others beside them, those that both splits have.
 
     Discrimination, error, calibration and net benefit of test subjects, overall and by group.
+
+    Parameters
+    ----------
+    is_alone : the subjects are test subjects, though there are no validation subjects beside them
 
     Examples
     --------
@@ -32,7 +36,7 @@ def evaluate(split: Split, context: Context, *, task: Task = "survival") -> Repo
     """
     report = Report()
     for name, compute, is_of_validation, tasks in MEASURES:
-        if task in tasks and (is_of_validation or context.validation is not None):
+        if task in tasks and (is_of_validation or is_alone or context.validation is not None):
             report.include(name, partial(compute, split, context))
     return report
 

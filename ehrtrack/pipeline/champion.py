@@ -1,4 +1,7 @@
-"""Choose the champion: the cohort, the run, and whether the alias may be moved to it."""
+"""Who is to be champion: of which cohort, which run, and whether it may take the place of the one there is.
+
+`ehrtrack compare` proposes the best run by validation, `ehrtrack promote` the run that it is told; both go by `ruling`.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,25 @@ from pydantic import TypeAdapter
 from ehrtrack.config import RunConfig
 from ehrtrack.data.settings import CohortConfig
 from ehrtrack.data.split_settings import Split
-from ehrtrack.errors import DataError
-from ehrtrack.evaluation.benchmark import RunRow, best_by_validation, metric_of_choice
+from ehrtrack.errors import DataError, TrackingError
+from ehrtrack.evaluation.benchmark import RunRow, best_by_validation, metric_of_choice, verdict_of
 from ehrtrack.evaluation.metric_table import Metric
+from ehrtrack.evaluation.paired import differences_to
+from ehrtrack.pipeline.model_card import CARD, input_example, model_card
+from ehrtrack.pipeline.predictions_cache import read_validation_predictions
 from ehrtrack.pipeline.run import MODEL_FOLDER, RUN_CONFIG
-from ehrtrack.runlog import KEPT, TEST
-from ehrtrack.tracking.client.queries import MissingArtifact, download
-from ehrtrack.tracking.client.registry import (
-    ModelVersion,
-    cohort_of,
-    log_and_register_model,
-    move_champion,
+from ehrtrack.pipeline.run_rows import run_row
+from ehrtrack.runlog import KEPT
+from ehrtrack.tracking.client.moves import (
+    is_pinned,
+    is_set_by_hand,
+    pin_text,
     present_champion,
-    why_champion_stays,
+    set_champion,
 )
-from ehrtrack.tracking.names import COHORT, HORIZON
+from ehrtrack.tracking.client.queries import MissingArtifact, download, get_run
+from ehrtrack.tracking.client.registry import ModelVersion, cohort_of, log_and_register_model, version_of_run
+from ehrtrack.tracking.names import COHORT, HORIZON, ROLLED_BACK
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,101 @@ class Decision:
         """The tags of the comparison's run."""
         versions = {"champion_before": self.before, "proposed": self.proposed, "champion": self.champion}
         return {f"ehrtrack.{name}": version.uri for name, version in versions.items() if version is not None}
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """Whether a run may take the champion's place.
+
+    Attributes
+    ----------
+    refusal : why it may not, and what would allow it; None where it may
+    comparison : how it scores beside the champion; empty where nothing was compared
+
+    Examples
+    --------
+    >>> Ruling(None, "validation C-index +0.031 [0.012, 0.050] against version 1").refusal is None
+    True
+    """
+
+    refusal: str | None
+    comparison: str = ""
+
+
+def ruling(row: RunRow, name: str, *, is_forced: bool = False) -> Ruling:
+    """Whether a run may become champion of model `name`.
+
+    It may where nobody pinned the champion, its test subjects were enough to judge it, it was not rolled back, and
+    either there is no champion or one that was not set by hand, of the same cohort (and so of the same horizon), than
+    which it is not worse: the paired 95 % interval of the difference on the validation subjects does not lie below 0.
+
+    Parameters
+    ----------
+    is_forced : only the pin is asked
+    """
+    present = present_champion(name)
+    if is_pinned(name):
+        return Ruling(pin_text(name))
+    if is_forced:
+        return Ruling(None)
+    metric = metric_of_choice([row])
+    force = f"`ehrtrack promote {row.run_id} --name {name} --force` makes it champion all the same"
+    if not row.is_judged(metric):
+        return Ruling(f"it could not be judged: too few test events for a {metric.title} with an interval; {force}")
+    known = version_of_run(name, row.run_id)
+    if present is None or (known is not None and known.version == present.version):
+        return Ruling(None)
+    if known is not None and ROLLED_BACK in known.tags:
+        return Ruling(f"version {known.version} was rolled back on {known.tags[ROLLED_BACK]}; {force}")
+    if is_set_by_hand(name):
+        return Ruling(f"its alias was set by hand, or before moves of it were noted, and nobody said why; {force}")
+    of_champion = cohort_of(present)
+    if of_champion != row.cohort_fingerprint:
+        return Ruling(
+            f"it is of another cohort ({_of(present)}) than the proposed run (cohort {row.cohort_fingerprint}"
+            f"{_days(row.horizon_days)}), and their scores do not compare; {force}, or give each cohort a "
+            "registry.model (--name) of its own"
+        )
+    return _paired(row, present, metric, force)
+
+
+def _paired(row: RunRow, present: ModelVersion, metric: Metric, force: str) -> Ruling:
+    """By the difference on the validation subjects of both."""
+    try:
+        rows = [row, run_row(get_run(present.run_id))]
+        predictions = read_validation_predictions(rows)
+        found = differences_to(present.run_id, rows, predictions).get(row.run_id)
+    except (DataError, TrackingError) as reason:
+        return Ruling(f"the two cannot be paired on their validation subjects: {reason}; {force}")
+    if found is None:
+        return Ruling(f"their validation subjects have too few events for an interval of the difference; {force}")
+    interval = f"{found.estimate:+.4f} [{found.lower:+.4f}, {found.upper:+.4f}]"
+    text = f"validation {metric.title} {interval} against version {present.version} (paired, 95 %)"
+    if verdict_of(found) == "worse":
+        return Ruling(f"the challenger is worse: {text}; {force}", text)
+    return Ruling(None, text)
+
+
+def register(row: RunRow, name: str) -> ModelVersion:
+    """The run's version of model `name`, made if there is none.
+
+    Raises
+    ------
+    MissingArtifact
+        If the run keeps no model.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model_folder = download(row.run_id, MODEL_FOLDER, Path(folder))
+        card = model_card(get_run(row.run_id), name)
+        return log_and_register_model(
+            row.run_id,
+            model_folder,
+            name,
+            description=card,
+            tags={COHORT: row.cohort_fingerprint} | ({HORIZON: row.horizon_days} if row.horizon_days else {}),
+            texts={CARD: card},
+            input_example=input_example(model_folder),
+        )
 
 
 def own_cohort(config: RunConfig, latest: Mapping[str, str]) -> str | None:
@@ -89,14 +191,16 @@ def propose(
         return Decision(before, None, before, f"{was}\nproposed none: {found}\nchampion stays as it was")
     best, version = found
     lines = f"{was}\nproposed {version.uri} ({best.label}, {_score(best, metric_of_choice(rows))}, {_of(version)})"
-    stays = why_champion_stays(version, before)
-    if stays is not None:
-        return Decision(before, version, before, f"{lines}\nchampion stays: {stays}")
+    ruled = ruling(best, name)
+    if ruled.refusal is not None:
+        return Decision(before, version, before, f"{lines}\nchampion stays: {ruled.refusal}")
     if before is not None and before.version == version.version:
         return Decision(before, version, before, f"{lines}\nchampion is that version already")
-    move_champion(version)
+    why = f"best of {len(rows)} runs by validation" + (f"; {ruled.comparison}" if ruled.comparison else "")
+    set_champion(version, how="compare", why=why)
+    compared = f" ({ruled.comparison})" if ruled.comparison else ""
     return Decision(
-        before, version, version, f"{lines}\nchampion is models:/{name}@champion, version {version.version}"
+        before, version, version, f"{lines}\nchampion is models:/{name}@champion, version {version.version}{compared}"
     )
 
 
@@ -113,7 +217,7 @@ def _registered_best(
         except DataError as reason:
             return str(reason)
         try:
-            return best, _register(best, name, metric_of_choice(rows))
+            return best, register(best, name)
         except MissingArtifact as reason:
             print(f"run {best.run_id} cannot be champion: {reason}", flush=True)
             without.append(best.run_id)
@@ -121,26 +225,17 @@ def _registered_best(
     return f"no model is among the artifacts of {', '.join(without)}"
 
 
-def _register(best: RunRow, name: str, metric: Metric) -> ModelVersion:
-    with tempfile.TemporaryDirectory() as folder:
-        return log_and_register_model(
-            best.run_id,
-            download(best.run_id, MODEL_FOLDER, Path(folder)),
-            name,
-            description=f"{best.label}: {_score(best, metric)}, test {best.metrics[metric.named(TEST)]:.4f}",
-            tags={COHORT: best.cohort_fingerprint} | ({HORIZON: best.horizon_days} if best.horizon_days else {}),
-        )
-
-
 def _score(best: RunRow, metric: Metric) -> str:
     return f"validation {metric.title} {best.metrics[metric.named(KEPT)]:.4f}"
 
 
 def _of(version: ModelVersion) -> str:
-    """The run, cohort and horizon of a version, in words."""
-    horizon = version.tags.get(HORIZON)
-    days = "" if horizon is None else f", horizon {horizon} days"
-    return f"run {version.run_id[:8]}, cohort {cohort_of(version)}{days}"
+    """What a version is of, in words."""
+    return f"run {version.run_id[:8]}, cohort {cohort_of(version)}{_days(version.tags.get(HORIZON, ''))}"
+
+
+def _days(horizon: str) -> str:
+    return f", horizon {horizon} days" if horizon else ""
 
 
 def _was_told(config: RunConfig, run_id: str) -> bool:

@@ -25,7 +25,7 @@ from ehrtrack.evaluation.benchmark import RunRow
 from ehrtrack.files import folder_aside
 from ehrtrack.home import make_cache
 from ehrtrack.tracking.client.queries import MissingArtifact, fetch_file, place_of
-from ehrtrack.tracking.names import TEST_PREDICTIONS
+from ehrtrack.tracking.names import TEST_PREDICTIONS, VALIDATION_PREDICTIONS
 
 TO_MEND = (
     "send what the machine of that run still keeps (`ehrtrack sync` there), or make the run again and delete this one"
@@ -68,6 +68,22 @@ def read_test_predictions(rows: Sequence[RunRow], *, cache: Path) -> tuple[dict[
     return {row.run_id: both[row.run_id] for row in rows if row.run_id in both}, left_out
 
 
+def read_validation_predictions(rows: Sequence[RunRow]) -> dict[str, pl.DataFrame]:
+    """Validation predictions by run id, without the curves.
+
+    Raises
+    ------
+    MissingArtifact, DataError
+        If a run has none, or they are damaged.
+    """
+    tables = {}
+    with tempfile.TemporaryDirectory(prefix="ehrtrack-") as folder:
+        for row in rows:
+            file = fetch_file(row.run_id, VALIDATION_PREDICTIONS, Path(folder) / row.run_id)
+            tables[row.run_id] = _table(file, "", VALIDATION_PREDICTIONS)
+    return tables
+
+
 def _fetch(run_ids: Sequence[str], digests: dict[str, str]) -> tuple[dict[str, pl.DataFrame], dict[str, str]]:
     tables: dict[str, pl.DataFrame] = {}
     left_out: dict[str, str] = {}
@@ -92,20 +108,20 @@ def _fetch(run_ids: Sequence[str], digests: dict[str, str]) -> tuple[dict[str, p
     return tables, left_out
 
 
-def _table(file: Path, digest: str) -> pl.DataFrame:
+def _table(file: Path, digest: str, name: str = TEST_PREDICTIONS) -> pl.DataFrame:
     content = file.read_bytes()
     if digest and hashlib.sha256(content).hexdigest() != digest:
-        raise DataError(f"{TEST_PREDICTIONS} is damaged: it is not the file whose hash the run has as a tag")
+        raise DataError(f"{name} is damaged: it is not the file whose hash the run has as a tag")
     try:
         schema = pl.read_parquet_schema(io.BytesIO(content))
         columns = [name for name, kind in schema.items() if not isinstance(kind, _CURVES)]
         table = pl.read_parquet(io.BytesIO(content), columns=columns)
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"{TEST_PREDICTIONS} is damaged ({error})") from error
+        raise DataError(f"{name} is damaged ({error})") from error
     days = {"follow_up_days", "follow_up_rank"} & set(table.columns)
     missing = [name for name in ("subject_id", "is_event", "risk") if name not in table.columns]
     if missing or not days:
-        raise DataError(f"{TEST_PREDICTIONS} lacks {', '.join(missing) or 'the follow-up'}")
+        raise DataError(f"{name} lacks {', '.join(missing) or 'the follow-up'}")
     return table
 
 

@@ -153,17 +153,22 @@ def log_evaluation(
     reports = {KEPT: evaluate(kept, of_kept, task=task), TEST: evaluate(tested, of_test, task=task)}
     for split, report in reports.items():
         logger.log_metrics(named(split, report.metrics), step=0)
-    choice = chosen_by({task})
-    score = interval_text(reports[TEST].metrics, *with_bounds(choice.key), form=choice.form)
-    logger.set_tags({TASK: task} | ({score_tag(choice.key): score} if score else {}))
     _log_left_out(logger, reports, task)
-    tables = reports[TEST].tables | {"subgroups": hide_in_groups(reports[TEST].tables["subgroups"])}
+    log_test_report(logger, tested, reports[TEST], task)
+    return reports
+
+
+def log_test_report(logger: RunLogger, tested: Split, report: Report, task: Task) -> None:
+    """Log the score with its interval as a tag, and the tables and figures of test subjects."""
+    choice = chosen_by({task})
+    score = interval_text(report.metrics, *with_bounds(choice.key), form=choice.form)
+    logger.set_tags({TASK: task} | ({score_tag(choice.key): score} if score else {}))
+    tables = report.tables | {"subgroups": hide_in_groups(report.tables["subgroups"])}
     for name, table in tables.items():
         logger.log_table(table, f"evaluation/{name}.csv")
     draw = _class_figures if task == "classes" else _figures
-    for name, figure in draw(tested, tables, reports[TEST].metrics).items():
+    for name, figure in draw(tested, tables, report.metrics).items():
         logger.log_figure(figure, f"plots/{name}.png")
-    return reports
 
 
 def _log_left_out(logger: RunLogger, reports: Mapping[str, Report], task: Task) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast, get_args
 
 from ehrtrack.errors import DataError
@@ -10,11 +11,14 @@ from ehrtrack.pipeline.predictions_cache import TO_MEND
 from ehrtrack.privacy import RAW
 from ehrtrack.runlog import Task
 from ehrtrack.tracking.client.queries import RunRecord
-from ehrtrack.tracking.names import COHORT, HORIZON, MODEL, SUBJECT_KEY, TASK
+from ehrtrack.tracking.names import COHORT, HORIZON, MODEL, MODEL_RUN, SUBJECT_KEY, TASK
+
+EVALUATION = "evaluation"
+"""The kind of a run that scores a model on labelled subjects of another dataset."""
 
 
 def run_row(record: RunRecord) -> RunRow:
-    """A finished fine-tuning or baseline run as a row of a comparison.
+    """A finished fine-tuning or baseline run, or an evaluation of such a model, as a comparison sees it.
 
     Raises
     ------
@@ -22,7 +26,7 @@ def run_row(record: RunRecord) -> RunRow:
         If the run did not log its model or its cohort.
     """
     metrics, params = record.metrics, record.params
-    is_baseline = record.kind == "baseline"
+    is_baseline = record.kind == "baseline" or (record.kind == EVALUATION and "baseline.name" in params)
     needed = ["baseline.name"] if is_baseline else ["strategy.name", "model.size"]
     missing = [f"param cfg.{name}" for name in needed if name not in params]
     missing += [] if COHORT in record.tags else [f"tag {COHORT}"]
@@ -44,6 +48,14 @@ def run_row(record: RunRecord) -> RunRow:
         metrics=metrics,
         task=task_of(record),
     )
+
+
+def latest_evaluations(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """The evaluations among runs, oldest first; of several of one model on the same subjects the last."""
+    found = {
+        (record.tags.get(MODEL_RUN), record.tags.get(COHORT)): record for record in records if record.kind == EVALUATION
+    }
+    return list(found.values())
 
 
 def task_of(record: RunRecord) -> Task:

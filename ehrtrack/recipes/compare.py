@@ -30,13 +30,13 @@ from ehrtrack.pipeline.champion import own_cohort, propose
 from ehrtrack.pipeline.predictions_cache import read_test_predictions
 from ehrtrack.pipeline.repeats import Family, chooser, families, log_repeats
 from ehrtrack.pipeline.run import RecipeResult, Recorder, open_run
-from ehrtrack.pipeline.run_rows import run_row, task_of
+from ehrtrack.pipeline.run_rows import EVALUATION, latest_evaluations, run_row, task_of
 from ehrtrack.runlog import TEST
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import RunRecord, get_run, search_runs
 from ehrtrack.tracking.client.registry import ModelVersion, champion
 from ehrtrack.tracking.client.views import with_links
-from ehrtrack.tracking.names import COHORT, HORIZON
+from ehrtrack.tracking.names import COHORT, EVALUATED_ON, HORIZON
 
 SECTIONS = ("study", "registry", "compare")
 
@@ -91,8 +91,8 @@ class Benchmark:
 def compare(config: RunConfig) -> Comparison:
     """Compare the finished fine-tuning and baseline runs of a study, and propose the best by validation as champion.
 
-    Each cohort has a table of its own. The best run of the configuration's cohort is registered. It becomes champion
-    where there is none, or one of the same cohort that a comparison chose; see `registry.why_champion_stays`.
+    Each cohort has a table of its own. The best run of the configuration's cohort is registered. It becomes champion by
+    the rules of `promote`; see `pipeline.champion.ruling`.
 
     Runs of equal settings with several seeds, or on several splits, are repeats: there is then one table of
     configurations over all of their cohorts, and of the best configuration the median run is proposed.
@@ -116,6 +116,9 @@ def compare(config: RunConfig) -> Comparison:
             raise DataError(
                 f"none of {len(records)} runs of study {config.study!r} can be compared. {_listed(left_out)}"
             )
+        evaluations = latest_evaluations(search_runs(config.study, kinds=[EVALUATION]))
+        external, not_shown = _benchmarks(evaluations, config.compare.reference, config.runtime.cache)
+        left_out |= not_shown
         repeated = _log_repeats(run, records, benchmarks)
         texts = {}
         for cohort, benchmark in benchmarks.items():
@@ -142,6 +145,7 @@ def compare(config: RunConfig) -> Comparison:
                 texts[cohort] = repeated[cohort].text
             else:
                 print(f"\n{benchmark.title}\n\n{texts[cohort]}", flush=True)
+        _log_external(run, evaluations, external)
         if left_out:
             columns = {"run_id": list(left_out), "reason": list(left_out.values())}
             run.logger.log_table(pl.DataFrame(columns), "benchmark/left_out.csv")
@@ -158,6 +162,17 @@ def compare(config: RunConfig) -> Comparison:
         best = [run_id for run_id in benchmarks[shown].table["run_id"][:MOST_LINES] if run_id]
         run.logger.set_description(with_links(summary, shortened=best))
         return Comparison(run.finished({}), texts[shown], decision.champion, decision.proposed, left_out)
+
+
+def _log_external(run: Recorder, evaluations: Sequence[RunRecord], external: Mapping[str, Benchmark]) -> None:
+    """A table for each set of subjects on which models of the study were validated; none of them chooses a champion."""
+    named_by = {record.tags.get(COHORT, ""): record.tags.get(EVALUATED_ON, "") for record in evaluations}
+    for cohort, benchmark in external.items():
+        reference = run.config.compare.reference or reference_model(benchmark.rows)
+        text = to_markdown(benchmark.table, reference=reference, metric=benchmark.metric)
+        run.logger.log_table(benchmark.table, f"benchmark/external_{cohort}.csv")
+        run.logger.log_text(text, f"benchmark/external_{cohort}.md")
+        print(f"\nexternal validation on {named_by[cohort]}, {benchmark.title}\n\n{text}", flush=True)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from ehrtrack.recipes.predict import Predictor, load_predictor
 from ehrtrack.runlog import TEST, named
 from ehrtrack.survival.landmarks import AtLandmark, pooled_c_index
 from ehrtrack.tracking.client.queries import fetch_model
+from ehrtrack.tracking.names import MODEL_RUN
 
 SECTIONS = ("study", "data", "cohort", "runtime")
 LANDMARK_MEASURES = ("c_index", "c_index_lower", "c_index_upper", "ibs", "ibs_kaplan_meier")
@@ -86,7 +87,7 @@ def landmarks(model: str, days: Sequence[float]) -> RecipeResult:
         )
     config = predictor.folder.config
     with open_run(config, kind="landmarks", sections=SECTIONS, name="landmarks") as run:
-        run.logger.set_tags({"model_run": fetched.run_id})
+        run.logger.set_tags({MODEL_RUN: fetched.run_id})
         scored = list(_scored(predictor, config, sorted(set(days))))
         report = Report()
         pooled = report.measure(

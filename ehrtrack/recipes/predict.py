@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
@@ -17,21 +18,29 @@ from ehrtrack.baselines.base import Baseline, TokenHistories, baseline_class
 from ehrtrack.data.batch import Batches
 from ehrtrack.data.cutoffs import latest
 from ehrtrack.data.drift import Drift, events_by_token, silent_days_limit
-from ehrtrack.data.eligibility import NOT_IN_DATASET, REASON, silence_reason, with_reasons
+from ehrtrack.data.eligibility import REASON, silence_reason, with_reasons
 from ehrtrack.data.engines import Engine, open_engine
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.fitting import count_names
 from ehrtrack.data.histories import damage_named, holding_shards, read_shard
-from ehrtrack.data.labels import of_any_cause, read_labels
+from ehrtrack.data.labels import CAUSE, of_any_cause, read_labels
 from ehrtrack.data.shards import ShardWork
 from ehrtrack.data.store import TokenStore, build_store
 from ehrtrack.data.value_features import value_summaries
 from ehrtrack.errors import CheckpointError, DataError
+from ehrtrack.evaluation.groups import subject_groups
 from ehrtrack.evaluation.predictions import with_predictions
-from ehrtrack.files import written_aside
 from ehrtrack.models.device import place
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.pipeline.model_folder import ModelFolder, read_model_folder
+from ehrtrack.pipeline.prediction_parts import (
+    events_of,
+    part_file,
+    parts_folder,
+    with_days,
+    write_part,
+    write_together,
+)
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.client.queries import fetch_model
 from ehrtrack.training.threads import use_threads
@@ -52,10 +61,12 @@ class Scored:
     ----------
     table : as of `Predictor.predict_dataset`
     drift : of the records that were scored
+    groups : attribute -> the group of each row that was scored, in order, where they were asked for
     """
 
     table: pl.DataFrame
     drift: Drift
+    groups: Mapping[str, pl.Series] = field(default_factory=dict)
 
     def to_lines(self) -> list[str]:
         """How many were scored, why others were not, and what is new in their records."""
@@ -114,18 +125,24 @@ class Predictor:
         """
         return self.score_dataset(dataset, prediction_times).table
 
-    def score_dataset(self, dataset: MedsDataset, prediction_times: pl.DataFrame) -> Scored:
-        """As `predict_dataset`, with the drift of the records."""
-        table, n_events = self.score(dataset, prediction_times)
-        return self.scored(table, n_events)
+    def score_dataset(
+        self, dataset: MedsDataset, prediction_times: pl.DataFrame, *, needs_groups: bool = False
+    ) -> Scored:
+        """As `predict_dataset`, with the drift of the records, and the groups of subjects if they are asked for."""
+        table, n_events, groups = self._score(dataset, prediction_times, needs_groups=needs_groups)
+        return replace(self.scored(table, n_events), groups=groups)
 
     def scored(self, table: pl.DataFrame, n_events: Ints) -> Scored:
-        """The table with its drift, if the model knows most of the events.
+        """The table with its drift, if the model knows most of the events (`drift_of`)."""
+        return Scored(table, self.drift_of(n_events))
+
+    def drift_of(self, n_events: Ints) -> Drift:
+        """How events (V,) by token differ from those of training.
 
         Raises
         ------
         DataError
-            If it does not.
+            If the model does not know most of them.
         """
         drift = Drift.between(n_events, self.folder.vocabulary, self.folder.seen)
         if drift.share_unknown > MOST_UNKNOWN:
@@ -133,20 +150,26 @@ class Predictor:
                 f"the model does not know {drift.share_unknown:.0%} of these subjects' events: they were coded "
                 "otherwise than the data it was trained on; map the codes first, or train on this data"
             )
-        return Scored(table, drift)
+        return drift
 
     def score(self, dataset: MedsDataset, times: pl.DataFrame) -> tuple[pl.DataFrame, Ints]:
         """As `predict_dataset`, with the events (V,) by token that were read, and no check of how many it knows.
 
         Further columns of `times` are kept.
         """
+        table, n_events, _ = self._score(dataset, times, needs_groups=False)
+        return table, n_events
+
+    def _score(
+        self, dataset: MedsDataset, times: pl.DataFrame, *, needs_groups: bool
+    ) -> tuple[pl.DataFrame, Ints, Mapping[str, pl.Series]]:
         cohort = self.folder.config.cohort
         assert cohort is not None  # looked at when the folder was read
         data = self.folder.config.data
         asked = with_reasons(dataset, times, cohort, data.births)
         rows = np.flatnonzero(asked[REASON].is_null().to_numpy())
         if not len(rows):
-            return self.table(asked, rows, None), np.zeros(len(self.folder.vocabulary), dtype=np.int64)
+            return self.table(asked, rows, None), np.zeros(len(self.folder.vocabulary), dtype=np.int64), {}
         cutoffs = asked[rows].select("subject_id", cutoff="prediction_time")
         limit_days = silent_days_limit(self.folder.seen)
         with tempfile.TemporaryDirectory() as cache, holding_shards():
@@ -165,8 +188,9 @@ class Predictor:
             values = self._values(dataset, cutoffs, Path(cache)) if len(kept) else None
             predictions = self._predict(store, kept, values) if len(kept) else None
             n_events = self._count_events(dataset, cutoffs[kept])
+            groups = subject_groups(store, vocabulary, kept) if needs_groups and len(kept) else {}
         asked = _with_reason(asked, rows[is_silent], silence_reason(limit_days))
-        return self.table(asked, rows[kept], predictions), n_events
+        return self.table(asked, rows[kept], predictions), n_events, groups
 
     def table(self, asked: pl.DataFrame, rows: Ints, predictions: Predictions | None) -> pl.DataFrame:
         """The N rows asked for with the predictions of some of them, which lie at `rows`; null for the others."""
@@ -267,13 +291,21 @@ def load_predictor(folder: Path) -> Predictor:
 
 
 def predict(
-    model: str, data: Path, labels: Path, out: Path, *, engine: str = "local", n_workers: int = 1
-) -> pl.DataFrame:
+    model: str,
+    data: Path,
+    labels: Path,
+    out: Path,
+    *,
+    days: Sequence[float] = (),
+    engine: str = "local",
+    n_workers: int = 1,
+) -> pl.LazyFrame:
     """Score the subjects of a file of prediction times, of which a subject may have several, and write the table.
 
-    Subjects are scored shard by shard, so that any engine and any number of workers write the same bytes. The closing
-    lines count who has no risk and why, and the drift of codes and values against training, which the file's metadata
-    keep too.
+    Subjects are scored shard by shard, so that any engine and any number of workers write the same bytes, and no more
+    than the shards at work are in memory. Shards that were finished when it was cut off are not scored again. The
+    closing lines count who has no risk and why, and the drift of codes and values against training, which the file's
+    metadata keep too.
 
     Parameters
     ----------
@@ -281,8 +313,13 @@ def predict(
     data : MEDS dataset
     labels : parquet or CSV, or a folder of them, with subject_id and prediction_time; other columns are not read
     out : parquet file to write; on a cluster its folder is shared by all nodes, for the model is put beside it
+    days : within the horizon, at which risks are told in columns ``risk_30``, beside that at the horizon
     engine : ``local`` or ``ray``
     n_workers : shards that are worked on at the same time
+
+    Returns
+    -------
+    The file, as a frame that is read when it is collected.
     """
     if out.suffix != ".parquet":
         raise DataError(f"--out {out} must end in .parquet: the survival curve is a list")
@@ -293,34 +330,69 @@ def predict(
         tempfile.TemporaryDirectory(dir=out.parent, prefix=".predict-") as folder,
     ):
         model_folder = fetch_model(model, Path(folder)).folder.resolve()
-        scored = score_shards(model_folder, dataset, times, opened)
-    with written_aside(out) as aside:
-        scored.table.write_parquet(aside, metadata={DRIFT_METADATA: scored.drift.to_json()})
+        scored = write_scores(model_folder, dataset, times, opened, out, days=days)
     print("\n".join([*scored.to_lines(), f"-> {out}"]), flush=True)
-    return scored.table
+    return pl.scan_parquet(out)
 
 
 def score_shards(model_folder: Path, dataset: MedsDataset, times: pl.DataFrame, engine: Engine) -> Scored:
-    """As `Predictor.predict_dataset`, with each shard's subjects scored by a worker that reads the model itself."""
+    """As `Predictor.score_dataset`, with each shard's subjects scored by a worker that reads the model itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "risks.parquet"
+        return replace(write_scores(model_folder, dataset, times, engine, out), table=pl.read_parquet(out))
+
+
+def write_scores(
+    model_folder: Path,
+    dataset: MedsDataset,
+    times: pl.DataFrame,
+    engine: Engine,
+    out: Path,
+    *,
+    days: Sequence[float] = (),
+) -> Scored:
+    """Write the table of `score_shards`; the one that is returned tells only who was scored, and why others were not.
+
+    Raises
+    ------
+    DataError
+        If a day is past the model's horizon, a subject is in two shards, or the model knows too few of the events.
+    """
     predictor = load_predictor(model_folder)  # a folder that cannot be used is told before any work
+    past = [day for day in days if not 0 < day <= predictor.grid.horizon_days]
+    if past:
+        raise DataError(
+            f"risks at {past} days were asked for, and the model's are of up to {predictor.grid.horizon_days:g}"
+        )
     numbered = times.select("subject_id", "prediction_time").with_row_index("row")
-    function = partial(_predict_shard, model_folder, dataset.path.resolve(), numbered)
-    parts = engine.map(function, [shard.resolve() for shard in dataset.shards], "predictions")
-    held = [part.table for part in parts]
-    _check_once(held)
-    absent = numbered.join(pl.concat(held), on="row", how="anti").with_columns(pl.lit(NOT_IN_DATASET).alias(REASON))
-    nowhere = predictor.table(absent, np.zeros(0, dtype=np.int64), None)
-    table = pl.concat([*held, nowhere]).sort("row", maintain_order=True).drop("row")
-    return predictor.scored(table, np.sum([part.n_events for part in parts], axis=0))
+    parts = parts_folder(out, model_folder, times.select("subject_id", "prediction_time"), days)
+    parts.mkdir(exist_ok=True)
+    function = partial(_predict_shard, model_folder, dataset.path.resolve(), numbered, parts.resolve(), tuple(days))
+    files = engine.map(function, [(n, shard.resolve()) for n, shard in enumerate(dataset.shards)], "predictions")
+    drift = predictor.drift_of(events_of(files))
+
+    def nowhere(absent: pl.DataFrame) -> pl.DataFrame:
+        return with_days(predictor.table(absent, np.zeros(0, dtype=np.int64), None), predictor.grid, days)
+
+    write_together(files, numbered, nowhere, out, {DRIFT_METADATA: drift.to_json()})
+    shutil.rmtree(parts)
+    told = [name for name in ("subject_id", CAUSE, "risk", REASON) if name in pl.read_parquet_schema(out)]
+    return Scored(pl.read_parquet(out, columns=told), drift)
 
 
-@dataclass(frozen=True)
-class _ShardPredictions:
-    table: pl.DataFrame  # row, and the columns of `Predictor.predict_dataset`
-    n_events: Ints  # (V,) by token
-
-
-def _predict_shard(model_folder: Path, data: Path, times: pl.DataFrame, shard: Path) -> _ShardPredictions:
+def _predict_shard(
+    model_folder: Path,
+    data: Path,
+    times: pl.DataFrame,
+    parts: Path,
+    days: tuple[float, ...],
+    numbered: tuple[int, Path],
+) -> Path:
+    """The file with the predictions of a shard, which is made if it is not there."""
+    number, shard = numbered
+    file = part_file(parts, number, shard)
+    if file.is_file():
+        return file
     with damage_named((shard,)):
         subjects = pl.scan_parquet(shard).select(pl.col("subject_id").cast(pl.Int64)).unique().collect()
     held = times.join(subjects, on="subject_id", how="semi", maintain_order="left")
@@ -328,23 +400,15 @@ def _predict_shard(model_folder: Path, data: Path, times: pl.DataFrame, shard: P
     n_threads = torch.get_num_threads()
     use_threads(1)
     try:
-        return _ShardPredictions(*_predictor_in(model_folder).score(MedsDataset(data, (shard,)), held))
+        predictor = _predictor_in(model_folder)
+        table, n_events = predictor.score(MedsDataset(data, (shard,)), held)
+        write_part(file, with_days(table, predictor.grid, days), n_events)
     finally:
         use_threads(n_threads)
+    return file
 
 
 @lru_cache(maxsize=1)
 def _predictor_in(model_folder: Path) -> Predictor:
     """The predictor of a folder, read once a worker."""
     return load_predictor(model_folder)
-
-
-def _check_once(parts: Sequence[pl.DataFrame]) -> None:
-    """A subject lies in one shard."""
-    rows = pl.concat([of_any_cause(part).select("row", "subject_id") for part in parts])
-    twice = rows.filter(pl.col("row").is_duplicated())
-    if not twice.is_empty():
-        raise DataError(
-            f"subject {twice['subject_id'][0]} is in more than one shard; a MEDS dataset keeps all events of a "
-            "subject in one: import the data again"
-        )

@@ -15,6 +15,7 @@ import polars as pl
 
 from ehrtrack.evaluation.answer import Findings
 from ehrtrack.evaluation.repeats import Configuration
+from ehrtrack.pipeline.run_rows import EVALUATION, latest_evaluations
 from ehrtrack.reporting.material import (
     COHORT_TABLES,
     CURVE_TABLES,
@@ -28,10 +29,11 @@ from ehrtrack.runlog import VALIDATION
 from ehrtrack.study.results import StudyResults
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import MissingArtifact, RunRecord, download, metric_history, search_runs
+from ehrtrack.tracking.names import MODEL_RUN
 
 TABLE_ONE = "cohort/table_one.csv"
 CONTROLS = "negative-controls"
-KINDS = ("pretrain", "finetune", "baseline", CONTROLS)
+KINDS = ("pretrain", "finetune", "baseline", CONTROLS, EVALUATION)
 DOWNLOADS_AT_ONCE = 8
 
 Fetch = Callable[[str, str, Path], Path]
@@ -67,6 +69,7 @@ def gather(
     wanted = {repeat.row.run_id for repeat in results.repeats} | {one.run_id for one in results.pretrainings}
     runs = search_runs(results.study, kinds=KINDS)
     records = {record.run_id: record for record in runs if record.run_id in wanted or record.kind == CONTROLS}
+    shown = {row.run_id for one in found for row in one.rows}
     medians = {one.label: median_run(one) for one in found}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
         read = partial(_tables, folder=Path(folder), fetch=fetch)
@@ -104,6 +107,7 @@ def gather(
         predictions={label: table for label, table in predictions.items() if table is not None},
         pages={run_id: _page(record) for run_id, record in records.items()},
         pretrainings=results.pretrainings,
+        external=latest_evaluations(run for run in runs if run.tags.get(MODEL_RUN) in shown),
         controls=tuple(record for record in records.values() if record.kind == CONTROLS),
         missing=results.missing,
     )

@@ -46,6 +46,7 @@ class Material:
     table_one : characteristics of the subjects by split, if the study's run has them
     environment : of one repeat: Python, machine and packages
     pretrainings, controls : runs; controls are negative controls
+    external : evaluations of the study's models on other datasets
     missing : label of a cell without a finished run -> why
     """
 
@@ -66,6 +67,7 @@ class Material:
     pages: Mapping[str, str] = field(default_factory=dict)
     pretrainings: Sequence[RunRecord] = ()
     controls: Sequence[RunRecord] = ()
+    external: Sequence[RunRecord] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
 
     @property

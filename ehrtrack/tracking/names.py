@@ -27,11 +27,15 @@ CONFIGURATION = "ehrtrack.configuration"  # what a run of a study is a repeat of
 PRETRAINING_RECORDS = "ehrtrack.pretraining_records"  # what a run's pretraining read of the cohort's subjects, in words
 MODEL = "ehrtrack.model"  # what a baseline is called; of runs without it, by its setting
 TASK = "ehrtrack.task"  # what the model is judged for; of runs without it, survival
+MODEL_RUN = "model_run"  # of a run that asks a model again: the run that made the model
+EVALUATED_ON = "ehrtrack.evaluated_on"  # of an evaluation: what its dataset and labels are called
 SUBJECT_KEY = "ehrtrack.subject_key"  # fingerprint of the key under which subjects are logged; "raw" without one
 COHORT = "fingerprint.cohort"  # runs compare where this is equal
 HORIZON = "ehrtrack.horizon_days"  # what a survival run's risks are of
 PINNED = "ehrtrack.pinned"  # on a registered model, or a version of it: its champion is not to be moved
-SET_CHAMPION = "ehrtrack.champion"  # on a registered model: the version that `compare` last made champion
+SET_CHAMPION = "ehrtrack.champion"  # on a registered model: the version that was last made champion, not by hand
+MOVE = "ehrtrack.move."  # on a registered model: a move of its champion, as JSON, under the time at which it was made
+ROLLED_BACK = "ehrtrack.rolled_back"  # on a version that was champion: when, by whom and why another took its place
 ERROR = "ehrtrack.error"
 STOPPED = "ehrtrack.stopped"
 GIT_COMMIT = "ehrtrack.git_commit"
@@ -56,6 +60,7 @@ PARAM_PREFIX = "cfg."
 
 # What comparisons read of a run.
 TEST_PREDICTIONS = "predictions/test.parquet"
+VALIDATION_PREDICTIONS = "predictions/validation.parquet"
 
 # The artifact folder that holds a run's weights, sizes, vocabulary and time grid.
 MODEL_ARTIFACTS = "model"

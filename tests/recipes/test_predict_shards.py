@@ -18,9 +18,10 @@ from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.errors import CheckpointError, DataError
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.heads import HazardHead
+from ehrtrack.pipeline import prediction_parts
 from ehrtrack.pipeline.model_folder import write_model_folder
 from ehrtrack.pipeline.prepare import prepare_records
-from ehrtrack.recipes.predict import load_predictor, score_shards
+from ehrtrack.recipes.predict import Predictor, load_predictor, score_shards, write_scores
 from ehrtrack.survival.time_grid import TimeGrid
 
 GRID = TimeGrid((0.0, 10.0, 365.0))
@@ -52,7 +53,7 @@ def times(*subjects: int) -> pl.DataFrame:
 def written(folder: Path, engine: str, n_workers: int, file: Path) -> bytes:
     dataset = open_dataset(folder / "meds")
     with open_engine(engine, n_workers) as opened:
-        score_shards(folder / "model", dataset, times(*range(80, 0, -1)), opened).table.write_parquet(file)
+        write_scores(folder / "model", dataset, times(*range(80, 0, -1)), opened, file, days=(5, 365))
     return file.read_bytes()
 
 
@@ -101,6 +102,47 @@ def test_a_subject_in_two_shards_is_refused(folder: Path) -> None:
     doubled = MedsDataset(dataset.path, (*dataset.shards, dataset.shards[0]))
     with open_engine() as engine, pytest.raises(DataError, match="subject 3 is in more than one shard"):
         score_shards(folder / "model", doubled, times(1, 3), engine)
+
+
+def test_what_was_finished_when_it_was_cut_off_is_not_scored_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a signal ends it, in the second of three shards; then with one row a block, so that rows span parts."""
+    whole = written(folder, "local", 1, tmp_path / "whole.parquet")
+    asked: list[str] = []
+    score = Predictor.score
+
+    def recorded(self: Predictor, dataset: MedsDataset, times: pl.DataFrame) -> object:
+        asked.append(dataset.shards[0].name)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return score(self, dataset, times)
+
+    monkeypatch.setattr(Predictor, "score", recorded)
+    out = tmp_path / "out" / "risks.parquet"
+    out.parent.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        written(folder, "local", 1, out)
+    assert not out.exists()
+    assert written(folder, "local", 1, out) == whole
+    assert asked == ["0.parquet", "1.parquet", "1.parquet", "2.parquet"]
+    assert [file.name for file in out.parent.iterdir()] == ["risks.parquet"]
+    monkeypatch.setattr(prediction_parts, "ROWS_AT_ONCE", 7)
+    written(folder, "local", 1, out)
+    assert pl.read_parquet(out).equals(pl.read_parquet(tmp_path / "whole.parquet"))
+
+
+def test_risks_at_several_days_are_read_from_the_curve(folder: Path, tmp_path: Path) -> None:
+    written(folder, "local", 1, tmp_path / "risks.parquet")
+    table = pl.read_parquet(tmp_path / "risks.parquet")
+    assert table.columns[2:5] == ["risk", "risk_5", "risk_365"]
+    known = table.filter(pl.col("risk").is_not_null())
+    curves = np.array(known["survival"].to_list())
+    np.testing.assert_allclose(known["risk_365"], known["risk"], atol=1e-12, rtol=0)
+    np.testing.assert_allclose(known["risk_5"], 1 - (1 + curves[:, 1]) / 2, atol=1e-12, rtol=0)  # halfway to day 10
+    assert table.filter(pl.col("risk").is_null())["risk_5"].is_null().all()
+    with open_engine() as engine, pytest.raises(DataError, match=r"risks at \[400\] days .* up to 365"):
+        write_scores(folder / "model", open_dataset(folder / "meds"), times(1), engine, tmp_path / "x", days=[400])
 
 
 def test_a_folder_that_is_no_model_is_told_before_any_work(folder: Path) -> None:

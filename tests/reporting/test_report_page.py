@@ -22,7 +22,7 @@ from ehrtrack.reporting.write import write_report
 
 SECTIONS = (
     *("answer", "results", "differences", "labels", "subjects", "table-one", "calibration", "survival"),
-    *("decision", "subgroups", "learning", "cost", "sanity", "tripod", "provenance"),
+    *("decision", "subgroups", "external", "learning", "cost", "sanity", "tripod", "provenance"),
 )
 
 
@@ -108,9 +108,17 @@ def test_study_without_numbers_of_labels_has_no_label_curve() -> None:
     assert tuple(section.key for section in document.sections) == tuple(key for key in SECTIONS if key != "labels")
 
 
+def test_external_validation_stands_beside_the_studys_own_test_subjects(study_document: Document) -> None:
+    (section,) = (section for section in study_document.sections if section.key == "external")
+    ((dataset, _, subjects, events, here, there, ratio, slope),) = section.tables()[0].cells()
+    assert (dataset, subjects, events) == ("icu_b, labels death.parquet", "3,914", "957")
+    assert (there, ratio, slope) == ("0.641 [0.620, 0.660]", "1.32", "")
+    assert re.fullmatch(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", here)
+
+
 def test_sections_of_what_is_not_there_are_left_out_and_the_author_is_told(study_material: Material) -> None:
     without = {"evaluations": {}, "cohort": {}, "predictions": {}, "records": {}, "table_one": None, "learning": None}
-    bare = replace(study_material, differences=(), controls=(), **without)
+    bare = replace(study_material, differences=(), controls=(), external=(), **without)
     document = assemble(bare)
     keys = [section.key for section in document.sections]
     assert keys == ["answer", "results", "labels", "calibration", "cost", "tripod", "provenance"]

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from ehrtrack.errors import CheckpointError, TrackingError
-from ehrtrack.tracking.client import queries, registry
+from ehrtrack.tracking.client import moves, queries, registry
 from ehrtrack.tracking.client.connection import client
 from ehrtrack.tracking.client.registry import seal
 from ehrtrack.tracking.run import tracked_run
@@ -68,9 +68,9 @@ def test_a_champion_is_found_again_by_its_alias(store: object, model_folder: Pat
     one = registry.log_and_register_model(first, model_folder, name, description="first", tags={"cohort": "c1"})
     two = registry.log_and_register_model(second, model_folder, name)
     assert (one.version, two.version, one.uri) == ("1", "2", f"models:/{name}/1")
-    registry.set_champion(name, one.version)
+    moves.set_champion(one, how="promote", why="first")
     assert registry.champion(name).run_id == first
-    registry.set_champion(name, two.version)
+    moves.set_champion(two, how="promote", why="second")
     assert registry.champion(name).run_id == second
     assert registry.find_version(f"models:/{name}/1").tags["cohort"] == "c1"
     for reference, run_id, version in ((f"models:/{name}@champion", second, two), (f"models:/{name}/1", first, one)):
@@ -175,11 +175,11 @@ def test_what_is_not_there_lists_what_is(local_store: Path, model_folder: Path) 
         registry.champion("other")
     with pytest.raises(TrackingError, match="model 'm' has versions 1; aliases: none"):
         registry.find_version("models:/m/7")
-    registry.set_champion("m", "1")
+    moves.set_champion(registry.find_version("models:/m/1"), how="promote", why="")
     with pytest.raises(TrackingError, match="model 'm' has versions 1; aliases: champion"):
         registry.find_version("models:/m@best")
     with pytest.raises(TrackingError, match="could not make version 7 the champion of model 'm'"):
-        registry.set_champion("m", "7")
+        moves.set_champion(registry.ModelVersion("m", "7", "", {}), how="promote", why="")
 
 
 @pytest.mark.parametrize("reference", ["m@champion", "models:/m", "models:/m/latest", "models:/a/b@c"])

@@ -1,14 +1,22 @@
-"""The registered model as mlflow serves it: this code is stored with the model, and needs EHRTrack installed."""
+"""The registered model as mlflow serves it: stored with the model, and run by the package that is installed.
+
+Where none is, the wheel that is stored beside this file is imported from as it is.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
 import mlflow.models
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel
+
+if importlib.util.find_spec("ehrtrack") is None:
+    sys.path += [str(wheel) for wheel in Path(__file__).parent.glob("code/ehrtrack-*.whl")]
 
 from ehrtrack.tracking.registry import check_served
 

@@ -8,9 +8,8 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -21,6 +20,11 @@ from ehrtrack.errors import CheckpointError, TrackingError
 from ehrtrack.files import sha256_of
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import client, redacted, tracking_errors, tracking_uri
+from ehrtrack.tracking.client.experiments import pages
+from ehrtrack.tracking.client.wheel import pinned_requirements, write_wheel
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CHAMPION = "champion"
 CONTENT = "artifacts"
@@ -28,7 +32,11 @@ CONTENT = "artifacts"
 
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 _META = "registered_model_meta"  # what mlflow calls the file with a fetched model's name and version
-_REQUIREMENTS = ("mlflow", "numpy", "pandas", "peft", "polars", "pyarrow", "pydantic", "safetensors", "torch")
+_CODE = "code"  # what mlflow calls the folder of code beside a model, which it puts on Python's path
+
+MOST_DESCRIPTION = 5000
+"""Characters of a version's description that the registry's column holds."""
+_MORE = "\nThe rest is in model_card.md, among the files of this version.\n"
 
 _log = logging.getLogger(__name__)
 
@@ -94,11 +102,14 @@ def log_and_register_model(
     *,
     description: str = "",
     tags: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
+    input_example: pd.DataFrame | None = None,
 ) -> ModelVersion:
     """Store the model of a run so that ``mlflow models serve`` can load it, and register it as the next version.
 
-    The folder's files travel as they are (safetensors and JSON) beside the code that reads them; nothing is
-    pickled. They lie in a folder of the version's own, named by the digest that `fetch_model` and serving check.
+    The folder's files travel as they are (safetensors and JSON) beside the code that reads them, the package itself as
+    a wheel, and the requirements, so that the server's address is all that a machine needs; nothing is pickled. They
+    lie in a folder of the version's own, named by the digest that `fetch_model` and serving check.
     A run that is already a version of this model stays that one version.
 
     Parameters
@@ -107,13 +118,21 @@ def log_and_register_model(
         A local folder that ``ehrtrack.recipes.predict.load_predictor`` can read.
     name
         The registered model, made if there is none.
+    description
+        In Markdown; what is longer than the registry holds is cut at a line.
+    texts
+        Files to keep beside the model, by name, such as its card.
+    input_example
+        Rows as `model_code.SurvivalModel.predict` takes them.
     """
-    known = _version_of_run(name, run_id)
+    known = version_of_run(name, run_id)
     if known is not None:
         return known
     with tempfile.TemporaryDirectory(prefix="ehrtrack-") as folder:
         stored = Path(folder) / names.REGISTERED_ARTIFACTS
-        _save_pyfunc(model_folder, stored)
+        _save_pyfunc(model_folder, stored, input_example)
+        for file, text in (texts or {}).items():
+            (stored / file).write_text(text, encoding="utf-8")
         digest = seal(stored)
         path = f"{names.REGISTERED_ARTIFACTS}/{digest}"
         with tracking_errors(f"register run {run_id} as model {name!r}"):
@@ -123,62 +142,11 @@ def log_and_register_model(
                 name,
                 source=f"runs:/{run_id}/{path}",
                 run_id=run_id,
-                description=description,
+                description=_cut(description),
                 await_creation_for=0,  # a database registers at once; waiting only prints a line
                 tags=dict(tags or {}) | {names.VERSION_DIGEST: digest},
             )
     return _version(made)
-
-
-def set_champion(name: str, version: str) -> None:
-    """Point ``models:/NAME@champion`` at a version."""
-    with tracking_errors(f"make version {version} the champion of model {name!r}"):
-        client().set_registered_model_alias(name, CHAMPION, version)
-
-
-def move_champion(version: ModelVersion) -> None:
-    """Make a version the champion, and note on the model that it was not set by hand."""
-    with tracking_errors(f"note the champion of model {version.name!r}"):
-        client().set_registered_model_tag(version.name, names.SET_CHAMPION, version.version)
-    set_champion(version.name, version.version)
-
-
-def present_champion(name: str) -> ModelVersion | None:
-    """The champion as `champion` finds it; None if there is no champion or no such model."""
-    with tracking_errors(f"look up model {name!r}"):
-        aliases = [model.aliases for model in client().search_registered_models(f"name = '{name}'")]
-    return champion(name) if aliases and CHAMPION in aliases[0] else None
-
-
-def why_champion_stays(proposed: ModelVersion, present: ModelVersion | None) -> str | None:
-    """Why the alias must not be moved to the proposed version, and what would allow it; None if it may be moved.
-
-    It may be moved if nobody pinned the model or its champion, and there is no champion or `move_champion` made it from
-    the same cohort.
-    """
-    name = proposed.name
-    by_hand = f"MlflowClient().set_registered_model_alias({name!r}, {CHAMPION!r}, {proposed.version!r})"
-    with tracking_errors(f"look up model {name!r}"):
-        tags = client().get_registered_model(name).tags
-    if _is_pinned(tags) or (present is not None and _is_pinned(present.tags)):
-        return f"it is pinned by the tag {names.PINNED}; delete the tag and compare again, or {by_hand}"
-    if present is None or present.version == proposed.version:
-        return None
-    if tags.get(names.SET_CHAMPION) != present.version:
-        return (
-            "its alias was set by hand, or before comparisons noted what they set; delete the alias and compare again, "
-            f"or {by_hand}"
-        )
-    if cohort_of(present) != cohort_of(proposed):
-        return (
-            f"it is of another cohort than the proposed version, and their scores do not compare; {by_hand}, or give "
-            "each cohort a registry.model of its own"
-        )
-    return None
-
-
-def _is_pinned(tags: Mapping[str, str]) -> bool:
-    return tags.get(names.PINNED, "false").lower() != "false"
 
 
 def cohort_of(version: ModelVersion) -> str:
@@ -216,7 +184,7 @@ def find_version(reference: str) -> ModelVersion:
             raise TrackingError(f"could not look up {reference} on {redacted(tracking_uri())}: {error}") from error
         raise TrackingError(
             f"there is no {reference} on {redacted(tracking_uri())}; {_what_there_is(name)}. "
-            "`ehrtrack compare` registers a study's best model as champion"
+            "`ehrtrack compare` registers a study's best model as champion, `ehrtrack promote RUN` a run's"
         ) from error
     return _version(found)
 
@@ -289,20 +257,32 @@ def _version_beside(folder: Path) -> ModelVersion | None:
         return None
 
 
-def _what_there_is(name: str) -> str:
+def registered_models() -> dict[str, dict[str, str]]:
+    """Name of each registered model -> alias -> version."""
     with tracking_errors("list the registered models"):
-        models = {model.name: model for model in client().search_registered_models()}
-    if name not in models:
-        return f"models there are: {', '.join(sorted(models)) or 'none'}"
+        found = pages(client().search_registered_models)
+        return {model.name: {alias: str(of) for alias, of in model.aliases.items()} for model in found}
+
+
+def versions_of(name: str) -> list[ModelVersion]:
+    """All versions of a registered model, in no order."""
     with tracking_errors(f"list the versions of model {name!r}"):
         mark = '"' if "'" in name else "'"
-        versions = [version.version for version in client().search_model_versions(f"name = {mark}{name}{mark}")]
-    aliases = ", ".join(sorted(models[name].aliases)) or "none"
-    numbers = ", ".join(sorted(map(str, versions), key=int)) or "none"
+        found = pages(client().search_model_versions, filter_string=f"name = {mark}{name}{mark}")
+        return [_version(version) for version in found if version.name == name]
+
+
+def _what_there_is(name: str) -> str:
+    models = registered_models()
+    if name not in models:
+        return f"models there are: {', '.join(sorted(models)) or 'none'}"
+    aliases = ", ".join(sorted(models[name])) or "none"
+    numbers = ", ".join(sorted((version.version for version in versions_of(name)), key=int)) or "none"
     return f"model {name!r} has versions {numbers}; aliases: {aliases}"
 
 
-def _version_of_run(name: str, run_id: str) -> ModelVersion | None:
+def version_of_run(name: str, run_id: str) -> ModelVersion | None:
+    """The version of model `name` that a run is, or None."""
     with tracking_errors(f"look up model {name!r}"):
         versions = client().search_model_versions(f"run_id = '{run_id}'")
     return next((_version(version) for version in versions if version.name == name), None)
@@ -320,20 +300,31 @@ def _ensure_model(name: str) -> None:
             raise
 
 
-def _save_pyfunc(model_folder: Path, target: Path) -> None:
-    with warnings.catch_warnings():
+def _save_pyfunc(model_folder: Path, target: Path, input_example: pd.DataFrame | None) -> None:
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="ehrtrack-") as folder:
         # About type hints: of mlflow's own classes on import, and of ours, which has an explicit signature.
         warnings.filterwarnings("ignore", message=".*[Tt]ype hint")
         warnings.filterwarnings("ignore", message=".*An input example was not provided")
         import mlflow.pyfunc
 
+        wheel = write_wheel(Path(folder))
         mlflow.pyfunc.save_model(
             path=target,
             python_model=str(Path(__file__).with_name("model_code.py")),
             artifacts={names.MODEL_ARTIFACTS: str(model_folder)},
             signature=_SIGNATURE,
-            pip_requirements=[f"{package}=={metadata.version(package)}" for package in _REQUIREMENTS],
+            input_example=input_example,
+            code_paths=[str(wheel)],
+            pip_requirements=[*pinned_requirements(), f"{_CODE}/{wheel.name}"],
         )
+
+
+def _cut(description: str) -> str:
+    """As much as the registry holds, in whole lines."""
+    if len(description) <= MOST_DESCRIPTION:
+        return description
+    kept = description[: MOST_DESCRIPTION - len(_MORE)]
+    return kept[: kept.rfind("\n") + 1] + _MORE
 
 
 def _version(found: Any) -> ModelVersion:

@@ -1,0 +1,100 @@
+"""Commands about registered models: who is champion, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ehrtrack.cli.app import cli
+
+_MODEL = "run id, models:/NAME@champion or models:/NAME/VERSION"
+_WHY = "the reason, for the record of moves"
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--name", default="", help="the registered model  [default: the run's study]")
+@click.option("--force", is_flag=True, help="whatever the rules say; a pinned champion stays all the same")
+@click.option("--pin", "pins", is_flag=True, help="keep it champion, whatever is promoted or compared later")
+@click.option("--why", default="", help=_WHY)
+def promote(run: str, name: str, force: bool, pins: bool, why: str) -> None:
+    """Make RUN (a run id, or models:/NAME/VERSION) champion of a registered model, unless it is worse.
+
+    It takes the place of a champion of the same cohort than which it is not worse, by the paired interval on the
+    validation subjects. The champion before stays as models:/NAME@previous.
+    """
+    from ehrtrack.recipes.promote import promote as promote_run
+    from ehrtrack.tracking.client.connection import check_reachable
+
+    check_reachable()
+    click.echo(promote_run(run, name=name, is_forced=force, pins=pins, why=why).to_text())
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--why", required=True, help=_WHY)
+def rollback(name: str, why: str) -> None:
+    """Make the previous champion of model NAME champion again; the one rolled back is not proposed any more."""
+    from ehrtrack.tracking.client.connection import check_reachable
+    from ehrtrack.tracking.client.moves import roll_back
+
+    check_reachable()
+    click.echo(str(roll_back(name, why=why)))
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--off", is_flag=True, help="let the champion move again")
+@click.option("--why", default="", help=_WHY)
+def pin(name: str, off: bool, why: str) -> None:
+    """Keep the champion of model NAME, whatever is promoted or compared later."""
+    from ehrtrack.tracking.client.connection import check_reachable
+    from ehrtrack.tracking.client.moves import pin as pin_champion
+
+    check_reachable()
+    click.echo(str(pin_champion(name, holds=not off, why=why or "no reason given")))
+
+
+@cli.command()
+@click.argument("name", required=False)
+def models(name: str | None) -> None:
+    """List the registered models; or the versions of model NAME, with the moves of its champion."""
+    from ehrtrack.recipes.registry import list_models, list_versions
+    from ehrtrack.tracking.client.connection import check_reachable
+
+    check_reachable()
+    click.echo(list_versions(name) if name else list_models())
+
+
+@cli.command()
+@click.argument("a")
+@click.argument("b")
+def diff(a: str, b: str) -> None:
+    """How two models differ (run id, models:/NAME@champion or models:/NAME/VERSION): settings, scores, paired."""
+    from ehrtrack.recipes.registry import diff as diff_models
+    from ehrtrack.tracking.client.connection import check_reachable
+
+    check_reachable()
+    click.echo(diff_models(a, b))
+
+
+@cli.command()
+@click.option("--model", required=True, help=_MODEL)
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="MEDS dataset")
+@click.option(
+    "--labels",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="subject_id, prediction_time and the outcome: a file or folder",
+)
+@click.option("--against", multiple=True, help="another model, scored on the same subjects and paired; repeatable")
+@click.option("--seed", default=0, show_default=True, help="of the bootstrap")
+@click.option("--cache", type=click.Path(path_type=Path), help="for the run's journal  [default: runtime.cache]")
+def evaluate(model: str, data: Path, labels: Path, against: tuple[str, ...], seed: int, cache: Path | None) -> None:
+    """Score a model on labelled subjects it has never seen, in a run of its own: all measures with intervals."""
+    from ehrtrack.recipes.evaluate import evaluate as run_evaluate
+    from ehrtrack.tracking.client.connection import check_reachable
+
+    check_reachable()
+    run_evaluate(model, data, labels, against=against, seed=seed, cache=cache)

@@ -1,0 +1,86 @@
+"""A registered model where nothing but the server's address is known: no EHRTrack is installed there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from simulated import Population, study, write_dataset
+
+from ehrtrack.recipes.finetune import finetune
+from ehrtrack.recipes.promote import promote
+from ehrtrack.tracking.client.queries import download
+from ehrtrack.tracking.client.registry import find_version
+
+# of mlflow's own classes when its pyfunc is imported
+pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning")
+
+ELSEWHERE = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("ehrtrack") is None, "EHRTrack is installed here"
+import mlflow, pandas as pd
+model = mlflow.pyfunc.load_model(sys.argv[1])
+import ehrtrack
+assert ".whl" in ehrtrack.__file__, ehrtrack.__file__
+example = model.predict(model.input_example)
+assert len(example) == 1 and 0 < float(example["risk"][0]) < 1, example
+scored = model.predict(pd.read_parquet(sys.argv[2]))
+scored["risk"].astype(float).to_frame().assign(subject_id=scored["subject_id"]).to_parquet(sys.argv[3])
+"""
+
+
+def test_a_champion_predicts_from_the_servers_address_alone(http_store: str, tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "data", Population(n_subjects=200))
+    runtime = {"cache": str(tmp_path / "cache"), "device": "cpu", "log_raw_subjects": True}
+    told = study(tmp_path / "data", tmp_path / "cache", runtime=runtime, strategy={"name": "scratch"})
+    run = finetune(told.model_copy(update={"study": "elsewhere"}))
+    promote(run.run_id)
+    version = find_version("models:/elsewhere@champion")
+    stored = download(run.run_id, version.artifact_path, tmp_path / "stored")
+    requirements = (stored / "requirements.txt").read_text().splitlines()
+    (wheel,) = (stored / "code").iterdir()
+    assert f"code/{wheel.name}" in requirements
+    assert any(line.startswith("torch==") for line in requirements)
+    assert not any("+" in line for line in requirements)
+    card = (stored / "model_card.md").read_text()
+    for title in ("Intended use", "Cohort", "Calibration", "Subgroups", "Negative controls", "Limits", "Lineage"):
+        assert f"## {title}" in card
+    assert "C-index: 0." in card
+    assert f"run {run.run_id} (" in card
+
+    logged = pl.read_parquet(download(run.run_id, "predictions/test.parquet", tmp_path / "logged"))
+    events = dataset.scan().collect().join(logged.select("subject_id", "prediction_time"), on="subject_id")
+    events.with_columns(pl.col("time", "prediction_time").cast(pl.Datetime("us"))).write_parquet(tmp_path / "events")
+    # -S leaves out what .pth files say, among them where an editable install lies; -P the folder that this runs in.
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "MLFLOW_TRACKING_URI": http_store}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-S",
+            "-P",
+            "-c",
+            ELSEWHERE,
+            "models:/elsewhere@champion",
+            str(tmp_path / "events"),
+            str(tmp_path / "risks"),
+        ],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": os.pathsep.join(_without_ehrtrack(packages)), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    both = logged.join(pl.read_parquet(tmp_path / "risks"), on="subject_id", suffix="_elsewhere")
+    assert both.height == logged.height > 20
+    assert (both["risk"] - both["risk_elsewhere"]).abs().max() < 1e-6
+
+
+def _without_ehrtrack(packages: list[str]) -> list[str]:
+    """The folders of installed packages that hold no copy of this one."""
+    return [path for path in packages if not (Path(path) / "ehrtrack").is_dir()]
