@@ -180,8 +180,8 @@ class RunConfig(Section):
 
         Examples
         --------
-        >>> config = parse_config({"study": "mortality", "data": {"path": "data/meds"}})
-        >>> "canary" in config.identity(), "canary" in config.identity(without=["negative_controls"])
+        >>> identity = parse_config({"study": "mortality", "data": {"path": "meds"}}).identity(without=["study"])
+        >>> "canary" in identity, "study" in identity
         (True, False)
         """
         kept = {name: value for name, value in super().identity().items() if name not in without}
@@ -252,8 +252,7 @@ def check_objective(config: RunConfig, kind: Kind) -> None:
     Raises
     ------
     ConfigError
-        If the objective is of another kind, or one that a search or a sensitivity analysis may take; with those there
-        are.
+        If the objective, or one that a search or a sensitivity analysis may take, is of another kind.
 
     Examples
     --------

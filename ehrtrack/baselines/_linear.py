@@ -15,9 +15,8 @@ from pydantic import ConfigDict, TypeAdapter
 
 from ehrtrack.arrays import Bools, Floats
 from ehrtrack.baselines._ages import with_ages
-from ehrtrack.baselines.base import Tabular, matrix, names_of, used_columns
+from ehrtrack.baselines.base import Tabular, matrix, names_of, no_such_model, used_columns
 from ehrtrack.baselines.settings import CoxConfig
-from ehrtrack.errors import CheckpointError
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -183,9 +182,7 @@ class LinearModel:
         try:
             return TypeAdapter(cls).validate_json(text)
         except ValueError as error:
-            raise CheckpointError(
-                f"{text[:60]!r} is not {cls.what} ({error!r}); give what {cls.__name__}.to_json wrote"
-            ) from error
+            raise no_such_model(text, cls.what, cls, error) from error
 
 
 def _take_log(x: Floats, is_count: Bools) -> None:

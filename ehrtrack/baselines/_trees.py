@@ -13,9 +13,8 @@ import polars as pl
 
 from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.baselines._ages import with_ages
-from ehrtrack.baselines.base import Tabular, matrix, names_of, used_columns
+from ehrtrack.baselines.base import Tabular, matrix, names_of, no_such_model, used_columns
 from ehrtrack.baselines.settings import TreeSettings
-from ehrtrack.errors import CheckpointError
 from ehrtrack.files import BROKEN, parse_json
 from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
 
@@ -228,6 +227,4 @@ class TreeModel:
             own = cls.read_own(fields, columns)
             return cls(columns=columns, facts=dict(fields["facts"]), mean_age=mean_age, **own)
         except BROKEN as error:
-            raise CheckpointError(
-                f"{text[:60]!r} is not {cls.what} ({error!r}); give what {cls.__name__}.to_json wrote"
-            ) from error
+            raise no_such_model(text, cls.what, cls, error) from error

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ehrtrack.baselines._tokens import BROKEN_JSON, TokenModel, outcome_objective, read_fields
-from ehrtrack.baselines.base import Baseline, Labelled, Setting, TokenHistories, tune
+from ehrtrack.baselines.base import Baseline, Labelled, Setting, TokenHistories, no_such_model, tune
 from ehrtrack.baselines.settings import LassoConfig
 from ehrtrack.data.batch import Batch
-from ehrtrack.errors import CheckpointError
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.survival.time_grid import TimeGrid
 
@@ -106,6 +105,4 @@ class Lasso(Baseline[TokenHistories]):
                 raise ValueError(f"no effects, or a baseline that does not fit {grid.n_intervals} intervals")
             return LassoModel(Regression(codes, weights["baseline"]).eval(), grid, dict(fields["facts"]))
         except BROKEN_JSON as error:
-            raise CheckpointError(
-                f"{text[:60]!r} is not a lasso regression ({error!r}); give what LassoModel.to_json wrote"
-            ) from error
+            raise no_such_model(text, "a lasso regression", LassoModel, error) from error

@@ -22,11 +22,11 @@ from ehrtrack.baselines.base import (
     Labelled,
     Setting,
     TokenHistories,
+    no_such_model,
     seen_within,
     tune,
 )
 from ehrtrack.baselines.settings import MeanPoolConfig, SequenceSettings
-from ehrtrack.errors import CheckpointError
 from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.models.device import place
 from ehrtrack.models.heads import HazardHead
@@ -93,9 +93,7 @@ def from_json(text: str) -> FittedSequenceModel:
         network.load_state_dict(weights)
         return FittedSequenceModel(network.eval(), dict(fields["shape"]), grid, dict(fields["facts"]))
     except BROKEN_JSON as error:
-        raise CheckpointError(
-            f"{text[:60]!r} is not a sequence model ({error!r}); give what FittedSequenceModel.to_json wrote"
-        ) from error
+        raise no_such_model(text, "a sequence model", FittedSequenceModel, error) from error
 
 
 class Sequence(Baseline[TokenHistories]):

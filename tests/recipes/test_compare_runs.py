@@ -284,4 +284,4 @@ def test_a_configuration_that_names_no_split_is_of_the_runs_that_took_the_datase
     compared(config(local_store), capsys)
     assert champion_run() == run_id
     other = override(config(local_store), {"data.split.rule": "hash"})
-    assert "no run that can be compared is of the cohort" in compared(other, capsys)[1]
+    assert "no run that can be compared has the cohort" in compared(other, capsys)[1]

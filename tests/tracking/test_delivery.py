@@ -263,7 +263,7 @@ def test_a_server_that_stops_and_comes_back_misses_nothing(
     with proxy(server, port=int(address.rsplit(":", 1)[1])):
         opened.__exit__(None, None, None)
         assert queries.metric_history(run.server_run_id, "a") == {1: 1.0, 2: 2.0}
-    assert "the run goes on, and keeps what it has to tell in" in caplog.text
+    assert "the run continues, and keeps what it could not send in" in caplog.text
     assert "the tracking server takes the run's records again" in caplog.text
 
 

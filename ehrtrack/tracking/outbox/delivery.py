@@ -128,9 +128,7 @@ class Delivery:
                 on_confirmed(len(group))
         if not self.is_live and read_log(self.folder, self.progress.position):
             self.account.lost += 1
-            _log.warning(
-                "%s ends within a record: its writer was killed; the records before that are complete", self.folder
-            )
+            _log.warning("%s ends within a record: its writer was killed; earlier records are complete", self.folder)
 
     def open(self) -> None:
         """Find the run on the server, or make it.
