@@ -26,12 +26,12 @@ from ehrtrack.evaluation.report import Report
 from ehrtrack.evaluation.split import Context, EvaluationConfig, Split
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.pipeline.labels import transformer_label
+from ehrtrack.pipeline.predictor import Predictor, load_predictor
 from ehrtrack.pipeline.prepare import outcomes_of
 from ehrtrack.pipeline.report import LEFT_OUT, log_test_report, not_measured, scores
 from ehrtrack.pipeline.run import RecipeResult, describe, open_run
 from ehrtrack.pipeline.run_rows import EVALUATION
 from ehrtrack.privacy import count_text, hide_small
-from ehrtrack.recipes.predict import Predictor, load_predictor
 from ehrtrack.runlog import TEST, Task, named
 from ehrtrack.tracking.client.queries import fetch_model, get_run
 from ehrtrack.tracking.names import COHORT, EVALUATED_ON, HORIZON, MODEL, MODEL_RUN

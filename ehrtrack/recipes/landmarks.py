@@ -21,10 +21,10 @@ from ehrtrack.evaluation.evaluate import evaluate
 from ehrtrack.evaluation.metric_table import interval_text, number_text, with_bounds
 from ehrtrack.evaluation.report import Report
 from ehrtrack.evaluation.split import Context, EvaluationConfig, Split
+from ehrtrack.pipeline.predictor import Predictor, load_predictor
 from ehrtrack.pipeline.prepare import outcomes_of
 from ehrtrack.pipeline.run import RecipeResult, describe, open_run
 from ehrtrack.privacy import hide_small
-from ehrtrack.recipes.predict import Predictor, load_predictor
 from ehrtrack.runlog import TEST, named
 from ehrtrack.survival.landmarks import AtLandmark, pooled_c_index
 from ehrtrack.tracking.client.queries import fetch_model

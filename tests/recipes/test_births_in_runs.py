@@ -19,8 +19,8 @@ from ehrtrack.evaluation.groups import subject_groups
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.pipeline.model_folder import read_model_folder, write_checksums, write_model_folder
+from ehrtrack.pipeline.predictor import load_predictor
 from ehrtrack.pipeline.prepare import check_same_reading, prepare_cohort, prepare_records
-from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.survival.time_grid import TimeGrid
 
 GRID = TimeGrid((0.0, 10.0, 365.0))

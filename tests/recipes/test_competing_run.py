@@ -14,10 +14,10 @@ from simulated import Population, study, write_dataset
 
 from ehrtrack.config import RunConfig
 from ehrtrack.data.events import MedsDataset
+from ehrtrack.pipeline.predictor import load_predictor
 from ehrtrack.pipeline.prepare import prepare_cohort
 from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.finetune import finetune
-from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.tracking.client.queries import download, get_run, list_artifacts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning")

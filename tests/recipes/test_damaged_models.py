@@ -25,8 +25,8 @@ from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.code_effects import CodeEffects, Levels
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.pipeline.model_folder import write_checksums, write_model_folder
+from ehrtrack.pipeline.predictor import load_predictor
 from ehrtrack.pipeline.prepare import CohortRecords, prepare_cohort
-from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.survival.time_grid import TimeGrid
 
 GRID = TimeGrid((0.0, 100.0, HORIZON_DAYS))

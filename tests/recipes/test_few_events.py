@@ -18,12 +18,12 @@ from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import MedsDataset
 from ehrtrack.errors import DataError
 from ehrtrack.pipeline import report as _evaluate
+from ehrtrack.pipeline.predictor import load_predictor
 from ehrtrack.pipeline.run import RecipeResult
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.landmarks import landmarks
 from ehrtrack.recipes.negative_controls import negative_controls
-from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.tracking.client.queries import RunRecord, download, list_artifacts, search_runs
 

@@ -12,10 +12,10 @@ from simulated import study
 from ehrtrack.config import RunConfig
 from ehrtrack.data.events import MedsDataset
 from ehrtrack.errors import ConfigError
+from ehrtrack.pipeline.predictor import Predictor, Scored
 from ehrtrack.recipes import landmarks as landmarks_module
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.landmarks import landmarks
-from ehrtrack.recipes.predict import Predictor, Scored
 from ehrtrack.tracking.client.queries import download, get_run
 
 

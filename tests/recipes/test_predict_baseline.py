@@ -12,8 +12,8 @@ from simulated import HORIZON_DAYS, Population, study, write_dataset
 from ehrtrack.baselines.base import Labelled, baseline_class
 from ehrtrack.pipeline.histories import read_cohort
 from ehrtrack.pipeline.model_folder import write_model_folder
+from ehrtrack.pipeline.predictor import load_predictor
 from ehrtrack.pipeline.prepare import CohortRecords, prepare_cohort
-from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.survival.time_grid import TimeGrid
 
 GRID = TimeGrid((0.0, 100.0, HORIZON_DAYS))

@@ -15,8 +15,8 @@ from ehrtrack.errors import DataError
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.pipeline.model_folder import write_checksums, write_model_folder
+from ehrtrack.pipeline.predictor import Scored, load_predictor
 from ehrtrack.pipeline.prepare import prepare_cohort
-from ehrtrack.recipes.predict import Scored, load_predictor
 from ehrtrack.survival.time_grid import TimeGrid
 
 GRID = TimeGrid((0.0, 365.0, 730.0))

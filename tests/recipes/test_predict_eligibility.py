@@ -22,9 +22,10 @@ from ehrtrack.errors import DataError
 from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.pipeline.model_folder import write_model_folder
+from ehrtrack.pipeline.predictor import load_predictor
 from ehrtrack.pipeline.prepare import prepare_records
 from ehrtrack.recipes.baseline import baseline
-from ehrtrack.recipes.predict import DRIFT_METADATA, load_predictor, predict, score_shards
+from ehrtrack.recipes.predict import DRIFT_METADATA, predict, score_shards
 from ehrtrack.survival.time_grid import TimeGrid
 
 pytestmark = pytest.mark.usefixtures("undrawn_figures")

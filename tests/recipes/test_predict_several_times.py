@@ -17,9 +17,10 @@ from ehrtrack.data.events import MedsDataset
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.oracle import TRUTH, read_true_risk
 from ehrtrack.pipeline.model_folder import write_model_folder
+from ehrtrack.pipeline.predictor import load_predictor
 from ehrtrack.pipeline.prepare import prepare_cohort
 from ehrtrack.recipes.negative_controls import _sample
-from ehrtrack.recipes.predict import load_predictor, score_shards
+from ehrtrack.recipes.predict import score_shards
 from ehrtrack.survival.time_grid import TimeGrid
 
 

@@ -20,8 +20,9 @@ from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.pipeline import prediction_parts
 from ehrtrack.pipeline.model_folder import write_model_folder
+from ehrtrack.pipeline.predictor import Predictor, load_predictor
 from ehrtrack.pipeline.prepare import prepare_records
-from ehrtrack.recipes.predict import Predictor, load_predictor, score_shards, write_scores
+from ehrtrack.recipes.predict import score_shards, write_scores
 from ehrtrack.survival.time_grid import TimeGrid
 
 GRID = TimeGrid((0.0, 10.0, 365.0))

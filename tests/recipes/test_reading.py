@@ -17,8 +17,8 @@ from ehrtrack.data.events import MedsDataset
 from ehrtrack.pipeline.build import adapt
 from ehrtrack.pipeline.fit import feed, with_features
 from ehrtrack.pipeline.model_folder import read_model_folder, write_checksums, write_model_folder
+from ehrtrack.pipeline.predictor import load_predictor
 from ehrtrack.pipeline.prepare import prepare_cohort
-from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.training.ranks import join_ranks
 
 SHORT = 12

@@ -20,6 +20,7 @@ from ehrtrack.data.split_settings import ColumnSplit, DatasetSplit, SplitConfig
 from ehrtrack.data.twins import unchanged
 from ehrtrack.errors import ConfigError
 from ehrtrack.pipeline.champion import _settings
+from ehrtrack.pipeline.predictor import load_predictor
 from ehrtrack.pipeline.prepare import (
     check_base_split,
     prepare_cohort,
@@ -31,7 +32,6 @@ from ehrtrack.pipeline.prepare import (
 from ehrtrack.pipeline.run import _privacy
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.negative_controls import Twins, _inside
-from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.tracking.client.queries import download
 from ehrtrack.training.ranks import join_ranks
 

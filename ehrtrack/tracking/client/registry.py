@@ -115,7 +115,7 @@ def log_and_register_model(
     Parameters
     ----------
     model_folder
-        A local folder that ``ehrtrack.recipes.predict.load_predictor`` can read.
+        A local folder that ``ehrtrack.pipeline.predictor.load_predictor`` can read.
     name
         The registered model, made if there is none.
     description

@@ -64,13 +64,11 @@ class Delivery:
 
     Parameters
     ----------
-    is_live
-        Whether the journal is still being written, so that an incomplete last line will be completed.
+    is_live : whether the journal is still being written, so that an incomplete last line will be completed
 
     Attributes
     ----------
-    is_begun
-        Whether the run's work has begun, so that a refusal to join another run can no longer stop it.
+    is_begun : whether the run's work has begun, so that a refusal to join another run can no longer stop it
     """
 
     def __init__(self, folder: Path, *, is_live: bool) -> None:
