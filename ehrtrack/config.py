@@ -66,6 +66,8 @@ class DataConfig(Section):
         the index date or prediction time is not read. Pretraining reads whole records, in retrospect, without delay
     visits : which events are one visit
     vocabulary : which tokens there are
+    fold : of the trials of a sweep that scores by folds, such as ``2/5``: training and validation subjects together are
+        divided into five parts, of which the second validates and the others train
 
     Examples
     --------
@@ -83,6 +85,9 @@ class DataConfig(Section):
     delay_hours: Annotated[DelayHours, Mark.ADDED_LATER] = Field(default_factory=dict)
     visits: VisitConfig = VisitConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
+    fold: Annotated[
+        str, Field(pattern=r"^([1-9]\d*/[1-9]\d*)?$", exclude_if=lambda fold: not fold), Mark.ADDED_LATER
+    ] = ""
 
     @property
     def may_lack_age(self) -> bool:

@@ -18,8 +18,8 @@ from ehrtrack import plots
 from ehrtrack.config import RunConfig
 from ehrtrack.data.settings import DateIndex
 from ehrtrack.data.split_settings import TimeSplit
-from ehrtrack.errors import DataError
-from ehrtrack.evaluation.metric_table import Metric, names_shown
+from ehrtrack.errors import DataError, EhrtrackError
+from ehrtrack.evaluation.metric_table import METRICS, names_shown
 from ehrtrack.home import make_cache
 from ehrtrack.pipeline.labels import colour_tags, run_name, without_strategy
 from ehrtrack.pipeline.model_folder import WEIGHTS, write_model_folder
@@ -29,7 +29,7 @@ from ehrtrack.runlog import KEPT, TRAINING, MemoryRunLogger, Task, named
 from ehrtrack.signals import INTERRUPTIONS
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.logger import TrackedRun
-from ehrtrack.tracking.names import RESUMABLE_KINDS, TASK
+from ehrtrack.tracking.names import RESUMABLE_KINDS, SNAPSHOT_KINDS, TASK, TRIAL_STATE
 from ehrtrack.tracking.recovery.lease import RunClaimLost
 from ehrtrack.tracking.run import JOURNALS, tracked_run
 from ehrtrack.training.loop import SNAPSHOTS, FitResult, TrainingStopped
@@ -233,9 +233,9 @@ class Recorder:
             )
             raise
 
-    def log_kept(self, metric: Metric, value: float) -> dict[str, float]:
-        """Log the validation score that a trial or a sweep is judged by; returns it by its name."""
-        kept = {metric.named(KEPT): value}
+    def log_kept(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """Log the validation scores that a trial or a sweep is judged by, which are by metric; returns them by name."""
+        kept = {METRICS[metric].named(KEPT): value for metric, value in scores.items()}
         self.logger.log_metrics(kept, step=0)
         return kept
 
@@ -355,7 +355,7 @@ def open_run(
         print(f"{kind} run {logger.label}  {logger.url}", flush=True)
         if not resume:
             logger.log_json(config.to_json(), RUN_CONFIG)
-        logger.is_resumable = kind in RESUMABLE_KINDS
+        logger.is_resumable = kind in SNAPSHOT_KINDS
         if resume and logger.is_resumable:
             logger.start_at_slot(resume.slot)
         folder = run_folder(config, reference)
@@ -366,6 +366,10 @@ def open_run(
         except RunClaimLost:
             shutil.rmtree(folder, ignore_errors=True)  # snapshots of a course that another process computes now
             raise
+        except TrainingStopped:  # it ends well: nobody goes on with it
+            logger.remove_snapshots()
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         except BaseException as error:
             run.keep_last_snapshot()
             if isinstance(error, INTERRUPTIONS) and place.parent_run_id is None:
@@ -373,6 +377,20 @@ def open_run(
             raise
         logger.remove_snapshots()
     shutil.rmtree(folder, ignore_errors=True)  # after the last record of the run is in its journal
+
+
+@contextmanager
+def as_trial(run: Recorder) -> Iterator[None]:
+    """Around what a sweep's trial fits: its state is a tag, by which the UI lists trials."""
+    try:
+        yield
+    except TrainingStopped:
+        run.logger.set_tags({TRIAL_STATE: "pruned"})
+        raise
+    except EhrtrackError:
+        run.logger.set_tags({TRIAL_STATE: "failed"})
+        raise
+    run.logger.set_tags({TRIAL_STATE: "complete"})
 
 
 def _privacy(config: RunConfig) -> Privacy:

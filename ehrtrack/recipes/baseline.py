@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 
 from ehrtrack.baselines.base import AnyFeatures, Labelled, TokenHistories, baseline_class
 from ehrtrack.config import RunConfig, check_objective
-from ehrtrack.evaluation.metric_table import chosen_by
+from ehrtrack.data.outcomes import Outcomes
+from ehrtrack.evaluation.evaluate import evaluate
+from ehrtrack.evaluation.metric_table import METRICS, chosen_by
 from ehrtrack.evaluation.oracle import checked_truth
 from ehrtrack.evaluation.report import Report
+from ehrtrack.evaluation.split import Context, EvaluationConfig, Split
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.pipeline.embeddings import read_embeddings
 from ehrtrack.pipeline.labels import value_text
@@ -28,7 +32,7 @@ from ehrtrack.pipeline.report import (
     not_measured,
     scores,
 )
-from ehrtrack.pipeline.run import ALONE, Place, RecipeResult, describe, open_run
+from ehrtrack.pipeline.run import ALONE, Place, RecipeResult, as_trial, describe, open_run
 from ehrtrack.runlog import KEPT, TEST, Task, named
 from ehrtrack.survival.metrics import require_comparable_pair
 from ehrtrack.survival.time_grid import fit_time_grid
@@ -39,11 +43,12 @@ SECTIONS = ("study", "data", "cohort", "baseline", "init", "runtime")
 N_INTERVALS = 20
 
 
-def baseline(config: RunConfig, *, place: Place = ALONE) -> RecipeResult:
+def baseline(config: RunConfig, *, is_trial: bool = False, place: Place = ALONE) -> RecipeResult:
     """Fit a baseline to the outcome of a cohort.
 
     Parameters
     ----------
+    is_trial : a sweep's trial is scored on validation subjects alone, and keeps no model
     place : of the run among others
 
     Raises
@@ -77,13 +82,15 @@ def baseline(config: RunConfig, *, place: Place = ALONE) -> RecipeResult:
         config.data.may_lack_age,
     )
     features = chosen.read(histories)
-    with open_run(config, kind="baseline", sections=SECTIONS, model=name, task=task, place=place) as run:
+    kind = "trial" if is_trial else "baseline"
+    with open_run(config, kind=kind, sections=SECTIONS, model=name, task=task, place=place) as run:
         fingerprints = records.fingerprints()
         run.log_fingerprints(fingerprints)
         run.logger.set_tags({MODEL: name})
         log_cohort(run.logger, records)
         started = time.monotonic()
-        model = chosen.fit(*(_labelled(records, features, split) for split in ("train", "validation")))
+        with as_trial(run) if is_trial else nullcontext():
+            model = chosen.fit(*(_labelled(records, features, split) for split in ("train", "validation")))
         cost = {"train_seconds": time.monotonic() - started, "peak_memory_mb": memory_mb(torch.device("cpu"))}
         run.logger.log_metrics(named("cost", cost), step=0)
         facts = model.describe()
@@ -95,6 +102,10 @@ def baseline(config: RunConfig, *, place: Place = ALONE) -> RecipeResult:
             rows = records.rows[split]
             return Predictions(rows, np.asarray(model.survival(features[rows], grid.edges_days)))
 
+        if is_trial:
+            of_validation = Split(predictions("validation").survival, grid, training, _outcomes(records, "validation"))
+            found = evaluate(of_validation, Context(EvaluationConfig(), config.runtime.seed), task=task).metrics
+            return run.finished(run.log_kept({name: found[name] for name in METRICS if name in found}))
         run.log_model(records, fingerprints, grid=grid, baseline=model.to_json())
         validation, test = predictions("validation"), predictions("test")
         log_predictions(run.logger, records, validation=validation, test=test)
@@ -114,11 +125,14 @@ def baseline(config: RunConfig, *, place: Place = ALONE) -> RecipeResult:
             return run.finished(metrics, task=task)
 
 
+def _outcomes(records: CohortRecords, split: str) -> Outcomes:
+    return records.outcomes[records.rows[split]]
+
+
 def _labelled(records: CohortRecords, features: AnyFeatures, split: str) -> Labelled:
-    rows = records.rows[split]
-    outcomes = records.outcomes[rows]
+    outcomes = _outcomes(records, split)
     return Labelled(
-        features[rows],
+        features[records.rows[split]],
         outcomes.follow_up_days,
         outcomes.is_event,
         outcomes.subject,

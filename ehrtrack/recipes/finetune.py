@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig, check_objective
 from ehrtrack.data.cohort import n_people
 from ehrtrack.evaluation.causes import causes_text
-from ehrtrack.evaluation.metric_table import chosen_by
+from ehrtrack.evaluation.metric_table import METRICS, chosen_by
 from ehrtrack.evaluation.oracle import checked_truth
 from ehrtrack.evaluation.report import Report
 from ehrtrack.pipeline.build import adapt, read_base
@@ -37,7 +38,7 @@ from ehrtrack.pipeline.report import (
     not_measured,
     scores,
 )
-from ehrtrack.pipeline.run import ALONE, Place, RecipeResult, Recorder, Resumption, describe, open_run
+from ehrtrack.pipeline.run import ALONE, Place, RecipeResult, Recorder, Resumption, as_trial, describe, open_run
 from ehrtrack.privacy import count_text
 from ehrtrack.runlog import KEPT, TEST, VALIDATION, Task, named
 from ehrtrack.strategies.base import parameter_table
@@ -103,13 +104,14 @@ def finetune(
         log_cohort(run.logger, records)
         if strategy.keeps_encoder:
             batches = with_features(batches, adapted.plain, ranks)
-        result = train(
-            run, model, objective, batches, ranks, on_epoch, begin_epoch=partial(strategy.begin_epoch, model)
-        )
+        with as_trial(run) if is_trial else nullcontext():
+            result = train(
+                run, model, objective, batches, ranks, on_epoch, begin_epoch=partial(strategy.begin_epoch, model)
+            )
         if is_trial:
             _log_curves(run, result)
-            metric = chosen_by({objective.task})
-            return run.finished(run.log_kept(metric, result.kept[metric.named(VALIDATION)]))
+            kept = {name: value for name in METRICS if (value := result.kept.get(f"{VALIDATION}/{name}")) is not None}
+            return run.finished(run.log_kept(kept))
         merged = strategy.merge(model)
         run.log_model(records, fingerprints, model=merged, grid=objective.grid)
         run.log_adapter(partial(strategy.save_adapter, model, base=adapted.base))

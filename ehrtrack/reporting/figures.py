@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
-SUFFIXES = ("png", "svg", "pdf")
 PNG_DPI = 200
 _SALT = "ehrtrack"
 _NO_TIMES: Mapping[str, dict[str, str | None]] = {
@@ -20,11 +19,11 @@ _NO_TIMES: Mapping[str, dict[str, str | None]] = {
 """What matplotlib would write of when and with what a file was made."""
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as STEM.png, STEM.svg and STEM.pdf; returns the paths."""
+def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Write a figure as STEM.png and the like; returns the paths."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # it is laid out, and need not be for each file
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in SUFFIXES]
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in suffixes]
     for path in paths:
         path.write_bytes(_bytes(figure, path.suffix.removeprefix(".")))
     return paths

@@ -41,6 +41,8 @@ class Material:
     environment : of one repeat: Python, machine and packages
     pretrainings, canaries : runs
     missing : label of a cell without a finished run -> why
+    commands : by which it is made again; those of a study's file where nothing else is said
+    file : that says what was asked; the study's if empty
     """
 
     settings: StudySettings
@@ -59,6 +61,8 @@ class Material:
     pretrainings: Sequence[RunRecord] = ()
     canaries: Sequence[RunRecord] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
+    commands: Sequence[str] = ("ehrtrack study run study.toml", "ehrtrack report study.toml")
+    file: str = ""
 
     @property
     def metric(self) -> Metric:
