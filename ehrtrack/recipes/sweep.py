@@ -22,7 +22,7 @@ from ehrtrack.recipes._sweep_report import Refitted, log_sweep_report
 from ehrtrack.recipes._trial import TrialRunner
 from ehrtrack.recipes.study import queue_errors, run_cells
 from ehrtrack.reporting.sweep import effort_text, sentences
-from ehrtrack.runlog import VALIDATION
+from ehrtrack.runlog import KEPT, VALIDATION, Task
 from ehrtrack.search.drawing import in_order
 from ehrtrack.search.outcome import SLOT, front_of, trials_table
 from ehrtrack.search.storage import shared_storage
@@ -146,8 +146,8 @@ def sweep(config: RunConfig, *, key: str = "") -> RecipeResult:
 
 def _metrics(config: RunConfig) -> tuple[Metric, ...]:
     """That trials are scored by: those that are asked for, or the one that chooses runs of these labels."""
-    task = "classes" if has_classes(config) else "survival"
-    known = [key for key, of in METRICS.items() if task in of.tasks and {VALIDATION, "kept"} <= set(of.splits)]
+    task: Task = "classes" if has_classes(config) else "survival"
+    known = [key for key, of in METRICS.items() if task in of.tasks and {VALIDATION, KEPT} <= set(of.splits)]
     known = [key for key in known if METRICS[key].better in ("higher", "lower")]
     if strange := [key for key in config.search.metrics if key not in known]:
         raise ConfigError(f"search.metrics names {', '.join(strange)}; of these labels there are: {', '.join(known)}")

@@ -12,6 +12,7 @@ from ehrtrack.evaluation.labels import label
 from ehrtrack.evaluation.metric_table import METRICS
 from ehrtrack.evaluation.repeats import Configuration
 from ehrtrack.reporting.comparison import differences_section, mean_text
+from ehrtrack.reporting.cost import cost_section
 from ehrtrack.reporting.document import Column, Document, Fact, Facts, Part, Prose, Row, Section, Table, Tone
 from ehrtrack.reporting.main_table import results_section
 from ehrtrack.reporting.material import Material, mean, scores
@@ -45,6 +46,7 @@ def sweep_document(searched: Searched, material: Material) -> Document:
         Section("trials", "Trials", (_trials(searched, material),)),
         results_section(material),
         differences_section(material),
+        cost_section(material),
         provenance_section(material),
     ]
     return Document(material.study, material.settings.question, tuple(section for section in sections if section))
@@ -92,10 +94,11 @@ def sentences(searched: Searched, material: Material) -> list[str]:
     if tested and more is not None:
         held = mean_text(scores(one, material.metric, KEPT), metric.form)
         seeds = f"{len(tested)} seed{'s' if len(tested) > 1 else ''}"
+        n_trials = searched.effort.n_complete + searched.effort.n_pruned
         said.append(
-            f"Fitted again with {seeds} it has test {metric.title} {mean_text(tested, metric.form)} (validation {held}): "
-            f"the best trial's score was {abs(more):{metric.form}} {'too good' if more > 0 else 'too low'}, which is the optimism of choosing the best of "
-            f"{searched.effort.n_complete + searched.effort.n_pruned} trials and of other subjects."
+            f"Fitted again with {seeds} it has test {metric.title} {mean_text(tested, metric.form)} (validation "
+            f"{held}): the best trial's score was {abs(more):{metric.form}} {'too good' if more > 0 else 'too low'}. "
+            f"That is the optimism of choosing the best of {n_trials} trials by these subjects."
         )
     return said
 
@@ -178,8 +181,8 @@ def _trials(searched: Searched, material: Material) -> Table:
             *(Column(name, _number(name, ""), is_right=True) for name in drawn),
         ),
         notes=(
-            "The first trial has the settings of the configuration itself; one that lies outside of what is searched "
-            "is not among the columns. A trial that was cut off is there once more, as the trial that went on with it.",
+            "One trial has the settings of the configuration itself; a value that lies outside of what is searched is "
+            "in no chart. A trial that was cut off is there once more, as the trial that went on with it.",
         ),
     )
 

@@ -40,12 +40,13 @@ def check_one_of_each(found: Swept) -> None:
     finished = [run for run in found.trials if run.status == "FINISHED"]
     assert len(finished) == found.table.filter(state="complete").height == len(found.values) == N_TRIALS
     assert {run.parent_run_id for run in found.trials + found.fits} == {found.parents[0].run_id}
-    assert [run.status for run in found.fits] == ["FINISHED"]
-    assert found.best_value == pytest.approx(found.table["value"].max())
-    rates = found.table.filter(pl.col("value") == pl.col("value").max())["train.lr"].to_list()
+    assert {run.status for run in found.fits} == {"FINISHED"}
+    assert len(found.fits) == len({run.name for run in found.fits}) <= 2
+    assert found.best_value == pytest.approx(found.table["c_index"].max())
+    rates = found.table.filter(pl.col("c_index") == pl.col("c_index").max())["train.lr"].to_list()
     assert any(found.best_rate == pytest.approx(rate) for rate in rates)  # small validation splits have ties
-    assert float(found.fits[0].params["train.lr"]) == pytest.approx(found.best_rate)
-    assert found.fits[0].metrics["kept/c_index"] == pytest.approx(found.best_value, abs=1e-9)
+    assert float(found.best_fit.params["train.lr"]) == pytest.approx(found.best_rate)
+    assert found.best_fit.metrics["kept/c_index"] == pytest.approx(found.best_value, abs=1e-9)
 
 
 def test_two_workers_make_as_many_trials_as_asked_for_under_one_parent_and_one_fit(
@@ -79,7 +80,8 @@ def test_a_sweep_ended_by_ctrl_c_queues_its_trial_again_and_ends_as_if_it_never_
     found = swept(study)
     check_one_of_each(found)
     assert found.facts == whole.facts
-    assert found.table["state"].to_list() == ["complete", "fail", "complete", "complete"]
+    assert found.table.sort("number")["state"].to_list() == ["complete", "cut off", "complete", "complete"]
+    assert len(found.trials) == N_TRIALS  # the run of the trial went on
 
 
 def test_a_sweep_killed_after_a_trial_and_again_in_the_fit_goes_on_with_that_trial_and_that_fit(
@@ -95,7 +97,8 @@ def test_a_sweep_killed_after_a_trial_and_again_in_the_fit_goes_on_with_that_tri
     found = swept(study)
     check_one_of_each(found)
     assert found.facts == whole.facts
-    assert all(len(client().get_metric_history(found.fits[0].run_id, key)) == 1 for key in found.fits[0].metrics)
+    fit = found.best_fit
+    assert all(len(client().get_metric_history(fit.run_id, key)) == 1 for key in fit.metrics if "system/" not in key)
     assert pods.run(*words, folder=folder, server=http_store) == 0
     assert f"this sweep of {N_TRIALS} trials is done: run {found.parents[0].run_id}" in pods.log_of(folder)
-    assert len(search_runs(study, status=None)) == 2 + N_TRIALS
+    assert len(search_runs(study, status=None)) == 1 + N_TRIALS + len(found.fits)
