@@ -95,10 +95,14 @@ def sentences(searched: Searched, material: Material) -> list[str]:
         held = mean_text(scores(one, material.metric, KEPT), metric.form)
         seeds = f"{len(tested)} seed{'s' if len(tested) > 1 else ''}"
         n_trials = searched.effort.n_complete + searched.effort.n_pruned
+        beside = (
+            f"{more:{metric.form}} too good: the optimism of choosing the best of {n_trials} trials by these subjects"
+            if more > 0
+            else f"{-more:{metric.form}} worse than that: no optimism shows"
+        )
         said.append(
             f"Fitted again with {seeds} it has test {metric.title} {mean_text(tested, metric.form)} (validation "
-            f"{held}): the best trial's score was {abs(more):{metric.form}} {'too good' if more > 0 else 'too low'}. "
-            f"That is the optimism of choosing the best of {n_trials} trials by these subjects."
+            f"{held}). The best trial's score was {beside}."
         )
     return said
 

@@ -10,7 +10,7 @@ from ehrtrack.errors import ConfigError
 from ehrtrack.plugins import nearest
 from ehrtrack.search.drawing import Values, in_order
 from ehrtrack.search_space import Choices, Range, Scalar
-from ehrtrack.study.values import SECTIONS, applies, scalar_at, section_of, with_values
+from ehrtrack.study.values import PRETRAIN, SECTIONS, applies, scalar_at, section_of, with_values
 
 SAME_FOR_ALL = ("cohort", "runtime", "data.split", "data.path", "data.fold")
 """What differs between no two trials: they are scored on the same subjects, by the same labels and the same seed."""
@@ -64,8 +64,8 @@ def check_space(config: RunConfig) -> None:
     names = _names(config)
     for path in in_order(space):
         where = f"search.parameters.{path!r}"
-        if section_of(path) not in SECTIONS[recipe] or path == "pretrain":
-            known = sorted(SECTIONS[recipe])
+        if section_of(path) not in SECTIONS[recipe] or path == PRETRAIN:
+            known = sorted(set(SECTIONS[recipe]) - {"cohort", "runtime", PRETRAIN})
             raise ConfigError(
                 f"{where} is no setting of a {recipe}{nearest(section_of(path), known)}; there are: {', '.join(known)}"
             )
