@@ -23,7 +23,7 @@ from ehrtrack.recipes._trial import TrialRunner
 from ehrtrack.recipes.study import queue_errors, run_cells
 from ehrtrack.reporting.sweep import effort_text, sentences
 from ehrtrack.runlog import KEPT, VALIDATION, Task
-from ehrtrack.search.drawing import in_order
+from ehrtrack.search.drawing import in_order, name_scores
 from ehrtrack.search.outcome import SLOT, front_of, trials_table
 from ehrtrack.search.storage import shared_storage
 from ehrtrack.search.stored import Searched, directions_of
@@ -180,7 +180,7 @@ def _join(config: RunConfig, inputs: Mapping[str, str], metrics: tuple[Metric, .
         key=key,
     )
     worker.study.set_user_attr(INPUTS, dict(inputs))
-    worker.study.set_metric_names([metric.title for metric in metrics])
+    name_scores(worker.study, [metric.title for metric in metrics])
     return worker
 
 

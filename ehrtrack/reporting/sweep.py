@@ -96,7 +96,7 @@ def sentences(searched: Searched, material: Material) -> list[str]:
         seeds = f"{len(tested)} seed{'s' if len(tested) > 1 else ''}"
         n_trials = searched.effort.n_complete + searched.effort.n_pruned
         beside = (
-            f"{more:{metric.form}} too good: the optimism of choosing the best of {n_trials} trials by these subjects"
+            f"{more:{metric.form}} too good: the optimism of choosing the best of {n_trials} trials"
             if more > 0
             else f"{-more:{metric.form}} worse than that: no optimism shows"
         )

@@ -132,6 +132,13 @@ def open_study(
     )
 
 
+def name_scores(study: optuna.Study, titles: Sequence[str]) -> None:
+    """Have the dashboard call the scores of trials by these titles."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(titles))
+
+
 def sampler(config: SearchConfig, *seed: int) -> optuna.samplers.BaseSampler:
     """Draws by these numbers alone and by what is known of other trials, whichever worker asks."""
     mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
