@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,9 +35,10 @@ MOST_SECONDS = 3600.0
 """That a sweep may take on a busy machine."""
 PAUSE_SECONDS = (0.5, 8.0)
 """From when to when a kill comes after a trial has begun, or goes on, since the kill before."""
-SEARCH = f"""
+SEARCH = """
 [search]
-n_trials = {N_TRIALS}
+n_trials = 40
+pruner = "{pruner}"
 heartbeat_seconds = 3
 n_startup_trials = 6
 refits = 3
@@ -112,8 +114,8 @@ class Series:
         heads += ["epochs", "saved by pruning", "optimism", "seconds"]
         return f"""## Sweeps of several workers
 
-Sweeps of {N_TRIALS} trials over the learning rate, dropout and the ranking weight, with the median pruner and three
-seeds of the best and of the defaults afterwards, are run by workers (`ehrtrack work`) that are killed by SIGKILL at
+Sweeps of {N_TRIALS} trials over the learning rate, dropout and the ranking weight, of six epochs, with three seeds of the
+best and of the defaults afterwards, are run by workers (`ehrtrack work`) that are killed by SIGKILL at
 random moments. On sqlite they are of one machine, and started again at once. On PostgreSQL each is a machine of its
 own, and one is lost in the middle of a trial: another worker goes on with it from the server alone. A trial's run that
 was taken up goes on from its snapshot. What a trial draws depends on which ended before it, so that no values are
@@ -132,17 +134,17 @@ compared.
 """
 
 
-def write(folder: Path, name: str) -> Path:
+def write(folder: Path, name: str, pruner: str) -> Path:
     """The configuration of a sweep of this name, over a cache in the working folder of its workers."""
     file = write_study(folder, name, epochs=6, n_subjects=300)
-    file.write_text(file.read_text().replace("lr = 0.003", "lr = 0.0003") + SEARCH)
+    file.write_text(file.read_text().replace("lr = 0.003", "lr = 0.0003") + SEARCH.format(pruner=pruner))
     return file
 
 
-def on_one_machine(folder: Path, server: str, series: Series, *, n_kills: int, rng: random.Random) -> None:
+def on_one_machine(folder: Path, server: str, series: Series, *, n_kills: int, pruner: str, rng: random.Random) -> None:
     """Two workers on sqlite, killed so often."""
-    name, started = "trials-sqlite", time.monotonic()
-    workers = Workers(write(folder / name, name), server, [folder / name / "machine"] * 2)
+    name, started = f"trials-sqlite-{pruner}", time.monotonic()
+    workers = Workers(write(folder / name, name, pruner), server, [folder / name / "machine"] * 2)
     workers.start_all([None, None])
     n_begun = 0
     for number in range(n_kills):
@@ -154,7 +156,9 @@ def on_one_machine(folder: Path, server: str, series: Series, *, n_kills: int, r
         workers.kill(rng.choice(at_it))
         [workers.look(number) for number in range(2)]
     workers.join(MOST_SECONDS)
-    series.judge("two workers, sqlite", swept(name), n_killed=workers.n_killed, seconds=time.monotonic() - started)
+    series.judge(
+        f"two workers, sqlite, {pruner}", swept(name), n_killed=workers.n_killed, seconds=time.monotonic() - started
+    )
 
 
 def on_three_machines(folder: Path, server: str, series: Series, *, rng: random.Random) -> None:
@@ -164,7 +168,9 @@ def on_three_machines(folder: Path, server: str, series: Series, *, rng: random.
     cluster.start()
     try:
         folders = [folder / name / machine for machine in "abc"]
-        workers = Workers(write(folder / name, name), server, folders, {"EHRTRACK_STORAGE": cluster.studies_uri})
+        workers = Workers(
+            write(folder / name, name, "median"), server, folders, {"EHRTRACK_STORAGE": cluster.studies_uri}
+        )
         workers.start_all([None] * 3)
         _until_begun(name, workers, N_TRIALS // 4)
         time.sleep(rng.uniform(*PAUSE_SECONDS))
@@ -175,7 +181,7 @@ def on_three_machines(folder: Path, server: str, series: Series, *, rng: random.
         workers.join(MOST_SECONDS)
     finally:
         cluster.stop()
-    what = "three workers, PostgreSQL, one machine lost"
+    what = "three workers, PostgreSQL, median, one machine lost"
     series.judge(what, swept(name), n_killed=1, seconds=time.monotonic() - started)
 
 
@@ -192,23 +198,28 @@ def _until_begun(study: str, workers: Workers, n_before: int) -> int:
     return n_begun()
 
 
-def main(seed: int, n_kills: int) -> Series:
-    """Run the two sweeps."""
+def main(seed: int, n_kills: int, pruners: Sequence[str], *, has_postgres: bool) -> Series:
+    """Run a sweep for each pruner on sqlite, and one on PostgreSQL."""
     folder = Path(tempfile.mkdtemp(prefix="trials"))
     folder.chmod(0o711)  # the account of PostgreSQL passes through
     series = Series()
     with tracking_server() as server:
         os.environ["MLFLOW_TRACKING_URI"] = server
-        on_one_machine(folder, server, series, n_kills=n_kills, rng=random.Random(f"{seed}, sqlite"))
-        if not postgres.why_not():
+        for pruner in pruners:
+            rng = random.Random(f"{seed}, sqlite, {pruner}")
+            on_one_machine(folder, server, series, n_kills=n_kills, pruner=pruner, rng=rng)
+        if has_postgres and not postgres.why_not():
             on_three_machines(folder, server, series, rng=random.Random(f"{seed}, postgres"))
     shutil.rmtree(folder)
     return series
 
 
 if __name__ == "__main__":
-    given = series_options("kills", n_default=3).parse_args()
-    done = main(given.seed, given.kills)
+    options = series_options("kills", n_default=3)
+    options.add_argument("--pruners", nargs="*", default=["median", "hyperband"])
+    options.add_argument("--without-postgres", action="store_true")
+    given = options.parse_args()
+    done = main(given.seed, given.kills, given.pruners, has_postgres=not given.without_postgres)
     section = done.report(given.seed)
     print(section)
     if given.report is not None:

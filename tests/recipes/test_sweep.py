@@ -90,6 +90,7 @@ def test_baselines_are_searched_by_the_same_rule_and_the_report_is_made_again_fr
         "recipe": "baseline",
         "folds": 2,
         "n_trials": 2,
+        "pruner": "none",
         "parameters": {"baseline.l1_ratio": {"low": 0.2, "high": 1.0}},
     }
     config = configuration(local_store, search, baseline={"name": "cox", "penalties": [0.1]})
