@@ -114,12 +114,11 @@ class Series:
         heads += ["epochs", "saved by pruning", "optimism", "seconds"]
         return f"""## Sweeps of several workers
 
-Sweeps of {N_TRIALS} trials over the learning rate, dropout and the ranking weight, of six epochs, with three seeds of the
-best and of the defaults afterwards, are run by workers (`ehrtrack work`) that are killed by SIGKILL at
-random moments. On sqlite they are of one machine, and started again at once. On PostgreSQL each is a machine of its
-own, and one is lost in the middle of a trial: another worker goes on with it from the server alone. A trial's run that
-was taken up goes on from its snapshot. What a trial draws depends on which ended before it, so that no values are
-compared.
+Sweeps of {N_TRIALS} trials over the learning rate, dropout and the ranking weight, of six epochs, with three seeds of
+the best and of the defaults afterwards, are run by workers (`ehrtrack work`) that are killed by SIGKILL at random
+moments. On sqlite they are of one machine, and started again at once. On PostgreSQL each is a machine of its own, and
+one is lost in the middle of a trial: another worker goes on with it from the server alone. A trial's run that was taken
+up goes on from its snapshot. What a trial draws depends on which ended before it, so that no values are compared.
 
 | {" | ".join(heads)} |
 |{"---|" * len(heads)}
