@@ -110,8 +110,8 @@ def finetune(
             )
         if is_trial:
             _log_curves(run, result)
-            kept = {name: value for name in METRICS if (value := result.kept.get(f"{VALIDATION}/{name}")) is not None}
-            return run.finished(run.log_kept(kept))
+            scores = [name for name, of in METRICS.items() if KEPT in of.splits and of.named(VALIDATION) in result.kept]
+            return run.finished(run.log_kept({name: result.kept[f"{VALIDATION}/{name}"] for name in scores}))
         merged = strategy.merge(model)
         run.log_model(records, fingerprints, model=merged, grid=objective.grid)
         run.log_adapter(partial(strategy.save_adapter, model, base=adapted.base))

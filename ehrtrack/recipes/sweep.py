@@ -261,7 +261,7 @@ def _search_and_fit(sweep: Sweep, run: Recorder, *, resumed_run_id: str | None) 
     claims.hold(sweep.record)
     refitted = Refitted(searched, queue.study, study_results(queue.study, queue.standing(), run_id=parent))
     _conclude(refitted, run)
-    return run.finished(run.log_kept({sweep.metrics[0].key: best.value}))
+    return run.finished(run.log_kept(dict(zip(searched.metrics, best.values, strict=True))))
 
 
 def _refit(sweep: Sweep, searched: Searched, parent_run_id: str, *, waits: bool) -> Queue:

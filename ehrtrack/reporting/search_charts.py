@@ -37,7 +37,11 @@ def search_charts(searched: Searched) -> list[Chart]:
     if complete:
         charts.append(
             _chart(
-                "history", f"{title} of each trial, and the best until then.", "optimization_history", study, **of_score
+                "history",
+                f"{title} of each trial, and the best until then. Charts number trials from 0.",
+                "optimization_history",
+                study,
+                **of_score,
             )
         )
     if any(trial.intermediate_values for trial in study.trials):

@@ -77,18 +77,17 @@ def sentences(searched: Searched, material: Material) -> list[str]:
         f"{of.title} {value:{of.form}}" for of, value in zip(searched.scored_by, best.values, strict=True)
     )
     if best.is_default or not material.differences:
-        first = (
-            f"Trial {best.slot + 1}, with the settings that the search began with, has the best {searched.of_whom} "
-            f"{by}: nothing better was found."
-        )
+        said = [
+            "The search found nothing better than the settings that it began with: trial "
+            f"{best.slot + 1} has {searched.of_whom} {by}."
+        ]
     else:
-        found = " ".join(
-            difference.sentence.rstrip(".") + "."
-            for difference in material.differences
-            if difference.metric == material.metric.key
-        )
-        first = found[:1].upper() + found[1:]
-    said = [first, f"It chose trial {best.slot + 1} ({settings or 'the defaults'}), by {searched.of_whom} {by}."]
+        of_choice = [difference for difference in material.differences if difference.metric == material.metric.key]
+        found = " ".join(difference.sentence.rstrip(".") + "." for difference in of_choice)
+        said = [
+            found[:1].upper() + found[1:],
+            f"The search chose trial {best.slot + 1} ({settings}), by {searched.of_whom} {by}.",
+        ]
     tested = scores(one, material.metric)
     more = optimism(searched, material)
     if tested and more is not None:

@@ -60,10 +60,14 @@ def _all(settings: Mapping[str, Mapping[str, Scalar]]) -> list[str]:
 
 
 def _settings(config: RunConfig, paths: Sequence[str]) -> dict[str, Scalar]:
-    """What it is, and what was searched of it."""
+    """What it is, and what was searched of it; numbers have as few digits as names need."""
     named = CHOSEN[1] if any(path.startswith("baseline.") for path in paths) else CHOSEN[0]
     found = {path: scalar_at(config, path) for path in (named, *paths)}
-    return {path: value for path, value in found.items() if value is not None}
+    return {path: _few_digits(value) for path, value in found.items() if value is not None}
+
+
+def _few_digits(value: Scalar) -> Scalar:
+    return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 def _cell(

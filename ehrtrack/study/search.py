@@ -107,10 +107,25 @@ def _check_condition(config: RunConfig, where: str, path: str, wanted: Scalar | 
 
 
 def own_values(config: RunConfig) -> Values:
-    """The values that the configuration itself has at the paths that are searched: those of the first trial."""
-    paths = config.search.parameters
-    found = {path: scalar_at(config, path) for path in paths if applies(config, path, {})}
-    return {path: value for path, value in found.items() if value is not None}
+    """The values that the configuration itself has at the paths that are searched: those of the first trial.
+
+    Examples
+    --------
+    >>> from ehrtrack.config import parse_config
+    >>> rate = {"low": 0.1, "high": 1.0, "when": {"strategy.name": "full"}}
+    >>> space = {"strategy.rank": {"choices": [4, 8]}, "train.lr": rate}
+    >>> config = {"study": "icu", "data": {"path": "meds"}, "strategy": {"name": "lora"}}
+    >>> own_values(parse_config(config | {"search": {"parameters": space}}))
+    {'strategy.rank': 8}
+    """
+    space = config.search.parameters
+    known = {path: value for path in space if (value := scalar_at(config, path)) is not None}
+    named = {other: scalar_at(config, other) for path in space for other in space[path].when}
+    return {
+        path: value
+        for path, value in known.items()
+        if applies(config, path, {}) and space[path].is_met({**named, **known})
+    }
 
 
 def _names(config: RunConfig) -> list[Mapping[str, Scalar]]:
