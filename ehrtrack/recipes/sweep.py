@@ -198,7 +198,8 @@ def _take_part(sweep: Sweep) -> RecipeResult:
             return _run_of(standing.note)
         if standing.note:
             sweep.worker.run(sweep.runner(standing.note), waits=True)
-            if any(trial.state == TrialState.COMPLETE for trial in sweep.worker.trials()):
+            has_best = any(trial.state == TrialState.COMPLETE for trial in sweep.worker.trials())
+            if has_best and sweep.worker.is_over:
                 _refit(sweep, sweep.searched(standing.note), standing.note, waits=False)
             has_helped = True
         else:  # the other one is about to open its run

@@ -92,12 +92,20 @@ class Worker:
 
     def why_over(self) -> str:
         """Why no other trial is begun although there is room for some; empty if one may be."""
-        config, trials = self.config, self.trials()
+        config = self.config
+        if config.max_hours is None and config.patience is None:
+            return ""
+        trials = self.trials()
         if config.max_hours is not None and hours_of(trials) >= config.max_hours:
             return f"trials have taken {hours_of(trials):.2f} of search.max_hours = {config.max_hours:g}"
         if config.patience is not None and n_without_gain(trials, self.directions) >= config.patience:
             return f"search.patience = {config.patience} trials in a row were no gain"
         return ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all that is to be tried is done, so that every worker sees the same best."""
+        return not self._open_slots()
 
     def _open_slots(self) -> list[int]:
         """The slots of the budget that are not done: all of them, or once it is over those that were begun."""

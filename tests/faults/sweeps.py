@@ -19,6 +19,18 @@ SETTINGS = (
 )
 
 
+SEARCH = f"""
+[search]
+n_trials = {N_TRIALS}
+pruner = "none"
+n_startup_trials = 2
+refits = 1
+[search.parameters]
+"train.lr" = {{ low = 1e-4, high = 3e-2, log = true }}
+"""
+"""The same in a file, but for the epochs."""
+
+
 @dataclass(frozen=True)
 class Swept:
     """What sweeps left on the server."""

@@ -10,11 +10,13 @@ import pods
 import polars as pl
 import pytest
 from pods import Fault
+from studied import Workers
 from study import write_study
-from sweeps import N_TRIALS, SETTINGS, Swept, swept
+from sweeps import N_TRIALS, SEARCH, SETTINGS, Swept, swept
 
 from ehrtrack.tracking.client.connection import client
-from ehrtrack.tracking.client.queries import search_runs
+from ehrtrack.tracking.client.queries import list_artifacts, search_runs
+from ehrtrack.tracking.names import TRIAL_STATE
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,18 +51,23 @@ def check_one_of_each(found: Swept) -> None:
     assert found.best_fit.metrics["kept/c_index"] == pytest.approx(found.best_value, abs=1e-9)
 
 
-def test_two_workers_make_as_many_trials_as_asked_for_under_one_parent_and_one_fit(
+def test_two_workers_of_which_one_is_killed_in_a_trial_make_as_many_as_asked_for_under_one_parent(
     whole: Swept, http_store: str, tmp_path: Path
 ) -> None:
-    config, folder = write_study(tmp_path, "swept-by-two", n_subjects=200), tmp_path / "pod"
-    words = ("sweep", "--config", str(config), *SETTINGS)
-    both = [pods.start(*words, folder=folder, server=http_store) for _ in range(2)]
-    for process in both:
-        process.join(pods.START_SECONDS)
-    assert [process.exitcode for process in both] == [0, 0], pods.log_of(folder)
+    file = write_study(tmp_path, "swept-by-two", n_subjects=200, epochs=1)
+    file.write_text(file.read_text() + SEARCH)
+    workers = Workers(file, http_store, [tmp_path / "machine"] * 2)
+    workers.start_all([Fault("step", 2, signal.SIGKILL), None])
+    workers.join()
+    assert workers.n_killed == 1
     found = swept("swept-by-two")
     check_one_of_each(found)
-    assert found.parents[0].run_id in pods.log_of(folder).split("keeps the record, run ")[-1]
+    assert len(found.trials) == N_TRIALS
+    assert [run.attempt for run in found.trials if run.attempt] == [1]  # it went on from its snapshot
+    assert sorted(found.table["state"]) == ["complete"] * N_TRIALS + ["cut off"]
+    assert {run.tags[TRIAL_STATE] for run in found.trials} == {"complete"}
+    assert re.search(r"trial \d · lr \S+: goes on with run \w+", workers.log)
+    assert "report/index.html" in list_artifacts(found.parents[0].run_id)
     check_one_of_each(whole)
 
 
