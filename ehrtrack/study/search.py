@@ -7,9 +7,12 @@ from itertools import product
 
 from ehrtrack.config import PLUGIN_SECTIONS, RunConfig
 from ehrtrack.errors import ConfigError
+from ehrtrack.evaluation.labels import BASE
+from ehrtrack.models.behrt import SIZES
 from ehrtrack.plugins import nearest
 from ehrtrack.search.drawing import Values, in_order
 from ehrtrack.search_space import Choices, Range, Scalar
+from ehrtrack.strategies.base import strategy_of
 from ehrtrack.study.values import PRETRAIN, SECTIONS, applies, scalar_at, section_of, with_values
 
 SAME_FOR_ALL = ("cohort", "runtime", "data.split", "data.path", "data.fold")
@@ -88,6 +91,11 @@ def check_space(config: RunConfig) -> None:
                 with_values(config, {**chosen, path: value})
         for other, wanted in space[path].when.items():
             _check_condition(config, where, other, wanted)
+    if recipe == "finetune" and not config.init.run and BASE not in space:
+        for chosen in names:
+            made, _ = with_values(config, chosen)
+            if reason := strategy_of(made.strategy).refuse(is_pretrained=False, width=SIZES[made.model.size].width):
+                raise ConfigError(reason)
 
 
 def _check_condition(config: RunConfig, where: str, path: str, wanted: Scalar | tuple[Scalar, ...]) -> None:

@@ -62,10 +62,10 @@ def test_a_trial_by_folds_is_fitted_on_all_but_each_and_has_the_mean(local_store
     assert parent.metrics["sweep/optimism"] == pytest.approx(max(means) - tested)
 
 
-def test_two_metrics_give_a_front_and_settings_are_those_of_the_strategy_drawn(local_store: Path) -> None:
+def test_two_metrics_give_a_front_and_a_setting_is_drawn_where_its_condition_is_met(local_store: Path) -> None:
     parameters = {
-        "strategy.name": {"choices": ["scratch", "full"]},
-        "train.lr": {"low": 1e-3, "high": 1e-2, "when": {"strategy.name": "full"}},
+        "train.epochs": {"choices": [1, 2]},
+        "train.lr": {"low": 1e-3, "high": 1e-2, "when": {"train.epochs": 2}},
     }
     search = {"n_trials": 3, "metrics": ["c_index", "ibs"], "parameters": parameters, "sampler": "random"}
     result = sweep(configuration(local_store, search))
@@ -78,8 +78,8 @@ def test_two_metrics_give_a_front_and_settings_are_those_of_the_strategy_drawn(l
         return any(min(gain) >= 0 and max(gain) > 0 for gain in gains)
 
     assert front["trial"].to_list() == [row["trial"] for row in rows if not is_beaten(row)]
-    drawn = table.filter(~pl.col("is_default"))
-    assert drawn["train.lr"].is_null().to_list() == [name == "scratch" for name in drawn["strategy.name"]]
+    assert table["train.lr"].is_null().to_list() == [n_epochs == 1 for n_epochs in table["train.epochs"]]
+    assert table["train.epochs"].to_list()[0] == 1  # the configuration's own
     assert "report/figures/front.png" in list_artifacts(result.run_id)
 
 

@@ -109,6 +109,7 @@ def test_a_setting_of_one_choice_is_drawn_where_that_one_is_and_a_condition_is_m
         ({"baseline.l1_ratio": {"low": 0.1, "high": 0.2}}, "is no setting of a finetune"),
         ({"cohort.horizon_days": {"choices": [30, 90]}}, "of other subjects, labels or seeds"),
         ({"runtime.seed": {"low": 0, "high": 9}}, "of other subjects, labels or seeds"),
+        ({"strategy.name": {"choices": ["scratch", "full"]}}, "strategy full continues from pretrained weights"),
         ({"train.lr": {"low": -1.0, "high": 0.1}}, "train.lr"),
         (
             {"strategy.rank": {"choices": [2], "when": {"strategy.name": "full"}}},
