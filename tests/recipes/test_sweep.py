@@ -64,7 +64,7 @@ def test_a_trial_by_folds_is_fitted_on_all_but_each_and_has_the_mean(local_store
 
 def test_two_metrics_give_a_front_and_a_setting_is_drawn_where_its_condition_is_met(local_store: Path) -> None:
     parameters = {
-        "train.epochs": {"choices": [1, 2]},
+        "train.epochs": {"choices": [2, 1]},
         "train.lr": {"low": 1e-3, "high": 1e-2, "when": {"train.epochs": 2}},
     }
     search = {"n_trials": 3, "metrics": ["c_index", "ibs"], "parameters": parameters, "sampler": "random"}
