@@ -28,7 +28,7 @@ demo: install
 	mlflow run . --env-manager local --experiment-name gi_bleed
 
 test: install
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --no-loadscope-reorder
 
 SEED ?= 1
 faults: install

@@ -26,12 +26,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 
 STUDY = "many"
 SEED = "runtime.seed"
@@ -193,7 +194,7 @@ def compare_here(only_reads: bool) -> None:
     config = parse_config(CONFIG | {"runtime": {"cache": "cache"}})
     if only_reads:
         from ehrtrack.pipeline.predictions_cache import read_test_predictions
-        from ehrtrack.recipes.compare import run_row
+        from ehrtrack.pipeline.run_rows import run_row
         from ehrtrack.tracking.client.queries import search_runs
 
         imported = time.monotonic()
@@ -212,8 +213,13 @@ def compare_here(only_reads: bool) -> None:
 
 
 @contextlib.contextmanager
-def _server(folder: Path) -> Iterator[str]:
-    """The address of an mlflow server of one worker on the folder's runs, which also hands out their files."""
+def _server(folder: Path) -> Iterator[tuple[str, Callable[[], float]]]:
+    """An mlflow server of one worker on the folder's runs, which also hands out their files.
+
+    Yields
+    ------
+    Its address, and what tells the CPU time in seconds that it has taken.
+    """
     served = folder / "served.db"
     shutil.copy(folder / "mlflow.db", served)
     with contextlib.closing(sqlite3.connect(served)) as database, database:
@@ -236,7 +242,8 @@ def _server(folder: Path) -> Iterator[str]:
             with contextlib.suppress(OSError, urllib.error.URLError), urllib.request.urlopen(f"{address}/health"):
                 break
             time.sleep(0.2)
-        yield address
+        workers = psutil.Process(process.pid).children(recursive=True)
+        yield address, lambda: sum(sum(worker.cpu_times()[:2]) for worker in workers)
     finally:
         process.terminate()
         process.wait()
@@ -250,14 +257,18 @@ def _tail(folder: Path) -> int:
 def compare_apart(folder: Path, *, http: bool, only_reads: bool) -> None:
     """Compare in two fresh processes, the second of which finds what the first has kept."""
     shutil.rmtree(folder / "cache", ignore_errors=True)
-    with _server(folder) if http else contextlib.nullcontext(f"sqlite:///{folder / 'mlflow.db'}") as address:
+    no_server = contextlib.nullcontext((f"sqlite:///{folder / 'mlflow.db'}", lambda: 0.0))
+    with _server(folder) if http else no_server as (address, cpu_of_server):
         for time_of in ("at first", "again"):
+            before = cpu_of_server()
             print(f"== {time_of}", flush=True)
             command = [sys.executable, "-m", "benchmarks.many_runs", "here", str(folder)]
             command += ["--reads"] if only_reads else []
             environment = os.environ | {"MLFLOW_TRACKING_URI": address, "PYTHONPATH": os.getcwd()}
             with (folder / "output.txt").open("w") as output:
                 subprocess.run(command, env=environment, stdout=output, check=True)
+            if http:
+                print(f"CPU of the server {cpu_of_server() - before:.1f} s")
             text = (folder / "output.txt").read_text()
             print(f"terminal: {len(text) / 1e3:.1f} kB; {json.dumps(text[-300:])}")
 

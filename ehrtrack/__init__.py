@@ -17,9 +17,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from ehrtrack import renamed
+
 _RECIPES = (
-    "advise", "baseline", "canary", "compare", "demo", "describe", "embed", "finetune", "frontier", "landmarks",
-    "predict", "pretrain", "resume", "sweep", "tokenize",
+    "advise", "baseline", "compare", "demo", "describe", "embed", "finetune", "landmarks", "negative_controls",
+    "predict", "pretrain", "resume", "sensitivity", "sweep", "tokenize",
 )  # fmt: skip
 _PLACES = {
     **{name: ("ehrtrack.recipes." + name, name) for name in _RECIPES},
@@ -37,6 +39,9 @@ __all__ = sorted(_PLACES)
 
 def __getattr__(name: str) -> Any:
     """The public function of that name, imported when it is first asked for."""
+    if name in renamed.SECTIONS:
+        renamed.tell(f"ehrtrack.{name}", f"ehrtrack.{renamed.SECTIONS[name]}")
+        name = renamed.SECTIONS[name]
     if name not in _PLACES:
         raise AttributeError(f"module 'ehrtrack' has no attribute {name!r}; there are: {', '.join(__all__)}")
     module, function = _PLACES[name]

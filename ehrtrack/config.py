@@ -7,13 +7,13 @@ of those are in a module of their own beside it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator
 
-from ehrtrack import plugins
+from ehrtrack import plugins, renamed
 from ehrtrack.baselines.settings import TunedChoice
 from ehrtrack.data.settings import Births, CohortConfig, DelayHours, VisitConfig, VocabularyConfig
 from ehrtrack.data.split_settings import Split, SplitConfig
@@ -23,12 +23,12 @@ from ehrtrack.evaluation.settings import CompareConfig
 from ehrtrack.home import usual_cache
 from ehrtrack.models.settings import ModelConfig
 from ehrtrack.objectives.settings import OutcomeSettings, PretrainingSettings
-from ehrtrack.search_space import Choices, FrontierConfig, SearchConfig
+from ehrtrack.search_space import Choices, SearchConfig, SensitivityConfig
 from ehrtrack.section import Choice, Mark, Section
 from ehrtrack.study_file import read_study_file
 from ehrtrack.study_file import to_toml as write_toml
 from ehrtrack.tracking.names import why_no_model_name
-from ehrtrack.training.settings import CanaryConfig, TrainConfig
+from ehrtrack.training.settings import NegativeControlsConfig, TrainConfig
 from ehrtrack.validation import validate
 
 Override = tuple[str, str]
@@ -193,7 +193,7 @@ class RunConfig(Section):
     study : name of the study, under which its runs are tracked
     data, cohort : the dataset, and the cohort with its labels; pretraining has no cohort
     model, objective, strategy, baseline, init, train : the model and its training
-    search, frontier, canary : the sweep, the sensitivity analysis and the negative controls
+    search, sensitivity, negative_controls : the sweep, the sensitivity analysis and the negative controls
     compare, registry, runtime : the comparison, the registered model, and the settings of the machine
 
     Examples
@@ -213,11 +213,23 @@ class RunConfig(Section):
     init: InitConfig = InitConfig()
     train: TrainConfig = TrainConfig()
     search: SearchConfig = SearchConfig()
-    frontier: FrontierConfig = FrontierConfig()
+    sensitivity: SensitivityConfig = SensitivityConfig()
     compare: Annotated[CompareConfig, Mark.ADDED_LATER] = CompareConfig()
     registry: RegistryConfig = RegistryConfig()
-    canary: CanaryConfig = CanaryConfig()
+    negative_controls: NegativeControlsConfig = NegativeControlsConfig()
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+
+    def identity(self, *, without: Collection[str] = ()) -> dict[str, Any]:
+        """As `Section.identity`, of all sections but some; each stands by its first name, so that fingerprints hold.
+
+        Examples
+        --------
+        >>> config = parse_config({"study": "mortality", "data": {"path": "data/meds"}})
+        >>> "canary" in config.identity(), "canary" in config.identity(without=["negative_controls"])
+        (True, False)
+        """
+        kept = {name: value for name, value in super().identity().items() if name not in without}
+        return {renamed.FORMER_SECTIONS.get(name, name): value for name, value in kept.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, the inverse of `parse_config`."""
@@ -246,7 +258,7 @@ def load_config(
     ------
     ConfigError
         If the file is missing or no TOML, a key or value is not one there is, the objective (or one that a search or a
-        frontier may take) is of another kind, or the model registry could not take the name.
+        sensitivity analysis may take) is of another kind, or the model registry could not take the name.
 
     Examples
     --------
@@ -261,7 +273,7 @@ def load_config(
     table = read_study_file(Path(path))
     choices_first = sorted(overrides, key=lambda override: not override[0].endswith((".name", ".rule")))
     for dotted, text in choices_first:
-        set_dotted(table, dotted, parse_value(text))
+        set_dotted(table, renamed.present_path(dotted), parse_value(text))
     config = parse_config(table, objective=objective if kind is None else OBJECTIVES[kind][1])
     if kind is not None:
         check_objective(config, kind)
@@ -275,7 +287,8 @@ def check_objective(config: RunConfig, kind: Kind) -> None:
     Raises
     ------
     ConfigError
-        If the objective is of another kind, or one is that a search or a frontier may take; with those there are.
+        If the objective is of another kind, or one that a search or a sensitivity analysis may take; with those there
+        are.
 
     Examples
     --------
@@ -298,14 +311,14 @@ def check_objective(config: RunConfig, kind: Kind) -> None:
 
 
 def _objectives(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """The objectives that a run, its search and its frontier may have, each with the key that names it."""
+    """The objectives that a run, its search and its sensitivity analysis may have, each with the key that names it."""
     path = "objective.name"
     yield path, config.objective.name
     searched = config.search.parameters.get(path)
     for name in searched.choices if isinstance(searched, Choices) else ():
         yield f"a choice of search.parameters.{path!r}", str(name)
-    for name in config.frontier.values if config.frontier.parameter == path else ():
-        yield f"a value of frontier.parameter={path!r}", str(name)
+    for name in config.sensitivity.values if config.sensitivity.parameter == path else ():
+        yield f"a value of sensitivity.parameter={path!r}", str(name)
 
 
 def _check_model_name(config: RunConfig) -> None:
@@ -349,7 +362,7 @@ def parse_run_config(table: Mapping[str, Any]) -> RunConfig:
     """The configuration that a run logged as ``run_config.json``.
 
     It says all that was decided. A run of before there were several rules of splitting does not say that it was split
-    by the hash.
+    by the hash, and sections that were renamed have their former names.
 
     Examples
     --------
@@ -357,6 +370,7 @@ def parse_run_config(table: Mapping[str, Any]) -> RunConfig:
     >>> config.data.split.rule, config.data.split.train
     ('hash', 0.6)
     """
+    table = renamed.present_sections(table)
     data = table.get("data")
     split = data.get("split") if isinstance(data, Mapping) else None
     if isinstance(data, Mapping) and isinstance(split, Mapping):
@@ -388,5 +402,5 @@ def to_toml(config: RunConfig) -> str:
     >>> to_toml(config).splitlines()[-2:]
     ['[train]', 'lr = 0.01']
     """
-    values = config.model_dump(mode="json", exclude_unset=True, exclude_none=True, exclude={"search", "frontier"})
+    values = config.model_dump(mode="json", exclude_unset=True, exclude_none=True, exclude={"search", "sensitivity"})
     return write_toml(dict(leaves(values)))

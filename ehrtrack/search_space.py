@@ -178,8 +178,8 @@ class SearchConfig(Section):
         return self.pruner != "none" and len(self.metrics) < 2
 
 
-class FrontierConfig(Section):
-    """The setting that a sensitivity analysis varies (`ehrtrack frontier`).
+class SensitivityConfig(Section):
+    """The setting that a sensitivity analysis varies (`ehrtrack sensitivity`).
 
     Attributes
     ----------
@@ -190,7 +190,7 @@ class FrontierConfig(Section):
     --------
     LoRA of rank 4 and 8, each compared with rank 2:
 
-    >>> FrontierConfig(parameter="strategy.rank", values=[2, 4, 8]).values[0]
+    >>> SensitivityConfig(parameter="strategy.rank", values=[2, 4, 8]).values[0]
     2
     """
 

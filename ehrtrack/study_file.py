@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli_w
 
+from ehrtrack import renamed
 from ehrtrack.errors import ConfigError
 
 MOST_FILES = 32
@@ -57,6 +58,7 @@ def read_study_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str,
     except FileNotFoundError as error:
         beside = ", ".join(sorted(p.name for p in path.parent.glob("*.toml"))) or "no .toml files"
         raise ConfigError(f"no config file {path}; in {path.parent} there is: {beside}") from error
+    table = renamed.present_sections(table, tells=True)
     base = table.pop("extends", None)
     if base is None:
         return table

@@ -16,8 +16,40 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from undrawn import undrawn
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 SERVER_START_SECONDS = 300
+LONGEST_FIRST = (
+    *("tests/faults/", "tests/e2e/", "tests/docs/", "tests/server/", "tests/study/", "tests/recipes/"),
+    *("tests/test_extending", "tests/data/test_mutated_imports", "tests/training/", "tests/tracking/"),
+)
+"""Files that take long go to the workers first, so that none of these begins when the other worker is done."""
+IN_ONE_WORKER = ("tests/e2e/",)
+"""Folders whose files share what is long in the making: a worker makes it for itself."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """As in `LONGEST_FIRST`, and otherwise in the order of the files."""
+
+    def place(item: pytest.Item) -> int:
+        return next((n for n, start in enumerate(LONGEST_FIRST) if item.nodeid.startswith(start)), len(LONGEST_FIRST))
+
+    items.sort(key=place)
+
+
+class ByFile(LoadFileScheduling):
+    """All tests of a file in one worker, and all of some folders."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((folder for folder in IN_ONE_WORKER if nodeid.startswith(folder)), super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """Also without ``--dist loadfile``; ``--no-loadscope-reorder`` keeps the order of above."""
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,6 +65,13 @@ def _no_folder_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def _no_folder_of_other_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor do tests share a key of subjects, or journals."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data-home"))
+
+
+@pytest.fixture(scope="module")
+def undrawn_figures() -> Iterator[None]:
+    """Figures are kept as files without being drawn, for modules that look at none; see `undrawn`."""
+    with undrawn():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -308,7 +308,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert len(shown.splitlines()) > 4
 
 
-@pytest.mark.parametrize("command", ["finetune", "tokenize", "sweep", "canary", "baseline"])
+@pytest.mark.parametrize("command", ["finetune", "tokenize", "sweep", "negative-controls", "baseline"])
 @pytest.mark.parametrize("cache", ["/dev/null", "c" * 300, "finetune.toml", "finetune.toml/below"])
 def test_a_cache_where_nothing_can_be_written_is_told(refused: Refused, command: str, cache: str) -> None:
     message = refused(command, "--runtime.cache", cache)

@@ -10,7 +10,8 @@ import pytest
 
 from ehrtrack.config import check_objective, load_config, parse_config
 from ehrtrack.errors import ConfigError
-from ehrtrack.recipes import finetune, pretrain
+from ehrtrack.recipes.finetune import finetune
+from ehrtrack.recipes.pretrain import pretrain
 
 OUTCOMES = r"there are: classification, competing-risks, survival$"
 RECORDS = r"there are: contrastive, mixed, mlm, next-visit, time-to-event$"
@@ -45,10 +46,15 @@ def test_the_kind_says_which_objective_is_the_default(file: Path) -> None:
             ("search.parameters", '{"objective.name" = {choices = ["survival", "mlm"]}}'),
             "a choice of search.parameters",
         ),
-        (("frontier", '{parameter = "objective.name", values = ["survival", "mlm"]}'), "a value of frontier.parameter"),
+        (
+            ("sensitivity", '{parameter = "objective.name", values = ["survival", "mlm"]}'),
+            "a value of sensitivity.parameter",
+        ),
     ],
 )
-def test_a_search_or_a_frontier_stays_within_the_kind(file: Path, override: tuple[str, str], key: str) -> None:
+def test_a_search_or_a_sensitivity_analysis_stays_within_the_kind(
+    file: Path, override: tuple[str, str], key: str
+) -> None:
     with pytest.raises(ConfigError, match=rf"^{key}.*objective\.name.* is 'mlm', and needed .*; {OUTCOMES}"):
         load_config(file, [override], kind="outcome")
 
@@ -62,7 +68,7 @@ def test_recipes_as_functions_refuse_it_before_they_read_anything() -> None:
 
 
 def test_every_command_of_an_outcome_refuses_it_before_it_imports_torch(file: Path) -> None:
-    recipes = ["finetune", "baseline", "sweep", "frontier", "canary", "compare", "advise"]
+    recipes = ["finetune", "baseline", "sweep", "sensitivity", "negative-controls", "compare", "advise"]
     program = f"""
 import sys
 from ehrtrack.cli import main

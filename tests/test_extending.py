@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import architecture
@@ -37,20 +38,23 @@ def test_an_example_touches_as_few_files_as_is_said(patch: Path) -> None:
     assert sum(name.startswith("ehrtrack/") for name in touched(patch)) == N_FILES[patch.stem]
 
 
-@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
-def test_an_example_applies_to_the_package_and_passes_its_tests(patch: Path, tmp_path: Path) -> None:
+def test_each_example_applies_to_the_package_and_all_pass_their_tests(tmp_path: Path) -> None:
+    """Each by itself; the tests of all in one copy and one process."""
     without = shutil.ignore_patterns("__pycache__")
     for name in ("ehrtrack", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=without)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     here = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}  # a repository above would hide the copy
-    subprocess.run(["git", "apply", str(patch)], cwd=tmp_path, env=here, check=True)
-    tests = [name for name in touched(patch) if name.startswith("tests/")]
-    assert tests, f"{patch.name} brings no test of its own"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]  # -m: the copy is imported
-    run = subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, check=False)
+    for patch in PATCHES:
+        subprocess.run(["git", "apply", "--check", str(patch)], cwd=tmp_path, env=here, check=True)
+    subprocess.run(["git", "apply", *map(str, PATCHES)], cwd=tmp_path, env=here, check=True)
+    tests = {patch.stem: [name for name in touched(patch) if name.startswith("tests/")] for patch in PATCHES}
+    assert all(tests.values()), f"an example brings no test of its own: {tests}"
+    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", *chain(*tests.values())]
+    run = subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, check=False)  # -m: the copy
     assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    for names in tests.values():
+        assert all(f"PASSED {name}::" in run.stdout for name in names)
 
 
 def test_the_page_of_the_architecture_says_what_additions_touch() -> None:

@@ -31,6 +31,7 @@ FACTS = {
     "strategy": "frozen_tensor or trainable_tensor or merged or why_not",
 }
 """Which contract tests are run here; `make test` in a copy to which an example was applied runs them all."""
+N_PASSED = {"objective": 4, "baseline": 3, "source": 2, "strategy": 5}
 MOST_FILES = {"objective": 3, "baseline": 1, "source": 1, "strategy": 1}
 
 
@@ -52,17 +53,21 @@ def test_an_example_is_as_few_files_as_promised_and_all_are_new(example: str) ->
     assert not any((ROOT / name).exists() for name in touched)
 
 
-@pytest.mark.parametrize("example", list(NAMES))
-def test_the_contract_tests_accept_an_example(example: str, tmp_path: Path) -> None:
+def test_the_contract_tests_accept_the_examples(tmp_path: Path) -> None:
+    """All of them in one copy and one process: each is of new files alone, and so applies whatever else was applied."""
     for name in ("ehrtrack", "tests/contracts"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "tests/conftest.py", "tests/simulated.py"):
+    for name in ("pyproject.toml", "tests/conftest.py", "tests/simulated.py", "tests/undrawn.py"):
         shutil.copy(ROOT / name, tmp_path / name)
-    apply(example, tmp_path)
-    package = {"objective": "objectives", "strategy": "strategies"}.get(example, f"{example}s")
-    chosen = ["-k", f"{NAMES[example]} and ({FACTS[example]})", f"tests/contracts/test_{package}.py"]
-    done = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen], tmp_path, tmp_path)
+    for example in NAMES:
+        apply(example, tmp_path)
+    packages = [{"strategy": "strategies"}.get(example, f"{example}s") for example in NAMES]
+    chosen = " or ".join(f"{NAMES[example]} and ({facts})" for example, facts in FACTS.items())
+    words = ["-rA", "-k", chosen, *(f"tests/contracts/test_{package}.py" for package in packages)]
+    done = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words], tmp_path, tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    passed = [line for line in done.stdout.splitlines() if line.startswith("PASSED")]
+    assert {example: sum(f"[{name}" in line for line in passed) for example, name in NAMES.items()} == N_PASSED
 
 
 @pytest.fixture(scope="module")
@@ -88,37 +93,48 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def answers(outside: Path, program: str) -> str:
-    done = run([sys.executable, "-c", f"from ehrtrack import plugins\n{program}"], outside, outside, ROOT)
-    return done.stdout + done.stderr
-
-
-def test_a_package_outside_adds_choices_which_are_imported_only_when_asked_for(outside: Path) -> None:
-    said = answers(
-        outside,
-        "import sys\nprint('exponential' in plugins.names('baselines'), 'broken' in plugins.names('strategies'))\n"
-        "print('elsewhere' in sys.modules, plugins.settings('baselines', 'exponential')().penalties[0])\n"
-        "print('torch' in sys.modules, plugins.settings('strategies', 'lora')().rank)",
-    )
-    assert said.splitlines()[:2] == ["True True", "False 0.0001"]
-    assert said.splitlines()[2].endswith(" 8")
-
-
-@pytest.mark.parametrize(
-    ("package", "name", "message"),
-    [
-        ("strategies", "broken", "strategy 'broken' of the package elsewhere 1.2 cannot be imported from "
-                                 "elsewhere.broken:Broken: ModuleNotFoundError: No module named 'no_such_library'"),
-        ("baselines", "cox", "baseline 'cox' is there more than once: in EHRTrack itself and in "
-                             "elsewhere.regression:Exponential of the package elsewhere 1.2"),
-        ("baselines", "misnamed", "is no class with settings of that name; it needs Config = a subclass of"),
-    ],
+WRONG = (
+    ("strategies", "broken", "strategy 'broken' of the package elsewhere 1.2 cannot be imported from "
+                             "elsewhere.broken:Broken: ModuleNotFoundError: No module named 'no_such_library'"),
+    ("baselines", "cox", "baseline 'cox' is there more than once: in EHRTrack itself and in "
+                         "elsewhere.regression:Exponential of the package elsewhere 1.2"),
+    ("baselines", "misnamed", "is no class with settings of that name; it needs Config = a subclass of"),
 )  # fmt: skip
-def test_what_cannot_be_used_is_told_by_name(outside: Path, package: str, name: str, message: str) -> None:
-    assert message in answers(outside, f"plugins.settings({package!r}, {name!r})")
+PROGRAM = f"""
+import sys
+from ehrtrack import errors, plugins
+print('exponential' in plugins.names('baselines'), 'broken' in plugins.names('strategies'))
+print('elsewhere' in sys.modules, plugins.settings('baselines', 'exponential')().penalties[0])
+print('torch' in sys.modules, plugins.settings('strategies', 'lora')().rank)
+for package, name in {[wrong[:2] for wrong in WRONG]}:
+    try:
+        plugins.settings(package, name)
+    except errors.EhrtrackError as error:
+        print(' '.join(str(error).splitlines()))
+"""
 
 
-def test_a_baseline_and_a_source_from_outside_go_through_the_commands(outside: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def answers(outside: Path) -> list[str]:
+    """What a process says, line by line, in which that package is installed."""
+    done = run([sys.executable, "-c", PROGRAM], outside, outside, ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_package_outside_adds_choices_which_are_imported_only_when_asked_for(answers: list[str]) -> None:
+    assert answers[:2] == ["True True", "False 0.0001"]
+    assert answers[2].endswith(" 8")
+
+
+@pytest.mark.parametrize("number", range(len(WRONG)), ids=[f"{package}-{name}" for package, name, _ in WRONG])
+def test_what_cannot_be_used_is_told_by_name(answers: list[str], number: int) -> None:
+    assert len(answers) == 3 + len(WRONG)
+    assert WRONG[number][2] in answers[3 + number]
+
+
+def test_a_baseline_and_a_source_from_outside_go_through_the_commands(outside: Path, local_store: Path) -> None:
+    tmp_path = local_store
     raw = tmp_path / "raw"
     raw.mkdir()
     (raw / "patient_dimension.csv").write_text(

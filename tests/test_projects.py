@@ -20,7 +20,6 @@ from ehrtrack.recipes.sweep import sweep
 from ehrtrack.study.settings import StudySettings
 from ehrtrack.study_file import read_study_file
 from ehrtrack.tracking.client.queries import search_runs
-from ehrtrack.tracking.logger import TrackedRun
 from ehrtrack.validation import validate
 
 torch.set_num_threads(1)
@@ -29,7 +28,8 @@ torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning")
 
 PROJECTS = Path(__file__).parents[1] / "projects"
-STUDIES = sorted(folder.name for folder in PROJECTS.iterdir() if list(folder.glob("*.toml")))
+STUDIES = sorted(file.parent.name for file in PROJECTS.glob("*/compare.toml"))
+"""Those that are run by single commands; the others are a study's file and what it names."""
 RECIPES = ("pretrain", "finetune", "baseline", "sweep", "compare")
 
 
@@ -64,6 +64,11 @@ def test_a_configuration_loads_and_is_of_its_study(study: str, recipe: str) -> N
         assert config.data.model_copy(update=elsewhere) == pretraining
 
 
+def config_named(folder: Path, settings: StudySettings) -> RunConfig:
+    assert settings.baseline is not None
+    return load_config(folder / settings.baseline, kind="outcome")
+
+
 @pytest.mark.parametrize("file", sorted(PROJECTS.glob("*/study.toml")), ids=lambda file: file.parent.name)
 def test_a_study_file_asks_a_question_of_configurations_that_lie_beside_it(file: Path) -> None:
     settings = validate(StudySettings, read_study_file(file))
@@ -71,6 +76,10 @@ def test_a_study_file_asks_a_question_of_configurations_that_lie_beside_it(file:
     named = [settings.finetune, settings.baseline, *settings.pretrain.values()]
     assert [name for name in named if name is not None and not (file.parent / name).is_file()] == []
     assert settings.question.endswith("?")
+    assert (file.parent / "README.md").is_file()
+    for name, kind in ((settings.finetune, "outcome"), *((of, "pretraining") for of in settings.pretrain.values())):
+        if name is not None:
+            assert load_config(file.parent / name, kind=kind).study == config_named(file.parent, settings).study
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +97,8 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_recipe_of_a_study_takes_a_step(
-    study: str, simulated: tuple[Path, Path], local_store: Path, monkeypatch: pytest.MonkeyPatch
+    study: str, simulated: tuple[Path, Path], local_store: Path, undrawn_figures: None
 ) -> None:
-    monkeypatch.setattr(TrackedRun, "log_figure", lambda *_: None)  # drawing would take half of the time
     data, labels = simulated
     small = [
         ("data.path", str(data)),

@@ -20,7 +20,8 @@ from ehrtrack.arrays import Bools, Floats
 from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.objectives import survival
 from ehrtrack.objectives.base import TrainingFacts
-from ehrtrack.survival.curves import interpolate_survival, survival_curve
+from ehrtrack.survival.curves import survival_curve
+from ehrtrack.survival.interpolation import interpolate_survival
 from ehrtrack.survival.losses import negative_log_likelihood, survival_loss
 from ehrtrack.survival.time_grid import TimeGrid
 

@@ -1,17 +1,20 @@
-"""What linear models on counts of codes share: which columns they use, and on which scale."""
+"""What linear models on counts of codes share: which columns they use, on which scale, and how they are kept."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 import polars as pl
-from pydantic import ConfigDict
+from pydantic import ConfigDict, TypeAdapter
 
 from ehrtrack.arrays import Bools, Floats
-from ehrtrack.baselines.base import Tabular, matrix, used_columns
+from ehrtrack.baselines.base import Tabular, matrix, names_of, used_columns, with_ages
 from ehrtrack.baselines.settings import CoxConfig
+from ehrtrack.errors import CheckpointError
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -70,23 +73,80 @@ def standardise(train: Tabular, config: CoxConfig) -> tuple[Columns, Floats]:
     return columns, (x - columns.mean) / columns.scale
 
 
-def weighted_sum(features: Sequence[Feature], table: pl.DataFrame) -> Floats:
-    """(B,) z beta.
+@dataclass(frozen=True, kw_only=True)
+class LinearModel:
+    """A fitted linear model. Only features with a non-zero coefficient are kept, and needed for predicting.
 
-    Raises
-    ------
-    DataError
-        If a column that the model uses is missing, or a value is.
+    Attributes
+    ----------
+    features : the columns used
+    penalty, l1_ratio : the penalty chosen
+    n_features : columns that took part in the fit
+    n_candidates : penalties that were tried
+    mean_age : in years, what stands for an age that is unknown; None where every age has to be known
     """
-    if not features:
-        return np.zeros(table.height)
-    z = _standardised(
-        matrix(table, [feature.name for feature in features]),
-        is_count=np.array([feature.is_count for feature in features]),
-        mean=np.array([feature.mean for feature in features]),
-        scale=np.array([feature.scale for feature in features]),
-    )
-    return np.asarray(z @ np.array([feature.beta for feature in features]), dtype=np.float64)
+
+    __pydantic_config__ = STRICT
+    what: ClassVar[str]
+
+    features: tuple[Feature, ...]
+    penalty: float
+    l1_ratio: float
+    n_features: int
+    n_candidates: int
+    mean_age: float | None = None
+
+    def __post_init__(self) -> None:
+        names_of([feature.name for feature in self.features])
+
+    def linear_predictor(self, features: pl.DataFrame) -> Floats:
+        """(B,) z beta, 0 for a subject with the training means.
+
+        Raises
+        ------
+        DataError
+            If a column that the model uses is missing, or a value is.
+        """
+        table = with_ages(features, self.mean_age)
+        if not self.features:
+            return np.zeros(table.height)
+        z = _standardised(
+            matrix(table, [feature.name for feature in self.features]),
+            is_count=np.array([feature.is_count for feature in self.features]),
+            mean=np.array([feature.mean for feature in self.features]),
+            scale=np.array([feature.scale for feature in self.features]),
+        )
+        return np.asarray(z @ np.array([feature.beta for feature in self.features]), dtype=np.float64)
+
+    def describe(self) -> dict[str, float | int | str]:
+        """Facts to log."""
+        return {
+            "n_features": self.n_features,
+            "n_parameters": len(self.features),
+            "penalty": self.penalty,
+            "l1_ratio": self.l1_ratio,
+            "n_candidates": self.n_candidates,
+        }
+
+    def to_json(self) -> str:
+        """The model as JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The model back from `to_json`.
+
+        Raises
+        ------
+        CheckpointError
+            If the text is not such a model.
+        """
+        try:
+            return TypeAdapter(cls).validate_json(text)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{text[:60]!r} is not {cls.what} ({error!r}); give what {cls.__name__}.to_json wrote"
+            ) from error
 
 
 def _take_log(x: Floats, is_count: Bools) -> None:

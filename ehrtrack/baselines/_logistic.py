@@ -9,63 +9,49 @@ kept. It stands in the place of `cox` where labels are classes, with the same se
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
-from pydantic import TypeAdapter
 from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from ehrtrack.arrays import Floats
 from ehrtrack.baselines._classes import ClassModel
-from ehrtrack.baselines._linear import STRICT, Feature, standardise, weighted_sum
+from ehrtrack.baselines._linear import LinearModel, standardise
 from ehrtrack.baselines.base import (
     Baseline,
     Tabular,
     TokenHistories,
     check_events,
-    names_of,
     read_counts,
-    with_ages,
     with_ages_filled,
 )
 from ehrtrack.baselines.settings import CoxConfig
-from ehrtrack.errors import CheckpointError, ConfigError
+from ehrtrack.errors import ConfigError
 from ehrtrack.survival.classes import Classes, auroc
 
 MAX_STEPS = 2_000
 """Passes over the training subjects for one penalty."""
 
 
-@dataclass(frozen=True)
-class LogisticModel(ClassModel[pl.DataFrame]):
-    """A fitted logistic regression. Only features with a non-zero coefficient are kept, and needed for predicting.
+@dataclass(frozen=True, kw_only=True)
+class LogisticModel(LinearModel, ClassModel[pl.DataFrame]):
+    """A fitted logistic regression.
 
     Attributes
     ----------
     intercept : log odds at the training means
-    penalty, l1_ratio : the penalty chosen
-    n_features : columns that took part in the fit
-    n_candidates : penalties that were tried
     validation_auroc : by which the penalty was chosen
-    mean_age : in years, what stands for an age that is unknown; None where every age has to be known
     """
 
-    __pydantic_config__ = STRICT
+    what = "a logistic regression"
 
-    features: tuple[Feature, ...]
     intercept: float
-    penalty: float
-    l1_ratio: float
-    n_features: int
-    n_candidates: int
     validation_auroc: float
-    mean_age: float | None = None
 
     def probability(self, features: pl.DataFrame) -> Floats:
         """(B,) of the class.
@@ -75,42 +61,12 @@ class LogisticModel(ClassModel[pl.DataFrame]):
         DataError
             If a column that the model uses is missing, or a value is.
         """
-        return np.asarray(
-            expit(self.intercept + weighted_sum(self.features, with_ages(features, self.mean_age))), dtype=np.float64
-        )
+        return np.asarray(expit(self.intercept + self.linear_predictor(features)), dtype=np.float64)
 
     def describe(self) -> dict[str, float | int | str]:
         """Facts to log; the intercept is a parameter."""
-        return {
-            "n_features": self.n_features,
-            "n_parameters": len(self.features) + 1,
-            "penalty": self.penalty,
-            "l1_ratio": self.l1_ratio,
-            "validation_auroc": self.validation_auroc,
-            "n_candidates": self.n_candidates,
-        }
-
-    def to_json(self) -> str:
-        """The model as JSON text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> LogisticModel:
-        """The model back from `to_json`.
-
-        Raises
-        ------
-        CheckpointError
-            If the text is not a logistic regression.
-        """
-        try:
-            model: LogisticModel = TypeAdapter(cls).validate_json(text)
-            names_of([feature.name for feature in model.features])
-            return model
-        except ValueError as error:
-            raise CheckpointError(
-                f"{text[:60]!r} is not a logistic regression ({error!r}); give what LogisticModel.to_json wrote"
-            ) from error
+        facts = super().describe() | {"validation_auroc": self.validation_auroc}
+        return facts | {"n_parameters": len(self.features) + 1}
 
 
 class Logistic(Baseline[pl.DataFrame]):

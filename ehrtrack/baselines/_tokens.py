@@ -26,7 +26,7 @@ from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.classification import Classification
 from ehrtrack.objectives.settings import ClassificationConfig, SurvivalConfig
 from ehrtrack.objectives.survival import Survival, predict
-from ehrtrack.survival.curves import interpolate_survival
+from ehrtrack.survival.interpolation import interpolate_survival
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.training.checkpoint import check_tensors
 from ehrtrack.training.memory import CPU_BATCH_TOKENS

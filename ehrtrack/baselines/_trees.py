@@ -1,21 +1,27 @@
-"""Decision trees as flat arrays: kept as JSON, read by numpy, so that no model is ever unpickled."""
+"""Decision trees as flat arrays, and what models of trees share: they are kept as JSON and never unpickled."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from ehrtrack.arrays import Bools, Floats, Ints
-from ehrtrack.baselines.base import Tabular, used_columns
+from ehrtrack.baselines.base import Tabular, matrix, names_of, used_columns, with_ages
 from ehrtrack.baselines.settings import TreeSettings
+from ehrtrack.errors import CheckpointError
+from ehrtrack.files import BROKEN, parse_json
 from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid
 
 LARGEST = float(np.finfo(np.float64).max)
 """A threshold that parts missing from present: infinity, which JSON does not have, and which no feature reaches."""
+ROWS_AT_ONCE = 20_000
+"""Subjects whose features are in memory together when predicting."""
 
 
 def columns_and_grid(config: TreeSettings, train: Tabular) -> tuple[list[str], TimeGrid]:
@@ -158,3 +164,69 @@ def join(trees: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Trees:
         right=np.where(is_inner, column("right", np.int64) + shift, 0),
         value=column("value", np.float64),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeModel:
+    """A fitted model of trees.
+
+    Attributes
+    ----------
+    columns : the columns that the trees ask for
+    facts : what `describe` says beside the size
+    mean_age : in years, what stands for an age that is unknown; None where every age has to be known
+    """
+
+    what: ClassVar[str]
+
+    columns: tuple[str, ...]
+    trees: Trees
+    facts: dict[str, float | int | str]
+    mean_age: float | None = None
+
+    def mean_of_leaves(self, features: pl.DataFrame) -> Floats:
+        """(B, ...) the mean over the trees of what their leaves say."""
+        found = [self._mean(features[first : first + ROWS_AT_ONCE]) for first in range(0, len(features), ROWS_AT_ONCE)]
+        return np.concatenate(found) if found else np.zeros((0, *self.trees.value.shape[1:]))
+
+    def _mean(self, features: pl.DataFrame) -> Floats:
+        # The libraries of forests compare in single precision.
+        x = matrix(with_ages(features, self.mean_age), self.columns).astype(np.float32).astype(np.float64)
+        total = np.zeros((len(x), *self.trees.value.shape[1:]))
+        for leaf in self.trees.leaves(x):
+            total += self.trees.value[leaf]
+        return total / len(self.trees.roots)
+
+    def to_json(self) -> str:
+        """The model as JSON text."""
+        fields = {**self.own_fields(), "columns": self.columns, "facts": self.facts, "trees": self.trees.to_json()}
+        return json.dumps(fields if self.mean_age is None else fields | {"mean_age": self.mean_age})
+
+    def own_fields(self) -> dict[str, Any]:
+        """What the model keeps beside its trees, as JSON has it."""
+        return {}
+
+    @classmethod
+    def read_own(cls, fields: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+        """The trees, and what `own_fields` wrote."""
+        return {"trees": Trees.from_json(fields["trees"], n_columns=len(columns))}
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The model back from `to_json`.
+
+        Raises
+        ------
+        CheckpointError
+            If the text is not such a model.
+        """
+        try:
+            fields = parse_json(text)
+            columns = names_of(fields["columns"])
+            mean_age = None if fields.get("mean_age") is None else float(fields["mean_age"])
+            own = cls.read_own(fields, columns)
+            return cls(columns=columns, facts=dict(fields["facts"]), mean_age=mean_age, **own)
+        except BROKEN as error:
+            raise CheckpointError(
+                f"{text[:60]!r} is not {cls.what} ({error!r}); give what {cls.__name__}.to_json wrote"
+            ) from error

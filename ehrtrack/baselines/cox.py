@@ -9,73 +9,53 @@ C-index, and h_0 is Breslow's.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import TypeAdapter
 from sksurv.linear_model import CoxnetSurvivalAnalysis
 from sksurv.linear_model.coxph import BreslowEstimator
 from sksurv.util import Surv
 
 from ehrtrack.arrays import Floats
-from ehrtrack.baselines._linear import STRICT, Feature, standardise, weighted_sum
+from ehrtrack.baselines._linear import LinearModel, standardise
 from ehrtrack.baselines._logistic import Logistic
 from ehrtrack.baselines.base import (
     Baseline,
     Tabular,
     TokenHistories,
     check_events,
-    names_of,
     read_counts,
-    with_ages,
     with_ages_filled,
 )
 from ehrtrack.baselines.settings import CoxConfig
-from ehrtrack.errors import CheckpointError, ConfigError
+from ehrtrack.errors import ConfigError
 from ehrtrack.survival.metrics import c_index
 
 
-@dataclass(frozen=True)
-class CoxModel:
-    """A fitted Cox model. Only features with a non-zero coefficient are kept, and needed for predicting.
+@dataclass(frozen=True, kw_only=True)
+class CoxModel(LinearModel):
+    """A fitted Cox model; the linear predictor is the log hazard ratio against a subject with the training means.
 
     Attributes
     ----------
-    features : the columns used
     baseline_days, baseline_cumulative_hazard : steps of Breslow's H_0
-    penalty, l1_ratio : the penalty chosen
-    n_features : columns that took part in the fit
-    n_candidates : penalties that were tried
     validation_c_index : the C-index by which the penalty was chosen
-    mean_age : in years, what stands for an age that is unknown; None where every age has to be known
     """
 
-    __pydantic_config__ = STRICT
+    what = "a Cox model"
 
-    features: tuple[Feature, ...]
     baseline_days: tuple[float, ...]
     baseline_cumulative_hazard: tuple[float, ...]
-    penalty: float
-    l1_ratio: float
-    n_features: int
-    n_candidates: int
     validation_c_index: float
-    mean_age: float | None = None
 
-    def linear_predictor(self, features: pl.DataFrame) -> Floats:
-        """(B,) z beta, the log hazard ratio against a subject with the training means.
-
-        Raises
-        ------
-        DataError
-            If a column that the model uses is missing, or a value is.
-        """
-        return weighted_sum(self.features, with_ages(features, self.mean_age))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.baseline_days) != len(self.baseline_cumulative_hazard):
+            raise ValueError("days and hazards of the baseline are not as many")
 
     def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> Floats:
         """(B, M) S(t | x) = exp(-H_0(t) exp(z beta)) at `times` (M,) in days.
@@ -93,38 +73,7 @@ class CoxModel:
 
     def describe(self) -> dict[str, float | int | str]:
         """Facts to log."""
-        return {
-            "n_features": self.n_features,
-            "n_parameters": len(self.features),
-            "penalty": self.penalty,
-            "l1_ratio": self.l1_ratio,
-            "validation_c_index": self.validation_c_index,
-            "n_candidates": self.n_candidates,
-        }
-
-    def to_json(self) -> str:
-        """The model as JSON text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> CoxModel:
-        """The model back from `to_json`.
-
-        Raises
-        ------
-        CheckpointError
-            If the text is not a Cox model.
-        """
-        try:
-            model: CoxModel = TypeAdapter(cls).validate_json(text)
-            names_of([feature.name for feature in model.features])
-            if len(model.baseline_days) != len(model.baseline_cumulative_hazard):
-                raise ValueError("days and hazards of the baseline are not as many")
-            return model
-        except ValueError as error:
-            raise CheckpointError(
-                f"{text[:60]!r} is not a Cox model ({error!r}); needed is what CoxModel.to_json wrote"
-            ) from error
+        return super().describe() | {"validation_c_index": self.validation_c_index}
 
 
 class Cox(Baseline[pl.DataFrame]):
@@ -215,7 +164,3 @@ def _penalty_path(config: CoxConfig, z: Floats, train: Tabular) -> tuple[Floats,
                     f"the Cox model diverges at every penalty tried ({error}); raise baseline.penalties or "
                     "baseline.min_penalty_ratio"
                 ) from error
-
-
-from_json = CoxModel.from_json
-"""Reads what `CoxModel.to_json` wrote; every baseline module has it beside `Config` and `fit`."""

@@ -11,7 +11,7 @@ subjects' loss no longer falls.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from scipy.special import expit
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from ehrtrack.arrays import Bools, Floats
-from ehrtrack.baselines._trees import Trees, columns_and_grid, join
+from ehrtrack.baselines._trees import ROWS_AT_ONCE, TreeModel, Trees, columns_and_grid, join
 from ehrtrack.baselines.base import (
     Baseline,
     Setting,
@@ -30,7 +30,6 @@ from ehrtrack.baselines.base import (
     TokenHistories,
     check_events,
     matrix,
-    names_of,
     read_counts,
     read_timing,
     seen_within,
@@ -39,36 +38,26 @@ from ehrtrack.baselines.base import (
     with_ages_filled,
 )
 from ehrtrack.baselines.settings import GradientBoostingConfig
-from ehrtrack.errors import CheckpointError
-from ehrtrack.files import BROKEN, parse_json
-from ehrtrack.survival.curves import interpolate_survival
+from ehrtrack.survival.interpolation import interpolate_survival
 from ehrtrack.survival.time_grid import TimeGrid
-
-ROWS_AT_ONCE = 20_000
-"""Subjects whose person-periods are in memory together when predicting."""
 
 PATIENCE_TREES = 15
 """Trees without a better validation loss after which no more are added."""
 
 
-@dataclass(frozen=True)
-class BoostingModel:
-    """Fitted trees.
+@dataclass(frozen=True, kw_only=True)
+class BoostingModel(TreeModel):
+    """Fitted trees; after the columns that they ask for comes the number of the interval.
 
     Attributes
     ----------
-    columns : the columns that the trees ask for; after them comes the number of the interval
     start : F before the first tree
-    facts : what `describe` says beside the size
-    mean_age : in years, what stands for an age that is unknown; None where every age has to be known
     """
 
+    what = "a gradient boosting model"
+
     grid: TimeGrid
-    columns: tuple[str, ...]
-    trees: Trees
     start: float
-    facts: dict[str, float | int | str]
-    mean_age: float | None = None
 
     def hazard(self, features: pl.DataFrame) -> Floats:
         """(B, K) probability of the event in each interval, given that it was entered."""
@@ -98,35 +87,13 @@ class BoostingModel:
         """Facts to log; parameters are the leaves' values."""
         return {"n_parameters": self.trees.n_leaves, "n_trees": len(self.trees.roots), **self.facts}
 
-    def to_json(self) -> str:
-        """The model as JSON text."""
-        fields = {"grid": self.grid.to_json(), "columns": self.columns, "start": self.start, "facts": self.facts}
-        fields |= {} if self.mean_age is None else {"mean_age": self.mean_age}
-        return json.dumps(fields | {"trees": self.trees.to_json()})
+    def own_fields(self) -> dict[str, Any]:
+        return {"grid": self.grid.to_json(), "start": self.start}
 
     @classmethod
-    def from_json(cls, text: str) -> BoostingModel:
-        """The model back from `to_json`.
-
-        Raises
-        ------
-        CheckpointError
-            If the text is not such a model.
-        """
-        try:
-            fields = parse_json(text)
-            return cls(
-                grid=TimeGrid.from_json(fields["grid"]),
-                columns=(columns := names_of(fields["columns"])),
-                trees=Trees.from_json(fields["trees"], n_columns=len(columns) + 1),
-                start=float(fields["start"]),
-                facts=dict(fields["facts"]),
-                mean_age=None if fields.get("mean_age") is None else float(fields["mean_age"]),
-            )
-        except BROKEN as error:
-            raise CheckpointError(
-                f"{text[:60]!r} is not a gradient boosting model ({error!r}); give what BoostingModel.to_json wrote"
-            ) from error
+    def read_own(cls, fields: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+        trees = Trees.from_json(fields["trees"], n_columns=len(columns) + 1)
+        return {"grid": TimeGrid.from_json(fields["grid"]), "start": float(fields["start"]), "trees": trees}
 
 
 class GradientBoosting(Baseline[pl.DataFrame]):
@@ -173,12 +140,7 @@ class GradientBoosting(Baseline[pl.DataFrame]):
             "max_features": self.config.feature_shares,
         }
         best = tune(self.config, space, fit_one, validation)
-        best.model.facts.update(
-            {
-                "n_features": len(columns),
-                **best.facts(),
-            }
-        )
+        best.model.facts.update({"n_features": len(columns), **best.facts()})
         return best.model
 
     @classmethod

@@ -1,5 +1,7 @@
 """Random survival forest (Ishwaran et al. 2008, Ann Appl Stat 2:841-860; scikit-survival's) on counts of codes.
 
+Where labels are classes, a random forest of classification trees stands in its place, with the same settings.
+
 A leaf of scikit-survival's trees keeps a curve with a step for each distinct follow-up time, and a split compares
 curves step by step: on days, 3,000 subjects and 100 trees are hundreds of MB. Here times are numbers of intervals of
 the time grid, and a tree sees `max_rows` subjects at most, which bounds both, whatever the cohort's size.
@@ -7,68 +9,49 @@ the time grid, and a tree sees `max_rows` subjects at most, which bounds both, w
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from sklearn.ensemble import RandomForestClassifier
 from sksurv.ensemble import RandomSurvivalForest
 from sksurv.util import Surv
 
-from ehrtrack.arrays import Float32s, Floats
-from ehrtrack.baselines._class_forest import ClassForest
-from ehrtrack.baselines._trees import Trees, columns_and_grid, join
+from ehrtrack.arrays import Bools, Float32s, Floats
+from ehrtrack.baselines._classes import ClassModel
+from ehrtrack.baselines._trees import TreeModel, Trees, columns_and_grid, join, used_by_trees
 from ehrtrack.baselines.base import (
     Baseline,
+    FittedBaseline,
     Setting,
     Tabular,
     TokenHistories,
     check_events,
     matrix,
-    names_of,
     read_counts,
     tune,
-    with_ages,
     with_ages_filled,
 )
 from ehrtrack.baselines.settings import RandomSurvivalForestConfig
-from ehrtrack.errors import CheckpointError
-from ehrtrack.files import BROKEN, parse_json
-from ehrtrack.survival.curves import interpolate_survival
+from ehrtrack.survival.interpolation import interpolate_survival
 from ehrtrack.survival.time_grid import TimeGrid
 
-ROWS_AT_ONCE = 20_000
-"""Subjects whose features are in memory together when predicting."""
 
+@dataclass(frozen=True, kw_only=True)
+class ForestModel(TreeModel):
+    """A fitted forest; a leaf's value is its Kaplan-Meier curve at the K + 1 edges of the grid."""
 
-@dataclass(frozen=True)
-class ForestModel:
-    """A fitted forest; a leaf's value is its Kaplan-Meier curve at the K + 1 edges of the grid.
-
-    `mean_age`, in years, stands for an age that is unknown; it is None where every age has to be known.
-    """
+    what = "a random survival forest"
 
     grid: TimeGrid
-    columns: tuple[str, ...]
-    trees: Trees
-    facts: dict[str, float | int | str]
-    mean_age: float | None = None
 
     def survival(self, features: pl.DataFrame, times: npt.ArrayLike) -> Floats:
         """(B, M) the mean of the trees' curves, by straight lines between the edges, and constant after the last."""
         days = np.minimum(np.atleast_1d(np.asarray(times, dtype=np.float64)), self.grid.horizon_days)
-        parts = [self._curve(features[i : i + ROWS_AT_ONCE]) for i in range(0, len(features), ROWS_AT_ONCE)]
-        curve = np.concatenate(parts) if parts else np.zeros((0, self.grid.n_intervals + 1))
-        return interpolate_survival(curve, self.grid, days)
-
-    def _curve(self, features: pl.DataFrame) -> Floats:
-        # The library compares in single precision.
-        x = matrix(with_ages(features, self.mean_age), self.columns).astype(np.float32).astype(np.float64)
-        total = np.zeros((len(x), self.grid.n_intervals + 1))
-        for leaf in self.trees.leaves(x):
-            total += self.trees.value[leaf]
-        return total / len(self.trees.roots)
+        return interpolate_survival(self.mean_of_leaves(features), self.grid, days)
 
     def risk(self, features: pl.DataFrame, horizon_days: float) -> Floats:
         """(B,) probability of an event up to the horizon."""
@@ -79,36 +62,32 @@ class ForestModel:
         n_leaves = self.trees.n_leaves
         return {"n_parameters": n_leaves * self.grid.n_intervals, "n_leaves": n_leaves, **self.facts}
 
-    def to_json(self) -> str:
-        """The model as JSON text."""
-        fields: dict[str, object] = {"grid": self.grid.to_json(), "columns": self.columns, "facts": self.facts}
-        fields |= {} if self.mean_age is None else {"mean_age": self.mean_age}
-        return json.dumps(fields | {"trees": self.trees.to_json()})
+    def own_fields(self) -> dict[str, Any]:
+        return {"grid": self.grid.to_json()}
 
     @classmethod
-    def from_json(cls, text: str) -> ForestModel:
-        """The model back from `to_json`.
+    def read_own(cls, fields: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+        grid = TimeGrid.from_json(fields["grid"])
+        trees = Trees.from_json(fields["trees"], n_columns=len(columns), n_values=grid.n_intervals + 1)
+        return {"grid": grid, "trees": trees}
 
-        Raises
-        ------
-        CheckpointError
-            If the text is not such a model.
-        """
-        try:
-            fields = parse_json(text)
-            grid = TimeGrid.from_json(fields["grid"])
-            columns = names_of(fields["columns"])
-            return cls(
-                grid=grid,
-                columns=columns,
-                trees=Trees.from_json(fields["trees"], n_columns=len(columns), n_values=grid.n_intervals + 1),
-                facts=dict(fields["facts"]),
-                mean_age=None if fields.get("mean_age") is None else float(fields["mean_age"]),
-            )
-        except BROKEN as error:
-            raise CheckpointError(
-                f"{text[:60]!r} is not a random survival forest ({error!r}); give what ForestModel.to_json wrote"
-            ) from error
+
+@dataclass(frozen=True, kw_only=True)
+class ClassForestModel(TreeModel, ClassModel[pl.DataFrame]):
+    """A fitted forest of classification trees; a leaf's value is the share of the class in it."""
+
+    what = "a random forest of classes"
+
+    def probability(self, features: pl.DataFrame) -> Floats:
+        """(B,) the mean of the trees' shares."""
+        return self.mean_of_leaves(features)
+
+    def describe(self) -> dict[str, float | int | str]:
+        """Facts to log; parameters are the leaves' values."""
+        return {"n_parameters": self.trees.n_leaves, "n_leaves": self.trees.n_leaves, **self.facts}
+
+
+AnyForest = TypeVar("AnyForest", ForestModel, ClassForestModel)
 
 
 class Forest(Baseline[pl.DataFrame]):
@@ -120,7 +99,7 @@ class Forest(Baseline[pl.DataFrame]):
     def read(self, histories: TokenHistories) -> pl.DataFrame:
         return read_counts(histories)
 
-    def fit(self, train: Tabular, validation: Tabular) -> ForestModel:
+    def fit(self, train: Tabular, validation: Tabular) -> FittedBaseline[pl.DataFrame]:
         """Fit on the training subjects; settings are chosen on the validation subjects.
 
         Raises
@@ -135,23 +114,23 @@ class Forest(Baseline[pl.DataFrame]):
         drawn_by = None if (weight == 1).all() else weight  # bootstrap samples drawn by weights of 1 are other samples
 
         def fit_one(setting: Setting) -> ForestModel:
-            library = RandomSurvivalForest(
-                n_estimators=self.config.n_trees,
-                max_samples=min(self.config.max_rows, round(weight.sum())),
-                random_state=self.config.seed,
-                **setting,
-            )
+            library = RandomSurvivalForest(**self._settings(round(weight.sum())), **setting)
             return replace(from_library(library.fit(x, y, drawn_by), columns, grid), mean_age=mean_age)
 
+        return self._best(fit_one, columns, validation)
+
+    def _settings(self, n_rows: int) -> dict[str, Any]:
+        """Those that are not tuned, as both libraries call them."""
+        return {
+            "n_estimators": self.config.n_trees,
+            "max_samples": min(self.config.max_rows, n_rows),
+            "random_state": self.config.seed,
+        }
+
+    def _best(self, fit_one: Callable[[Setting], AnyForest], columns: Sequence[str], validation: Tabular) -> AnyForest:
         space = {"min_samples_leaf": self.config.min_rows, "max_features": self.config.feature_shares}
         best = tune(self.config, space, fit_one, validation)
-        best.model.facts.update(
-            {
-                "n_features": len(columns),
-                "n_trees": self.config.n_trees,
-                **best.facts(),
-            }
-        )
+        best.model.facts.update({"n_features": len(columns), "n_trees": self.config.n_trees, **best.facts()})
         return best.model
 
     @classmethod
@@ -160,8 +139,39 @@ class Forest(Baseline[pl.DataFrame]):
         return ClassForest
 
     @classmethod
-    def from_json(cls, text: str) -> ForestModel:
+    def from_json(cls, text: str) -> FittedBaseline[pl.DataFrame]:
         return ForestModel.from_json(text)
+
+
+class ClassForest(Forest):
+    """A random forest of classification trees (Breiman 2001, Mach Learn 45:5-32; scikit-learn's) on counts of codes."""
+
+    title = "random-forest"
+
+    def fit(self, train: Tabular, validation: Tabular) -> ClassForestModel:
+        """Fit on the training subjects; settings are chosen by AUROC on the validation subjects.
+
+        Raises
+        ------
+        DataError
+            If a class is missing, there is no usable feature, or a value is missing.
+        """
+        check_events(train)
+        train, validation, mean_age = with_ages_filled(train, validation)
+        columns = used_by_trees(self.config, train)
+        x = matrix(train.features, columns).astype(np.float32)
+
+        def fit_one(setting: Setting) -> ClassForestModel:
+            library = RandomForestClassifier(**self._settings(len(x)), **setting).fit(x, train.is_event)
+            of_class = list(library.classes_).index(True)
+            trees, kept = _trees_of(library.estimators_, columns, lambda tree: tree.value[:, 0, of_class])
+            return ClassForestModel(columns=kept, trees=trees, facts={}, mean_age=mean_age)
+
+        return self._best(fit_one, columns, validation)
+
+    @classmethod
+    def from_json(cls, text: str) -> ClassForestModel:
+        return ClassForestModel.from_json(text)
 
 
 def _on_grid(subjects: Tabular, columns: list[str], grid: TimeGrid) -> tuple[Float32s, npt.NDArray[np.void], Floats]:
@@ -181,15 +191,34 @@ def _on_grid(subjects: Tabular, columns: list[str], grid: TimeGrid) -> tuple[Flo
     return x, Surv.from_arrays(subjects.is_event[row[seen]], time[seen]), weight[seen]
 
 
-def from_library(library: RandomSurvivalForest, columns: list[str], grid: TimeGrid) -> ForestModel:
+def from_library(library: RandomSurvivalForest, columns: Sequence[str], grid: TimeGrid) -> ForestModel:
     """The forest's trees, over the columns that they ask for."""
     # The last step at or before each edge: intervals in which nobody left have none of their own.
     step = np.searchsorted(library.unique_times_, np.arange(grid.n_intervals + 1), side="right")
+
+    def curve(tree: Any) -> Floats:
+        # Six digits: half the size, and far finer than what a leaf of some subjects can tell.
+        return np.round(np.column_stack([np.ones(tree.node_count), tree.value[:, :, 1]])[:, step], 6)
+
+    trees, kept = _trees_of(library.estimators_, columns, curve)
+    return ForestModel(columns=kept, trees=trees, facts={}, grid=grid)
+
+
+def _trees_of(
+    estimators: Sequence[Any], columns: Sequence[str], value: Callable[[Any], Floats]
+) -> tuple[Trees, tuple[str, ...]]:
+    """The trees of a library's forest with the columns that they ask for.
+
+    Parameters
+    ----------
+    value : (n_nodes, ...) what each node of a tree would say as a leaf
+    """
     nodes = []
-    for estimator in library.estimators_:
+    for estimator in estimators:
         tree = estimator.tree_
-        is_leaf = tree.children_left < 0
-        curve = np.column_stack([np.ones(tree.node_count), tree.value[:, :, 1]])[:, step]
+        is_leaf: Bools = tree.children_left < 0
+        of_leaf = value(tree).copy()
+        of_leaf[~is_leaf] = 0.0
         nodes.append(
             {
                 "feature": np.where(is_leaf, -1, tree.feature),
@@ -197,10 +226,9 @@ def from_library(library: RandomSurvivalForest, columns: list[str], grid: TimeGr
                 "is_missing_left": np.zeros(tree.node_count, dtype=bool),
                 "left": tree.children_left,
                 "right": tree.children_right,
-                # Six digits: half the size, and far finer than what a leaf of some subjects can tell.
-                "value": np.where(is_leaf[:, None], np.round(curve, 6), 0.0),
+                "value": of_leaf,
             }
         )
     trees = join(nodes)
     kept = trees.used()
-    return ForestModel(grid, tuple(columns[j] for j in kept), trees.with_columns(kept), {})
+    return trees.with_columns(kept), tuple(columns[j] for j in kept)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ehrtrack import renamed
 from ehrtrack.errors import ConfigError, EhrtrackError, JoinRefused
 from ehrtrack.openmp import set_wait_policy
 from ehrtrack.signals import received, signals_end_the_command
@@ -42,7 +43,15 @@ class _NoTerminal(io.TextIOWrapper):
 
 
 class _Commands(click.Group):
-    """Commands that a signal ends: without a traceback, whatever the signal broke into."""
+    """Commands by their present and former names. A signal ends them without a traceback, whatever it broke into."""
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, *rest = args
+        if name in renamed.COMMANDS:
+            renamed.tell(f"`ehrtrack {name}`", f"`ehrtrack {renamed.COMMANDS[name]}`")
+        return super().resolve_command(context, [renamed.COMMANDS.get(name, name), *rest])
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -156,7 +165,7 @@ def recipe(kind: Kind) -> Callable[[Callable[[RunConfig], Any]], click.Command]:
 
         option = click.option("--config", required=True, type=click.Path(path_type=Path), help=CONFIG_HELP)
         return cli.command(
-            name=function.__name__.strip("_"),
+            name=function.__name__.strip("_").replace("_", "-"),
             help=f"{function.__doc__}\n\nAny setting can be overridden: --train.epochs 5 --strategy.rank 8.",
             context_settings=PASS_THROUGH,
         )(option(command))

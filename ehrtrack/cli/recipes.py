@@ -48,19 +48,19 @@ def _sweep(config: RunConfig) -> None:
 
 
 @recipe("outcome")
-def _frontier(config: RunConfig) -> None:
+def _sensitivity(config: RunConfig) -> None:
     """Fine-tune at several values of one setting, and show what each buys and costs."""
-    from ehrtrack.recipes.frontier import frontier
+    from ehrtrack.recipes.sensitivity import sensitivity
 
-    frontier(config)
+    sensitivity(config)
 
 
 @recipe("outcome")
-def _canary(config: RunConfig) -> None:
+def _negative_controls(config: RunConfig) -> None:
     """Look for leakage: train small twins of a fine-tuning run; exit code 2 if one is not as it has to be."""
-    from ehrtrack.recipes.canary import canary
+    from ehrtrack.recipes.negative_controls import negative_controls
 
-    canary(config)
+    negative_controls(config)
 
 
 @recipe("outcome")

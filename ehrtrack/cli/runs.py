@@ -35,14 +35,14 @@ def resume(context: click.Context, run_id: str | None, stale: bool, minutes: flo
     if run_id is not None:
         resume_run(run_id, overrides, is_forced=force)
     elif not resume_orphans(overrides, minutes=minutes):
-        click.echo("no run was taken up")
+        click.echo("no run was resumed")
 
 
 @cli.command()
 @click.option("--stale", is_flag=True, required=True, help="those that no process writes to, with what to do")
 @click.option("--minutes", default=10.0, show_default=True, help="time without a sign of life")
 @click.option(
-    "--close", is_flag=True, help="end those that cannot go on as KILLED; those that can are left as they are"
+    "--close", is_flag=True, help="end those that cannot be resumed as KILLED; the others are left as they are"
 )
 def runs(stale: bool, minutes: float, close: bool) -> None:
     """List runs of every kind whose process is gone; `ehrtrack resume --stale` resumes those that can be."""

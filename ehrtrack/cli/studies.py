@@ -37,7 +37,7 @@ def plan(context: click.Context, file: Path, measure: bool) -> None:
 @click.option("--key", help="of the task that a scheduler starts again  [default: the scheduler's]")
 @click.pass_context
 def run(context: click.Context, file: Path, key: str | None) -> None:
-    """Run all cells of a study that are not done, and gather the results; start it again to go on.
+    """Run all cells of a study that are not done, and gather the results; start it again to continue.
 
     Settings of the machine can be overridden: --runtime.device cuda --runtime.storage postgresql://...
     """

@@ -1,4 +1,4 @@
-"""Twins of a dataset for leakage canaries: the same subjects with another future, or with the outcome written down."""
+"""Twins of a dataset for negative controls: the same subjects with another future, or with the outcome written down."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import polars as pl
 
 from ehrtrack.data.events import EVENT_SCHEMA, MedsDataset, open_dataset
 
-FUTURE_CODE = "CANARY//FUTURE"
+FUTURE_CODE = "CONTROL//FUTURE"
 """Written after the index date of those with the outcome: it would give them away."""
-LEAK_CODE = "CANARY//LEAK"
+LEAK_CODE = "CONTROL//LEAK"
 N_LEAKS = 8
 """Codes that say when the outcome will come. One alone would leave the order of those with the outcome to chance."""
 

@@ -1,20 +1,100 @@
-"""The answer of a study in words: what wins, by how much and at what cost, and where the transformer does not win."""
+"""What is found of configurations: their differences, one table, and the answer in words.
+
+The answer says what wins, by how much and at what cost, and where the transformer does not win.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import polars as pl
+
 from ehrtrack.evaluation.benchmark import metric_of_choice
-from ehrtrack.evaluation.differences import decimal
+from ehrtrack.evaluation.differences import decimal, differences_over_repeats
 from ehrtrack.evaluation.metric_table import Entry
-from ehrtrack.evaluation.repeats import Configuration, Difference
-from ehrtrack.evaluation.study_table import study_table
+from ehrtrack.evaluation.pairs import AskedOf
+from ehrtrack.evaluation.repeats import Configuration, Difference, best_configurations_first
+from ehrtrack.evaluation.study_table import study_markdown, study_table
 from ehrtrack.runlog import TEST
+from ehrtrack.survival.bootstrap import N_RESAMPLES
 
 MAX_NAMED = 4
 """Configurations that a sentence lists by name; of more it says how many."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What may be said of some finished runs.
+
+    Attributes
+    ----------
+    configurations : the best by mean validation score first
+    differences : of each to the reference, and those that were asked about
+    table : a line a configuration, as `study_table.study_table`
+    answer : a short paragraph; empty where no run is finished
+    currency : in which costs are
+
+    Examples
+    --------
+    >>> from ehrtrack.evaluation.pairs import Questions
+    >>> findings([], {}, Questions({"baseline.name": "cox"})).markdown
+    'No run that can be compared is finished.'
+    """
+
+    configurations: tuple[Configuration, ...] = field(repr=False)
+    differences: tuple[Difference, ...] = field(repr=False)
+    table: pl.DataFrame = field(repr=False)
+    answer: str
+    currency: str
+
+    @property
+    def markdown(self) -> str:
+        """The answer and the table, for a page or a terminal."""
+        if not self.configurations:
+            return "No run that can be compared is finished."
+        return f"{self.answer}\n\n{study_markdown(self.table, currency=self.currency)}"
+
+
+def findings(
+    found: Sequence[Configuration],
+    predictions: Mapping[str, pl.DataFrame],
+    questions: AskedOf,
+    *,
+    n_resamples: int = 4 * N_RESAMPLES,
+    price_per_hour: float | None = None,
+    currency: str = "EUR",
+) -> Findings:
+    """Put finished runs together; the same runs give the same findings.
+
+    Parameters
+    ----------
+    found, predictions, questions, n_resamples : as `differences.differences_over_repeats` takes them
+    price_per_hour, currency : of the machine
+
+    Examples
+    --------
+    >>> from ehrtrack.evaluation.benchmark import RunRow
+    >>> from ehrtrack.evaluation.pairs import Questions
+    >>> from ehrtrack.evaluation.repeats import Repeat, configurations
+    >>> scores = {"gru": 0.71, "cox": 0.74}
+    >>> runs = [RunRow(name, "baseline", name, "c", metrics={"kept/c_index": c}) for name, c in scores.items()]
+    >>> repeats = [Repeat(run, {"baseline.name": run.model}, 0, 400, 100) for run in runs]
+    >>> found = findings(configurations(repeats), {}, Questions({"baseline.name": "cox"}))
+    >>> [of.label for of in found.configurations], [one.finding for one in found.differences]
+    (['cox', 'gru'], ['not tested'])
+    """
+    ordered = best_configurations_first(found)
+    differences = differences_over_repeats(ordered, predictions, questions, n_resamples=n_resamples) if ordered else []
+    return Findings(
+        configurations=tuple(ordered),
+        differences=tuple(differences),
+        table=study_table(ordered, differences, price_per_hour=price_per_hour),
+        answer=answer(differences, ordered, price_per_hour=price_per_hour, currency=currency) if ordered else "",
+        currency=currency,
+    )
 
 
 def answer(
@@ -56,10 +136,10 @@ def answer(
     of_choice = [one for one in differences if one.metric == metric.key]
     to_reference = [one for one in of_choice if not one.question]
     told = [_best_text(best, Entry(metric, TEST), currency)]
-    told += [f"{_capital(one.sentence)}." for one in to_reference if one.this == best["configuration"]]
+    told += [one.as_sentence for one in to_reference if one.this == best["configuration"]]
     told += _transformers_text(to_reference, found)
     for question, of_one in groupby((one for one in of_choice if one.question), key=lambda one: one.question):
-        told.append(f"{question} {' '.join(f'{_capital(one.sentence)}.' for one in of_one)}")
+        told.append(f"{question} {' '.join(one.as_sentence for one in of_one)}")
     return " ".join(told)
 
 
@@ -111,11 +191,6 @@ def _named(labels: Sequence[str]) -> str:
 
 def _listed(parts: Sequence[str], *, last: str = "and") -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}"
-
-
-def _capital(sentence: str) -> str:
-    """A name of a configuration stays as it is."""
-    return sentence.replace("no difference", "No difference", 1) if sentence.startswith("no difference") else sentence
 
 
 def _seconds(seconds: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import polars as pl
@@ -231,7 +231,7 @@ def benchmark_table(
     require_one_cohort(rows)
     lines = []
     for row in best_first(rows):
-        line: dict[str, Any] = asdict(row) | _scores(row)
+        line: dict[str, Any] = vars(row) | _scores(row)
         difference = (differences_to_reference or {}).get(row.run_id)
         if difference is not None:
             line["difference"] = difference.estimate

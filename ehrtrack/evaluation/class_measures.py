@@ -7,9 +7,9 @@ integrated score. Rows of one subject are drawn together in every interval.
 from __future__ import annotations
 
 import numpy as np
-import polars as pl
 
 from ehrtrack.errors import NotMeasurable
+from ehrtrack.evaluation.measures import measure_groups
 from ehrtrack.evaluation.metric_table import CLASSES
 from ehrtrack.evaluation.registry import measure
 from ehrtrack.evaluation.report import Found, Report, Values
@@ -27,12 +27,8 @@ from ehrtrack.survival.classes import (
     ratio_interval,
     smooth_calibration,
 )
-from ehrtrack.survival.decision import decision_curve
-from ehrtrack.survival.discrimination import precision_recall_table, roc_table, thinned
-from ehrtrack.survival.likelihood import likelihood_gain
+from ehrtrack.survival.discrimination import precision_recall_table, thinned
 from ehrtrack.survival.recalibration import fit_recalibration
-from ehrtrack.survival.resampling import Interval
-from ehrtrack.survival.subgroups import score_subgroups
 
 
 @measure("auroc", is_of_validation=True, tasks=CLASSES)
@@ -64,19 +60,6 @@ def _brier(split: Split, context: Context) -> Found:
     if trivial.sum() > 0:
         skill = {"brier_skill": ratio_interval(trivial - error, trivial, classes, **context.resampling)}
     return {"brier": score, **skill}
-
-
-@measure("log_likelihood_gain", is_of_validation=True, tasks=CLASSES)
-def _log_likelihood_gain(split: Split, context: Context) -> Found:
-    """Mean log-likelihood over that of the training subjects' prevalence, in nats a label."""
-    days, event = split.outcomes.follow_up_days, split.outcomes.is_event
-    gain = likelihood_gain(split.survival, split.population, split.grid, days, event, subject=split.outcomes.subject)
-    return {"log_likelihood_gain": gain}
-
-
-@measure("roc", tasks=CLASSES)
-def _roc(split: Split, context: Context) -> Found:
-    return {"roc": thinned(roc_table(split.risk, split.follow_up, horizon_days=split.horizon_days))}
 
 
 @measure("precision_recall", tasks=CLASSES)
@@ -132,27 +115,11 @@ def _ici(split: Split, context: Context) -> Found:
     return {"ici": curve.ici, "e50": curve.quantile(0.5), "e90": curve.quantile(0.9), "calibration_curve": table}
 
 
-@measure("decision_curve", tasks=CLASSES)
-def _net_benefit(split: Split, context: Context) -> Found:
-    return {"decision_curve": decision_curve(split.risk, split.follow_up, horizon_days=split.horizon_days)}
-
-
 @measure("subgroups", tasks=CLASSES)
 def _subgroups(split: Split, context: Context) -> Found:
     """AUROC by group: where everybody is followed for as long, the C-index is that."""
-    scored = score_subgroups(
-        split.risk,
-        split.follow_up,
-        context.groups,
-        horizon_days=split.horizon_days,
-        n_resamples=min(context.config.n_resamples, FEWER_RESAMPLES),
-        seed=context.seed,
-    )
-    report = Report(tables={"subgroups": scored.table.rename({"c_index": "auroc"}), "subgroup_gaps": scored.gaps})
-    for row in scored.gaps.iter_rows(named=True):
-        report.add({f"gap_{row['attribute']}": Interval(row["gap"], row["lower"], row["upper"])})
-    for row in scored.table.filter(pl.col("left_out").is_not_null()).iter_rows(named=True):
-        report.left_out[f"subgroup {row['attribute']}: {row['group']}"] = row["left_out"]
+    report = measure_groups(split, context)
+    report.tables["subgroups"] = report.tables["subgroups"].rename({"c_index": "auroc"})
     return report
 
 
@@ -171,10 +138,7 @@ def _recalibrated(split: Split, context: Context) -> Found:
     report.include("observed_to_expected", lambda: {"observed_to_expected": float(after.truth.sum() / risk.sum())})
     report.include("calibration_slope", lambda: {"calibration_slope": calibration_slope(after)})
     report.include("ici", lambda: {"ici": smooth_calibration(after).ici})
-    return Report(
-        metrics={f"recalibrated_{name}": value for name, value in report.metrics.items()},
-        left_out={f"recalibrated_{name}": reason for name, reason in report.left_out.items()},
-    )
+    return report.prefixed("recalibrated_")
 
 
 @measure("oracle", tasks=CLASSES)

@@ -10,6 +10,8 @@ Settings = Mapping[str, str | int | float | bool]
 
 CHOSEN = ("strategy.name", "baseline.name")
 """What a configuration is called first, whether or not others are called so too."""
+VARIANTS = {"strategy.dora": "dora"}
+"""Settings that make of what is chosen something with a name of its own, where they are true."""
 RANK = "strategy.rank"
 N_LABELS = "cohort.n_labels"
 BASE = "init.run"
@@ -26,6 +28,7 @@ _WORDS = {
     "data.split.seed": "split {}",
 }
 """How a value is said; of another path, after the path's last word, or the words that tell it from others."""
+_TRUE, _FALSE = (True, "True", "true"), (False, "False", "false")
 _FILES = ("path", "labels", "embeddings", "run")
 
 
@@ -72,14 +75,15 @@ def label(settings: Settings, paths: Collection[str]) -> str:
     >>> label({"strategy.name": "lora", "strategy.rank": 8, "runtime.seed": 2}, ["strategy.rank", "runtime.seed"])
     'lora r8 · seed 2'
     >>> label({"strategy.name": "lora", "strategy.dora": True, "train.lr": 0.001}, ["strategy.dora", "train.lr"])
-    'lora · dora · lr 0.001'
+    'dora · lr 0.001'
     >>> label({"strategy.name": "scratch", "init.run": ""}, ["init.run"])  # it starts from none, as its name says
     'scratch'
     """
-    chosen = [str(settings[path]) for path in CHOSEN if path in settings]
+    variant = [name for path, name in VARIANTS.items() if path in paths and settings.get(path) in _TRUE]
+    chosen = variant or [str(settings[path]) for path in CHOSEN if path in settings]
     rank = [_said(RANK, settings[RANK], paths)] if RANK in paths and RANK in settings else []
     last = [N_LABELS] if N_LABELS in paths and N_LABELS in settings else []
-    others = [path for path in settings if path in paths and path not in (*CHOSEN, RANK, N_LABELS)]
+    others = [path for path in settings if path in paths and path not in (*CHOSEN, *VARIANTS, RANK, N_LABELS)]
     others = [path for path in others if path != BASE or settings[path]]
     first = " ".join(chosen + rank)
     return SEPARATOR.join(
@@ -94,9 +98,9 @@ def _said(path: str, value: str | int | float | bool, paths: Collection[str]) ->
     if path in _WORDS:
         return _WORDS[path].format(text)
     word = _shortest(path, paths).replace("_", " ")
-    if text in ("True", "true"):
+    if text in _TRUE:
         return word
-    if text in ("False", "false"):
+    if text in _FALSE:
         return f"no {word}"
     if path.rsplit(".", 1)[-1] in _FILES:
         return f"{word} {PurePath(text).stem[:12] if text else 'none'}"

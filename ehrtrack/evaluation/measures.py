@@ -1,6 +1,6 @@
 """Every measure of predicted survival, as functions of a `Split` and its `Context`.
 
-Those of labels of classes stand in `evaluation.class_measures`.
+Those that only labels of classes have stand in `evaluation.class_measures`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from ehrtrack.evaluation.causes import score_causes
+from ehrtrack.evaluation.metric_table import OUTCOME_TASKS
 from ehrtrack.evaluation.registry import measure
 from ehrtrack.evaluation.report import Found, Report, Values
 from ehrtrack.evaluation.split import Context, Split
@@ -28,7 +29,6 @@ from ehrtrack.survival.calibration_curve import (
 )
 from ehrtrack.survival.censoring import risk_without_interval
 from ehrtrack.survival.conformal import covered_share, fit_lower_bounds
-from ehrtrack.survival.curves import interpolate_survival
 from ehrtrack.survival.decision import decision_curve
 from ehrtrack.survival.discrimination import (
     antolini_c,
@@ -39,6 +39,7 @@ from ehrtrack.survival.discrimination import (
     thinned,
     times_with_events,
 )
+from ehrtrack.survival.interpolation import interpolate_survival
 from ehrtrack.survival.likelihood import likelihood_gain
 from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.recalibration import fit_recalibration
@@ -75,9 +76,9 @@ def _ibs_skill(split: Split, context: Context) -> Found:
     return {"ibs_kaplan_meier": of_trivial, **skill}
 
 
-@measure("log_likelihood_gain", is_of_validation=True)
+@measure("log_likelihood_gain", is_of_validation=True, tasks=OUTCOME_TASKS)
 def _log_likelihood_gain(split: Split, context: Context) -> Found:
-    """Mean log-likelihood over that of the training subjects' curve, in nats a subject."""
+    """Mean log-likelihood over that of the training subjects' curve, or prevalence, in nats a row."""
     days, event = split.outcomes.follow_up_days, split.outcomes.is_event
     gain = likelihood_gain(split.survival, split.population, split.grid, days, event, subject=split.outcomes.subject)
     return {"log_likelihood_gain": gain}
@@ -107,7 +108,7 @@ def _auc_by_day(split: Split, context: Context) -> Found:
     return {"auc_mean": mean, "auc": pl.DataFrame({"day": times, "auc": auc})}
 
 
-@measure("roc")
+@measure("roc", tasks=OUTCOME_TASKS)
 def _roc(split: Split, context: Context) -> Found:
     return {"roc": thinned(roc_table(split.risk, split.follow_up, horizon_days=split.horizon_days))}
 
@@ -195,13 +196,28 @@ def _calibration_at(split: Split, day: float) -> Report:
     return report
 
 
-@measure("decision_curve")
+@measure("decision_curve", tasks=OUTCOME_TASKS)
 def _net_benefit(split: Split, context: Context) -> Found:
     return {"decision_curve": decision_curve(split.risk, split.follow_up, horizon_days=split.horizon_days)}
 
 
 @measure("subgroups")
-def _subgroups(split: Split, context: Context) -> Found:
+def measure_groups(split: Split, context: Context) -> Report:
+    """The C-index by group with its interval, and the gap between the groups of each attribute.
+
+    Examples
+    --------
+    Six subjects are too few to be scored, together and by group:
+
+    >>> from ehrtrack.data.outcomes import Outcomes
+    >>> from ehrtrack.evaluation.split import EvaluationConfig
+    >>> from ehrtrack.survival.time_grid import TimeGrid
+    >>> outcomes = Outcomes(np.array([10.0, 40.0] * 3), np.array([True, False] * 3))
+    >>> split = Split(np.full((6, 2), 1.0), TimeGrid((0, 30)), training=outcomes, outcomes=outcomes)
+    >>> sex = pl.Series(["F", "M"] * 3, dtype=pl.Enum(["F", "M"]))
+    >>> sorted(measure_groups(split, Context(EvaluationConfig(), seed=0, groups={"sex": sex})).left_out)
+    ['subgroup all: all', 'subgroup sex: F', 'subgroup sex: M']
+    """
     scored = score_subgroups(
         split.risk,
         split.follow_up,
@@ -244,10 +260,7 @@ def _recalibrated(split: Split, context: Context) -> Found:
     again.include(
         "d_calibration_p", lambda: {"d_calibration_p": d_calibration(after.survival, after.grid, follow_up)[0]}
     )
-    return Report(
-        metrics={f"recalibrated_{name}": value for name, value in again.metrics.items()},
-        left_out={f"recalibrated_{name}": reason for name, reason in again.left_out.items()},
-    )
+    return again.prefixed("recalibrated_")
 
 
 @measure("conformal")

@@ -1,7 +1,7 @@
 """One row a metric: what it is called, how it is read, and where it is shown.
 
 Whatever shows metrics reads this table: the line of an epoch, the line that ends a run, the tables of `compare` and
-`frontier`, the choice of a champion, and the columns of the tracking UI. A metric is added by its measure
+`sensitivity`, the choice of a champion, and the columns of the tracking UI. A metric is added by its measure
 (`evaluation.measures`) and its row.
 """
 
@@ -15,7 +15,7 @@ from ehrtrack.errors import DataError
 from ehrtrack.runlog import KEPT, TEST, TRAINING, VALIDATION, Task
 
 Better = Literal["higher", "lower", "nearer 1", "nearer 0"]
-Place = Literal["progress", "headline", "compare", "study", "frontier", "ui"]
+Place = Literal["progress", "headline", "compare", "study", "sensitivity", "ui"]
 TIMED_TASKS: tuple[Task, ...] = ("survival", "classification")
 CLASSES: tuple[Task, ...] = ("classes",)
 OUTCOME_TASKS: tuple[Task, ...] = (*TIMED_TASKS, *CLASSES)
@@ -54,7 +54,7 @@ class Metric:
 
         - progress: after each epoch
         - headline: in the last line of a run, and in the description of a champion
-        - compare, frontier: in their tables
+        - compare, sensitivity: in their tables
         - study: in the table of configurations over their repeats
         - ui: as a column of the tracking UI
 
@@ -109,7 +109,7 @@ METRICS: dict[str, Metric] = {
             splits=(VALIDATION,), shown={"progress": (VALIDATION,)}),
         Metric(key="c_index", title="C-index", better="higher", has_interval=True, chooses=True,
             shown={"progress": (VALIDATION,), "headline": (KEPT, TEST), "compare": (KEPT, TEST),
-                "study": (KEPT, TEST), "frontier": (KEPT, TEST), "ui": (KEPT, TEST)}),
+                "study": (KEPT, TEST), "sensitivity": (KEPT, TEST), "ui": (KEPT, TEST)}),
         Metric(key="uno_c", title="Uno's C", better="higher", has_interval=True, splits=(TEST,),
             shown={"study": (TEST,)}),
         Metric(key="auc_horizon", title="AUC at the horizon", better="higher", has_interval=True, splits=(TEST,),
@@ -122,26 +122,26 @@ METRICS: dict[str, Metric] = {
             splits=(TEST,)),
         Metric(key="ibs", title="IBS", long_title="integrated Brier score", better="lower", form=".4f",
             shown={"progress": (VALIDATION,), "headline": (TEST,), "compare": (TEST,), "study": (TEST,),
-                "frontier": (TEST,), "ui": (TEST,)}),
+                "sensitivity": (TEST,), "ui": (TEST,)}),
         Metric(key="ibs_skill", title="IBS skill", long_title="share by which the integrated Brier score is below "
             "Kaplan-Meier's", better="higher", form="+.1%", shown={"study": (TEST,)}),
         Metric(key="auroc", title="AUROC", long_title="area under the ROC curve", better="higher", has_interval=True,
             tasks=CLASSES, chooses=True,
             shown={"progress": (VALIDATION,), "headline": (KEPT, TEST), "compare": (KEPT, TEST),
-                "study": (KEPT, TEST), "frontier": (KEPT, TEST), "ui": (KEPT, TEST)}),
+                "study": (KEPT, TEST), "sensitivity": (KEPT, TEST), "ui": (KEPT, TEST)}),
         Metric(key="auprc", title="AUPRC", long_title="area under precision by recall", better="higher",
             has_interval=True, tasks=CLASSES,
             shown={"progress": (VALIDATION,), "headline": (TEST,), "compare": (TEST,), "study": (TEST,),
-                "frontier": (TEST,), "ui": (TEST,)}),
+                "sensitivity": (TEST,), "ui": (TEST,)}),
         Metric(key="prevalence", title="prevalence", better="nearer 0", tasks=CLASSES, splits=(TEST,),
             shown={"compare": (TEST,), "study": (TEST,)}),
         Metric(key="brier", title="Brier score", better="lower", form=".4f", tasks=CLASSES,
             shown={"progress": (VALIDATION,), "headline": (TEST,), "compare": (TEST,), "study": (TEST,),
-                "frontier": (TEST,), "ui": (TEST,)}),
+                "sensitivity": (TEST,), "ui": (TEST,)}),
         Metric(key="calibration_slope", title="calibration slope", better="nearer 1", form=".2f", has_interval=True,
-            tasks=OUTCOME_TASKS, splits=(TEST,), shown={"study": (TEST,), "frontier": (TEST,)}),
+            tasks=OUTCOME_TASKS, splits=(TEST,), shown={"study": (TEST,), "sensitivity": (TEST,)}),
         Metric(key="ici", title="ICI", long_title="integrated calibration index", better="nearer 0",
-            tasks=OUTCOME_TASKS, splits=(TEST,), shown={"frontier": (TEST,)}),
+            tasks=OUTCOME_TASKS, splits=(TEST,), shown={"sensitivity": (TEST,)}),
     )
 }  # fmt: skip
 """By key, in the order in which tables show them."""

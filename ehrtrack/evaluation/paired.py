@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
+import numpy as np
 import polars as pl
 
+from ehrtrack.arrays import Floats, Ints
 from ehrtrack.data.labels import NUMBER, of_any_cause
-from ehrtrack.errors import DataError
+from ehrtrack.errors import DataError, NotMeasurable
 from ehrtrack.evaluation.benchmark import RunRow, best_first, metric_of_choice, reference_model, require_one_cohort
 from ehrtrack.evaluation.metric_table import AUROC
-from ehrtrack.evaluation.report import Report
 from ehrtrack.privacy import KEY_FILE, KEY_VARIABLE
-from ehrtrack.survival.bootstrap import paired_difference
+from ehrtrack.survival.bootstrap import paired_differences
 from ehrtrack.survival.classes import Classes, auroc_difference
 from ehrtrack.survival.resampling import Interval
+
+RUNS_AT_ONCE = 32
+"""Runs that are scored on the same resamples at once."""
 
 
 def reference_run(
@@ -55,12 +59,13 @@ def unpaired(base: RunRow, rows: Sequence[RunRow], predictions: Mapping[str, pl.
     runs b and a predict for 2 and 2 subjects, 2 of them in one run alone; ...
     """
     found = {}
+    to = _Reference(base.run_id, predictions[base.run_id])
     for row in rows:
         if row.run_id == base.run_id or row.run_id not in predictions:
             continue
         try:
             _require_one_key([base, row])
-            _pairs(row.run_id, base.run_id, predictions)
+            to.risk_of(row.run_id, predictions[row.run_id])
         except DataError as reason:
             found[row.run_id] = str(reason)
     return found
@@ -132,11 +137,12 @@ def differences_to(
     """
     require_one_cohort(rows)
     _require_one_key([row for row in rows if row.run_id in predictions])
+    to = _Reference(base, predictions[base])
     others = [row.run_id for row in rows if row.run_id != base and row.run_id in predictions]
-    difference_of = _class_difference if metric_of_choice(rows) is AUROC else _timed_difference
-    paired = partial(difference_of, base=base, predictions=predictions, n_resamples=n_resamples, seed=seed)
-    found = {run_id: Report().measure(run_id, partial(paired, run_id)) for run_id in others}
-    return {run_id: difference for run_id, difference in found.items() if difference is not None}
+    risks = {run_id: to.risk_of(run_id, predictions[run_id]) for run_id in others}
+    differences_of = _class_differences if metric_of_choice(rows) is AUROC else _timed_differences
+    found = dict(differences_of(risks, to, n_resamples=n_resamples, seed=seed))
+    return {run_id: found[run_id] for run_id in others if run_id in found}
 
 
 def _require_one_key(rows: Sequence[RunRow]) -> None:
@@ -153,50 +159,88 @@ def _require_one_key(rows: Sequence[RunRow]) -> None:
         )
 
 
-def _pairs(run_id: str, base: str, predictions: Mapping[str, pl.DataFrame]) -> tuple[str, pl.DataFrame]:
-    """The column of follow-up, and the outcome with the risks of both runs (risk, other_risk), a row a prediction."""
-    # A study that names a calendar date logs ranks of days, which order subjects alike (`privacy.Privacy`).
-    days = "follow_up_rank" if "follow_up_rank" in predictions[base].columns else "follow_up_days"
-    if days not in predictions[run_id].columns:
-        raise DataError(f"run {run_id} logged no {days}, which run {base} did; make one of them again")
-    # Of subjects with several prediction times there is a row for each, by its number.
-    keys = ["subject_id", *(name for name in (NUMBER,) if name in predictions[base].columns)]
-    if (NUMBER in keys) != (NUMBER in predictions[run_id].columns):
-        raise DataError(f"of runs {run_id} and {base} one has several predictions a subject; make one of them again")
-    columns = [*keys, days, "is_event", "risk"]
-    mine, theirs = (of_any_cause(predictions[name]).select(columns).sort(keys) for name in (run_id, base))
-    if not mine.select(keys).equals(theirs.select(keys)):
-        unshared = set(mine.select(keys).rows()) ^ set(theirs.select(keys).rows())
-        what = "subjects" if len(keys) == 1 else "prediction times"
-        raise DataError(
-            f"runs {run_id} and {base} predict for {mine.height} and {theirs.height} {what}, "
-            f"{len(unshared)} of them in one run alone; a paired difference needs the same {what} in both"
+class _Reference:
+    """The run that others are paired with; its rows are put in order once for all of them."""
+
+    def __init__(self, run_id: str, predictions: pl.DataFrame) -> None:
+        self.run_id = run_id
+        # A study that names a calendar date logs ranks of days, which order subjects alike (`privacy.Privacy`).
+        self._days = "follow_up_rank" if "follow_up_rank" in predictions.columns else "follow_up_days"
+        # Of subjects with several prediction times there is a row for each, by its number.
+        self._keys = ["subject_id", *(name for name in (NUMBER,) if name in predictions.columns)]
+        self._as_logged = self._selected(predictions)
+        self._order = self._as_logged.select(pl.arg_sort_by(self._keys)).to_series()
+        self._rows = self._as_logged[self._order]
+        self.risk, self.days, self.is_event, self.subject = (
+            self._rows[name].to_numpy() for name in ("risk", self._days, "is_event", "subject_id")
         )
-    outcome = [days, "is_event"]
-    if not mine.select(outcome).equals(theirs.select(outcome)):
-        raise DataError(
-            f"runs {run_id} and {base} disagree on the outcome of some subjects; they are not of one cohort"
-        )
-    return days, mine.with_columns(other_risk=theirs["risk"])
+
+    def risk_of(self, run_id: str, predictions: pl.DataFrame) -> Floats:
+        """(B,) the risks of another run, in the order of those of this one.
+
+        Raises
+        ------
+        DataError
+            If they are not of the same subjects and prediction times, with the same outcomes.
+        """
+        base, keys, days = self.run_id, self._keys, self._days
+        if days not in predictions.columns:
+            raise DataError(f"run {run_id} logged no {days}, which run {base} did; make one of them again")
+        if (NUMBER in keys) != (NUMBER in predictions.columns):
+            raise DataError(
+                f"of runs {run_id} and {base} one has several predictions a subject; make one of them again"
+            )
+        outcome = [days, "is_event"]
+        mine = self._selected(predictions)
+        if all(mine[name].equals(self._as_logged[name]) for name in (*keys, *outcome)):  # as it is of most
+            return mine["risk"].gather(self._order).to_numpy()
+        mine = mine.sort(keys)
+        if not mine.select(keys).equals(self._rows.select(keys)):
+            unshared = set(mine.select(keys).rows()) ^ set(self._rows.select(keys).rows())
+            what = "subjects" if len(keys) == 1 else "prediction times"
+            raise DataError(
+                f"runs {run_id} and {base} predict for {mine.height} and {self._rows.height} {what}, "
+                f"{len(unshared)} of them in one run alone; a paired difference needs the same {what} in both"
+            )
+        if not mine.select(outcome).equals(self._rows.select(outcome)):
+            raise DataError(
+                f"runs {run_id} and {base} disagree on the outcome of some subjects; they are not of one cohort"
+            )
+        return mine["risk"].to_numpy()
+
+    def _selected(self, predictions: pl.DataFrame) -> pl.DataFrame:
+        return of_any_cause(predictions)[[*self._keys, self._days, "is_event", "risk"]]
+
+    def ordered(self, risk: Floats) -> Ints:
+        """(B,) the rows in an order that does not depend on what subjects are called: resamples must not either."""
+        return np.lexsort((self.risk, risk, self.is_event, self.days))  # the last is the first to sort by
 
 
-def _timed_difference(
-    run_id: str, base: str, predictions: Mapping[str, pl.DataFrame], *, n_resamples: int, seed: int
-) -> Interval:
-    days, pairs = _ordered_pairs(run_id, base, predictions)
-    columns = (pairs[name].to_numpy() for name in ("risk", "other_risk", days, "is_event"))
-    return paired_difference(*columns, n_resamples=n_resamples, seed=seed, subject=pairs["subject_id"].to_numpy())
+def _timed_differences(
+    runs: Mapping[str, Floats], to: _Reference, *, n_resamples: int, seed: int
+) -> Iterator[tuple[str, Interval]]:
+    """Runs whose subjects are drawn in one order, as all are where no follow-up is tied, are scored together."""
+    together: dict[bytes, list[str]] = {}
+    for run_id, risk in runs.items():
+        together.setdefault(to.ordered(risk).tobytes(), []).append(run_id)
+    for alike in together.values():
+        order = to.ordered(runs[alike[0]])
+        base, days, event, subject = (column[order] for column in (to.risk, to.days, to.is_event, to.subject))
+        for start in range(0, len(alike), RUNS_AT_ONCE):
+            some = alike[start : start + RUNS_AT_ONCE]
+            risks = [runs[run_id][order] for run_id in some]
+            with suppress(NotMeasurable):
+                found = paired_differences(
+                    risks, base, days, event, n_resamples=n_resamples, seed=seed, subject=subject
+                )
+                yield from zip(some, found, strict=True)
 
 
-def _class_difference(
-    run_id: str, base: str, predictions: Mapping[str, pl.DataFrame], *, n_resamples: int, seed: int
-) -> Interval:
-    _, pairs = _ordered_pairs(run_id, base, predictions)
-    mine = Classes(*(pairs[name].to_numpy() for name in ("risk", "is_event", "subject_id")))
-    return auroc_difference(mine, pairs["other_risk"].to_numpy(), n_resamples=n_resamples, seed=seed)
-
-
-def _ordered_pairs(run_id: str, base: str, predictions: Mapping[str, pl.DataFrame]) -> tuple[str, pl.DataFrame]:
-    """As `_pairs`, in an order that does not depend on what subjects are called: resamples must not either."""
-    days, pairs = _pairs(run_id, base, predictions)
-    return days, pairs.sort(days, "is_event", "risk", "other_risk")
+def _class_differences(
+    runs: Mapping[str, Floats], to: _Reference, *, n_resamples: int, seed: int
+) -> Iterator[tuple[str, Interval]]:
+    for run_id, risk in runs.items():
+        order = to.ordered(risk)
+        mine = Classes(risk[order], to.is_event[order], to.subject[order])
+        with suppress(NotMeasurable):
+            yield run_id, auroc_difference(mine, to.risk[order], n_resamples=n_resamples, seed=seed)

@@ -8,7 +8,7 @@ reason. Where a metric is shown, and how, says its row in `evaluation.metric_tab
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ehrtrack.evaluation.metric_table import TIMED_TASKS
 from ehrtrack.evaluation.report import Found
@@ -16,6 +16,7 @@ from ehrtrack.evaluation.split import Context, Split
 from ehrtrack.runlog import Task
 
 Compute = Callable[[Split, Context], Found]
+AnyCompute = TypeVar("AnyCompute", bound=Compute)
 
 
 class Measure(NamedTuple):
@@ -40,7 +41,7 @@ MEASURES: list[Measure] = []
 
 def measure(
     name: str, *, is_of_validation: bool = False, tasks: tuple[Task, ...] = TIMED_TASKS
-) -> Callable[[Compute], Compute]:
+) -> Callable[[AnyCompute], AnyCompute]:
     """Mark a function as a measure of test subjects, and if so said of validation subjects, of models of some tasks.
 
     Examples
@@ -52,7 +53,7 @@ def measure(
     'mean_risk'
     """
 
-    def add(compute: Compute) -> Compute:
+    def add(compute: AnyCompute) -> AnyCompute:
         MEASURES.append(Measure(name, compute, is_of_validation, tasks))
         return compute
 

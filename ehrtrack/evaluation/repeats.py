@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,6 +17,8 @@ from ehrtrack.survival.resampling import Interval
 
 Method = Literal["Nadeau and Bengio over splits", "paired bootstrap within the split"]
 Finding = Literal["better", "worse", "equivalent", "no difference shown", "not tested"]
+N_TRAIN, N_TEST, N_POOL = "cohort/n_train", "cohort/n_test", "cohort/n_pool"
+"""Metrics by which runs log how many subjects there are, as in `Repeat`."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class Difference:
     margin : of equivalence; 0 where it is not asked of this metric
     is_equivalent : by two one-sided tests at 5 %
     finding : what may be said
-    sentence : that says it, such as "lora r8 is better than cox by .012 [.004, .020]"
+    sentence : says it without a full stop, such as "lora r8 is better than cox by .012 [.004, .020]"
 
     Examples
     --------
@@ -146,6 +149,11 @@ class Difference:
     is_equivalent: bool
     finding: Finding
     sentence: str
+
+    @property
+    def as_sentence(self) -> str:
+        """The finding as a whole sentence; the name of a configuration stays as it is."""
+        return f"{re.sub('^no difference', 'No difference', self.sentence)}."
 
 
 def configurations(repeats: Sequence[Repeat]) -> list[Configuration]:

@@ -68,6 +68,13 @@ class Report:
             else:
                 self.metrics[name] = value
 
+    def prefixed(self, prefix: str) -> Report:
+        """The numbers and the reasons under names that begin with a prefix."""
+        return Report(
+            metrics={f"{prefix}{name}": value for name, value in self.metrics.items()},
+            left_out={f"{prefix}{name}": reason for name, reason in self.left_out.items()},
+        )
+
     def text(self, key: str) -> str:
         """A metric of the table as a run's description has it: with its interval, or why it has none."""
         metric, value = METRICS[key], self.metrics.get(key)

@@ -14,8 +14,8 @@ from ehrtrack.evaluation.metric_table import AUROC, Metric
 from ehrtrack.evaluation.repeats import Configuration, Repeat
 from ehrtrack.runlog import TEST
 from ehrtrack.survival.classes import Classes, auroc, resampled_auroc
-from ehrtrack.survival.metrics import c_index
-from ehrtrack.survival.resampling import resampled_c_indices
+from ehrtrack.survival.metrics import checked_predictions
+from ehrtrack.survival.resampling import c_indices_and_resamples
 
 _ROWS = ("subject_id", NUMBER, "follow_up_days", "follow_up_rank", "is_event")
 
@@ -157,14 +157,13 @@ class SplitScores:
         drawing = {"n_resamples": self._n_resamples, "seed": self._seed}
         if metric is AUROC:
             classes = [Classes(risk, event, subject) for risk in risks.values()]
-            scores = [auroc(of_run) for of_run in classes]
-            resampled = [resampled_auroc(of_run, **drawing) for of_run in classes]
+            scored = [(auroc(of_run), resampled_auroc(of_run, **drawing)) for of_run in classes]
         else:
             days = rows[_days(rows)].to_numpy().astype(np.float64)
-            scores = [c_index(risk, days, event) for risk in risks.values()]
-            resampled = resampled_c_indices(list(risks.values()), days, event, subject=subject, **drawing)
-        for run, score, of_run in zip(risks, scores, resampled, strict=True):
-            yield run, np.concatenate([[score], of_run])
+            checked = [checked_predictions(risk, days, event)[0] for risk in risks.values()]
+            scored = c_indices_and_resamples(checked, days, event, subject=subject, **drawing)
+        for run, (score, resampled) in zip(risks, scored, strict=True):
+            yield run, np.concatenate([[score], resampled])
 
 
 def _aligned(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:

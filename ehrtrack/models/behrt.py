@@ -231,7 +231,7 @@ class EhrModel(nn.Module):
             names = ", ".join(name.removeprefix(prefix) for name in foreign[:5])
             error_messages.append(
                 f"{len(foreign)} of the tensors have no place in this model, such as {names}: it lacks a part of the "
-                "one that they are of. Make the base of an adapter by ehrtrack.recipes.adapter_base"
+                "one that they are of. Make the base of an adapter by ehrtrack.adapter_base"
             )
 
     def _precision(self) -> AbstractContextManager[object]:

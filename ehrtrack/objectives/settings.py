@@ -58,8 +58,8 @@ class SurvivalConfig(HazardSettings):
     Attributes
     ----------
     lambda_rank : weight of the ranking loss, which is added to the negative log-likelihood. In no data set that was
-        tried did it raise the C-index (`ehrtrack frontier`), and in most it raised the Brier score, so that the default
-        is 0
+        tried did it raise the C-index (`ehrtrack sensitivity`), and in most it raised the Brier score, so that the
+        default is 0
     sigma : scale of the differences of incidence in the ranking loss; below .02 its exponential overflows
     n_intervals : the most intervals of the time grid, whose edges are quantiles of the training event times
     select_by : the validation measure of early stopping. With ``c_index``, of the epochs within one standard error of

@@ -24,7 +24,8 @@ from ehrtrack.objectives.base import BatchLoss, OutcomeObjective, Predictions, R
 from ehrtrack.objectives.settings import SurvivalConfig
 from ehrtrack.runlog import VALIDATION, named
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES
-from ehrtrack.survival.curves import interpolate_survival, survival_curve
+from ehrtrack.survival.curves import survival_curve
+from ehrtrack.survival.interpolation import interpolate_survival
 from ehrtrack.survival.kaplan_meier import KaplanMeier
 from ehrtrack.survival.losses import negative_log_likelihood, survival_loss
 from ehrtrack.survival.metrics import c_index, evaluation_times, integrated_brier_score

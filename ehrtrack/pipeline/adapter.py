@@ -1,4 +1,4 @@
-"""The model that an adapter is loaded on: `peft` itself knows neither our classes nor which base it was trained on."""
+"""Rebuild the model that an adapter is loaded on: `peft` knows neither our classes nor the base it was trained on."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def adapter_base(base: Path | str, adapter: Path | str) -> EhrModel:
 
 
 def _said_of_base(adapter: Path) -> dict[str, Any]:
-    """What the adapter's configuration says of its base; nothing in those of earlier versions."""
+    """What the adapter's configuration records about its base; configurations of earlier versions record nothing."""
     file = adapter / "adapter_config.json"
     try:
         said = json.loads(file.read_text())["auto_mapping"].get("base", {})

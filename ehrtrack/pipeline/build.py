@@ -1,4 +1,4 @@
-"""From a configuration to a model that is ready to be fitted to an outcome: base, objective, head and strategy."""
+"""Build a model that is ready to be fitted to an outcome: base, objective, head and strategy."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def read_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
 
 
 def download_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
-    """As `read_base`, whatever the strategy says of it."""
+    """Read the base as `read_base` does, without asking whether the strategy can use it."""
     if not config.init.run:
         return None, config
     if config.init.embeddings:
@@ -130,7 +130,7 @@ def download_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:
 
 
 def with_shape_of(base: ModelConfig, asked: ModelConfig, run: str) -> ModelConfig:
-    """The settings of a model that starts from a pretrained one: those asked for, and the encoder's shape.
+    """The settings of a model that starts from a pretrained one: those of the configuration, with the encoder's shape.
 
     Raises
     ------

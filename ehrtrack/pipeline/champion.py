@@ -1,4 +1,4 @@
-"""Who is to be champion: of which cohort, which run, and whether the alias may be moved to it."""
+"""Choose the champion: the cohort, the run, and whether the alias may be moved to it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ehrtrack.tracking.names import COHORT, HORIZON
 
 @dataclass(frozen=True)
 class Decision:
-    """What a comparison found, proposed and did.
+    """The champion before and after a comparison, and the version that it proposed.
 
     Attributes
     ----------
@@ -49,16 +49,16 @@ class Decision:
     text: str
 
     def to_tags(self) -> dict[str, str]:
-        """For the comparison's run."""
+        """The tags of the comparison's run."""
         versions = {"champion_before": self.before, "proposed": self.proposed, "champion": self.champion}
         return {f"ehrtrack.{name}": version.uri for name, version in versions.items() if version is not None}
 
 
 def own_cohort(config: RunConfig, latest: Mapping[str, str]) -> str | None:
-    """The fingerprint of the cohort that a configuration describes, by what the runs were told; no data are read.
+    """The fingerprint of the cohort that a configuration describes, found by the settings of runs; no data are read.
 
-    Of several such cohorts, as after another import of the data, that of the latest run. A configuration without a
-    [cohort] is of the cohort that was run last.
+    If there are several such cohorts, as after another import of the data, it is that of the latest run. A
+    configuration without a [cohort] describes the cohort of the latest run.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def own_cohort(config: RunConfig, latest: Mapping[str, str]) -> str | None:
 def propose(
     name: str, rows: Sequence[RunRow], choose: Callable[[Sequence[RunRow]], RunRow] = best_by_validation
 ) -> Decision:
-    """Register the best of the rows by validation as a version of model `name`, and make it champion where that is due.
+    """Register the best row by validation as a version of model `name`, and make it the champion if the rules allow it.
 
     Parameters
     ----------
@@ -103,10 +103,10 @@ def propose(
 def _registered_best(
     name: str, rows: Sequence[RunRow], choose: Callable[[Sequence[RunRow]], RunRow]
 ) -> tuple[RunRow, ModelVersion] | str:
-    """The best run that has a model, with its version; else why there is none."""
+    """The best run that has a model, with its version; otherwise the reason why there is none."""
     left, without = list(rows), []
     if not left:
-        return "no run that can be compared is of the cohort that this configuration describes"
+        return "no run that can be compared has the cohort that this configuration describes"
     while left:
         try:
             best = choose(left)
@@ -137,19 +137,19 @@ def _score(best: RunRow, metric: Metric) -> str:
 
 
 def _of(version: ModelVersion) -> str:
-    """What a version is of, in words."""
+    """The run, cohort and horizon of a version, in words."""
     horizon = version.tags.get(HORIZON)
     days = "" if horizon is None else f", horizon {horizon} days"
     return f"run {version.run_id[:8]}, cohort {cohort_of(version)}{days}"
 
 
 def _was_told(config: RunConfig, run_id: str) -> bool:
-    """Whether a run was told the configuration's cohort and split; labels may lie elsewhere."""
+    """Whether a run has the cohort and split of the configuration; the path of the labels may differ."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             told = json.loads(download(run_id, RUN_CONFIG, Path(folder)).read_text())
         except MissingArtifact as reason:
-            print(f"which cohort run {run_id} is of cannot be told: {reason}", flush=True)
+            print(f"the cohort of run {run_id} is not known: {reason}", flush=True)
             return False
     own = config.to_json()
     split = told["data"]["split"]
@@ -161,7 +161,7 @@ def _was_told(config: RunConfig, run_id: str) -> bool:
 
 
 def _settings(cohort: Mapping[str, Any], split: Mapping[str, Any]) -> tuple[object, ...]:
-    """Both with defaults filled in, as a run from before a setting was there has no value of it."""
+    """Both with defaults filled in, since runs from before a setting was introduced have no value for it."""
     read = CohortConfig.model_validate(cohort)
     labels = read.labels and read.labels.name
     return read.model_copy(update={"labels": None}), labels, _SPLIT.validate_python(split).identity()

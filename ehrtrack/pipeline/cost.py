@@ -1,4 +1,4 @@
-"""What a few training steps cost: tokens a second, and the memory that a batch needs."""
+"""Measure what training costs on a few steps: tokens per second, and the memory of a batch."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Cost:
-    """What training takes.
+    """The speed and the memory of a training.
 
     Attributes
     ----------
-    tokens : of an epoch
-    tokens_per_second : of training steps, the making of batches included
-    once_seconds : for the states of a frozen encoder, which are computed before the first epoch
-    megabytes : weights, gradients, the optimiser's two moments, and what the backward pass of one batch keeps
+    tokens : number of tokens in an epoch
+    tokens_per_second : speed of training steps, including the making of batches
+    once_seconds : time for the states of a frozen encoder, which are computed before the first epoch
+    megabytes : memory of weights, gradients, the optimiser's two moments, and what the backward pass of one batch keeps
     """
 
     tokens: int
@@ -41,7 +41,7 @@ class Cost:
     megabytes: float
 
     def hours(self, epochs: int) -> float:
-        """Of all epochs and their validation."""
+        """Hours for all epochs and their validation."""
         worked = self.tokens * (1 + FORWARD_SHARE * VALIDATION_SHARE) * epochs / self.tokens_per_second
         return (worked + self.once_seconds) / 3600
 
@@ -55,7 +55,7 @@ def measure(
     encoder: EhrModel | None,
     seconds: float,
 ) -> Cost:
-    """Train for some seconds on batches of the cohort; weights change, so the model is of no use afterwards.
+    """Train for some seconds on batches of the cohort. The weights change, so the model must not be used afterwards.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def _with_states(encoder: EhrModel, batch: Batch) -> Batch:
 
 
 def _bytes_kept(step: Callable[[], int], model: nn.Module) -> int:
-    """What the forward pass of a step keeps for its backward pass, weights aside; each piece of memory counts once."""
+    """Bytes that the forward pass keeps for the backward pass, without the weights; shared memory counts once."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 

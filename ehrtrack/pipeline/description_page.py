@@ -1,4 +1,4 @@
-"""A dataset's account as one page of HTML that needs nothing beside it: no script, no network, no count of a few."""
+"""The description of a dataset as one self-contained HTML page: no script, no network, no small counts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ p { color: var(--soft); max-width: 45rem; }
 
 
 def account(found: Description, *, hides_few: bool) -> Iterator[tuple[str, str]]:
-    """The names and values of what is counted.
+    """The names and values of the counts.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def account(found: Description, *, hides_few: bool) -> Iterator[tuple[str, str]]
 
 
 def _frequent(found: Description, mixed: pl.DataFrame) -> pl.DataFrame:
-    """The codes with several units of which each is in the records of more than a few."""
+    """The codes with several units, each of which occurs in the records of more than a few subjects."""
     few = found.codes.filter(pl.col("n_subjects").map_elements(is_small, return_dtype=pl.Boolean))
     few_bases = few.select(code=pl.col("code").str.extract("^(.*)//.*$")).unique()
     return mixed.join(few_bases, on="code", how="anti", maintain_order="left")
@@ -76,7 +76,7 @@ def _such_as(mixed: pl.DataFrame) -> str:
 
 
 def description_page(found: Description) -> str:
-    """The page. A bar whose events are of fewer than 11 subjects has no length and no number."""
+    """The HTML page. A bar whose events come from fewer than 11 subjects has neither length nor number."""
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in account(found, hides_few=True))
     name = escape(found.path.name)
     years, ages, lengths = (_shown(frame) for frame in (found.years, found.ages, found.lengths))
@@ -103,12 +103,12 @@ Row = tuple[str, str, float]
 
 
 def _shown(frame: pl.DataFrame) -> list[Row]:
-    """The rows' events, or subjects where there are no events; hidden where they are of a few subjects."""
+    """The number of events of each row, or of subjects if it has no events; hidden if they come from a few subjects."""
     counted = "n_events" if "n_events" in frame.columns else "n_subjects"
     counts, subjects = frame[counted].to_list(), frame["n_subjects"].to_list()
     is_hidden = [is_small(n) or is_small(count) for n, count in zip(subjects, counts, strict=True)]
     others = [place for place, hidden in enumerate(is_hidden) if not hidden and counts[place]]
-    if sum(is_hidden) == 1 and others:  # or else the sum tells it
+    if sum(is_hidden) == 1 and others:  # otherwise the sum reveals it
         is_hidden[min(others, key=lambda place: counts[place])] = True
     return [
         (escape(label), count_text(None if hidden and not is_small(count) else count), 0 if hidden else count)
@@ -138,7 +138,7 @@ def _code_rows(codes: pl.DataFrame) -> list[Row]:
 
 
 def _bars(rows: Sequence[Row], full: float | None = None) -> str:
-    """The table of bars; the longest fills its cell, unless a full length is given."""
+    """The table of bars; the longest bar fills its cell unless a full length is given."""
     most = full or max((length for _, _, length in rows), default=0) or 1
     return "".join(
         f'<tr><td class="label">{label}</td><td class="count">{escape(number)}</td>'

@@ -1,4 +1,4 @@
-"""Code embeddings that a run starts from: read, checked, and put in a new encoder."""
+"""Read and check the code embeddings that a run starts from, and put them into a new encoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ehrtrack.pipeline.prepare import Records, check_unseen
 
 
 def read_embeddings(config: RunConfig, records: Records) -> CodeEmbeddings | None:
-    """Those that ``init.embeddings`` names, or None.
+    """The code embeddings of ``init.embeddings``, or None if it is empty.
 
     Raises
     ------
@@ -29,7 +29,7 @@ def read_embeddings(config: RunConfig, records: Records) -> CodeEmbeddings | Non
 
 
 def start_from_embeddings(config: RunConfig, records: Records, code: nn.Embedding) -> None:
-    """Put the vectors that ``init.embeddings`` names in a new encoder, and say how many codes they do not know."""
+    """Put the vectors of ``init.embeddings`` into a new encoder, and print how many codes have none."""
     embeddings = read_embeddings(config, records)
     if embeddings is None:
         return

@@ -1,4 +1,4 @@
-"""From records to a trained model: batches, the encoder's states computed once, and the loop."""
+"""Train a model on records: its batches, the cached states of a frozen encoder, and the training loop."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Feed:
     features: FeatureStore | None = None
 
     def split(self, split: str) -> Batches:
-        """The subjects of a split in their order."""
+        """Batches of the subjects of a split, in their order."""
         records = self.records
         return Batches(
             records.store,
@@ -49,7 +49,7 @@ class Feed:
         )
 
     def epoch(self, epoch: int) -> Batches:
-        """The training subjects, shuffled; whole records (pretraining) are seen through windows at random places."""
+        """Batches of the shuffled training subjects; long records (pretraining) in windows at random places."""
         return replace(
             self.split("train"),
             shuffle_seed=self.config.runtime.seed * 100_003 + epoch,
@@ -58,20 +58,20 @@ class Feed:
 
 
 def set_up(model: EhrModel, config: RunConfig, ranks: Ranks) -> EhrModel:
-    """The model on its device, with the precision and the use of memory that the configuration says."""
+    """Move the model to its device, with the precision and the memory settings of the configuration."""
     model.is_bf16 = multiplies_in_bf16(config.runtime.precision, ranks.device)
     model.encoder.recomputes = config.train.recompute
     return place(model, ranks.device)
 
 
 def known_feed(config: RunConfig, records: Records) -> Feed:
-    """The run's batches before a model is there to find a budget with: as configured, else the longest record's."""
+    """The batches of a run before there is a model, with the configured token budget or that of the longest record."""
     budget = config.train.batch_tokens
     return Feed(config, records, config.data.max_tokens if budget == "auto" else budget)
 
 
 def feed(config: RunConfig, records: Records, model: nn.Module, objective: Objective, ranks: Ranks) -> Feed:
-    """The run's batches, with a budget of tokens that suits the device where the configuration leaves it open."""
+    """The batches of a run; if the configuration sets no token budget, one that suits the device is measured."""
     known = known_feed(config, records)
     if config.train.batch_tokens != "auto":
         return known
@@ -83,9 +83,9 @@ def feed(config: RunConfig, records: Records, model: nn.Module, objective: Objec
 
 
 def with_features(batches: Feed, model: EhrModel, ranks: Ranks) -> Feed:
-    """The same batches with the states of the encoder as it is, computed once and kept in the cache.
+    """The same batches with the encoder's states, which are computed once and kept in the cache.
 
-    They depend on the tokens, the encoder's weights, the longest record and the precision, and are kept by these.
+    They depend on the tokens, the encoder's weights, the longest record and the precision, and are cached by these.
     """
     store, longest = batches.records.store, batches.config.data.max_tokens
     fingerprint = fingerprint_of(
@@ -155,7 +155,7 @@ def train(
 
 
 def _tell_lengths(training: Batches) -> None:
-    """Say which records are cut, and which take more memory at once than the budget."""
+    """Print how many records are truncated, and how many exceed the token budget by themselves."""
     n_subjects = f"{len(training.rows):,} training records are longer than"
     if training.n_truncated:
         print(f"{training.n_truncated:,} of {n_subjects} data.max_tokens = {training.max_tokens} and are cut")

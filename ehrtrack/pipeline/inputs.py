@@ -1,4 +1,4 @@
-"""What a sweep or a frontier is made from: pinned and fingerprinted, so that it goes on over the same inputs alone."""
+"""Pin and fingerprint the inputs of a sweep or a sensitivity analysis, so that it only continues with equal inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BASE = "init.run"
 
 
 def pinned(reference: str, study: str) -> str:
-    """A reference that means the same base tomorrow: ``latest`` and ``models:/NAME@champion`` become a run's id."""
+    """A reference that always names the same base: ``latest`` and ``models:/NAME@champion`` become the id of a run."""
     if not reference:
         return ""
     run = resolve_run(latest_pretrain(study) if reference == "latest" else reference)
@@ -26,7 +26,7 @@ def pinned(reference: str, study: str) -> str:
 
 
 def pin_base(config: RunConfig) -> RunConfig:
-    """The configuration with its base pinned, and the bases among what is searched or varied."""
+    """The configuration with its base pinned, and also the bases that are searched or varied."""
 
     def pin(value: Scalar) -> Scalar:
         return pinned(str(value), config.study)
@@ -39,14 +39,14 @@ def pin_base(config: RunConfig) -> RunConfig:
         choices = Choices(choices=tuple(pin(choice) for choice in searched.choices))
         parameters = config.search.parameters | {BASE: choices}
         sections["search"] = config.search.model_copy(update={"parameters": parameters})
-    if config.frontier.parameter == BASE:
-        values = tuple(pin(value) for value in config.frontier.values)
-        sections["frontier"] = config.frontier.model_copy(update={"values": values})
+    if config.sensitivity.parameter == BASE:
+        values = tuple(pin(value) for value in config.sensitivity.values)
+        sections["sensitivity"] = config.sensitivity.model_copy(update={"values": values})
     return config.model_copy(update=sections)
 
 
 def input_fingerprints(config: RunConfig) -> dict[str, str]:
-    """Of all that makes the results of a pinned configuration beside its settings, by name."""
+    """Fingerprints, by name, of everything but the settings that determines the results of a pinned configuration."""
     base, config = download_base(config)
     records = prepare_cohort(config, None if base is None else base.vocabulary)
     found = {name: value for name, value in records.fingerprints().items() if name != "store"}
@@ -60,7 +60,7 @@ def input_fingerprints(config: RunConfig) -> dict[str, str]:
 
 
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """What differs between the inputs of two studies, for people."""
+    """A readable list of the differences between the inputs of two studies."""
     return ", ".join(
         f"{name} (then {then.get(name, 'none')}, now {now.get(name, 'none')})"
         for name in sorted(then.keys() | now.keys())

@@ -1,4 +1,4 @@
-"""What a run is called, and how the tracking UI groups and colours it: by what it is a model of."""
+"""Name runs, and choose the group and the colour that they have in the tracking UI."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import zlib
 from collections.abc import Mapping
 
 from ehrtrack.config import RunConfig
+from ehrtrack.plots.style import BLUE, GREEN, INK, ORANGE, PINK, PURPLE, RED, SKY, YELLOW
 from ehrtrack.tracking import names
 
 MODEL_KINDS = ("pretrain", "finetune", "trial", "baseline")
-"""Kinds of runs that are of one model; the others hold several, and stand in no group."""
+"""Kinds of runs that hold one model. Runs of other kinds hold several, and belong to no group."""
 _STRATEGY = "strategy.name"
-_PALETTE = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442", "#009E73", "#D55E00", "#8B5FA8")
-"""Okabe and Ito's colours, which stay apart for colour-blind readers, and a purple."""
+_PALETTE = (BLUE, ORANGE, PINK, SKY, YELLOW, GREEN, RED, PURPLE)
 _KNOWN = ("frozen", "lora", "dora", "bitfit", "lp-ft", "full", "scratch")
 _REFERENCES = ("cox", "logistic")
-_BLACK = "#222222"
 
 
 def transformer_label(config: RunConfig) -> str:
@@ -32,9 +31,9 @@ def transformer_label(config: RunConfig) -> str:
 
 
 def run_name(config: RunConfig, model: str, *, has_size: bool) -> str:
-    """A run's name: its model, a transformer's size, and the seeds by which repeats differ.
+    """The name of a run: its model, the size of a transformer, and the seeds by which repeats differ.
 
-    A seed of 0 is not told.
+    A seed of 0 is not shown.
 
     Examples
     --------
@@ -54,12 +53,12 @@ def run_name(config: RunConfig, model: str, *, has_size: bool) -> str:
 
 
 def without_strategy(params: Mapping[str, str | int | float | bool], kind: str) -> dict[str, str | int | float | bool]:
-    """The params of a run; one that holds several models names no strategy, by which the UI would group it."""
+    """The params of a run. The strategy is left out if the run holds several models, as the UI groups runs by it."""
     return {name: value for name, value in params.items() if kind in MODEL_KINDS or name != _STRATEGY}
 
 
 def colour_tags(model: str) -> dict[str, str]:
-    """The tag by which the UI draws a run, the same for all runs of a strategy or of a baseline.
+    """The tag with a run's colour in the UI, which is the same for all runs of a strategy or of a baseline.
 
     >>> colour_tags("lora r4") == colour_tags("lora r16"), colour_tags("")
     (True, {})
@@ -68,11 +67,11 @@ def colour_tags(model: str) -> dict[str, str]:
     if not kind:
         return {}
     number = _KNOWN.index(kind) if kind in _KNOWN else zlib.crc32(kind.encode()) % len(_PALETTE)
-    return {names.COLOUR: _BLACK if kind in _REFERENCES else _PALETTE[number]}
+    return {names.COLOUR: INK if kind in _REFERENCES else _PALETTE[number]}
 
 
 def value_text(value: object) -> str:
-    """A setting or a fact of a fit as a person reads it: four digits of a number, also within a list or a table.
+    """A setting or a fact of a fit as readable text; numbers have four digits, also within a list or a table.
 
     >>> value_text(0.000123456789), value_text(12345), value_text({"a": [0.5, 1 / 3]})
     ('0.0001235', '12345', 'a 0.5, 0.3333')

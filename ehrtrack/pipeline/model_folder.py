@@ -1,9 +1,10 @@
-"""The folder that a model is kept in: weights as safetensors, everything else as JSON."""
+"""Write and read the folder of a model: weights as safetensors, everything else as JSON."""
 
 from __future__ import annotations
 
 import json
 import stat
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +20,8 @@ from ehrtrack.files import BROKEN, parse_json, sha256_of
 from ehrtrack.models.behrt import SIZES, Behrt, EhrModel, encoder_weights
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.objectives.base import OutcomeObjective, Rebuilt
+from ehrtrack.pipeline.prepare import CohortRecords, Records
+from ehrtrack.pipeline.run import MODEL_FOLDER, Recorder
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.outbox.masking import without_secrets
 from ehrtrack.training.checkpoint import check_tensors, load_tensors, save_tensors, weights_fingerprint
@@ -42,7 +45,7 @@ MAX_JSON_BYTES = 2 * 2**30
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model that was read back.
+    """A model that was read from its folder.
 
     Attributes
     ----------
@@ -69,15 +72,15 @@ class ModelFolder:
 
     @property
     def n_causes(self) -> int:
-        """Causes of which the model tells the incidence; 1 where it knows one outcome, or any of several."""
+        """Number of causes whose incidence the model predicts; 1 if it has one outcome, or any of several together."""
         return self.rebuilt().n_causes if self.weights and self.grid else 1
 
     def encoder_weights(self) -> dict[str, Tensor]:
-        """The encoder's tensors."""
+        """The tensors of the encoder."""
         return _below(self.weights, "encoder.")
 
     def onset_effects(self) -> CodeEffects | None:
-        """What single codes and values say of the onsets of codes, where pretraining fitted that.
+        """The effects of single codes and values on the onsets of codes, if pretraining fitted them.
 
         Raises
         ------
@@ -96,12 +99,12 @@ class ModelFolder:
         if found != (len(self.vocabulary), len(self.config.model.readout_days)):
             raise CheckpointError(
                 f"the effects on onsets are of {found[0]} tokens and {found[1]} scales of times, and the model has "
-                f"{len(self.vocabulary)} and {len(self.config.model.readout_days)}; they are of two runs"
+                f"{len(self.vocabulary)} and {len(self.config.model.readout_days)}; they come from two runs"
             )
         return effects
 
     def rebuilt(self) -> Rebuilt:
-        """The head, as its objective builds it anew, without its weights; and how the objective reads predictions.
+        """The head as its objective builds it, without weights, and how predictions are made from it.
 
         Raises
         ------
@@ -136,8 +139,42 @@ class ModelFolder:
 
 
 def _below(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose names begin with a prefix, by the rest of the name."""
+    """The tensors whose names begin with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def log_model(
+    run: Recorder,
+    records: Records,
+    fingerprints: dict[str, str],
+    *,
+    model: nn.Module | None = None,
+    grid: TimeGrid | None = None,
+    baseline: str | None = None,
+) -> None:
+    """Log the full checkpoint, a plain model or a fitted baseline, with all that is needed to predict.
+
+    Parameters
+    ----------
+    grid : of a model with an outcome, which keeps what it saw of codes and values too
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_model_folder(
+            folder,
+            config=run.config,
+            vocabulary=records.vocabulary,
+            fingerprints=fingerprints,
+            model=model,
+            grid=grid,
+            baseline=baseline,
+            seen=None if grid is None else records.seen,
+            has_classes=isinstance(records, CohortRecords) and records.cohort.has_classes,
+        )
+        weights = folder / WEIGHTS
+        if weights.is_file():
+            run.logger.log_metrics({"cost/checkpoint_mb": weights.stat().st_size / 1e6}, step=0)
+        run.logger.log_folder(folder, MODEL_FOLDER)
 
 
 def write_model_folder(
@@ -152,7 +189,7 @@ def write_model_folder(
     seen: Seen | None = None,
     has_classes: bool = False,
 ) -> None:
-    """Write a plain model (or a fitted baseline) with all that is needed to predict from events."""
+    """Write a plain model (or a fitted baseline) with everything that is needed to predict from events."""
     folder.mkdir(parents=True, exist_ok=True)
     if model is not None:
         save_tensors(folder / WEIGHTS, model.state_dict())
@@ -161,7 +198,7 @@ def write_model_folder(
         (folder / TIME_GRID).write_text(grid.to_json())
     if baseline is not None:
         (folder / BASELINE).write_text(baseline)
-    # how often a token occurs tells of the few subjects that have a rare one, and predicting does not need it
+    # counts of a rare token reveal the few subjects that have it, and predicting does not need them
     replace(vocabulary, counts=()).save(folder / VOCABULARY)
     (folder / CONFIG).write_text(without_secrets(json.dumps(config.to_json(), indent=2)))
     (folder / FINGERPRINTS).write_text(json.dumps(fingerprints, indent=2))
@@ -172,13 +209,13 @@ def write_model_folder(
 
 
 def write_checksums(folder: Path) -> None:
-    """Say of all files in a folder what they hold now."""
+    """Write the checksums of all files in a folder."""
     lines = [f"{sha256_of(file)}  {file.name}\n" for file in sorted(folder.iterdir()) if file.name != CHECKSUMS]
     (folder / CHECKSUMS).write_text("".join(lines))
 
 
 def read_model_folder(folder: Path) -> ModelFolder:
-    """Read a model folder back; nothing is unpickled.
+    """Read a model folder; nothing is unpickled.
 
     Raises
     ------
@@ -194,7 +231,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
     n_codes = 0 if is_baseline else len(weights.get("encoder.embeddings.code.weight", ()))
     if not is_baseline and n_codes != len(vocabulary):
         raise CheckpointError(
-            f"{folder}: weights for {n_codes} tokens beside a vocabulary of {len(vocabulary)}; they are of two runs"
+            f"{folder}: weights for {n_codes} tokens beside a vocabulary of {len(vocabulary)}; they come from two runs"
         )
     max_tokens, seen, has_classes = _read_reading(folder, config, is_baseline=is_baseline)
     return ModelFolder(
@@ -230,7 +267,7 @@ def _read_reading(folder: Path, config: RunConfig, *, is_baseline: bool) -> tupl
 
 
 def _check_files(folder: Path) -> None:
-    """Look at all files before one of them is read: a link may lead out of the folder, a pipe may never end."""
+    """Check all files before any is read: a link may lead out of the folder, and a pipe may never end."""
     for file in folder.iterdir() if folder.is_dir() else ():
         status = file.lstat()
         most = MAX_FILE_BYTES if file.name == WEIGHTS else MAX_JSON_BYTES
@@ -252,10 +289,10 @@ def _check_files(folder: Path) -> None:
 
 
 def _read_checksums(sums: Path) -> dict[str, str]:
-    """SHA-256 by name, of files in the folder alone."""
+    """SHA-256 of each file by name; only files in the folder itself count."""
     if not sums.is_file():
         raise CheckpointError(
-            f"{sums} is missing, so that nobody knows whether the model is whole; fetch it again. If you trust the "
+            f"{sums} is missing, so it is not known whether the model is complete; fetch it again. If you trust the "
             f"folder as it is: cd {sums.parent} && sha256sum * > {CHECKSUMS}"
         )
     parts = [line.partition("  ") for line in sums.read_text(errors="replace").splitlines()]

@@ -1,4 +1,4 @@
-"""From a dataset to token stores with their splits: the part of the way that all recipes share."""
+"""Make token stores with their splits from a dataset: the steps that all recipes share."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Records:
     split_table: str
 
     def fingerprints(self) -> dict[str, str]:
-        """Of everything that these tokens were made from, by name."""
+        """Fingerprints, by name, of everything that these tokens were made from."""
         found = {
             "data": self.dataset.fingerprint(),
             "vocabulary": self.vocabulary.fingerprint,
@@ -80,7 +80,7 @@ class Records:
         return found | ({SPLIT_TABLE: self.split_table} if self.split_table else {})
 
     def token_counts(self) -> Ints:
-        """(V,) tokens of the training subjects."""
+        """(V,) counts of each token among the training subjects."""
         is_training = np.zeros(len(self.store), dtype=bool)
         is_training[self.rows["train"]] = True
         counts = np.zeros(len(self.vocabulary), dtype=np.int64)
@@ -99,7 +99,7 @@ class CohortRecords(Records):
     outcomes: Outcomes
 
     def fingerprints(self) -> dict[str, str]:
-        """Of everything that these tokens and labels were made from, by name."""
+        """Fingerprints, by name, of everything that these tokens and labels were made from."""
         return super().fingerprints() | {"cohort": self.cohort.fingerprint}
 
 
@@ -112,7 +112,7 @@ def prepare_records(config: RunConfig) -> Records:
 
 
 def prepare_cohort(config: RunConfig, vocabulary: Vocabulary | None = None) -> CohortRecords:
-    """Histories up to the index date with what came after it, for fine-tuning and baselines.
+    """Histories up to the index date with their outcomes, for fine-tuning and baselines.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def _in_retrospect(config: RunConfig) -> RunConfig:
 
 
 def outcomes_of(subjects: pl.DataFrame) -> Outcomes:
-    """The labels of subjects of a cohort, row for row."""
+    """The outcomes of a cohort, one for each row of its table."""
     cause = subjects["cause"].to_numpy().copy() if "cause" in subjects.columns else None
     subject = subjects["subject_id"].to_numpy().copy() if has_several(subjects) else None
     days, is_event = (subjects[name].to_numpy().copy() for name in ("follow_up_days", "is_event"))
@@ -147,7 +147,7 @@ def _open_work(runtime: RuntimeConfig, part: ShardSlice = (1, 1)) -> AbstractCon
 
 
 def tokenise_records(config: RunConfig, part: ShardSlice) -> TokenStore | None:
-    """Do the i-th of n slices of the shards of `prepare_records`; the store, if nothing is missing any more."""
+    """Tokenise the i-th of n slices of the shards for `prepare_records`; returns the store once no shard is missing."""
     config = _with_rule(config)
     dataset = open_dataset(config.data.path)
     with _open_work(config.runtime, part) as work:
@@ -156,7 +156,7 @@ def tokenise_records(config: RunConfig, part: ShardSlice) -> TokenStore | None:
 
 
 def tokenise_cohort(config: RunConfig, part: ShardSlice) -> TokenStore | None:
-    """As `tokenise_records`, for `prepare_cohort` with a vocabulary of its own."""
+    """Tokenise a slice as `tokenise_records` does, for `prepare_cohort` with a vocabulary of its own."""
     config = _with_rule(config)
     dataset, cohort = _cohort(config)
     with _open_work(config.runtime, part) as work:
@@ -186,7 +186,7 @@ def _cohort(config: RunConfig) -> tuple[MedsDataset, Cohort]:
 
 
 def _print_left_out(attrition: pl.DataFrame, left: str, dropped: str, of_what: str) -> None:
-    """How many of the first step are not there in the end, and by which steps."""
+    """Print how many subjects were left out in total, and at which steps."""
     losses = attrition.filter(pl.col(dropped) > 0)
     if losses.height:
         steps = ", ".join(f"{n:,} not: {step}" for step, n in losses.select("step", dropped).iter_rows())
@@ -242,7 +242,7 @@ def _check_coverage(covered: pl.DataFrame) -> None:
 
 
 def check_same_reading(config: DataConfig, base: DataConfig, *, is_same_data: bool) -> None:
-    """Refuse to fine-tune a base that read records otherwise, or that was trained on this run's test subjects."""
+    """Refuse a base that read records in another way, or that was trained on this run's test subjects."""
     if config.visits != base.visits:
         raise ConfigError(
             f"the base model was pretrained with data.visits.unit={base.visits.unit}, this run says "
@@ -266,7 +266,7 @@ def check_same_reading(config: DataConfig, base: DataConfig, *, is_same_data: bo
 
 
 def check_base_split(dataset: MedsDataset, cohort: Cohort, split: Split, base_fingerprints: Mapping[str, str]) -> None:
-    """Of a base that was pretrained on this dataset by the same rule: refuse other groups, and tell of earlier records.
+    """Check a base that was pretrained on this dataset with the same split rule; earlier records are reported.
 
     Raises
     ------
@@ -292,12 +292,12 @@ def check_base_split(dataset: MedsDataset, cohort: Cohort, split: Split, base_fi
 
 
 def check_unseen(facts: Mapping[str, object], what: str, config: DataConfig, dataset: MedsDataset) -> None:
-    """Refuse what was fitted on this dataset with another split, and so on this run's test subjects.
+    """Refuse anything that was fitted on this dataset with another split, and so on test subjects of this run.
 
     Parameters
     ----------
-    facts : what it was fitted on: the fingerprint of the ``data``, and their ``split``
-    what : in the words of the message
+    facts : the fingerprint of the ``data`` that it was fitted on, and their ``split``
+    what : its name in the message
     """
     split = config.split.identity()
     if facts.get("split") != split and facts.get("data") == dataset.fingerprint():  # which reads all shards
@@ -315,7 +315,7 @@ def seed_everything(runtime: RuntimeConfig) -> None:
 
 
 def check_validation(records: CohortRecords, score: Callable[[Outcomes], object]) -> None:
-    """Make sure before training that there is something to choose by: what has no value now has none after an epoch.
+    """Check before training that the metric of choice has a value on the validation subjects.
 
     Parameters
     ----------
@@ -338,11 +338,10 @@ def check_validation(records: CohortRecords, score: Callable[[Outcomes], object]
 
 
 def settle(config: RunConfig) -> RunConfig:
-    """Set all seeds and the threads; returns the configuration to go on with, with what was decided written out.
+    """Set all seeds and the threads; returns the configuration with everything that was decided written out.
 
-    That is how many threads there are, so that the run is resumed with as many: another number adds up in another
-    order, which shows in the last digits; the objective that fits the labels; and the rule of the split
-    (`settle_split`).
+    These are the number of threads, so that the run is resumed with as many (another number adds up in another order,
+    which shows in the last digits), the objective that fits the labels, and the rule of the split (`settle_split`).
 
     Raises
     ------
@@ -359,13 +358,13 @@ def settle(config: RunConfig) -> RunConfig:
 
 
 def has_classes(config: RunConfig) -> bool:
-    """Whether the labels of a configuration tell whether the outcome comes, and not when."""
+    """Whether the labels of a configuration are classes: they say whether the outcome comes, and not when."""
     labels = None if config.cohort is None else config.cohort.labels
     return labels is not None and not tells_when(labels)
 
 
 def with_objective_of_labels(config: RunConfig) -> RunConfig:
-    """The configuration with objective classification where labels tell classes alone, and no objective was asked for.
+    """The configuration with the objective classification if labels are classes and no objective was chosen.
 
     Raises
     ------

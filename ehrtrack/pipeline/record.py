@@ -1,4 +1,4 @@
-"""The run that several workers keep together, one after the other: found again, and gone on with."""
+"""Find and resume the run of a sweep or a study, which its workers keep one after the other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ehrtrack.tracking.run import JOURNALS
 
 
 def is_there(run_id: str, what: str) -> bool:
-    """Whether the tracking server of now has the run in which something was begun; said aloud if not.
+    """Whether the present tracking server has the run in which a sweep or study was begun; prints a line if not.
 
     Parameters
     ----------
@@ -26,12 +26,12 @@ def is_there(run_id: str, what: str) -> bool:
             return True
     except TrackingError as error:
         print(error, flush=True)
-    print(f"run {run_id}, in which this {what} was begun, is not there: a new one keeps its record", flush=True)
+    print(f"run {run_id}, in which this {what} was begun, is not on the server: a new run takes its place", flush=True)
     return False
 
 
-def taken_up(run_id: str, cache: Path) -> Resumption | None:
-    """A run that a worker before had begun, claimed so that nothing of it comes twice; None if it has ended well."""
+def claim_record(run_id: str, cache: Path) -> Resumption | None:
+    """Claim a run that an earlier worker began, so that nothing is logged twice; None if it has ended well."""
     record = get_run(run_id)
     if record.status == "FINISHED":
         return None
@@ -39,5 +39,5 @@ def taken_up(run_id: str, cache: Path) -> Resumption | None:
     if get_run(run_id).status == "FINISHED":
         return None
     attempt = claim_run(record)
-    print(f"goes on with run {run_id}", flush=True)
+    print(f"continues run {run_id}", flush=True)
     return Resumption(run_id, attempt, {}, slot=0)

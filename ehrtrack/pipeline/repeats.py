@@ -1,39 +1,52 @@
-"""Finished runs of a study as repeats of configurations: which differ by seed and split alone, and which to propose."""
+"""Finished runs as repeats of configurations, which differ by seed and split alone, and what is found of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import polars as pl
+
+from ehrtrack import plots
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import DataError
-from ehrtrack.evaluation.benchmark import RunRow, metric_of_choice
-from ehrtrack.evaluation.labels import CHOSEN, N_LABELS
+from ehrtrack.evaluation.answer import findings
+from ehrtrack.evaluation.benchmark import RunRow, metric_of_choice, reference_model
+from ehrtrack.evaluation.brief import MOST_LINES
+from ehrtrack.evaluation.differences import differences_table
+from ehrtrack.evaluation.labels import CHOSEN, N_LABELS, RANK
+from ehrtrack.evaluation.pairs import Questions
 from ehrtrack.evaluation.repeats import (
+    N_TEST,
+    N_TRAIN,
     Configuration,
     Repeat,
     best_configurations_first,
     configurations,
     median_first,
 )
+from ehrtrack.evaluation.settings import CompareConfig
+from ehrtrack.runlog import RunLogger
+from ehrtrack.survival.bootstrap import N_RESAMPLES
 from ehrtrack.tracking.client.queries import RunRecord
 
-N_TRAIN, N_TEST = "cohort/n_train", "cohort/n_test"
 SEED, SPLIT_SEED = "runtime.seed", "data.split.seed"
 BASE = "init.run"
 _ELSEWHERE = ("study", "runtime.")
 _PLACES = ("data.path", "cohort.labels", "init.embeddings")
-"""Where files lie, which differs between machines; what is in them is told by fingerprints."""
+"""Paths of files, which differ between machines; fingerprints identify their contents."""
 _POPULATION = ("cohort.", "data.split.")
+MANY_RUNS = 500
+"""Of more runs fewer resamples are scored: of 5,000 they would take minutes."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Runs on one dataset whose cohorts were told alike, but for the number of labels and the seed of the split.
+    """Runs on one dataset whose cohorts have equal settings, except for the number of labels and the seed of the split.
 
     Attributes
     ----------
-    name : that tells families apart
+    name : identifies the family
     found : its configurations, the best by mean validation score first
     replaced : of runs that were made again with the same seed on the same split, the earlier ones
     """
@@ -61,8 +74,8 @@ def families(
 ) -> list[Family]:
     """The runs of a study, as repeats of configurations.
 
-    Two runs are repeats of one configuration if their settings are equal but for ``runtime.seed`` and
-    ``data.split.seed``. Pretrained weights are told by the settings of their pretraining, but for the same two.
+    Two runs are repeats of one configuration if their settings are equal except for ``runtime.seed`` and
+    ``data.split.seed``. Pretrained weights are compared by the settings of their pretraining, except for the same two.
 
     Parameters
     ----------
@@ -116,7 +129,7 @@ def _chosen(record: RunRecord, row: RunRow) -> dict[str, str]:
 
 
 def _settings(params: Mapping[str, str], bases: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """What makes a configuration: all that a run was told, but for seeds, places and the machine."""
+    """The settings that define a configuration: all of a run except seeds, paths and the machine."""
     told = {
         path: value
         for path, value in params.items()
@@ -129,7 +142,7 @@ def _settings(params: Mapping[str, str], bases: Mapping[str, Mapping[str, str]])
 
 
 def _repeat(record: RunRecord, row: RunRow, settings: Mapping[str, str], n_test: Mapping[str, int]) -> Repeat:
-    """Where a run logged no numbers of subjects, that of training subjects is by the shares of its split."""
+    """The run as a repeat. If it logged no number of training subjects, the shares of its split give one."""
     tested = record.metrics.get(N_TEST, n_test.get(row.run_id, 1))
     trained = record.metrics.get(N_TRAIN)
     if trained is None:
@@ -140,11 +153,11 @@ def _repeat(record: RunRecord, row: RunRow, settings: Mapping[str, str], n_test:
 
 
 def chooser(family: Family, cohort: str) -> Callable[[Sequence[RunRow]], RunRow]:
-    """What chooses the run of a cohort that is proposed as champion.
+    """A function that chooses the run of a cohort that is proposed as champion.
 
-    It is of the best configuration by the mean validation score over the splits that all configurations of the cohort
-    were run on; of its runs on the cohort's own split the median, of an even number the worse in the middle, so that no
-    lucky seed is chosen.
+    The run belongs to the configuration with the best mean validation score over the splits that all configurations of
+    the cohort were run on. Of its runs on the cohort's own split the median is chosen (the worse of two in the middle),
+    so that no lucky seed wins.
     """
     own = [of for of in family.found if cohort in {row.cohort_fingerprint for row in of.rows}]
     shared = set.intersection(*({row.cohort_fingerprint for row in of.rows} for of in own))
@@ -164,3 +177,48 @@ def chooser(family: Family, cohort: str) -> Callable[[Sequence[RunRow]], RunRow]
         raise DataError(f"none of {len(rows)} runs could be judged: too few test events; widen the cohort or the split")
 
     return choose
+
+
+def log_repeats(
+    logger: RunLogger, family: Family, predictions: Mapping[str, pl.DataFrame], asked: CompareConfig
+) -> str:
+    """Log table, differences and forest of a family of configurations, under ``benchmark/repeats_NAME``.
+
+    Parameters
+    ----------
+    predictions : for test subjects, by run id
+    asked : the reference and the margin of equivalence
+
+    Returns
+    -------
+    The answer in words with the table, as Markdown.
+    """
+    questions = Questions(reference_selection(family.found, asked.reference), margin=asked.margin)
+    n_resamples = N_RESAMPLES if len(predictions) > MANY_RUNS else 4 * N_RESAMPLES
+    told = findings(family.found, predictions, questions, n_resamples=n_resamples)
+    text, differences = f"{told.markdown}\n", told.differences
+    if family.replaced:
+        text += f"\nMade again with the same seed on the same split, and left out: {', '.join(family.replaced)}.\n"
+    name = f"benchmark/repeats_{family.name}"
+    logger.log_table(told.table, f"{name}.csv")
+    logger.log_text(text, f"{name}.md")
+    if differences:
+        logger.log_table(differences_table(differences), f"{name}_differences.csv")
+        shown = [one for one in differences if one.metric == differences[0].metric]
+        logger.log_figure(plots.differences_plot(shown[:MOST_LINES]), f"{name}_differences.png")  # the best, as a table
+    return text
+
+
+def reference_selection(found: Sequence[Configuration], reference: str) -> dict[str, str]:
+    """The configurations that a name of a baseline or a strategy stands for, such as ``cox`` or ``lora r8``.
+
+    Parameters
+    ----------
+    reference : the task's own reference if empty
+    """
+    wanted = reference or reference_model([row for of in found for row in of.rows])
+    of_strategy, of_baseline = CHOSEN
+    if any(of.settings.get(of_baseline) == wanted for of in found):
+        return {of_baseline: wanted}
+    name, _, rank = wanted.partition(" r")
+    return {of_strategy: name} | ({RANK: rank} if rank else {})

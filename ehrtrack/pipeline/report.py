@@ -1,4 +1,4 @@
-"""What every run with an outcome reports of itself, whatever model made the predictions."""
+"""Log and summarise what every run with an outcome reports, whatever model made the predictions."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ehrtrack.evaluation.label_curve import N_EVENTS
 from ehrtrack.evaluation.metric_table import AUROC, C_INDEX, Metric, chosen_by, interval_text, with_bounds
 from ehrtrack.evaluation.oracle import read_true_risk
 from ehrtrack.evaluation.predictions import prediction_table
+from ehrtrack.evaluation.repeats import N_POOL
 from ehrtrack.evaluation.report import Report
 from ehrtrack.evaluation.split import Context, EvaluationConfig, Split
 from ehrtrack.models.behrt import EhrModel, encoder_weights
@@ -35,14 +36,14 @@ LEFT_OUT = "evaluation/left_out.csv"
 
 
 def ibs_text(report: Report) -> str:
-    """The integrated Brier score beside Kaplan-Meier's, or why it has none."""
+    """The integrated Brier score beside Kaplan-Meier's, or the reason why it has no value."""
     beside, skill = report.metrics.get("ibs_kaplan_meier"), report.metrics.get("ibs_skill")
     against = "" if skill is None else f", {skill:+.0%} against it"
     return report.text("ibs") + ("" if beside is None else f" (Kaplan-Meier {beside:.4f}{against})")
 
 
 def scores(reports: Mapping[str, Report], task: Task) -> dict[str, str]:
-    """What a run's description says first: how well test subjects are told apart, and how large the error is."""
+    """The first lines of a run's description: discrimination and error on the test subjects."""
     test = reports[TEST]
     if task != "classes":
         of_what = " of any cause" if "causes" in test.tables else ""
@@ -61,7 +62,7 @@ def scores(reports: Mapping[str, Report], task: Task) -> dict[str, str]:
 
 
 def against_chance(report: Report, metric: Metric) -> str:
-    """A metric of discrimination with its interval, and what that allows to be said."""
+    """A metric of discrimination with its interval, and the conclusion that the interval allows."""
     interval = report.intervals.get(metric.key)
     said = "**not shown to be better than chance**"
     if interval is None:
@@ -72,7 +73,7 @@ def against_chance(report: Report, metric: Metric) -> str:
 
 
 def attained(report: Report) -> dict[str, str]:
-    """What a run's description says of the oracle; nothing where there is none."""
+    """The line about the oracle in a run's description; empty without an oracle."""
     if "oracle_c_index" not in report.metrics:
         return {}
     text = f"{report.text('attainable')}; C-index of the oracle {report.text('oracle_c_index')}"
@@ -80,12 +81,12 @@ def attained(report: Report) -> dict[str, str]:
 
 
 def not_measured(report: Report) -> dict[str, str]:
-    """What a run's description says of measures without a value; nothing where there are none."""
+    """The line about measures without a value in a run's description; empty if there are none."""
     return {f"without a value (reasons in {LEFT_OUT})": ", ".join(report.left_out)} if report.left_out else {}
 
 
 def horizon(cohort: Cohort) -> dict[str, str]:
-    """What a run's description says of the horizon; of classes there is none."""
+    """The line about the horizon in a run's description; empty if labels are classes."""
     if cohort.has_classes:
         return {}
     cut = ", the longest that enough training subjects are followed to; some are followed for longer"
@@ -100,7 +101,7 @@ def log_cohort(logger: RunLogger, records: CohortRecords) -> None:
     attrition = hide_in_attrition(records.cohort.attrition)
     of_split = {name: records.cohort.subjects[rows] for name, rows in records.rows.items()}
     sizes = {f"cohort/n_{name}": float(n_people(of_it)) for name, of_it in of_split.items()}
-    pool = {} if records.cohort.n_pool is None else {"cohort/n_pool": float(records.cohort.n_pool)}
+    pool = {} if records.cohort.n_pool is None else {N_POOL: float(records.cohort.n_pool)}
     logger.log_metrics(sizes | pool, step=0)
     logger.log_table(attrition, "cohort/attrition.csv")
     logger.log_table(summary, "cohort/summary.csv")
@@ -112,7 +113,7 @@ def log_cohort(logger: RunLogger, records: CohortRecords) -> None:
 
 
 def log_predictions(logger: RunLogger, records: CohortRecords, *, validation: Predictions, test: Predictions) -> None:
-    """Log what the model says of each validation and test subject: beside the model, before anything is measured."""
+    """Log the predictions for each validation and test subject, before anything is measured."""
     for split, predictions in (("validation", validation), ("test", test)):
         logger.log_table(prediction_table(records.cohort, predictions), f"predictions/{split}.parquet")
 
@@ -166,7 +167,7 @@ def log_evaluation(
 
 
 def _log_left_out(logger: RunLogger, reports: Mapping[str, Report], task: Task) -> None:
-    """What both splits have is named with the split."""
+    """Log the measures that were left out; those of both splits are named with the split."""
     both = names_of_both(task)
     left_out = Report()
     for split, report in reports.items():
@@ -196,7 +197,7 @@ def _figures(test: Split, tables: plots.Tables, metrics: Mapping[str, float]) ->
 
 
 def _class_figures(test: Split, tables: plots.Tables, metrics: Mapping[str, float]) -> dict[str, Figure]:
-    """Of labels of classes: probabilities, and no days."""
+    """The figures for labels of classes, which have probabilities and no days."""
     figures = {
         "discrimination": plots.class_discrimination_plot(tables, metrics),
         "subgroups": plots.subgroup_forest(tables["subgroups"], tables["subgroup_gaps"], AUROC),
@@ -230,13 +231,13 @@ def learning_matrices(model: nn.Module, strategy: Strategy | None = None) -> set
 
 
 def judge_encoder(start: Weights, end: EhrModel, learning: set[str], *, is_pretrained: bool) -> list[Verdict]:
-    """Whether what was to learn has moved, and codes mean something.
+    """Verdicts on whether the trained weights have moved, and whether the code embeddings carry meaning.
 
     Parameters
     ----------
     start : matrices before training
-    end : the model after it, with adapters merged
-    learning : names of those that were to learn
+    end : the model after training, with adapters merged
+    learning : names of the matrices that were trained
     """
     after = encoder_weights(end)
     changes = {name: float((after[name] - w).norm() / w.norm().clamp(min=1e-12)) for name, w in start.items()}
@@ -245,15 +246,15 @@ def judge_encoder(start: Weights, end: EhrModel, learning: set[str], *, is_pretr
 
 
 def judge_training(result: FitResult) -> Verdict:
-    """Whether the kept weights are overfitted."""
+    """The verdict on whether the kept weights are overfitted."""
     training, validation = ([epoch[f"{part}/loss"] for epoch in result.history] for part in (TRAINING, VALIDATION))
     return sanity.overfit(training, validation, result.kept_epoch)
 
 
 def judge_risks(reports: dict[str, Report], task: Task = "survival") -> list[Verdict]:
-    """Whether risks are better than one for everybody on validation subjects, and calibrated on test subjects.
+    """Verdicts on whether risks are better than one for everybody (validation), and calibrated (test).
 
-    Whether the test subjects are enough for every measure, and for any judgement at all, are verdicts of their own.
+    Further verdicts say whether the test subjects suffice for every measure, and for any judgement at all.
     """
     test, choice = reports[TEST], chosen_by({task})
     needed = (choice.key, f"{choice.key}_interval")
@@ -270,7 +271,7 @@ def judge_risks(reports: dict[str, Report], task: Task = "survival") -> list[Ver
 
 
 def conclude(logger: RunLogger, summary: str, verdicts: Sequence[Verdict]) -> None:
-    """Set the run's description, with the verdict in it, and the tags ``sanity.*``; print what is not ok."""
+    """Set the run's description with its verdicts, and the tags ``sanity.*``; print the verdicts that are not ok."""
     logger.set_tags(sanity.to_tags(verdicts))
     logger.set_description(summary + sanity.to_markdown(verdicts))
     for verdict in verdicts:

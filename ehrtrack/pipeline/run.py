@@ -1,4 +1,7 @@
-"""A run from the recipes' side: opened with its configuration, closed with what it came to."""
+"""A run as recipes see it: opened with its configuration, and closed with its results.
+
+This module does not import torch, which a comparison or a study's plan does without.
+"""
 
 from __future__ import annotations
 
@@ -9,38 +12,37 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import polars as pl
-from torch import nn
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig
 from ehrtrack.data.settings import DateIndex
 from ehrtrack.data.split_settings import TimeSplit
-from ehrtrack.errors import DataError, EhrtrackError
+from ehrtrack.errors import DataError
 from ehrtrack.evaluation.metric_table import METRICS, names_shown
 from ehrtrack.home import make_cache
 from ehrtrack.pipeline.labels import colour_tags, run_name, without_strategy
-from ehrtrack.pipeline.model_folder import WEIGHTS, write_model_folder
-from ehrtrack.pipeline.prepare import CohortRecords, Records
 from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.runlog import KEPT, TRAINING, MemoryRunLogger, Task, named
 from ehrtrack.signals import INTERRUPTIONS
-from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.logger import TrackedRun
-from ehrtrack.tracking.names import RESUMABLE_KINDS, SNAPSHOT_KINDS, TASK, TRIAL_STATE
+from ehrtrack.tracking.names import RESUMABLE_KINDS, SNAPSHOT_KINDS, TASK
 from ehrtrack.tracking.recovery.lease import RunClaimLost
 from ehrtrack.tracking.run import JOURNALS, tracked_run
-from ehrtrack.training.loop import SNAPSHOTS, FitResult, TrainingStopped
-from ehrtrack.training.ranks import Ranks
-from ehrtrack.training.snapshots import latest_folder
+from ehrtrack.training.state_folders import SNAPSHOTS, latest_folder
+from ehrtrack.training.stopping import TrainingStopped
+
+if TYPE_CHECKING:
+    from ehrtrack.training.loop import FitResult
+    from ehrtrack.training.ranks import Ranks
 
 MODEL_FOLDER = "model"
 RUNS = "runs"
 ADAPTER_FOLDER = "adapter"
 RUN_CONFIG = "run_config.json"
-CONTINUED_KINDS = ("sweep", "frontier", "study")
+CONTINUED_KINDS = ("sweep", "sensitivity", "study")
 """Kinds of runs that take what is finished from where it is when they are started again."""
 
 
@@ -63,14 +65,14 @@ class RecipeResult:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run stands among others, as those who start it say.
+    """The place of a run among others, as its caller sets it.
 
     Attributes
     ----------
     parent_run_id : run to nest it under
     name : shown in lists of runs; made from the run's choices if empty
-    tags : by which those who started it find it again; the run has them from its first moment on
-    is_quiet : tables that are the same in many runs are logged, and not shown
+    tags : by which the caller finds the run again; they are set when the run is made
+    is_quiet : whether tables that are the same in many runs are logged and not printed
     """
 
     parent_run_id: str | None = None
@@ -88,9 +90,9 @@ class Resumption:
 
     Attributes
     ----------
-    attempt : the number of this process's claim to it
-    fingerprints : what it was made from, by name
-    slot : of the two places for snapshots on the server, the one to write next
+    attempt : the number of this process's claim to the run
+    fingerprints : of the run's inputs, by name
+    slot : which of the two places for snapshots on the server is written next
     """
 
     run_id: str
@@ -99,12 +101,12 @@ class Resumption:
     slot: int
 
     def check(self, fingerprints: Mapping[str, str]) -> None:
-        """Make sure that the run is resumed with what it was begun with.
+        """Check that the run is resumed with the inputs that it was begun with.
 
         Raises
         ------
         DataError
-            With what differs.
+            If they differ; the message names the differences.
         """
         differing = [
             f"{name} (then {then}, now {fingerprints.get(name, 'none')})"
@@ -113,20 +115,20 @@ class Resumption:
         ]
         if differing:
             raise DataError(
-                f"run {self.run_id} cannot go on with other data than it was begun with; there differ: "
+                f"run {self.run_id} cannot be continued with other data than it was begun with; there differ: "
                 f"{', '.join(differing)}. Give it the same data (--data.path), or start a new run"
             )
 
 
 @dataclass
 class SilentLogger(MemoryRunLogger):
-    """The run as ranks other than the first see it: rank 0 alone talks to the tracking server."""
+    """The logger of all ranks but the first: only rank 0 talks to the tracking server."""
 
     reference: str = ""
     url: str = ""
 
     def log_dataset(self, name: str, *, fingerprint: str, source: str, context: str = "") -> None:
-        """Rank 0 logs it."""
+        """Do nothing, as rank 0 logs the dataset."""
 
 
 @dataclass
@@ -135,8 +137,8 @@ class Recorder:
 
     Attributes
     ----------
-    config : what it was told
-    logger : where metrics and artifacts go
+    config : the configuration of the run
+    logger : receives metrics and artifacts
     folder : local folder for the weights that may be kept and the last snapshots
     sends_snapshots : whether snapshots go to the server, so that another machine can resume the run
     is_quiet : as `Place` has it
@@ -152,12 +154,12 @@ class Recorder:
     _started: float = field(default_factory=time.monotonic)
 
     def keep_snapshot(self, folder: Path) -> None:
-        """Have a snapshot sent to the server in the background."""
+        """Queue a snapshot to be sent to the server in the background."""
         if self.sends_snapshots and isinstance(self.logger, TrackedRun) and self.logger.log_snapshot(folder):
             self._last_sent = folder
 
     def keep_last_snapshot(self) -> None:
-        """Have the newest snapshot sent, now that the run ends before its time."""
+        """Queue the newest snapshot to be sent, as the run ends early."""
         newest = latest_folder(self.folder / SNAPSHOTS)
         if self.sends_snapshots and newest is not None and newest != self._last_sent:
             assert isinstance(self.logger, TrackedRun)
@@ -165,17 +167,19 @@ class Recorder:
 
     @property
     def how_to_resume(self) -> str:
-        """What to do after the run was told to stop, for people."""
+        """The message that says how to continue after the run was stopped."""
         if self.kind in RESUMABLE_KINDS and isinstance(self.logger, TrackedRun) and self.logger.server_run_id is None:
-            return f"go on: ehrtrack sync {self.config.runtime.cache}, then ehrtrack resume with the run's id there"
+            return (
+                f"to continue: ehrtrack sync {self.config.runtime.cache}, then ehrtrack resume with the run's id there"
+            )
         if self.kind in RESUMABLE_KINDS:
-            return f"go on: ehrtrack resume {self.logger.reference}"
+            return f"to continue: ehrtrack resume {self.logger.reference}"
         if self.kind in CONTINUED_KINDS:
-            return f"go on: start the same {self.kind} again; what is finished is not done anew"
+            return f"to continue: start the same {self.kind} again; what is finished is not repeated"
         return f"the {self.kind} keeps no snapshot: start it again"
 
     def log_fingerprints(self, fingerprints: Mapping[str, str]) -> None:
-        """Log what the run was made from, as searchable tags."""
+        """Log the fingerprints of the run's inputs as searchable tags."""
         self.logger.set_tags({f"fingerprint.{name}": value for name, value in fingerprints.items()})
         self.logger.log_dataset(
             self.config.data.path.name,
@@ -185,7 +189,7 @@ class Recorder:
         )
 
     def log_parameters(self, table: pl.DataFrame) -> None:
-        """Show and log how many parameters there are, and how many learn."""
+        """Print and log the number of parameters, and of trainable parameters."""
         if not self.is_quiet:
             with pl.Config(tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, thousands_separator=True):
                 print(table, flush=True)
@@ -194,15 +198,15 @@ class Recorder:
         self.logger.log_metrics({f"parameters/{name}": total[name] for name in ("total", "trainable")}, step=0)
 
     def log_epochs_again(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Log epochs that a snapshot holds; those that the server has are left out when they are sent.
+        """Log the epochs of a snapshot; those that the server already has are left out when they are sent.
 
-        The journal that held them may be one that was not sent, because the run had meanwhile been claimed elsewhere.
+        The journal that held them may never be sent, because another process had claimed the run in the meantime.
         """
         for epoch, metrics in enumerate(history, start=1):
             self.logger.log_metrics(metrics, step=epoch)
 
     def log_training(self, result: FitResult) -> None:
-        """Log which epoch was kept, and the cost of training: memory is the most that an epoch ended with."""
+        """Log the kept epoch and the cost of training; memory is the highest at the end of any epoch."""
         kept = named(KEPT, {"epoch": float(result.kept_epoch)})
         memory, speed = (
             [epoch[f"{TRAINING}/{name}"] for epoch in result.history] for name in ("memory_mb", "tokens_per_second")
@@ -223,7 +227,7 @@ class Recorder:
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        """Around what comes after the model is logged: an error there says that the model is kept."""
+        """Wrap everything after the model is logged: an error there adds the note that the model is kept."""
         try:
             yield
         except Exception as error:
@@ -239,41 +243,8 @@ class Recorder:
         self.logger.log_metrics(kept, step=0)
         return kept
 
-    def log_model(
-        self,
-        records: Records,
-        fingerprints: dict[str, str],
-        *,
-        model: nn.Module | None = None,
-        grid: TimeGrid | None = None,
-        baseline: str | None = None,
-    ) -> None:
-        """Log the full checkpoint, a plain model or a fitted baseline, with all that is needed to predict.
-
-        Parameters
-        ----------
-        grid : of a model with an outcome, which keeps what it saw of codes and values too
-        """
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            write_model_folder(
-                folder,
-                config=self.config,
-                vocabulary=records.vocabulary,
-                fingerprints=fingerprints,
-                model=model,
-                grid=grid,
-                baseline=baseline,
-                seen=None if grid is None else records.seen,
-                has_classes=isinstance(records, CohortRecords) and records.cohort.has_classes,
-            )
-            weights = folder / WEIGHTS
-            if weights.is_file():
-                self.logger.log_metrics({"cost/checkpoint_mb": weights.stat().st_size / 1e6}, step=0)
-            self.logger.log_folder(folder, MODEL_FOLDER)
-
     def log_adapter(self, save: Callable[[Path], None]) -> None:
-        """Log the adapter alone, where the strategy writes one into the folder that it is given."""
+        """Log the adapter by itself, if the strategy has one."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             save(folder)
@@ -284,7 +255,7 @@ class Recorder:
                 self.logger.log_folder(folder, ADAPTER_FOLDER)
 
     def finished(self, metrics: Mapping[str, float], *, task: Task | None = None) -> RecipeResult:
-        """Log the total time; returns what the caller of the recipe gets.
+        """Log the total time; returns the result of the recipe.
 
         Parameters
         ----------
@@ -379,22 +350,8 @@ def open_run(
     shutil.rmtree(folder, ignore_errors=True)  # after the last record of the run is in its journal
 
 
-@contextmanager
-def as_trial(run: Recorder) -> Iterator[None]:
-    """Around what a sweep's trial fits: its state is a tag, by which the UI lists trials."""
-    try:
-        yield
-    except TrainingStopped:
-        run.logger.set_tags({TRIAL_STATE: "pruned"})
-        raise
-    except EhrtrackError:
-        run.logger.set_tags({TRIAL_STATE: "failed"})
-        raise
-    run.logger.set_tags({TRIAL_STATE: "complete"})
-
-
 def _privacy(config: RunConfig) -> Privacy:
-    """What of the subjects may be logged: hashes under this machine's key, unless raw ids were asked for."""
+    """How subjects are logged: as hashes under this machine's key, unless the configuration asks for raw ids."""
     cohort = config.cohort
     has_calendar_date = cohort is not None and (
         cohort.end_of_study is not None
@@ -406,7 +363,7 @@ def _privacy(config: RunConfig) -> Privacy:
 
 
 def run_folder(config: RunConfig, reference: str) -> Path:
-    """Local folder of a run that is not finished, named by the server's id, or by the run's key if it began without."""
+    """Local folder of a run that is not finished, named by the server's id, or by the run's key if it began offline."""
     return config.runtime.cache / RUNS / reference
 
 

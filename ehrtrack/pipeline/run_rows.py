@@ -1,4 +1,4 @@
-"""Finished runs as a comparison sees them."""
+"""Read finished runs as rows of a comparison."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ehrtrack.tracking.names import COHORT, HORIZON, MODEL, SUBJECT_KEY, TASK
 
 
 def run_row(record: RunRecord) -> RunRow:
-    """A finished fine-tuning or baseline run, as a comparison sees it.
+    """A finished fine-tuning or baseline run as a row of a comparison.
 
     Raises
     ------
     DataError
-        If the run did not log what it is of.
+        If the run did not log its model or its cohort.
     """
     metrics, params = record.metrics, record.params
     is_baseline = record.kind == "baseline"
@@ -47,7 +47,7 @@ def run_row(record: RunRecord) -> RunRow:
 
 
 def task_of(record: RunRecord) -> Task:
-    """What the model was judged for; runs from before it was logged were all judged as survival models."""
+    """The task of the model; runs logged before there was a tag for it are all survival models."""
     task = record.tags.get(TASK, "survival")
     if task not in get_args(Task):
         raise DataError(f"its tag {TASK} is {task!r}, and this version knows {', '.join(get_args(Task))}; {TO_MEND}")

@@ -14,8 +14,8 @@ from ehrtrack.plots.evaluation import (
     discrimination_plot,
 )
 from ehrtrack.plots.forest import ForestRow, comparison_plot, subgroup_forest
-from ehrtrack.plots.frontier import frontier_plot
 from ehrtrack.plots.landmarks import landmark_plot
+from ehrtrack.plots.sensitivity import sensitivity_plot
 from ehrtrack.plots.study import (
     calibration_panels,
     differences_plot,
@@ -25,7 +25,7 @@ from ehrtrack.plots.study import (
     pareto_front,
     performance_plot,
 )
-from ehrtrack.plots.survival import calibration_plot, kaplan_meier_by_risk
+from ehrtrack.plots.survival import calibration_plot, group_labels, kaplan_meier_by_risk
 from ehrtrack.plots.training import History, loss_curves, losses_beside_trivial, metric_curves
 
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
     "decision_curve_plot",
     "differences_plot",
     "discrimination_plot",
-    "frontier_plot",
+    "group_labels",
     "kaplan_meier_by_risk",
     "kaplan_meier_panels",
     "label_curve_plot",
@@ -53,5 +53,6 @@ __all__ = [
     "metric_curves",
     "pareto_front",
     "performance_plot",
+    "sensitivity_plot",
     "subgroup_forest",
 ]

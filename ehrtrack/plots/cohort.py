@@ -1,4 +1,4 @@
-"""Who is in the study."""
+"""Figure of the flow of subjects into the study."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from ehrtrack.plots._style import BLUE, BOX, DPI, GREEN, GREY, INK, RED
+from ehrtrack.plots.style import BLUE, BOX, DPI, GREEN, GREY, INK, RED
 from ehrtrack.privacy import count_text
 
 

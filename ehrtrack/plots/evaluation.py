@@ -1,4 +1,4 @@
-"""Figures of the tables that `evaluation.measures` makes; a table that a run lacks is a panel that says so."""
+"""Figures of the tables of `evaluation.measures`; if a run lacks a table, its panel says so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ehrtrack.plots._style import BLUE, GREEN, GREY, ORANGE, PALE, dress, panels
+from ehrtrack.plots.style import BLUE, GREEN, GREY, ORANGE, PALE, dress, panels
 
 Tables = Mapping[str, pl.DataFrame]
 

@@ -1,4 +1,4 @@
-"""Forest plots: estimates with their intervals, one a line."""
+"""Forest plots: one estimate with its interval per line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.metric_table import C_INDEX, Metric
-from ehrtrack.plots._style import BLUE, DPI, GREY, INK, ORANGE, PALE, dress
+from ehrtrack.plots.style import BLUE, DPI, GREY, INK, ORANGE, PALE, dress
 from ehrtrack.privacy import count_text
 
 
@@ -30,7 +30,7 @@ class ForestRow:
 def comparison_plot(
     rows: Sequence[ForestRow], *, quantity: str = "test C-index", reference: float | None = 0.5
 ) -> Figure:
-    """Forest plot: one line a model, from top to bottom in the order given.
+    """Forest plot with one line per model, from top to bottom in the given order.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def comparison_plot(
 
 
 def subgroup_forest(table: pl.DataFrame, gaps: pl.DataFrame, metric: Metric = C_INDEX) -> Figure:
-    """Score of each group with its interval, by attribute; the gap between best and worst group beside its title.
+    """Score of each group with its interval, by attribute; each title shows the gap between best and worst group.
 
     Parameters
     ----------

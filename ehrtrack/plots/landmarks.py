@@ -1,11 +1,11 @@
-"""A model at several landmarks: discrimination and accuracy as time goes on."""
+"""Figure of a model at several landmarks: discrimination and accuracy over time."""
 
 from __future__ import annotations
 
 import polars as pl
 from matplotlib.figure import Figure
 
-from ehrtrack.plots._style import BLUE, GREY, ORANGE, PALE, dress, panels
+from ehrtrack.plots.style import BLUE, GREY, ORANGE, PALE, dress, panels
 from ehrtrack.survival.resampling import Interval
 
 

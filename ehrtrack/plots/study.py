@@ -1,4 +1,4 @@
-"""Figures of a study: configurations beside each other, over their repeats."""
+"""Figures of a study that compare configurations over their repeats."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from ehrtrack.data.labels import of_any_cause
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.metric_table import METRICS, Metric
 from ehrtrack.evaluation.repeats import Difference
-from ehrtrack.plots._style import BLUE, DPI, GREEN, GREY, INK, ORANGE, PALE, PURPLE, RED, dress, panels
+from ehrtrack.plots.style import BLUE, COLOURS, DPI, GREEN, GREY, INK, ORANGE, PALE, RED, dress, panels
 from ehrtrack.plots.survival import draw_kaplan_meier, group_labels
 from ehrtrack.survival.calibration import risk_groups
 from ehrtrack.survival.metrics import checked_predictions
 
-COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, "#56B4E9", "#B38600", GREY)
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 FINDINGS = {"better": GREEN, "worse": RED, "equivalent": BLUE, "no difference shown": GREY}
 
 
 def label_curve_plot(curves: pl.DataFrame, needed: pl.DataFrame | None = None) -> Figure:
-    """Test score by the number of labels, a line a model, with a band of one standard deviation over the repeats.
+    """Test score by number of labels, one line per model, with a band of one standard deviation over the repeats.
 
     Parameters
     ----------
@@ -57,7 +56,7 @@ def label_curve_plot(curves: pl.DataFrame, needed: pl.DataFrame | None = None) -
 
 
 def performance_plot(table: pl.DataFrame, metric: Metric, *, cost: str, title: str) -> Figure:
-    """Test score by what it costs, with the configurations that no cheaper one equals joined by steps.
+    """Test score by cost; steps join the configurations that no cheaper one equals.
 
     Parameters
     ----------
@@ -91,7 +90,7 @@ def performance_plot(table: pl.DataFrame, metric: Metric, *, cost: str, title: s
 
 
 def pareto_front(costs: Sequence[float], scores: Sequence[float], metric: Metric) -> list[int]:
-    """Places of those that nothing of the same or a lower cost equals, by rising cost.
+    """Indices of the points that no other of equal or lower cost equals, by rising cost.
 
     >>> from ehrtrack.evaluation.metric_table import C_INDEX
     >>> pareto_front([30, 10, 20], [0.72, 0.70, 0.69], C_INDEX)
@@ -105,7 +104,7 @@ def pareto_front(costs: Sequence[float], scores: Sequence[float], metric: Metric
 
 
 def learning_curves(table: pl.DataFrame, *, quantity: str) -> Figure:
-    """A metric by epoch, a colour a configuration: its repeats thin, their mean thick as far as all have the epoch.
+    """A metric by epoch, one colour per configuration: thin lines for repeats, a thick one for their mean.
 
     Parameters
     ----------
@@ -130,7 +129,7 @@ def learning_curves(table: pl.DataFrame, *, quantity: str) -> Figure:
 
 
 def calibration_panels(tables: Mapping[str, pl.DataFrame], *, n_columns: int = 3) -> Figure:
-    """Observed by predicted risk at the horizon, a panel a configuration, all on the same axes.
+    """Observed by predicted risk at the horizon, one panel per configuration, all with the same axes.
 
     Parameters
     ----------
@@ -152,7 +151,7 @@ def calibration_panels(tables: Mapping[str, pl.DataFrame], *, n_columns: int = 3
 
 
 def kaplan_meier_panels(predictions: Mapping[str, pl.DataFrame], *, n_groups: int = 3, n_columns: int = 3) -> Figure:
-    """Observed survival in groups of predicted risk, a panel a configuration, all on the same axes.
+    """Observed survival in groups of predicted risk, one panel per configuration, all with the same axes.
 
     Parameters
     ----------
@@ -179,9 +178,9 @@ def kaplan_meier_panels(predictions: Mapping[str, pl.DataFrame], *, n_groups: in
 
 
 def differences_plot(differences: Sequence[Difference]) -> Figure:
-    """Forest of paired differences, one a line, beside the margin within which models count as equivalent.
+    """Forest plot of paired differences, with the margin within which models count as equivalent.
 
-    Those that could not be tested are listed without a point.
+    Differences that could not be tested are listed without a point.
 
     Parameters
     ----------
@@ -221,12 +220,12 @@ def _difference_line(ax: Axes, y: int, one: Difference) -> None:
 
 
 def _styles() -> Any:
-    """Colour and marker of each line in turn; both come round together, and so the markers are shifted each time."""
+    """Colour and marker of each line in turn; the markers are shifted each time that the colours start again."""
     return ((COLOURS[n % len(COLOURS)], MARKERS[(n + n // len(COLOURS)) % len(MARKERS)]) for n in cycle(range(64)))
 
 
 def _grid(n_panels: int, *, n_columns: int, side: float) -> tuple[Figure, list[Axes]]:
-    """Panels in rows; places that are left over stay empty."""
+    """Panels in rows; unused places stay empty."""
     n_columns = min(n_columns, n_panels)
     n_rows = -(-n_panels // n_columns)
     figure = Figure(figsize=(side * n_columns, 1.05 * side * n_rows), dpi=DPI, layout="constrained")
@@ -247,7 +246,7 @@ def _legend_beside(ax: Axes) -> None:
 
 
 def _number_ticks(ax: Axes, numbers: Sequence[float]) -> None:
-    """Ticks at the numbers that were tried, without those that would be written over another."""
+    """Ticks at the numbers that were tried, except where labels would overlap."""
     kept: list[float] = []
     for number in numbers:
         if not kept or number > 1.25 * kept[-1]:
@@ -264,5 +263,5 @@ def _known(table: pl.DataFrame, *, what: str = "rows") -> pl.DataFrame:
 
 
 def _plain(label: str) -> str:
-    """Names out of the data are no formulas."""
+    """Escape the dollar signs of a name, which matplotlib would read as a formula."""
     return label.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Predicted against observed: calibration, and survival by predicted risk."""
+"""Figures of observed against predicted risk: calibration, and survival by predicted risk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sksurv.nonparametric import kaplan_meier_estimator
 
 from ehrtrack.arrays import Bools, Floats
 from ehrtrack.errors import DataError
-from ehrtrack.plots._style import BLUE, DPI, GREEN, GREY, INK, ORANGE, PURPLE, RED, dress, panels
+from ehrtrack.plots.style import BLUE, DPI, GREEN, GREY, INK, ORANGE, PURPLE, RED, dress, panels
 from ehrtrack.privacy import count_text
 from ehrtrack.survival.calibration import risk_groups
 from ehrtrack.survival.metrics import checked_predictions

@@ -1,4 +1,4 @@
-"""Training by epoch."""
+"""Figures of training by epoch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.metric_table import AUROC, BRIER, C_INDEX, IBS
-from ehrtrack.plots._style import BLUE, GREEN, GREY, ORANGE, dress, panels
+from ehrtrack.plots.style import BLUE, GREEN, GREY, ORANGE, dress, panels
 from ehrtrack.runlog import TRAINING, VALIDATION, VALIDATION_LOSS
 
 History = Sequence[Mapping[str, float]]
@@ -33,7 +33,7 @@ def loss_curves(history: History, *, kept_epoch: int | None = None) -> Figure:
 
 
 def losses_beside_trivial(history: History, trivial: Mapping[str, str], *, kept_epoch: int | None = None) -> Figure:
-    """Validation losses of a pretraining objective, each beside a trivial predictor's on the same targets.
+    """Validation losses of a pretraining objective, each with that of a trivial predictor on the same targets.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def metric_curves(history: History, *, kept_epoch: int | None = None) -> Figure:
 
 
 def _draw_metric(ax: Axes, history: History, metric: str, label: str, colour: str, *, style: str = "-") -> None:
-    """One metric by epoch. Epochs without it are skipped; a history without it at all is a mistake."""
+    """Draw a metric by epoch. Epochs without it are skipped; a history without it at all is a mistake."""
     points = [(epoch, row[metric]) for epoch, row in enumerate(history, start=1) if metric in row]
     if not points:
         found = sorted({name for row in history for name in row})

@@ -1,4 +1,4 @@
-"""A run that is made once, whoever makes it: found finished, gone on with, or begun; a cell of a study is one."""
+"""A run that is made once, whoever makes it: found finished, resumed, or begun; a cell of a study is one."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Once:
             can_be = self.has_snapshots and record.kind in SNAPSHOT_KINDS
             if can_be and RUN_CONFIG in list_artifacts(record.run_id):
                 here = [("runtime.cache", str(self.cache)), ("data.path", str(self.data))]
-                print(f"{self.label}: goes on with run {record.run_id}", flush=True)
+                print(f"{self.label}: continues run {record.run_id}", flush=True)
                 try:
                     return resume(
                         record.run_id, here, is_forced=True, place=Place(is_quiet=True), of_trial=self.of_trial

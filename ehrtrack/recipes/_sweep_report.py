@@ -17,7 +17,6 @@ from ehrtrack.search import stored as stored_search
 from ehrtrack.search.stored import SEARCH, Searched
 from ehrtrack.study import stored as stored_study
 from ehrtrack.study.cells import Study
-from ehrtrack.study.findings import findings
 from ehrtrack.study.results import StudyResults, study_results, told_by_server
 from ehrtrack.study.stored import CELLS
 from ehrtrack.tracking.client.connection import ui_command
@@ -42,7 +41,7 @@ class Refitted:
     def material(self) -> Material:
         """What the report is made of, beside the trials."""
         results = told_by_server(self.results, self.study)
-        material = gather(results, findings(results))
+        material = gather(results, results.findings())
         trials = search_runs(results.study, kinds=["trial"], status=None, parent_run_id=results.run_id)
         pages = {record.run_id: ui_command(record.experiment_id, run_id=record.run_id).url for record in trials}
         return replace(material, pages={**material.pages, **pages})

@@ -24,7 +24,7 @@ from ehrtrack.search_space import Range, Scalar, SearchConfig
 from ehrtrack.study.values import applies, scalar_at, with_values
 from ehrtrack.tracking.client.queries import RunRecord, get_run, metric_history
 from ehrtrack.tracking.names import CELL, STOPPED, TRIAL, TRIAL_STATE
-from ehrtrack.training.loop import TrainingStopped
+from ehrtrack.training.stopping import TrainingStopped
 
 FOLD = "data.fold"
 

@@ -20,6 +20,7 @@ from ehrtrack.evaluation.split import Context, EvaluationConfig, Split
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.pipeline.embeddings import read_embeddings
 from ehrtrack.pipeline.labels import value_text
+from ehrtrack.pipeline.model_folder import log_model
 from ehrtrack.pipeline.prepare import CohortRecords, check_validation, prepare_cohort, settle
 from ehrtrack.pipeline.report import (
     attained,
@@ -32,7 +33,8 @@ from ehrtrack.pipeline.report import (
     not_measured,
     scores,
 )
-from ehrtrack.pipeline.run import ALONE, Place, RecipeResult, as_trial, describe, open_run
+from ehrtrack.pipeline.run import ALONE, Place, RecipeResult, describe, open_run
+from ehrtrack.pipeline.trial import as_trial
 from ehrtrack.runlog import KEPT, TEST, Task, named
 from ehrtrack.survival.metrics import require_comparable_pair
 from ehrtrack.survival.time_grid import fit_time_grid
@@ -106,7 +108,7 @@ def baseline(config: RunConfig, *, is_trial: bool = False, place: Place = ALONE)
             of_validation = Split(predictions("validation").survival, grid, training, _outcomes(records, "validation"))
             found = evaluate(of_validation, Context(EvaluationConfig(), config.runtime.seed), task=task).metrics
             return run.finished(run.log_kept({name: found[name] for name in METRICS if name in found}))
-        run.log_model(records, fingerprints, grid=grid, baseline=model.to_json())
+        log_model(run, records, fingerprints, grid=grid, baseline=model.to_json())
         validation, test = predictions("validation"), predictions("test")
         log_predictions(run.logger, records, validation=validation, test=test)
         with run.judging():

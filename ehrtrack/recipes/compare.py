@@ -23,13 +23,12 @@ from ehrtrack.evaluation.benchmark import (
     to_markdown,
 )
 from ehrtrack.evaluation.brief import MOST_LINES, brief
-from ehrtrack.evaluation.cause_table import cause_table, causes_to_markdown
+from ehrtrack.evaluation.causes import cause_table, causes_to_markdown
 from ehrtrack.evaluation.metric_table import BOUNDS, LONG_NAMES, Entry, Metric, shown
 from ehrtrack.evaluation.paired import differences, reference_run, unpaired
 from ehrtrack.pipeline.champion import own_cohort, propose
 from ehrtrack.pipeline.predictions_cache import read_test_predictions
-from ehrtrack.pipeline.repeats import Family, chooser, families
-from ehrtrack.pipeline.repeats_report import log_repeats
+from ehrtrack.pipeline.repeats import Family, chooser, families, log_repeats
 from ehrtrack.pipeline.run import RecipeResult, Recorder, open_run
 from ehrtrack.pipeline.run_rows import run_row, task_of
 from ehrtrack.runlog import TEST

@@ -9,10 +9,10 @@ from pathlib import Path
 from ehrtrack.config import load_config
 from ehrtrack.data.importing import import_dataset
 from ehrtrack.errors import ConfigError, DataError
+from ehrtrack.evaluation.answer import Findings
 from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.report import report_page
 from ehrtrack.recipes.study import study
-from ehrtrack.study.findings import Findings, findings
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import get_run
 
@@ -38,7 +38,7 @@ def demo() -> Findings:
         raise ConfigError("another worker keeps the record of this study; wait for it, or end it, and start again")
     _title("The best by validation becomes champion")
     comparison = compare(config)
-    found = findings(results)
+    found = results.findings()
     name = "none" if comparison.champion is None else f"models:/{comparison.champion.name}@champion"
     _title("The answer")
     print(f"{found.answer}\n")

@@ -16,6 +16,7 @@ from ehrtrack.evaluation.report import Report
 from ehrtrack.pipeline.build import adapt, read_base
 from ehrtrack.pipeline.fit import feed, train, with_features
 from ehrtrack.pipeline.labels import transformer_label
+from ehrtrack.pipeline.model_folder import log_model
 from ehrtrack.pipeline.prepare import (
     CohortRecords,
     check_base_split,
@@ -38,7 +39,8 @@ from ehrtrack.pipeline.report import (
     not_measured,
     scores,
 )
-from ehrtrack.pipeline.run import ALONE, Place, RecipeResult, Recorder, Resumption, as_trial, describe, open_run
+from ehrtrack.pipeline.run import ALONE, Place, RecipeResult, Recorder, Resumption, describe, open_run
+from ehrtrack.pipeline.trial import as_trial
 from ehrtrack.privacy import count_text
 from ehrtrack.runlog import KEPT, TEST, VALIDATION, Task, named
 from ehrtrack.strategies.base import parameter_table
@@ -64,7 +66,7 @@ def finetune(
     on_epoch : called after each epoch with its number and metrics; may raise `TrainingStopped`
     is_trial : a sweep's trial is scored on validation subjects alone, and keeps no model
     place : of the run among others
-    resume : the run to go on with, from its last snapshot
+    resume : the run to resume from its last snapshot
 
     Raises
     ------
@@ -113,7 +115,7 @@ def finetune(
             scores = [name for name, of in METRICS.items() if KEPT in of.splits and of.named(VALIDATION) in result.kept]
             return run.finished(run.log_kept({name: result.kept[f"{VALIDATION}/{name}"] for name in scores}))
         merged = strategy.merge(model)
-        run.log_model(records, fingerprints, model=merged, grid=objective.grid)
+        log_model(run, records, fingerprints, model=merged, grid=objective.grid)
         run.log_adapter(partial(strategy.save_adapter, model, base=adapted.base))
         validation, test = (objective.predict(model, batches.split(s), ranks.device) for s in ("validation", "test"))
         log_predictions(run.logger, records, validation=validation, test=test)

@@ -277,13 +277,8 @@ def predict(
     return scored.table
 
 
-def predict_shards(model_folder: Path, dataset: MedsDataset, times: pl.DataFrame, engine: Engine) -> pl.DataFrame:
-    """As `Predictor.predict_dataset`, with each shard's subjects scored by a worker that reads the model itself."""
-    return score_shards(model_folder, dataset, times, engine).table
-
-
 def score_shards(model_folder: Path, dataset: MedsDataset, times: pl.DataFrame, engine: Engine) -> Scored:
-    """As `predict_shards`, with the drift of the records."""
+    """As `Predictor.predict_dataset`, with each shard's subjects scored by a worker that reads the model itself."""
     predictor = load_predictor(model_folder)  # a folder that cannot be used is told before any work
     numbered = times.select("subject_id", "prediction_time").with_row_index("row")
     function = partial(_predict_shard, model_folder, dataset.path.resolve(), numbered)

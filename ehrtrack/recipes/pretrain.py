@@ -15,6 +15,7 @@ from ehrtrack.objectives.base import PretrainingObjective, TrainingFacts, pretra
 from ehrtrack.pipeline.description_page import description_page
 from ehrtrack.pipeline.embeddings import start_from_embeddings
 from ehrtrack.pipeline.fit import feed, set_up, train
+from ehrtrack.pipeline.model_folder import log_model
 from ehrtrack.pipeline.prepare import Records, prepare_records, settle
 from ehrtrack.pipeline.report import conclude, encoder_matrices, judge_encoder, judge_training, learning_matrices
 from ehrtrack.pipeline.run import ALONE, Place, RecipeResult, Resumption, describe, open_run
@@ -35,7 +36,7 @@ def pretrain(config: RunConfig, *, place: Place = ALONE, resume: Resumption | No
     Parameters
     ----------
     place : of the run among others
-    resume : the run to go on with, from its last snapshot
+    resume : the run to resume from its last snapshot
 
     Raises
     ------
@@ -66,7 +67,7 @@ def pretrain(config: RunConfig, *, place: Place = ALONE, resume: Resumption | No
         if ranks.is_main:
             run.logger.log_text(description_page(describe_dataset(records.dataset)), DESCRIPTION)
         result = train(run, model, objective, feed(config, records, model, objective, ranks), ranks)
-        run.log_model(records, fingerprints, model=model)
+        log_model(run, records, fingerprints, model=model)
         with run.judging():
             run.log_loss(result)
             run.logger.log_figure(

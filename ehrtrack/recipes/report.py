@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ehrtrack.config import load_config
 from ehrtrack.errors import DataError
+from ehrtrack.evaluation.answer import Findings
 from ehrtrack.pipeline.prepare import prepare_cohort, settle
 from ehrtrack.recipes._sweep_report import report_of_sweep
 from ehrtrack.reporting.assemble import assemble
@@ -15,7 +16,6 @@ from ehrtrack.reporting.table_one import describe_subjects, table_one
 from ehrtrack.reporting.write import INDEX, write_report
 from ehrtrack.runlog import RunLogger
 from ehrtrack.study.cells import Study, read_study
-from ehrtrack.study.findings import Findings, findings
 from ehrtrack.study.results import StudyResults, finished_cells, study_results, told_by_server
 from ehrtrack.study.stored import stored_study
 from ehrtrack.study_file import asks_question
@@ -80,7 +80,7 @@ def _write(results: StudyResults, folder: Path) -> Path:
             f"no run of study {results.study!r} is finished on this tracking server ({why}); run `ehrtrack study run` "
             "first, or set MLFLOW_TRACKING_URI to where it was run"
         )
-    material = gather(results, findings(results))
+    material = gather(results, results.findings())
     if material.table_one is None:
         print(
             "the study's run has no Table 1, which is made where the data are: `ehrtrack study run` makes it",

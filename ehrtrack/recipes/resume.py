@@ -27,8 +27,8 @@ from ehrtrack.tracking.outbox.sync import send_left_behind
 from ehrtrack.tracking.recovery.lease import Heartbeat, RunClaimRefused
 from ehrtrack.tracking.recovery.orphans import check_silent, claim_run, note_tags, orphaned_runs, release_run
 from ehrtrack.tracking.run import JOURNALS
-from ehrtrack.training.loop import SNAPSHOTS
 from ehrtrack.training.snapshots import adopt, newest_whole_step, snapshot_step
+from ehrtrack.training.state_folders import SNAPSHOTS
 
 MAY_CHANGE = ("data.path", "train.batch_tokens", "train.accumulate", "train.recompute")
 """What may be set anew beside ``runtime``: where the same data lie, and how a step is computed to fit in memory."""
@@ -127,7 +127,7 @@ def resume_orphans(overrides: Sequence[Override] = (), *, minutes: float) -> lis
         except RunClaimRefused as taken:
             print(taken, flush=True)
         except EhrtrackError as error:
-            print(f"run {orphan.record.run_id} cannot go on: {error}", flush=True)
+            print(f"run {orphan.record.run_id} cannot be resumed: {error}", flush=True)
     return done
 
 
@@ -144,7 +144,7 @@ def _check_overrides(run_id: str, overrides: Sequence[Override]) -> None:
         section, _, key = path.partition(".")
         changes.append(f"{path} (then {then.get(section, {}).get(key, 'not set')}, now {text})")
     raise ConfigError(
-        f"{', '.join(changes)} cannot change in a run that goes on: it would be another experiment; "
+        f"{', '.join(changes)} cannot change in a run that is resumed: it would be another experiment; "
         f"there may change: runtime.* but the seed, {', '.join(MAY_CHANGE)}"
     )
 
@@ -174,10 +174,10 @@ def _alone_on_this_machine(record: RunRecord, folder: Path) -> Iterator[Path]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if get_run(record.run_id).attempt != record.attempt:
-            raise RunClaimRefused(f"run {record.run_id} was taken up by another process just now")
+            raise RunClaimRefused(f"run {record.run_id} was claimed by another process just now")
         yield folder
     except BlockingIOError as busy:
-        raise RunClaimRefused(f"run {record.run_id} is being taken up by another process on this machine") from busy
+        raise RunClaimRefused(f"run {record.run_id} is being claimed by another process on this machine") from busy
     finally:
         os.close(descriptor)
 

@@ -14,14 +14,13 @@ from ehrtrack.config import Override
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.errors import ConfigError, EhrtrackError, TrackingError, TrainingError
 from ehrtrack.home import make_cache
-from ehrtrack.pipeline.record import is_there, taken_up
+from ehrtrack.pipeline.record import claim_record, is_there
 from ehrtrack.pipeline.run import Place, Recorder, describe, open_run
 from ehrtrack.recipes._cell import run_cell
 from ehrtrack.recipes.report import log_report
 from ehrtrack.search.storage import shared_storage, shown, storage_place
 from ehrtrack.signals import INTERRUPTIONS, received
 from ehrtrack.study.cells import Cell, Study, read_study
-from ehrtrack.study.findings import findings
 from ehrtrack.study.queue import Queue
 from ehrtrack.study.results import StudyResults, finished, finished_cells, study_results
 from ehrtrack.study.stored import CELLS, to_json
@@ -127,7 +126,7 @@ def _keep_record(queue: Queue, record: str, begun: str) -> StudyResults:
     made, claims = queue.study, queue.claims
     try:
         begun = begun if begun and is_there(begun, "study") else _own_run(made)
-        resumption = taken_up(begun, made.runtime.cache) if begun else None
+        resumption = claim_record(begun, made.runtime.cache) if begun else None
         if begun and resumption is None and _is_done(queue):
             return _told(queue, begun)
         place = Place(tags={STUDY_KEY: made.queue})
@@ -156,7 +155,7 @@ def _is_done(queue: Queue) -> bool:
 def _told(queue: Queue, run_id: str) -> StudyResults:
     print(f"this study is done: run {run_id}", flush=True)
     results = study_results(queue.study, queue.standing(), run_id=run_id)
-    print(f"\n{findings(results).markdown}\n", flush=True)
+    print(f"\n{results.findings().markdown}\n", flush=True)
     return results
 
 
@@ -286,7 +285,7 @@ def _conclude(queue: Queue, run: Recorder) -> StudyResults:
     """
     made = queue.study
     results = study_results(made, queue.standing(), run_id=run.logger.reference)
-    found = findings(results)
+    found = results.findings()
     text = found.markdown
     run.logger.log_table(found.table, "study/results.csv")
     run.logger.log_text(text, "study/results.md")

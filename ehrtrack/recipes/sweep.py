@@ -16,7 +16,7 @@ from ehrtrack.evaluation.metric_table import METRICS, Metric, chosen_by
 from ehrtrack.home import make_cache
 from ehrtrack.pipeline.inputs import differences, input_fingerprints, pin_base
 from ehrtrack.pipeline.prepare import has_classes, settle
-from ehrtrack.pipeline.record import is_there, taken_up
+from ehrtrack.pipeline.record import claim_record, is_there
 from ehrtrack.pipeline.run import Place, RecipeResult, Recorder, describe, open_run
 from ehrtrack.recipes._sweep_report import Refitted, log_sweep_report
 from ehrtrack.recipes._trial import TrialRunner
@@ -159,8 +159,7 @@ def _metrics(config: RunConfig) -> tuple[Metric, ...]:
 def _join(config: RunConfig, inputs: Mapping[str, str], metrics: tuple[Metric, ...], key: str) -> Worker:
     """Begin or join the study of these settings and inputs; where it runs, and for how many trials, does not matter."""
     storage = shared_storage(config.runtime.storage, config.runtime.cache)
-    elsewhere = {"runtime", "registry", "compare", "frontier", "canary"}
-    settings = {name: section for name, section in config.identity().items() if name not in elsewhere}
+    settings = config.identity(without=("runtime", "registry", "compare", "sensitivity", "negative_controls"))
     for name in OF_THE_BUDGET:
         settings["search"].pop(name, None)
     del settings["init"]["run"]  # its meaning is among the inputs
@@ -226,7 +225,7 @@ def _keep_record(sweep: Sweep, begun: str) -> RecipeResult:
     claims = sweep.worker.claims
     try:
         begun = begun if begun and is_there(begun, "sweep") else ""
-        resumption = taken_up(begun, sweep.settled.runtime.cache) if begun else None
+        resumption = claim_record(begun, sweep.settled.runtime.cache) if begun else None
         if begun and resumption is None:  # its worker died after its last record
             claims.finish(sweep.record)
             return _told(sweep, begun)

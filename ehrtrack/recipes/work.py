@@ -48,7 +48,7 @@ def work(
     ----------
     path : a study's file, which asks a question; any other is the configuration of a sweep
     overrides : dotted paths under ``runtime``, of this machine; of a sweep any, which all of its workers must be given
-    key : of the task that this worker is: what a worker with the same key held is taken up at once, and not only when
+    key : of the task that this worker is: what a worker with the same key held is taken over at once, and not only when
         its claims lapse. `task_key` if None; none if empty
     max_hours : after which it ends as if it was told to stop, and well
 
@@ -90,6 +90,6 @@ def at_most(hours: float | None, function: Callable[[], object]) -> None:
     except TerminatedBySignal:
         if not is_over.is_set():
             raise
-        print(f"{hours:g} hours are over: what was begun goes on with the next worker", flush=True)
+        print(f"{hours:g} hours are over: the next worker continues what was begun", flush=True)
     finally:
         timer.cancel()

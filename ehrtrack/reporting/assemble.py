@@ -6,10 +6,12 @@ from ehrtrack.reporting.comparison import answer_section, differences_section
 from ehrtrack.reporting.cost import cost_section
 from ehrtrack.reporting.document import Document
 from ehrtrack.reporting.label_curve import label_curve_section
+from ehrtrack.reporting.learning import learning_section
 from ehrtrack.reporting.main_table import results_section
 from ehrtrack.reporting.material import Material
 from ehrtrack.reporting.provenance import provenance_section
 from ehrtrack.reporting.subjects import flow_section, table_one_section
+from ehrtrack.reporting.survival_by_risk import survival_section
 from ehrtrack.reporting.tripod import tripod_section
 from ehrtrack.reporting.validity import calibration_section, decision_section, sanity_section, subgroups_section
 
@@ -24,8 +26,10 @@ def assemble(material: Material) -> Document:
         flow_section(material),
         table_one_section(material),
         calibration_section(material),
+        survival_section(material),
         decision_section(material),
         subgroups_section(material),
+        learning_section(material),
         cost_section(material),
         sanity_section(material),
     ]

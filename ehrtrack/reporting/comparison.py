@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import polars as pl
 
@@ -14,7 +14,6 @@ from ehrtrack.reporting import charts
 from ehrtrack.reporting.document import Chart, Column, Fact, Facts, Part, Prose, Row, Section, Table, Tone
 from ehrtrack.reporting.material import Material, mean, scores, spread
 from ehrtrack.reporting.subjects import cohort_size
-from ehrtrack.runlog import KEPT
 
 INTERVAL = "[95\u00a0%]"
 """In the head of a column of intervals; its space breaks no line."""
@@ -44,7 +43,7 @@ def _paragraphs(text: str, material: Material) -> list[str]:
 def _facts(material: Material) -> list[Fact]:
     metric = material.metric
     facts = []
-    best = best_configuration(material)
+    best = material.best
     if best is not None:
         facts.append(_score_fact(f"best by validation, test {metric.title}", best, material))
         of_best = [difference.to for difference in _of_reference(material) if difference.this == best.label]
@@ -64,14 +63,6 @@ def _facts(material: Material) -> list[Fact]:
 
 def _score_fact(name: str, one: Configuration, material: Material) -> Fact:
     return Fact(name, mean_text(scores(one, material.metric), material.metric.form), one.label)
-
-
-def best_configuration(material: Material) -> Configuration | None:
-    """The best by the mean of validation scores, never by test; None where no run has one."""
-    metric = material.metric
-    judged = [(one, mean(scores(one, metric, KEPT))) for one in material.configurations]
-    known = [(one, value) for one, value in judged if value is not None]
-    return min(known, key=lambda pair: metric.shortfall(pair[1]))[0] if known else None
 
 
 def mean_text(values: Sequence[float], form: str) -> str:
@@ -98,23 +89,13 @@ def differences_section(material: Material) -> Section | None:
     asked = [difference for difference in material.differences if difference.question]
     if asked:
         questions = dict.fromkeys(difference.question for difference in asked)
-        told = (f"{question} {_sentences(d for d in asked if d.question == question)}" for question in questions)
+        told = (" ".join([one, *(d.as_sentence for d in asked if d.question == one)]) for one in questions)
         parts.append(Prose(tuple(told), is_list=True))
     for metric in dict.fromkeys(difference.metric for difference in material.differences):
         of_metric = [difference for difference in material.differences if difference.metric == metric]
         parts += _forest(of_metric, metric, material)
     parts.append(_difference_table(material))
     return Section("differences", "Paired differences", tuple(parts))
-
-
-def _sentences(differences: Iterable[Difference]) -> str:
-    """As they stand where they begin with a name."""
-    return " ".join(
-        f"{difference.sentence.rstrip('.').replace('no difference', 'No difference', 1)}."
-        if difference.sentence.startswith("no difference")
-        else f"{difference.sentence.rstrip('.')}."
-        for difference in differences
-    )
 
 
 def _forest(differences: Sequence[Difference], key: str, material: Material) -> list[Part]:

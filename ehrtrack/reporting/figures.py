@@ -1,14 +1,20 @@
-"""Figures as files that are equal byte for byte when they are made again: PNG, SVG and PDF."""
+"""Figures of the files in matplotlib, written as PNG, SVG and PDF that are equal byte for byte when made again."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from ehrtrack.plots.style import COLOURS, GREY, dress, panels
+
+DASHES = ("-", "--", ":", "-.")
+Points = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""Label -> x and y."""
 PNG_DPI = 200
 _SALT = "ehrtrack"
 _NO_TIMES: Mapping[str, dict[str, str | None]] = {
@@ -17,6 +23,26 @@ _NO_TIMES: Mapping[str, dict[str, str | None]] = {
     "pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None},
 }
 """What matplotlib would write of when and with what a file was made."""
+
+
+def overlaid(points: Points, *, x: str, y: str, y_range: tuple[float, float] | None = None) -> Figure:
+    """A line a label.
+
+    Parameters
+    ----------
+    x, y : titles of the axes
+    y_range : what is shown of the y axis, with a line at 0; all if None
+    """
+    figure, (ax,) = panels(1, width=9.6, height=4.8)
+    for (label, (xs, ys)), (dash, colour) in zip(points.items(), product(DASHES, COLOURS), strict=False):
+        ax.plot(xs, ys, dash, color=colour, linewidth=1.8, label=label.replace("$", r"\$"))
+    if y_range:
+        ax.axhline(0, color=GREY, linewidth=1)
+        ax.set(ylim=y_range)
+    ax.set(xlabel=x, ylabel=y)
+    dress(ax, "")
+    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    return figure
 
 
 def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str]) -> list[Path]:

@@ -13,22 +13,42 @@ from typing import Any
 
 import polars as pl
 
-from ehrtrack.reporting.material import COHORT_TABLES, CURVE_TABLES, Material, median_run, shown_repeat
-from ehrtrack.study.findings import Findings
+from ehrtrack.evaluation.answer import Findings
+from ehrtrack.evaluation.repeats import Configuration
+from ehrtrack.reporting.material import (
+    COHORT_TABLES,
+    CURVE_TABLES,
+    Material,
+    beside_best,
+    compared_by,
+    median_run,
+    shown_repeat,
+)
+from ehrtrack.runlog import VALIDATION
 from ehrtrack.study.results import StudyResults
 from ehrtrack.tracking.client.connection import ui_command
-from ehrtrack.tracking.client.queries import MissingArtifact, RunRecord, download, search_runs
+from ehrtrack.tracking.client.queries import MissingArtifact, RunRecord, download, metric_history, search_runs
 
 TABLE_ONE = "cohort/table_one.csv"
-KINDS = ("pretrain", "finetune", "baseline", "canary")
+CONTROLS = "negative-controls"
+KINDS = ("pretrain", "finetune", "baseline", CONTROLS)
 DOWNLOADS_AT_ONCE = 8
 
 Fetch = Callable[[str, str, Path], Path]
 """Brings an artifact of a run into a folder, as `queries.download` does."""
+History = Callable[[str, str], Mapping[int, float]]
+"""Values of a run's metric by epoch, as `queries.metric_history` has them."""
+PREDICTIONS = "predictions/test.parquet"
+NEEDED_OF_PREDICTIONS = {"risk", "follow_up_days", "is_event"}
 
 
 def gather(
-    results: StudyResults, findings: Findings, *, table_one: pl.DataFrame | None = None, fetch: Fetch = download
+    results: StudyResults,
+    findings: Findings,
+    *,
+    table_one: pl.DataFrame | None = None,
+    fetch: Fetch = download,
+    history: History = metric_history,
 ) -> Material:
     """All that the report of a study is made of.
 
@@ -36,7 +56,7 @@ def gather(
     ----------
     findings : what may be said of the results
     table_one : where the study's run is not closed yet, and its Table 1 not on the server; else it is read from there
-    fetch : how artifacts are read
+    fetch, history : how artifacts, and values of a metric by epoch, are read
 
     Raises
     ------
@@ -46,7 +66,7 @@ def gather(
     found = findings.configurations
     wanted = {repeat.row.run_id for repeat in results.repeats} | {one.run_id for one in results.pretrainings}
     runs = search_runs(results.study, kinds=KINDS)
-    records = {record.run_id: record for record in runs if record.run_id in wanted or record.kind == "canary"}
+    records = {record.run_id: record for record in runs if record.run_id in wanted or record.kind == CONTROLS}
     medians = {one.label: median_run(one) for one in found}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
         read = partial(_tables, folder=Path(folder), fetch=fetch)
@@ -60,6 +80,9 @@ def gather(
         first = shown_repeat(found).row.run_id if found else ""
         cohort = read(first, "cohort", COHORT_TABLES) if first else {}
         environment = _environment(first, Path(folder), fetch) if first else {}
+        learning = _learning(beside_best(found), pool, history)
+        judged = list(dict.fromkeys([*(one.label for one in found[:1]), *_references(findings, found)]))
+        predictions = {label: _predictions(medians[label], Path(folder), fetch) for label in judged}
         if table_one is None and results.run_id:
             table_one = _tables(results.run_id, "cohort", ("table_one",), folder=Path(folder), fetch=fetch).get(
                 "table_one"
@@ -77,11 +100,43 @@ def gather(
         cohort=cohort,
         table_one=None if table_one is None else as_read(table_one),
         environment=environment,
+        learning=learning,
+        predictions={label: table for label, table in predictions.items() if table is not None},
         pages={run_id: _page(record) for run_id, record in records.items()},
         pretrainings=results.pretrainings,
-        canaries=tuple(record for record in records.values() if record.kind == "canary"),
+        controls=tuple(record for record in records.values() if record.kind == CONTROLS),
         missing=results.missing,
     )
+
+
+def _learning(shown: Sequence[Configuration], pool: ThreadPoolExecutor, history: History) -> pl.DataFrame | None:
+    """The metric by which configurations are chosen, on validation subjects, of each repeat and epoch."""
+    if not shown:
+        return None
+    name = compared_by(shown).named(VALIDATION)
+    runs = [(one.label, number, row) for one in shown if one.is_transformer for number, row in enumerate(one.rows)]
+    found = pool.map(lambda run: history(run[2].run_id, name), runs)
+    rows = [
+        (label, number, epoch, value)
+        for (label, number, _), values in zip(runs, found, strict=True)
+        for epoch, value in sorted(values.items())
+    ]
+    return pl.DataFrame(rows, schema=["configuration", "repeat", "epoch", "value"], orient="row") if rows else None
+
+
+def _references(findings: Findings, found: Sequence[Configuration]) -> list[str]:
+    """What the best configuration was compared with."""
+    best = found[0].label if found else ""
+    return [difference.to for difference in findings.differences if difference.this == best and not difference.question]
+
+
+def _predictions(run_id: str, folder: Path, fetch: Fetch) -> pl.DataFrame | None:
+    """Test subjects with their risks; None where a run has none of times."""
+    try:
+        table = pl.read_parquet(fetch(run_id, PREDICTIONS, folder / run_id))
+    except MissingArtifact:
+        return None
+    return table if set(table.columns) >= NEEDED_OF_PREDICTIONS else None
 
 
 def _tables(

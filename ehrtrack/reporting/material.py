@@ -15,6 +15,8 @@ from ehrtrack.runlog import TEST
 from ehrtrack.study.settings import StudySettings
 from ehrtrack.tracking.client.queries import RunRecord
 
+MEDIAN = "Of each configuration the repeat in the middle by validation is shown."
+"""What a caption says of curves, which are of `median_run`."""
 CURVE_TABLES = ("calibration", "calibration_curve", "decision_curve", "subgroups", "subgroup_gaps")
 N_LABELS = "cohort.n_labels"
 COHORT_TABLES = ("attrition", "summary")
@@ -36,10 +38,14 @@ class Material:
     records : every run of the study by its id
     pages : address of each run's page by its id; without those that have none
     evaluations : label of a configuration -> tables of the median repeat, by their names under ``evaluation/``
+    learning : configuration, repeat, epoch and value: the metric on validation subjects, of those configurations that
+        compare with the best and have epochs; None without any
+    predictions : label -> test subjects of the median repeat with outcome and risk, of the best configuration and its
+        reference; none where labels are classes
     cohort : the tables ``attrition`` and ``summary`` of one repeat
     table_one : characteristics of the subjects by split, if the study's run has them
     environment : of one repeat: Python, machine and packages
-    pretrainings, canaries : runs
+    pretrainings, controls : runs; controls are negative controls
     missing : label of a cell without a finished run -> why
     commands : by which it is made again; those of a study's file where nothing else is said
     file : that says what was asked; the study's if empty
@@ -56,10 +62,12 @@ class Material:
     evaluations: Mapping[str, Mapping[str, pl.DataFrame]]
     cohort: Mapping[str, pl.DataFrame]
     table_one: pl.DataFrame | None = None
+    learning: pl.DataFrame | None = None
+    predictions: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     pages: Mapping[str, str] = field(default_factory=dict)
     pretrainings: Sequence[RunRecord] = ()
-    canaries: Sequence[RunRecord] = ()
+    controls: Sequence[RunRecord] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
     commands: Sequence[str] = ("ehrtrack study run study.toml", "ehrtrack report study.toml")
     file: str = ""
@@ -67,7 +75,13 @@ class Material:
     @property
     def metric(self) -> Metric:
         """By which configurations are chosen and compared."""
-        return chosen_by({repeat.row.task for one in self.configurations for repeat in one.repeats})
+        return compared_by(self.configurations)
+
+    @property
+    def best(self) -> Configuration | None:
+        """The best by the mean of validation scores, never by test; None where no run has one."""
+        first = next(iter(self.configurations), None)
+        return first if first is not None and first.validation_score(self.metric) is not None else None
 
     @property
     def has_classes(self) -> bool:
@@ -86,12 +100,8 @@ class Material:
 
     @property
     def beside_best(self) -> list[str]:
-        """Labels of the configurations that had as many labelled subjects as the best by validation, best first.
-
-        Where numbers of labels are compared, costs and curves of one number are what compares.
-        """
-        n_labels = self.configurations[0].settings.get(N_LABELS) if self.configurations else None
-        return [one.label for one in self.configurations if one.settings.get(N_LABELS) == n_labels]
+        """As the function of this name."""
+        return [one.label for one in beside_best(self.configurations)]
 
     @property
     def shown_run(self) -> str:
@@ -112,6 +122,20 @@ class Material:
     def references(self) -> list[str]:
         """Labels of the configurations that others are compared with, without those that the file asks about."""
         return list(dict.fromkeys(d.to for d in self.differences if not d.question))
+
+
+def compared_by(configurations: Sequence[Configuration]) -> Metric:
+    """The metric by which configurations are chosen and compared."""
+    return chosen_by({repeat.row.task for one in configurations for repeat in one.repeats})
+
+
+def beside_best(configurations: Sequence[Configuration]) -> list[Configuration]:
+    """The configurations that had as many labelled subjects as the best by validation, best first.
+
+    Where numbers of labels are compared, costs and curves of one number are what compares.
+    """
+    n_labels = configurations[0].settings.get(N_LABELS) if configurations else None
+    return [one for one in configurations if one.settings.get(N_LABELS) == n_labels]
 
 
 def shown_repeat(configurations: Sequence[Configuration]) -> Repeat:

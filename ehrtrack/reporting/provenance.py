@@ -117,7 +117,7 @@ def _runs_table(material: Material) -> Table:
                 }
             )
     rows += [_other("pretraining", record) for record in material.pretrainings]
-    rows += [_other("canary", record) for record in material.canaries]
+    rows += [_other("negative controls", record) for record in material.controls]
     pages = material.pages
 
     def page(row: Row) -> str:

@@ -10,15 +10,14 @@ from matplotlib.figure import Figure
 
 from ehrtrack import plots
 from ehrtrack.privacy import count_text
-from ehrtrack.reporting import charts, static
-from ehrtrack.reporting.comparison import INTERVAL, best_configuration, mean_text
+from ehrtrack.reporting import charts, figures
+from ehrtrack.reporting.comparison import INTERVAL, mean_text
 from ehrtrack.reporting.document import Chart, Column, Part, Prose, Row, Section, Table, Tone
-from ehrtrack.reporting.material import Material, median_run
+from ehrtrack.reporting.material import MEDIAN, Material, median_run
 from ehrtrack.runlog import TEST
 from ehrtrack.tracking.client.queries import RunRecord
 from ehrtrack.training.sanity import STATES, State, worst
 
-MEDIAN = "Of each configuration the repeat in the middle by validation is shown."
 MOST_AT_ONCE = 8
 """Curves that a chart shows at first."""
 STATE_TONES: Mapping[str, Tone] = {"ok": "good", "warn": "doubt", "fail": "bad"}
@@ -29,6 +28,8 @@ CALIBRATION_METRICS = {
     "brier": ("Brier score", ".4f"),
     "ibs": ("IBS", ".4f"),
 }
+_CONTROL = re.compile("^(control|canary)_")
+"""Begins the checks of negative controls; the second of runs that were logged when these were called canaries."""
 _VERDICT = re.compile(r"^- (\w+): \*\*(ok|warn|fail)\*\* — (.*)$", re.MULTILINE)
 
 
@@ -86,12 +87,12 @@ def _calibration_chart(curves: Mapping[str, pl.DataFrame], material: Material) -
     )
 
 
-def _calibration_figure(smooth: static.Points, material: Material) -> Figure:
+def _calibration_figure(smooth: figures.Points, material: Material) -> Figure:
     """Groups of risk with their intervals, a panel a configuration; the smooth curves where no run has groups."""
     groups = {label: tables["calibration"] for label, tables in _beside_best(material, "calibration").items()}
     if groups:
         return plots.calibration_panels(groups)
-    return static.overlaid(smooth, x="predicted risk", y="observed risk")
+    return figures.overlaid(smooth, x="predicted risk", y="observed risk")
 
 
 def _calibration_table(material: Material) -> Table:
@@ -154,7 +155,7 @@ def decision_section(material: Material) -> Section | None:
         "decision_curve",
         f"Net benefit of acting on subjects from a threshold of risk; 0 is to act on nobody."
         f"{material.at_labels} {MEDIAN}",
-        lambda: static.overlaid(
+        lambda: figures.overlaid(
             points | {"act on everybody": everybody},
             x="act from this risk",
             y="net benefit",
@@ -172,7 +173,7 @@ def subgroups_section(material: Material) -> Section | None:
     if not having:
         return None
     gaps = _gap_table(material)
-    best = best_configuration(material)
+    best = material.best
     chosen = list(dict.fromkeys([*([best.label] if best else []), *material.references[:1]]))
     shown = [label for label in chosen if label in having] or list(having)[:1]
     parts: list[Part] = [_group_table({label: having[label]["subgroups"] for label in shown}, material)]
@@ -255,12 +256,12 @@ def _gap_table(material: Material) -> Table | None:
 
 
 def sanity_section(material: Material) -> Section | None:
-    """What every run says of its own sanity, and the canaries: negative controls, and a planted leak."""
+    """What every run says of its own sanity, and its negative controls with the planted leak."""
     states = {
         one.label: _states([material.records.get(r.row.run_id) for r in one.repeats]) for one in material.configurations
     }
     checks = list(dict.fromkeys(check for of_one in states.values() for check in of_one))
-    if not checks and not material.canaries:
+    if not checks and not material.controls:
         return None
     parts: list[Part] = []
     if checks:
@@ -339,17 +340,17 @@ def _reasons(material: Material) -> list[Part]:
 
 
 def _controls(material: Material) -> list[Part]:
-    if not material.canaries:
+    if not material.controls:
         said = (
-            "No negative control was run in this study: `ehrtrack canary` trains twins with permuted labels, another "
-            "future and a planted leak."
+            "No negative control was run in this study: `ehrtrack negative-controls` trains twins with permuted "
+            "labels, another future and a planted leak."
         )
         return [Prose((said,))]
     rows = []
-    for record in material.canaries:
+    for record in material.controls:
         note = record.tags.get("mlflow.note.content", "")
         rows += [
-            {"run": record.run_id[:8], "control": check.removeprefix("canary_"), "state": state, "reason": reason}
+            {"run": record.run_id[:8], "control": _CONTROL.sub("", check), "state": state, "reason": reason}
             for check, state, reason in _VERDICT.findall(note)
         ]
     return [

@@ -1,4 +1,4 @@
-"""``ehrtrack server``: what docker/compose.yaml starts, as processes of this machine with the same settings."""
+"""``ehrtrack server``: run the services of docker/compose.yaml as processes of this machine, with the same settings."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ MODEL_SOURCES = {"MLFLOW_CREATE_MODEL_VERSION_SOURCE_VALIDATION_REGEX": "^(runs|
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How the server is started.
+    """The settings of the server.
 
     Attributes
     ----------
     address
-        What pods call it, such as ``https://runs.example.org``; the address it listens on if None.
+        Address that pods use, such as ``https://runs.example.org``; if None, the address that it listens on.
     store
         Where runs are kept: auto (PostgreSQL if this machine can), postgresql or sqlite.
     allowed_hosts
@@ -58,19 +58,19 @@ class ServerSettings:
 
     @property
     def local_address(self) -> str:
-        """How this machine itself reaches the server."""
+        """The address by which this machine reaches the server."""
         is_any = self.host in ("0.0.0.0", "::")
         host = f"[{self.host}]" if ":" in self.host and not is_any else self.host
         return f"http://{'127.0.0.1' if is_any else host}:{self.port}"
 
     @property
     def public_address(self) -> str:
-        """How pods reach the server."""
+        """The address by which pods reach the server."""
         return (self.address or self.local_address).rstrip("/")
 
 
 def serve(settings: ServerSettings, tell: Callable[[str], object]) -> None:
-    """Start the server, say when it is ready, and end all its processes on SIGTERM or Ctrl-C.
+    """Start the server, print when it is ready, and end all its processes on SIGTERM or Ctrl-C.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def _only_server_of(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set, instead of breaking into a start that is half done."""
+    """An event that SIGTERM and Ctrl-C set, instead of interrupting a start that is not complete."""
     stop = threading.Event()
 
     def set_stop(_signal: int, _frame: FrameType | None) -> None:
@@ -165,7 +165,7 @@ def _start_store(
     tell: Callable[[str], object],
     cleanup: contextlib.ExitStack,
 ) -> tuple[str, str, postgres.PostgresCluster | None]:
-    """The addresses of the databases of runs and of logins, and the cluster that they are in, if they are in one."""
+    """The addresses of the databases of runs and of logins, and their PostgreSQL cluster, if there is one."""
     cluster_folder, file = folder / "postgres", folder / "mlflow.db"
     lack = postgres.why_not()
     # auto stays with the store that has the folder's runs
@@ -193,7 +193,7 @@ def _start_store(
 
 
 def _make_wal(file: Path) -> None:
-    """Readers and a writer side by side; the mode is kept in the file."""
+    """Set write-ahead logging, so that readers and a writer can work at the same time; the file keeps the mode."""
     file.touch(mode=0o600)
     with contextlib.closing(sqlite3.connect(file)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
@@ -232,7 +232,7 @@ def _start_mlflow(
 
 
 def _allowed_hosts(settings: ServerSettings) -> list[str]:
-    """The names it answers to; empty for mlflow's default. A list replaces that default, so our own are added."""
+    """The host names it answers to; empty for mlflow's default. A list replaces the default, so our own are added."""
     named = list(settings.allowed_hosts)
     if settings.address:
         named.append(urlsplit(settings.address).netloc)
@@ -288,7 +288,7 @@ def _tell_how_to_use(
 
 
 def _watch(stop: threading.Event, processes: dict[str, tuple[subprocess.Popen[bytes], Path]]) -> None:
-    """Wait until told to stop; a process that ends by itself ends them all."""
+    """Wait for a signal to stop; if one process ends by itself, all are ended."""
     while not stop.wait(0.5):
         for name, (process, log) in processes.items():
             if process.poll() is not None:

@@ -1,4 +1,4 @@
-"""``mlflow server`` behind a guard: no body is read before its sender is known, and no user says where files lie.
+"""``mlflow server`` behind a guard: no body is read before its login is checked, and no user chooses where files lie.
 
 Run as a program, this is ``mlflow server`` whose first process becomes the server. By itself mlflow prepares the
 server, starts it as a second process and waits for its end, with 300 MB in its hands. Loaded by the server, it is the
@@ -38,12 +38,12 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class Guard:
-    """Answers from the headers alone what mlflow would read into memory first.
+    """Refuses requests by their headers alone, before mlflow would read their bodies into memory.
 
     Parameters
     ----------
     app : mlflow's application
-    knows : whether a request's login is right; None for a server without logins
+    knows : checks the login of a request; None for a server without logins
     """
 
     def __init__(self, app: App, knows: Callable[[Request], object] | None) -> None:
@@ -73,7 +73,7 @@ class Guard:
 
 
 def create_app() -> Guard:
-    """What uvicorn serves: mlflow's application, guarded."""
+    """The application that uvicorn serves: mlflow's, behind the guard."""
     module, _, name = os.environ[GUARDED_APP].partition(":")
     app: Any = getattr(importlib.import_module(module), name)
     knows = None
@@ -99,15 +99,15 @@ def guarded(command: Sequence[str], folder: Path) -> tuple[list[str], str]:
 
 
 def _become(command: Sequence[str], *, extra_env: Mapping[str, str], **_how: Any) -> NoReturn:
-    """In the place of mlflow's own, which starts `command` and returns its process."""
+    """Replaces mlflow's function that starts `command` and returns its process: this process becomes the server."""
     words, app = guarded(command, Path(__file__).parent)
     os.execvpe(words[0], words, os.environ | extra_env | {GUARDED_APP: app})
 
 
 def _refuse_locations() -> None:
-    """An experiment lies where the server keeps files.
+    """Refuse experiments with an artifact location of their own.
 
-    mlflow lets its maker name any place that the server can write to: another user's run, or a bucket of its keys.
+    mlflow lets a user name any place that the server can write to: another user's run, or a bucket of its keys.
     """
     from mlflow.exceptions import MlflowException
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore

@@ -1,4 +1,4 @@
-"""The server's secrets: generated once, kept in files that their owner alone can read."""
+"""The server's secrets: generated once, and kept in files that only their owner can read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECRETS_FILE = "secrets.json"
 
 @dataclass
 class Secrets:
-    """What the server and its users prove themselves with."""
+    """The keys and passwords of the server and its users."""
 
     flask_secret_key: str
     admin_password: str
@@ -32,7 +32,7 @@ class Secrets:
 
 
 def load_secrets(folder: Path, users: tuple[str, ...]) -> Secrets:
-    """The folder's secrets; made if they are not there, with a password for each user that has none."""
+    """The secrets of the folder; missing ones are generated, with a password for each user that has none."""
     file = folder / SECRETS_FILE
     if file.exists():
         kept = Secrets(**json.loads(file.read_text()))
@@ -45,15 +45,15 @@ def load_secrets(folder: Path, users: tuple[str, ...]) -> Secrets:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
+    """Write a file that only its owner can read, completely or not at all."""
     with written_aside(file, mode=0o600) as aside:
         aside.write_text(text)
 
 
 def write_auth_config(folder: Path, database_uri: str) -> Path:
-    """mlflow's basic-auth settings: everybody who can log in reads, each writes only what is theirs.
+    """Write mlflow's basic-auth settings: every user may read everything, and write only their own experiments.
 
-    An experiment's maker gets MANAGE on it; READ for the others lets them compare, and neither write nor delete.
+    The user who makes an experiment gets MANAGE on it; READ lets the others compare, and neither write nor delete.
     """
     if importlib.util.find_spec("flask_wtf") is None:
         raise TrackingError(
@@ -74,7 +74,7 @@ def write_auth_config(folder: Path, database_uri: str) -> Path:
 
 
 def make_hashes_quick(database_uri: str, passwords: Mapping[str, str]) -> None:
-    """Have the server check the users' passwords by `QUICK_HASH`. One that somebody changed is left as it is."""
+    """Store the users' passwords with `QUICK_HASH`, which is quick to check. Changed passwords are left as they are."""
     from sqlalchemy import create_engine, text
     from werkzeug.security import check_password_hash, generate_password_hash
 
@@ -94,7 +94,7 @@ def make_hashes_quick(database_uri: str, passwords: Mapping[str, str]) -> None:
 
 
 def write_user_file(folder: Path, address: str, user: str, password: str, storage: str | None = None) -> Path:
-    """What a pod needs to know, as a file for ``set -a; . ./pod.env``.
+    """Write the settings that a pod needs as a file for ``set -a; . ./pod.env``.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def write_user_file(folder: Path, address: str, user: str, password: str, storag
 
 
 def make_user(local_address: str, admin_password: str, user: str, password: str) -> None:
-    """Make a user on the running server, if it is not there.
+    """Create a user on the running server, if it does not exist.
 
     Raises
     ------

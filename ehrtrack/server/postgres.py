@@ -1,4 +1,4 @@
-"""A PostgreSQL cluster of the server's own: on the loopback, with a password, in one folder."""
+"""A PostgreSQL cluster for the server alone: on the loopback, with a password, in one folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SETTINGS = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "max_conn
 
 
 def find_binaries() -> Path | None:
-    """The folder with PostgreSQL's programs: of PATH, else Debian's newest; None where there is none."""
+    """The folder with PostgreSQL's programs: from PATH, otherwise Debian's newest; None if there is none."""
     on_path = shutil.which("initdb")
     debian = sorted(_DEBIAN.glob("*/bin"), key=lambda folder: float(folder.parent.name), reverse=True)
     for folder in ([Path(on_path).resolve().parent] if on_path else []) + debian:
@@ -52,7 +52,7 @@ def find_binaries() -> Path | None:
 
 
 def why_not() -> str:
-    """What PostgreSQL lacks on this machine, and how to get it; empty if it can be used."""
+    """What is missing for PostgreSQL on this machine, and how to install it; empty if it can be used."""
     if find_binaries() is None:
         return "no PostgreSQL programs were found on PATH or in /usr/lib/postgresql (Debian: apt install postgresql)"
     if importlib.util.find_spec(DRIVER) is None:
@@ -66,11 +66,11 @@ class PostgresCluster:
     Parameters
     ----------
     folder
-        Made and initialised if it is not there.
+        Created and initialised if it does not exist.
     password
-        Of the user who owns the databases of runs and of logins.
+        Password of the user who owns the databases of runs and of logins.
     studies_password
-        Of the user who owns the database of studies.
+        Password of the user who owns the database of studies.
     """
 
     def __init__(self, folder: Path, password: str, studies_password: str) -> None:
@@ -87,7 +87,7 @@ class PostgresCluster:
         self._account = _unprivileged_account()
 
     def uri(self, database: str) -> str:
-        """The address of a database, with the password; the driver is named, since several may be the default."""
+        """The address of a database with its password; it names the driver, since the default may vary."""
         return f"postgresql+psycopg2://{USER}:{self._password}@127.0.0.1:{self.port}/{database}"
 
     @property
@@ -96,12 +96,12 @@ class PostgresCluster:
         return f"postgresql+psycopg2://{STUDIES}:{self._studies_password}@127.0.0.1:{self.port}/{STUDIES}"
 
     def start(self) -> None:
-        """Initialise the folder if it is new, start the server, and make the databases that are not there.
+        """Initialise the folder if it is new, start the server, and create missing databases.
 
         Raises
         ------
         TrackingError
-            If a step fails, with the end of the log.
+            If a step fails; the message has the end of the log.
         """
         if not self.folder.exists():
             self._initialise()
@@ -117,12 +117,12 @@ class PostgresCluster:
         self._make_studies(is_new=STUDIES not in there)
 
     def stop(self) -> None:
-        """End the server; connections that are open are closed (PostgreSQL's fast shutdown)."""
+        """Stop the server; open connections are closed (PostgreSQL's fast shutdown)."""
         if self.process is not None:
             end(self.process, signal.SIGINT, is_group=False)
 
     def _initialise(self) -> None:
-        """Make the cluster aside and move it into place, so that a start that was cut off leaves nothing half made."""
+        """Create the cluster aside and move it into place, so that an interrupted start leaves nothing incomplete."""
         aside = self.folder.with_name(self.folder.name + ".new")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(mode=0o700)
@@ -178,7 +178,7 @@ class PostgresCluster:
 
 
 def _usual_port(file: Path) -> int:
-    """The port of the start before, which pods know, while it is free; or else another, which is kept for the next."""
+    """The port of the last start, which pods know, if it is free; otherwise another, which is kept for the next."""
     if file.exists() and is_free("127.0.0.1", port := int(file.read_text())):
         return port
     port = free_port()
@@ -188,7 +188,7 @@ def _usual_port(file: Path) -> int:
 
 
 def _unprivileged_account() -> str | None:
-    """Who runs PostgreSQL: we ourselves, or its own account when we are root, which it refuses."""
+    """The account that runs PostgreSQL: ours, or its own if we are root, which PostgreSQL refuses."""
     if os.geteuid() != 0:
         return None
     try:

@@ -33,9 +33,9 @@ def start(
     environment: Mapping[str, str] | None = None,
     user: str | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own: Ctrl-C in the terminal reaches it through us alone, in our order.
+    """Start a process in a session of its own, so that Ctrl-C reaches it only through us, in the right order.
 
-    It is noted in the folder, so that `end_orphans` finds it if we are killed before we could end it.
+    It is recorded in the folder, so that `end_orphans` finds it if we are killed before we could end it.
     """
     log.touch(mode=0o600)
     with log.open("ab") as output:
@@ -57,9 +57,9 @@ def start(
 
 
 def end_orphans(folder: Path, tell: Callable[[str], object]) -> None:
-    """End what a server of this folder left behind when it was killed, the last started first.
+    """End the processes that a killed server of this folder left behind, the last started first.
 
-    Only for who holds the folder's lock: else they would be the processes of a server that lives.
+    The caller must hold the folder's lock: otherwise they could be the processes of a running server.
     """
     for pid in reversed(_noted(folder)):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -87,7 +87,7 @@ def _note(folder: Path, pids: Sequence[int]) -> None:
 
 
 def _noted(folder: Path) -> list[int]:
-    """The processes that were noted and still run, in the order of their start."""
+    """The recorded processes that still run, in the order of their start."""
     file = folder / NOTED
     begun = json.loads(file.read_text()) if file.is_file() else {}
     return [
@@ -98,7 +98,7 @@ def _noted(folder: Path) -> list[int]:
 
 
 def end(process: subprocess.Popen[bytes], how: signal.Signals = signal.SIGTERM, *, is_group: bool = True) -> None:
-    """Ask a process (and its group) to end, and kill the group if it has not after 10 s."""
+    """Ask a process and its group to end, and kill the group if it still runs after 10 s."""
     if process.poll() is None:
         # mlflow's first process ends at once; its workers take a moment to answer what they were asked.
         workers = psutil.Process(process.pid).children(recursive=True) if is_group else []
@@ -111,12 +111,12 @@ def end(process: subprocess.Popen[bytes], how: signal.Signals = signal.SIGTERM, 
 
 
 def wait_until(is_ready: Callable[[], bool], process: subprocess.Popen[bytes], *, seconds: float, log: Path) -> None:
-    """Wait for a process to be usable.
+    """Wait until a process is ready.
 
     Raises
     ------
     TrackingError
-        If it ends before, or is not ready in time; with the end of its log.
+        If it ends before, or is not ready in time; the message has the end of its log.
     """
     deadline = time.monotonic() + seconds
     while not is_ready():
@@ -141,7 +141,7 @@ def free_port() -> int:
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there."""
+    """Whether a server could listen on this port."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         # as servers do, so that connections that are still closing do not count
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

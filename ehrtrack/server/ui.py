@@ -1,4 +1,4 @@
-"""`ehrtrack ui`: the page of a study, a run or a model, on the server in use or on one that is started for it."""
+"""`ehrtrack ui`: open the page of a study, a run or a model, on the server in use or on one that is started for it."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def show_ui(
     opens: bool = True,
     tell: Callable[[str], object],
 ) -> None:
-    """Open a page of the tracking UI, and where a server had to be started for it, wait until Ctrl-C ends it.
+    """Open a page of the tracking UI; if a server had to be started for it, wait until Ctrl-C ends it.
 
     Parameters
     ----------
-    study, run_id, model : whose page; that of the study that was run last if all are empty
+    study, run_id, model : which page to open; if all are empty, that of the latest study
     port : of the server that is started; if 0, mlflow's usual one, or a free one where that is taken
-    opens : whether a browser is opened; the address is told in any case
-    tell : takes what is to be said
+    opens : whether a browser is opened; the address is always printed
+    tell : called with each message
 
     Raises
     ------

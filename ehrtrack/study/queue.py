@@ -2,7 +2,7 @@
 
 Each cell is a trial of an Optuna study, so that `optuna-dashboard` shows how far the study is: its parameters are the
 settings, and its value is the metric of the test subjects. A worker holds the claim to a cell while it runs it; the
-claim of one that died lapses, and another goes on with the cell. The tracking server has the last word on what is
+claim of one that died lapses, and another resumes the cell. The tracking server has the last word on what is
 done: what the queue says counts for as long as nobody has lost the database, or the runs.
 """
 
@@ -125,10 +125,6 @@ class Queue:
             self._note(trial, WORKER, self.claims.worker)
             return cell
         return None
-
-    def note_run(self, cell: Cell, run_id: str) -> None:
-        """Say which run a cell that is held is, so that it can be looked at."""
-        self._note(self._last_trials()[cell.key], RUN, run_id)
 
     def finish(self, cell: Cell, finished: Finished) -> None:
         """A cell that is held is done.

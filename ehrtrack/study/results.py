@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from ehrtrack.errors import DataError
+from ehrtrack.evaluation.answer import Findings, findings
 from ehrtrack.evaluation.metric_table import chosen_by
-from ehrtrack.evaluation.repeats import Repeat
+from ehrtrack.evaluation.repeats import N_POOL, N_TEST, N_TRAIN, Repeat, configurations
 from ehrtrack.pipeline.predictions_cache import read_test_predictions
 from ehrtrack.pipeline.run_rows import run_row, task_of
 from ehrtrack.runlog import TEST
@@ -20,7 +21,6 @@ from ehrtrack.tracking.client.queries import RunRecord, search_runs
 from ehrtrack.tracking.names import CELL, ERROR
 
 KINDS = ("pretrain", "finetune", "baseline")
-N_TRAIN, N_TEST, N_POOL = "cohort/n_train", "cohort/n_test", "cohort/n_pool"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,16 @@ class StudyResults:
     predictions: Mapping[str, pl.DataFrame]
     pretrainings: tuple[RunRecord, ...]
     missing: Mapping[str, str]
+
+    def findings(self) -> Findings:
+        """What may be said of the study."""
+        return findings(
+            configurations(self.repeats),
+            self.predictions,
+            self.settings,
+            price_per_hour=self.settings.price_per_hour,
+            currency=self.settings.currency,
+        )
 
 
 def finished_cells(study: Study) -> dict[str, RunRecord]:

@@ -6,6 +6,7 @@ of several prediction times are far from independent, and drawn one by one they 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -16,13 +17,13 @@ from ehrtrack.survival.calibration_curve import slope_regression
 from ehrtrack.survival.censoring import FollowUp
 from ehrtrack.survival.concordance import RankedSubjects
 from ehrtrack.survival.discrimination import dynamic_auc, uno_c
-from ehrtrack.survival.metrics import c_index, checked_predictions
+from ehrtrack.survival.metrics import checked_predictions
 from ehrtrack.survival.resampling import (
     LEVEL,
     Interval,
+    c_indices_and_resamples,
     drawn_counts,
     percentile_interval,
-    resampled_c_indices,
     resampled_shares,
 )
 
@@ -64,8 +65,8 @@ def c_index_interval(
     1.000 [1.000, 1.000]
     """
     scores, days, event = checked_predictions(risk, follow_up_days, is_event)
-    resampled = resampled_c_indices([scores], days, event, n_resamples=n_resamples, seed=seed, subject=subject)[0]
-    return percentile_interval(c_index(scores, days, event), resampled, level)
+    scored = c_indices_and_resamples([scores], days, event, n_resamples=n_resamples, seed=seed, subject=subject)
+    return percentile_interval(*scored[0], level)
 
 
 def paired_difference(
@@ -105,12 +106,52 @@ def paired_difference(
     >>> print(c_index_interval(risk, days, [True] * 20, n_resamples=50))
     0.600 [0.369, 0.780]
     """
-    scores_a, days, event = checked_predictions(risk_a, follow_up_days, is_event)
-    scores_b, _, _ = checked_predictions(risk_b, follow_up_days, is_event)
-    risks = [scores_a, scores_b]
-    c_a, c_b = resampled_c_indices(risks, days, event, n_resamples=n_resamples, seed=seed, subject=subject)
-    estimate = c_index(scores_a, days, event) - c_index(scores_b, days, event)
-    return percentile_interval(estimate, c_a - c_b, level)
+    found = paired_differences(
+        [risk_a], risk_b, follow_up_days, is_event, n_resamples=n_resamples, level=level, seed=seed, subject=subject
+    )
+    return found[0]
+
+
+def paired_differences(
+    risks: Sequence[npt.ArrayLike],
+    to: npt.ArrayLike,
+    follow_up_days: npt.ArrayLike,
+    is_event: npt.ArrayLike,
+    *,
+    n_resamples: int = N_RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+    subject: npt.ArrayLike | None = None,
+) -> list[Interval]:
+    """`paired_difference` of several models to the same one, which is scored once for all.
+
+    Parameters
+    ----------
+    risks : of each model (B,)
+    to : (B,) risks of the model that they are compared with
+    follow_up_days, is_event, n_resamples, level, seed, subject : as in `paired_difference`
+
+    Raises
+    ------
+    NotMeasurable
+        As `paired_difference`: for all models or for none, since what is comparable is the same for all.
+
+    Examples
+    --------
+    Of two models one ranks the subjects as the other model does, and one the other way round:
+
+    >>> risk, days = np.array([0.9, 0.7, 0.5, 0.3, 0.1] * 4), [1, 2, 3, 4, 5] * 4
+    >>> [str(found) for found in paired_differences([risk / 2, -risk], risk, days, [True] * 20, n_resamples=50)]
+    ['0.000 [0.000, 0.000]', '-1.000 [-1.000, -1.000]']
+    """
+    _, days, event = checked_predictions(to, follow_up_days, is_event)
+    scores = [checked_predictions(risk, days, event)[0] for risk in (to, *risks)]
+    (estimate_to, resampled_to), *others = c_indices_and_resamples(
+        scores, days, event, n_resamples=n_resamples, seed=seed, subject=subject
+    )
+    return [
+        percentile_interval(estimate - estimate_to, resampled - resampled_to, level) for estimate, resampled in others
+    ]
 
 
 def uno_c_interval(

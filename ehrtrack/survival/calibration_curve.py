@@ -12,7 +12,7 @@ from scipy.stats import chi2
 from ehrtrack.arrays import Floats
 from ehrtrack.errors import NotMeasurable
 from ehrtrack.survival.censoring import MIN_EVENTS, FollowUp, risk_without_interval
-from ehrtrack.survival.curves import interpolate_survival
+from ehrtrack.survival.interpolation import interpolate_survival
 from ehrtrack.survival.proportional_hazards import HazardFit, ProportionalHazards
 from ehrtrack.survival.time_grid import TimeGrid
 

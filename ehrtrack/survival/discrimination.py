@@ -11,7 +11,7 @@ from sksurv.metrics import concordance_index_ipcw, cumulative_dynamic_auc
 from ehrtrack.arrays import Bools, Floats
 from ehrtrack.errors import NotMeasurable
 from ehrtrack.survival.censoring import FollowUp
-from ehrtrack.survival.curves import interpolate_survival
+from ehrtrack.survival.interpolation import interpolate_survival
 from ehrtrack.survival.metrics import require_comparable_pair
 from ehrtrack.survival.time_grid import TimeGrid
 

@@ -1,4 +1,4 @@
-"""``ehrtrack doctor``: what would stop a run on this machine, found before it starts."""
+"""``ehrtrack doctor``: find what would stop a run on this machine before it starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIN_FREE_GB, ENOUGH_FREE_GB = 1, 10
 
 
 def check_all(*, n_megabytes: int = 10) -> Iterator[Finding]:
-    """Every check, each as soon as it is done; those of the server end at the first that makes the next pointless."""
+    """All checks, one by one as they finish; checks of the server stop once a failure makes the next ones pointless."""
     yield from check_server(n_megabytes)
     yield check_disk(Path.cwd())
     yield check_gpu()
@@ -27,7 +27,7 @@ def check_all(*, n_megabytes: int = 10) -> Iterator[Finding]:
 
 
 def check_disk(folder: Path) -> Finding:
-    """Room for checkpoints and for the journals of a server that is away."""
+    """Check that the disk has room for checkpoints, and for journals while the server is unreachable."""
     free_gb = shutil.disk_usage(folder).free / 1e9
     text = f"{free_gb:.1f} GB free in {folder}"
     if free_gb < MIN_FREE_GB:
@@ -40,7 +40,7 @@ def check_disk(folder: Path) -> Finding:
 
 
 def check_gpu() -> Finding:
-    """Whether a GPU is there, and torch can compute on it."""
+    """Check whether there is a GPU, and whether torch can use it."""
     import torch
 
     built = f"torch {torch.__version__}"
@@ -74,7 +74,7 @@ def check_gpu() -> Finding:
 
 
 def check_journals(folder: Path) -> Finding:
-    """What earlier runs in this folder have not sent."""
+    """Check for journals of earlier runs in this folder that were not sent."""
     left = find_journals(folder) if folder.exists() else []
     if left:
         return Finding(
@@ -84,7 +84,7 @@ def check_journals(folder: Path) -> Finding:
 
 
 def check_subject_key(cache: Path) -> Finding:
-    """Under which key runs of this machine log their subjects."""
+    """Report the key under which runs of this machine log their subjects."""
     if not has_key(cache):
         return Finding(
             "warn",

@@ -1,4 +1,4 @@
-"""The writing side of a run: every call becomes a record in its outbox, and a thread sends it."""
+"""The logger of a run: every call becomes a record in its outbox, which a thread sends to the server."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _log = logging.getLogger(__name__)
 class TrackedRun:
     """A run that is being tracked; a RunLogger.
 
-    Every method writes to the local journal and returns; sending is the background's business. A server that is
-    away, hangs or refuses is told in warnings and changes nothing here. TrackingError is raised for what cannot
-    be right whatever the server says, and when the journal itself cannot be written; its kind RunClaimLost by
-    everything, once another process has claimed the run.
+    Every method writes to the local journal and returns; a background thread sends it. A server that is unreachable,
+    hangs or refuses a call causes warnings and nothing else here. TrackingError is raised for values that no server
+    could accept, and if the journal cannot be written. Once another process has claimed the run, every method raises
+    its subclass RunClaimLost.
 
     Parameters
     ----------
@@ -78,20 +78,20 @@ class TrackedRun:
 
     @property
     def server_run_id(self) -> str | None:
-        """The id that the server gave the run; None as long as no server has it, which a resumed run's always had."""
+        """The id that the server gave the run; None as long as no server has the run. A resumed run always has one."""
         return self._sender.delivery.progress.run_id or self._resumed_run_id
 
     @property
     def reference(self) -> str:
-        """What a run within this one names as its parent: the server's id where it is known by now, else the key.
+        """What a run within this one names as its parent: the server's id if it is known yet, otherwise the key.
 
-        Either stays valid, since a server that gets the run later finds it by its key.
+        Both stay valid, since a server that receives the run later finds it by its key.
         """
         return self.server_run_id or self.run_key
 
     @property
     def label(self) -> str:
-        """What messages call the run: the server's id, or "with key ..." as long as there is none."""
+        """The name of the run in messages: the server's id, or "with key ..." as long as there is none."""
         return self.server_run_id or f"with key {self.run_key}"
 
     @property
@@ -105,7 +105,7 @@ class TrackedRun:
         return ui_command(self.experiment_id, run_id=self.server_run_id).url
 
     def check_is_ours(self) -> None:
-        """Make sure that no other process has claimed the run, as far as is known; asks no server.
+        """Check that no other process is known to have claimed the run; the server is not asked.
 
         Raises
         ------
@@ -151,7 +151,7 @@ class TrackedRun:
             self._append({"do": "params", "values": values})
 
     def log_group(self, model: str) -> None:
-        """Record what the run is a model of, as a param that repeats share and the UI groups by."""
+        """Record the name of the run's model as a param that all repeats share, by which the UI groups runs."""
         self._append({"do": "params", "values": {names.GROUP: model}})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -230,13 +230,13 @@ class TrackedRun:
     def log_snapshot(self, folder: Path, *, is_last: bool = False) -> bool:
         """Store a snapshot in one of two places in turn, so that one is whole while the other is written.
 
-        A snapshot is passed over while the one before is still on its way: a server that is away costs the disk of
-        two snapshots, not of all.
+        A snapshot is skipped while the previous one is still being sent, so that an unreachable server costs the disk
+        space of two snapshots and not of all.
 
         Parameters
         ----------
         folder : whose files nobody will write to again
-        is_last : there will be no later one, so it is not passed over
+        is_last : whether it is the last one, which is not skipped
 
         Returns
         -------
@@ -253,16 +253,16 @@ class TrackedRun:
         return True
 
     def start_at_slot(self, slot: int) -> None:
-        """Write the next snapshot to this of the two places, because the other holds the last whole one."""
+        """Write the next snapshot to this one of the two places, because the other holds the last whole one."""
         self._next_slot = slot
         self._has_snapshots = True
 
     def remove_snapshots(self) -> None:
-        """Have the snapshots removed once the server knows that the run has ended: until then it may need them."""
+        """Remove the snapshots once the server knows that the run has ended; until then they may be needed."""
         self._removes_snapshots = self._has_snapshots
 
     def end(self, status: str, *, tag: str = "", reason: str = "") -> None:
-        """Set the run's last status (FINISHED, FAILED or KILLED) and its reason."""
+        """Set the final status of the run (FINISHED, FAILED or KILLED) and its reason."""
         if self.is_resumable and status == "KILLED":
             self.set_tags({names.RESUMABLE: "true"})
         if tag:
@@ -274,25 +274,25 @@ class TrackedRun:
         self.status = status
 
     def wait_for_registration(self) -> None:
-        """Let the server make the run, if it answers within seconds.
+        """Wait some seconds for the server to create the run.
 
         Raises
         ------
         TrackingError
-            If the run can never be made, such as in a deleted experiment.
+            If the run can never be created, for example in a deleted experiment.
         """
         self._sender.wait_for_registration()
         if self._sender.trouble is not None or not self._sender.delivery.progress.run_id:
             _log.warning("run %s is not on the server yet; it will be made when the server answers", self.label)
 
     def give_up(self) -> None:
-        """Remove the journal of a run that can never be made."""
+        """Remove the journal of a run that can never be created."""
         self._heartbeat.stop()
         self._journal.close()
         remove_journal(self._journal.folder)
 
     def close(self, *, is_nested: bool) -> None:
-        """Wait for the rest to be sent, in bounded time, and say what is left."""
+        """Wait a bounded time for the rest to be sent, and print what is left."""
         if is_nested and self._sender.trouble is not None:
             _behind.append(self)  # its parent waits, once for all; training continues
             return
@@ -302,7 +302,7 @@ class TrackedRun:
                 _behind.pop(0)._finish(drain_seconds() if self._sender.is_complete else 0.0)
 
     def hurry(self) -> None:
-        """Have `close` take no longer than a machine has that is about to go."""
+        """Limit the time that `close` takes, because the machine is about to be shut down."""
         self._sender.hurry()
 
     def _finish(self, seconds: float) -> None:
@@ -338,7 +338,7 @@ class TrackedRun:
 
     @contextmanager
     def _written(self, name: str) -> Iterator[Path]:
-        """A file to write; once written, it is in the journal as artifact `name`."""
+        """A path to write to; afterwards the file is in the journal as the artifact `name`."""
         path = PurePosixPath(names.checked_artifact_path(name))
         file = self._journal.stage(path.name)
         try:
@@ -369,5 +369,5 @@ def _parts(rows: Mapping[str, _Value], size: int) -> Iterator[dict[str, _Value]]
 
 
 def now_ms() -> int:
-    """This moment, as journals and servers hold it: milliseconds since 1970."""
+    """The current time as journals and servers store it: milliseconds since 1970."""
     return int(time.time() * 1000)

@@ -1,11 +1,12 @@
-"""The tags and prefixes that EHRTrack's runs carry; also the words to filter by in the UI."""
+"""The names of tags and prefixes of EHRTrack's runs, by which runs can also be filtered in the UI."""
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
+from ehrtrack import renamed
 from ehrtrack.errors import TrackingError
 from ehrtrack.runlog import KEPT
 
@@ -14,7 +15,7 @@ RUN_KEY = "ehrtrack.run_key"  # a run's name for itself, before and whether or n
 HEARTBEAT = "ehrtrack.heartbeat"  # when the run's process was last known to live, by the server's clock
 HEARTBEAT_SECONDS = "ehrtrack.heartbeat_seconds"  # from one heartbeat to the next
 CLOSED = "ehrtrack.closed"  # why `ehrtrack runs --stale --close` ended the run
-RESUMABLE = "ehrtrack.resumable"  # "true" once a run that can be resumed was told to stop
+RESUMABLE = "ehrtrack.resumable"  # "true" once a run that can be resumed was stopped
 ATTEMPT = "ehrtrack.attempt"  # how often the run was claimed to resume it; only the last claim may write to it
 CLAIM_PARAM = f"{ATTEMPT}."  # the param of each claim, with its number; a param can be set once
 JOIN_REFUSED = "ehrtrack.join_refused"  # why the run of MLFLOW_RUN_ID was not joined, and this one made in its place
@@ -37,11 +38,11 @@ STOPPED = "ehrtrack.stopped"
 GIT_COMMIT = "ehrtrack.git_commit"
 GIT_DIRTY = "ehrtrack.git_dirty"
 VIEW = "ehrtrack"  # the key of the view that a study's page opens with
-SETUP = "ehrtrack.setup"  # on an experiment: its task, and digests of what its page was given, to tell a user's changes
+SETUP = "ehrtrack.setup"  # on an experiment: its task, and digests of its settings, to recognise a user's changes
 GROUP = "model"  # the param by which the UI groups repeats, such as "lora r8" or "cox"; no `cfg.` one has this name
 VERDICT = "sanity.verdict"
 COLOUR = "mlflow.runColor"
-PREDICTIONS_DIGEST = "ehrtrack.sha256.test_predictions"  # of the file, by which a listing tells whether a copy is it
+PREDICTIONS_DIGEST = "ehrtrack.sha256.test_predictions"  # of the file, by which a copy is recognised
 STUDY_KEY = "ehrtrack.study_key"  # of a cell of a study: which study's queue it belongs to
 
 # mlflow's limit; beyond it its client cuts silently.
@@ -84,16 +85,31 @@ def score_tag(metric: str) -> str:
 
 
 def present_name(metric: str) -> str:
-    """The name that a metric has now."""
+    """The present name of a metric."""
     return f"{KEPT}/{metric.removeprefix(KEPT_BEFORE)}" if metric.startswith(KEPT_BEFORE) else metric
 
 
 def present_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """A run's metrics by the names that they have now; all that reads runs back goes through here."""
+    """The metrics of a run by their present names; all code that reads runs uses this."""
     before = {name: value for name, value in metrics.items() if name.startswith(KEPT_BEFORE)}
     return {present_name(name): value for name, value in before.items()} | {
         name: value for name, value in metrics.items() if name not in before
     }
+
+
+def present_kind(kind: str) -> str:
+    """The present name of a kind of run."""
+    return renamed.COMMANDS.get(kind, kind)
+
+
+def kinds_as_logged(kinds: Sequence[str]) -> list[str]:
+    """The names under which runs of some kinds were logged, former ones included.
+
+    >>> kinds_as_logged(["finetune", "sensitivity"])
+    ['finetune', 'sensitivity', 'frontier']
+    """
+    former = [before for before, now in renamed.COMMANDS.items() if now in kinds]
+    return [*dict.fromkeys(kinds), *former]
 
 
 MAX_MODEL_NAME_CHARACTERS = 256
@@ -116,7 +132,7 @@ def why_no_model_name(name: str) -> str:
 
 
 def checked_artifact_path(path: str) -> str:
-    """The path, if it stays inside a run's artifact folder.
+    """The path, after checking that it stays inside a run's artifact folder.
 
     Raises
     ------

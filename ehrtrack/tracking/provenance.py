@@ -1,7 +1,8 @@
-"""Which code, on which machine: what a run has to record so that it can be repeated."""
+"""The code and the machine of a run, which are recorded so that the run can be repeated."""
 
 from __future__ import annotations
 
+import functools
 import getpass
 import os
 import platform
@@ -18,7 +19,7 @@ _CODE = ("ehrtrack", "pyproject.toml", "requirements.lock", "MLproject")
 
 @dataclass(frozen=True)
 class GitState:
-    """The commit of the code that runs; `dirty` is "true", "false" or "unknown"."""
+    """The commit of the running code; `dirty` is "true", "false" or "unknown"."""
 
     commit: str
     dirty: str
@@ -40,7 +41,7 @@ def git_state() -> GitState:
 
 
 def user_name() -> str:
-    """Who runs this: the tracking login, or the account's name, or "unknown" where there is none."""
+    """The user: the tracking login, otherwise the name of the account, otherwise "unknown"."""
     try:
         return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
     except (ImportError, KeyError, OSError):  # a container's user id need not have a name
@@ -59,7 +60,9 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _packages() -> dict[str, str]:
+    """By name; read once in a process, as it takes a quarter of a second."""
     return {package.metadata["Name"]: package.version for package in metadata.distributions()}
 
 
@@ -86,7 +89,7 @@ def _cpu_model() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints, or None where it fails or is not installed."""
+    """The output of git, or None if it fails or is not installed."""
     try:
         result = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False

@@ -1,4 +1,4 @@
-"""A tracked run from its beginning to its end: registered or joined, and always ended."""
+"""A tracked run from start to end: it is registered or joined, and always ended."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def tracked_run(
     journal: Path | None = None,
     privacy: Privacy | None = None,
 ) -> Iterator[TrackedRun]:
-    """A run that ends with its block: FINISHED, FAILED on an exception, KILLED on Ctrl-C or SIGTERM.
+    """Open a run that ends with its block: FINISHED, FAILED on an exception, KILLED on Ctrl-C or SIGTERM.
 
     At top level under ``mlflow run`` this is the run that mlflow made (it stays in the experiment mlflow
     chose, keeps the name and the tags that its user gave it, and carries the study as a tag); a run with a
-    parent is a new one, in its parent's experiment. A run that is somebody's already is never joined.
+    parent is a new one, in its parent's experiment. A run that already belongs to somebody is never joined.
 
     Once another process has claimed the run, every call that logs raises RunClaimLost.
 
@@ -180,7 +180,7 @@ def _code_tags() -> dict[str, str]:
 
 
 def _end_aloud(run: TrackedRun, error: BaseException, stops: tuple[type[Exception], ...]) -> None:
-    """End a run after an exception; a server that fails now must not hide that exception."""
+    """End a run after an exception; a failure of the server must not hide that exception."""
     message = ". ".join([*getattr(error, "__notes__", []), f"{type(error).__name__}: {error}"])
     message = (run.privacy.message(message) if run.privacy else message)[:MAX_ERROR_CHARACTERS]
     try:
@@ -203,12 +203,12 @@ def _signal_of(error: BaseException) -> str:
 
 
 class _Termination:
-    """What Ctrl-C and SIGTERM do, once: end the run, or hurry the sending of one that has ended.
+    """The effect of the first Ctrl-C or SIGTERM: end the run, or shorten the sending of one that has ended.
 
     Attributes
     ----------
     closing : the run that is being closed
-    late : the signal that came while it was
+    late : the signal that arrived in the meantime
     """
 
     def __init__(self) -> None:
@@ -230,7 +230,7 @@ _termination: _Termination | None = None
 
 @contextmanager
 def _signals_end_the_run() -> Iterator[_Termination]:
-    """While inside, Ctrl-C and SIGTERM raise, once; a handler set by somebody else is left alone."""
+    """Within the block, the first Ctrl-C or SIGTERM raises; handlers set by other code are left alone."""
     global _termination
     if _termination is not None and threading.current_thread() is threading.main_thread():
         yield _termination

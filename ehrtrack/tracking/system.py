@@ -1,6 +1,6 @@
-"""How busy a run keeps its machine: samples in its journal, under the names that MLflow's page of them knows.
+"""Sample the load of the machine during a run, into its journal, under the names of MLflow's system metrics.
 
-MLflow's own sampler calls the server, and what it saw while that was away is lost.
+MLflow's own sampler calls the server, and loses its samples while the server is unreachable.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def sampled(kind: str, log: Callable[[Mapping[str, float], int], object]) -> Iterator[None]:
-    """While inside, log a sample every half minute from a thread of its own.
+    """Within the block, a thread logs a sample every half minute.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def _sample(stopped: threading.Event, log: Callable[[Mapping[str, float], int], 
 
 
 def machine() -> dict[str, float]:
-    """Use of all cores and of the memory since the last call, and the memory of this process.
+    """Use of all cores since the last call, use of memory, and the memory of this process.
 
     >>> sorted(machine())[:2]
     ['cpu_utilization_percentage', 'process_memory_usage_megabytes']
@@ -74,7 +74,7 @@ def machine() -> dict[str, float]:
 
 
 class Gpus:
-    """NVIDIA's GPUs of this machine, as far as the package nvidia-ml-py is installed and there are any."""
+    """The NVIDIA GPUs of this machine; none if the package nvidia-ml-py is not installed."""
 
     def __init__(self) -> None:
         self._nvml: Any = None
@@ -92,7 +92,7 @@ class Gpus:
         self._nvml = nvml
 
     def sample(self) -> dict[str, float]:
-        """Use, memory and watts of each; what one does not tell is left out."""
+        """Use, memory and power in watts of each GPU; values that it does not report are left out."""
         values: dict[str, float] = {}
         for number, handle in enumerate(self._handles):
             questions = {
@@ -104,5 +104,5 @@ class Gpus:
                 try:
                     values[f"gpu_{number}_{name}"] = float(ask())  # type: ignore[no-untyped-call]
                 except self._nvml.NVMLError as error:
-                    _log.debug("GPU %d does not tell its %s: %s", number, name, error)
+                    _log.debug("GPU %d does not report its %s: %s", number, name, error)
         return values

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import stat
 from collections.abc import Mapping
@@ -35,8 +34,6 @@ MAX_STATE_BYTES = 64 * 2**30
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_FACTS_BYTES = 16 * 2**20
 
-_STATE_NAME = re.compile(r"step-([0-9]{6,18})(\.old)?")
-
 
 class _Record(BaseModel):
     """What ``facts.json`` says."""
@@ -49,11 +46,6 @@ class _Record(BaseModel):
     tensors: dict[str, str]
     facts: dict[str, Any]
     beside: dict[str, str] = {}
-
-
-def state_folder(folder: Path, step: int) -> Path:
-    """Where the state of `step` is."""
-    return folder / f"step-{step:06d}"
 
 
 def write_state(folder: Path, tensors: dict[str, Tensor], step: int, facts: Mapping[str, Any]) -> None:
@@ -111,18 +103,6 @@ def remove(path: Path) -> None:
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
-
-
-def list_states(folder: Path) -> list[tuple[int, Path]]:
-    """Steps and folders of states, the newest first; a replaced one comes after the one that replaced it."""
-    if not folder.exists():
-        return []
-    try:
-        named = [(match, path) for path in folder.iterdir() if (match := _STATE_NAME.fullmatch(path.name))]
-    except OSError as error:
-        raise CheckpointError(f"no training states can be read from {folder} ({error})") from error
-    named.sort(key=lambda found: (int(found[0][1]), found[0][2] is None), reverse=True)
-    return [(int(match[1]), path) for match, path in named]
 
 
 def read_step(folder: Path) -> int:

@@ -16,27 +16,22 @@ from ehrtrack.runlog import TRAINING, VALIDATION_LOSS, RunLogger
 from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.settings import TrainConfig as TrainConfig
 from ehrtrack.training.snapshots import latest_snapshot
-from ehrtrack.training.steps import SNAPSHOTS, Training, set_training_mode
+from ehrtrack.training.state_folders import SNAPSHOTS
+from ehrtrack.training.steps import Training, set_training_mode
 from ehrtrack.training.stopping import signals_wait
 
 STEP_LOSS = f"{TRAINING}/step_loss"
 """Mean loss of the batches since the value before, against the number of batches since training began."""
 
 __all__ = [
-    "SNAPSHOTS",
     "STEP_LOSS",
     "FitResult",
     "TrainConfig",
     "Training",
-    "TrainingStopped",
     "evaluate",
     "fit",
     "set_training_mode",
 ]
-
-
-class TrainingStopped(Exception):
-    """Raised by `on_epoch` to end training early, as a sweep does with a trial that lags behind."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +157,7 @@ def _go_on_if_begun(run: Training, on_go_on: Callable[[list[dict[str, float]]], 
     on_go_on(run.progress.history)
     if run.ranks.is_main:
         progress = run.progress
-        print(f"goes on in epoch {progress.epoch}, after {progress.n_done} of its batches", flush=True)
+        print(f"continues in epoch {progress.epoch}, after {progress.n_done} of its batches", flush=True)
 
 
 def evaluate(

@@ -45,7 +45,7 @@ class TrainConfig(Section):
     clip_norm: float = Field(1.0, gt=0, allow_inf_nan=True)
 
 
-class CanaryConfig(Section):
+class NegativeControlsConfig(Section):
     """How large the negative controls of a run are.
 
     Attributes
@@ -56,7 +56,7 @@ class CanaryConfig(Section):
 
     Examples
     --------
-    >>> CanaryConfig(n_subjects=500).leak_epochs
+    >>> NegativeControlsConfig(n_subjects=500).leak_epochs
     12
     """
 

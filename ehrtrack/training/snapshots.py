@@ -22,14 +22,13 @@ from ehrtrack.errors import CheckpointError
 from ehrtrack.training._state_files import (
     bytes_of,
     link_or_copy,
-    list_states,
     put_in_place,
     read_state,
     read_step,
     remove,
-    state_folder,
     write_state,
 )
+from ehrtrack.training.state_folders import list_states, state_folder
 
 _log = logging.getLogger(__name__)
 
@@ -42,28 +41,6 @@ class Snapshot:
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
     folder: Path
-
-    def copy_into(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the saved values into `tensors`, which stay on their devices.
-
-        Raises
-        ------
-        CheckpointError
-            If names, shapes or types differ; no tensor has been changed then.
-        """
-        found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()}
-        needed = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-        differing = sorted(name for name in found | needed if found.get(name) != needed.get(name))
-        if differing:
-            first = differing[0]
-            raise CheckpointError(
-                f"the state of step {self.step} does not fit: {len(differing)} of {len(found | needed)} tensors differ "
-                f"(first: {first}, saved {found.get(first, 'nothing')}, needed {needed.get(first, 'nothing')}); "
-                "resume with the configuration the state was made with"
-            )
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(self.tensors[name])
 
 
 class CheckpointWriter:
@@ -255,11 +232,6 @@ def newest_whole_step(folder: Path) -> tuple[int, list[str]]:
         else:
             return step, problems
     return -1, problems
-
-
-def latest_folder(folder: Path) -> Path | None:
-    """Where the newest state is, whole or not."""
-    return next((path for _, path in list_states(folder)), None)
 
 
 def snapshot_step(folder: Path) -> int:

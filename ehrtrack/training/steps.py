@@ -24,13 +24,13 @@ from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.schedule import warmup_cosine
 from ehrtrack.training.settings import TrainConfig
 from ehrtrack.training.snapshots import CheckpointWriter, Snapshot
+from ehrtrack.training.state_folders import SNAPSHOTS
 from ehrtrack.training.stopping import StopRequest
 from ehrtrack.training.threads import threads_for
 from ehrtrack.training.watch import watched_epoch
 
 BEST_BEFORE = "best.safetensors"
 """Where snapshots of earlier versions have the weights of the best epoch."""
-SNAPSHOTS = "snapshots"
 DECAYED = ("weight", "weight_ih", "weight_hh", "scale", "shift")
 """Last words of the names of true weight matrices: of linear maps, adapters and embeddings, of recurrent cells, and of
 `behrt.Recency`. Norms have weights too, of one dimension."""
@@ -96,7 +96,7 @@ class Training:
         )
         self.writer = CheckpointWriter(folder / SNAPSHOTS, on_written=on_snapshot) if ranks.is_main else None
         self.stop = stop or StopRequest()
-        self.check_is_ours = check_is_ours  # raises once another process goes on with the run
+        self.check_is_ours = check_is_ours  # raises once another process has claimed the run
         self.on_steps = on_steps  # gets the number of batches since training began, and their loss since the last time
         self.batches_between = batches_between
         self.begin_epoch = begin_epoch

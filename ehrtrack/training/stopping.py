@@ -15,6 +15,10 @@ from ehrtrack.signals import STOPPING
 CTRL_C_TEXT = b"\nthe step under way is finished and kept first; Ctrl-C once more ends it now\n"
 
 
+class TrainingStopped(Exception):
+    """Raised by `on_epoch` of `loop.fit` to end training early, as a sweep does with a trial that lags behind."""
+
+
 @dataclass
 class StopRequest:
     """Whether a signal has asked the training to stop.

@@ -1,4 +1,4 @@
-"""How an epoch goes on, for those who watch: a bar in a terminal, a line a minute elsewhere."""
+"""The progress of an epoch, shown while it runs: a bar in a terminal, a line a minute elsewhere."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_a_split_without_a_rule_is_the_hash_with_the_fingerprints_of_before(
     assert build_cohort(dataset, cohort_config(), said).fingerprint == fingerprint
 
 
-def test_store_records_sweep_and_frontier_keep_their_fingerprints(make_dataset, tmp_path):
+def test_store_records_sweep_and_sensitivity_keep_their_fingerprints(make_dataset, tmp_path):
     dataset = make_dataset(population())
     dataset.__dict__["_fingerprint"] = "0" * 16
     cohort = build_cohort(dataset, cohort_config(), SplitConfig(train=0.5, validation=0.2))
@@ -107,13 +107,9 @@ def test_store_records_sweep_and_frontier_keep_their_fingerprints(make_dataset, 
             "runtime": {"cache": "c"},
         }
     )
-    identity = config.identity()
-
-    def without(*sections: str) -> dict[str, Any]:
-        return {name: value for name, value in identity.items() if name not in sections}
-
-    assert fingerprint_of(without("runtime", "registry", "frontier", "canary")) == "264f857c0d03cc95"
-    assert fingerprint_of(without("runtime", "registry", "search", "frontier")) == "a83195905db3c5de"
+    elsewhere = ("runtime", "registry", "sensitivity")
+    assert fingerprint_of(config.identity(without=(*elsewhere, "negative_controls"))) == "264f857c0d03cc95"
+    assert fingerprint_of(config.identity(without=(*elsewhere, "search"))) == "a83195905db3c5de"
 
 
 # by time

@@ -16,6 +16,8 @@ from ehrtrack.config import load_config
 from ehrtrack.tracking.client.connection import client
 from ehrtrack.tracking.client.queries import RunRecord, download, list_artifacts, search_runs
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 TRIALS = ("--config", "sweep.toml", "--search.n_trials", "3")
 """The first has the defaults, and two are drawn."""
 

@@ -44,11 +44,12 @@ def test_a_label_has_what_differs_and_no_more() -> None:
         "cox · 512 labels",
         "cox · all labels",
     ]
-    slower = {**FULL, "train.lr": 0.001, "strategy.dora": True}
-    assert labels({**FULL, "train.lr": 0.01, "strategy.dora": False}, slower) == [
-        "full · lr 0.01 · no dora",
-        "full · lr 0.001 · dora",
+    slower = {**FULL, "train.lr": 0.001, "strategy.embeddings": True}
+    assert labels({**FULL, "train.lr": 0.01, "strategy.embeddings": False}, slower) == [
+        "full · lr 0.01 · no embeddings",
+        "full · lr 0.001 · embeddings",
     ]
+    assert labels(LORA_4 | {"strategy.dora": False}, LORA_8 | {"strategy.dora": True}) == ["lora r4", "dora r8"]
 
 
 def test_settings_of_one_name_are_told_apart_by_more_words_of_their_paths() -> None:

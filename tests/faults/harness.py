@@ -204,7 +204,7 @@ trials, its best and the test metrics of that are compared, and runs beyond its 
 | of them with the machine lost | {account.n_new_machines} |
 | of them in a process whose clock was wrong | {account.n_wrong_clocks} |
 | runs disturbed, of them sweeps | {account.n_runs}, {account.n_sweeps} |
-| of them taken up again, some several times | {account.n_resumed} ({account.n_resumptions} times) |
+| of them resumed, some several times | {account.n_resumed} ({account.n_resumptions} times) |
 | runs that ended as FINISHED | {account.n_finished} |
 | metric rows compared | {account.rows_compared:,} |
 | metric rows lost | {account.rows_lost} |

@@ -14,12 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Protocol
+
+from undrawn import undrawn
 
 START_SECONDS = 300
 SUBJECT_SECRET = "of all pods, so that they log subjects under the same hashes"
@@ -32,9 +34,17 @@ IMPORTED_ONCE = [
         "ehrtrack.recipes.resume",
         "ehrtrack.tracking.doctor",
         "ehrtrack.recipes.finetune",
+        "ehrtrack.recipes.baseline",
+        "ehrtrack.recipes.pretrain",
+        "ehrtrack.recipes.study",
         "ehrtrack.recipes.sweep",
+        "ehrtrack.recipes.work",
+        "ehrtrack.baselines.cox",
+        "ehrtrack.objectives.mlm",
+        "ehrtrack.strategies.full",
         "mlflow.tracking",
-        "lifelines",
+        "matplotlib.backends.backend_agg",
+        "statsmodels.stats.multitest",
     ),
     "torch._dynamo",  # by torch's first optimiser: otherwise up to two thirds of what a killed pod computes
 ]
@@ -141,7 +151,9 @@ class Fault:
             is_signalled.wait()
 
 
-def _run(words: Sequence[str], folder: Path, environment: Mapping[str, str], fault: Planted | None) -> None:
+def _run(
+    words: Sequence[str], folder: Path, environment: Mapping[str, str], fault: Planted | None, draws: bool
+) -> None:
     os.chdir(folder)
     os.environ.update(environment)
     log = os.open(folder / "pod.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -159,7 +171,8 @@ def _run(words: Sequence[str], folder: Path, environment: Mapping[str, str], fau
     torch.set_num_threads(1)
     if fault is not None:
         fault.plant()
-    main(words)
+    with nullcontext() if draws else undrawn():
+        main(words)
 
 
 def begin_to_import() -> None:
@@ -169,21 +182,23 @@ def begin_to_import() -> None:
 
 
 def start(
-    *words: str, folder: Path, server: str, fault: Planted | None = None, **environment: str
+    *words: str, folder: Path, server: str, fault: Planted | None = None, draws: bool = True, **environment: str
 ) -> multiprocessing.process.BaseProcess:
-    """A pod that runs one command in its own folder."""
+    """A pod that runs one command in its own folder; `draws` as in `undrawn`."""
     folder.mkdir(parents=True, exist_ok=True)
     begin_to_import()
     given = {"MLFLOW_TRACKING_URI": server, "OMP_NUM_THREADS": "1", "EHRTRACK_DRAIN_SECONDS": "30"}
     given |= {"EHRTRACK_SUBJECT_SECRET": SUBJECT_SECRET, **environment}
-    process = _FORK.Process(target=_run, args=(words, folder, given, fault))
+    process = _FORK.Process(target=_run, args=(words, folder, given, fault, draws))
     process.start()
     return process
 
 
-def run(*words: str, folder: Path, server: str, fault: Planted | None = None, **environment: str) -> int:
+def run(
+    *words: str, folder: Path, server: str, fault: Planted | None = None, draws: bool = True, **environment: str
+) -> int:
     """Run a pod to its end; returns its exit code, which is minus the signal's number where one killed it."""
-    process = start(*words, folder=folder, server=server, fault=fault, **environment)
+    process = start(*words, folder=folder, server=server, fault=fault, draws=draws, **environment)
     process.join(START_SECONDS)
     if process.exitcode is None:
         process.kill()

@@ -59,7 +59,7 @@ class Series:
 A study of {N_CELLS} cells (a pretraining and three strategies for each of six repeats, two baselines for each of three
 splits) is run by workers (`ehrtrack work`) that are killed by SIGKILL at random moments. On sqlite they are of one
 machine, and started again at once. On PostgreSQL each is a machine of its own, and one is lost in the middle of a cell:
-neither its processes nor its disk come back, and another worker goes on with its cell from the server alone once its
+neither its processes nor its disk come back, and another worker resumes its cell from the server alone once its
 claim has lapsed. Compared are the table of configurations and every metric of every cell that does not measure the
 machine, to a relative {TOLERANCE:g}, with a study that two workers made undisturbed.
 
@@ -116,7 +116,7 @@ def on_three_machines(folder: Path, server: str, series: Series, *, rng: random.
 
 
 def _until_begun(study: str, workers: Workers, n_before: int) -> int:
-    """Until more cells have begun, or been gone on with, than before: else there is nothing new to disturb."""
+    """Until more cells have begun, or been resumed, than before: else there is nothing new to disturb."""
 
     def n_begun() -> int:
         return sum(1 + run.attempt for run in search_runs(study, status=None) if CELL in run.tags)

@@ -124,6 +124,6 @@ def outcome_of(run_id: str) -> Outcome:
     told = fetch_checksums(run_id)
     assert {path: digest for path, digest in found.items() if path != names.CHECKSUMS} == told
     artifacts = {path: digest for path, digest in found.items() if path not in OWN_ARTIFACTS}
-    # how often a run was taken up is the one thing that differs of one that was disturbed
+    # how often a run was resumed is the one thing that differs of one that was disturbed
     params = {key: value for key, value in run.data.params.items() if not key.startswith(f"{names.ATTEMPT}.")}
     return Outcome(rows, params, artifacts, run.info.status)

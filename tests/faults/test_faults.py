@@ -74,7 +74,7 @@ def test_a_run_disturbed_in_every_phase_is_on_the_server_as_if_it_never_was(
     assert account.n_wrong == 0
     # Killed at the end on a machine that is lost: a snapshot is there until the server knows the end.
     log = pods.log_of(tmp_path / "pod-6")
-    assert re.search(r"the snapshot of step \d+ was fetched.*goes on in epoch", log, re.DOTALL)
+    assert re.search(r"the snapshot of step \d+ was fetched.*continues in epoch", log, re.DOTALL)
 
 
 def test_a_run_that_began_offline_and_was_killed_goes_on_from_its_own_snapshot(
@@ -89,7 +89,7 @@ def test_a_run_that_began_offline_and_was_killed_goes_on_from_its_own_snapshot(
     (run_id,) = [found for found in run_ids("disturbed") if found not in known]
     assert pods.run("resume", run_id, "--force", folder=folder, server=http_store) == 0
     run = outcome_of(run_id)
-    assert re.search(r"goes on in epoch 2, after [12] of its batches", pods.log_of(folder))
+    assert re.search(r"continues in epoch 2, after [12] of its batches", pods.log_of(folder))
     assert (run.values, run.artifacts, run.status) == (whole.values, whole.artifacts, "FINISHED")
 
 
@@ -101,7 +101,7 @@ def test_ctrl_c_finishes_the_step_says_how_to_go_on_and_shows_no_traceback(
     assert pods.run("finetune", "--config", str(config), folder=folder, server=http_store, fault=fault) == 130
     (run_id,) = set(run_ids("disturbed")) - known
     log = pods.log_of(folder)
-    assert f"go on: ehrtrack resume {run_id}\n" in log
+    assert f"to continue: ehrtrack resume {run_id}\n" in log
     assert re.search(r"told to stop; epoch \d is kept after \d+ batches", log)
     assert "Traceback" not in log
     stopped = client().get_run(run_id)
@@ -111,7 +111,7 @@ def test_ctrl_c_finishes_the_step_says_how_to_go_on_and_shows_no_traceback(
     assert (run.values, run.artifacts, run.status) == (whole.values, whole.artifacts, "FINISHED")
 
 
-def test_of_two_processes_that_take_up_the_same_stale_run_exactly_one_goes_on(
+def test_of_two_processes_that_resume_the_same_stale_run_exactly_one_continues(
     whole: Outcome, config: Path, http_store: str, tmp_path: Path
 ) -> None:
     for other in orphaned_runs(("pretrain", "finetune")):  # left on the server by other tests
@@ -131,7 +131,7 @@ def test_of_two_processes_that_take_up_the_same_stale_run_exactly_one_goes_on(
     assert [process.exitcode for process in both] == [0, 0]
     logs = [pods.log_of(folder) for folder in folders]
     assert sorted("finetune done" in log for log in logs) == [False, True]
-    assert sorted("no run was taken up" in log for log in logs) == [False, True]
+    assert sorted("no run was resumed" in log for log in logs) == [False, True]
     assert any(re.search(r"the snapshot of step \d+ was fetched from the server", log) for log in logs)
     run = outcome_of(run_id)
     assert (run.values, run.artifacts, run.status) == (whole.values, whole.artifacts, "FINISHED")

@@ -105,7 +105,7 @@ def test_a_run_that_was_paused_and_overtaken_notices_at_its_next_write_and_ends(
     paused.join(pods.START_SECONDS)
     log = pods.log_of(folder)
     assert paused.exitcode == 2, log
-    assert f"ehrtrack: run {run_id} was taken up by another process" in log
+    assert f"ehrtrack: run {run_id} was claimed by another process" in log
     assert "finetune done" not in log
     run = outcome_of(run_id)
     assert {row: values for row, values in run.rows.items() if len(values) > 1} == {}
@@ -131,7 +131,7 @@ def test_a_live_run_on_a_machine_whose_clock_is_20_minutes_behind_is_left_alone_
     forced = pods.start("resume", run_id, "--force", folder=other, server=http_store, **SERVER_SECONDS)
     behind.join(pods.START_SECONDS)
     assert behind.exitcode == 2, pods.log_of(folder)
-    assert f"ehrtrack: run {run_id} was taken up by another process" in pods.log_of(folder)
+    assert f"ehrtrack: run {run_id} was claimed by another process" in pods.log_of(folder)
     n_then = n_epochs(run_id)
     pods.wait_until(lambda: n_epochs(run_id) > n_then + 1, folder=other)
     forced.terminate()
@@ -170,7 +170,7 @@ def test_of_two_containers_with_one_host_name_exactly_one_goes_on(
     process.send_signal(signal.SIGCONT)
     waiting.join(pods.START_SECONDS)
     assert waiting.exitcode == 2, pods.log_of(first)
-    assert f"run {run_id} was taken up by another process just now" in pods.log_of(first)
+    assert f"run {run_id} was claimed by another process just now" in pods.log_of(first)
     run = outcome_of(run_id)
     assert {row: values for row, values in run.rows.items() if len(values) > 1} == {}
     assert (run.values, run.artifacts, run.status) == (whole.values, whole.artifacts, "FINISHED")
@@ -190,7 +190,7 @@ def test_what_a_killed_sweep_leaves_is_listed_with_what_to_do_and_closed(http_st
     for run in left.values():
         pods.wait_until(lambda run_id=run.run_id: is_gone(run_id), folder=folder)  # type: ignore[misc]
     listed = CliRunner().invoke(cli, ["runs", "--stale", "--minutes", "0"]).stdout
-    assert "start the sweep again: it goes on with the trials that are done" in listed
+    assert "start the sweep again: it keeps the trials that are done" in listed
     assert all(run.run_id in listed for run in left.values())
     CliRunner().invoke(cli, ["runs", "--stale", "--minutes", "0", "--close"])
     assert {run.status for run in queries.search_runs("killed sweep", status=None)} == {"KILLED"}

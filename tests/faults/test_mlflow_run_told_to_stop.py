@@ -72,7 +72,7 @@ def test_the_training_below_finishes_its_step_keeps_a_snapshot_and_can_be_resume
         told = lines.read()
     (run,) = queries.search_runs(study, status=None)
     assert "told to stop; epoch" in told
-    assert f"go on: ehrtrack resume {run.run_id}" in told
+    assert f"to continue: ehrtrack resume {run.run_id}" in told
     assert run.tags[names.RESUMABLE] == "true"
     assert run.status == ("KILLED" if number == signal.SIGTERM else "FAILED")  # by `mlflow run`, which lives to say so
     kept = {path.split("/")[-1] for path in queries.list_artifacts(run.run_id) if path.startswith("resume/")}

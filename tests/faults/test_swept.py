@@ -66,7 +66,7 @@ def test_two_workers_of_which_one_is_killed_in_a_trial_make_as_many_as_asked_for
     assert [run.attempt for run in found.trials if run.attempt] == [1]  # it went on from its snapshot
     assert sorted(found.table["state"]) == ["complete"] * N_TRIALS + ["cut off"]
     assert {run.tags[TRIAL_STATE] for run in found.trials} == {"complete"}
-    assert re.search(r"trial \d · lr \S+: goes on with run \w+", workers.log)
+    assert re.search(r"trial \d · lr \S+: continues run \w+", workers.log)
     assert "report/index.html" in list_artifacts(found.parents[0].run_id)
     check_one_of_each(whole)
 
@@ -81,7 +81,7 @@ def test_a_sweep_ended_by_ctrl_c_queues_its_trial_again_and_ends_as_if_it_never_
     assert pods.run(*words, folder=folder, server=http_store, fault=fault) == 130
     log = pods.log_of(folder)
     assert "Traceback" not in log
-    assert "go on: start the same sweep again; what is finished is not done anew" in log
+    assert "to continue: start the same sweep again; what is finished is not repeated" in log
     assert [run.status for run in search_runs(study, kinds=["sweep"], status=None)] == ["KILLED"]
     assert pods.run(*words, folder=folder, server=http_store) == 0, pods.log_of(folder)
     found = swept(study)

@@ -28,7 +28,6 @@ from ehrtrack.survival.calibration_curve import (
 )
 from ehrtrack.survival.censoring import FollowUp
 from ehrtrack.survival.conformal import fit_lower_bounds
-from ehrtrack.survival.curves import interpolate_survival
 from ehrtrack.survival.decision import decision_curve
 from ehrtrack.survival.discrimination import (
     antolini_c,
@@ -38,6 +37,7 @@ from ehrtrack.survival.discrimination import (
     roc_table,
     uno_c,
 )
+from ehrtrack.survival.interpolation import interpolate_survival
 from ehrtrack.survival.proportional_hazards import ProportionalHazards
 from ehrtrack.survival.recalibration import at_risk_intervals, fit_recalibration
 from ehrtrack.survival.subgroups import score_subgroups

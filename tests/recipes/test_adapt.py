@@ -16,6 +16,8 @@ from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.tracking.client.connection import client
 from ehrtrack.tracking.client.queries import download, get_run
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 BASE = ModelConfig(size="tiny", dropout=0.3, readout_days=(0.05, 0.3))
 
 

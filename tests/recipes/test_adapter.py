@@ -16,10 +16,13 @@ from ehrtrack.data.batch import Batch, collate
 from ehrtrack.errors import CheckpointError
 from ehrtrack.models.behrt import EhrModel
 from ehrtrack.models.heads import HazardHead
+from ehrtrack.pipeline.adapter import adapter_base
 from ehrtrack.pipeline.model_folder import ModelFolder, read_model_folder
-from ehrtrack.recipes import adapter_base, finetune
+from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.tracking.client.queries import download
+
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 
 @dataclass(frozen=True)

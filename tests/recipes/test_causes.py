@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ehrtrack.evaluation.benchmark import RunRow
-from ehrtrack.evaluation.cause_table import cause_table, causes_to_markdown
+from ehrtrack.evaluation.causes import cause_table, causes_to_markdown
 
 COX = RunRow("c" * 32, "baseline", "cox", "aaaa", metrics={"test/c_index": 0.6})
 BEHRT = RunRow(

@@ -14,7 +14,7 @@ from simulated import study
 from ehrtrack.config import RunConfig, override
 from ehrtrack.errors import DataError
 from ehrtrack.recipes.compare import Comparison, compare, describe_champion
-from ehrtrack.recipes.frontier import _points
+from ehrtrack.recipes.sensitivity import _points
 from ehrtrack.tracking.client.queries import download, get_run, list_artifacts
 from ehrtrack.tracking.run import tracked_run
 
@@ -144,7 +144,7 @@ def test_a_configuration_of_no_runs_cohort_proposes_nobody(
     made(config(local_store, 180), 0.6)
     comparison, said = compared(config(local_store, 1095), capsys)
     assert (comparison.champion, comparison.proposed, champion_run()) == (None, None, None)
-    assert "no run that can be compared is of the cohort that this configuration describes" in said
+    assert "no run that can be compared has the cohort that this configuration describes" in said
     _, said = compared(config(local_store, cohort=None), capsys)  # without a cohort it is the last one's
     assert "champion is models:/simulated@champion, version 1" in said
 
@@ -326,7 +326,7 @@ def test_only_bad_runs_make_no_comparison(local_store: Path) -> None:
         compare(told)
 
 
-def test_a_value_of_a_frontier_without_predictions_has_a_line_and_no_difference(
+def test_a_value_of_a_sensitivity_analysis_without_predictions_has_a_line_and_no_difference(
     local_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = config(local_store)

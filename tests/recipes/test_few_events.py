@@ -20,9 +20,9 @@ from ehrtrack.errors import DataError
 from ehrtrack.pipeline import report as _evaluate
 from ehrtrack.pipeline.run import RecipeResult
 from ehrtrack.recipes.baseline import baseline
-from ehrtrack.recipes.canary import canary
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.landmarks import landmarks
+from ehrtrack.recipes.negative_controls import negative_controls
 from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.tracking.client.queries import RunRecord, download, list_artifacts, search_runs
@@ -243,12 +243,14 @@ def test_truth_without_signal_is_left_out(dataset: MedsDataset, local_store: Pat
     assert "no better than chance" in left_out(only_run(), local_store)["oracle"]
 
 
-def test_canaries_without_test_events_to_judge_by_are_told_before_training(
+def test_negative_controls_without_test_events_to_judge_by_are_told_before_training(
     dataset: MedsDataset, local_store: Path
 ) -> None:
-    config = with_labels(dataset, local_store, few_events("test", 2), canary={"n_subjects": 0, "epochs": 1})
-    with pytest.raises(DataError, match=r"canaries are judged on the .* 2 events: .* raise canary.n_subjects"):
-        canary(config)
+    config = with_labels(dataset, local_store, few_events("test", 2), negative_controls={"n_subjects": 0, "epochs": 1})
+    with pytest.raises(
+        DataError, match=r"negative controls are judged on the .* 2 events: .* raise negative_controls.n_subj"
+    ):
+        negative_controls(config)
     assert not [name for name in list_artifacts(only_run().run_id) if name.startswith("plots")]
 
 

@@ -24,8 +24,10 @@ from ehrtrack.models.heads import HazardHead
 from ehrtrack.pipeline.model_folder import write_model_folder
 from ehrtrack.pipeline.prepare import prepare_records
 from ehrtrack.recipes.baseline import baseline
-from ehrtrack.recipes.predict import DRIFT_METADATA, load_predictor, predict, predict_shards
+from ehrtrack.recipes.predict import DRIFT_METADATA, load_predictor, predict, score_shards
 from ehrtrack.survival.time_grid import TimeGrid
+
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 GRID = TimeGrid((0.0, 10.0, 365.0))
 ASKED = datetime(2018, 1, 1)
@@ -94,7 +96,7 @@ def times(*subjects: int) -> pl.DataFrame:
 def test_each_subject_that_training_would_leave_out_has_its_reason_and_no_risk(folder: Path) -> None:
     asked = times(*reversed(REASONS))
     with open_engine() as engine:
-        scored = predict_shards(folder / "model", open_dataset(folder / "meds"), asked, engine)
+        scored = score_shards(folder / "model", open_dataset(folder / "meds"), asked, engine).table
     assert dict(scored.select("subject_id", "reason").iter_rows()) == REASONS
     assert scored["subject_id"].to_list() == list(reversed(REASONS))
     has_risk = scored["reason"].is_null()

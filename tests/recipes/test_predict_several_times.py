@@ -18,7 +18,7 @@ from ehrtrack.errors import DataError
 from ehrtrack.evaluation.oracle import TRUTH, read_true_risk
 from ehrtrack.pipeline.model_folder import write_model_folder
 from ehrtrack.pipeline.prepare import prepare_cohort
-from ehrtrack.recipes.canary import _sample
+from ehrtrack.recipes.negative_controls import _sample
 from ehrtrack.recipes.predict import load_predictor, score_shards
 from ehrtrack.survival.time_grid import TimeGrid
 
@@ -101,9 +101,11 @@ def labels(model: tuple[Path, MedsDataset, pl.DataFrame], tmp_path: Path) -> Pat
     return tmp_path / "labels.parquet"
 
 
-def test_canaries_take_the_last_row_of_each_subject(labels: Path, model, tmp_path: Path, capsys) -> None:
+def test_negative_controls_take_the_last_row_of_each_subject(labels: Path, model, tmp_path: Path, capsys) -> None:
     _, dataset, index = model
-    config = study(dataset.path, tmp_path / "cache", cohort={"labels": str(labels)}, canary={"n_subjects": 0})
+    config = study(
+        dataset.path, tmp_path / "cache", cohort={"labels": str(labels)}, negative_controls={"n_subjects": 0}
+    )
     assert config.cohort is not None
     cohort = build_cohort(dataset, config.cohort, config.data.split)
     sampled = _sample(cohort, config)

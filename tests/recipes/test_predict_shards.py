@@ -20,7 +20,7 @@ from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.pipeline.model_folder import write_model_folder
 from ehrtrack.pipeline.prepare import prepare_records
-from ehrtrack.recipes.predict import load_predictor, predict_shards
+from ehrtrack.recipes.predict import load_predictor, score_shards
 from ehrtrack.survival.time_grid import TimeGrid
 
 GRID = TimeGrid((0.0, 10.0, 365.0))
@@ -52,7 +52,7 @@ def times(*subjects: int) -> pl.DataFrame:
 def written(folder: Path, engine: str, n_workers: int, file: Path) -> bytes:
     dataset = open_dataset(folder / "meds")
     with open_engine(engine, n_workers) as opened:
-        predict_shards(folder / "model", dataset, times(*range(80, 0, -1)), opened).write_parquet(file)
+        score_shards(folder / "model", dataset, times(*range(80, 0, -1)), opened).table.write_parquet(file)
     return file.read_bytes()
 
 
@@ -72,14 +72,14 @@ def test_each_shard_is_scored_with_one_thread_and_the_others_are_given_back(
     monkeypatch.setattr(import_module("ehrtrack.recipes.predict"), "use_threads", told.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     with open_engine() as engine:
-        predict_shards(folder / "model", open_dataset(folder / "meds"), times(1, 2, 3), engine)
+        score_shards(folder / "model", open_dataset(folder / "meds"), times(1, 2, 3), engine)
     assert told == [1, 2] * 3
 
 
 def test_shard_by_shard_is_the_same_as_all_at_once_in_the_order_asked_for(folder: Path) -> None:
     dataset, wanted = open_dataset(folder / "meds"), times(5, 90, 1, 2, 31)
     with open_engine() as engine:
-        scored = predict_shards(folder / "model", dataset, wanted, engine)
+        scored = score_shards(folder / "model", dataset, wanted, engine).table
     at_once = load_predictor(folder / "model").predict_dataset(dataset, wanted)
     assert scored.columns == at_once.columns
     assert scored["subject_id"].to_list() == [5, 90, 1, 2, 31]
@@ -89,7 +89,7 @@ def test_shard_by_shard_is_the_same_as_all_at_once_in_the_order_asked_for(folder
 
 def test_subjects_that_no_shard_holds_keep_their_row_and_get_the_reason(folder: Path) -> None:
     with open_engine() as engine:
-        scored = predict_shards(folder / "model", open_dataset(folder / "meds"), times(91, 1, 92), engine)
+        scored = score_shards(folder / "model", open_dataset(folder / "meds"), times(91, 1, 92), engine).table
     assert scored["subject_id"].to_list() == [91, 1, 92]
     assert scored["reason"].to_list() == ["not in the dataset", None, "not in the dataset"]
     assert scored["risk"].is_null().to_list() == [True, False, True]
@@ -100,9 +100,9 @@ def test_a_subject_in_two_shards_is_refused(folder: Path) -> None:
     dataset = open_dataset(folder / "meds")
     doubled = MedsDataset(dataset.path, (*dataset.shards, dataset.shards[0]))
     with open_engine() as engine, pytest.raises(DataError, match="subject 3 is in more than one shard"):
-        predict_shards(folder / "model", doubled, times(1, 3), engine)
+        score_shards(folder / "model", doubled, times(1, 3), engine)
 
 
 def test_a_folder_that_is_no_model_is_told_before_any_work(folder: Path) -> None:
     with open_engine() as engine, pytest.raises(CheckpointError, match="is no regular file"):
-        predict_shards(folder / "meds", open_dataset(folder / "meds"), times(1), engine)
+        score_shards(folder / "meds", open_dataset(folder / "meds"), times(1), engine)

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from ehrtrack.evaluation.benchmark import RunRow
-from ehrtrack.pipeline import prediction_packs, predictions_cache
+from ehrtrack.pipeline import predictions_cache
 from ehrtrack.pipeline.predictions_cache import read_test_predictions
 from ehrtrack.tracking.client import queries
 from ehrtrack.tracking.client.connection import client
@@ -133,7 +133,7 @@ def test_what_cannot_be_read_is_told_and_not_kept(store: object, tmp_path: Path,
 
 
 def test_many_packs_become_one(local_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction_packs, "MOST_PACKS", 2)
+    monkeypatch.setattr(predictions_cache, "MOST_PACKS", 2)
     rows = [made(table(seed)) for seed in range(4)]
     packs = []
     for n_rows in range(1, 5):

@@ -39,7 +39,7 @@ def test_a_transformer_and_a_baseline_stand_in_one_grouping(local_store: Path) -
     assert cox.tags["mlflow.runColor"] == "#222222"
 
 
-@pytest.mark.parametrize("kind", ["sweep", "frontier", "study", "demo", "compare"])
+@pytest.mark.parametrize("kind", ["sweep", "sensitivity", "study", "demo", "compare"])
 def test_a_run_of_several_models_is_in_no_group(kind: str, local_store: Path) -> None:
     run = opened(config(local_store), kind=kind, name=kind)
     assert "strategy.name" not in run.params
@@ -59,7 +59,7 @@ def test_a_colour_that_a_user_chose_stays_when_the_run_is_joined(
 def test_run_ids_in_a_description_are_links_but_not_in_code(local_store: Path) -> None:
     with open_run(config(local_store), kind="demo", sections=("study",), name="demo") as run:
         assert isinstance(run.logger, TrackedRun)
-        run.logger.set_description(f"pretrained by run: {RUN_ID}; go on: `ehrtrack resume {RUN_ID}`")
+        run.logger.set_description(f"pretrained by run: {RUN_ID}; to continue: `ehrtrack resume {RUN_ID}`")
     link = f"[{RUN_ID}](#/runs/{RUN_ID}?workflowType=machine_learning)"
     shown = get_run(run.logger.reference).tags["mlflow.note.content"]
-    assert shown == f"pretrained by run: {link}; go on: `ehrtrack resume {RUN_ID}`"
+    assert shown == f"pretrained by run: {link}; to continue: `ehrtrack resume {RUN_ID}`"

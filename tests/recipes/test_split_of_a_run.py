@@ -30,10 +30,12 @@ from ehrtrack.pipeline.prepare import (
 )
 from ehrtrack.pipeline.run import _privacy
 from ehrtrack.recipes.baseline import baseline
-from ehrtrack.recipes.canary import Twins, _inside
+from ehrtrack.recipes.negative_controls import Twins, _inside
 from ehrtrack.recipes.predict import load_predictor
 from ehrtrack.tracking.client.queries import download
 from ehrtrack.training.ranks import join_ranks
+
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 N_SUBJECTS = 240
 TIME = {"rule": "time", "train_before": "2016-07-01", "test_from": "2017-01-01", "validation": 0.3}

@@ -17,6 +17,8 @@ from ehrtrack.recipes.sweep import sweep
 from ehrtrack.tracking.client.queries import RunRecord, download, get_run, search_runs
 from ehrtrack.tracking.names import CONTINUED_WITH
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 
 @pytest.fixture
 def numbers_set(monkeypatch: pytest.MonkeyPatch) -> list[int]:

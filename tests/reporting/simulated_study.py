@@ -90,6 +90,8 @@ def material(*, labels: Sequence[int] = LABELS, n_test: int = 500, models: Seque
         records=records,
         pages={run_id: f"http://127.0.0.1:5000/#/experiments/1/runs/{run_id}" for run_id in records},
         evaluations={configuration.label: tables for configuration, tables in made},
+        learning=_learning([one.label for one, _ in made if one.is_transformer and one.repeats[0].n_train == 2048]),
+        predictions={configurations[0].label: _predictions(n_test)},
         cohort={"attrition": _attrition(), "summary": _summary()},
         table_one=_table_one(),
         environment={
@@ -101,7 +103,7 @@ def material(*, labels: Sequence[int] = LABELS, n_test: int = 500, models: Seque
             "packages": {"ehrtrack": "0.1.0", "torch": "2.13.0", "mlflow": "3.17.2", "numpy": "2.4.6"},
         },
         pretrainings=(replace(_run("e" * 32, "pretrain", {}), name="pretrain small"),),
-        canaries=(_canary(),),
+        controls=(_controls(),),
         missing={"full · 2,048 labels · seed 4": "out of memory twice"} if labels else {},
     )
 
@@ -162,6 +164,27 @@ def _configuration(model: str, n_labels: int | None, n_test: int) -> tuple[Confi
         for seed in SEEDS
     )
     return Configuration(label, chosen, repeats), tables
+
+
+def _learning(labels: Sequence[str]) -> pl.DataFrame:
+    """Curves that rise and level, a little apart."""
+    rows = [
+        (label, repeat, epoch, 0.7 + 0.02 * number - 0.1 / epoch + 0.004 * repeat)
+        for number, label in enumerate(labels)
+        for repeat in range(len(SEEDS))
+        for epoch in range(1, 9 - repeat)
+    ]
+    schema = {"configuration": pl.String, "repeat": pl.Int64, "epoch": pl.Int64, "value": pl.Float64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _predictions(n: int) -> pl.DataFrame:
+    """Test subjects whose days to the event fall with their risk."""
+    rng = np.random.default_rng(5)
+    risk = rng.uniform(0, 1, n)
+    days = rng.exponential(900 * (1.2 - risk))
+    event = days <= HORIZON_DAYS
+    return pl.DataFrame({"risk": risk, "follow_up_days": np.minimum(days, HORIZON_DAYS), "is_event": event})
 
 
 def _shifted(metrics: Mapping[str, float], by: float) -> dict[str, float]:
@@ -242,13 +265,15 @@ def _record(repeat: Repeat, label: str) -> RunRecord:
     return _run(repeat.row.run_id, repeat.row.kind, sanity.to_tags(found) | note)
 
 
-def _canary() -> RunRecord:
+def _controls() -> RunRecord:
     found = [
-        Verdict("canary_permuted", "ok", "C-index 0.508 [0.451, 0.566] with permuted labels: one half is within it"),
-        Verdict("canary_future", "ok", "no risk moved with another future"),
-        Verdict("canary_planted", "ok", "C-index 0.984 with a planted leak"),
+        Verdict("control_permuted", "ok", "C-index 0.508 [0.451, 0.566] with permuted labels: one half is within it"),
+        Verdict("control_future", "ok", "no risk moved with another future"),
+        Verdict("control_planted", "ok", "C-index 0.984 with a planted leak"),
     ]
-    return _run("f" * 32, "canary", sanity.to_tags(found) | {"mlflow.note.content": sanity.to_markdown(found)})
+    return _run(
+        "f" * 32, "negative-controls", sanity.to_tags(found) | {"mlflow.note.content": sanity.to_markdown(found)}
+    )
 
 
 def _attrition() -> pl.DataFrame:

@@ -88,7 +88,7 @@ def test_every_chart_has_its_files(report_folder: Path, suffix: str) -> None:
     names = {file.stem for file in (report_folder / "figures").glob(f"*.{suffix}")}
     assert names == {
         *("flow", "differences", "label_curve", "calibration", "decision_curve", "subgroups_1", "subgroups_2"),
-        *("score_by_n_trainable", "score_by_seconds"),
+        *("score_by_n_trainable", "score_by_seconds", "survival_by_risk", "learning_curves"),
     }
 
 

@@ -21,8 +21,8 @@ from ehrtrack.reporting.material import Material
 from ehrtrack.reporting.write import write_report
 
 SECTIONS = (
-    *("answer", "results", "differences", "labels", "subjects", "table-one", "calibration", "decision", "subgroups"),
-    *("cost", "sanity", "tripod", "provenance"),
+    *("answer", "results", "differences", "labels", "subjects", "table-one", "calibration", "survival"),
+    *("decision", "subgroups", "learning", "cost", "sanity", "tripod", "provenance"),
 )
 
 
@@ -104,7 +104,8 @@ def test_study_without_numbers_of_labels_has_no_label_curve() -> None:
 
 
 def test_sections_of_what_is_not_there_are_left_out_and_the_author_is_told(study_material: Material) -> None:
-    bare = replace(study_material, evaluations={}, cohort={}, table_one=None, differences=(), canaries=(), records={})
+    without = {"evaluations": {}, "cohort": {}, "predictions": {}, "records": {}, "table_one": None, "learning": None}
+    bare = replace(study_material, differences=(), controls=(), **without)
     document = assemble(bare)
     keys = [section.key for section in document.sections]
     assert keys == ["answer", "results", "labels", "calibration", "cost", "tripod", "provenance"]
@@ -140,6 +141,8 @@ def test_text_of_a_chart_cannot_end_its_script(study_material: Material) -> None
         study_material,
         configurations=[evil],
         evaluations={evil.label: tables},
+        predictions={evil.label: study_material.predictions[study_material.configurations[0].label]},
+        learning=None,
         differences=(),
         table=study_material.table.head(1),
     )

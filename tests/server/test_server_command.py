@@ -1,4 +1,4 @@
-"""`ehrtrack server`: it starts, is ready when it says so, ends whole, and goes on with the same runs."""
+"""`ehrtrack server`: it starts, is ready when it says so, ends whole, and continues with the same runs."""
 
 from __future__ import annotations
 

@@ -18,8 +18,9 @@ from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.strategies.lp_ft import LpFt
 from ehrtrack.strategies.settings import LpFtConfig
-from ehrtrack.training.loop import TrainConfig, TrainingStopped, fit
+from ehrtrack.training.loop import TrainConfig, fit
 from ehrtrack.training.ranks import join_ranks
+from ehrtrack.training.stopping import TrainingStopped
 
 N, V = 30, 20
 STORE = random_store(N, V)

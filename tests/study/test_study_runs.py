@@ -22,6 +22,8 @@ from ehrtrack.tracking.client.queries import RunRecord, search_runs
 from ehrtrack.tracking.names import CELL, CLOSED, COHORT, CONFIGURATION, KIND
 from ehrtrack.tracking.names import STUDY as STUDY_TAG
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 WriteStudy = Callable[..., Path]
 STUDY = """
 question = "Does pretraining pay?"

@@ -14,7 +14,7 @@ from ehrtrack.signals import TerminatedBySignal, signals_end_the_command
 def test_a_worker_whose_time_is_over_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
     with signals_end_the_command():
         at_most(1e-9, lambda: threading.Event().wait(60))
-    assert "hours are over: what was begun goes on with the next worker" in capsys.readouterr().out
+    assert "hours are over: the next worker continues what was begun" in capsys.readouterr().out
 
 
 def test_a_worker_that_is_told_to_stop_before_its_time_says_so() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from ehrtrack.errors import DataError
 from ehrtrack.survival import resampling
-from ehrtrack.survival.bootstrap import c_index_interval, paired_difference
+from ehrtrack.survival.bootstrap import c_index_interval, paired_difference, paired_differences
 from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.resampling import Interval
 
@@ -35,7 +35,7 @@ def test_same_seed_same_interval_and_another_seed_another() -> None:
     assert c_index_interval(risk, days, event, seed=3) != c_index_interval(risk, days, event, seed=4)
 
 
-def test_bounds_are_the_percentiles_ofresampled_c_indices() -> None:
+def test_bounds_are_the_percentiles_of_resampled_c_indices() -> None:
     risk, days, event = subjects(80)
     drawn = np.random.default_rng(7).integers(80, size=(60, 80))
     expected = [c_index(risk[rows], days[rows], event[rows]) for rows in drawn]
@@ -48,6 +48,21 @@ def test_blocks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     whole = c_index_interval(risk, days, event, n_resamples=40)
     monkeypatch.setattr(resampling, "BLOCK_COUNTS", 500)
     assert c_index_interval(risk, days, event, n_resamples=40) == whole
+
+
+def test_both_ways_of_counting_pairs_give_the_same_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    risk, days, event = subjects(300)
+    tied = np.round(risk, 1), np.ceil(days * 5), event  # in risk and in days
+    of_pairs = [c_index_interval(*found, n_resamples=40) for found in ((risk, days, event), tied)]
+    monkeypatch.setattr(resampling, "MOST_CELLS", 0)
+    assert [c_index_interval(*found, n_resamples=40) for found in ((risk, days, event), tied)] == of_pairs
+
+
+def test_differences_of_several_models_are_those_of_each() -> None:
+    risk, days, event = subjects(120)
+    others = [np.round(risk, 1), -risk, np.cos(7 * risk)]
+    expected = [paired_difference(other, risk, days, event, n_resamples=40) for other in others]
+    assert paired_differences(others, risk, days, event, n_resamples=40) == expected
 
 
 def test_more_subjects_narrow_the_interval() -> None:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ehrtrack.errors import DataError
-from ehrtrack.survival.curves import interpolate_survival, risk_at_horizon, survival_curve
+from ehrtrack.survival.curves import risk_at_horizon, survival_curve
+from ehrtrack.survival.interpolation import interpolate_survival
 from ehrtrack.survival.time_grid import TimeGrid
 
 LOGITS = torch.logit(torch.tensor([[0.1, 0.5], [0.2, 0.25]], dtype=torch.float64))

@@ -20,7 +20,7 @@ from ehrtrack.survival.repeats import (
     difference_within_split,
     holm,
 )
-from ehrtrack.survival.resampling import Interval, resampled_c_indices
+from ehrtrack.survival.resampling import Interval, c_indices_and_resamples
 
 N_COMPARISONS = int(os.environ.get("EHRTRACK_NULL_COMPARISONS", "60"))
 
@@ -139,8 +139,8 @@ def within_split(
         spread = 0.1 if n_seeds > 1 else 0.0  # what one seed varies by cannot be seen
         sizes = noise * np.exp(spread * generator.normal(size=n_seeds))
         risks = [truth + size * (0.8 * own + 0.6 * generator.normal(size=n_test)) for size in sizes]
-        resampled = resampled_c_indices(risks, days, event, n_resamples=n_resamples, seed=1, subject=None)
-        return np.array([c_index(risk, days, event) for risk in risks]), np.stack(resampled)
+        scored = c_indices_and_resamples(risks, days, event, n_resamples=n_resamples, seed=1, subject=None)
+        return np.array([estimate for estimate, _ in scored]), np.stack([resampled for _, resampled in scored])
 
     this, to = model(1 - gain), model(1)
     return difference_within_split(this, to, generator=generator)

@@ -404,7 +404,7 @@ def test_a_killed_training_loses_nothing_it_said(server: str) -> None:
     (run_id,) = runs_on_server(journal.name)
     assert queries.metric_history(run_id, "train/loss") == {step: 1 / step for step in range(1, 101)}
     assert "notes.txt" in queries.list_artifacts(run_id)
-    assert "ended without a last word, so the server shows it as RUNNING" in done.stdout
+    assert "ended without reporting it, so the server shows it as RUNNING" in done.stdout
 
 
 @pytest.mark.parametrize("n_damaged", [0, 3])

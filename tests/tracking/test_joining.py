@@ -148,7 +148,7 @@ def test_a_journal_that_may_not_join_becomes_a_run_of_its_own(
         states.append(state(own.info.run_id))
     assert states[0] == states[1]
     assert state(run_id) == before
-    assert "What this run has to tell becomes a run of its own" in caplog.text
+    assert "This run is logged as a run of its own" in caplog.text
     record = queries.get_run(own.info.run_id)
     assert (record.kind, record.status, record.params) == ("baseline", "FINISHED", {"a": "2"})
     assert record.tags["ehrtrack.join_refused"].startswith(f"run {run_id} of MLFLOW_RUN_ID (--run-id) cannot be joined")

@@ -1,4 +1,4 @@
-"""Runs whose process is gone: found by their heartbeat, taken up by one process alone, or closed."""
+"""Runs whose process is gone: found by their heartbeat, claimed by one process alone, or closed."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ EVERY_KIND = (
     "trial",
     "baseline",
     "compare",
-    "frontier",
-    "canary",
+    "sensitivity",
+    "negative-controls",
     "demo",
     "landmarks",
 )
@@ -77,7 +77,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 def race(server: str, run_id: str, number: int, start: Any, won: Any) -> None:
-    """Take a run up as soon as everybody is there."""
+    """Claim a run as soon as everybody is there."""
     os.environ["MLFLOW_TRACKING_URI"] = server
     record = queries.get_run(run_id)
     start.wait(120)
@@ -108,7 +108,7 @@ def test_runs_of_every_kind_are_listed_with_what_to_do_and_those_that_cannot_go_
     assert set(lines) == set(runs.values())
     for kind in ("pretrain", "finetune"):
         assert lines[runs[kind]].endswith(f": ehrtrack resume {runs[kind]}")
-    assert lines[runs["sweep"]].endswith(": start the sweep again: it goes on with the trials that are done")
+    assert lines[runs["sweep"]].endswith(": start the sweep again: it keeps the trials that are done")
     assert lines[runs["compare"]].endswith("silent 60 minutes ago: start it again")
     closed = CliRunner().invoke(cli, ["runs", "--stale", "--close"])
     assert f"{len(runs) - 2} closed" in closed.stdout
@@ -244,7 +244,7 @@ def test_of_two_processes_exactly_one_takes_a_run_up(http_store: str) -> None:
     assert not [model for model in client().search_registered_models() if run_id in model.name]
 
 
-def test_one_who_read_the_run_before_it_was_taken_up_does_not_get_it(local_store: object) -> None:
+def test_one_who_read_the_run_before_it_was_claimed_does_not_get_it(local_store: object) -> None:
     record = queries.get_run(run_with("RUNNING", silent_minutes=60))
     assert claim_run(record) == 1
     with pytest.raises(RunClaimRefused, match="just now"):
@@ -252,7 +252,7 @@ def test_one_who_read_the_run_before_it_was_taken_up_does_not_get_it(local_store
     assert claim_run(queries.get_run(record.run_id)) == 2
 
 
-def test_a_run_that_ended_well_while_it_was_looked_at_is_not_taken_up(local_store: object) -> None:
+def test_a_run_that_ended_well_while_it_was_looked_at_is_not_claimed(local_store: object) -> None:
     record = queries.get_run(run_with("RUNNING", silent_minutes=60))
     client().set_terminated(record.run_id, "FINISHED")
     with pytest.raises(RunClaimRefused, match="has ended well just now"):
@@ -319,7 +319,7 @@ def test_whatever_an_overtaken_run_has_to_log_is_refused_and_none_of_it_arrives(
             run.log_metrics({"b": 1.0}, step=1)
 
     run_ids: list[str] = []
-    with pytest.raises(RunClaimLost, match="was taken up by another process"):
+    with pytest.raises(RunClaimLost, match="was claimed by another process"):
         overtaken_run()
     record = queries.get_run(run_ids[0])
     assert (record.metrics, record.status) == ({"a": 1.0}, "RUNNING")

@@ -53,6 +53,8 @@ def test_entry_points_declare_a_file_alone() -> None:
         "finetune": ["config"],
         "baseline": ["config"],
         "sweep": ["config"],
+        "sensitivity": ["config"],
+        "negative-controls": ["config"],
         "frontier": ["config"],
         "canary": ["config"],
         "compare": ["config"],

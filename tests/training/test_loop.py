@@ -24,12 +24,12 @@ from ehrtrack.training.checkpoint import load_tensors
 from ehrtrack.training.loop import (
     FitResult,
     TrainConfig,
-    TrainingStopped,
     evaluate,
     fit,
     set_training_mode,
 )
 from ehrtrack.training.ranks import join_ranks
+from ehrtrack.training.stopping import TrainingStopped
 
 ALONE = join_ranks("cpu")
 N_SUBJECTS = 16

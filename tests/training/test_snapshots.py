@@ -314,32 +314,6 @@ def test_a_pipe_does_not_hold_the_reader_up(folder: Path, caplog: pytest.LogCapt
     expect_the_one_before(folder, caplog)
 
 
-@pytest.mark.parametrize(
-    "needed",
-    [
-        {"weight": torch.ones(6)},
-        {"weight": torch.ones(6), "n_steps": torch.tensor(1), "head": torch.ones(1)},
-        {"weight": torch.ones(6), "n_steps": torch.ones(1, dtype=torch.int64)},
-        {"weight": torch.ones(6), "n_steps": torch.tensor(1.0)},
-    ],
-    ids=["one too many", "one missing", "shape", "type"],
-)
-def test_a_state_that_does_not_fit_changes_no_tensor(folder: Path, needed: dict[str, Tensor]) -> None:
-    snapshot = latest_snapshot(folder)
-    assert snapshot is not None
-    with pytest.raises(CheckpointError, match=r"1 of . tensors differ"):
-        snapshot.copy_into(needed)
-    assert needed["weight"].tolist() == [1] * 6
-
-
-def test_a_state_that_fits_is_copied_into_parameters(folder: Path) -> None:
-    snapshot = latest_snapshot(folder)
-    weight = torch.nn.Parameter(torch.zeros(6))
-    assert snapshot is not None
-    snapshot.copy_into({"weight": weight, "n_steps": torch.tensor(0)})
-    assert weight.tolist() == [2] * 6
-
-
 # Failures while writing
 
 

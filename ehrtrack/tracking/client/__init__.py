@@ -1,1 +1,1 @@
-"""What the tracking server is asked and told: connection, runs, registry."""
+"""Requests to the tracking server outside of a run: connection, runs, registry."""

@@ -1,4 +1,4 @@
-"""Where runs are kept: the address, whether it can be used, and how to look at it."""
+"""The tracking store: its address, whether it can be used, and how to open its UI."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _LOCAL_HINT = "unset MLFLOW_TRACKING_URI to keep runs in a local file (sqlite://
 
 
 class ServerUnavailable(TrackingError):
-    """The server is down, hangs, or has an error of its own: the same call may work later."""
+    """The server is down, does not answer, or failed by itself: the same call may work later."""
 
 
 class AccessRefused(TrackingError):
-    """The login is missing, wrong, expired or without permission: the same call works after a change."""
+    """The login is missing, wrong, expired or lacks permission: the same call works once that is changed."""
 
 
 class CallRefused(TrackingError):
-    """The server understood the call and will never accept it, such as a value that is too long."""
+    """The server understood the call and will never accept it, for example because a value is too long."""
 
 
 def tracking_uri() -> str:
@@ -84,7 +84,7 @@ def is_remote() -> bool:
 
 
 def check_reachable() -> None:
-    """Make sure, within seconds and before any training, that runs can be written.
+    """Check within seconds, before any training, that runs can be written.
 
     Raises
     ------
@@ -98,9 +98,9 @@ def check_reachable() -> None:
 
 
 def server_time() -> datetime | None:
-    """This moment by the clock of the tracking server, in whole seconds; None if it does not tell.
+    """The current time of the tracking server in whole seconds; None if the server does not give it.
 
-    A store that is opened without a server has the clock of this machine.
+    A store that is opened without a server uses the clock of this machine.
 
     Raises
     ------
@@ -120,12 +120,12 @@ def client() -> MlflowClient:
 
 @contextmanager
 def tracking_errors(doing: str) -> Iterator[None]:
-    """Turn what mlflow raises into one of the three failures; each message says what was being done, and where.
+    """Turn errors of mlflow into one of the three failures; each message names the action and the server.
 
     Raises
     ------
     ServerUnavailable, AccessRefused, CallRefused
-        By what can be done: wait, change the login, or leave the call out.
+        Depending on the remedy: wait, change the login, or leave the call out.
     TrackingError
         If the server says that there is nothing at this address.
     """
@@ -153,7 +153,7 @@ def tracking_errors(doing: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class UiAddress:
-    """How to look at a page of the tracking UI."""
+    """The command and the link that open a page of the tracking UI."""
 
     url: str
     command: str | None  # starts a UI on the local database; None when a server is already there
@@ -304,7 +304,7 @@ def raise_for(answer: requests.Response, uri: str, *, asked: str) -> None:
 
 
 def _status_of(error: Exception) -> int:
-    """The HTTP status behind an error; 503 for whatever never got one."""
+    """The HTTP status behind an error; 503 if there was no answer."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
@@ -331,6 +331,6 @@ def tls_verification() -> bool | str:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason, such as ``[Errno 111] Connection refused``, without urllib3's wrapping."""
+    """The innermost cause, such as ``[Errno 111] Connection refused``, without urllib3's wrapping."""
     text = str(error)
     return text.rsplit(": ", 1)[-1].rstrip("')\"") or type(error).__name__

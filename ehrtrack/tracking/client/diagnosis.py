@@ -1,4 +1,4 @@
-"""Whether the tracking server can be used, step by step: name, certificate, login, version, clock, speed, files."""
+"""Diagnose the tracking server step by step: name, certificate, login, version, clock, speed, files."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ _ONE_EXPERIMENT = "/api/2.0/mlflow/experiments/search?max_results=1"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, how it stands, and what to change."""
+    """One line of a diagnosis: what was checked, the result, and what to change."""
 
     state: Literal["ok", "warn", "fail"]
     subject: str
     text: str
 
     def to_text(self) -> str:
-        """The line, in columns."""
+        """The line as aligned columns."""
         return f"{self.state:<4}  {self.subject:<12}  {self.text}"
 
 
 def check_server(n_megabytes: int) -> Iterator[Finding]:
-    """From the address to a file that went there and back."""
+    """Check everything from the address to a file that is sent and read back."""
     subject = "address"
     try:
         uri = tracking_uri()
@@ -159,7 +159,7 @@ def _check_version(uri: str) -> Finding:
     answer = http_get(uri, "/version")
     theirs, ours = answer.text.strip(), mlflow.__version__
     if answer.status_code != 200 or len(theirs) > 20:
-        return Finding("warn", "version", f"the server does not tell its own; ours is mlflow {ours}")
+        return Finding("warn", "version", f"the server does not report its own; ours is mlflow {ours}")
     if theirs == ours:
         return Finding("ok", "version", f"mlflow {ours} on both sides")
     state: Literal["warn", "fail"] = "warn" if theirs.split(".")[:2] == ours.split(".")[:2] else "fail"
@@ -171,7 +171,7 @@ def _check_version(uri: str) -> Finding:
 def _check_clock(uri: str) -> Finding:
     answer, now = http_get(uri, "/health"), datetime.now(UTC)
     if "Date" not in answer.headers:
-        return Finding("warn", "clock", "the server does not tell its time")
+        return Finding("warn", "clock", "the server does not report its time")
     # the header counts whole seconds
     skew_seconds = (now - parsedate_to_datetime(answer.headers["Date"])).total_seconds()
     text = f"{abs(skew_seconds):.0f} s {'ahead of' if skew_seconds > 0 else 'behind'} the server's"
@@ -196,7 +196,7 @@ def _check_round_trip(uri: str) -> Finding:
 
 
 def _check_files(n_megabytes: int) -> Iterator[Finding]:
-    """A run and a file in an experiment of their own, there and back, and away again."""
+    """Write a run and a file in an experiment of their own, read them back, and delete them."""
     from mlflow.artifacts import download_artifacts
 
     # Random bytes, since a proxy may compress; unique, since a deleted experiment keeps its name.

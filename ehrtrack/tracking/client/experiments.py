@@ -1,4 +1,4 @@
-"""Experiments, one for each study, and what their pages show."""
+"""Experiments, one for each study, and the settings of their pages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ROWS_PER_PAGE = 1000
 
 
 def pages(search: Any, **arguments: Any) -> Iterator[Any]:
-    """Everything that a search of mlflow's client finds; one call gives a page of it alone."""
+    """All results of a search by mlflow's client, of which one call returns only a page."""
     token: str | None = None
     while True:
         page = search(max_results=ROWS_PER_PAGE, page_token=token, **arguments)
@@ -51,13 +51,13 @@ def pages(search: Any, **arguments: Any) -> Iterator[Any]:
 
 
 def every_experiment_id() -> list[str]:
-    """The ids of all experiments there are."""
+    """The ids of all experiments."""
     return [experiment.experiment_id for experiment in pages(client().search_experiments)]
 
 
 @dataclass(frozen=True)
 class ChosenExperiment:
-    """Where a user wants runs: an experiment's id, or a name; both are empty where nothing was said."""
+    """The experiment that the user chose for runs, by id or by name; both are empty if none was chosen."""
 
     id: str = ""
     name: str = ""
@@ -72,12 +72,12 @@ def chosen_experiment() -> ChosenExperiment:
 
 
 def active_experiment(experiment_id: str) -> str:
-    """The id, if there is such an experiment.
+    """The id of an experiment that exists and is not deleted.
 
     Raises
     ------
     TrackingError
-        If there is none, or it was deleted.
+        If there is no such experiment, or it was deleted.
     """
     try:
         found = client().get_experiment(experiment_id)
@@ -101,7 +101,7 @@ def is_of_a_study(experiment_id: str) -> bool:
 
 
 def experiment_named(name: str, *, study: str = "") -> str:
-    """The id of the experiment of a name, which is made if there is none, for a study of the same or another name.
+    """The id of the experiment of this name, which is created for the study if it does not exist.
 
     Raises
     ------
@@ -126,11 +126,11 @@ def _active(found: Any) -> str:
 
 
 def set_up(experiment_id: str, *, study: str, task: Task | None = None) -> None:
-    """Give an experiment what its page shows, as far as it lacks it, whoever made the experiment.
+    """Set up the page of an experiment where it lacks something, whoever made the experiment.
 
     A description, a kind and a study are written where there is none. The view of its runs and the primary metric are
     those of the task; they follow it as long as they are as they were last written here. What a user changed stays.
-    One call, where there is nothing to write.
+    If there is nothing to write, this takes one call.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def set_up(experiment_id: str, *, study: str, task: Task | None = None) -> None:
 
 
 def describe_experiment(experiment_id: str, markdown: str) -> bool:
-    """Make a text the description on an experiment's page, unless a user has written another there.
+    """Set the description of an experiment's page, unless a user has written another.
 
     Returns
     -------
@@ -162,7 +162,7 @@ def describe_experiment(experiment_id: str, markdown: str) -> bool:
 
 
 def _lacking(name: str, tags: Mapping[str, str], *, study: str, task: Task | None) -> dict[str, str]:
-    """The tags to write, and last the note of what was written, by which a user's changes are told from it."""
+    """The tags to write, and last the note of what was written, by which later changes of a user are recognised."""
     setup = _setup(tags)
     metric = chosen_by({task or setup["task"]})
     whose = f"the EHRTrack study **{study}**" if study == name else "EHRTrack; their tag `ehrtrack.study` tells whose"
@@ -191,7 +191,7 @@ def _lacking(name: str, tags: Mapping[str, str], *, study: str, task: Task | Non
 
 
 def _is_as_written(key: str, tags: Mapping[str, str], written: Mapping[str, str]) -> bool:
-    """Whether a tag may be written: there is none, or it is what was last written here.
+    """Whether a tag may be written: it is missing, or has the value that was last written here.
 
     Before there was a note of it, the view was written anew by every run, and the primary metric had another name.
     """

@@ -1,4 +1,4 @@
-"""Many runs at once, from a database or over HTTP, without the objects that mlflow makes of every value.
+"""Read many runs at once, from a database or over HTTP, without the objects that mlflow makes of every value.
 
 Through mlflow's client 5,000 runs of 130 values each take 23 s of CPU time, and as much again on a server. Read from
 the tables they take 2 s; over HTTP several parts are asked for at the same time, for servers of several workers.
@@ -33,7 +33,7 @@ _LONGEST_SHARED = 64
 
 @dataclass(frozen=True)
 class Found:
-    """A run as a store has it; `metrics` hold the last value of each, times are milliseconds since 1970."""
+    """A run as the store holds it; `metrics` hold the last value of each, times are milliseconds since 1970."""
 
     run_id: str
     name: str
@@ -54,7 +54,7 @@ class Wanted:
     Attributes
     ----------
     tags, params : values that they have, by their whole names
-    kinds : any of them; every kind if empty
+    kinds : any of them, by their present names; every kind if empty
     status : None for all
     """
 
@@ -64,16 +64,16 @@ class Wanted:
     status: str | None = None
 
     def filters(self) -> list[str]:
-        """The same in mlflow's filter language, where tags know no IN: each kind is a search of its own."""
+        """The conditions in mlflow's filter language, which has no IN for tags: each kind needs a search of its own."""
         clauses = [f"tags.`{key}` = {quoted(value)}" for key, value in self.tags.items()]
         clauses += [f"params.`{key}` = {quoted(value)}" for key, value in self.params.items()]
         clauses += [] if self.status is None else [f"attributes.status = {quoted(self.status)}"]
-        kinds = [[f"tags.`{names.KIND}` = {quoted(kind)}"] for kind in dict.fromkeys(self.kinds)]
+        kinds = [[f"tags.`{names.KIND}` = {quoted(kind)}"] for kind in names.kinds_as_logged(self.kinds)]
         return [" and ".join(clauses + of_kind) for of_kind in kinds or [[]]]
 
 
 def quoted(value: str) -> str:
-    """A text as mlflow's filter language has it.
+    """A text quoted for mlflow's filter language.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def from_database(client: MlflowClient, wanted: Wanted) -> list[Found]:
 
     is_wanted += [has(SqlTag, key, [value]) for key, value in wanted.tags.items()]
     is_wanted += [has(SqlParam, key, [value]) for key, value in wanted.params.items()]
-    is_wanted += [has(SqlTag, names.KIND, list(wanted.kinds))] if wanted.kinds else []
+    is_wanted += [has(SqlTag, names.KIND, names.kinds_as_logged(wanted.kinds))] if wanted.kinds else []
     ids = select(SqlRun.run_uuid).where(*is_wanted).scalar_subquery()
     of_run = (
         SqlRun.run_uuid, SqlRun.name, SqlRun.status, SqlRun.experiment_id, SqlRun.artifact_uri, SqlRun.start_time,
@@ -126,12 +126,12 @@ def from_database(client: MlflowClient, wanted: Wanted) -> list[Found]:
 
 
 def _plain(result: Any) -> Any:
-    """The rows as the driver gives them: SQLAlchemy's take twice as long."""
+    """The rows of the database driver, as those of SQLAlchemy take twice as long."""
     return result.cursor
 
 
 def from_server(uri: str, experiment_ids: Sequence[str], filters: Iterable[str]) -> list[Found]:
-    """The active runs that meet any of some filters; a run that meets two of them comes twice."""
+    """The active runs that meet any of the filters; a run that meets two of them is returned twice."""
 
     def pages(condition: str) -> list[Found]:
         return list(chain.from_iterable(_pages(uri, experiment_ids, condition)))
@@ -184,7 +184,7 @@ def _of_json(run: Mapping[str, Any]) -> Found:
 
 
 def of_entity(run: Any) -> Found:
-    """A run that mlflow's client gave."""
+    """A run that mlflow's client returned."""
     info, data = run.info, run.data
     return Found(
         *(info.run_id, info.run_name, info.status, info.experiment_id, info.artifact_uri, info.start_time),
@@ -193,5 +193,5 @@ def of_entity(run: Any) -> Found:
 
 
 def _shared(text: str) -> str:
-    """One object for all equal texts: most values of a study's runs are the same."""
+    """One object for all equal texts, as most values of a study's runs are equal."""
     return sys.intern(text) if len(text) <= _LONGEST_SHARED else text

@@ -1,4 +1,4 @@
-"""The registered model as mlflow serves it: stored with the model, run where EHRTrack is installed."""
+"""The registered model as mlflow serves it: this code is stored with the model, and needs EHRTrack installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SurvivalModel(PythonModel):
     """Risk of the outcome within the horizon, from events of any number of subjects."""
 
     def load_context(self, context: Any) -> None:
-        """Load the model folder that was stored beside this file, if it is the one that was registered."""
+        """Load the model folder that was stored beside this file, after checking that it is the registered one."""
         folder = Path(context.artifacts["model"])
         check_served(folder.parents[1])
         # By name, because recipes stand above tracking: this file runs where the model is served, not here.

@@ -1,4 +1,4 @@
-"""Runs read back from the tracking server: records, metrics, artifacts, and what a reference points at."""
+"""Read runs from the tracking server: records, metrics and artifacts; resolve references to models."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _log = logging.getLogger(__name__)
 
 
 class MissingArtifact(TrackingError):
-    """The server was reached, and the run has no such file."""
+    """The server answered that the run has no such file."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as the server knows it.
+    """A run as the server holds it.
 
     `params` are the resolved configuration, by dotted names without the ``cfg.`` prefix; the raw strings that
     ``mlflow run`` logs beside them are left out. `metrics` hold the last value of each. `attempt` counts the
@@ -63,11 +63,11 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class ModelReference:
-    """What a reference such as ``models:/NAME@champion`` points at: a run and a folder of its artifacts.
+    """The run and the folder of its artifacts that a reference such as ``models:/NAME@champion`` stands for.
 
     Attributes
     ----------
-    digest : of a registered version, by which its folder is checked; else empty
+    digest : of a registered version, by which its folder is checked; otherwise empty
     """
 
     run_id: str
@@ -85,7 +85,7 @@ class FetchedModel:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run's files lie, which never changes.
+    """Where the files of a run lie, which never changes.
 
     Attributes
     ----------
@@ -155,7 +155,7 @@ def search_runs(
 
 
 def all_runs(kinds: Sequence[str], condition: str) -> list[RunRecord]:
-    """Runs of some kinds, or of any and none, that meet a condition in mlflow's filter language, oldest first."""
+    """Runs of some kinds, or all runs, that meet a condition in mlflow's filter language, oldest first."""
     filters = [f"{condition} and {of_kind}" if of_kind else condition for of_kind in Wanted({}, kinds=kinds).filters()]
     with tracking_errors("search runs"):
         experiment_ids = every_experiment_id()
@@ -239,7 +239,7 @@ def download(run_id: str, path: str, destination: Path) -> Path:
 
 
 def fetch_file(run_id: str, path: str, destination: Path) -> Path:
-    """One file of a run, by a single request, or where it lies on this machine; as `download` otherwise.
+    """Fetch one file of a run with a single request, or find it on this machine; otherwise as `download`.
 
     Returns
     -------
@@ -269,7 +269,7 @@ def fetch_file(run_id: str, path: str, destination: Path) -> Path:
 
 
 def place_of(run_id: str) -> Place:
-    """Where a run's files lie; asked of the server if the run was not read before."""
+    """Where the files of a run lie; the server is asked if this process has not read the run before."""
     if run_id not in _places:
         get_run(run_id)
     return _places[run_id]
@@ -324,7 +324,7 @@ def fetch_model(reference: str, destination: Path) -> FetchedModel:
 
 
 def attempt_of(tags: Mapping[str, str], params: Mapping[str, str]) -> int:
-    """How often a run was claimed; of runs of earlier versions only the tag knows."""
+    """How often a run was claimed; runs of earlier versions record it in the tag alone."""
     numbers = [
         int(key.removeprefix(names.CLAIM_PARAM))
         for key in params
@@ -351,7 +351,7 @@ def _record(run: Found) -> RunRecord:
         run_id=run.run_id,
         name=run.name,
         study=tags.get(names.STUDY, ""),
-        kind=tags.get(names.KIND, ""),
+        kind=names.present_kind(tags.get(names.KIND, "")),
         status=run.status,
         params={sys.intern(k.removeprefix(prefix)): v for k, v in run.params.items() if k.startswith(prefix)},
         metrics=names.present_metrics(run.metrics),

@@ -82,7 +82,7 @@ class ModelVersion:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the list of its files' SHA-256; empty for a version from before there were any."""
+        """SHA-256 of the list of its files' SHA-256; empty for a version from before there were digests."""
         folder, _, digest = self.artifact_path.partition("/")
         return digest if folder == names.REGISTERED_ARTIFACTS else ""
 
@@ -95,7 +95,7 @@ def log_and_register_model(
     description: str = "",
     tags: Mapping[str, str] | None = None,
 ) -> ModelVersion:
-    """Store a run's model so that ``mlflow models serve`` can load it, and register it as the next version.
+    """Store the model of a run so that ``mlflow models serve`` can load it, and register it as the next version.
 
     The folder's files travel as they are (safetensors and JSON) beside the code that reads them; nothing is
     pickled. They lie in a folder of the version's own, named by the digest that `fetch_model` and serving check.
@@ -144,17 +144,17 @@ def move_champion(version: ModelVersion) -> None:
 
 
 def present_champion(name: str) -> ModelVersion | None:
-    """As `champion`; None where no version is, or there is no such model."""
+    """The champion as `champion` finds it; None if there is no champion or no such model."""
     with tracking_errors(f"look up model {name!r}"):
         aliases = [model.aliases for model in client().search_registered_models(f"name = '{name}'")]
     return champion(name) if aliases and CHAMPION in aliases[0] else None
 
 
 def why_champion_stays(proposed: ModelVersion, present: ModelVersion | None) -> str | None:
-    """Why the alias is not to be moved to the proposed version, and what would allow it; None if it may be.
+    """Why the alias must not be moved to the proposed version, and what would allow it; None if it may be moved.
 
-    It may where nobody pinned the model or its champion, and there is no champion, or it is one that `move_champion`
-    made, of the same cohort.
+    It may be moved if nobody pinned the model or its champion, and there is no champion or `move_champion` made it from
+    the same cohort.
     """
     name = proposed.name
     by_hand = f"MlflowClient().set_registered_model_alias({name!r}, {CHAMPION!r}, {proposed.version!r})"
@@ -182,7 +182,7 @@ def _is_pinned(tags: Mapping[str, str]) -> bool:
 
 
 def cohort_of(version: ModelVersion) -> str:
-    """Fingerprint of the cohort of the version's run; what was noted on the version, if the run is gone."""
+    """Fingerprint of the cohort of the version's run; if the run is gone, the one noted on the version."""
     noted = version.tags.get(names.COHORT, "unknown")
     try:
         return str(client().get_run(version.run_id).data.tags.get(names.COHORT, noted))
@@ -222,10 +222,10 @@ def find_version(reference: str) -> ModelVersion:
 
 
 def check_served(folder: Path) -> None:
-    """Make sure that a folder that mlflow fetched to serve is the version that was registered.
+    """Check that a folder that mlflow fetched for serving is the version that was registered.
 
     mlflow leaves a file in it that names model and version; the registry is then asked for the digest. Where there is
-    no such file, or no registry to ask, the files are compared with the list beside them alone, and that is told.
+    no such file, or no registry to ask, the files are only compared with the list beside them, with a warning.
 
     Raises
     ------
@@ -249,7 +249,7 @@ def seal(folder: Path) -> str:
 
 
 def check_seal(folder: Path, digest: str, *, name: str) -> None:
-    """Make sure that a folder is what `seal` returned this digest for.
+    """Check that a folder is the one for which `seal` returned this digest.
 
     Parameters
     ----------

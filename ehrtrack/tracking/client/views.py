@@ -1,4 +1,4 @@
-"""What the UI's page of an experiment shows: which runs, in what order, with which columns and charts.
+"""The view of an experiment's page in the UI: its runs, their order, columns and charts.
 
 A view is what the UI's "Share" button stores, as a tag of the experiment. This one was tried with mlflow 3.17; column
 widths and names of charts have no effect there, and its filters know no OR.
@@ -74,7 +74,7 @@ def runs_view(metric: Metric) -> str:
 
 
 def run_link(run_id: str, text: str = "") -> str:
-    """A link in Markdown to a run's page, from any page of the same server.
+    """A Markdown link to the page of a run, which works on any page of the same server.
 
     >>> run_link("0" * 32, "the base")
     '[the base](#/runs/00000000000000000000000000000000?workflowType=machine_learning)'

@@ -1,1 +1,1 @@
-"""What runs log, kept on this machine first and sent to the server after."""
+"""The outbox of runs: everything logged is kept on this machine first, and then sent to the server."""

@@ -1,4 +1,4 @@
-"""Delivery of a journal to the tracking server, any number of times with the same result."""
+"""Deliver a journal to the tracking server; repeating a delivery does not change the result."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Account:
-    """What became of a journal's records; `lost` are damaged places, `refused` what the server will never take."""
+    """The outcome of a journal's records; `lost` are damaged places, `refused` records the server never accepts."""
 
     sent: int = 0
     already_there: int = 0
@@ -60,17 +60,17 @@ class Account:
 
 
 class Delivery:
-    """The delivery of one journal: its records are sent in order, and the folder remembers how far it came.
+    """The delivery of one journal: its records are sent in order, and its progress is kept in the folder.
 
     Parameters
     ----------
     is_live
-        Whether the journal is still being written, so that a last line that is not whole is one to wait for.
+        Whether the journal is still being written, so that an incomplete last line will be completed.
 
     Attributes
     ----------
     is_begun
-        The run's work has begun or is done; no refusal to join another run can stop it any more.
+        Whether the run's work has begun, so that a refusal to join another run can no longer stop it.
     """
 
     def __init__(self, folder: Path, *, is_live: bool) -> None:
@@ -92,22 +92,22 @@ class Delivery:
         }
 
     def pending(self) -> list[Entry]:
-        """What is not confirmed yet."""
+        """The records that are not confirmed yet."""
         return [entry for entry in read_log(self.folder, self.progress.position) if not entry.is_torn_tail]
 
     def is_finished(self) -> bool:
-        """Whether the run has ended and the server has all of it."""
+        """Whether the run has ended and the server has everything."""
         every = read_log(self.folder)
         is_ended = any(entry.record is not None and entry.record["do"] == "end" for entry in every)
         return is_ended and not self.pending() and not (self.folder / REFUSED).exists()
 
     def send(self, on_confirmed: Callable[[int], object] = lambda n_records: None) -> None:
-        """Send all that is pending, also what is added meanwhile.
+        """Send all pending records, including those that are added in the meantime.
 
         Parameters
         ----------
         on_confirmed
-            Called with the number of records each time that some have arrived.
+            Called with the number of records whenever some have arrived.
 
         Raises
         ------
@@ -128,7 +128,9 @@ class Delivery:
                 on_confirmed(len(group))
         if not self.is_live and read_log(self.folder, self.progress.position):
             self.account.lost += 1
-            _log.warning("%s ends within a record: its writer was killed; what it said before is whole", self.folder)
+            _log.warning(
+                "%s ends within a record: its writer was killed; the records before that are complete", self.folder
+            )
 
     def open(self) -> None:
         """Find the run on the server, or make it.
@@ -155,11 +157,11 @@ class Delivery:
         self._is_open = True
 
     def reopen(self) -> None:
-        """Look anew, before the next record, whether the run is there and still this journal's to write to."""
+        """Check again, before the next record, that the run exists and that this journal may still write to it."""
         self._is_open = False
 
     def write_checksums(self) -> None:
-        """Store the hashes of all artifacts beside them."""
+        """Store the checksums of all artifacts beside them."""
         if self._registration.attempt:
             self._hash_what_others_sent()
         if not self.progress.artifacts:
@@ -173,7 +175,7 @@ class Delivery:
                 client().log_artifact(self.progress.run_id, str(file))
 
     def _hash_what_others_sent(self) -> None:
-        """Learn the hashes of artifacts that a machine sent which is lost, and that were not sent again."""
+        """Compute the checksums of artifacts that a lost machine sent and that were not sent again."""
         known = {names.CHECKSUMS, *self.progress.artifacts}
         for path in list_artifacts(self.progress.run_id):
             if path not in known and not path.startswith(f"{names.RESUME_ARTIFACTS}/"):
@@ -258,7 +260,7 @@ class Delivery:
         self._discard(record)
 
     def _is_on_server(self, record: Record) -> bool:
-        """Whether an artifact was sent before: its file goes then, and what was known of that may be lost."""
+        """Whether an artifact was sent before; its file is removed after sending, and the progress may be lost."""
         run_id, path = self.progress.run_id, record["path"]
         if path not in list_artifacts(run_id):
             return False
@@ -266,7 +268,7 @@ class Delivery:
             return sha256_of(download(run_id, path, Path(folder))) == str(record["sha256"])
 
     def _remove(self, folder: str) -> None:
-        """Remove a folder of artifacts; a server that does not let this be done keeps it."""
+        """Remove a folder of artifacts; it stays if the server does not allow that."""
         try:
             with self._failures(f"remove {folder} of"):
                 self._check_is_ours()
@@ -293,7 +295,7 @@ class Delivery:
             self._remove(removed)
 
     def _send_rows(self, rows: list[_Row], send: Callable[[list[_Row]], object]) -> None:
-        """Send rows in one call; if the server refuses it, find the row it is about and send the others."""
+        """Send rows in one call; if the server refuses it, find the offending row and send the others."""
         try:
             with self._failures("log to"):
                 self._check_is_ours()
@@ -313,7 +315,7 @@ class Delivery:
         check_claim(self.progress.run_id, self._registration.attempt)
 
     def _check_still_there(self) -> None:
-        """Tell a record that is refused from a run that takes none at all."""
+        """Distinguish a refused record from a run that no longer accepts any."""
         try:
             with self._failures("read"):
                 stage = client().get_run(self.progress.run_id).info.lifecycle_stage
@@ -330,7 +332,7 @@ class Delivery:
         line = json.dumps({"record": record, "reason": without_secrets(reason)}, ensure_ascii=False)
         with (self.folder / REFUSED).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-        _log.warning("set aside in %s, the rest goes on: %s", self.folder / REFUSED, reason)
+        _log.warning("set aside in %s, the rest is sent: %s", self.folder / REFUSED, reason)
 
     def _discard(self, record: Record) -> None:
         if _is_kept_file(record["file"]):
@@ -341,22 +343,22 @@ class Delivery:
 
 
 def _is_kept_file(name: str) -> bool:
-    """Whether a name is one that `Journal.keep` makes.
+    """Whether a name has the form of those that `Journal.keep` makes.
 
-    A journal may be from elsewhere, and must not have other files of this machine sent or removed.
+    A journal may come from elsewhere, and must not be able to send or remove other files of this machine.
     """
     return bool(re.fullmatch(r"[0-9a-f]{64}-[0-9a-f]{8}/[^/\0]+", name)) and not name.endswith("/..")
 
 
 def _metric_rows(run_id: str) -> set[tuple[str, int]]:
-    """Name and step of every metric that the server has of a run."""
+    """Name and step of every metric of a run that the server has."""
     with tracking_errors(f"read the metrics of run {run_id}"):
         keys = client().get_run(run_id).data.metrics
         return {(key, row.step) for key in keys for row in client().get_metric_history(run_id, key)}
 
 
 def _superseded(pending: list[Entry]) -> set[int]:
-    """Where the pending artifacts start that a later one of the same path replaces, or that are removed later."""
+    """Positions of the pending artifacts that a later one of the same path replaces, or that are removed later."""
     last: dict[str, int] = {}
     replaced = set()
     for entry in pending:
@@ -370,7 +372,7 @@ def _superseded(pending: list[Entry]) -> set[int]:
 
 
 def _groups(pending: list[Entry]) -> Iterator[list[Entry]]:
-    """Neighbours of one kind that fit into one call; everything else alone."""
+    """Group neighbouring records of one kind that fit into one call; every other record is a group by itself."""
     group: list[Entry] = []
     n_rows = 0
     for entry in pending:

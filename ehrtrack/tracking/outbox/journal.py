@@ -74,14 +74,14 @@ class Entry:
 
 @dataclass
 class Progress:
-    """How far a journal is on the server.
+    """How much of a journal the server has.
 
     Attributes
     ----------
     position : bytes of the log whose records are confirmed
     server : address, without login, for messages
     artifacts : SHA-256 by artifact path, of those the server has
-    users_tags : what the user had tagged a run with that was joined; it stays
+    users_tags : tags that a user had given a run that was joined; they stay
     """
 
     position: int = 0
@@ -97,7 +97,7 @@ class JournalBusy(TrackingError):
 
 
 class Journal:
-    """A run's journal, held for writing by this process alone."""
+    """The journal of a run, locked for writing by this process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -110,7 +110,7 @@ class Journal:
             flush(folder)
 
     def append(self, *records: Mapping[str, Any]) -> int:
-        """Write records; once this returns they survive the process and the machine's power.
+        """Write records durably: once this returns, they survive a killed process and a power cut.
 
         Returns
         -------
@@ -184,7 +184,7 @@ class Journal:
 
 
 class _DiskErrors:
-    """Says what a failed write of the journal means."""
+    """Turns a failed write of the journal into an error that says what it means."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -201,7 +201,7 @@ class _DiskErrors:
 
 
 def encoded(record: Mapping[str, Any]) -> bytes:
-    """A record as a line of the journal, without any value of a secret environment variable, or login in an address."""
+    """A record as a line of the journal, in which secret environment variables and logins in addresses are masked."""
     payload = json.dumps(masked(record), ensure_ascii=False).encode()
     return b"%08x %08x %s\n" % (len(payload), zlib.crc32(payload), payload)
 
@@ -248,9 +248,9 @@ def read_log(folder: Path, start: int = 0) -> list[Entry]:
 
 
 def read_progress(folder: Path) -> Progress:
-    """How much the server has confirmed; nothing at all where that is not known, since sending again does no harm.
+    """How much the server has confirmed; nothing if that is not known, since sending again does no harm.
 
-    What another version of ehrtrack wrote beside what this one knows is passed over: see `progress_oddity`.
+    Fields that another version of ehrtrack added are ignored: see `progress_oddity`.
 
     Raises
     ------
@@ -268,7 +268,7 @@ def read_progress(folder: Path) -> Progress:
 
 
 def progress_oddity(folder: Path) -> str:
-    """What the file says that `read_progress` does not use, in words; empty if there is nothing of the kind."""
+    """A message about content of the file that `read_progress` ignores; empty if there is none."""
     record = _progress_record(folder)
     unknown = sorted(set(record) - set(_PROGRESS_TYPES))
     wrong = sorted(
@@ -289,7 +289,7 @@ def write_progress(folder: Path, progress: Progress) -> None:
 
 
 def hold(folder: Path) -> int:
-    """Lock a journal for this process; returns the descriptor whose closing, or the process's end, frees it.
+    """Lock a journal for this process; the lock ends when the returned descriptor is closed or the process ends.
 
     Raises
     ------
@@ -311,12 +311,12 @@ def hold(folder: Path) -> int:
 
 
 def remove_journal(folder: Path) -> None:
-    """Remove a journal that is on the server as a whole."""
+    """Remove a journal that the server has completely."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _record_at(data: bytes, start: int) -> tuple[Record | None, int]:
-    """The record whose line begins at `start` and where its newline should be; None if it is not whole."""
+    """The record whose line begins at `start`, and the position of its newline; None if it is incomplete."""
     header = _HEADER.match(data, start)
     if header is None:
         return None, start
@@ -340,7 +340,7 @@ def _progress_record(folder: Path) -> Record:
 
 
 def _whole(record: Record | None) -> Record | None:
-    """The record, if it has all that one of its kind must have; kinds that this version does not know stay as is."""
+    """The record, if it has all fields that its kind requires; records of unknown kinds are returned unchanged."""
     if record is None or not _has_types(record, {"do": str} | _TYPES.get(str(record.get("do")), {})):
         return None
     return record

@@ -1,4 +1,4 @@
-"""Passwords and tokens that would be logged with a text: found in this process's environment, and replaced."""
+"""Mask passwords and tokens of this process's environment in everything that is logged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _URL_LOGIN = re.compile(r"(:/{1,2})[^/@:\s\"']+:[^/@\s\"']*@|(://)[^/@\s\"']+@")
 
 
 def masked(value: Any) -> Any:
-    """A JSON value in which `without_secrets` was applied to every text, those of keys included."""
+    """A JSON value in which `without_secrets` was applied to every text, including keys."""
     return _masked(value, _secrets())
 
 
@@ -38,7 +38,7 @@ def without_secrets(text: str) -> str:
 
 
 def _secrets() -> list[str]:
-    """What is masked, the longest first, so that none is left in part because another is a part of it."""
+    """The values to mask, longest first, so that no value is left in part because another is contained in it."""
     whole = {value for name, value in os.environ.items() if _SECRET_NAME.search(name.upper())}
     logins = {match[1] for value in os.environ.values() for match in re.finditer(r"://[^/@:\s]*:([^/@\s]+)@", value)}
     parts = {part for value in whole for part in _PART_OF_CONNECTION.findall(value)}
@@ -57,7 +57,7 @@ def _secrets() -> list[str]:
 
 
 def _written_forms(value: str) -> set[str]:
-    """A text as it is, without its outer white space, and as JSON, JSON within JSON, Python and an address write it."""
+    """The forms of a text: as it is, stripped, and as JSON, JSON within JSON, Python and a URL write it."""
     forms = {value, value.strip()}
     for _ in range(2):
         forms |= {json.dumps(form, ensure_ascii=is_ascii)[1:-1] for form in forms for is_ascii in (True, False)}

@@ -1,4 +1,4 @@
-"""A journal's run on the server: found by its key or by the id that mlflow gave it, made at most once."""
+"""Register the run of a journal on the server: found by its key or by mlflow's id, and created at most once."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Registered:
-    """A run that is on the server.
+    """A run that exists on the server.
 
     Attributes
     ----------
-    is_new : this very call made it
-    users_tags : those that its user gave it before it was joined
+    is_new : whether this call created it
+    users_tags : tags that its user gave it before it was joined
     """
 
     run_id: str
@@ -75,11 +75,11 @@ class Registration:
 
     @property
     def attempt(self) -> int:
-        """The number of the claim under which this journal writes; 0 where its process began the run."""
+        """The number of the claim under which this journal writes; 0 if its process began the run."""
         return int(self.record.get("attempt", 0))
 
     def find_or_make(self, progress: Progress, *, is_begun: bool) -> Registered:
-        """The run on the server; made, in its parent's experiment or its study's, if it is not there.
+        """Find the run on the server, or create it in the experiment of its parent or its study.
 
         Parameters
         ----------
@@ -101,7 +101,7 @@ class Registration:
         except JoinRefused as refusal:
             if not is_begun:
                 raise
-            _log.warning("%s. What this run has to tell becomes a run of its own", refusal)
+            _log.warning("%s. This run is logged as a run of its own", refusal)
             return self._find_or_make_own({names.JOIN_REFUSED: str(refusal)})
 
     def _find_or_make_own(self, more_tags: dict[str, str]) -> Registered:
@@ -123,7 +123,7 @@ class Registration:
         return Registered(run_id, experiment_id, is_new=True)
 
     def remove_doubles(self, progress: Progress) -> None:
-        """Delete any other run of this key: one whose making was taken for lost, and came through late."""
+        """Delete any other run of this key: one whose creation was thought to have failed, and arrived late."""
         if progress.run_id == self.record["joined"]:
             return
         with tracking_errors("look for doubles"):
@@ -148,7 +148,7 @@ class Registration:
         return Registered(info.run_id, info.experiment_id, is_new=False)
 
     def _join(self, run_id: str) -> Registered:
-        """Join the run that ``mlflow run`` made, or resume one of ours; a run of somebody else is never written to."""
+        """Join the run that ``mlflow run`` made, or resume a run of EHRTrack; other runs are never written to."""
         with tracking_errors(f"join run {run_id} of MLFLOW_RUN_ID"):
             there = client().get_run(run_id)
             if self.attempt:  # a resumed run keeps the key that it is found by
@@ -174,7 +174,7 @@ class Registration:
         return Registered(run_id, experiment_id, is_new=False, users_tags=given)
 
     def _place(self) -> tuple[str | None, str]:
-        """The server's id of the parent, if there is one, and of the experiment."""
+        """The server's ids of the parent, if there is one, and of the experiment."""
         parent = self.record["parent"]
         with tracking_errors(f"find the place of run {self.record['name']!r}"):
             if parent is None:
@@ -195,7 +195,7 @@ class Registration:
         return experiment_named(self.record["experiment"], study=self.record["tags"].get(names.STUDY, ""))
 
     def _find_parent(self, parent: str) -> Any:
-        """By the server's id, or by the key that a parent has whose run was not made when this one began."""
+        """Find the parent by its server id, or by its key if it was not on the server when this run began."""
         beside = self.folder.parent / parent
         run_id = read_progress(beside).run_id if (beside / LOG).exists() else ""
         try:
@@ -228,7 +228,7 @@ class Registration:
 
 
 def check_join() -> None:
-    """Make sure, before any work, that the run of MLFLOW_RUN_ID can be joined, if that is set.
+    """Check before any work that the run of MLFLOW_RUN_ID can be joined, if that is set.
 
     Raises
     ------
@@ -245,12 +245,12 @@ def check_join() -> None:
 
 
 def check_is_unclaimed(run: Any, key: str = "") -> None:
-    """Refuse a run of the server that is another's than that of a key.
+    """Refuse a run of the server that belongs to another key.
 
     Raises
     ------
     JoinRefused
-        With whose it is, and what to do.
+        If it does; the message says to whom it belongs, and what to do.
     """
     tags, info = run.data.tags, run.info
     kind = tags.get(names.KIND)
@@ -266,9 +266,9 @@ def check_is_unclaimed(run: Any, key: str = "") -> None:
 
 
 def claim_joined(run_id: str, key: str) -> None:
-    """Make a run the one of this key; of several processes that do so at once, one succeeds.
+    """Claim a run for this key; of several processes that do so at the same time, one succeeds.
 
-    MLflow has no test-and-set of tags, but a param can never change.
+    MLflow has no test-and-set for tags, but a param can never change.
 
     Raises
     ------
@@ -284,7 +284,7 @@ def claim_joined(run_id: str, key: str) -> None:
 
 
 def is_generated(name: str) -> bool:
-    """Whether a run's name is one that mlflow makes up where its user gave none, such as upbeat-crow-1."""
+    """Whether a run's name was made up by mlflow because its user gave none, such as upbeat-crow-1."""
     predicate, _, rest = name.partition("-")
     noun, _, number = rest.partition("-")
     is_whole = noun in _GENERATOR_NOUNS and number.isdigit()
@@ -292,7 +292,7 @@ def is_generated(name: str) -> bool:
 
 
 def users_tags(run: Any) -> dict[str, str]:
-    """The tags that a user gave a run before it was joined: the description, and all that are no tool's."""
+    """The tags that a user gave a run before it was joined: the description, and all tags that no tool sets."""
     return {
         key: value
         for key, value in run.data.tags.items()
@@ -301,7 +301,7 @@ def users_tags(run: Any) -> dict[str, str]:
 
 
 def under_users_tags(tags: dict[str, str], given: dict[str, str]) -> dict[str, str]:
-    """A run's tags without those that its user gave before; a description goes below the user's own."""
+    """The tags of a run without those that its user set before; the description is put below the user's."""
     shown = {key: value for key, value in tags.items() if key not in given}
     if NOTE in tags and NOTE in given:
         both = f"{given[NOTE]}\n\n{tags[NOTE]}"
@@ -313,7 +313,7 @@ def under_users_tags(tags: dict[str, str], given: dict[str, str]) -> dict[str, s
 
 
 def fetch_checksums(run_id: str) -> dict[str, str]:
-    """The SHA-256 of a run's artifacts by their paths, as far as they are stored beside them."""
+    """The SHA-256 of the artifacts of a run by path, as far as checksums are stored beside them."""
     with tracking_errors(f"read the checksums of run {run_id}"):
         if names.CHECKSUMS not in {entry.path for entry in client().list_artifacts(run_id)}:
             return {}
@@ -330,5 +330,5 @@ def _says_not_found(error: TrackingError) -> bool:
 def _refusal(run_id: str, reason: str) -> JoinRefused:
     return JoinRefused(
         f"run {run_id} of {RUN_ID} (--run-id) cannot be joined: {reason}. A run is never written over: unset {RUN_ID}, "
-        f"or leave out --run-id, and a new run is made; `ehrtrack resume {run_id}` goes on with one that was cut off"
+        f"or leave out --run-id, and a new run is made; `ehrtrack resume {run_id}` continues one that was cut off"
     )

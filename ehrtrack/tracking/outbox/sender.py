@@ -30,16 +30,16 @@ _log = logging.getLogger(__name__)
 
 
 class Sender:
-    """Sends a journal in the background until it is closed and empty, or given up.
+    """Sends a journal in the background until it is closed and empty, or abandoned.
 
     Parameters
     ----------
-    on_claim_lost : called by the thread, once, when another process has claimed the run; nothing is sent any more
+    on_claim_lost : called once by the thread when another process has claimed the run; nothing more is sent
 
     Attributes
     ----------
-    trouble : why nothing can be sent just now
-    refusal : why the run can never be opened, such as a deleted experiment
+    trouble : why nothing can be sent at present
+    refusal : why the run can never be opened, for example a deleted experiment
     """
 
     def __init__(self, journal: Journal, on_claim_lost: Callable[[RunClaimLost], object]) -> None:
@@ -58,12 +58,12 @@ class Sender:
         self._thread.start()
 
     def wait_for_registration(self) -> None:
-        """Give the server some seconds to make the run.
+        """Wait some seconds for the server to create the run.
 
         Raises
         ------
         TrackingError
-            If it says that it never will. A server that is away is no reason: the run is made later.
+            If it never will. An unreachable server is no reason: the run is created later.
         """
         self._first_try.wait(OPEN_SECONDS)
         self.delivery.is_begun = True
@@ -71,20 +71,20 @@ class Sender:
             raise self.refusal
 
     def notify(self) -> None:
-        """Say that there is more in the journal."""
+        """Signal that the journal has new records."""
         self._news.set()
 
     def hurry(self) -> None:
-        """Have `finish` wait no longer because something arrives: the machine is about to go."""
+        """Let `finish` stop extending its wait when records arrive, because the machine is about to be shut down."""
         self._hurried.set()
 
     def finish(self, seconds: float, *, is_urgent: bool = False) -> None:
-        """Wait until all is sent, `seconds` at most without any of it arriving.
+        """Wait until everything is sent, for at most `seconds` in which nothing arrives.
 
         Parameters
         ----------
         is_urgent
-            Wait no longer than that in all, because the machine is about to go.
+            Whether `seconds` limits the whole wait, because the machine is about to be shut down.
         """
         if is_urgent:
             self.hurry()
@@ -160,7 +160,7 @@ class Sender:
 
     def _tell(self, trouble: TrackingError | None) -> None:
         if trouble is not None and str(trouble) != str(self.trouble):
-            _log.warning("%s; the run goes on, and keeps what it has to tell in %s", trouble, self._journal.folder)
+            _log.warning("%s; the run continues, and keeps what it could not send in %s", trouble, self._journal.folder)
         if trouble is None and self.trouble is not None:
             _log.warning("the tracking server takes the run's records again")
         self.trouble = trouble
@@ -181,7 +181,7 @@ def is_offline() -> bool:
 
 
 def drain_seconds() -> float:
-    """How long the end of a run waits for a server that takes nothing: EHRTRACK_DRAIN_SECONDS, or a minute."""
+    """How long the end of a run waits for a server that accepts nothing: EHRTRACK_DRAIN_SECONDS, or a minute."""
     text = os.environ.get("EHRTRACK_DRAIN_SECONDS", "")
     try:
         seconds = float(text or DEFAULT_DRAIN_SECONDS)

@@ -1,4 +1,4 @@
-"""``ehrtrack sync``: send the journals that runs left behind, as often as one likes."""
+"""``ehrtrack sync``: send the journals that runs left behind; it can be repeated."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ehrtrack.tracking.recovery.lease import RunClaimLost
 
 @dataclass(frozen=True)
 class SyncOutcome:
-    """What became of one journal; `problem` says why it is not on the server as a whole, `remark` what to know."""
+    """The outcome of one journal; `problem` says why the server does not have all of it, `remark` is a note."""
 
     folder: Path
     name: str
@@ -46,7 +46,7 @@ class SyncOutcome:
     is_server_away: bool = False
 
     def to_text(self) -> str:
-        """A line for people, and a second one where something is to be done."""
+        """A readable line, with a second one if something has to be done."""
         account = self.account
         line = (
             f"{self.name}  run {self.run_id or 'not made'}: "
@@ -57,20 +57,20 @@ class SyncOutcome:
 
 
 def sync(folder: Path, *, is_shared: bool = False) -> list[SyncOutcome]:
-    """Send every journal in a folder, parents first; those that are on the server as a whole are removed.
+    """Send every journal in a folder, parents first; journals that the server has completely are removed.
 
     Parameters
     ----------
     folder
         A run's journal, a folder of such, or a cache folder (``.ehrtrack``).
     is_shared
-        The folder has journals of the user's other projects too, so that only those are sent that were begun for
-        this server.
+        Whether the folder also holds journals of other projects, so that only those that were begun for this server
+        are sent.
 
     Raises
     ------
     TrackingError
-        If there is something to send and no server that would take it.
+        If there is something to send and no server accepts it.
     """
     journals = find_journals(folder)
     others = [_for_elsewhere(journal) for journal in journals if is_shared and is_for_elsewhere(journal)]
@@ -90,7 +90,7 @@ def sync(folder: Path, *, is_shared: bool = False) -> list[SyncOutcome]:
 
 
 def is_for_elsewhere(folder: Path) -> bool:
-    """Whether a journal's run was begun for another server than the present one."""
+    """Whether the run of a journal was begun for another server than the present one."""
     return _server(folder) not in ("", redacted(tracking_uri()))
 
 
@@ -103,7 +103,7 @@ def _for_elsewhere(folder: Path) -> SyncOutcome:
 
 
 def _server(folder: Path) -> str:
-    """The address that a journal's run was begun for; empty where it does not say."""
+    """The address of the server that a journal's run was begun for; empty if it is not recorded."""
     try:
         return str(Registration(folder).record.get("server", ""))
     except TrackingError:
@@ -111,20 +111,20 @@ def _server(folder: Path) -> str:
 
 
 def send_left_behind(folder: Path, run_id: str, *, attempt: int) -> bool:
-    """Send what earlier processes of a run left in a folder of journals, before the run is resumed with a new one.
+    """Send the journals that earlier processes of a run left, before the run is resumed with a new one.
 
     Parameters
     ----------
-    attempt : the claim to the run of its last process
+    attempt : the number of the claim of the run's last process
 
     Returns
     -------
-    Whether one was that last process's: it is no longer alive then, since it would hold its journal.
+    Whether one belonged to that last process, which is then no longer alive, since it would hold its journal.
 
     Raises
     ------
     TrackingError
-        If a process still writes one of them, or the server does not take all of it.
+        If a process still writes one of them, or the server does not accept all of it.
     """
     is_last_here = False
     found = [journal for journal in find_journals(folder) if run_id in _ids(journal)]
@@ -133,7 +133,7 @@ def send_left_behind(folder: Path, run_id: str, *, attempt: int) -> bool:
         synced = _sync_one(journal, lambda n_records: None)
         is_last_here |= is_of_last and synced.run_id == run_id  # not one that wanted to join it, and became another
         if synced.problem:
-            raise TrackingError(f"run {run_id} cannot go on before its journal is sent: {synced.problem}")
+            raise TrackingError(f"run {run_id} cannot be resumed before its journal is sent: {synced.problem}")
         remove_journal(journal)
     return is_last_here
 
@@ -146,7 +146,7 @@ def _attempt(folder: Path) -> int:
 
 
 def _ids(folder: Path) -> set[str]:
-    """What the run of a journal may be known by."""
+    """The identifiers by which the run of a journal may be known."""
     found: set[str] = set()
     with suppress(TrackingError):  # what cannot be read says nothing about a run
         found.add(read_progress(folder).run_id)
@@ -203,7 +203,7 @@ def _sync_held(folder: Path, on_confirmed: Callable[[int], object]) -> SyncOutco
     elif delivery.is_finished():
         remove_journal(folder)
     elif not problem:
-        remarks.append(f"its process ended without a last word, so the server shows it as RUNNING; kept in {folder}")
+        remarks.append(f"its process ended without reporting it, so the server shows it as RUNNING; kept in {folder}")
     remark = "\n  ".join(filter(None, remarks))
     return SyncOutcome(folder, name, delivery.progress.run_id, delivery.account, problem, remark, is_server_away)
 

@@ -1,1 +1,1 @@
-"""Who may write to a run or do a task, and what becomes of those left behind."""
+"""Leases of runs and claims of tasks, and the recovery of runs whose process is gone."""

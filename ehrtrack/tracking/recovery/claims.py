@@ -1,4 +1,4 @@
-"""What one of several workers does, and no other: claims in the database that they share, by that database's clock.
+"""Claims of tasks by one of several workers, kept in the database that they share, by that database's clock.
 
 A claim is a row under a unique key, so that of two workers that take it at the same moment one succeeds. It is a lease:
 its worker's thread renews it, and once it is not renewed any more another worker may take it over; at once where the
@@ -46,18 +46,18 @@ _TABLE = sql.Table(
 
 
 class ClaimLost(EhrtrackError):
-    """Another worker took over what this one was doing."""
+    """Another worker has taken over the task."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the database says of a claim.
+    """The state of a claim in the database.
 
     Attributes
     ----------
-    is_held : by a worker that lives
-    is_done : for ever
-    note : what its workers left there, for those that come after
+    is_held : whether a live worker holds it
+    is_done : whether its task is finished for good
+    note : a text that its workers left for later ones
     """
 
     is_held: bool = False
@@ -91,7 +91,7 @@ class Claims:
             self._free(task)
 
     def look(self, what: str) -> Claim:
-        """How a claim stands."""
+        """The present state of a claim."""
         with self._engine.connect() as connection:
             row = self._row(connection, what)
         if row is None:
@@ -99,7 +99,7 @@ class Claims:
         return Claim(bool(row.holder) and not self._is_lapsed(row), row.is_done, row.note)
 
     def lives(self, what: str) -> bool:
-        """Whether the holder of a claim lives: it is watched until it renews the claim, or lets it lapse."""
+        """Whether the holder of a claim is alive: it is watched until it renews the claim or lets it lapse."""
         first = now = self._seen(what)
         while now is not None:
             if _is_here(now.holder) or (now.holder, now.n_beats) != (first.holder, first.n_beats):
@@ -109,19 +109,19 @@ class Claims:
         return False
 
     def _seen(self, what: str) -> Any:
-        """The row of a claim that is held by a worker that may live; None of any other."""
+        """The row of a claim whose holder may be alive; None for any other."""
         with self._engine.connect() as connection:
             row = self._row(connection, what)
         return row if row is not None and row.holder and not self._is_lapsed(row) else None
 
     def finished(self) -> set[str]:
-        """What is done."""
+        """The claims whose tasks are finished."""
         with self._engine.connect() as connection:
             done = sql.select(_TABLE.c.what).where((_TABLE.c.scope == self.scope) & _TABLE.c.is_done)
             return set(connection.scalars(done))
 
     def take(self, what: str) -> bool:
-        """Take a claim that nobody holds; False if it is another's, or done."""
+        """Take a claim that nobody holds; False if another worker holds it, or its task is finished."""
         try:
             with self._engine.begin() as connection:
                 connection.execute(
@@ -140,7 +140,7 @@ class Claims:
         return True
 
     def hold(self, what: str) -> None:
-        """Renew a claim now, so that it is surely held for a while.
+        """Renew a claim now, so that it is certain to be held for a while.
 
         Raises
         ------
@@ -150,27 +150,27 @@ class Claims:
         self._change(what, n_beats=_TABLE.c.n_beats + 1, beat=sql.func.now())
 
     def leave_note(self, what: str, note: str) -> None:
-        """Write something beside a claim that is held."""
+        """Store a note with a claim that is held."""
         self._change(what, note=note)
 
     def finish(self, what: str) -> None:
-        """Let nobody do again what was done under a claim that is held."""
+        """Mark the task of a held claim as finished, so that nobody does it again."""
         self._change(what, holder="", is_done=True)
 
     def release(self, what: str) -> None:
-        """Leave a claim to whoever comes; one that is lost already is left as it is."""
+        """Give up a claim for other workers; a claim that is already lost is left as it is."""
         try:
             self._change(what, holder="")
         except ClaimLost as lost:
             _log.warning("%s", lost)
 
     def wait(self) -> None:
-        """A moment, until there may be news of other workers."""
+        """Wait a moment before looking at the claims of other workers again."""
         time.sleep(POLL_SECONDS)
 
     @contextmanager
     def renewed(self) -> Iterator[None]:
-        """While inside, a thread renews all that this worker holds."""
+        """Within the block, a thread renews all claims of this worker."""
         stopped = threading.Event()
 
         def renew() -> None:
@@ -194,7 +194,7 @@ class Claims:
             connection.execute(_TABLE.update().where(mine).values(n_beats=_TABLE.c.n_beats + 1, beat=sql.func.now()))
 
     def _free(self, task: str) -> None:
-        """Leave what workers before this one held as the same task, unless they are seen to live."""
+        """Release the claims that earlier workers held under the same key, unless they are seen to be alive."""
         before = (_TABLE.c.scope == self.scope) & _TABLE.c.holder.endswith(task)
         with self._engine.begin() as connection:
             for holder in set(connection.scalars(sql.select(_TABLE.c.holder).where(before))):
@@ -239,11 +239,11 @@ def _this_process() -> str:
 
 
 def _is_dead(holder: str) -> bool:
-    """Whether a holder was a process of this machine that is no more."""
+    """Whether a holder was a process of this machine that has ended."""
     host, number, began, *_ = holder.split(" ")
     return host == socket.gethostname() and not is_process_running(int(number), float(began))
 
 
 def _is_here(holder: str) -> bool:
-    """Whether a holder is a process of this machine that runs."""
+    """Whether a holder is a running process of this machine."""
     return holder.split(" ")[0] == socket.gethostname() and not _is_dead(holder)

@@ -1,6 +1,6 @@
-"""A run's lease: the heartbeat that says that its process lives, and the claim that says which process that is.
+"""The lease of a run: a heartbeat that shows that its process is alive, and a claim that shows which process it is.
 
-A killed process leaves its run RUNNING for ever, so a tag of the run says when its process was last alive. Whoever
+A killed process leaves its run RUNNING forever, so a tag of the run says when its process was last alive. Whoever
 resumes the run claims it: each claim has the next number (the attempt), which every later write of any process checks.
 
 MLflow changes no tag conditionally. A param it lets be set once: of two processes that log one name with different
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class RunClaimLost(TrackingError):
-    """Another process has claimed the run: it makes anew what this one has not sent yet, which must not come twice."""
+    """Another process has claimed the run and repeats what this one has not sent, which must not be logged twice."""
 
 
 class RunClaimRefused(TrackingError):
@@ -40,14 +40,14 @@ class RunClaimRefused(TrackingError):
 
 
 class Heartbeat:
-    """Sets the tag from a thread of its own, so that neither training nor a long upload holds it up.
+    """Sets the heartbeat tag from a thread of its own, so that neither training nor a long upload delays it.
 
     Parameters
     ----------
     run_id : the server's id of the run; empty as long as there is none
-    attempt : of the run, that this process makes
-    on_claim_lost : called by the thread, once, when another process has claimed the run
-    is_wanted : whether a run, as the server has it, is to get the tag
+    attempt : the number of this process's claim
+    on_claim_lost : called once by the thread when another process has claimed the run
+    is_wanted : whether a run, as the server holds it, should get the tag
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """Set the tag no more."""
+        """Stop setting the tag."""
         self._stopped.set()
 
     def _beat(self, seconds: float) -> None:
@@ -83,21 +83,21 @@ class Heartbeat:
                 self._on_claim_lost(lost)
                 return
             except TrackingError as trouble:
-                _log.debug("%s", trouble)  # the sender says it aloud, once
+                _log.debug("%s", trouble)  # the sender warns about it, once
 
 
 def heartbeat_tags() -> dict[str, str]:
-    """The tags that say that a run lives now, by the server's clock: those of two machines may be far apart."""
+    """The tags that mark a run as alive now, by the server's clock, since the clocks of two machines may differ."""
     now = server_time() or datetime.now(UTC)  # without a server's time the tag is watched for changes, not read
     return {names.HEARTBEAT: now.isoformat(), names.HEARTBEAT_SECONDS: f"{heartbeat_seconds():g}"}
 
 
 def check_claim(run_id: str, attempt: int) -> Any:
-    """Make sure that a run is still its writer's; returns the run.
+    """Check that a run still belongs to its writer; returns the run.
 
     Parameters
     ----------
-    attempt : the writer's
+    attempt : the number of the writer's claim
 
     Raises
     ------
@@ -108,35 +108,35 @@ def check_claim(run_id: str, attempt: int) -> Any:
         run = client().get_run(run_id)
     if attempt_of(run.data.tags, run.data.params) > attempt:
         raise RunClaimLost(
-            f"run {run_id} was taken up by another process, which goes on with it from its last snapshot; what this "
-            "one has not sent yet is made there anew, and is not sent"
+            f"run {run_id} was claimed by another process, which continues it from its last snapshot; what this "
+            "one has not sent yet is repeated there, and is not sent"
         )
     return run
 
 
 def claim_attempt(run_id: str, attempt: int) -> None:
-    """Claim a run under this number; from here on, the processes that held it before may write no more.
+    """Claim a run under this number; after that, processes that held it before may no longer write.
 
     Raises
     ------
     RunClaimRefused
         If another process has claimed it under this number.
     """
-    with tracking_errors(f"take up run {run_id}"):
+    with tracking_errors(f"claim run {run_id}"):
         try:
             # sent again after a lost answer, it is the same value, and no conflict
             client().log_param(run_id, f"{names.CLAIM_PARAM}{attempt}", uuid.uuid4().hex)
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
-            raise RunClaimRefused(f"run {run_id} was taken up by another process just now") from error
+            raise RunClaimRefused(f"run {run_id} was claimed by another process just now") from error
 
 
 @contextmanager
 def mlflow_run_has_heartbeat() -> Iterator[None]:
-    """While inside, the run that ``mlflow run`` made for this process has a heartbeat until it is joined.
+    """Within the block, the run that ``mlflow run`` made for this process has a heartbeat until it is joined.
 
-    Data may be prepared for hours before; a run that has become one of EHRTrack's gets none from here.
+    Preparing data may take hours before that. A run that has been joined gets its heartbeat elsewhere.
     """
     if "MLFLOW_RUN_ID" not in os.environ:
         yield
@@ -171,7 +171,7 @@ def heartbeat_seconds() -> float:
 
 def _set_heartbeat(run: Any) -> None:
     run_id = run.info.run_id
-    with tracking_errors(f"tell that run {run_id} lives"):
+    with tracking_errors(f"send the heartbeat of run {run_id}"):
         for key, value in heartbeat_tags().items():
             if run.data.tags.get(key) != value:
                 client().set_tag(run_id, key, value)

@@ -1,4 +1,4 @@
-"""Processes of this machine: whether one still runs, and ending together with ``mlflow run``.
+"""Processes of this machine: check whether one still runs, and end together with ``mlflow run``.
 
 ``mlflow run`` does not pass SIGTERM on to the command that it started, so that command watches it.
 """
@@ -18,7 +18,7 @@ _is_watched = threading.Event()
 
 
 def is_running(process: psutil.Process) -> bool:
-    """Whether a process still runs; one that has ended and that nobody asked for its exit code does not."""
+    """Whether a process still runs; a zombie, which has ended and was not waited for, does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -26,7 +26,7 @@ def is_running(process: psutil.Process) -> bool:
 
 
 def is_process_running(pid: int, began: float, *, tolerance_seconds: float = 0.0) -> bool:
-    """Whether the process of this number that began at this time still runs: numbers are used again.
+    """Whether the process with this id and start time still runs, since ids are reused.
 
     Parameters
     ----------
@@ -48,10 +48,10 @@ def is_process_running(pid: int, began: float, *, tolerance_seconds: float = 0.0
 
 
 def watch_mlflow_run() -> None:
-    """Send this process SIGTERM once the ``mlflow run`` above it is gone; without one, do nothing.
+    """Send this process SIGTERM once its ancestor ``mlflow run`` has ended; do nothing if there is none.
 
     A thread waits for the end of that process. It may be the parent, or have a shell in between, and a shell outlives
-    it; so neither the parent's id nor the kernel's signal for a dead parent would tell.
+    it; so neither the parent's id nor the kernel's signal for a dead parent would show it.
     """
     if "MLFLOW_RUN_ID" not in os.environ or _is_watched.is_set():
         return

@@ -1,7 +1,7 @@
-"""Orphaned runs, whose process is gone: found by their heartbeat, and claimed or closed.
+"""Find orphaned runs, whose process is gone, by their heartbeat; claim or close them.
 
-A process lives if its heartbeat says so by the server's clock. Where a server tells no time, or a run's heartbeat is of
-the clock of a machine (runs of earlier versions), it is watched instead: one that changes is of a process that lives.
+A process is alive if its heartbeat is recent by the server's clock. If the server gives no time, or the heartbeat is
+by the clock of a machine (runs of earlier versions), it is watched instead: if it changes, its process is alive.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ CERTAIN_SECONDS = 24 * 3600.0
 _LONGEST_LOOK_SECONDS = 1.0
 
 _TO_DO = {
-    "sweep": "start the sweep again: it goes on with the trials that are done",
+    "sweep": "start the sweep again: it keeps the trials that are done",
     "trial": "start its sweep again: it tries what this trial tried",
-    "frontier": "start the frontier again: it keeps the values that are done",
+    "sensitivity": "start the sensitivity analysis again: it keeps the values that are done",
     "study": "start the study again: it keeps the cells that are done",
     "": "mlflow run ended, or still builds an environment, before the run began: start it again",
 }
 
 
 class StillAlive(TrackingError):
-    """A process writes to the run."""
+    """A process still writes to the run."""
 
 
 @dataclass(frozen=True)
 class Orphan:
-    """A run that no process seems to write to, RUNNING all the same; or one that was told to stop and can be resumed.
+    """A run that is RUNNING though no process seems to write to it, or that was stopped and can be resumed.
 
     Attributes
     ----------
-    silent_minutes : since its last heartbeat
+    silent_minutes : minutes since its last heartbeat
     """
 
     record: RunRecord
@@ -57,7 +57,7 @@ class Orphan:
         return self.record.kind in names.RESUMABLE_KINDS
 
     def to_text(self) -> str:
-        """A line for people, with what to do."""
+        """A readable line that says what to do."""
         record = self.record
         why = "silent" if record.status == "RUNNING" else "told to stop"
         to_do = f"ehrtrack resume {record.run_id}" if self.can_resume else _TO_DO.get(record.kind, "start it again")
@@ -68,11 +68,11 @@ class Orphan:
 
 
 def orphaned_runs(kinds: Sequence[str] = (), *, minutes: float = DEFAULT_STALE_MINUTES) -> list[Orphan]:
-    """Runs that are RUNNING without a heartbeat for so long, or were told to stop and can be resumed.
+    """Runs that are RUNNING without a heartbeat for some minutes, or were stopped and can be resumed.
 
     Parameters
     ----------
-    kinds : of these alone; if empty, of every kind, and those that ``mlflow run`` made and that never began
+    kinds : only runs of these; if empty, runs of every kind and those that ``mlflow run`` made and that never began
     """
     now = server_time() or datetime.now(UTC)
     running = [record for record in all_runs(kinds, "attributes.status = 'RUNNING'") if _is_ours(record)]
@@ -87,12 +87,12 @@ def orphaned_runs(kinds: Sequence[str] = (), *, minutes: float = DEFAULT_STALE_M
 
 
 def check_silent(record: RunRecord) -> None:
-    """Make sure that no process writes to a run that is RUNNING; may watch it for the time of some heartbeats.
+    """Check that no process writes to a run that is RUNNING; this may take the time of some heartbeats.
 
     Raises
     ------
     StillAlive
-        If one does, or did a moment ago.
+        If a process does, or did a moment ago.
     """
     if record.status != "RUNNING":
         return
@@ -113,9 +113,9 @@ def check_silent(record: RunRecord) -> None:
 
 
 def claim_run(record: RunRecord) -> int:
-    """Make this the one process that resumes a run; returns the number of its claim.
+    """Claim a run for this process, which will resume it; returns the number of the claim.
 
-    What earlier processes of the run have not sent yet is not sent any more.
+    Records that earlier processes of the run have not sent yet will no longer be sent.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def claim_run(record: RunRecord) -> int:
     if get_run(run_id).status == "FINISHED":
         raise RunClaimRefused(f"run {run_id} has ended well just now; there is nothing left to do")
     note_tags(run_id, heartbeat_tags() | {names.ATTEMPT: str(attempt), names.RESUMABLE: "false"})
-    with tracking_errors(f"take up run {run_id}"):
+    with tracking_errors(f"claim run {run_id}"):
         client().update_run(run_id, status="RUNNING")
     return attempt
 
@@ -140,7 +140,7 @@ def note_tags(run_id: str, tags: Mapping[str, str]) -> None:
 
 
 def release_run(record: RunRecord, attempt: int) -> None:
-    """Give a run that could not be resumed after all its former status, unless another process has claimed it."""
+    """Restore the status of a run that could not be resumed, unless another process has claimed it."""
     now = get_run(record.run_id)
     if now.status != "RUNNING" or now.attempt != attempt:
         return
@@ -152,16 +152,16 @@ def release_run(record: RunRecord, attempt: int) -> None:
 
 
 def close_run(run_id: str, reason: str) -> None:
-    """End a run as KILLED whose process is known to be gone, and that another run takes the place of."""
+    """End a run as KILLED whose process is known to be gone, and which another run replaces."""
     with tracking_errors(f"close run {run_id}"):
         client().set_tag(run_id, names.CLOSED, reason)
         client().set_terminated(run_id, "KILLED")
 
 
 def close_orphans(found: Sequence[Orphan]) -> list[Orphan]:
-    """End those runs that cannot be resumed as KILLED, with the reason as a tag; returns these.
+    """End the runs that cannot be resumed as KILLED, with the reason as a tag; returns these runs.
 
-    No process is hindered: should one be alive after all, its next heartbeat shows its run as RUNNING again.
+    No process is disturbed: if one is alive after all, its next heartbeat sets its run to RUNNING again.
     """
     closed = []
     for run in found:
@@ -174,7 +174,7 @@ def close_orphans(found: Sequence[Orphan]) -> list[Orphan]:
 
 
 def _is_gone(run: Orphan) -> bool:
-    """Look once more, right before the run is closed."""
+    """Check once more, immediately before the run is closed."""
     now = get_run(run.record.run_id)
     if now.status != "RUNNING":
         return False
@@ -188,25 +188,25 @@ def _is_gone(run: Orphan) -> bool:
 
 
 def _is_ours(record: RunRecord) -> bool:
-    """Whether a run is one of EHRTrack's, or one that ``mlflow run`` made to become one."""
+    """Whether a run belongs to EHRTrack, or was made by ``mlflow run`` for EHRTrack."""
     if record.kind:
         return True
     return "mlflow.project.entryPoint" in record.tags and is_of_a_study(record.experiment_id)
 
 
 def _lease_seconds(record: RunRecord) -> float:
-    """How long a run's process may be silent, by the heartbeats that it says it has."""
+    """How long a run's process may be silent, from the heartbeat interval that it logged."""
     return LOST_BEATS * float(record.tags.get(names.HEARTBEAT_SECONDS, DEFAULT_HEARTBEAT_SECONDS))
 
 
 def _silent_seconds(record: RunRecord, now: datetime) -> float:
-    """Since a run's last heartbeat; since its start if it never had one."""
+    """Seconds since a run's last heartbeat, or since its start if it never had one."""
     text = record.tags.get(names.HEARTBEAT, "")
     return (now - (datetime.fromisoformat(text) if text else record.started)).total_seconds()
 
 
 def _changes_within(record: RunRecord, seconds: float) -> bool:
-    """Whether a run's heartbeat becomes another within so many seconds of this machine."""
+    """Whether a run's heartbeat changes within a number of seconds."""
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
         time.sleep(min(left, _LONGEST_LOOK_SECONDS))

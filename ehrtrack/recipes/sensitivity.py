@@ -1,4 +1,4 @@
-"""A frontier: the same fine-tuning at several values of one setting, in one table of what each buys and costs."""
+"""A sensitivity analysis: the same fine-tuning at several values of one setting, and what each buys and costs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ehrtrack.config import RunConfig, check_objective, override
 from ehrtrack.data.events import fingerprint_of
 from ehrtrack.dotted import parse_value
 from ehrtrack.errors import ConfigError
-from ehrtrack.evaluation.frontier import Point, conclusion, frontier_table, to_markdown
 from ehrtrack.evaluation.metric_table import names_shown
 from ehrtrack.evaluation.paired import differences_to, unpaired
+from ehrtrack.evaluation.sensitivity import Point, conclusion, sensitivity_table, to_markdown
 from ehrtrack.pipeline.inputs import input_fingerprints, pin_base
 from ehrtrack.pipeline.predictions_cache import read_test_predictions
 from ehrtrack.pipeline.prepare import settle
@@ -22,12 +22,14 @@ from ehrtrack.search_space import Scalar
 from ehrtrack.tracking.client.queries import RunRecord, get_run, search_runs
 from ehrtrack.training.ranks import join_ranks
 
-SECTIONS = ("study", "data", "cohort", "model", "objective", "strategy", "init", "train", "frontier", "runtime")
-KEY_TAG = "fingerprint.frontier"
+SECTIONS = ("study", "data", "cohort", "model", "objective", "strategy", "init", "train", "sensitivity", "runtime")
+KEY_TAG = "fingerprint.sensitivity"
+FORMER_KEY_TAG = "fingerprint.frontier"
+"""The same of runs that were logged when a sensitivity analysis was called a frontier."""
 
 
-def frontier(config: RunConfig) -> RecipeResult:
-    """Fine-tune at each value of ``frontier.parameter``, and log table, plot and conclusion.
+def sensitivity(config: RunConfig) -> RecipeResult:
+    """Fine-tune at each value of ``sensitivity.parameter``, and log table, plot and conclusion.
 
     Each value is a child run, evaluated and logged like any other. Started again with the same configuration, the
     values that are finished are taken from where they are.
@@ -38,16 +40,15 @@ def frontier(config: RunConfig) -> RecipeResult:
         If the configuration, the data or the tracking server cannot be used.
     """
     if join_ranks(config.runtime.device).count > 1:
-        raise ConfigError("a frontier is one process; its values are fitted one after another")
+        raise ConfigError("a sensitivity analysis is one process; its values are fitted one after another")
     check_objective(config, "outcome")
     config = settle(pin_base(config))  # another pretraining may finish between two values
-    parameter, values = config.frontier.parameter, config.frontier.values
+    parameter, values = config.sensitivity.parameter, config.sensitivity.values
     variants = {value: override(config, {parameter: value}) for value in values}  # a wrong path or value ends it here
-    elsewhere = {"runtime", "registry", "compare", "search", "frontier"}
-    settings = {name: section for name, section in config.identity().items() if name not in elsewhere}
+    settings = config.identity(without=("runtime", "registry", "compare", "search", "sensitivity"))
     key = fingerprint_of("frontier", parameter, settings, input_fingerprints(config))
     done = _finished(config.study, key, parameter)
-    with open_run(config, kind="frontier", sections=SECTIONS, name=f"frontier {parameter}") as run:
+    with open_run(config, kind="sensitivity", sections=SECTIONS, name=f"sensitivity to {parameter}") as run:
         run.logger.set_tags({KEY_TAG: key})
         found: dict[Scalar, RunRecord] = {}
         for number, (value, variant) in enumerate(variants.items(), start=1):
@@ -57,20 +58,24 @@ def frontier(config: RunConfig) -> RecipeResult:
                 found[value] = done[value]
             else:
                 found[value] = get_run(finetune(variant, place=Place(run.logger.reference)).run_id)
-        table = frontier_table(_points(found, config.runtime.cache))
+        table = sensitivity_table(_points(found, config.runtime.cache))
         text = f"{to_markdown(table, parameter)}\n{conclusion(table, parameter)}\n"
-        run.logger.log_table(table, "frontier.csv")
-        run.logger.log_text(text, "frontier.md")
-        run.logger.log_figure(plots.frontier_plot(table, parameter=parameter), "plots/frontier.png")
-        run.logger.set_description(describe(f"Frontier of {parameter}", {"values": f"{len(values)}"}) + f"\n{text}")
+        run.logger.log_table(table, "sensitivity.csv")
+        run.logger.log_text(text, "sensitivity.md")
+        run.logger.log_figure(plots.sensitivity_plot(table, parameter=parameter), "plots/sensitivity.png")
+        run.logger.set_description(describe(f"Sensitivity to {parameter}", {"values": f"{len(values)}"}) + f"\n{text}")
         print(f"\n{text}", flush=True)
         return run.finished({})
 
 
 def _finished(study: str, key: str, parameter: str) -> dict[Scalar, RunRecord]:
-    """Finished runs of the same frontier, by value."""
-    frontiers = search_runs(study, kinds=["frontier"], status=None, tags={KEY_TAG: key})
-    children = [run for one in frontiers for run in search_runs(study, kinds=["finetune"], parent_run_id=one.run_id)]
+    """Finished runs of the same sensitivity analysis, by value."""
+    earlier = [
+        run
+        for tag in (FORMER_KEY_TAG, KEY_TAG)
+        for run in search_runs(study, kinds=["sensitivity"], status=None, tags={tag: key})
+    ]
+    children = [run for one in earlier for run in search_runs(study, kinds=["finetune"], parent_run_id=one.run_id)]
     return {parse_value(child.params[parameter]): child for child in children}
 
 
@@ -84,7 +89,7 @@ def _points(found: dict[Scalar, RunRecord], cache: Path) -> list[Point]:
     against_first = differences_to(first.run_id, rows, paired) if first.run_id in paired else {}
     for run_id, reason in left_out.items():
         print(f"run {run_id} is left out of the differences: {reason}", flush=True)
-    names = names_shown("frontier", {first.task})
+    names = names_shown("sensitivity", {first.task})
     return [
         Point(
             value,

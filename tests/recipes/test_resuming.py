@@ -161,7 +161,7 @@ def test_a_metric_of_a_step_that_is_trained_again_is_not_sent_twice(local_store:
 
 
 def test_epochs_that_were_never_sent_come_from_the_snapshot_and_the_others_stay_single(local_store: Path) -> None:
-    """The journal that held them was not sent, because the run had been taken up elsewhere meanwhile."""
+    """The journal that held them was not sent, because the run had been claimed elsewhere meanwhile."""
     run_id = stopped_run(local_store / "a", [3])
     record = queries.get_run(run_id)
     attempt = claim_run(record)
@@ -202,7 +202,7 @@ def test_the_journal_of_a_machine_that_was_overtaken_sends_nothing(local_store: 
     journal.close()
     claim_run(queries.get_run(drain.progress.run_id))
     (synced,) = sync(local_store / "journal")
-    assert "was taken up by another process" in synced.remark
+    assert "was claimed by another process" in synced.remark
     run = queries.get_run(drain.progress.run_id)
     assert (run.metrics, run.status) == ({}, "RUNNING")
     assert sync(local_store / "journal") == []

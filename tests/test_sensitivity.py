@@ -1,13 +1,13 @@
-"""What a frontier's table says, from runs made up for it."""
+"""What the table of a sensitivity analysis says, from runs made up for it."""
 
 from __future__ import annotations
 
 import pytest
 from pydantic import ValidationError
 
-from ehrtrack.evaluation.frontier import Point, conclusion, frontier_table, to_markdown
-from ehrtrack.plots import frontier_plot
-from ehrtrack.search_space import FrontierConfig
+from ehrtrack.evaluation.sensitivity import Point, conclusion, sensitivity_table, to_markdown
+from ehrtrack.plots import sensitivity_plot
+from ehrtrack.search_space import SensitivityConfig
 from ehrtrack.survival.resampling import Interval
 
 
@@ -24,8 +24,8 @@ RISING = [*FLAT, point(1.0, 0.74, 0.190, (0.04, 0.01, 0.07))]
 
 
 def test_a_gain_is_claimed_only_where_its_interval_excludes_zero() -> None:
-    assert conclusion(frontier_table(FLAT), "objective.lambda_rank").startswith("No value has a C-index shown")
-    said = conclusion(frontier_table(RISING), "objective.lambda_rank")
+    assert conclusion(sensitivity_table(FLAT), "objective.lambda_rank").startswith("No value has a C-index shown")
+    said = conclusion(sensitivity_table(RISING), "objective.lambda_rank")
     assert said == (
         "C-index higher than at objective.lambda_rank = 0.0, by an interval that excludes 0, at: 1.0. "
         "The integrated Brier score is 0.1500 at 0.0 and at most 0.1900, at 1.0."
@@ -33,7 +33,7 @@ def test_a_gain_is_claimed_only_where_its_interval_excludes_zero() -> None:
 
 
 def test_the_table_keeps_the_order_and_leaves_out_what_a_run_lacks() -> None:
-    table = frontier_table(RISING)
+    table = sensitivity_table(RISING)
     assert table["value"].to_list() == ["0.0", "0.5", "1.0"]
     assert table["verdict"].to_list() == ["", "no difference", "better"]
     assert table["ici"].null_count() == 3
@@ -42,12 +42,12 @@ def test_the_table_keeps_the_order_and_leaves_out_what_a_run_lacks() -> None:
 
 
 def test_the_figure_has_a_panel_for_each_measure_and_a_mark_for_each_value() -> None:
-    c_index, ibs, slope = frontier_plot(frontier_table(RISING), parameter="objective.lambda_rank").axes
+    c_index, ibs, slope = sensitivity_plot(sensitivity_table(RISING), parameter="objective.lambda_rank").axes
     assert [label.get_text() for label in c_index.get_xticklabels()] == ["0.0", "0.5", "1.0"]
     assert list(ibs.lines[0].get_ydata()) == [0.150, 0.152, 0.190]
     assert list(slope.lines[0].get_ydata()) == [1.0, 0.5, 0.0]
 
 
-def test_one_value_is_no_frontier() -> None:
+def test_one_value_is_no_sensitivity_analysis() -> None:
     with pytest.raises(ValidationError, match="at least 2"):
-        FrontierConfig(values=(0.1,))
+        SensitivityConfig(values=(0.1,))

@@ -1,4 +1,4 @@
-"""Canaries on the real pipeline: each passes, and fails when what it guards is taken out."""
+"""Negative controls on the real pipeline: each passes, and fails when what it guards is taken out."""
 
 from __future__ import annotations
 
@@ -16,16 +16,26 @@ from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.histories import Histories
 from ehrtrack.data.twins import FUTURE_CODE, LEAK_CODE, scrambled_future, unchanged, write_twin
 from ehrtrack.errors import DataError
-from ehrtrack.recipes import canary as canary_module
-from ehrtrack.recipes.canary import Twin, Twins, _inside, _judge_future, _permuted, _require_none_failed, canary
+from ehrtrack.recipes import negative_controls as recipe
+from ehrtrack.recipes.negative_controls import (
+    Twin,
+    Twins,
+    _inside,
+    _judge_future,
+    _permuted,
+    _require_none_failed,
+    negative_controls,
+)
 from ehrtrack.tracking.client.queries import get_run
-from ehrtrack.training import canaries
+from ehrtrack.training import sanity
 from ehrtrack.training.ranks import join_ranks
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
-def configuration(data: Path, cache: Path, **canary: int) -> RunConfig:
+
+def configuration(data: Path, cache: Path, **controls: int) -> RunConfig:
     train = {"batch_tokens": 256, "lr": 1e-2}
-    return study(data, cache, strategy={"name": "scratch"}, train=train, canary={"n_subjects": 0} | canary)
+    return study(data, cache, strategy={"name": "scratch"}, train=train, negative_controls={"n_subjects": 0} | controls)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +63,7 @@ def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Twin:
 
 
 def permuted_verdict(twin: Twin) -> str:
-    return canaries.permuted(twin.score(), twin.score(level=canaries.SURE)).state
+    return sanity.permuted_labels(twin.score(), twin.score(level=sanity.SURE)).state
 
 
 def test_with_permuted_labels_the_c_index_is_one_half_within_its_interval(plain: Twin, twins: Twins) -> None:
@@ -61,7 +71,7 @@ def test_with_permuted_labels_the_c_index_is_one_half_within_its_interval(plain:
     assert found.lower < 0.5 < found.upper
 
 
-def test_without_the_permutation_that_canary_fails(plain: Twin) -> None:
+def test_without_the_permutation_that_control_fails(plain: Twin) -> None:
     assert plain.score().lower > 0.6
     assert permuted_verdict(plain) == "fail"
 
@@ -80,7 +90,7 @@ def test_with_another_future_no_risk_moves(plain: Twin, twins: Twins) -> None:
     assert "0 of 50 test risks moved, by 0.000 at most" in verdict.reason
 
 
-def test_without_the_cutoff_that_canary_fails(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_cutoff_that_control_fails(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
     def everything(events: Histories, cutoffs: pl.DataFrame, _delay_hours: object) -> np.ndarray:
         return np.isin(events.subject_id, cutoffs["subject_id"])
 
@@ -90,27 +100,30 @@ def test_without_the_cutoff_that_canary_fails(twins: Twins, monkeypatch: pytest.
     assert verdict.state == "fail"
 
 
-def test_canaries_of_a_sound_run_pass_and_are_tagged(data: Path, local_store: Path) -> None:
+def test_negative_controls_of_a_sound_run_pass_and_are_tagged(data: Path, local_store: Path) -> None:
     """The whole recipe; the planted leak is learned by its own twin."""
-    run = canary(configuration(data, local_store / "cache", epochs=1))
+    run = negative_controls(configuration(data, local_store / "cache", epochs=1))
     record = get_run(run.run_id)
-    assert record.tags["sanity.canary_permuted"] in ("ok", "warn")  # one seed in twenty has chance outside of 95 %
-    assert record.tags["sanity.canary_future"] == "ok"
-    assert record.tags["sanity.canary_planted"] == "ok"
-    assert record.metrics["canary/planted_c_index"] > canaries.PLANTED_C_INDEX
-    assert record.metrics["canary/permuted_c_index_lower"] < record.metrics["canary/permuted_c_index_upper"]
+    assert record.tags["sanity.control_permuted"] in ("ok", "warn")  # one seed in twenty has chance outside of 95 %
+    assert record.tags["sanity.control_future"] == "ok"
+    assert record.tags["sanity.control_planted"] == "ok"
+    assert record.metrics["negative_controls/planted_c_index"] > sanity.PLANTED_C_INDEX
+    assert (
+        record.metrics["negative_controls/permuted_c_index_lower"]
+        < record.metrics["negative_controls/permuted_c_index_upper"]
+    )
     assert "#### Sanity: " in record.tags["mlflow.note.content"]
-    assert (record.kind, record.params["canary.epochs"]) == ("canary", "1")
+    assert (record.kind, record.params["negative_controls.epochs"]) == ("negative-controls", "1")
     assert record.params["runtime.threads"] == "1"  # the number it took
-    assert not list((local_store / "cache").glob("canary-*"))  # records of subjects do not stay behind
+    assert not list((local_store / "cache").glob("controls-*"))  # records of subjects do not stay behind
 
 
-def test_a_leak_that_was_dropped_on_the_way_fails_its_canary(twins: Twins) -> None:
+def test_a_leak_that_was_dropped_on_the_way_fails_its_control(twins: Twins) -> None:
     scored = twins.train(twins.records("planted", unchanged, is_new=True), is_new=True).score_of_time()
-    verdict = canaries.planted(scored)
+    verdict = sanity.planted_leak(scored)
     assert verdict.state == "fail"
     assert "no leak would be" in verdict.reason
-    with pytest.raises(DataError, match=r"1 of 1 canaries failed; do not trust .* canary_planted"):
+    with pytest.raises(DataError, match=r"1 of 1 negative controls failed; do not trust .* control_planted"):
         _require_none_failed([verdict])
 
 
@@ -145,11 +158,11 @@ def test_twins_differ_from_the_run_where_they_should_and_nowhere_else(twins: Twi
     assert (by_leak["last"][:-1] < by_leak["first"][1:]).all()  # the code tells the order in time
 
 
-def test_a_small_canary_takes_some_of_the_subjects(data: Path, tmp_path: Path) -> None:
+def test_small_negative_controls_take_some_of_the_subjects(data: Path, tmp_path: Path) -> None:
     config = configuration(data, tmp_path, n_subjects=100)
     assert config.cohort is not None
     cohort = build_cohort(open_dataset(data), config.cohort, config.data.split)
-    sampled = canary_module._sample(cohort, config).subjects
+    sampled = recipe._sample(cohort, config).subjects
     assert sampled.height == 100
     assert sampled["subject_id"].is_sorted()
     assert sampled.join(cohort.subjects, on=cohort.subjects.columns).height == 100

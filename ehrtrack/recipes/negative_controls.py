@@ -1,4 +1,4 @@
-"""Leakage canaries: small twins of a fine-tuning run that have to come out as nothing, as the same, and as perfect."""
+"""Negative controls: small twins of a fine-tuning run that have to come out as nothing, as the same, and as perfect."""
 
 from __future__ import annotations
 
@@ -45,12 +45,23 @@ from ehrtrack.strategies.settings import ScratchConfig
 from ehrtrack.survival.bootstrap import c_index_interval
 from ehrtrack.survival.classes import Classes, auroc_interval
 from ehrtrack.survival.resampling import Interval
-from ehrtrack.training import canaries
+from ehrtrack.training import sanity
 from ehrtrack.training.loop import TrainConfig, fit
 from ehrtrack.training.ranks import Ranks, join_ranks
 from ehrtrack.training.sanity import Verdict
 
-SECTIONS = ("study", "data", "cohort", "model", "objective", "strategy", "init", "train", "canary", "runtime")
+SECTIONS = (
+    "study",
+    "data",
+    "cohort",
+    "model",
+    "objective",
+    "strategy",
+    "init",
+    "train",
+    "negative_controls",
+    "runtime",
+)
 N_RESAMPLES = 2000
 
 
@@ -91,8 +102,8 @@ class Twin:
         return c_index_interval(risk, days, event, n_resamples=N_RESAMPLES, level=level, seed=seed)
 
 
-def canary(config: RunConfig) -> RecipeResult:
-    """Train the twins of a fine-tuning run, and tag what they say of it as ``sanity.canary_*``.
+def negative_controls(config: RunConfig) -> RecipeResult:
+    """Train the twins of a fine-tuning run, and tag what they say of it as ``sanity.control_*``.
 
     The permuted and the future-masked twin are of the run's own strategy and base. The planted-leak twin is new and
     small: a pretrained base does not know the planted codes, and what is plain needs no large encoder.
@@ -102,14 +113,14 @@ def canary(config: RunConfig) -> RecipeResult:
     EhrtrackError
         If the configuration, the data or the tracking server cannot be used.
     DataError
-        After the run is written: if a canary failed.
+        After the run is written: if a control failed.
     """
     ranks = join_ranks(config.runtime.device)
     check_objective(config, "outcome")
     config = settle(config)
     base, config = read_base(config)
     if config.cohort is None:
-        raise ConfigError("canaries need a [cohort]: they are twins of a fine-tuning run")
+        raise ConfigError("negative controls need a [cohort]: they are twins of a fine-tuning run")
     dataset = open_dataset(config.data.path)
     if base is not None:
         is_same_data = base.fingerprints["data"] == dataset.fingerprint()
@@ -118,7 +129,10 @@ def canary(config: RunConfig) -> RecipeResult:
     if base is not None:
         check_base_split(dataset, cohort, config.data.split, base.fingerprints)
     cohort = _sample(cohort, config)
-    with open_run(config, kind="canary", sections=SECTIONS, name="canary") as run, _work_folder(config) as folder:
+    with (
+        open_run(config, kind="negative-controls", sections=SECTIONS, name="negative controls") as run,
+        _work_folder(config) as folder,
+    ):
         twins = Twins(_inside(config, folder), dataset, cohort, base, ranks, folder)
         as_is, with_leak = twins.records("plain", unchanged), twins.records("planted", twins.leak, is_new=True)
         plain, permuted = twins.train(as_is), twins.train(_permuted(as_is))
@@ -126,14 +140,14 @@ def canary(config: RunConfig) -> RecipeResult:
         of_plain, of_permuted, of_planted = plain.score(), permuted.score(), planted.score_of_time()
         metric = chosen_by({plain.adapted.objective.task})
         verdicts = [
-            canaries.permuted(of_permuted, permuted.score(level=canaries.SURE), metric.title),
+            sanity.permuted_labels(of_permuted, permuted.score(level=sanity.SURE), metric.title),
             _judge_future(plain, twins.records("future", scrambled_future)),
-            canaries.planted(of_planted, metric.title),
+            sanity.planted_leak(of_planted, metric.title),
         ]
         metrics = (
-            of_plain.to_metrics(f"canary/as_is_{metric.key}")
-            | of_permuted.to_metrics(f"canary/permuted_{metric.key}")
-            | of_planted.to_metrics(f"canary/planted_{metric.key}")
+            of_plain.to_metrics(f"negative_controls/as_is_{metric.key}")
+            | of_permuted.to_metrics(f"negative_controls/permuted_{metric.key}")
+            | of_planted.to_metrics(f"negative_controls/planted_{metric.key}")
         )
         run.logger.log_metrics(metrics, step=0)
         conclude(run.logger, _summary(config, as_is, of_plain, metric), verdicts)
@@ -189,7 +203,7 @@ class Twins:
         return prepare_cohort(config, None if is_new or self.base is None else self.base.vocabulary)
 
     def train(self, records: CohortRecords, *, is_new: bool = False) -> Twin:
-        """A model of these records, after as many epochs as canaries have."""
+        """A model of these records, after as many epochs as negative controls have."""
         config, base, ranks = self.config, self.base, self.ranks
         if is_new:
             config, base = _quick_learner(config), None
@@ -214,15 +228,18 @@ class Twins:
 
 
 def _sample(cohort: Cohort, config: RunConfig) -> Cohort:
-    """Some subjects of the cohort, as many as the canaries are to have, each at its last index date.
+    """Some subjects of the cohort, as many as the controls are to have, each at its last index date.
 
     What a twin hides after one index date, or plants before it, would be the past of a later one.
     """
     if cohort.has_several_times:
         last = cohort.subjects.unique("subject_id", keep="last", maintain_order=True)
-        print(f"canaries: {last.height:,} of {cohort.subjects.height:,} rows, the last of each subject", flush=True)
+        print(
+            f"negative controls: {last.height:,} of {cohort.subjects.height:,} rows, the last of each subject",
+            flush=True,
+        )
         cohort = replace(cohort, subjects=last)
-    n = config.canary.n_subjects
+    n = config.negative_controls.n_subjects
     if not 0 < n < cohort.subjects.height:
         return cohort
     return replace(cohort, subjects=cohort.subjects.sample(n, seed=config.runtime.seed).sort("subject_id"))
@@ -232,13 +249,13 @@ def _sample(cohort: Cohort, config: RunConfig) -> Cohort:
 def _work_folder(config: RunConfig) -> Iterator[Path]:
     """A folder in the cache, where records may lie, that is gone afterwards."""
     make_cache(config.runtime.cache)
-    with scratch_folder(config.runtime.cache, "canary-") as folder:
+    with scratch_folder(config.runtime.cache, "controls-") as folder:
         yield folder
 
 
 def _inside(config: RunConfig, folder: Path) -> RunConfig:
     """The configuration of twins: few epochs, and everything they keep in a folder that goes away."""
-    epochs = config.canary.epochs
+    epochs = config.negative_controls.epochs
     return config.model_copy(
         update={
             "train": config.train.model_copy(update={"epochs": epochs, "patience": epochs}),
@@ -249,7 +266,7 @@ def _inside(config: RunConfig, folder: Path) -> RunConfig:
 
 def _quick_learner(config: RunConfig) -> RunConfig:
     """A small encoder, new, on short records: what is plain is learned in seconds, whatever the run's own size."""
-    steps = {"epochs": config.canary.leak_epochs, "patience": config.canary.leak_epochs}
+    steps = {"epochs": config.negative_controls.leak_epochs, "patience": config.negative_controls.leak_epochs}
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"max_tokens": 24}),
@@ -274,27 +291,27 @@ def _judge_future(twin: Twin, other: CohortRecords) -> Verdict:
     n_changed = events.filter(pl.col("time") > pl.col("cutoff")).select(pl.len()).collect().item()
     is_same = other.vocabulary == twin.records.vocabulary
     risk = twin.predict(twin.records).risk
-    return canaries.future(risk, twin.predict(other).risk if is_same else None, n_changed=n_changed)
+    return sanity.scrambled_future(risk, twin.predict(other).risk if is_same else None, n_changed=n_changed)
 
 
 def _check_test(records: CohortRecords) -> None:
-    """Make sure before training that the verdicts of canaries, which are intervals, will have one."""
+    """Make sure before training that the verdicts of the controls, which are intervals, will have one."""
     outcomes = records.outcomes[records.rows["test"]]
     try:
         c_index_interval(np.zeros(len(outcomes.is_event)), outcomes.follow_up_days, outcomes.is_event)
     except NotMeasurable as reason:
         raise DataError(
-            f"canaries are judged on the {len(outcomes.is_event)} test subjects, who have {outcomes.is_event.sum()} "
-            f"events: {reason}; raise canary.n_subjects, or change data.split"
+            f"negative controls are judged on the {len(outcomes.is_event)} test subjects, who have "
+            f"{outcomes.is_event.sum()} events: {reason}; raise negative_controls.n_subjects, or change data.split"
         ) from reason
 
 
 def _summary(config: RunConfig, records: CohortRecords, score: Interval, metric: Metric) -> str:
     return describe(
-        f"Canaries of {config.strategy.name} fine-tuning of a {config.model.size} encoder",
+        f"Negative controls of {config.strategy.name} fine-tuning of a {config.model.size} encoder",
         {
             "subjects (train, validation, test)": ", ".join(f"{len(rows):,}" for rows in records.rows.values()),
-            "epochs": str(config.canary.epochs),
+            "epochs": str(config.negative_controls.epochs),
             f"test {metric.title} of the twin with nothing changed": str(score),
             "pretrained by run": config.init.run or "none",
         },
@@ -305,6 +322,6 @@ def _require_none_failed(verdicts: list[Verdict]) -> None:
     failed = [f"{v.check}: {v.reason}" for v in verdicts if v.state == "fail"]
     if failed:
         raise DataError(
-            f"{len(failed)} of {len(verdicts)} canaries failed; do not trust runs of this configuration until it is "
-            f"known why. {'; '.join(failed)}"
+            f"{len(failed)} of {len(verdicts)} negative controls failed; do not trust runs of this configuration until "
+            f"it is known why. {'; '.join(failed)}"
         )

@@ -19,7 +19,7 @@ from ehrtrack.runlog import TEST
 from ehrtrack.search_space import Scalar
 from ehrtrack.survival.resampling import Interval
 
-SHOWN = sorted(shown("frontier"), key=lambda entry: entry.split != TEST)
+SHOWN = sorted(shown("sensitivity"), key=lambda entry: entry.split != TEST)
 """What test subjects say, then what validation subjects do."""
 
 
@@ -56,7 +56,7 @@ class Point:
     difference: Interval | None = None
 
 
-def frontier_table(points: Sequence[Point]) -> pl.DataFrame:
+def sensitivity_table(points: Sequence[Point]) -> pl.DataFrame:
     """One line a value, in the order given: the columns of `MEASURES`, the paired difference and its verdict.
 
     A measure that a run could not have is null.
@@ -67,7 +67,7 @@ def frontier_table(points: Sequence[Point]) -> pl.DataFrame:
     ...     Point(0.0, "a", {"test/c_index": 0.70, "test/ibs": 0.12}),
     ...     Point(0.5, "b", {"test/c_index": 0.71, "test/ibs": 0.15}, Interval(0.01, -0.01, 0.03)),
     ... ]
-    >>> frontier_table(points).select("value", "c_index", "ibs", "difference", "verdict").rows()
+    >>> sensitivity_table(points).select("value", "c_index", "ibs", "difference", "verdict").rows()
     [('0.0', 0.7, 0.12, None, ''), ('0.5', 0.71, 0.15, 0.01, 'no difference')]
     """
     lines = []
@@ -88,13 +88,13 @@ def frontier_table(points: Sequence[Point]) -> pl.DataFrame:
 
 
 def conclusion(table: pl.DataFrame, parameter: str) -> str:
-    """The conclusion from a table of `frontier_table`, in one to three sentences.
+    """The conclusion from a table of `sensitivity_table`, in one to three sentences.
 
     Examples
     --------
     >>> first = Point(0.0, "a", {"test/c_index": 0.70, "test/ibs": 0.12})
     >>> second = Point(0.5, "b", {"test/c_index": 0.74, "test/ibs": 0.15}, Interval(0.04, 0.01, 0.07))
-    >>> said, error = conclusion(frontier_table([first, second]), "objective.lambda_rank").split(". ")
+    >>> said, error = conclusion(sensitivity_table([first, second]), "objective.lambda_rank").split(". ")
     >>> print(said)
     C-index higher than at objective.lambda_rank = 0.0, by an interval that excludes 0, at: 0.5
     >>> print(error)
@@ -123,15 +123,15 @@ def conclusion(table: pl.DataFrame, parameter: str) -> str:
 
 
 def to_markdown(table: pl.DataFrame, parameter: str) -> str:
-    """The table of `frontier_table` as Markdown.
+    """The table of `sensitivity_table` as Markdown.
 
     Examples
     --------
-    >>> table = frontier_table([Point(0.0, "a", {"test/c_index": 0.70, "test/ibs": 0.12})])
+    >>> table = sensitivity_table([Point(0.0, "a", {"test/c_index": 0.70, "test/ibs": 0.12})])
     >>> print(to_markdown(table, "strategy.rank").splitlines()[2])
     | 0.0 | 0.700 |  |  | 0.1200 |  |  |  |
     """
-    of_task = shown("frontier", CLASSES if table["auroc"].count() else TIMED_TASKS)
+    of_task = shown("sensitivity", CLASSES if table["auroc"].count() else TIMED_TASKS)
     first, *others = [entry for entry in SHOWN if entry in of_task]
     titles = [parameter, first.title(), "difference (95 % interval)", "verdict", *(entry.title() for entry in others)]
     lines = [" | ".join(titles), " | ".join("---" for _ in titles)]

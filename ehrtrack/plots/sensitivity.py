@@ -1,4 +1,4 @@
-"""A setting's frontier: discrimination, accuracy and calibration, value by value."""
+"""Figure of a sensitivity analysis: discrimination, accuracy and calibration at each value of a setting."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ehrtrack.evaluation.metric_table import AUROC, BRIER, C_INDEX, IBS
-from ehrtrack.plots._style import BLUE, GREY, ORANGE, dress, panels
+from ehrtrack.plots.style import BLUE, GREY, ORANGE, dress, panels
 
 
-def frontier_plot(table: pl.DataFrame, *, parameter: str) -> Figure:
+def sensitivity_plot(table: pl.DataFrame, *, parameter: str) -> Figure:
     """Three panels over the values of one setting, evenly spaced: discrimination, error, calibration slope.
 
     C-index and integrated Brier score, or of classes AUROC and Brier score.
 
     Parameters
     ----------
-    table : from `frontier.frontier_table`
+    table : from `sensitivity.sensitivity_table`
     parameter : the setting's name, for the axes
     """
     metric, error = (AUROC, BRIER) if table["auroc"].count() else (C_INDEX, IBS)

@@ -1,13 +1,17 @@
-"""What all figures share: colours, size of a panel, axes without clutter."""
+"""The style that all figures share: colours, sizes of panels, plain axes."""
 
 from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe & Ito's colours stay apart for colour-blind readers.
-BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8B5FA8"
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PINK, SKY, YELLOW = "#CC79A7", "#56B4E9", "#F0E442"
+"""Okabe and Ito's colours, which colour-blind readers can tell apart."""
+PURPLE, OCHRE = "#8B5FA8", "#B38600"
 INK, GREY, PALE, BOX = "#222222", "#6B6B6B", "#DDDDDD", "#EEF3F8"
+COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, OCHRE, GREY)
+"""Of lines and points on white, in the order in which they are used."""
 DPI = 130
 
 

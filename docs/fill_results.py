@@ -1,0 +1,210 @@
+"""Writes the tables of studies' results into the pages that quote them, from `projects/*/results`.
+
+    python docs/fill_results.py            # writes
+    python docs/fill_results.py --check    # exit code 1 and the pages' names where one says something else
+    python docs/fill_results.py --take reports/nafld    # keeps tables and figures of a report first
+
+A page quotes a study between two lines; what stands between them is written by this command and by nobody else:
+
+    <!-- results: nafld/labels -->
+    <!-- end of results -->
+
+There is ``STUDY/main``, a line a configuration; ``STUDY/labels``, C-index by the number of labels; and ``STUDY/said``,
+what was found in words, with the commit and the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+
+ROOT = Path(__file__).parents[1]
+TABLES = (
+    "cost",
+    "differences",
+    "label_curve",
+    "label_efficiency",
+    "main",
+    "runs",
+    "sanity",
+    "splits",
+    "table_one",
+    "versions",
+)
+FIGURES = ("differences", "label_curve")
+"""What of a report is kept with the project."""
+QUOTED = re.compile(r"(<!-- results: (?P<study>[\w-]+)/(?P<what>\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+LABELS = re.compile(r"^(?P<model>.*?)(?: · )?(?P<labels>\d[\d,]*|all) labels$")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fill, or check, every page of the project."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, and fail where a page differs")
+    parser.add_argument("--take", type=Path, help="folder of a report, named as the project is", metavar="REPORT")
+    given = parser.parse_args(arguments)
+    check = given.check
+    if given.take is not None:
+        take(given.take, ROOT / "projects" / given.take.resolve().name / "results")
+    stale = [page for page in pages(ROOT) if (text := page.read_text("utf-8")) != filled(text, ROOT)]
+    for page in stale:
+        if not check:
+            page.write_text(filled(page.read_text("utf-8"), ROOT), encoding="utf-8")
+        print(f"{page.relative_to(ROOT)}: {'differs from the results' if check else 'written'}")
+    return int(check and bool(stale))
+
+
+def take(report: Path, results: Path) -> None:
+    """Keep the tables and figures of a report in the project, in place of those that were there."""
+    kept = [Path("tables") / f"{name}.csv" for name in TABLES] + [Path("figures") / f"{name}.png" for name in FIGURES]
+    shutil.rmtree(results, ignore_errors=True)
+    for path in kept:
+        if (report / path).exists():
+            (results / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(report / path, results / path)
+
+
+def pages(root: Path) -> list[Path]:
+    """The pages that quote results."""
+    found = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("projects/*/README.md")]
+    return sorted(page for page in found if QUOTED.search(page.read_text("utf-8")))
+
+
+def filled(text: str, root: Path) -> str:
+    """A page with what it quotes as the results have it now.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it quotes a study that has no results.
+    KeyError
+        If it quotes what there is not.
+    """
+
+    def quoted(match: re.Match[str]) -> str:
+        tables = root / "projects" / match["study"] / "results" / "tables"
+        return f"{match[1]}\n{QUOTES[match['what']](tables)}\n\n{match[4]}"
+
+    return QUOTED.sub(quoted, text)
+
+
+def _main(tables: Path) -> str:
+    """A line a configuration."""
+    header = ["configuration", "runs", "trainable", "seconds", "test C-index (sd)", "IBS", "calibration slope"]
+    rows = pl.read_csv(tables / "main.csv").to_dicts()
+    reference = next((str(row["reference"]) for row in rows if row["reference"]), "")
+    header += [f"difference to {reference or 'the reference'} (95 % interval)", "finding"]
+    body = [
+        [
+            str(row["configuration"]),
+            str(row["n_repeats"]),
+            f"{row['n_trainable']:,}" if row["n_trainable"] is not None else "",
+            f"{row['seconds']:.{1 if row['seconds'] < 10 else 0}f}" if row["seconds"] is not None else "",
+            _with_sd(row, "test_c_index"),
+            _number(row["test_ibs"], 4),
+            _number(row["test_calibration_slope"], 2),
+            _interval(row),
+            str(row["finding"] or ""),
+        ]
+        for row in rows
+    ]
+    return _table(header, body, right=(1, 2, 3))
+
+
+def _labels(tables: Path) -> str:
+    """C-index by the number of labels, and the differences to the reference where there are most of them."""
+    rows = [row | _of_labels(row["configuration"]) for row in pl.read_csv(tables / "main.csv").to_dicts()]
+    numbers = sorted({row["labels"] for row in rows if row["labels"] is not None}, key=_of_all_last)
+    models = sorted({str(row["model"]) for row in rows}, key=lambda model: -_score(rows, model, numbers[-1]))
+    found = {(row["model"], row["labels"]): row for row in rows}
+    header = ["model", *(f"{number} labels" for number in numbers)]
+    header.append(f"difference at {numbers[-1]} labels (95 % interval)")
+    body = [
+        [
+            model,
+            *(_with_sd(found.get((model, number), {}), "test_c_index") for number in numbers),
+            _interval(found.get((model, numbers[-1]), {})),
+        ]
+        for model in models
+    ]
+    return _table(header, body)
+
+
+def _said(tables: Path) -> str:
+    """What was found, in words."""
+    differences = pl.read_csv(tables / "differences.csv").to_dicts()
+    shown = [row for row in differences if row["question"] or row["finding"] in ("better", "worse", "equivalent")]
+    sentences = [f"{row['question'] or ''} {_capital(row['sentence'])}.".strip() for row in shown]
+    not_shown = sum(row["finding"] == "no difference shown" and not row["question"] for row in differences)
+    if not_shown:
+        sentences.append(f"Of {not_shown} further differences to the reference none is shown.")
+    efficiency = tables / "label_efficiency.csv"
+    if efficiency.exists():
+        sentences += [f"{_capital(text)}." for text in pl.read_csv(efficiency)["text"].to_list()]
+    versions = dict(pl.read_csv(tables / "versions.csv").iter_rows())
+    n_runs = pl.read_csv(tables / "runs.csv").height
+    made = f"{n_runs} finished runs, commit `{versions['commit'][:7]}`, {versions['processors']} processors"
+    return "\n".join([*(f"- {sentence}" for sentence in sentences), "", f"*{made} ({versions['machine']}).*"])
+
+
+QUOTES: Mapping[str, Callable[[Path], str]] = {"main": _main, "labels": _labels, "said": _said}
+
+
+def _of_labels(configuration: str) -> dict[str, str | None]:
+    match = LABELS.match(configuration)
+    return {"model": match["model"], "labels": match["labels"]} if match else {"model": configuration, "labels": None}
+
+
+def _of_all_last(number: str) -> float:
+    return float("inf") if number == "all" else float(number.replace(",", ""))
+
+
+def _score(rows: Sequence[Mapping[str, object]], model: str, number: str) -> float:
+    of_model = {row["labels"]: row["test_c_index"] for row in rows if row["model"] == model}
+    return float(str(of_model.get(number) or 0))
+
+
+def _with_sd(row: Mapping[str, object], name: str) -> str:
+    score, spread = row.get(name), row.get(f"{name}_sd")
+    return _number(score, 3) + (f" ({_number(spread, 3)})" if spread is not None else "")
+
+
+def _interval(row: Mapping[str, object]) -> str:
+    if row.get("difference") is None:
+        return ""
+    lower, upper = (_number(row[f"difference_{side}"], 3) for side in ("lower", "upper"))
+    return f"{_number(row['difference'], 3, sign='+')} [{lower}, {upper}]"
+
+
+def _number(value: object, digits: int, sign: str = "") -> str:
+    if value is None:
+        return ""
+    text = f"{float(str(value)):{sign}.{digits}f}"
+    return text.replace("0.", ".", 1) if abs(float(text)) < 1 else text
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    def lines() -> Iterator[str]:
+        yield _line(header)
+        yield _line(["--:" if column in right else "---" for column in range(len(header))])
+        yield from map(_line, rows)
+
+    return "\n".join(lines())
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
