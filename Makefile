@@ -39,6 +39,7 @@ SEED ?= 1
 faults: install
 	OMP_NUM_THREADS=1 python tests/faults/harness.py --seed $(SEED) --kills 60 --report docs/reliability.md
 	OMP_NUM_THREADS=1 python tests/faults/outages.py --seed $(SEED) --rounds 5 --report docs/reliability.md
+	OMP_NUM_THREADS=1 python tests/faults/trials.py --seed $(SEED) --kills 3 --report docs/reliability.md
 
 check: install
 	ruff format --check .

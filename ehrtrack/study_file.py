@@ -73,6 +73,19 @@ def read_study_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str,
     return merged(read_study_file(below, chain), table)
 
 
+def asks_question(path: Path) -> bool:
+    """Whether a file is a study's, and no configuration of one run.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "study.toml"
+    ...     _ = file.write_text('question = "Does it pay?"')
+    ...     asks_question(file)
+    True
+    """
+    return "question" in read_study_file(path)
+
+
 def merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """`top` over `base`, table by table; a table that names another choice replaces that of the base whole."""
     both = dict(base)

@@ -134,7 +134,7 @@ def test_every_recipe_of_a_study_takes_a_step(
     pretrain(config_of(study, "pretrain", *small))
     finetune(config_of(study, "finetune", *small, *people))
     baseline(config_of(study, "baseline", *small, *people))
-    sweep(config_of(study, "sweep", *small, *people, ("search.n_trials", "1")))
+    sweep(config_of(study, "sweep", *small, *people, ("search.n_trials", "1"), ("search.refits", "1")))
     comparison = compare(config_of(study, "compare", *small, *people))
     assert comparison.champion.uri.startswith("models:/")
     name = config_of(study, "pretrain").study

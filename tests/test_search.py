@@ -17,9 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ehrtrack import search, study_file
+from ehrtrack import study_file
 from ehrtrack.errors import ConfigError, TrackingError, TrainingError
-from ehrtrack.search import Best, Worker, best_of, open_study, suggest
+from ehrtrack.search.drawing import open_study, suggest
+from ehrtrack.search.outcome import SLOT, Best, best_of, trials_of, trials_table
+from ehrtrack.search.storage import study_storage
+from ehrtrack.search.worker import Worker
 from ehrtrack.search_space import Choices, Range, SearchConfig
 from ehrtrack.signals import TerminatedBySignal
 from ehrtrack.study_file import to_toml
@@ -33,7 +36,7 @@ def quiet_optuna() -> None:
 def worker_of(path: Path, *, n_trials: int = 4, seed: int = 1, heartbeat_seconds: int = 30, **settings: Any) -> Worker:
     """A worker of the study in this file."""
     config = SearchConfig(n_trials=n_trials, heartbeat_seconds=heartbeat_seconds, **settings)
-    return Worker(config, name="s", storage=search.study_storage(path), seed=seed)
+    return Worker(config, name="s", storage=study_storage(path), seed=seed)
 
 
 def run_one_trial(path: Path) -> dict[str, object]:
@@ -182,7 +185,7 @@ def test_of_many_workers_at_once_no_budget_is_exceeded_and_no_trial_is_run_twice
     assert [process.exitcode for process in workers] == [0] * 4
     study = worker_of(tmp_path / "trials.db", n_trials=6).study
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 6
-    assert sorted(trial.user_attrs[search.SLOT] for trial in study.trials) == list(range(6))
+    assert sorted(trial.user_attrs[SLOT] for trial in study.trials) == list(range(6))
     ran = [file.read_text().split() for file in tmp_path.glob("worker-*")]
     assert sorted(slot for slots in ran for slot in slots) == [str(slot) for slot in range(6)]
     assert len({trial.params["strategy.dropout"] for trial in study.trials}) == 6
@@ -195,7 +198,7 @@ def work(folder: Path, barrier: Any, number: int) -> None:
 
     def objective(trial: optuna.Trial) -> float:
         with (folder / f"worker-{number}").open("a") as file:
-            file.write(f"{trial.user_attrs[search.SLOT]} ")
+            file.write(f"{trial.user_attrs[SLOT]} ")
         return float(suggest(trial, worker.config.parameters)["strategy.dropout"])
 
     with worker.claims.renewed():
@@ -355,38 +358,41 @@ def test_the_table_has_every_trial_and_the_best_is_the_highest() -> None:
         if value == 0.7:
             best = values
     study.ask()
-    table = search.trials_table(study.trials)
+    table = trials_table(study.trials)
     assert table["state"].to_list() == ["complete", "complete", "pruned", "running"]
     assert table["value"].to_list() == [0.6, 0.7, None, None]
     assert table["last_epoch"].to_list() == [4, 4, 4, None]
     assert table.columns == [
         "number",
+        "trial",
         "state",
         "value",
         "last_epoch",
         "seconds",
+        "is_default",
+        "runs",
         "strategy.dropout",
         "strategy.rank",
     ]
-    assert best_of(study.trials) == Best(0.7, best)
+    assert best_of(study.trials) == Best(0.7, best, (0.7,), slot=1)
 
 
 def test_an_empty_study_has_an_empty_table() -> None:
     study = open_study(SearchConfig(), name="s", storage=optuna.storages.InMemoryStorage(), seed=0)
-    assert search.trials_table(study.trials).height == 0
+    assert trials_table(study.trials).height == 0
 
 
 def test_the_best_and_the_table_are_those_of_the_budget(tmp_path: Path) -> None:
     worker = worker_of(tmp_path / "trials.db", n_trials=3)
     worker.run(lambda trial: 0.1 * trial.number + 0 * len(suggest(trial, worker.config.parameters)))
-    assert best_of(search.trials_of(worker.study, n_trials=2)).value == pytest.approx(0.1)
-    assert search.trials_of(worker.study, n_trials=2) == worker.study.trials[:2]
+    assert best_of(trials_of(worker.study, n_trials=2)).value == pytest.approx(0.1)
+    assert trials_of(worker.study, n_trials=2) == worker.study.trials[:2]
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "trials.db").write_text("not a database, " * 100)
     with pytest.raises(ConfigError, match=r"trials\.db is no database of trials"):
-        search.study_storage(tmp_path / "trials.db")
+        study_storage(tmp_path / "trials.db")
 
 
 def test_toml_doctest() -> None:

@@ -42,8 +42,9 @@ def _baseline(config: RunConfig) -> None:
 def _sweep(config: RunConfig) -> None:
     """Search settings with Optuna; start it again to continue the same study."""
     from ehrtrack.recipes.sweep import sweep
+    from ehrtrack.recipes.work import task_key
 
-    sweep(config)
+    sweep(config, key=task_key())
 
 
 @recipe("outcome")

@@ -55,7 +55,9 @@ def run(context: click.Context, file: Path, key: str | None) -> None:
 @click.option("--key", help="of the task that a scheduler starts again  [default: the scheduler's]")
 @click.pass_context
 def work(context: click.Context, file: Path, max_hours: float | None, key: str | None) -> None:
-    """Run cells of a study beside other workers, until none is left; an array of these is all that a scheduler needs.
+    """Run cells of a study, or trials of a sweep, beside other workers, until none is left.
+
+    An array of these is all that a scheduler needs.
 
     Settings of the machine can be overridden: --runtime.device cuda --runtime.storage postgresql://...
     """
@@ -70,7 +72,7 @@ def work(context: click.Context, file: Path, max_hours: float | None, key: str |
 @FILE
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="folder  [default: reports/STUDY]")
 def report(file: Path, out: Path | None) -> None:
-    """Write a study's report from what the tracking server has: one page, tables and figures."""
+    """Write the report of a study or a sweep from what the tracking server has: one page, tables and figures."""
     from ehrtrack.study_file import read_study_file
 
     read_study_file(file)

@@ -31,6 +31,8 @@ class DataConfig(Section):
     pretraining_records : what pretraining reads of the subjects of the cohort, where its configuration has one: with
         ``cut`` their records up to the index date, with ``leave_out`` none of them, with ``whole`` all, outcomes
         included. A study tells its pretrainings the cohort of the fine-tunings that start from them
+    fold : of the trials of a sweep that scores by folds, such as ``2/5``: training and validation subjects together are
+        divided into five parts, of which the second validates and the others train
 
     Examples
     --------
@@ -49,6 +51,9 @@ class DataConfig(Section):
     visits: VisitConfig = VisitConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
     pretraining_records: PretrainingRecords = "cut"
+    fold: Annotated[
+        str, Field(pattern=r"^([1-9]\d*/[1-9]\d*)?$", exclude_if=lambda fold: not fold), Mark.ADDED_LATER
+    ] = ""
 
     def identity(self) -> dict[str, Any]:
         """Without what only pretraining asks for: where records were cut, the index dates are in its fingerprints."""

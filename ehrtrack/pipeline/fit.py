@@ -116,8 +116,20 @@ def train(
     *,
     begin_epoch: Callable[[int], bool] = lambda epoch: False,
 ) -> FitResult:
-    """Fit the model, and log its training."""
+    """Fit the model, and log how.
+
+    Parameters
+    ----------
+    on_epoch : as `training.loop.fit` has it; where training is resumed, it is told the finished epochs again
+    """
     config, n_truncated = run.config, batches.split("train").n_truncated
+
+    def tell_again(history: list[dict[str, float]]) -> None:
+        run.log_epochs_again(history)
+        for epoch, metrics in enumerate(history, start=1):
+            if on_epoch is not None:
+                on_epoch(epoch, metrics)
+
     _tell_lengths(batches.split("train"))
     facts = {"data/truncated_subjects": float(n_truncated)}
     run.logger.log_metrics(named(TRAINING, {"batch_tokens": float(batches.batch_tokens)}) | facts, step=0)
@@ -133,7 +145,7 @@ def train(
         on_epoch=on_epoch,
         snapshot_seconds=config.runtime.snapshot_minutes * 60,
         on_snapshot=run.keep_snapshot,
-        on_go_on=run.log_epochs_again,
+        on_go_on=tell_again,
         printed=names_shown("progress", {objective.task}),
         batches_between=config.runtime.log_batches,
         begin_epoch=begin_epoch,

@@ -20,6 +20,7 @@ from ehrtrack.data.cutoffs import has_several
 from ehrtrack.data.drift import Seen, events_by_token
 from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.fitting import count_tokens, coverage, fit_vocabulary, share_known
+from ehrtrack.data.folds import in_fold
 from ehrtrack.data.labels import tells_when
 from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.data.shards import ShardSlice, ShardWork, open_work
@@ -126,7 +127,12 @@ def prepare_cohort(config: RunConfig, vocabulary: Vocabulary | None = None) -> C
     dataset, cohort = _cohort(config)
     with _open_work(config.runtime) as work:
         records = _tokenise(config, dataset, cohort.cutoffs, vocabulary, work)
-    return CohortRecords(**vars(records), cohort=cohort, outcomes=outcomes_of(cohort.subjects))
+    outcomes = outcomes_of(cohort.subjects)
+    if config.data.fold:
+        cohort = in_fold(cohort, config.data.fold, config.data.split)
+        split = cohort.subjects["split"].to_numpy()
+        records = replace(records, rows={name: np.flatnonzero(split == name) for name in SPLITS})
+    return CohortRecords(**vars(records), cohort=cohort, outcomes=outcomes)
 
 
 def _in_retrospect(config: RunConfig) -> RunConfig:

@@ -21,14 +21,14 @@ from ehrtrack.config import RunConfig
 from ehrtrack.data.settings import DateIndex
 from ehrtrack.data.split_settings import TimeSplit
 from ehrtrack.errors import DataError
-from ehrtrack.evaluation.metric_table import Metric, names_shown
+from ehrtrack.evaluation.metric_table import METRICS, names_shown
 from ehrtrack.home import make_cache
 from ehrtrack.pipeline.labels import colour_tags, run_name, without_strategy
 from ehrtrack.privacy import Privacy, read_key
 from ehrtrack.runlog import KEPT, TRAINING, MemoryRunLogger, Task, named
 from ehrtrack.signals import INTERRUPTIONS
 from ehrtrack.tracking.logger import TrackedRun
-from ehrtrack.tracking.names import RESUMABLE_KINDS, TASK
+from ehrtrack.tracking.names import RESUMABLE_KINDS, SNAPSHOT_KINDS, TASK
 from ehrtrack.tracking.recovery.lease import RunClaimLost
 from ehrtrack.tracking.run import JOURNALS, tracked_run
 from ehrtrack.training.state_folders import SNAPSHOTS, latest_folder
@@ -237,9 +237,9 @@ class Recorder:
             )
             raise
 
-    def log_kept(self, metric: Metric, value: float) -> dict[str, float]:
-        """Log the validation score by which a trial or a sweep is judged; returns it by its name."""
-        kept = {metric.named(KEPT): value}
+    def log_kept(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """Log the validation scores that a trial or a sweep is judged by, which are by metric; returns them by name."""
+        kept = {METRICS[metric].named(KEPT): value for metric, value in scores.items()}
         self.logger.log_metrics(kept, step=0)
         return kept
 
@@ -326,7 +326,7 @@ def open_run(
         print(f"{kind} run {logger.label}  {logger.url}", flush=True)
         if not resume:
             logger.log_json(config.to_json(), RUN_CONFIG)
-        logger.is_resumable = kind in RESUMABLE_KINDS
+        logger.is_resumable = kind in SNAPSHOT_KINDS
         if resume and logger.is_resumable:
             logger.start_at_slot(resume.slot)
         folder = run_folder(config, reference)
@@ -336,6 +336,10 @@ def open_run(
             yield run
         except RunClaimLost:
             shutil.rmtree(folder, ignore_errors=True)  # snapshots of a course that another process computes now
+            raise
+        except TrainingStopped:  # it ends well: nobody goes on with it
+            logger.remove_snapshots()
+            shutil.rmtree(folder, ignore_errors=True)
             raise
         except BaseException as error:
             run.keep_last_snapshot()

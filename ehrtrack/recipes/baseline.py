@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 
 from ehrtrack.baselines.base import AnyFeatures, Labelled, baseline_class
 from ehrtrack.config import RunConfig, check_objective
-from ehrtrack.evaluation.metric_table import chosen_by
+from ehrtrack.data.outcomes import Outcomes
+from ehrtrack.evaluation.evaluate import evaluate
+from ehrtrack.evaluation.metric_table import METRICS, chosen_by
 from ehrtrack.evaluation.oracle import checked_truth
 from ehrtrack.evaluation.report import Report
+from ehrtrack.evaluation.split import Context, EvaluationConfig, Split
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.pipeline.histories import read_cohort
 from ehrtrack.pipeline.labels import value_text
@@ -30,6 +34,7 @@ from ehrtrack.pipeline.report import (
     scores,
 )
 from ehrtrack.pipeline.run import ALONE, Place, RecipeResult, describe, open_run
+from ehrtrack.pipeline.trial import as_trial
 from ehrtrack.runlog import KEPT, TEST, Task, named
 from ehrtrack.survival.metrics import require_comparable_pair
 from ehrtrack.survival.time_grid import fit_time_grid
@@ -40,11 +45,12 @@ SECTIONS = ("study", "data", "cohort", "baseline", "init", "runtime")
 N_INTERVALS = 20
 
 
-def baseline(config: RunConfig, *, place: Place = ALONE) -> RecipeResult:
+def baseline(config: RunConfig, *, is_trial: bool = False, place: Place = ALONE) -> RecipeResult:
     """Fit a baseline to the outcome of a cohort.
 
     Parameters
     ----------
+    is_trial : a sweep's trial is scored on validation subjects alone, and keeps no model
     place : of the run among others
 
     Raises
@@ -69,14 +75,16 @@ def baseline(config: RunConfig, *, place: Place = ALONE) -> RecipeResult:
     name = chosen.title or config.baseline.name
     task: Task = "classes" if has_classes else "survival"
     features = read_cohort(chosen, config, records)
-    with open_run(config, kind="baseline", sections=SECTIONS, model=name, task=task, place=place) as run:
+    kind = "trial" if is_trial else "baseline"
+    with open_run(config, kind=kind, sections=SECTIONS, model=name, task=task, place=place) as run:
         fingerprints = records.fingerprints()
         run.log_fingerprints(fingerprints)
         run.logger.set_tags({MODEL: name})
         log_cohort(run.logger, records)
         started = time.monotonic()
         train, kept = (_labelled(records, features, split) for split in ("train", "validation"))
-        model = chosen.fit(train, kept)
+        with as_trial(run) if is_trial else nullcontext():
+            model = chosen.fit(train, kept)
         cost = {"train_seconds": time.monotonic() - started, "peak_memory_mb": memory_mb(torch.device("cpu"))}
         run.logger.log_metrics(named("cost", cost), step=0)
         facts = model.describe()
@@ -84,11 +92,15 @@ def baseline(config: RunConfig, *, place: Place = ALONE) -> RecipeResult:
         n_parameters = float(facts["n_parameters"])
         run.logger.log_metrics({"parameters/total": n_parameters, "parameters/trainable": n_parameters}, step=0)
 
+        # A model that learns from validation subjects too is judged on them by its twins in cross-validation.
+        of_kept = np.asarray(chosen.validation_survival(model, kept, grid.edges_days))
+        if is_trial:
+            of_validation = Split(of_kept, grid, training, _outcomes(records, "validation"))
+            found = evaluate(of_validation, Context(EvaluationConfig(), config.runtime.seed), task=task).metrics
+            return run.finished(run.log_kept({name: found[name] for name in METRICS if name in found}))
         log_model(run, records, fingerprints, grid=grid, baseline=model.to_json())
         rows = records.rows
-        # A model that learns from validation subjects too is judged on them by its twins in cross-validation.
-        of_kept = chosen.validation_survival(model, kept, grid.edges_days)
-        validation = Predictions(rows["validation"], np.asarray(of_kept))
+        validation = Predictions(rows["validation"], of_kept)
         test = Predictions(rows["test"], np.asarray(model.survival(features[rows["test"]], grid.edges_days)))
         log_predictions(run.logger, records, validation=validation, test=test)
         with run.judging():
@@ -107,11 +119,14 @@ def baseline(config: RunConfig, *, place: Place = ALONE) -> RecipeResult:
             return run.finished(metrics, task=task)
 
 
+def _outcomes(records: CohortRecords, split: str) -> Outcomes:
+    return records.outcomes[records.rows[split]]
+
+
 def _labelled(records: CohortRecords, features: AnyFeatures, split: str) -> Labelled:
-    rows = records.rows[split]
-    outcomes = records.outcomes[rows]
+    outcomes = _outcomes(records, split)
     return Labelled(
-        features[rows],
+        features[records.rows[split]],
         outcomes.follow_up_days,
         outcomes.is_event,
         outcomes.subject,

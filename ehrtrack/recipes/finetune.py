@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig, check_objective
 from ehrtrack.data.cohort import n_people
 from ehrtrack.evaluation.causes import causes_text
-from ehrtrack.evaluation.metric_table import chosen_by
+from ehrtrack.evaluation.metric_table import METRICS, chosen_by
 from ehrtrack.evaluation.oracle import checked_truth
 from ehrtrack.evaluation.report import Report
 from ehrtrack.pipeline.build import adapt, read_base
@@ -40,6 +41,7 @@ from ehrtrack.pipeline.report import (
     scores,
 )
 from ehrtrack.pipeline.run import ALONE, Place, RecipeResult, Recorder, Resumption, describe, open_run
+from ehrtrack.pipeline.trial import as_trial
 from ehrtrack.privacy import count_text
 from ehrtrack.runlog import KEPT, TEST, VALIDATION, Task, named
 from ehrtrack.strategies.base import parameter_table
@@ -110,13 +112,14 @@ def finetune(
         log_cohort(run.logger, records)
         if strategy.keeps_encoder:
             batches = with_features(batches, adapted.plain, ranks)
-        result = train(
-            run, model, objective, batches, ranks, on_epoch, begin_epoch=partial(strategy.begin_epoch, model)
-        )
+        with as_trial(run) if is_trial else nullcontext():
+            result = train(
+                run, model, objective, batches, ranks, on_epoch, begin_epoch=partial(strategy.begin_epoch, model)
+            )
         if is_trial:
             _log_curves(run, result)
-            metric = chosen_by({objective.task})
-            return run.finished(run.log_kept(metric, result.kept[metric.named(VALIDATION)]))
+            scores = [name for name, of in METRICS.items() if KEPT in of.splits and of.named(VALIDATION) in result.kept]
+            return run.finished(run.log_kept({name: result.kept[f"{VALIDATION}/{name}"] for name in scores}))
         merged = strategy.merge(model)
         log_model(run, records, fingerprints, model=merged, grid=objective.grid)
         run.log_adapter(partial(strategy.save_adapter, model, base=adapted.base))

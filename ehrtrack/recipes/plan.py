@@ -19,7 +19,7 @@ from ehrtrack.pipeline.fit import feed, set_up
 from ehrtrack.pipeline.prepare import prepare_cohort, prepare_records, settle
 from ehrtrack.recipes.advise import duration
 from ehrtrack.recipes.pretrain import untrained
-from ehrtrack.search import shared_storage, storage_place
+from ehrtrack.search.storage import shared_storage, storage_place
 from ehrtrack.study.cells import Cell, Study, read_study
 from ehrtrack.study.queue import Queue, Standing
 from ehrtrack.study.results import finished_cells

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ehrtrack.config import load_config
 from ehrtrack.errors import DataError
 from ehrtrack.evaluation.answer import Findings
 from ehrtrack.pipeline.prepare import prepare_cohort, settle
+from ehrtrack.recipes._sweep_report import report_of_sweep
 from ehrtrack.reporting.assemble import assemble
 from ehrtrack.reporting.gather import TABLE_ONE, gather
 from ehrtrack.reporting.material import shown_repeat
@@ -16,6 +18,7 @@ from ehrtrack.runlog import RunLogger
 from ehrtrack.study.cells import Study, read_study
 from ehrtrack.study.results import StudyResults, finished_cells, study_results, told_by_server
 from ehrtrack.study.stored import stored_study
+from ehrtrack.study_file import asks_question
 from ehrtrack.tracking.client.queries import search_runs
 from ehrtrack.tracking.names import STUDY_KEY
 
@@ -24,21 +27,23 @@ REPORT = "report"
 
 
 def report(path: Path, out: Path | None = None) -> Path:
-    """Write the report of a study from what the tracking server has; returns the page's path.
+    """Write the report of a study or a sweep from what the tracking server has; returns the page's path.
 
     Nothing is trained and no data are read: which cells the study has is kept by its own run. What is written does not
     depend on when or where it is.
 
     Parameters
     ----------
-    path : the study's file
-    out : folder to write; ``reports/STUDY`` if not given
+    path : the study's file, or the configuration of the sweep
+    out : folder to write; ``reports/STUDY`` if not given, and of a sweep ``reports/STUDY-sweep``
 
     Raises
     ------
     DataError
         If no run of the study is finished.
     """
+    if not asks_question(path):
+        return report_of_sweep(load_config(path).study, path, out)
     study = stored_study(path) or read_study(path)
     run_id = _run_of(study)
     results = told_by_server(study_results(study, run_id=run_id), study)

@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,18 @@ MAY_CHANGE = ("data.path", "train.batch_tokens", "train.accumulate", "train.reco
 CHANGES_DIGITS = ("runtime.threads", "runtime.device", "runtime.precision", "train.batch_tokens", "train.accumulate")
 """What may be set anew, but makes sums in another order: the run's end is then not that of an undisturbed run."""
 
+OnEpoch = Callable[[int, dict[str, float]], None]
+TRIAL = "trial"
 RECIPES = dict(zip(RESUMABLE_KINDS, (pretrain, finetune), strict=True))
 
 
 def resume(
-    run_id: str, overrides: Sequence[Override] = (), *, is_forced: bool = False, place: Place = ALONE
+    run_id: str,
+    overrides: Sequence[Override] = (),
+    *,
+    is_forced: bool = False,
+    place: Place = ALONE,
+    of_trial: OnEpoch | None = None,
 ) -> RecipeResult:
     """Resume a run, in the same run on the tracking server.
 
@@ -50,6 +58,7 @@ def resume(
     overrides : dotted paths and values under ``runtime``, or in `MAY_CHANGE`
     is_forced : do not ask whether the run's process still lives
     place : among other runs, which it keeps; whether it is quiet
+    of_trial : what its sweep is told after each epoch of a trial, which only its sweep goes on with
 
     Raises
     ------
@@ -61,10 +70,7 @@ def resume(
         If another process has claimed it.
     """
     record = get_run(run_id)
-    if record.kind not in RECIPES:
-        raise ConfigError(
-            f"run {run_id} is a {record.kind} run; there is a snapshot of {' and '.join(RECIPES)} runs alone"
-        )
+    recipe = _recipe_of(record, of_trial)
     if record.status == "FINISHED":
         raise ConfigError(f"run {run_id} has ended well; there is nothing left to do")
     _check_overrides(run_id, overrides)
@@ -89,12 +95,22 @@ def resume(
             for name, value in sent.tags.items()
             if name.startswith("fingerprint.")
         }
-        return RECIPES[record.kind](config, place=place, resume=Resumption(run_id, attempt, fingerprints, slot))
+        return recipe(config, place=place, resume=Resumption(run_id, attempt, fingerprints, slot))
     except EhrtrackError:
         release_run(record, attempt)  # if it was refused before it was opened
         raise
     finally:
         heartbeat.stop()
+
+
+def _recipe_of(record: RunRecord, of_trial: OnEpoch | None) -> Callable[..., RecipeResult]:
+    if record.kind == TRIAL and of_trial is not None:
+        return partial(finetune, is_trial=True, on_epoch=of_trial)
+    if record.kind not in RECIPES:
+        raise ConfigError(
+            f"run {record.run_id} is a {record.kind} run; there is a snapshot of {' and '.join(RECIPES)} runs alone"
+        )
+    return RECIPES[record.kind]
 
 
 def resume_orphans(overrides: Sequence[Override] = (), *, minutes: float) -> list[RecipeResult]:

@@ -18,7 +18,7 @@ from ehrtrack.pipeline.record import claim_record, is_there
 from ehrtrack.pipeline.run import Place, Recorder, describe, open_run
 from ehrtrack.recipes._cell import run_cell
 from ehrtrack.recipes.report import log_report
-from ehrtrack.search import shared_storage, shown, storage_place
+from ehrtrack.search.storage import shared_storage, shown, storage_place
 from ehrtrack.signals import INTERRUPTIONS, received
 from ehrtrack.study.cells import Cell, Study, read_study
 from ehrtrack.study.queue import Queue
@@ -77,7 +77,7 @@ def open_queue(path: Path, overrides: Sequence[Override] = (), *, key: str = "",
         )
     make_cache(made.runtime.cache)
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what becomes of a cell is told here
-    with _queue_errors(made):
+    with queue_errors(made):
         queue = Queue(made, shared_storage(made.runtime.storage, made.runtime.cache), key=key)
         with queue.claims.renewed():
             done = {cell: finished(record) for cell, record in finished_cells(made).items()}
@@ -87,7 +87,7 @@ def open_queue(path: Path, overrides: Sequence[Override] = (), *, key: str = "",
 
 
 @contextmanager
-def _queue_errors(study: Study) -> Iterator[None]:
+def queue_errors(study: Study) -> Iterator[None]:
     """Say what is to be done where the database of the queue fails."""
     try:
         yield
@@ -171,7 +171,7 @@ def run_cells(queue: Queue, parent_run_id: str, *, waits: bool) -> None:
     worker = _Worker(queue, parent_run_id)
     told = ""
     while True:
-        with _queue_errors(queue.study):
+        with queue_errors(queue.study):
             cell = queue.take()
             if cell is None:
                 states = [standing.state for standing in queue.standing().values()]
@@ -200,7 +200,7 @@ class _Worker:
     def run(self, cell: Cell) -> None:
         """Run a cell that is held, and tell the queue what came of it."""
         queue = self._queue
-        with _queue_errors(queue.study):
+        with queue_errors(queue.study):
             base_run_id = queue.standing()[cell.base].run_id if cell.base else ""
         self._say(cell, f"{cell.recipe} begins")
         try:
@@ -224,7 +224,7 @@ class _Worker:
     def _done(self, cell: Cell, record: RunRecord) -> None:
         self._n_waits = 0
         try:
-            with _queue_errors(self._queue.study):
+            with queue_errors(self._queue.study):
                 self._queue.finish(cell, finished(record))
         except ClaimLost as lost:
             self._say(cell, f"{lost}; it is done all the same, run {record.run_id}")
@@ -240,7 +240,7 @@ class _Worker:
             traceback.print_exception(error)
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         try:
-            with _queue_errors(self._queue.study):
+            with queue_errors(self._queue.study):
                 tries_again = self._queue.fail(cell, reason)
             self._say(cell, f"failed, {'and is tried once more' if tries_again else 'for good'}: {reason}")
         except ClaimLost as lost:
@@ -256,7 +256,7 @@ class _Worker:
 
     def _say(self, cell: Cell, what: str) -> None:
         """One line an event, with how far the study is."""
-        with _queue_errors(self._queue.study):
+        with queue_errors(self._queue.study):
             states = [standing.state for standing in self._queue.standing().values()]
         n_failed = states.count("failed") + states.count("blocked")
         failed = f", {n_failed} failed" if n_failed else ""

@@ -1,40 +1,50 @@
-"""A sweep: Optuna searches settings by validation C-index, or AUROC; no trial looks at the test subjects."""
+"""A sweep: Optuna searches settings by scores on subjects who did not train; no trial looks at the test subjects."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import optuna
+from optuna.trial import TrialState
 
-from ehrtrack.config import RunConfig, check_objective, override, to_toml
+from ehrtrack.config import RunConfig, check_objective, to_toml
 from ehrtrack.data.events import fingerprint_of
-from ehrtrack.errors import ConfigError, TrackingError
-from ehrtrack.evaluation.metric_table import Metric, chosen_by
+from ehrtrack.data.folds import check_folds
+from ehrtrack.errors import ConfigError, TrainingError
+from ehrtrack.evaluation.metric_table import METRICS, Metric, chosen_by
 from ehrtrack.home import make_cache
 from ehrtrack.pipeline.inputs import differences, input_fingerprints, pin_base
-from ehrtrack.pipeline.labels import value_text
 from ehrtrack.pipeline.prepare import has_classes, settle
 from ehrtrack.pipeline.record import claim_record, is_there
 from ehrtrack.pipeline.run import Place, RecipeResult, Recorder, describe, open_run
-from ehrtrack.recipes.finetune import finetune
-from ehrtrack.recipes.resume import resume
-from ehrtrack.runlog import KEPT, VALIDATION
-from ehrtrack.search import DEATHS, SLOT, Best, Worker, best_of, shared_storage, suggest, trials_of, trials_table
+from ehrtrack.recipes._sweep_report import Refitted, log_sweep_report
+from ehrtrack.recipes._trial import TrialRunner
+from ehrtrack.recipes.study import queue_errors, run_cells
+from ehrtrack.reporting.sweep import effort_text, sentences
+from ehrtrack.runlog import KEPT, VALIDATION, Task
+from ehrtrack.search.drawing import in_order, name_scores
+from ehrtrack.search.outcome import SLOT, front_of, trials_table
+from ehrtrack.search.storage import shared_storage
+from ehrtrack.search.stored import Searched, directions_of
+from ehrtrack.search.worker import Worker
 from ehrtrack.search_space import Scalar
+from ehrtrack.study.cells import Study
+from ehrtrack.study.queue import Queue
+from ehrtrack.study.refits import refit_study
+from ehrtrack.study.results import finished, finished_cells, study_results
+from ehrtrack.study.search import check_space, meant, own_values
+from ehrtrack.study.values import with_values
 from ehrtrack.tracking.client.connection import ui_command
-from ehrtrack.tracking.client.queries import RunRecord, get_run, list_artifacts, metric_history, search_runs
-from ehrtrack.tracking.names import STOPPED
+from ehrtrack.tracking.client.queries import get_run, metric_history, search_runs
+from ehrtrack.tracking.names import STUDY_KEY, TRIAL
 from ehrtrack.tracking.outbox.sender import is_offline
-from ehrtrack.tracking.outbox.sync import send_left_behind
-from ehrtrack.tracking.run import JOURNALS
 from ehrtrack.training.ranks import join_ranks
-from ehrtrack.training.stopping import TrainingStopped
 
 SECTIONS = ("study", "data", "cohort", "model", "objective", "strategy", "init", "train", "search", "runtime")
 INPUTS = "inputs"
-_POLL_SECONDS = 0.5
+OF_THE_BUDGET = ("n_trials", "max_hours", "patience", "refits", "heartbeat_seconds", "max_retries")
+"""Settings of a search that may change in a study that goes on."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +56,21 @@ class Sweep:
     config : with its base pinned; what ``best.toml`` is made of, for any machine
     settled : with this machine's threads
     inputs : fingerprints by name
-    metric : that trials are scored by, on validation subjects
+    metrics : that trials are scored by, on subjects who did not train
+    key : of the task that this worker is
     """
 
     config: RunConfig
     settled: RunConfig
     inputs: Mapping[str, str]
     worker: Worker
-    metric: Metric
+    metrics: tuple[Metric, ...]
+    key: str = ""
+
+    @property
+    def name(self) -> str:
+        """By which the database and its run know it."""
+        return str(self.worker.study.study_name)
 
     @property
     def n_trials(self) -> int:
@@ -61,26 +78,44 @@ class Sweep:
         return self.config.search.n_trials
 
     @property
-    def values(self) -> str:
-        """The name under which the sweep's run logs the score of each trial."""
-        return f"sweep/{self.metric.key}"
-
-    @property
     def record(self) -> str:
         """The claim of the one who keeps the sweep's run; what is noted there is the run's id."""
-        return f"record of {self.n_trials} trials"
+        search = self.config.search
+        asked = {name: of for name in ("max_hours", "patience") if (of := getattr(search, name)) is not None}
+        asked |= {} if search.refits == type(search).model_fields["refits"].default else {"refits": search.refits}
+        more = f", {fingerprint_of(asked)}" if asked else ""
+        return f"record of {self.n_trials} trials{more}"
 
-    def trials(self) -> list[optuna.trial.FrozenTrial]:
-        """The trials of the budget so far."""
-        return trials_of(self.worker.study, n_trials=self.n_trials)
+    def runner(self, parent_run_id: str) -> TrialRunner:
+        """What runs its trials."""
+        return TrialRunner(self.settled, self.name, self.metrics, parent_run_id)
+
+    def searched(self, parent_run_id: str) -> Searched:
+        """Its trials so far, with their runs."""
+        runs: dict[int, list[str]] = {}
+        for record in search_runs(self.config.study, kinds=["trial"], status=None, parent_run_id=parent_run_id):
+            runs.setdefault(int(record.tags.get(TRIAL, 0)), []).append(record.run_id)
+        keys = tuple(metric.key for metric in self.metrics)
+        return Searched(self.config.search, keys, self.worker.trials(), self.worker.why_over(), runs)
+
+    def refits(self, searched: Searched) -> Study:
+        """The study of what it chose and of what it began with."""
+        search = self.config.search
+        return refit_study(
+            self.settled, searched.best.overrides, recipe=search.recipe, paths=in_order(search.parameters)
+        )
 
 
-def sweep(config: RunConfig) -> RecipeResult:
-    """Try settings, then fit the best once more as a run that is evaluated and logged like any other.
+def sweep(config: RunConfig, *, key: str = "") -> RecipeResult:
+    """Try settings, then fit the best over several seeds, beside the settings that the search began with.
 
     The same configuration over the same inputs continues the study; started several times at once, on machines that
-    see the cache folder, all take trials of it, and one keeps the record: the run that the trials are nested under and
-    that holds ``best.toml``, the best configuration. A sweep that is done is told, and not done again.
+    see its database, all take trials and fits of it, and one keeps the record: the run that these are nested under and
+    that holds the report and ``best.toml``, the best configuration. A sweep that is done is told, and not done again.
+
+    Parameters
+    ----------
+    key : of the task that this worker is, if a scheduler starts another in its place (`Claims`)
 
     Raises
     ------
@@ -90,39 +125,43 @@ def sweep(config: RunConfig) -> RecipeResult:
     check_objective(config, "outcome")
     if join_ranks(config.runtime.device).count > 1:
         raise ConfigError("a sweep is one process; start it several times, and all take trials of the same study")
+    if is_offline():
+        raise ConfigError(
+            "EHRTRACK_OFFLINE=1, and the workers of a sweep find on the tracking server what is done: leave it out"
+        )
     make_cache(config.runtime.cache)
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what becomes of a trial is told here
     config = pin_base(config)
     settled = settle(config)  # here, so that trials do not each look for free cores
-    config, settled = (_without_unknown(one, settled) for one in (config, settled))
+    config, settled = (meant(one, settled) for one in (config, settled))
+    check_space(settled)
+    if config.search.folds:
+        check_folds(settled.data.split)
+    metrics = _metrics(settled)
     inputs = input_fingerprints(settled)
-    metric = chosen_by({"classes"} if has_classes(settled) else {"survival"})
-    sweep = Sweep(config, settled, inputs, _join(settled, inputs), metric)
+    sweep = Sweep(config, settled, inputs, _join(settled, inputs, metrics, key), metrics, key)
     with sweep.worker.claims.renewed():
         return _take_part(sweep)
 
 
-def _without_unknown(config: RunConfig, settled: RunConfig) -> RunConfig:
-    """The configuration without what is searched where nothing was asked for, if the labels' objective has it not."""
-    if "parameters" in config.search.model_fields_set:
-        return config
-    known, section = type(settled.objective).model_fields, "objective."
-    kept = {
-        name: values
-        for name, values in config.search.parameters.items()
-        if not name.startswith(section) or name.removeprefix(section) in known
-    }
-    if len(kept) == len(config.search.parameters):
-        return config
-    return config.model_copy(update={"search": config.search.model_copy(update={"parameters": kept})})
+def _metrics(config: RunConfig) -> tuple[Metric, ...]:
+    """That trials are scored by: those that are asked for, or the one that chooses runs of these labels."""
+    task: Task = "classes" if has_classes(config) else "survival"
+    known = [key for key, of in METRICS.items() if task in of.tasks and {VALIDATION, KEPT} <= set(of.splits)]
+    known = [key for key in known if METRICS[key].better in ("higher", "lower")]
+    if strange := [key for key in config.search.metrics if key not in known]:
+        raise ConfigError(f"search.metrics names {', '.join(strange)}; of these labels there are: {', '.join(known)}")
+    if len(set(config.search.metrics)) < len(config.search.metrics):
+        raise ConfigError("search.metrics names a metric twice")
+    return tuple(METRICS[key] for key in config.search.metrics) or (chosen_by({task}),)
 
 
-def _join(config: RunConfig, inputs: Mapping[str, str]) -> Worker:
+def _join(config: RunConfig, inputs: Mapping[str, str], metrics: tuple[Metric, ...], key: str) -> Worker:
     """Begin or join the study of these settings and inputs; where it runs, and for how many trials, does not matter."""
     storage = shared_storage(config.runtime.storage, config.runtime.cache)
     settings = config.identity(without=("runtime", "registry", "compare", "sensitivity", "negative_controls"))
-    for name in ("n_trials", "heartbeat_seconds", "max_retries"):
-        del settings["search"][name]
+    for name in OF_THE_BUDGET:
+        settings["search"].pop(name, None)
     del settings["init"]["run"]  # its meaning is among the inputs
     like = f"{config.study}-{fingerprint_of(settings)}"
     name = f"{like}-{fingerprint_of(dict(inputs))}"
@@ -130,13 +169,22 @@ def _join(config: RunConfig, inputs: Mapping[str, str]) -> Worker:
     if before and name not in {summary.study_name for summary in before}:
         changed = differences(before[-1].user_attrs.get(INPUTS, {}), inputs)
         print(f"the inputs changed since the last sweep with these settings: {changed}; a new study begins", flush=True)
-    worker = Worker(config.search, name=name, storage=storage, seed=config.runtime.seed)
+    worker = Worker(
+        config.search,
+        name=name,
+        storage=storage,
+        seed=config.runtime.seed,
+        defaults=own_values(config),
+        directions=directions_of(metrics),
+        key=key,
+    )
     worker.study.set_user_attr(INPUTS, dict(inputs))
+    name_scores(worker.study, [metric.title for metric in metrics])
     return worker
 
 
 def _take_part(sweep: Sweep) -> RecipeResult:
-    """Keep the record if nobody does; else run trials for the one who does, and see whether that one still lives."""
+    """Keep the record if nobody does; else work for the one who does, and see whether that one still lives."""
     claims, has_helped = sweep.worker.claims, False
     while True:
         standing = claims.look(sweep.record)
@@ -144,20 +192,23 @@ def _take_part(sweep: Sweep) -> RecipeResult:
             return _told(sweep, standing.note)
         if claims.take(sweep.record):
             return _keep_record(sweep, standing.note)
-        if has_helped and standing.is_held:
+        if has_helped and claims.lives(sweep.record):
             print(f"no trial is left for this worker; another one keeps the record, run {standing.note}", flush=True)
             return _run_of(standing.note)
         if standing.note:
-            sweep.worker.run(_objective(sweep, standing.note))
+            sweep.worker.run(sweep.runner(standing.note), waits=True)
+            has_best = any(trial.state == TrialState.COMPLETE for trial in sweep.worker.trials())
+            if has_best and sweep.worker.is_over:
+                _refit(sweep, sweep.searched(standing.note), standing.note, waits=False)
             has_helped = True
         else:  # the other one is about to open its run
-            time.sleep(_POLL_SECONDS)
+            claims.wait()
 
 
 def _told(sweep: Sweep, run_id: str) -> RecipeResult:
-    best = best_of(sweep.trials())
+    best = sweep.searched(run_id).best
     print(
-        f"this sweep of {sweep.n_trials} trials is done: run {run_id}, best validation {sweep.metric.title} "
+        f"this sweep of {sweep.n_trials} trials is done: run {run_id}, best validation {sweep.metrics[0].title} "
         f"{best.value:.4f} with {best.overrides}; ask for more with search.n_trials",
         flush=True,
     )
@@ -165,14 +216,12 @@ def _told(sweep: Sweep, run_id: str) -> RecipeResult:
 
 
 def _run_of(run_id: str) -> RecipeResult:
-    if is_offline():
-        return RecipeResult(run_id, "sweep", ui_command(None).url, {})
     record = get_run(run_id)
     return RecipeResult(run_id, "sweep", ui_command(record.experiment_id, run_id=run_id).url, record.metrics)
 
 
 def _keep_record(sweep: Sweep, begun: str) -> RecipeResult:
-    """Run trials under a run of one's own, or the one that a worker before had begun, and fit the best in the end."""
+    """Work under a run of one's own, or the one that a worker before had begun, and gather what came out."""
     claims = sweep.worker.claims
     try:
         begun = begun if begun and is_there(begun, "sweep") else ""
@@ -180,7 +229,10 @@ def _keep_record(sweep: Sweep, begun: str) -> RecipeResult:
         if begun and resumption is None:  # its worker died after its last record
             claims.finish(sweep.record)
             return _told(sweep, begun)
-        with open_run(sweep.settled, kind="sweep", sections=SECTIONS, name="sweep", resume=resumption) as run:
+        place = Place(tags={STUDY_KEY: sweep.name})
+        with open_run(
+            sweep.settled, kind="sweep", sections=SECTIONS, name="sweep", place=place, resume=resumption
+        ) as run:
             claims.leave_note(sweep.record, run.logger.reference)
             run.logger.set_tags({f"fingerprint.{name}": value for name, value in sweep.inputs.items()})
             result = _search_and_fit(sweep, run, resumed_run_id=resumption.run_id if resumption else None)
@@ -192,113 +244,83 @@ def _keep_record(sweep: Sweep, begun: str) -> RecipeResult:
 
 
 def _search_and_fit(sweep: Sweep, run: Recorder, *, resumed_run_id: str | None) -> RecipeResult:
-    parent = run.logger.reference
+    parent, claims = run.logger.reference, sweep.worker.claims
     print(f"{sweep.worker.n_done} of {sweep.n_trials} trials are done", flush=True)
-    sweep.worker.run(_objective(sweep, parent), waits=True)
-    trials = sweep.trials()
-    best = best_of(trials)
-    sweep.worker.claims.hold(sweep.record)
-    _log_trials(run, trials, sweep.values, resumed_run_id=resumed_run_id)
-    run.logger.log_text(to_toml(override(sweep.config, best.overrides)), "best.toml")
-    print(f"\nbest of {len(trials)} trials: {best.overrides}; fitting it for the record", flush=True)
-    final = _fit_best(sweep, best, parent)
-    sweep.worker.claims.hold(sweep.record)
-    n_pruned = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in trials)
-    facts = {
-        "trials (pruned)": f"{len(trials)} ({n_pruned})",
-        f"best validation {sweep.metric.title}": f"{best.value:.4f}",
-        "best run": final.run_id,
-    }
-    run.logger.set_description(describe("Sweep", facts | {name: value_text(v) for name, v in best.overrides.items()}))
-    return run.finished(run.log_kept(sweep.metric, best.value))
-
-
-def _log_trials(
-    run: Recorder, trials: list[optuna.trial.FrozenTrial], values: str, *, resumed_run_id: str | None
-) -> None:
-    """All trials, whoever ran them; of a resumed run, those values that it does not have yet."""
-    run.logger.log_table(trials_table(trials), "trials.csv")
-    there = metric_history(resumed_run_id, values) if resumed_run_id else {}
-    for trial in trials:
-        if trial.state == optuna.trial.TrialState.COMPLETE and trial.user_attrs[SLOT] not in there:
-            run.logger.log_metrics({values: float(trial.value or 0.0)}, step=trial.user_attrs[SLOT])
-
-
-def _objective(sweep: Sweep, parent_run_id: str) -> Callable[[optuna.Trial], float]:
-    """Fits a trial's settings as a child run, and gives its validation score."""
-
-    def run_trial(trial: optuna.Trial) -> float:
-        overrides = suggest(trial, sweep.config.search.parameters)
-        print(f"\ntrial {trial.user_attrs[SLOT] + 1} of {sweep.n_trials}: {overrides}", flush=True)
-        ended = _ended_before(sweep, trial, overrides, parent_run_id)
-        if ended is not None:
-            return _told_by(ended, trial, sweep.metric)
-
-        def prune(epoch: int, metrics: dict[str, float]) -> None:
-            trial.report(metrics[sweep.metric.named(VALIDATION)], epoch)
-            if trial.should_prune():
-                raise TrainingStopped(f"pruned after epoch {epoch}: below the median of the trials before")
-
-        try:
-            child = finetune(
-                override(sweep.settled, overrides),
-                on_epoch=prune,
-                is_trial=True,
-                place=Place(parent_run_id, name=f"sweep · trial {trial.user_attrs[SLOT] + 1}", is_quiet=True),
-            )
-        except TrainingStopped as stop:
-            raise optuna.TrialPruned(str(stop)) from stop
-        return child.metrics[sweep.metric.named(KEPT)]
-
-    return run_trial
-
-
-def _ended_before(
-    sweep: Sweep, trial: optuna.Trial, overrides: Mapping[str, Scalar], parent_run_id: str
-) -> RunRecord | None:
-    """The run of a trial that was cut off between the run's last record and its own, so that it is not made twice."""
-    if DEATHS not in trial.user_attrs or is_offline():
-        return None
-    wanted = {name: str(value) for name, value in overrides.items()}
-    study, journals = sweep.config.study, sweep.settled.runtime.cache / JOURNALS
-    for record in search_runs(study, kinds=["trial"], status=None, params=wanted, parent_run_id=parent_run_id):
-        try:
-            send_left_behind(journals, record.run_id, attempt=0)
-        except TrackingError as error:
-            print(f"run {record.run_id} of this trial cannot be looked at: {error}", flush=True)
-            continue
-        now = get_run(record.run_id)
-        if now.status == "FINISHED":
-            print(f"run {now.run_id} of this trial had ended well", flush=True)
-            return now
-    return None
-
-
-def _told_by(ended: RunRecord, trial: optuna.Trial, metric: Metric) -> float:
-    """What a trial's run tells of it: the score of each epoch, and its best, or that it was pruned."""
-    for epoch, value in metric_history(ended.run_id, metric.named(VALIDATION)).items():
-        trial.report(value, epoch)
-    if STOPPED in ended.tags:
-        raise optuna.TrialPruned(ended.tags[STOPPED])
-    return ended.metrics[metric.named(KEPT)]
-
-
-def _fit_best(sweep: Sweep, best: Best, parent_run_id: str) -> RecipeResult:
-    """The best settings as a run of their own: once, also if a worker before began with it."""
-    config = override(sweep.settled, best.overrides)
-    begun = (
-        [] if is_offline() else search_runs(config.study, kinds=["finetune"], status=None, parent_run_id=parent_run_id)
+    sweep.worker.run(sweep.runner(parent), waits=True)
+    searched = sweep.searched(parent)
+    best = searched.best
+    claims.hold(sweep.record)
+    _log_trials(run, searched, resumed_run_id=resumed_run_id)
+    run.logger.log_text(to_toml(with_values(sweep.config, best.overrides)[0]), "best.toml")
+    told = " ".join(effort_text(searched))
+    n_refits = sweep.config.search.refits
+    print(
+        f"\n{told}\nbest of {len(searched.trials)} trials: {best.overrides}; {n_refits} seeds of it follow", flush=True
     )
-    for cut_off in reversed(begun):
-        # what it is to be resumed from may still be here
-        send_left_behind(config.runtime.cache / JOURNALS, cut_off.run_id, attempt=cut_off.attempt)
-        record = get_run(cut_off.run_id)
-        if record.status == "FINISHED":
-            return RecipeResult(record.run_id, record.kind, ui_command(None).url, record.metrics)
-        if "run_config.json" in list_artifacts(record.run_id):
-            return resume(record.run_id, is_forced=True)
-        print(
-            f"run {record.run_id} was cut off before there was anything to resume from; the best is fitted anew",
-            flush=True,
+    queue = _refit(sweep, searched, parent, waits=True)
+    claims.hold(sweep.record)
+    refitted = Refitted(searched, queue.study, study_results(queue.study, queue.standing(), run_id=parent))
+    _conclude(refitted, run)
+    return run.finished(run.log_kept(dict(zip(searched.metrics, best.values, strict=True))))
+
+
+def _refit(sweep: Sweep, searched: Searched, parent_run_id: str, *, waits: bool) -> Queue:
+    """Fit what the search chose, and what it began with, over seeds: cells of a study, which all workers take."""
+    made = sweep.refits(searched)
+    with queue_errors(made):
+        queue = Queue(made, shared_storage(made.runtime.storage, made.runtime.cache), key=sweep.key)
+        with queue.claims.renewed():
+            queue.fill({cell: finished(record) for cell, record in finished_cells(made).items()}, tries_again=waits)
+            run_cells(queue, parent_run_id, waits=waits)
+    return queue
+
+
+def _log_trials(run: Recorder, searched: Searched, *, resumed_run_id: str | None) -> None:
+    """All trials, whoever ran them; of a resumed run, those values that it does not have yet."""
+    run.logger.log_table(trials_table(searched.trials, searched.metrics, searched.runs), "trials.csv")
+    for number, key in enumerate(searched.metrics):
+        name = f"sweep/{key}"
+        there = metric_history(resumed_run_id, name) if resumed_run_id else {}
+        for trial in searched.trials:
+            if trial.state == TrialState.COMPLETE and trial.user_attrs[SLOT] not in there:
+                run.logger.log_metrics({name: float(trial.values[number])}, step=trial.user_attrs[SLOT])
+    if len(searched.metrics) > 1:
+        front = trials_table(front_of(searched.trials, searched.directions), searched.metrics, searched.runs)
+        run.logger.log_table(front, "front.csv")
+
+
+def _conclude(refitted: Refitted, run: Recorder) -> None:
+    """Log and print what came out.
+
+    Raises
+    ------
+    TrainingError
+        If fits have failed.
+    """
+    searched, effort = refitted.searched, refitted.searched.effort
+    measured: dict[str, float] = {"sweep/n_complete": effort.n_complete, "sweep/n_pruned": effort.n_pruned}
+    if effort.n_epochs:
+        measured |= {"sweep/n_epochs": effort.n_epochs, "sweep/epochs_saved": effort.saved}
+    text = ""
+    if refitted.results.repeats:
+        material = log_sweep_report(refitted, run.logger)
+        said = sentences(searched, material)
+        text = "\n\n".join(said)
+        if (optimism := refitted.optimism(material)) is not None:
+            measured["sweep/optimism"] = optimism
+    run.logger.log_metrics(measured, step=0)
+    facts: dict[str, str] = {"trials (pruned)": f"{effort.n_complete + effort.n_pruned} ({effort.n_pruned})"}
+    for metric, value in zip(searched.scored_by, searched.best.values, strict=True):
+        facts[f"best {searched.of_whom} {metric.title}"] = f"{value:.4f}"
+    facts |= {name: _text(value) for name, value in searched.best.overrides.items()}
+    run.logger.set_description(describe("Sweep", facts) + f"\n{text}\n\n{' '.join(effort_text(searched))}")
+    print(f"\n{text}\n", flush=True)
+    if missing := refitted.results.missing:
+        listed = "\n".join(f"- {label}: {reason}" for label, reason in missing.items())
+        raise TrainingError(
+            f"{len(missing)} fits have no result; start the sweep again to try them once more:\n{listed}"
         )
-    return finetune(config, place=Place(parent_run_id))
+
+
+def _text(value: Scalar) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

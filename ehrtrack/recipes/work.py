@@ -1,4 +1,4 @@
-"""A worker of a study: on any machine that sees the database of its queue, until nothing is left for it to do."""
+"""A worker of a study or a sweep: on any machine that sees its database, until nothing is left for it to do."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ehrtrack.config import Override
+from ehrtrack.config import Override, load_config
 from ehrtrack.recipes.study import open_queue, take_part
+from ehrtrack.recipes.sweep import sweep
 from ehrtrack.signals import TerminatedBySignal
+from ehrtrack.study_file import asks_question
 
 TASKS = (
     ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"),
@@ -37,14 +39,15 @@ def task_key(environment: Mapping[str, str] | None = None) -> str:
 def work(
     path: Path, overrides: Sequence[Override] = (), *, key: str | None = None, max_hours: float | None = None
 ) -> None:
-    """Run cells of a study until none is left that no other worker runs, or the time is over.
+    """Run cells of a study, or trials of a sweep, until none is left that no other worker runs, or the time is over.
 
-    The worker that comes first keeps the record (`study`), and stays until all cells are done. One that is told to stop
-    leaves the cell that it runs to another, with its last snapshot.
+    The worker that comes first keeps the record (`study`, `sweep`), and stays until all is done. One that is told to
+    stop leaves what it runs to another, with its last snapshot.
 
     Parameters
     ----------
-    overrides : dotted paths under ``runtime``, of this machine
+    path : a study's file, which asks a question; any other is the configuration of a sweep
+    overrides : dotted paths under ``runtime``, of this machine; of a sweep any, which all of its workers must be given
     key : of the task that this worker is: what a worker with the same key held is taken over at once, and not only when
         its claims lapse. `task_key` if None; none if empty
     max_hours : after which it ends as if it was told to stop, and well
@@ -55,12 +58,17 @@ def work(
         If the study, the data or the tracking server cannot be used, or cells have failed.
     """
 
-    def take_cells() -> None:
-        queue = open_queue(path, overrides, key=task_key() if key is None else key)
+    own = task_key() if key is None else key
+
+    def take_part_in_it() -> None:
+        if not asks_question(path):
+            sweep(load_config(path, overrides, kind="outcome"), key=own)
+            return
+        queue = open_queue(path, overrides, key=own)
         with queue.claims.renewed():
             take_part(queue)
 
-    at_most(max_hours, take_cells)
+    at_most(max_hours, take_part_in_it)
 
 
 def at_most(hours: float | None, function: Callable[[], object]) -> None:

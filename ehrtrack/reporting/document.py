@@ -103,6 +103,7 @@ class Chart:
     interactive : the chart of the page; None where the page has none beside `figure`
     height : of the chart in the page, in pixels
     is_file_only : not in the page, which shows the same in another way
+    suffixes : of its files
     """
 
     name: str
@@ -111,6 +112,7 @@ class Chart:
     interactive: go.Figure | None = None
     height: int = 420
     is_file_only: bool = False
+    suffixes: tuple[str, ...] = ("png", "svg", "pdf")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from ehrtrack.plots.style import COLOURS, GREY, dress, panels
 DASHES = ("-", "--", ":", "-.")
 Points = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Label -> x and y."""
-SUFFIXES = ("png", "svg", "pdf")
 PNG_DPI = 200
 _SALT = "ehrtrack"
 _NO_TIMES: Mapping[str, dict[str, str | None]] = {
@@ -46,11 +45,11 @@ def overlaid(points: Points, *, x: str, y: str, y_range: tuple[float, float] | N
     return figure
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as STEM.png, STEM.svg and STEM.pdf; returns the paths."""
+def save_figure(figure: Figure, stem: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Write a figure as STEM.png and the like; returns the paths."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # it is laid out, and need not be for each file
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in SUFFIXES]
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in suffixes]
     for path in paths:
         path.write_bytes(_bytes(figure, path.suffix.removeprefix(".")))
     return paths

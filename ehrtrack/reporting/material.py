@@ -48,6 +48,8 @@ class Material:
     pretrainings, controls : runs; controls are negative controls
     external : evaluations of the study's models on other datasets
     missing : label of a cell without a finished run -> why
+    commands : by which it is made again; those of a study's file where nothing else is said
+    file : that says what was asked; the study's if empty
     """
 
     settings: StudySettings
@@ -69,6 +71,8 @@ class Material:
     controls: Sequence[RunRecord] = ()
     external: Sequence[RunRecord] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
+    commands: Sequence[str] = ("ehrtrack study run study.toml", "ehrtrack report study.toml")
+    file: str = ""
 
     @property
     def metric(self) -> Metric:

@@ -36,7 +36,7 @@ def provenance_section(material: Material) -> Section:
         Verbatim("Made again by", "\n".join(_commands(material))),
         _facts_table(material),
         _runs_table(material),
-        Verbatim("The study's file", study_toml(material.settings), is_folded=True),
+        Verbatim("The file", material.file or study_toml(material.settings), is_folded=True),
         *_settings(material),
     ]
     if material.missing:
@@ -60,7 +60,7 @@ def _settings(material: Material) -> list[Part]:
 def _commands(material: Material) -> list[str]:
     commits = _of_runs(material, GIT_COMMIT)
     checkout = [f"git checkout {commits[0]}"] if len(commits) == 1 else []
-    return [*checkout, "ehrtrack study run study.toml", "ehrtrack report study.toml"]
+    return [*checkout, *material.commands]
 
 
 def _of_runs(material: Material, tag: str) -> list[str]:

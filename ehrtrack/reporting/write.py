@@ -23,7 +23,7 @@ def write_report(document: Document, folder: Path) -> Path:
     - ``index.html``: the page, which needs nothing beside it
     - ``report.md``, ``report.tex``: the whole report
     - ``tables/NAME.csv``, ``.tex``, ``.md``: each table
-    - ``figures/NAME.png``, ``.svg``, ``.pdf``: each figure
+    - ``figures/NAME.png``, ``.svg``, ``.pdf``: each figure; what Optuna draws as PNG alone
     """
     for part in (TABLES, FIGURES):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def write_report(document: Document, folder: Path) -> Path:
         _write(stem.with_name(f"{table.name}.tex"), table_to_latex(shown))
         _write(stem.with_name(f"{table.name}.md"), table_to_markdown(shown))
     for chart in document.charts():
-        save_figure(chart.figure(), folder / FIGURES / chart.name)
+        save_figure(chart.figure(), folder / FIGURES / chart.name, chart.suffixes)
     _write(folder / "report.md", document_to_markdown(document))
     _write(folder / "report.tex", document_to_latex(document))
     _write(folder / INDEX, page(document))

@@ -58,7 +58,9 @@ def with_values(config: RunConfig, values: Mapping[str, Value]) -> tuple[RunConf
     used = set()
     for path in sorted(values, key=_choices_first):
         value = values[path]
-        if not _is_setting_of_choice(path, table, config):
+        named = {section: table.get(section, {}).get("name") for section in PLUGIN_SECTIONS}
+        chosen = {f"{section}.name": name for section, name in named.items() if name}
+        if not applies(config, path, chosen):
             continue
         used.add(path)
         if LEFT_OUT_BY.get(path) == value:
@@ -73,12 +75,24 @@ def _choices_first(path: str) -> int:
     return path.count(".") if path in PLUGIN_SECTIONS or not path.endswith((".name", ".rule")) else 0
 
 
-def _is_setting_of_choice(path: str, table: Mapping[str, Any], config: RunConfig) -> bool:
+def applies(config: RunConfig, path: str, values: Mapping[str, Any]) -> bool:
+    """Whether a path is a setting at all: one of a strategy, an objective or a baseline is where that one is chosen.
+
+    Parameters
+    ----------
+    values : of the choices, such as ``strategy.name``; what is not among them is as in the configuration
+
+    Examples
+    --------
+    >>> config = parse_config({"study": "icu", "data": {"path": "meds"}, "strategy": {"name": "lora"}})
+    >>> [applies(config, "strategy.rank", values) for values in ({}, {"strategy.name": "full"})]
+    [True, False]
+    """
     section, _, key = path.partition(".")
     if section not in PLUGIN_SECTIONS or key in ("", "name"):
         return True
-    chosen = table.get(section, {}).get("name", getattr(config, section).name)
-    return key.partition(".")[0] in plugins.settings(PLUGIN_SECTIONS[section], chosen).model_fields
+    chosen = values.get(f"{section}.name", getattr(config, section).name)
+    return key.partition(".")[0] in plugins.settings(PLUGIN_SECTIONS[section], str(chosen)).model_fields
 
 
 def _nested(path: str, value: Value) -> dict[str, Any]:

@@ -23,6 +23,8 @@ CONTINUED_WITH = "ehrtrack.continued_with"  # settings changed on resuming that 
 KIND = "ehrtrack.kind"
 STUDY_KEY = "ehrtrack.study_key"  # of a run that belongs to a study's file: the name of the queue it was taken from
 CELL = "ehrtrack.cell"  # fingerprint of all that decides a run of a study; of two runs with the same one suffices
+TRIAL = "ehrtrack.trial"  # of a sweep's trial: its number, from 1
+TRIAL_STATE = "ehrtrack.trial_state"  # running, complete, pruned or failed
 CONFIGURATION = "ehrtrack.configuration"  # what a run of a study is a repeat of, in words
 PRETRAINING_RECORDS = "ehrtrack.pretraining_records"  # what a run's pretraining read of the cohort's subjects, in words
 MODEL = "ehrtrack.model"  # what a baseline is called; of runs without it, by its setting
@@ -53,6 +55,8 @@ MAX_TAG_CHARACTERS = 8000
 
 # Kinds of runs that keep snapshots, from which `ehrtrack resume` continues.
 RESUMABLE_KINDS = ("pretrain", "finetune")
+# A trial keeps them too, and goes on from them with its sweep.
+SNAPSHOT_KINDS = (*RESUMABLE_KINDS, "trial")
 
 # `mlflow run` logs its -P strings as params, and a param can never change: "0.10" and 0.1 under one name
 # would end the run. The resolved configuration therefore has names of its own.

@@ -39,6 +39,7 @@ train = { epochs = 2 }
 [search]
 n_trials = 3
 n_startup_trials = 2
+refits = 2
 
 [search.parameters]
 "strategy.rank" = { choices = [2, 4] }

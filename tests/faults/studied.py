@@ -180,9 +180,9 @@ class Workers:
         self.processes[number].kill()
         self.processes[number].join()
 
-    def join(self) -> None:
-        """Wait until all have ended well; those that were killed are started again."""
-        deadline = time.monotonic() + 3 * pods.START_SECONDS
+    def join(self, seconds: float = 3 * pods.START_SECONDS) -> None:
+        """Wait until all have ended well, so long at most; those that were killed are started again."""
+        deadline = time.monotonic() + seconds
         while any(self.look(number) for number in range(len(self.processes))):
             assert time.monotonic() < deadline, self.log
             time.sleep(0.2)

@@ -15,7 +15,20 @@ N_TRIALS = 3
 SETTINGS = (
     *("--search.n_trials", str(N_TRIALS), "--search.pruner", "none", "--search.n_startup_trials", "2"),
     *("--search.parameters", '{"train.lr" = {low = 1e-4, high = 3e-2, log = true}}', "--train.epochs", "1"),
+    *("--search.refits", "1"),
 )
+
+
+SEARCH = f"""
+[search]
+n_trials = {N_TRIALS}
+pruner = "none"
+n_startup_trials = 2
+refits = 1
+[search.parameters]
+"train.lr" = {{ low = 1e-4, high = 3e-2, log = true }}
+"""
+"""The same in a file, but for the epochs."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +44,25 @@ class Swept:
     best_value: float
 
     @property
+    def best_fit(self) -> RunRecord:
+        """The fit of what the search chose; the only one where that is what it began with."""
+        return next((run for run in self.fits if run.name.startswith("best")), self.fits[0])
+
+    @property
     def facts(self) -> dict[str, object]:
         """All that has to be the same however often the sweep was disturbed, by name."""
         done = self.table.filter(state="complete").sort("train.lr")
-        table = {f"trial with {rate}": value for value, rate in done.select("value", "train.lr").rows()}
+        table = {f"trial with {rate}": value for value, rate in done.select("c_index", "train.lr").rows()}
         values = {f"value {slot}": value for slot, value in self.values.items()}
-        test = {key: value for key, value in self.fits[0].metrics.items() if key.startswith("test/")}
+        test = {key: value for key, value in self.best_fit.metrics.items() if key.startswith("test/")}
         return table | values | test | {"best": (self.best_rate, self.best_value)}
 
     @property
     def n_too_many(self) -> int:
         """Runs that should not be there: a second parent or fit, and trials that ended well beyond the budget."""
         finished = [run for run in self.trials if run.status == "FINISHED"]
-        return len(self.parents) - 1 + len(self.fits) - 1 + max(0, len(finished) - N_TRIALS)
+        n_fits = len({run.name for run in self.fits})
+        return len(self.parents) - 1 + len(self.fits) - n_fits + max(0, len(finished) - N_TRIALS)
 
 
 def swept(study: str) -> Swept:

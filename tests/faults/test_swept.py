@@ -10,11 +10,13 @@ import pods
 import polars as pl
 import pytest
 from pods import Fault
+from studied import Workers
 from study import write_study
-from sweeps import N_TRIALS, SETTINGS, Swept, swept
+from sweeps import N_TRIALS, SEARCH, SETTINGS, Swept, swept
 
 from ehrtrack.tracking.client.connection import client
-from ehrtrack.tracking.client.queries import search_runs
+from ehrtrack.tracking.client.queries import list_artifacts, search_runs
+from ehrtrack.tracking.names import TRIAL_STATE
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,26 +42,32 @@ def check_one_of_each(found: Swept) -> None:
     finished = [run for run in found.trials if run.status == "FINISHED"]
     assert len(finished) == found.table.filter(state="complete").height == len(found.values) == N_TRIALS
     assert {run.parent_run_id for run in found.trials + found.fits} == {found.parents[0].run_id}
-    assert [run.status for run in found.fits] == ["FINISHED"]
-    assert found.best_value == pytest.approx(found.table["value"].max())
-    rates = found.table.filter(pl.col("value") == pl.col("value").max())["train.lr"].to_list()
+    assert {run.status for run in found.fits} == {"FINISHED"}
+    assert len(found.fits) == len({run.name for run in found.fits}) <= 2
+    assert found.best_value == pytest.approx(found.table["c_index"].max())
+    rates = found.table.filter(pl.col("c_index") == pl.col("c_index").max())["train.lr"].to_list()
     assert any(found.best_rate == pytest.approx(rate) for rate in rates)  # small validation splits have ties
-    assert float(found.fits[0].params["train.lr"]) == pytest.approx(found.best_rate)
-    assert found.fits[0].metrics["kept/c_index"] == pytest.approx(found.best_value, abs=1e-9)
+    assert float(found.best_fit.params["train.lr"]) == pytest.approx(found.best_rate)
+    assert found.best_fit.metrics["kept/c_index"] == pytest.approx(found.best_value, abs=1e-9)
 
 
-def test_two_workers_make_as_many_trials_as_asked_for_under_one_parent_and_one_fit(
+def test_two_workers_of_which_one_is_killed_in_a_trial_make_as_many_as_asked_for_under_one_parent(
     whole: Swept, http_store: str, tmp_path: Path
 ) -> None:
-    config, folder = write_study(tmp_path, "swept-by-two", n_subjects=200), tmp_path / "pod"
-    words = ("sweep", "--config", str(config), *SETTINGS)
-    both = [pods.start(*words, folder=folder, server=http_store) for _ in range(2)]
-    for process in both:
-        process.join(pods.START_SECONDS)
-    assert [process.exitcode for process in both] == [0, 0], pods.log_of(folder)
+    file = write_study(tmp_path, "swept-by-two", n_subjects=200, epochs=1)
+    file.write_text(file.read_text() + SEARCH)
+    workers = Workers(file, http_store, [tmp_path / "machine"] * 2)
+    workers.start_all([Fault("step", 2, signal.SIGKILL), None])
+    workers.join()
+    assert workers.n_killed == 1
     found = swept("swept-by-two")
     check_one_of_each(found)
-    assert found.parents[0].run_id in pods.log_of(folder).split("keeps the record, run ")[-1]
+    assert len(found.trials) == N_TRIALS
+    assert [run.attempt for run in found.trials if run.attempt] == [1]  # it went on from its snapshot
+    assert sorted(found.table["state"]) == ["complete"] * N_TRIALS + ["cut off"]
+    assert {run.tags[TRIAL_STATE] for run in found.trials} == {"complete"}
+    assert re.search(r"trial \d · lr \S+: continues run \w+", workers.log)
+    assert "report/index.html" in list_artifacts(found.parents[0].run_id)
     check_one_of_each(whole)
 
 
@@ -79,7 +87,8 @@ def test_a_sweep_ended_by_ctrl_c_queues_its_trial_again_and_ends_as_if_it_never_
     found = swept(study)
     check_one_of_each(found)
     assert found.facts == whole.facts
-    assert found.table["state"].to_list() == ["complete", "fail", "complete", "complete"]
+    assert found.table.sort("number")["state"].to_list() == ["complete", "cut off", "complete", "complete"]
+    assert len(found.trials) == N_TRIALS  # the run of the trial went on
 
 
 def test_a_sweep_killed_after_a_trial_and_again_in_the_fit_goes_on_with_that_trial_and_that_fit(
@@ -95,7 +104,8 @@ def test_a_sweep_killed_after_a_trial_and_again_in_the_fit_goes_on_with_that_tri
     found = swept(study)
     check_one_of_each(found)
     assert found.facts == whole.facts
-    assert all(len(client().get_metric_history(found.fits[0].run_id, key)) == 1 for key in found.fits[0].metrics)
+    fit = found.best_fit
+    assert all(len(client().get_metric_history(fit.run_id, key)) == 1 for key in fit.metrics if "system/" not in key)
     assert pods.run(*words, folder=folder, server=http_store) == 0
     assert f"this sweep of {N_TRIALS} trials is done: run {found.parents[0].run_id}" in pods.log_of(folder)
-    assert len(search_runs(study, status=None)) == 2 + N_TRIALS
+    assert len(search_runs(study, status=None)) == 1 + N_TRIALS + len(found.fits)

@@ -16,8 +16,8 @@ from ehrtrack.evaluation.metric_table import AUROC
 from ehrtrack.recipes import landmarks as landmarks_module
 from ehrtrack.recipes.compare import judged_otherwise
 from ehrtrack.recipes.landmarks import landmarks
-from ehrtrack.recipes.sweep import _without_unknown
 from ehrtrack.runlog import Task
+from ehrtrack.study.search import meant
 
 
 def row(name: str, task: Task = "classes", **scores: float) -> RunRow:
@@ -57,15 +57,15 @@ def test_runs_of_classes_from_before_they_had_measures_are_left_out_beside_other
 
 
 def test_a_search_that_nobody_asked_for_leaves_out_what_the_objective_has_not(tmp_path: Path) -> None:
-    config = parse_config(study_values(tmp_path, tmp_path))
+    config = parse_config(study_values(tmp_path, tmp_path, strategy={"name": "lora"}))
     classes = plugins.settings("objectives", "classification")()
     settled = config.model_copy(update={"objective": classes})
     assert "objective.lambda_rank" in config.search.parameters
-    assert "objective.lambda_rank" not in _without_unknown(config, settled).search.parameters
-    assert _without_unknown(config, config) is config
+    assert "objective.lambda_rank" not in meant(config, settled).search.parameters
+    assert meant(config, config) is config
     asked = {"parameters": {"objective.lambda_rank": {"low": 0.1, "high": 0.2}}}
-    said = parse_config(study_values(tmp_path, tmp_path, search=asked))
-    assert _without_unknown(said, settled) is said
+    said = parse_config(study_values(tmp_path, tmp_path, strategy={"name": "lora"}, search=asked))
+    assert meant(said, settled) is said
 
 
 def test_landmarks_of_a_model_of_classes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

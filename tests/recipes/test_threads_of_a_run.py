@@ -94,7 +94,7 @@ def test_a_sweep_looks_once_for_all_its_trials_and_its_best_configuration_is_for
     numbers_set: list[int], local_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patch_free(monkeypatch, 2)
-    search = {"n_trials": 1, "parameters": {"train.lr": {"choices": [1e-3]}}}
+    search = {"n_trials": 1, "refits": 1, "parameters": {"train.lr": {"choices": [1e-3]}}}
     run = sweep(configuration(local_store, search=search))
     runs = search_runs("simulated", kinds=["sweep", "trial", "finetune"], status=None)
     assert [logged(record, local_store) for record in runs] == [2, 2, 2] == numbers_set

@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from ehrtrack.search import shown, study_storage
+from ehrtrack.search.storage import shown, study_storage
 from ehrtrack.study.cells import Cell, Study, read_study
 from ehrtrack.study.queue import Finished, Queue
 
