@@ -3,7 +3,7 @@
 #SBATCH --array=1-8                 # so many workers; each takes the next cell of the study until none is left
 #SBATCH --time=08:00:00
 #SBATCH --signal=TERM@300           # five minutes before the end, so that the last snapshot is kept
-#SBATCH --requeue                   # a worker that lost its node is started again, and goes on
+#SBATCH --requeue                   # a worker that lost its node is started again, and continues
 #SBATCH --open-mode=append
 #SBATCH --output=ehrtrack-%A_%a.log
 # Workers of a study on Slurm:  sbatch docker/slurm.sh projects/gi_bleed/study.toml

@@ -128,6 +128,14 @@ def test_sections_of_what_is_not_there_are_left_out_and_the_author_is_told(study
     assert told["24"].startswith("Calibration: ")
 
 
+def test_negative_controls_of_earlier_runs_have_their_present_names(study_material: Material) -> None:
+    (record,) = study_material.controls
+    note = record.tags["mlflow.note.content"].replace("control_", "canary_")
+    earlier = replace(study_material, controls=(replace(record, tags={"mlflow.note.content": note}),))
+    controls = next(table for table in assemble(earlier).tables() if table.name == "controls")
+    assert controls.frame["control"].to_list() == ["permuted", "future", "planted"]
+
+
 def test_small_counts_are_hidden(report_folder: Path) -> None:
     text = (report_folder / "report.md").read_text("utf-8")
     assert "- born and alive at the index date: – subjects (<11 left out)" in text
