@@ -15,7 +15,8 @@ from pydantic import ConfigDict, TypeAdapter
 
 from ehrtrack.arrays import Bools, Floats
 from ehrtrack.baselines._ages import with_ages
-from ehrtrack.baselines.base import Tabular, matrix, names_of, no_such_model, used_columns
+from ehrtrack.baselines._json import names_of, no_such_model
+from ehrtrack.baselines.base import Tabular, matrix, used_columns
 from ehrtrack.baselines.settings import CoxConfig
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

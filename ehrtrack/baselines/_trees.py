@@ -13,7 +13,8 @@ import polars as pl
 
 from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.baselines._ages import with_ages
-from ehrtrack.baselines.base import Tabular, matrix, names_of, no_such_model, used_columns
+from ehrtrack.baselines._json import names_of, no_such_model
+from ehrtrack.baselines.base import Tabular, matrix, used_columns
 from ehrtrack.baselines.settings import TreeSettings
 from ehrtrack.files import BROKEN, parse_json
 from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid

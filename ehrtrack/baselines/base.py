@@ -22,7 +22,7 @@ from ehrtrack.data.store import TokenStore
 from ehrtrack.data.timing_features import timing_features
 from ehrtrack.data.value_features import value_features
 from ehrtrack.data.vocabulary import Vocabulary
-from ehrtrack.errors import CheckpointError, ConfigError, DataError
+from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.code_embeddings import CodeEmbeddings
 from ehrtrack.survival.metrics import c_index
 
@@ -389,16 +389,3 @@ def matrix(features: pl.DataFrame, names: Sequence[str], *, allows_missing: bool
             f"(first: {names[bad[0]]!r}); fill them before the fit"
         )
     return x
-
-
-def no_such_model(text: str, what: str, of: type, reason: Exception) -> CheckpointError:
-    """The error where a JSON text holds no model of a class, which is `what` in words."""
-    return CheckpointError(f"{text[:60]!r} is not {what} ({reason!r}); give what {of.__name__}.to_json wrote")
-
-
-def names_of(values: object) -> tuple[str, ...]:
-    """Column names that were read from JSON. Raises ValueError where something else is among them, or one twice."""
-    names = [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
-    if not isinstance(values, list) or len(set(names)) < len(values):
-        raise ValueError(f"names of columns are different texts in a list, not {str(values)[:60]}")
-    return tuple(names)

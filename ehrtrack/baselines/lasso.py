@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ehrtrack.baselines._json import no_such_model
 from ehrtrack.baselines._tokens import BROKEN_JSON, TokenModel, outcome_objective, read_fields
-from ehrtrack.baselines.base import Baseline, Labelled, Setting, TokenHistories, no_such_model, tune
+from ehrtrack.baselines.base import Baseline, Labelled, Setting, TokenHistories, tune
 from ehrtrack.baselines.settings import LassoConfig
 from ehrtrack.data.batch import Batch
 from ehrtrack.models.code_effects import CodeEffects

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ehrtrack.baselines._json import no_such_model
 from ehrtrack.baselines._tokens import BROKEN_JSON, TokenModel, labelled_batches, outcome_objective, read_fields
 from ehrtrack.baselines.base import (
     Baseline,
     Labelled,
     Setting,
     TokenHistories,
-    no_such_model,
     seen_within,
     tune,
 )
