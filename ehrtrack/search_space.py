@@ -145,8 +145,8 @@ class SearchConfig(Section):
     n_startup_trials : number of first trials, which are drawn at random and never pruned
     n_warmup_epochs : number of epochs before a trial may be pruned
     heartbeat_seconds : interval of a worker's heartbeat; a worker that is silent for twice as long counts as dead, and
-        its trial goes on with another
-    max_retries : how often a trial is gone on with
+        its trial is continued by another
+    max_retries : how often a trial is resumed
 
     Examples
     --------

@@ -21,13 +21,11 @@ from ehrtrack.pipeline.model_folder import VOCABULARY
 from ehrtrack.pipeline.run_rows import EVALUATION, run_row
 from ehrtrack.runlog import KEPT, TEST
 from ehrtrack.tracking.client.queries import MissingArtifact, RunRecord, download, search_runs
-from ehrtrack.tracking.names import EVALUATED_ON, GIT_COMMIT, MODEL_RUN, VERDICT
+from ehrtrack.tracking.names import CONTROLS, EVALUATED_ON, GIT_COMMIT, MODEL_RUN, VERDICT
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CONTROLS = ("negative-controls", "canary")
-"""Kinds of runs that are negative controls; the second name is that of earlier versions."""
 CARD = "model_card.md"
 """The file of a version that holds its card."""
 _SCORES = {  # key -> what it is called, and how it is written
@@ -60,8 +58,8 @@ def model_card(record: RunRecord, name: str) -> str:
         subgroups, summary = (
             _table(record.run_id, path, Path(folder)) for path in ("evaluation/subgroups.csv", "cohort/summary.csv")
         )
-    of_study = search_runs(record.study, kinds=[*CONTROLS, EVALUATION])
-    controls = [one for one in of_study if one.kind in CONTROLS]
+    of_study = search_runs(record.study, kinds=[CONTROLS, EVALUATION])
+    controls = [one for one in of_study if one.kind == CONTROLS]
     external = [one for one in of_study if one.tags.get(MODEL_RUN) == record.run_id]
     sections: dict[str, Sequence[str]] = {
         "Intended use": _intended_use(row, name),

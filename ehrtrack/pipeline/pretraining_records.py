@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import polars as pl
 
 from ehrtrack.config import RunConfig
@@ -9,7 +11,9 @@ from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import MedsDataset, fingerprint_of
 from ehrtrack.data.record_ends import end_at_index, record_cutoffs
 from ehrtrack.data.shards import ShardWork
-from ehrtrack.pipeline.model_folder import ModelFolder
+
+if TYPE_CHECKING:
+    from ehrtrack.pipeline.model_folder import ModelFolder
 
 INDEX_DATES = "index_dates"
 """Among a pretraining's fingerprints, that of the index dates at which it stopped reading."""

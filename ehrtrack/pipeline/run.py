@@ -337,7 +337,7 @@ def open_run(
         except RunClaimLost:
             shutil.rmtree(folder, ignore_errors=True)  # snapshots of a course that another process computes now
             raise
-        except TrainingStopped:  # it ends well: nobody goes on with it
+        except TrainingStopped:  # it ends well: nobody resumes it
             logger.remove_snapshots()
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -34,7 +34,7 @@ class Once:
     label : of it in what is printed
     study : under which it is tracked
     cache, data : folders of this machine
-    has_snapshots : whether one that was cut off can be gone on with
+    has_snapshots : whether one that was cut off can be resumed
     of_trial : told after each epoch, where it is a sweep's trial
     """
 

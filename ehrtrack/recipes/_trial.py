@@ -87,7 +87,7 @@ class TrialRunner:
         return suggest(trial, space, known, applies=partial(applies, self.config))
 
     def _fit(self, trial: optuna.Trial, config: RunConfig, place: int, name: str) -> dict[str, float]:
-        """The scores of one fit by metric: of a run that was finished before, gone on with, or begun."""
+        """The scores of one fit by metric: of a run that was finished before, resumed, or begun."""
         fold = self.folds[place]
         facts = (trial.user_attrs[SLOT], trial.user_attrs[DRAW], fold)
 

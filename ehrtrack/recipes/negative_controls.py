@@ -45,6 +45,7 @@ from ehrtrack.strategies.settings import ScratchConfig
 from ehrtrack.survival.bootstrap import c_index_interval
 from ehrtrack.survival.classes import Classes, auroc_interval
 from ehrtrack.survival.resampling import Interval
+from ehrtrack.tracking.names import CONTROLS
 from ehrtrack.training import sanity
 from ehrtrack.training.loop import TrainConfig, fit
 from ehrtrack.training.ranks import Ranks, join_ranks
@@ -130,7 +131,7 @@ def negative_controls(config: RunConfig) -> RecipeResult:
         check_base_split(dataset, cohort, config.data.split, base.fingerprints)
     cohort = _sample(cohort, config)
     with (
-        open_run(config, kind="negative-controls", sections=SECTIONS, name="negative controls") as run,
+        open_run(config, kind=CONTROLS, sections=SECTIONS, name="negative controls") as run,
         _work_folder(config) as folder,
     ):
         twins = Twins(_inside(config, folder), dataset, cohort, base, ranks, folder)

@@ -58,7 +58,7 @@ def resume(
     overrides : dotted paths and values under ``runtime``, or in `MAY_CHANGE`
     is_forced : do not ask whether the run's process still lives
     place : among other runs, which it keeps; whether it is quiet
-    of_trial : what its sweep is told after each epoch of a trial, which only its sweep goes on with
+    of_trial : what its sweep is told after each epoch of a trial, which only its sweep resumes
 
     Raises
     ------

@@ -29,10 +29,9 @@ from ehrtrack.runlog import VALIDATION
 from ehrtrack.study.results import StudyResults
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import MissingArtifact, RunRecord, download, metric_history, search_runs
-from ehrtrack.tracking.names import MODEL_RUN
+from ehrtrack.tracking.names import CONTROLS, MODEL_RUN
 
 TABLE_ONE = "cohort/table_one.csv"
-CONTROLS = "negative-controls"
 KINDS = ("pretrain", "finetune", "baseline", CONTROLS, EVALUATION)
 DOWNLOADS_AT_ONCE = 8
 

@@ -55,8 +55,11 @@ MAX_TAG_CHARACTERS = 8000
 
 # Kinds of runs that keep snapshots, from which `ehrtrack resume` continues.
 RESUMABLE_KINDS = ("pretrain", "finetune")
-# A trial keeps them too, and goes on from them with its sweep.
+# A trial keeps them too, and is continued from them by its sweep.
 SNAPSHOT_KINDS = (*RESUMABLE_KINDS, "trial")
+
+# The kind of runs of `ehrtrack negative-controls`, which a report and a model card show.
+CONTROLS = "negative-controls"
 
 # `mlflow run` logs its -P strings as params, and a param can never change: "0.10" and 0.1 under one name
 # would end the run. The resolved configuration therefore has names of its own.
@@ -115,7 +118,7 @@ def kinds_as_logged(kinds: Sequence[str]) -> list[str]:
     ['finetune', 'sensitivity', 'frontier']
     """
     former = [before for before, now in renamed.COMMANDS.items() if now in kinds]
-    return [*dict.fromkeys(kinds), *former]
+    return list(dict.fromkeys([*kinds, *former]))
 
 
 MAX_MODEL_NAME_CHARACTERS = 256
