@@ -40,7 +40,7 @@ likelihood where all coefficients are 0; at 1 a lasso keeps no column."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class HowChosen:
     """How a model was chosen.
 
     Attributes
@@ -148,7 +148,7 @@ class RidgeBase(Baseline[pl.DataFrame], Generic[Model]):
         parts, log_ratio, gain = self._cross_validated(everyone, penalties)
         best = int(np.argmax(np.nan_to_num(gain, nan=-np.inf)))  # the first of equals: the strongest penalty
         score = c_index(log_ratio[:, best], everyone.follow_up_days, everyone.is_event)
-        choice = Choice(penalties[best], len(terms), len(penalties), len(parts), score, score_name(everyone))
+        choice = HowChosen(penalties[best], len(terms), len(penalties), len(parts), score, score_name(everyone))
 
         def model(of: list[Term], path: Path, subjects: Tabular) -> Model:
             return self._model(_with(of, path.beta[:, best]), float(path.intercept[best]), subjects, choice)
@@ -211,7 +211,7 @@ class RidgeBase(Baseline[pl.DataFrame], Generic[Model]):
         """What subjects that were held out add to the log likelihood of (B,) intercept + z beta."""
 
     @abstractmethod
-    def _model(self, terms: tuple[Term, ...], intercept: float, subjects: Tabular, choice: Choice) -> Model:
+    def _model(self, terms: tuple[Term, ...], intercept: float, subjects: Tabular, choice: HowChosen) -> Model:
         """The model of coefficients that were fitted to these subjects."""
 
 

@@ -22,7 +22,7 @@ from ehrtrack.arrays import Floats, Ints
 from ehrtrack.baselines._classes import ClassModel
 from ehrtrack.baselines._design import Term, weighted
 from ehrtrack.baselines._linear import STRICT
-from ehrtrack.baselines._ridge import Choice, Path, RidgeBase
+from ehrtrack.baselines._ridge import HowChosen, Path, RidgeBase
 from ehrtrack.baselines.base import Tabular
 from ehrtrack.baselines.settings import RidgeConfig
 from ehrtrack.errors import CheckpointError
@@ -45,7 +45,7 @@ class RidgeClassModel(ClassModel[pl.DataFrame]):
 
     terms: tuple[Term, ...]
     intercept: float
-    choice: Choice
+    choice: HowChosen
 
     def probability(self, features: pl.DataFrame) -> Floats:
         """(B,) of the class. What is missing counts as the training mean."""
@@ -107,7 +107,9 @@ class RidgeClasses(RidgeBase[RidgeClassModel]):
         sign = np.where(subjects.is_event[held_out], 1, -1)
         return float(log_expit(sign * log_ratio[held_out]).sum())
 
-    def _model(self, terms: tuple[Term, ...], intercept: float, subjects: Tabular, choice: Choice) -> RidgeClassModel:
+    def _model(
+        self, terms: tuple[Term, ...], intercept: float, subjects: Tabular, choice: HowChosen
+    ) -> RidgeClassModel:
         return RidgeClassModel(terms, intercept, choice)
 
     @classmethod

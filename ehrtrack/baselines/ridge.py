@@ -26,7 +26,7 @@ from sksurv.util import Surv
 from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.baselines._design import Term, weighted
 from ehrtrack.baselines._linear import STRICT, ProportionalModel
-from ehrtrack.baselines._ridge import Choice, Path, RidgeBase
+from ehrtrack.baselines._ridge import HowChosen, Path, RidgeBase
 from ehrtrack.baselines._ridge_classes import RidgeClasses
 from ehrtrack.baselines.base import Baseline, Tabular
 from ehrtrack.baselines.settings import RidgeConfig
@@ -47,7 +47,7 @@ class RidgeModel(ProportionalModel):
     __pydantic_config__ = STRICT
 
     terms: tuple[Term, ...]
-    choice: Choice
+    choice: HowChosen
 
     def linear_predictor(self, features: pl.DataFrame) -> Floats:
         """(B,) z beta. What is missing counts as the training mean."""
@@ -98,7 +98,7 @@ class Ridge(RidgeBase[RidgeModel]):
         without = PartialLikelihood(subjects.follow_up_days[kept], subjects.is_event[kept])
         return _likelihood(subjects)(log_ratio)[0] - without(log_ratio[kept])[0]
 
-    def _model(self, terms: tuple[Term, ...], intercept: float, subjects: Tabular, choice: Choice) -> RidgeModel:
+    def _model(self, terms: tuple[Term, ...], intercept: float, subjects: Tabular, choice: HowChosen) -> RidgeModel:
         log_ratio = weighted(terms, subjects.features)
         breslow = BreslowEstimator().fit(log_ratio, subjects.is_event, subjects.follow_up_days)
         steps = breslow.cum_baseline_hazard_

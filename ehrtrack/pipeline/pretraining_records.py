@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import polars as pl
 
@@ -11,9 +11,6 @@ from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import MedsDataset, fingerprint_of
 from ehrtrack.data.record_ends import end_at_index, record_cutoffs
 from ehrtrack.data.shards import ShardWork
-
-if TYPE_CHECKING:
-    from ehrtrack.pipeline.model_folder import ModelFolder
 
 INDEX_DATES = "index_dates"
 """Among a pretraining's fingerprints, that of the index dates at which it stopped reading."""
@@ -52,20 +49,19 @@ def first_index_dates(config: RunConfig, dataset: MedsDataset) -> pl.DataFrame:
     return cohort.cutoffs.group_by("subject_id").agg(pl.col("cutoff").min()).sort("subject_id")
 
 
-def said_of_base(base: ModelFolder | None, config: RunConfig, dataset: MedsDataset) -> str:
-    """What the pretraining of a base read of this run's subjects, in words; empty without a base.
+def said_of_base(base: RunConfig, fingerprints: Mapping[str, str], config: RunConfig, dataset: MedsDataset) -> str:
+    """What the pretraining of a base read of this run's subjects, in words.
 
     Parameters
     ----------
+    base, fingerprints : configuration and fingerprints of the base
     config : of the fine-tuning
     """
-    if base is None:
-        return ""
-    if base.fingerprints["data"] != dataset.fingerprint():
+    if fingerprints["data"] != dataset.fingerprint():
         return "of another dataset"
-    mode = base.config.pretraining_records
+    mode = base.pretraining_records
     if mode != "whole":
         expected = fingerprint_of("index dates", mode, first_index_dates(config, dataset))
-        if base.fingerprints.get(INDEX_DATES) != expected:
+        if fingerprints.get(INDEX_DATES) != expected:
             return f"{SAID[mode]}, which is another cohort than this run's"
     return SAID[mode]

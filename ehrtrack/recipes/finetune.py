@@ -84,8 +84,9 @@ def finetune(
         is_same_data = base.fingerprints["data"] == records.dataset.fingerprint()
         check_same_reading(config.data, base.config.data, is_same_data=is_same_data)
         check_base_split(records.dataset, records.cohort, config.data.split, base.fingerprints)
-    was_read = ranks.from_main(partial(said_of_base, base, config, records.dataset))
-    if was_read:
+    was_read = ""
+    if base is not None:
+        was_read = ranks.from_main(partial(said_of_base, base.config, base.fingerprints, config, records.dataset))
         print(f"the base model read records {was_read}", flush=True)
     truth = checked_truth(config.cohort, records.store.subject_ids[records.rows["test"]])
     adapted = adapt(config, records, base, ranks)
