@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import stat
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,8 +19,6 @@ from ehrtrack.files import BROKEN, parse_json, sha256_of
 from ehrtrack.models.behrt import SIZES, Behrt, EhrModel, encoder_weights
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.objectives.base import OutcomeObjective, Rebuilt
-from ehrtrack.pipeline.prepare import CohortRecords, Records
-from ehrtrack.pipeline.run import MODEL_FOLDER, Recorder
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.outbox.masking import without_secrets
 from ehrtrack.training.checkpoint import check_tensors, load_tensors, save_tensors, weights_fingerprint
@@ -141,40 +138,6 @@ class ModelFolder:
 def _below(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-
-
-def log_model(
-    run: Recorder,
-    records: Records,
-    fingerprints: dict[str, str],
-    *,
-    model: nn.Module | None = None,
-    grid: TimeGrid | None = None,
-    baseline: str | None = None,
-) -> None:
-    """Log the full checkpoint, a plain model or a fitted baseline, with all that is needed to predict.
-
-    Parameters
-    ----------
-    grid : of a model with an outcome, which keeps what it saw of codes and values too
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_model_folder(
-            folder,
-            config=run.config,
-            vocabulary=records.vocabulary,
-            fingerprints=fingerprints,
-            model=model,
-            grid=grid,
-            baseline=baseline,
-            seen=None if grid is None else records.seen,
-            has_classes=isinstance(records, CohortRecords) and records.cohort.has_classes,
-        )
-        weights = folder / WEIGHTS
-        if weights.is_file():
-            run.logger.log_metrics({"cost/checkpoint_mb": weights.stat().st_size / 1e6}, step=0)
-        run.logger.log_folder(folder, MODEL_FOLDER)
 
 
 def write_model_folder(

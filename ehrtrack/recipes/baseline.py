@@ -20,7 +20,7 @@ from ehrtrack.evaluation.split import Context, EvaluationConfig, Split
 from ehrtrack.objectives.base import Predictions
 from ehrtrack.pipeline.histories import read_cohort
 from ehrtrack.pipeline.labels import value_text
-from ehrtrack.pipeline.model_folder import log_model
+from ehrtrack.pipeline.logged_model import log_model
 from ehrtrack.pipeline.prepare import CohortRecords, check_validation, prepare_cohort, settle
 from ehrtrack.pipeline.report import (
     attained,

@@ -16,7 +16,7 @@ from ehrtrack.evaluation.report import Report
 from ehrtrack.pipeline.build import adapt, read_base
 from ehrtrack.pipeline.fit import feed, train, with_features
 from ehrtrack.pipeline.labels import transformer_label
-from ehrtrack.pipeline.model_folder import log_model
+from ehrtrack.pipeline.logged_model import log_model
 from ehrtrack.pipeline.prepare import (
     CohortRecords,
     check_base_split,

@@ -15,7 +15,7 @@ from ehrtrack.objectives.base import PretrainingObjective, TrainingFacts, pretra
 from ehrtrack.pipeline.description_page import description_page
 from ehrtrack.pipeline.embeddings import start_from_embeddings
 from ehrtrack.pipeline.fit import feed, set_up, train
-from ehrtrack.pipeline.model_folder import log_model
+from ehrtrack.pipeline.logged_model import log_model
 from ehrtrack.pipeline.prepare import Records, prepare_records, settle
 from ehrtrack.pipeline.pretraining_records import SAID
 from ehrtrack.pipeline.report import conclude, encoder_matrices, judge_encoder, judge_training, learning_matrices
