@@ -188,8 +188,8 @@ class ComparablePairs:
 
     >>> pairs = ComparablePairs.of(np.array([10, 20, 30]), np.array([True, False, False]))
     >>> once = np.ones((1, 3), np.float32)  # a sample in which each subject is once
-    >>> pairs.c_indices([np.array([0.5, 0.1, 0.9])], once).tolist()
-    [[0.5]]
+    >>> pairs.c_indices([np.array([0.5, 0.1, 0.9])], once)
+    [array([0.5])]
     """
 
     by_time: Ints
