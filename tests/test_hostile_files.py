@@ -20,7 +20,8 @@ from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import CheckpointError
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.models.heads import HazardHead
-from ehrtrack.pipeline.model_folder import CHECKSUMS, read_model_folder, write_checksums, write_model_folder
+from ehrtrack.pipeline.model_files import CHECKSUMS
+from ehrtrack.pipeline.model_folder import read_model_folder, write_checksums, write_model_folder
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.client import queries
 from ehrtrack.tracking.client.connection import client

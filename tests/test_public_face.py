@@ -31,7 +31,10 @@ def test_a_name_that_there_is_not_is_an_attribute_error() -> None:
         ehrtrack.fintune  # noqa: B018
 
 
-def test_importing_the_package_loads_neither_torch_nor_mlflow() -> None:
-    program = "import sys, ehrtrack; print([name for name in ('torch', 'mlflow', 'polars') if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("module", "heavy"), [("ehrtrack", ["torch", "mlflow", "polars"]), ("ehrtrack.recipes.compare", ["torch"])]
+)
+def test_importing_loads_only_what_is_needed(module: str, heavy: list[str]) -> None:
+    program = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

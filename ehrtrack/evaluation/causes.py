@@ -14,7 +14,7 @@ from ehrtrack.evaluation.benchmark import RunRow, aligned
 from ehrtrack.evaluation.metric_table import C_INDEX, Entry, interval_text
 from ehrtrack.evaluation.report import Report
 from ehrtrack.runlog import TEST
-from ehrtrack.survival.competing_risks import aalen_johansen, cause_c_index, cause_c_index_interval
+from ehrtrack.survival.cause_measures import aalen_johansen, cause_c_index, cause_c_index_interval
 
 SCHEMA: dict[str, type[pl.DataType]] = {
     "cause": pl.Int64,

@@ -25,14 +25,8 @@ from ehrtrack.objectives.settings import CompetingRisksConfig
 from ehrtrack.objectives.survival import baseline_survival, error_of, rebuild_hazard_head, score_survival, selection_by
 from ehrtrack.runlog import VALIDATION, named
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES
-from ehrtrack.survival.competing_risks import (
-    EventWeights,
-    cause_c_index,
-    cause_likelihood,
-    cumulative_incidence,
-    marginal_logits,
-    resampled_cause_c_index,
-)
+from ehrtrack.survival.cause_measures import cause_c_index, resampled_cause_c_index
+from ehrtrack.survival.competing_risks import EventWeights, cause_likelihood, cumulative_incidence, marginal_logits
 from ehrtrack.survival.time_grid import fit_time_grid
 
 

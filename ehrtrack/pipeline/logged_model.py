@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
-from ehrtrack.pipeline.model_folder import WEIGHTS, write_model_folder
+from ehrtrack.pipeline.model_files import WEIGHTS
+from ehrtrack.pipeline.model_folder import write_model_folder
 from ehrtrack.pipeline.prepare import CohortRecords, Records
 from ehrtrack.pipeline.run import MODEL_FOLDER, Recorder
 from ehrtrack.survival.time_grid import TimeGrid

@@ -17,7 +17,7 @@ import polars as pl
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.evaluation.benchmark import RunRow
 from ehrtrack.evaluation.metric_table import interval_text, number_text, with_bounds
-from ehrtrack.pipeline.model_folder import VOCABULARY
+from ehrtrack.pipeline.model_files import VOCABULARY
 from ehrtrack.pipeline.run_rows import EVALUATION, run_row
 from ehrtrack.runlog import KEPT, TEST
 from ehrtrack.tracking.client.queries import MissingArtifact, RunRecord, download, search_runs

@@ -19,20 +19,19 @@ from ehrtrack.files import BROKEN, parse_json, sha256_of
 from ehrtrack.models.behrt import SIZES, Behrt, EhrModel, encoder_weights
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.objectives.base import OutcomeObjective, Rebuilt
+from ehrtrack.pipeline.model_files import (
+    BASELINE,
+    CHECKSUMS,
+    CONFIG,
+    FINGERPRINTS,
+    READING,
+    TIME_GRID,
+    VOCABULARY,
+    WEIGHTS,
+)
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.outbox.masking import without_secrets
 from ehrtrack.training.checkpoint import check_tensors, load_tensors, save_tensors, weights_fingerprint
-
-WEIGHTS = "model.safetensors"
-CONFIG = "run_config.json"
-VOCABULARY = "vocabulary.json"
-TIME_GRID = "time_grid.json"
-BASELINE = "baseline.json"
-FINGERPRINTS = "fingerprints.json"
-READING = "reading.json"
-"""How the model reads records, and what it saw of them in training; folders from before there was one lack it."""
-CHECKSUMS = "sha256sums.txt"
-"""SHA-256 of all the other files, as `sha256sum -c` reads it."""
 
 MOST_TOKENS = 2**31 - 1
 MAX_FILE_BYTES = 64 * 2**30

@@ -18,7 +18,7 @@ from ehrtrack.data.events import fingerprint_of
 from ehrtrack.data.labels import of_any_cause
 from ehrtrack.errors import DataError
 from ehrtrack.files import sha256_of, written_aside
-from ehrtrack.pipeline.model_folder import CHECKSUMS
+from ehrtrack.pipeline.model_files import CHECKSUMS
 from ehrtrack.survival.interpolation import interpolate_survival
 from ehrtrack.survival.time_grid import TimeGrid
 

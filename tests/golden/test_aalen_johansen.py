@@ -7,7 +7,8 @@ import pytest
 import torch
 from lifelines import AalenJohansenFitter
 
-from ehrtrack.survival.competing_risks import aalen_johansen, cause_likelihood, cumulative_incidence, marginal_logits
+from ehrtrack.survival.cause_measures import aalen_johansen
+from ehrtrack.survival.competing_risks import cause_likelihood, cumulative_incidence, marginal_logits
 from ehrtrack.survival.time_grid import TimeGrid
 
 N = 120

@@ -23,7 +23,7 @@ from ehrtrack.objectives import competing_risks
 from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.competing_risks import Score
 from ehrtrack.runlog import MemoryRunLogger
-from ehrtrack.survival.competing_risks import aalen_johansen, cause_c_index
+from ehrtrack.survival.cause_measures import aalen_johansen, cause_c_index
 from ehrtrack.training.loop import TrainConfig, fit
 from ehrtrack.training.ranks import join_ranks
 

@@ -16,13 +16,8 @@ from torch import Tensor
 from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.objectives import competing_risks, survival
 from ehrtrack.objectives.base import TrainingFacts
-from ehrtrack.survival.competing_risks import (
-    EventWeights,
-    aalen_johansen,
-    cause_likelihood,
-    cumulative_incidence,
-    marginal_logits,
-)
+from ehrtrack.survival.cause_measures import aalen_johansen
+from ehrtrack.survival.competing_risks import EventWeights, cause_likelihood, cumulative_incidence, marginal_logits
 from ehrtrack.survival.curves import risk_at_horizon
 from ehrtrack.survival.losses import negative_log_likelihood, survival_loss
 from ehrtrack.survival.time_grid import TimeGrid, fit_time_grid

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ehrtrack.survival.competing_risks import cause_c_index, cause_likelihood, cumulative_incidence
+from ehrtrack.survival.cause_measures import cause_c_index
+from ehrtrack.survival.competing_risks import cause_likelihood, cumulative_incidence
 from ehrtrack.survival.curves import survival_curve
 from ehrtrack.survival.losses import negative_log_likelihood
 from ehrtrack.survival.metrics import c_index

@@ -19,8 +19,8 @@ from ehrtrack.survival.bootstrap import (
     uno_c_interval,
 )
 from ehrtrack.survival.calibration import calibration_table
+from ehrtrack.survival.cause_measures import cause_c_index_interval
 from ehrtrack.survival.censoring import FollowUp
-from ehrtrack.survival.competing_risks import cause_c_index_interval
 from ehrtrack.survival.likelihood import likelihood_gain
 from ehrtrack.survival.resampling import Interval, drawn_counts, resampled_auc
 from ehrtrack.survival.subgroups import score_subgroups

@@ -1,0 +1,12 @@
+"""Names of the files in a model folder, apart from what reads them, which needs torch."""
+
+WEIGHTS = "model.safetensors"
+CONFIG = "run_config.json"
+VOCABULARY = "vocabulary.json"
+TIME_GRID = "time_grid.json"
+BASELINE = "baseline.json"
+FINGERPRINTS = "fingerprints.json"
+READING = "reading.json"
+"""How the model reads records, and what it saw of them in training; folders from before there was one lack it."""
+CHECKSUMS = "sha256sums.txt"
+"""SHA-256 of all the other files, as `sha256sum -c` reads it."""
