@@ -41,7 +41,7 @@ def survival_by_risk(predictions: pl.DataFrame, n_groups: int = N_GROUPS) -> pl.
     >>> risks = pl.DataFrame({"risk": [i / n for i in range(n)], "follow_up_days": [float(n - i) for i in range(n)]})
     >>> curves = survival_by_risk(risks.with_columns(is_event=True), n_groups=2)
     >>> curves.group_by("group", maintain_order=True).agg(pl.col("survival").mean().round(2)).rows()
-    [('low risk', 0.75), ('high risk', 0.25)]
+    [('low risk', 0.77), ('high risk', 0.27)]
     """
     if CAUSE in predictions.columns:
         predictions = predictions.filter(pl.col(CAUSE) == ANY_CAUSE)

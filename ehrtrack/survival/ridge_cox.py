@@ -38,7 +38,7 @@ class PartialLikelihood:
 
     >>> likelihood = PartialLikelihood(np.array([1.0, 2.0, 3.0]), np.array([True, False, False]))
     >>> value, gradient = likelihood(np.zeros(3))
-    >>> round(np.exp(value), 3), gradient.round(3).tolist()
+    >>> round(float(np.exp(value)), 3), gradient.round(3).tolist()
     (0.333, [0.667, -0.333, -0.333])
     """
 
@@ -81,7 +81,7 @@ def ridge_path(x: Floats, days: Floats, is_event: Bools, penalties: Sequence[flo
     >>> x = np.array([[1.0], [-1.0], [1.0], [-1.0]])
     >>> days, is_event = np.array([1.0, 2.0, 3.0, 4.0]), np.array([True, True, False, False])
     >>> ridge_path(x, days, is_event, [1.0, 0.1]).round(3).tolist()
-    [[0.018, 0.106]]
+    [[0.056, 0.144]]
     """
     likelihood, n = PartialLikelihood(days, is_event), len(x)
     left, length, axes = np.linalg.svd(x, full_matrices=False)  # x = (left * length) @ axes
