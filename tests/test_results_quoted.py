@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
-from types import ModuleType
 
-import pytest
+import fill_results
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def quotes() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fill_results", ROOT / "docs" / "fill_results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def test_pages_quote_what_the_results_say() -> None:
+    assert fill_results.pages(ROOT), "no page quotes a study"
+    assert fill_results.main(["--check"]) == 0, "run: python tests/fill_results.py"
 
 
-def test_pages_quote_what_the_results_say(quotes: ModuleType) -> None:
-    assert quotes.pages(ROOT), "no page quotes a study"
-    assert quotes.main(["--check"]) == 0, "run: python docs/fill_results.py"
-
-
-def test_a_figure_that_drifts_is_found(quotes: ModuleType, tmp_path: Path) -> None:
+def test_a_figure_that_drifts_is_found(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "projects" / "nafld", tmp_path / "projects" / "nafld")
     page = (ROOT / "projects" / "nafld" / "README.md").read_text("utf-8")
     table = tmp_path / "projects" / "nafld" / "results" / "tables" / "main.csv"
-    assert quotes.filled(page, tmp_path) == page
+    assert fill_results.filled(page, tmp_path) == page
     table.write_text(table.read_text("utf-8").replace("0.8306915", "0.8406915"), encoding="utf-8")
-    assert "| cox | .745 (.140) | .841 (.031) |" in quotes.filled(page, tmp_path)
+    assert "| cox | .745 (.140) | .841 (.031) |" in fill_results.filled(page, tmp_path)
 
 
-def test_a_report_is_kept_without_what_was_there(quotes: ModuleType, tmp_path: Path) -> None:
+def test_a_report_is_kept_without_what_was_there(tmp_path: Path) -> None:
     report, results = tmp_path / "reports" / "icu", tmp_path / "results"
     (report / "tables").mkdir(parents=True)
     (report / "tables" / "main.csv").write_text("a")
     (report / "tables" / "main.tex").write_text("b")
     (results / "tables").mkdir(parents=True)
     (results / "tables" / "label_curve.csv").write_text("of a study before")
-    quotes.take(report, results)
+    fill_results.take(report, results)
     assert [path.relative_to(results).as_posix() for path in results.rglob("*.*")] == ["tables/main.csv"]

@@ -1,8 +1,8 @@
 """Writes the tables of studies' results into the pages that quote them, from `projects/*/results`.
 
-    python docs/fill_results.py            # writes
-    python docs/fill_results.py --check    # exit code 1 and the pages' names where one says something else
-    python docs/fill_results.py --take reports/nafld    # keeps tables and figures of a report first
+    python tests/fill_results.py            # writes
+    python tests/fill_results.py --check    # exit code 1 and the pages' names where one says something else
+    python tests/fill_results.py --take reports/nafld    # keeps tables and figures of a report first
 
 A page quotes a study between two lines; what stands between them is written by this command and by nobody else:
 
