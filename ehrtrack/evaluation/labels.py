@@ -35,7 +35,8 @@ _FILES = ("path", "labels", "embeddings", "run")
 def labels_of(configurations: Sequence[Settings]) -> list[str]:
     """A name for each configuration. Settings in which those that have them do not differ are left out.
 
-    Where numbers of labels differ, a configuration without such a number has all labels.
+    Where numbers of labels differ, a configuration without such a number has all labels. A setting of what is chosen,
+    such as ``baseline.features``, is told where configurations that chose the same differ in it.
 
     Examples
     --------
@@ -44,12 +45,27 @@ def labels_of(configurations: Sequence[Settings]) -> list[str]:
     ['lora r8', 'lora r16', 'frozen']
     >>> labels_of([lora | {"cohort.n_labels": 2048}, {"baseline.name": "cox"}])
     ['lora · 2,048 labels', 'cox · all labels']
+    >>> features = [("ridge", "values"), ("ridge", "age-sex"), ("gradient-boosting", "counts")]
+    >>> labels_of([{"baseline.name": name, "baseline.features": of} for name, of in features])
+    ['ridge · features values', 'ridge · features age-sex', 'gradient-boosting']
     """
     differing = differing_paths(configurations)
     return [
-        label({N_LABELS: "all", **settings} if N_LABELS in differing else settings, differing)
+        label(
+            {N_LABELS: "all", **settings} if N_LABELS in differing else settings,
+            [path for path in differing if _differs_within(path, settings, configurations)],
+        )
         for settings in configurations
     ]
+
+
+def _differs_within(path: str, settings: Settings, configurations: Sequence[Settings]) -> bool:
+    """Whether a setting of what is chosen differs among those that chose the same; True of all other settings."""
+    choice = f"{path.partition('.')[0]}.name"
+    if choice not in CHOSEN or path == choice:
+        return True
+    chosen = settings.get(choice)
+    return len({str(other.get(path)) for other in configurations if other.get(choice) == chosen}) > 1
 
 
 def differing_paths(configurations: Sequence[Settings]) -> list[str]:
