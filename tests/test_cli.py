@@ -213,8 +213,9 @@ def test_a_loss_that_is_no_number_stops_with_its_step_and_ends_the_run(refused: 
 
 def test_a_base_model_of_another_vocabulary_is_refused(refused: Refused, folder: Path) -> None:
     write_dataset(folder / "other", Population(n_subjects=150, prefix="OTHER//"))
+    whole = ("--data.pretraining_records", "whole")  # nobody there is in the cohort
     with pytest.raises(SystemExit) as end:
-        main(["pretrain", "--config", "finetune.toml", "--objective.name", "mlm", "--data.path", "other"])
+        main(["pretrain", "--config", "finetune.toml", "--objective.name", "mlm", "--data.path", "other", *whole])
     assert not end.value.code
     message = refused("finetune", "--init.run", "latest", "--strategy.name", "lora")
     assert "the vocabulary knows" in message

@@ -77,7 +77,7 @@ def test_labels_of_classes_go_all_the_way(labels: pl.DataFrame, local_store: Pat
     new = labels.sample(60, seed=1).select("subject_id", "prediction_time")
     new.write_csv(local_store / "new.csv", datetime_format="%Y-%m-%dT%H:%M:%S%.6f")
     for model in (f"models:/{config_of(local_store).study}@champion", runs["scratch"]):
-        scored = predict(model, local_store / "meds", local_store / "new.csv", local_store / "risks.parquet")
+        scored = predict(model, local_store / "meds", local_store / "new.csv", local_store / "risks.parquet").collect()
         assert scored.select("subject_id", "prediction_time").equals(new)
         assert scored["risk"].null_count() == 0
 

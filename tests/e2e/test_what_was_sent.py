@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 from planted import FIRST_SUBJECT, SECRET_TEXTS, Planted, files, sent
+from plotly.offline import get_plotlyjs
 from whole_study import Study
 
 from ehrtrack.config import load_config
@@ -53,7 +54,12 @@ def test_no_subject_no_day_and_no_secret_was_sent(
     for run in runs:
         assert run.run_id.encode() in content["rows"]
         assert any(run.run_id in name for name in content)
-    assert {name: found for name, there in content.items() if (found := planted.in_file(name, there))} == {}
+    script = get_plotlyjs().encode()  # of a report's page; a date stands in its documentation
+    found = {name: planted.in_file(name, there.replace(script, b"")) for name, there in content.items()}
+    for name in found:
+        if name.endswith(".whl"):  # the package itself, whose examples have days of their own
+            found[name] = {what for what in found[name] if not what.startswith("day ")}
+    assert {name: there for name, there in found.items() if there} == {}
 
 
 def test_no_subject_no_day_and_no_secret_is_in_a_journal_or_figure(server_study: Study, planted: Planted) -> None:

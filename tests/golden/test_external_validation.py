@@ -24,7 +24,7 @@ from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.evaluate import evaluate
 from ehrtrack.survival.censoring import FollowUp
-from ehrtrack.survival.curves import interpolate_survival
+from ehrtrack.survival.interpolation import interpolate_survival
 from ehrtrack.survival.metrics import evaluation_times
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.client.queries import download, get_run
