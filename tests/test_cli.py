@@ -17,6 +17,7 @@ import torch
 from simulated import Population, write_dataset
 
 from ehrtrack.cli import main
+from ehrtrack.cli.app import SECTIONS, cli
 from ehrtrack.tracking.client.queries import search_runs
 
 torch.set_num_threads(1)
@@ -295,6 +296,11 @@ def test_overrides_can_be_written_with_a_space_or_an_equals_sign(folder: Path, e
     (run,) = search_runs("simulated")
     assert (run.status, run.params["train.epochs"]) == ("FINISHED", "1")
     assert (run.ended or run.started) - run.started > timedelta(0)
+
+
+def test_every_command_is_listed_once() -> None:
+    listed = [name for names in SECTIONS.values() for name in names]
+    assert sorted(listed) == sorted(cli.commands)
 
 
 @pytest.mark.parametrize(

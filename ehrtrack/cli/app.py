@@ -35,6 +35,17 @@ DISK_ERRORS = {
 CONFIG_HELP = "TOML file of the study, such as projects/gi_bleed/finetune.toml"
 
 
+SECTIONS = {
+    "Begin": ("demo", "init", "settings", "advise"),
+    "Data": ("import", "describe", "simulate", "embed", "tokenize"),
+    "Train": ("pretrain", "finetune", "baseline", "resume"),
+    "Ask": ("study", "sweep", "work", "report", "compare", "sensitivity", "negative-controls", "landmarks"),
+    "Models": ("best", "models", "promote", "rollback", "pin", "diff", "evaluate", "predict"),
+    "Tracking": ("ui", "server", "doctor", "runs", "sync"),
+}
+"""Where each command is listed, in the order in which one needs them."""
+
+
 class _NoTerminal(io.TextIOWrapper):
     """Where errors go but no progress bars."""
 
@@ -52,6 +63,12 @@ class _Commands(click.Group):
         if name in renamed.COMMANDS:
             renamed.tell(f"`ehrtrack {name}`", f"`ehrtrack {renamed.COMMANDS[name]}`")
         return super().resolve_command(context, [renamed.COMMANDS.get(name, name), *rest])
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in SECTIONS.items():
+            room = formatter.width - max(map(len, names)) - 6
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(room)) for name in names])
 
     def invoke(self, context: click.Context) -> Any:
         try:
