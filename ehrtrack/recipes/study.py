@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +23,8 @@ from ehrtrack.recipes.report import log_report
 from ehrtrack.search.storage import shared_storage, shown, storage_place
 from ehrtrack.signals import INTERRUPTIONS, received
 from ehrtrack.study.cells import Cell, Study, read_study
-from ehrtrack.study.queue import Queue
+from ehrtrack.study.pace import Pace
+from ehrtrack.study.queue import Queue, State
 from ehrtrack.study.results import StudyResults, finished, finished_cells, study_results
 from ehrtrack.study.stored import CELLS, to_json
 from ehrtrack.tracking.client.connection import ServerUnavailable
@@ -32,6 +35,7 @@ from ehrtrack.tracking.outbox.sender import is_offline
 from ehrtrack.tracking.recovery.claims import ClaimLost
 from ehrtrack.tracking.recovery.lease import RunClaimLost, RunClaimRefused
 from ehrtrack.training.ranks import join_ranks
+from ehrtrack.training.watch import time_text
 
 SECTIONS = ("study",)
 MOST_OF_A_DESCRIPTION = 5000
@@ -196,6 +200,7 @@ class _Worker:
         self._queue = queue
         self._parent_run_id = parent_run_id
         self._n_waits = 0
+        self._pace = Pace()
 
     def run(self, cell: Cell) -> None:
         """Run a cell that is held, and tell the queue what came of it."""
@@ -203,6 +208,7 @@ class _Worker:
         with queue_errors(queue.study):
             base_run_id = queue.standing()[cell.base].run_id if cell.base else ""
         self._say(cell, f"{cell.recipe} begins")
+        begun = time.monotonic()
         try:
             record = run_cell(
                 cell, queue.study, base_run_id=base_run_id, parent_run_id=self._parent_run_id, claims=queue.claims
@@ -219,6 +225,7 @@ class _Worker:
         except Exception as error:  # noqa: BLE001  one cell's failure is told, and the others are run
             self._failed(cell, error)
         else:
+            self._pace.note(cell.configuration, time.monotonic() - begun)
             self._done(cell, record)
 
     def _done(self, cell: Cell, record: RunRecord) -> None:
@@ -257,10 +264,25 @@ class _Worker:
     def _say(self, cell: Cell, what: str) -> None:
         """One line an event, with how far the study is."""
         with queue_errors(self._queue.study):
-            states = [standing.state for standing in self._queue.standing().values()]
-        n_failed = states.count("failed") + states.count("blocked")
-        failed = f", {n_failed} failed" if n_failed else ""
-        print(f"[{states.count('done')} of {len(states)} done{failed}] {cell.label}: {what}", flush=True)
+            states = {key: standing.state for key, standing in self._queue.standing().items()}
+        counts = Counter(states.values())
+        n_failed = counts["failed"] + counts["blocked"]
+        far = [f"{counts['done']} of {len(states)} done", f"{n_failed} failed" if n_failed else "", self._left(states)]
+        print(f"[{', '.join(filter(None, far))}] {cell.label}: {what}", flush=True)
+
+    def _left(self, states: Mapping[str, State]) -> str:
+        """About how much time, and money where a price is given, the other cells take; empty where nothing is known."""
+        cells = self._queue.study.by_key
+        rest = Counter(cells[key].configuration for key, state in states.items() if state in ("waiting", "running"))
+        n_workers = sum(state == "running" for state in states.values())
+        seconds = self._pace.seconds_left(rest, n_workers=n_workers)
+        if not seconds:
+            return ""
+        settings = self._queue.study.settings
+        if settings.price_per_hour is None:
+            return f"{time_text(seconds)} left"
+        cost = settings.price_per_hour * seconds * max(1, n_workers) / 3600
+        return f"{time_text(seconds)} and {cost:.2f} {settings.currency} left"
 
 
 def _score(record: RunRecord) -> str:
