@@ -137,8 +137,9 @@ def _labels(tables: Path) -> str:
 
 
 def _said(tables: Path) -> str:
-    """What was found, in words."""
-    differences = pl.read_csv(tables / "differences.csv").to_dicts()
+    """What was found in the metric by which models are chosen, in words."""
+    every = pl.read_csv(tables / "differences.csv").to_dicts()
+    differences = [row for row in every if row["metric"] == every[0]["metric"]]  # that by which models are chosen
     shown = [row for row in differences if row["question"] or row["finding"] in ("better", "worse", "equivalent")]
     sentences = [f"{row['question'] or ''} {_capital(row['sentence'])}.".strip() for row in shown]
     not_shown = sum(row["finding"] == "no difference shown" and not row["question"] for row in differences)
