@@ -21,11 +21,11 @@ from sklearn.linear_model import LogisticRegression
 from ehrtrack.arrays import Floats, Ints
 from ehrtrack.baselines._classes import ClassModel
 from ehrtrack.baselines._design import Term, weighted
+from ehrtrack.baselines._json import no_such_model
 from ehrtrack.baselines._linear import STRICT
 from ehrtrack.baselines._ridge import HowChosen, Path, RidgeBase
 from ehrtrack.baselines.base import Tabular
 from ehrtrack.baselines.settings import RidgeConfig
-from ehrtrack.errors import CheckpointError
 
 MAX_STEPS = 10_000
 
@@ -72,10 +72,7 @@ class RidgeClassModel(ClassModel[pl.DataFrame]):
             model: RidgeClassModel = TypeAdapter(cls).validate_json(text)
             return model
         except ValueError as error:
-            raise CheckpointError(
-                f"{text[:60]!r} is not a ridge regression of classes ({error!r}); give what RidgeClassModel.to_json "
-                "wrote"
-            ) from error
+            raise no_such_model(text, "a ridge regression of classes", cls, error) from error
 
 
 class RidgeClasses(RidgeBase[RidgeClassModel]):

@@ -25,12 +25,12 @@ from sksurv.util import Surv
 
 from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.baselines._design import Term, weighted
+from ehrtrack.baselines._json import no_such_model
 from ehrtrack.baselines._linear import STRICT, ProportionalModel
 from ehrtrack.baselines._ridge import HowChosen, Path, RidgeBase
 from ehrtrack.baselines._ridge_classes import RidgeClasses
 from ehrtrack.baselines.base import Baseline, Tabular
 from ehrtrack.baselines.settings import RidgeConfig
-from ehrtrack.errors import CheckpointError
 from ehrtrack.survival.ridge_cox import PartialLikelihood, ridge_path
 
 
@@ -75,9 +75,7 @@ class RidgeModel(ProportionalModel):
             model.check_steps()
             return model
         except ValueError as error:
-            raise CheckpointError(
-                f"{text[:60]!r} is not a ridge regression ({error!r}); give what RidgeModel.to_json wrote"
-            ) from error
+            raise no_such_model(text, "a ridge regression", cls, error) from error
 
 
 class Ridge(RidgeBase[RidgeModel]):
