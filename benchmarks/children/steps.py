@@ -2,7 +2,8 @@
 
 Memory is the kernel's word on the process, and not a sum of tensors by the profiler: it holds the scratch buffers of
 the kernels, the allocator's waste and all that makes a machine run out. It starts after a step on two short records,
-so that libraries, weights and optimiser state, which both sides have alike, are not counted.
+so that libraries, weights and optimiser state, which both sides have alike, are not counted. Where they differ, as
+strategies do, ``--whole`` counts all of a step but the libraries.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 KB = 1024
 
@@ -22,6 +24,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--side", choices=["ours", "padded"], default="ours")
     parser.add_argument("--objective", choices=["mlm", "survival"], default="survival")
+    parser.add_argument("--strategy", default="full", help="of fine-tuning")
+    parser.add_argument("--whole", action="store_true", help="count weights, gradients and optimiser state too")
     parser.add_argument("--size", default="small")
     parser.add_argument("--batch", type=int, required=True, help="subjects a batch")
     parser.add_argument("--subjects", type=int, required=True, help="subjects of the store, which is mapped from disk")
@@ -47,7 +51,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     if options.objective == "mlm":
         ours = _ours.mlm_training(options.size, vocabulary_size)
     else:
-        ours = _ours.survival_training(options.size, vocabulary_size, labels)
+        ours = _ours.survival_training(options.size, vocabulary_size, labels, strategy=options.strategy)
     ours.model.encoder.recomputes = options.recompute
     peer = padded.PaddedTraining(ours, options.size) if options.side == "padded" else None
 
@@ -59,6 +63,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
 
     small = token_store(2, vocabulary_size)
     step(_ours.batch_of(small, [0, 1], labels))
+    of_state = _state_kb(ours) if options.whole else 0
     del small
     store = mapped(token_store(options.subjects, vocabulary_size), folder)
     epochs = (_ours.batches_of(store, options.batch, labels, seed=seed) for seed in itertools.count())
@@ -72,8 +77,8 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
         "n_tokens": n_tokens,
         "wall_seconds": wall_seconds,
         "cpu_seconds": cpu_seconds,
-        "peak_mb": (_status_kb("VmHWM") - before) * KB / 1e6,
-        "peak_anonymous_mb": anonymous.stop() * KB / 1e6,
+        "peak_mb": (_status_kb("VmHWM") - before + of_state) * KB / 1e6,
+        "peak_anonymous_mb": (anonymous.stop() + of_state) * KB / 1e6,
     }
 
 
@@ -94,6 +99,13 @@ class _AnonymousMemory(threading.Thread):
         self._is_over.set()
         self.join()
         return self.peak - self.before
+
+
+def _state_kb(training: Any) -> int:
+    """Of weights, gradients and what the optimiser keeps."""
+    weights = [tensor for p in training.model.parameters() for tensor in (p, p.grad) if tensor is not None]
+    kept = [tensor for of in training.optimizer.state.values() for tensor in of.values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in weights + kept) // KB
 
 
 def _status_kb(name: str) -> int:

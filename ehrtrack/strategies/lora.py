@@ -15,6 +15,7 @@ from torch import nn
 
 from ehrtrack.models.behrt import ADAPTED_LAYERS, EhrModel
 from ehrtrack.models.code_effects import CodeEffects
+from ehrtrack.strategies._lora_layers import compute_apart, compute_together
 from ehrtrack.strategies.base import NO_BASE, Base, Strategy
 from ehrtrack.strategies.settings import LoraConfig
 
@@ -48,10 +49,16 @@ class Lora(Strategy):
             target_modules=list(ADAPTED_LAYERS),
             modules_to_save=["head", "embeddings"] if self.config.embeddings else ["head"],
         )
-        return cast(nn.Module, peft.get_peft_model(model, adapter))
+        wrapped = peft.get_peft_model(model, adapter)
+        if not self.config.dora:
+            compute_together(model)
+        return cast(nn.Module, wrapped)
 
     def merge(self, model: nn.Module) -> EhrModel:
-        return cast(EhrModel, copy.deepcopy(cast(peft.PeftModel, model)).merge_and_unload())
+        merged = cast(EhrModel, copy.deepcopy(cast(peft.PeftModel, model)).merge_and_unload())
+        if not self.config.dora:
+            compute_apart(merged)
+        return merged
 
     def save_adapter(self, model: nn.Module, folder: Path, *, base: Base = NO_BASE) -> None:
         """Write ``adapter_model.safetensors`` and ``adapter_config.json``, which a stock ``peft.PeftModel`` loads.

@@ -196,7 +196,7 @@ def test_effects_of_codes_are_kept_with_the_adapter_and_do_not_learn(tmp_path: P
     LORA.save_adapter(model, tmp_path)
     fresh = peft.PeftModel.from_pretrained(base_with(NOTHING), str(tmp_path)).eval()
     with torch.no_grad():
-        torch.testing.assert_close(fresh(batch()), model(batch()), atol=1e-6, rtol=0)
+        torch.testing.assert_close(fresh(batch()), model(batch()), atol=1e-6, rtol=1e-6)  # logits of a hundred
         assert (model(batch()) - apply("lora", base_with(NOTHING), rank=4)(batch())).abs().min() > 1
 
 

@@ -3,3 +3,4 @@
 from ehrtrack.models.cpu.attention import SelfAttention as SelfAttention
 from ehrtrack.models.cpu.dropout import Dropout as Dropout
 from ehrtrack.models.cpu.linear import Linear as Linear
+from ehrtrack.models.cpu.linear import multiply as multiply

@@ -20,9 +20,9 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        return (x * self._scale(x.numel()).view(x.shape)).to(x.dtype)  # the scale itself is not rounded to x's bfloat16
+        return (x * self.scale(x.numel()).view(x.shape)).to(x.dtype)  # the scale itself is not rounded to x's bfloat16
 
-    def _scale(self, n: int) -> Tensor:
+    def scale(self, n: int) -> Tensor:
         """(n,) float32, 0 or what keeps the mean."""
         n_dropped = min(round(self.p * 256), 255)  # of 256 equally likely bytes; p < 1 keeps some
         words = torch.empty(-(-n // 8), dtype=torch.int64).random_(INT64_MIN, None)

@@ -43,6 +43,18 @@ class Linear(nn.Linear):
         return super().forward(x)
 
 
+def multiply(x: Tensor, w: Tensor) -> Tensor:
+    """``x @ w`` of (T, in) and (in, out), without a gradient, as `Linear` computes it."""
+    if x.dtype != torch.float32 or len(x) < FEWEST or not gains(*w.shape):
+        return torch.mm(x, w)
+    y, counts = x.new_empty(len(x), w.shape[1]), (len(x) - len(x) % BLOCK, len(x) % BLOCK)
+    (x_blocks, x_rest), (y_blocks, y_rest) = (rows.split_with_sizes(counts) for rows in (x, y))
+    with by_onednn():
+        torch.mm(x_blocks, w, out=y_blocks)
+    torch.mm(x_rest, w, out=y_rest)
+    return y
+
+
 class by_onednn:  # noqa: N801  # used like a function that is a context manager, which would take twice as long
     """Multiply float32 matrices by oneDNN, where torch was built with it and the processor has AVX-512."""
 
