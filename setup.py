@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: a wheel has the studies of projects/, so that `ehrtrack demo` needs no checkout."""
+"""What pyproject.toml cannot say: a wheel has the studies of projects/ and what they found, for `demo` and `advise`."""
 
 from pathlib import Path
 
@@ -13,7 +13,8 @@ class WithProjects(build_py):
         super().run()
         if self.editable_mode:
             return
-        for file in sorted(file for file in Path("projects").glob("*/*") if file.suffix in (".toml", ".md")):
+        written = [file for file in Path("projects").glob("*/*") if file.suffix in (".toml", ".md")]
+        for file in sorted([*written, *Path("projects").glob("*/results/tables/main.csv")]):
             copy = Path(self.build_lib, "ehrtrack", file)
             self.mkpath(str(copy.parent))
             self.copy_file(str(file), str(copy))

@@ -131,7 +131,7 @@ def embed(
 @click.option("--price", type=click.FloatRange(min=0), help="of an hour of the machine, in any currency")
 @click.pass_context
 def advise(context: click.Context, config: Path, price: float | None) -> None:
-    """Say which strategy the cohort's size suggests, with parameters, memory, time and cost, before a GPU is rented.
+    """Say what was best in studies with as many labels, and what it takes here, before a GPU is rented.
 
     Any setting can be overridden: --model.size medium --runtime.device cuda.
     """

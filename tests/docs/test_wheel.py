@@ -45,6 +45,9 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> frozenset[str]:
 def test_it_has_the_package_the_studies_and_the_licence(names: frozenset[str]) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ehrtrack").rglob("*.py")}
     studies = {f"ehrtrack/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "projects").glob("*/*.toml")}
+    studies |= {
+        f"ehrtrack/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("projects/*/results/tables/main.csv")
+    }
     assets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ehrtrack" / "reporting" / "assets").iterdir()}
 
     assert (modules | studies | assets) - names == set()

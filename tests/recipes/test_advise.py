@@ -7,10 +7,11 @@ import pytest
 from simulated import Population, study, write_dataset
 
 from ehrtrack.cli import main
-from ehrtrack.config import RunConfig, load_config, to_toml
+from ehrtrack.config import RunConfig, load_config, override, to_toml
 from ehrtrack.pipeline.prepare import prepare_cohort
 from ehrtrack.recipes import advise as module
-from ehrtrack.recipes.advise import Advice, advise, rule_for
+from ehrtrack.recipes.advise import Advice, advise
+from ehrtrack.study.evidence import Result, nearest, read_results, standings
 
 
 @pytest.fixture(scope="module")
@@ -25,79 +26,59 @@ def advice(config: RunConfig) -> Advice:
     return advise(config, price=2.5, seconds=0.2)
 
 
-@pytest.mark.parametrize(
-    ("n_subjects", "strategies", "lambda_rank", "batch"),
-    [
-        (1_999, ("frozen",), (0.05, 0.05), (16, 32)),
-        (2_000, ("lora",), (0.1, 0.1), (32, 64)),
-        (20_000, ("lora",), (0.1, 0.1), (32, 64)),
-        (20_001, ("lora", "full"), (0.1, 0.2), (64, 128)),
-    ],
-)
-def test_the_rule_goes_by_labelled_subjects(
-    n_subjects: int, strategies: tuple[str, ...], lambda_rank: tuple[float, float], batch: tuple[int, int]
-) -> None:
-    rule = rule_for(n_subjects)
-    assert (rule.strategies, rule.lambda_rank, rule.batch_subjects) == (strategies, lambda_rank, batch)
-
-
 def test_subjects_events_and_tokens_are_those_of_the_training_split(config: RunConfig, advice: Advice) -> None:
     records = prepare_cohort(config)
     rows = records.rows["train"]
     assert advice.subjects == len(rows)
     assert advice.events == records.outcomes.is_event[rows].sum()
     assert advice.tokens == np.minimum(records.store.n_tokens[rows] + 1, config.data.max_tokens).sum()
-    assert advice.options[0].cost.tokens == advice.tokens
+    assert advice.option.cost.tokens == advice.tokens
 
 
-def test_frozen_trains_the_head_alone(advice: Advice) -> None:
-    (option,) = advice.options
-    width, n_intervals = 32, 20
-    features = 3 * width
-    head = (width + 1) + 2 * features + 2 * features + n_intervals
-    assert option.n_trainable <= head  # fewer intervals where event times are few
-    assert option.n_parameters > 5 * option.n_trainable
-    assert option.cost.once_seconds > 0
-
-
-def test_a_batch_of_subjects_becomes_a_budget_of_tokens_that_holds_them(config: RunConfig, advice: Advice) -> None:
-    budget = advice.options[0].overrides["train.batch_tokens"]
-    needed = advice.tokens / advice.subjects * 32
-    assert needed <= budget < needed + 256
-    assert budget >= config.data.max_tokens
+def test_the_option_is_the_network_that_studies_found_best(config: RunConfig, advice: Advice) -> None:
+    settings = nearest(read_results(), advice.subjects)
+    assert advice.network == standings(settings)[0]
+    assert advice.option.overrides == advice.network.result.settings
+    assert 0 < advice.option.n_trainable <= advice.option.n_parameters
 
 
 def test_the_cost_is_hours_times_the_price(advice: Advice) -> None:
-    cost = advice.options[0].cost
+    cost = advice.option.cost
     assert cost.hours(10) - cost.hours(0) == pytest.approx(10 * cost.hours(1) - 10 * cost.hours(0))
     assert f"{cost.hours(advice.epochs) * 2.5:,.2f} at 2.5 an hour" in advice.to_text()
 
 
 def test_the_settings_can_be_pasted_behind_the_command(config: RunConfig, advice: Advice, tmp_path: Path) -> None:
     (tmp_path / "finetune.toml").write_text(to_toml(config))
-    line = next(line for line in advice.to_text().splitlines() if line.startswith("  settings"))
-    words = line.split()[1:]
-    pasted = load_config(
-        tmp_path / "finetune.toml",
-        [(name.removeprefix("--"), value) for name, value in zip(words[::2], words[1::2], strict=True)],
-    )
-    assert pasted.strategy.name == "frozen"
-    assert pasted.train.patience == 10
-    assert pasted.train.batch_tokens == advice.options[0].overrides["train.batch_tokens"]
+    lines = [line.split()[1:] for line in advice.to_text().splitlines() if line.startswith("  settings")]
+    lines += [line.split() for line in advice.to_text().splitlines() if line.startswith("  --baseline.")]
+    assert len(lines) == 1 + len(advice.baselines)
+    for words in lines:
+        pairs = [(name.removeprefix("--"), value) for name, value in zip(words[::2], words[1::2], strict=True)]
+        load_config(tmp_path / "finetune.toml", pairs)
 
 
-def test_a_large_cohort_is_told_to_compare_lora_with_full(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "rule_for", lambda _: rule_for(50_000))
-    lora, full = advise(config, seconds=0.05).options
-    assert (lora.overrides["strategy.name"], full.overrides["strategy.name"]) == ("lora", "full")
-    assert full.n_trainable == full.n_parameters > lora.n_trainable
-    assert lora.cost.megabytes > 0
-    assert "strategy.rank" not in full.overrides
+def test_every_configuration_of_the_results_can_be_asked_for(config: RunConfig) -> None:
+    results = read_results()
+    assert len(results) > 30
+    for result in results:
+        override(config, result.settings)
 
 
-def test_advice_says_where_measurements_disagree(advice: Advice) -> None:
-    assert "lambda_rank: the ranking loss did not raise the C-index" in advice.to_text()
-    assert "There is no measurement of another device here" in advice.to_text()
+def test_studies_of_other_sizes_are_called_a_guess(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = [
+        Result("near", "cox", True, 100, 1, 0.7, 1.0),
+        Result("near", "full", False, 100, 1, 0.6, 1.0),
+        Result("far", "cox", True, 10_000, 1, 0.7, 1.0),
+        Result("far", "full", False, 10_000, 1, 0.8, 1.0),
+    ]
+    monkeypatch.setattr(module, "read_results", lambda: results)
+    text = advise(config, seconds=0.05).to_text()
+    assert "far: more than 3 times as many labels or as few, so that this is a guess" in text
+    assert "a network was above the best baseline in 1 of 2" in text
+    assert "fit first, in minutes:\n  --baseline.name cox\n" in text
+    assert "then compare: full, the best network of 2 studies" in text
+    assert "There is no measurement of another device here" in text
 
 
 def run(*words: str) -> int:
@@ -114,7 +95,7 @@ def test_the_command_needs_no_tracking_server(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "finetune.toml").write_text(to_toml(config))
     assert run("--config", "finetune.toml", "--price", "1") == 0
-    assert "suggested: frozen, batches of 16 to 32 subjects" in capsys.readouterr().out
+    assert "best baseline and best network of our studies" in capsys.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == ["finetune.toml"]
 
 
