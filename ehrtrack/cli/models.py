@@ -17,18 +17,20 @@ _WHY = "the reason, for the record of moves"
 @click.option("--name", default="", help="the registered model  [default: the run's study]")
 @click.option("--force", is_flag=True, help="whatever the rules say; a pinned champion stays all the same")
 @click.option("--pin", "pins", is_flag=True, help="keep it champion, whatever is promoted or compared later")
+@click.option("--merge", "merges", is_flag=True, help="a version that stands alone: an adapter with its base")
 @click.option("--why", default="", help=_WHY)
-def promote(run: str, name: str, force: bool, pins: bool, why: str) -> None:
+def promote(run: str, name: str, force: bool, pins: bool, merges: bool, why: str) -> None:
     """Make RUN (a run id, or models:/NAME/VERSION) champion of a registered model, unless it is worse.
 
     It takes the place of a champion of the same cohort than which it is not worse, by the paired interval on the
-    validation subjects. The champion before stays as models:/NAME@previous.
+    validation subjects. The champion before stays as models:/NAME@previous. A version of a run with an adapter holds
+    that alone, and finds its base on the server.
     """
     from ehrtrack.recipes.promote import promote as promote_run
     from ehrtrack.tracking.client.connection import check_reachable
 
     check_reachable()
-    click.echo(promote_run(run, name=name, is_forced=force, pins=pins, why=why).to_text())
+    click.echo(promote_run(run, name=name, is_forced=force, pins=pins, merges=merges, why=why).to_text())
 
 
 @cli.command()

@@ -6,14 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ehrtrack import plugins
 from ehrtrack.errors import CheckpointError
-from ehrtrack.models.behrt import Behrt, EhrModel, load_encoder_weights
-from ehrtrack.objectives.base import OutcomeObjective
+from ehrtrack.models.behrt import EhrModel, load_encoder_weights
+from ehrtrack.pipeline.adapted import plain_model
+from ehrtrack.pipeline.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ehrtrack.pipeline.model_folder import read_model_folder
 from ehrtrack.training.checkpoint import load_tensors, weights_fingerprint
-
-HEAD = "base_model.model.head."
 
 
 def adapter_base(base: Path | str, adapter: Path | str) -> EhrModel:
@@ -29,7 +27,7 @@ def adapter_base(base: Path | str, adapter: Path | str) -> EhrModel:
     CheckpointError
         If a file is missing or damaged, or the adapter was trained on another base.
     """
-    said = _said_of_base(Path(adapter))
+    said = said_of_base(Path(adapter))
     if said.get("kind") == "random":
         raise CheckpointError(
             f"the adapter in {adapter} was trained on random weights, which no run keeps: load the whole model of its "
@@ -44,21 +42,25 @@ def adapter_base(base: Path | str, adapter: Path | str) -> EhrModel:
         )
     if not said:
         print(f"the adapter in {adapter} is from before adapters named their base: whether {base} is it is not checked")
-    weights = load_tensors(Path(adapter) / "adapter_model.safetensors")
+    weights = load_tensors(Path(adapter) / ADAPTER_WEIGHTS)
     try:
-        encoder = Behrt(folder.config.model, len(folder.vocabulary), may_lack_age=folder.config.data.may_lack_age)
-        objective = plugins.plugin("objectives", said.get("objective", "survival"), OutcomeObjective)
-        of_head = {name.removeprefix(HEAD): tensor for name, tensor in weights.items() if name.startswith(HEAD)}
-        model = EhrModel(encoder, objective.rebuild(of_head, width=encoder.width).head)
+        objective = said.get("objective", "survival")
+        model = plain_model(folder.config, len(folder.vocabulary), weights, objective=objective)
         load_encoder_weights(model, folder.encoder_weights())
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"the adapter in {adapter} and the base in {base} do not fit: {error}") from error
     return model.eval()
 
 
-def _said_of_base(adapter: Path) -> dict[str, Any]:
-    """What the adapter's configuration records about its base; configurations of earlier versions record nothing."""
-    file = adapter / "adapter_config.json"
+def said_of_base(adapter: Path) -> dict[str, Any]:
+    """What the adapter's configuration records about its base; configurations of earlier versions record nothing.
+
+    Raises
+    ------
+    CheckpointError
+        If it is none.
+    """
+    file = adapter / ADAPTER_CONFIG
     try:
         said = json.loads(file.read_text())["auto_mapping"].get("base", {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -25,6 +25,7 @@ from ehrtrack.pipeline.model_card import CARD, input_example, model_card
 from ehrtrack.pipeline.predictions_cache import read_validation_predictions
 from ehrtrack.pipeline.run import MODEL_FOLDER, RUN_CONFIG
 from ehrtrack.pipeline.run_rows import run_row
+from ehrtrack.pipeline.version_form import form_of
 from ehrtrack.runlog import KEPT
 from ehrtrack.tracking.client.moves import (
     is_pinned,
@@ -34,8 +35,8 @@ from ehrtrack.tracking.client.moves import (
     set_champion,
 )
 from ehrtrack.tracking.client.queries import MissingArtifact, download, get_run
-from ehrtrack.tracking.client.registry import ModelVersion, cohort_of, log_and_register_model, version_of_run
-from ehrtrack.tracking.names import COHORT, HORIZON, ROLLED_BACK
+from ehrtrack.tracking.client.registry import ModelVersion, cohort_of, log_and_register_model, versions_of_run
+from ehrtrack.tracking.names import BASE, COHORT, HORIZON, ROLLED_BACK
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,12 @@ def ruling(row: RunRow, name: str, *, is_forced: bool = False) -> Ruling:
     force = f"`ehrtrack promote {row.run_id} --name {name} --force` makes it champion all the same"
     if not row.is_judged(metric):
         return Ruling(f"it could not be judged: too few test events for a {metric.title} with an interval; {force}")
-    known = version_of_run(name, row.run_id)
-    if present is None or (known is not None and known.version == present.version):
+    known = versions_of_run(name, row.run_id)
+    if present is None or present.version in {version.version for version in known}:
         return Ruling(None)
-    if known is not None and ROLLED_BACK in known.tags:
-        return Ruling(f"version {known.version} was rolled back on {known.tags[ROLLED_BACK]}; {force}")
+    for version in known:
+        if ROLLED_BACK in version.tags:
+            return Ruling(f"version {version.version} was rolled back on {version.tags[ROLLED_BACK]}; {force}")
     if is_set_by_hand(name):
         return Ruling(f"its alias was set by hand, or before moves of it were noted, and nobody said why; {force}")
     of_champion = cohort_of(present)
@@ -134,26 +136,39 @@ def _paired(row: RunRow, present: ModelVersion, metric: Metric, force: str) -> R
     return Ruling(None, text)
 
 
-def register(row: RunRow, name: str) -> ModelVersion:
-    """The run's version of model `name`, made if there is none.
+def register(row: RunRow, name: str, *, merges: bool = False) -> ModelVersion:
+    """The run's version of model `name`, the last of several, made if there is none.
+
+    Parameters
+    ----------
+    merges : it has to stand alone: where the run has an adapter, one that is merged into its base
 
     Raises
     ------
     MissingArtifact
         If the run keeps no model.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        model_folder = download(row.run_id, MODEL_FOLDER, Path(folder))
-        card = model_card(get_run(row.run_id), name)
-        return log_and_register_model(
+    for version in versions_of_run(name, row.run_id):
+        if not (merges and version.is_adapter):
+            return version
+    with tempfile.TemporaryDirectory(prefix="ehrtrack-") as aside:
+        form = form_of(row.run_id, download(row.run_id, MODEL_FOLDER, Path(aside)), Path(aside), merges=merges)
+        card = model_card(get_run(row.run_id), name, form.text)
+        version = log_and_register_model(
             row.run_id,
-            model_folder,
+            form.folder,
             name,
             description=card,
-            tags={COHORT: row.cohort_fingerprint} | ({HORIZON: row.horizon_days} if row.horizon_days else {}),
+            tags={
+                COHORT: row.cohort_fingerprint,
+                **({HORIZON: row.horizon_days} if row.horizon_days else {}),
+                **({BASE: form.base.model} if form.base else {}),
+            },
             texts={CARD: card},
-            input_example=input_example(model_folder),
+            input_example=input_example(form.folder),
         )
+    print(f"{version.uri} {form.text}", flush=True)
+    return version
 
 
 def own_cohort(config: RunConfig, latest: Mapping[str, str]) -> str | None:

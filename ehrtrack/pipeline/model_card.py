@@ -46,12 +46,13 @@ _COHORT = ("cohort.", "data.split.")
 _NONE = ("not logged by the run",)
 
 
-def model_card(record: RunRecord, name: str) -> str:
+def model_card(record: RunRecord, name: str, form: str) -> str:
     """The card of a finished run's model, as Markdown.
 
     Parameters
     ----------
     name : of the registered model
+    form : of this version: what of the model it holds, and how large that is
     """
     row = run_row(record)
     with tempfile.TemporaryDirectory(prefix="ehrtrack-") as folder:
@@ -71,7 +72,7 @@ def model_card(record: RunRecord, name: str) -> str:
         "Negative controls and sanity": _controls(record, controls),
         "Limits": _limits(record, row),
         "Cost": [*_numbers(record.metrics, _COSTS, "")],
-        "Lineage": _lineage(record),
+        "Lineage": _lineage(record, form),
     }
     said = (f"## {title}\n\n" + "".join(f"- {line}\n" for line in lines or _NONE) for title, lines in sections.items())
     return f"# {name}: {row.label}\n\n" + "\n".join(said)
@@ -163,13 +164,14 @@ def _limits(record: RunRecord, row: RunRow) -> list[str]:
     return lines
 
 
-def _lineage(record: RunRecord) -> list[str]:
+def _lineage(record: RunRecord, form: str) -> list[str]:
     base = record.params.get("init.run", "")
     steps = [f"base: pretraining run {base}, weights {record.tags.get('fingerprint.base', 'unknown')}"] if base else []
     if record.metrics.get("cost/adapter_mb"):
-        steps.append(f"adapter: `adapter` of run {record.run_id}, trained on that base and merged in this version")
+        steps.append(f"adapter: `adapter` of run {record.run_id}, trained on that base")
     return [
         *steps,
+        f"this version {form}",
         f"run {record.run_id} ({record.name}, {record.kind}, {record.started:%Y-%m-%d}), study {record.study}",
         f"code: git {record.tags.get(GIT_COMMIT, 'unknown')}",
         *(f"{tag}: {value}" for tag, value in sorted(record.tags.items()) if tag.startswith("fingerprint.")),

@@ -1,6 +1,10 @@
 """Names of the files in a model folder, apart from what reads them, which needs torch."""
 
 WEIGHTS = "model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+BASE = "base.json"
+"""In the place of `WEIGHTS`: an adapter as peft writes it, and the base that it is loaded on."""
 CONFIG = "run_config.json"
 VOCABULARY = "vocabulary.json"
 TIME_GRID = "time_grid.json"

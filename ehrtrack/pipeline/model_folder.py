@@ -19,7 +19,9 @@ from ehrtrack.files import BROKEN, parse_json, sha256_of
 from ehrtrack.models.behrt import SIZES, Behrt, EhrModel, encoder_weights
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.objectives.base import OutcomeObjective, Rebuilt
+from ehrtrack.pipeline.adapted import Bases, adapter_weights, head_weights, is_adapter, merged_weights, on_base
 from ehrtrack.pipeline.model_files import (
+    ADAPTER_WEIGHTS,
     BASELINE,
     CHECKSUMS,
     CONFIG,
@@ -53,6 +55,7 @@ class ModelFolder:
     seen : codes and values of the training subjects; None where it was not kept
     failed_checks : of the sanity of the run that made it, where it was asked for them
     has_classes : its risks are probabilities of a class, and of no horizon
+    network : an adapter on a base that others use too; `weights` are then those of its head alone
     """
 
     config: RunConfig
@@ -65,6 +68,7 @@ class ModelFolder:
     seen: Seen | None
     failed_checks: tuple[str, ...] = ()
     has_classes: bool = False
+    network: nn.Module | None = None
 
     @property
     def n_causes(self) -> int:
@@ -124,6 +128,8 @@ class ModelFolder:
         CheckpointError
             If the folder holds no survival model, or its weights do not fit.
         """
+        if self.network is not None:
+            return self.network
         head = self.rebuilt().head
         encoder = Behrt(self.config.model, len(self.vocabulary), may_lack_age=self.config.data.may_lack_age)
         model = EhrModel(encoder, head)
@@ -176,25 +182,37 @@ def write_checksums(folder: Path) -> None:
     (folder / CHECKSUMS).write_text("".join(lines))
 
 
-def read_model_folder(folder: Path) -> ModelFolder:
+def read_model_folder(folder: Path, *, shared: Bases | None = None) -> ModelFolder:
     """Read a model folder; nothing is unpickled.
+
+    Of a folder with an adapter alone the base is found on this machine or fetched, and the adapter merged into it.
+
+    Parameters
+    ----------
+    shared : bases in memory, which an adapter is put on and not merged into: each more of one base takes the memory of
+        the adapter. Such a model predicts, and no training starts from it
 
     Raises
     ------
     CheckpointError
         If a file is missing or damaged, is no regular file, or is larger than any model's.
+    TrackingError
+        If the base of an adapter is nowhere to be had.
     """
     _check_files(folder)
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     config = _read_config(folder / CONFIG)
     grid_file, baseline_file = folder / TIME_GRID, folder / BASELINE
     is_baseline = baseline_file.is_file()
-    weights = {} if is_baseline else _read_weights(folder / WEIGHTS)
-    n_codes = 0 if is_baseline else len(weights.get("encoder.embeddings.code.weight", ()))
-    if not is_baseline and n_codes != len(vocabulary):
-        raise CheckpointError(
-            f"{folder}: weights for {n_codes} tokens beside a vocabulary of {len(vocabulary)}; they come from two runs"
-        )
+    network: nn.Module | None = None
+    weights: dict[str, Tensor] = {}
+    if is_adapter(folder) and shared is not None:
+        network = on_base(folder, config, len(vocabulary), shared)
+        weights = {f"head.{name}": tensor for name, tensor in head_weights(adapter_weights(folder)).items()}
+    elif is_adapter(folder):
+        weights = merged_weights(folder, config, len(vocabulary), Bases())
+    elif not is_baseline:
+        weights = _read_weights(folder / WEIGHTS, n_codes=len(vocabulary))
     max_tokens, seen, has_classes = _read_reading(folder, config, is_baseline=is_baseline)
     return ModelFolder(
         config=config,
@@ -206,6 +224,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
         max_tokens=max_tokens,
         seen=seen,
         has_classes=has_classes,
+        network=network,
     )
 
 
@@ -232,7 +251,7 @@ def _check_files(folder: Path) -> None:
     """Check all files before any is read: a link may lead out of the folder, and a pipe may never end."""
     for file in folder.iterdir() if folder.is_dir() else ():
         status = file.lstat()
-        most = MAX_FILE_BYTES if file.name == WEIGHTS else MAX_JSON_BYTES
+        most = MAX_FILE_BYTES if file.name in (WEIGHTS, ADAPTER_WEIGHTS) else MAX_JSON_BYTES
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
             raise CheckpointError(f"{file} is no regular file of at most {most:,} bytes; it is not read")
     digests = _read_checksums(folder / CHECKSUMS)
@@ -268,8 +287,13 @@ def _read_config(path: Path) -> RunConfig:
         raise CheckpointError(f"{path} is no configuration of a run: {error}") from error
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path, *, n_codes: int) -> dict[str, Tensor]:
     weights = load_tensors(path)
+    found = len(weights.get("encoder.embeddings.code.weight", ()))
+    if found != n_codes:
+        raise CheckpointError(
+            f"{path.parent}: weights for {found} tokens beside a vocabulary of {n_codes}; they come from two runs"
+        )
     try:
         check_tensors(weights)
     except ValueError as error:

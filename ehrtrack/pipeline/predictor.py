@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from torch import nn
 
 from ehrtrack.arrays import Ints
 from ehrtrack.baselines.base import Baseline, TokenHistories, baseline_class
@@ -30,10 +31,12 @@ from ehrtrack.evaluation.groups import subject_groups
 from ehrtrack.evaluation.predictions import with_predictions
 from ehrtrack.models.device import place
 from ehrtrack.objectives.base import Predictions
+from ehrtrack.pipeline.adapted import Bases
 from ehrtrack.pipeline.model_folder import ModelFolder, read_model_folder
 from ehrtrack.survival.time_grid import TimeGrid
 
 BATCH_TOKENS = 4096
+_CPU = torch.device("cpu")
 MOST_UNKNOWN = 0.5
 """Share of events that a model may not know of the subjects that it is asked to score."""
 
@@ -200,6 +203,11 @@ class Predictor:
         settings = self.folder.config.baseline
         return baseline_class(settings.name, has_classes=self.folder.has_classes)(settings)
 
+    @cached_property
+    def _network(self) -> tuple[nn.Module, Callable[..., Predictions]]:
+        """The network, and how its objective predicts with it."""
+        return place(self.folder.survival_model(), _CPU), self.folder.rebuilt().predict
+
     def _values(self, dataset: MedsDataset, cutoffs: pl.DataFrame, cache: Path) -> pl.DataFrame | None:
         """Recorded values up to the cutoffs, where the model reads them."""
         if self._baseline is None or not self._baseline.reads_values:
@@ -222,9 +230,8 @@ class Predictor:
             )
             model, features = self._baseline.from_json(self.folder.baseline), self._baseline.read(histories)
             return _checked(Predictions(rows, np.asarray(model.survival(features, self.grid.edges_days))))
-        batches, cpu = Batches(store, rows, BATCH_TOKENS, longest), torch.device("cpu")
-        network = place(self.folder.survival_model(), cpu)
-        return _checked(self.folder.rebuilt().predict(network, batches, cpu))
+        network, predict = self._network
+        return _checked(predict(network, Batches(store, rows, BATCH_TOKENS, longest), _CPU))
 
     def _count_events(self, dataset: MedsDataset, cutoffs: pl.DataFrame) -> Ints:
         """(V,) events of each token that are known of the subjects at their cutoffs, each event once."""
@@ -261,15 +268,21 @@ def _with_reason(asked: pl.DataFrame, rows: Ints, reason: str) -> pl.DataFrame:
     return asked.with_columns(pl.Series(REASON, reasons, dtype=pl.String))
 
 
-def load_predictor(folder: Path) -> Predictor:
+def load_predictor(folder: Path, *, shared: Bases | None = None) -> Predictor:
     """The predictor in a model folder.
+
+    Parameters
+    ----------
+    shared : as of `read_model_folder`: several adapters of one base, in memory at the same time
 
     Raises
     ------
     CheckpointError
         If a file is missing or damaged, or the model predicts no survival.
+    TrackingError
+        If it is an adapter, and its base is nowhere to be had.
     """
-    model = read_model_folder(Path(folder))
+    model = read_model_folder(Path(folder), shared=shared)
     if model.grid is None or model.config.cohort is None:
         raise CheckpointError(f"the model in {folder} was pretrained only: it has no outcome; name a finetune run")
     return Predictor(model, model.grid)

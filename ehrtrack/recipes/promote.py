@@ -41,7 +41,15 @@ class Promotion:
         return f"models:/{name}@champion is version {number} (run {self.version.run_id}); it was {was}{compared}"
 
 
-def promote(reference: str, *, name: str = "", is_forced: bool = False, pins: bool = False, why: str = "") -> Promotion:
+def promote(
+    reference: str,
+    *,
+    name: str = "",
+    is_forced: bool = False,
+    pins: bool = False,
+    merges: bool = False,
+    why: str = "",
+) -> Promotion:
     """Make a run the champion of a registered model, if it is not worse than the one there is.
 
     The rules are those of `pipeline.champion.ruling`, as for what `compare` proposes. A run that is refused makes no
@@ -53,6 +61,7 @@ def promote(reference: str, *, name: str = "", is_forced: bool = False, pins: bo
     name : the registered model; that of the version, or the run's study, if empty
     is_forced : override every rule but the pin
     pins : keep it champion, whatever is promoted or compared later
+    merges : as a version that stands alone, where it would be an adapter to be loaded on its base
     why : the reason, for the record
 
     Raises
@@ -64,7 +73,9 @@ def promote(reference: str, *, name: str = "", is_forced: bool = False, pins: bo
     """
     known = find_version(reference) if reference.startswith("models:/") else None
     name = name or (known.name if known else "")
-    if known is not None and is_forced and name == known.name:  # even one whose run is gone
+    if (
+        known is not None and is_forced and name == known.name and not (merges and known.is_adapter)
+    ):  # even one whose run is gone
         if is_pinned(name):
             raise DataError(f"{known.uri} does not become champion of {name!r}: {pin_text(name)}")
         return _moved(known, why, "", is_forced=True, pins=pins)
@@ -78,7 +89,7 @@ def promote(reference: str, *, name: str = "", is_forced: bool = False, pins: bo
         present = present_champion(name)
         stays = "no version becomes champion" if present is None else f"{present.uri} stays champion"
         raise DataError(f"run {record.run_id} does not become champion of {name!r}, and {stays}: {ruled.refusal}")
-    return _moved(register(row, name), why, ruled.comparison, is_forced=is_forced, pins=pins)
+    return _moved(register(row, name, merges=merges), why, ruled.comparison, is_forced=is_forced, pins=pins)
 
 
 def _moved(version: ModelVersion, why: str, comparison: str, *, is_forced: bool, pins: bool) -> Promotion:

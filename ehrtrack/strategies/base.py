@@ -4,12 +4,13 @@ And the parameter table that every run shows before it trains."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import polars as pl
-from torch import nn
+from torch import Tensor, nn
 
 from ehrtrack import plugins
 from ehrtrack.models.behrt import EhrModel
@@ -81,6 +82,16 @@ class Strategy(ABC):
 
     def save_adapter(self, model: nn.Module, folder: Path, *, base: Base = NO_BASE) -> None:  # noqa: B027  most have none
         """Write the adapter alone, where the strategy has one; it is of no use without its base."""
+
+    def load_adapter(self, model: EhrModel, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The model of which `save_adapter` wrote the adapter, from its base and the adapter's tensors.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            If the tensors are not those of such an adapter.
+        """
+        raise ValueError(f"strategy {self.config.name} has no adapter")
 
 
 def strategy_of(config: Choice) -> Strategy:

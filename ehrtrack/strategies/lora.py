@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 import peft
-from torch import nn
+from torch import Tensor, nn
 
 from ehrtrack.models.behrt import ADAPTED_LAYERS, EhrModel
 from ehrtrack.models.code_effects import CodeEffects
@@ -81,6 +82,17 @@ class Lora(Strategy):
             "parts": _parts(adapted),
         }
         config.write_text(json.dumps(table, indent=2, sort_keys=True))
+
+    def load_adapter(self, model: EhrModel, tensors: Mapping[str, Tensor]) -> nn.Module:
+        adapted = cast(peft.PeftModel, self.apply(model))
+        own = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
+        if own != set(tensors):  # peft itself passes over names that it does not know, and over those that lack
+            odd = ", ".join(sorted(own ^ set(tensors))[:5])
+            raise ValueError(
+                f"{len(own ^ set(tensors))} tensors are of the adapter or of the model alone, such as {odd}"
+            )
+        peft.set_peft_model_state_dict(adapted, dict(tensors))
+        return cast(nn.Module, adapted)
 
 
 def _parts(adapted: peft.PeftModel) -> list[str]:

@@ -38,6 +38,7 @@ PINNED = "ehrtrack.pinned"  # on a registered model, or a version of it: its cha
 SET_CHAMPION = "ehrtrack.champion"  # on a registered model: the version that was last made champion, not by hand
 MOVE = "ehrtrack.move."  # on a registered model: a move of its champion, as JSON, under the time at which it was made
 ROLLED_BACK = "ehrtrack.rolled_back"  # on a version that was champion: when, by whom and why another took its place
+BASE = "ehrtrack.base"  # on a version that is an adapter alone: the address of the model that it is loaded on
 ERROR = "ehrtrack.error"
 STOPPED = "ehrtrack.stopped"
 GIT_COMMIT = "ehrtrack.git_commit"

@@ -32,6 +32,10 @@ class MissingArtifact(TrackingError):
     """The server answered that the run has no such file."""
 
 
+class MissingRun(TrackingError):
+    """The server answered that it has no such run."""
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """A run as the server holds it.
@@ -105,19 +109,27 @@ def get_run(run_id: str) -> RunRecord:
 
     Raises
     ------
-    TrackingError
+    MissingRun
         If the server has no such run; the message says which server was asked.
+    TrackingError
+        If it does not answer.
     """
     try:
         return _record(of_entity(client().get_run(run_id)))
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise TrackingError(
+            raise MissingRun(
                 f"there is no run {run_id!r} on {redacted(tracking_uri())}; needed is the 32-digit id "
                 "on a run's page, models:/NAME@champion or runs:/ID. Is MLFLOW_TRACKING_URI the server where "
                 "it was made?"
             ) from error
         raise TrackingError(f"could not read run {run_id!r} on {redacted(tracking_uri())}: {error}") from error
+
+
+def is_deleted(run_id: str) -> bool:
+    """Whether a run is marked as deleted, so that ``mlflow gc`` removes it with its files."""
+    with tracking_errors(f"read run {run_id}"):
+        return str(client().get_run(run_id).info.lifecycle_stage) == "deleted"
 
 
 def search_runs(

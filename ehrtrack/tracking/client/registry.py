@@ -83,6 +83,11 @@ class ModelVersion:
         return f"models:/{self.name}/{self.version}"
 
     @property
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter alone, which is loaded on a base."""
+        return names.BASE in self.tags
+
+    @property
     def artifact_path(self) -> str:
         """The folder of the run's artifacts that is this version; the model's own where it was registered otherwise."""
         prefix = f"runs:/{self.run_id}/"
@@ -110,7 +115,8 @@ def log_and_register_model(
     The folder's files travel as they are (safetensors and JSON) beside the code that reads them, the package itself as
     a wheel, and the requirements, so that the server's address is all that a machine needs; nothing is pickled. They
     lie in a folder of the version's own, named by the digest that `fetch_model` and serving check.
-    A run that is already a version of this model stays that one version.
+    A run that is already a version of this model stays that one; an adapter alone may have one beside it that stands
+    alone.
 
     Parameters
     ----------
@@ -125,9 +131,9 @@ def log_and_register_model(
     input_example
         Rows as `model_code.SurvivalModel.predict` takes them.
     """
-    known = version_of_run(name, run_id)
-    if known is not None:
-        return known
+    for known in versions_of_run(name, run_id):
+        if known.is_adapter == (names.BASE in (tags or {})):
+            return known
     with tempfile.TemporaryDirectory(prefix="ehrtrack-") as folder:
         stored = Path(folder) / names.REGISTERED_ARTIFACTS
         _save_pyfunc(model_folder, stored, input_example)
@@ -281,11 +287,12 @@ def _what_there_is(name: str) -> str:
     return f"model {name!r} has versions {numbers}; aliases: {aliases}"
 
 
-def version_of_run(name: str, run_id: str) -> ModelVersion | None:
-    """The version of model `name` that a run is, or None."""
+def versions_of_run(name: str, run_id: str) -> list[ModelVersion]:
+    """The versions of model `name` that a run is, the last first."""
     with tracking_errors(f"look up model {name!r}"):
-        versions = client().search_model_versions(f"run_id = '{run_id}'")
-    return next((_version(version) for version in versions if version.name == name), None)
+        found = client().search_model_versions(f"run_id = '{run_id}'")
+    versions = [_version(version) for version in found if version.name == name]
+    return sorted(versions, key=lambda version: -int(version.version))
 
 
 def _ensure_model(name: str) -> None:
