@@ -1,4 +1,5 @@
-"""``mlflow server`` behind a guard: no body is read before its login is checked, and no user chooses where files lie.
+"""``mlflow server`` behind a guard: no body is read before its login is checked, no user chooses where files lie, and
+what a registered version is made of is neither written to nor deleted.
 
 Run as a program, this is ``mlflow server`` whose first process becomes the server. By itself mlflow prepares the
 server, starts it as a second process and waits for its end, with 300 MB in its hands. Loaded by the server, it is the
@@ -13,8 +14,10 @@ import functools
 import importlib
 import inspect
 import os
+import posixpath
+import re
 import sys
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -80,6 +83,7 @@ def create_app() -> Guard:
     if module == "mlflow.server.auth":
         knows = importlib.import_module(module)._authenticate_fastapi_request
     _refuse_locations()
+    _keep_versions()
     return Guard(app() if inspect.isfunction(app) else app, knows)
 
 
@@ -124,6 +128,135 @@ def _refuse_locations() -> None:
         return create(store, name, tags=tags)
 
     store_class.create_experiment = create_experiment
+
+
+def _keep_versions() -> None:
+    """Refuse whatever would change or remove the files of a registered version, or of the base that it is loaded on.
+
+    mlflow lets whoever may write to a run overwrite its files, versions and all. Who wants them gone deletes the
+    version first. It is refused in the store and in the store of files, below every spelling of a call.
+    """
+    from mlflow.server import handlers
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    store_class: Any = SqlAlchemyStore
+    delete_run, delete_experiment = store_class.delete_run, store_class.delete_experiment
+
+    @functools.wraps(delete_run)
+    def delete_run_without_versions(store: Any, run_id: str) -> Any:
+        _refuse(f"run {run_id}", versions_on(run_id))
+        return delete_run(store, run_id)
+
+    @functools.wraps(delete_experiment)
+    def delete_experiment_without_versions(store: Any, experiment_id: str) -> Any:
+        for run_id in _runs_with_versions():
+            if str(store.get_run(run_id).info.experiment_id) == str(experiment_id):
+                _refuse(f"experiment {experiment_id}", versions_on(run_id))
+        return delete_experiment(store, experiment_id)
+
+    store_class.delete_run, store_class.delete_experiment = (
+        delete_run_without_versions,
+        delete_experiment_without_versions,
+    )
+    files: Any = handlers._get_artifact_repo_mlflow_artifacts()  # type: ignore[no-untyped-call]
+    for name, place in _WRITES.items():
+        if hasattr(files, name):
+            setattr(files, name, _only_elsewhere(getattr(files, name), place))
+
+
+_WRITES: Mapping[str, Callable[..., str]] = {
+    "log_artifact": lambda local_file, artifact_path=None: f"{artifact_path or ''}/{Path(local_file).name}",
+    "log_artifacts": lambda local_dir, artifact_path=None: artifact_path or "",
+    "log_artifact_from_stream": lambda stream, filename, artifact_path=None: f"{artifact_path or ''}/{filename}",
+    "log_artifact_from_async_stream": lambda stream, filename, artifact_path=None: f"{artifact_path or ''}/{filename}",
+    "create_multipart_upload": lambda local_file, num_parts=1, artifact_path=None: (
+        f"{artifact_path or ''}/{Path(local_file).name}"
+    ),
+    "delete_artifacts": lambda artifact_path=None: artifact_path or "",
+}
+"""The methods of a store of files that change it, and the path that each is called for."""
+
+_OF_A_RUN = re.compile(r"/?(?P<experiment>[^/]+)(/(?P<run>[^/]+)(/artifacts(/(?P<path>.*))?)?)?")
+
+
+def _only_elsewhere(method: Callable[..., Any], place: Callable[..., str]) -> Callable[..., Any]:
+    """A method that changes files, which refuses those of versions."""
+
+    @functools.wraps(method)
+    def checked(*values: Any, **named: Any) -> Any:
+        path = posixpath.normpath(place(*values, **named))
+        _refuse(path, _versions_in(path, is_deletion=method.__name__ == "delete_artifacts"))
+        return method(*values, **named)
+
+    return checked
+
+
+def _versions_in(path: str, *, is_deletion: bool) -> list[str]:
+    """The versions of whose files some are at a path of the store of files, or where folders are deleted, below it."""
+    found = _OF_A_RUN.fullmatch(path)
+    if found is None:
+        return []
+    if found["run"] is None:  # the files of a whole experiment, which no client deletes
+        return sorted({of for run_id in _runs_with_versions() for of in versions_on(run_id)}) if is_deletion else []
+    inside = (found["path"] or "").strip("/")
+    if not inside or (is_deletion and "/" not in inside and inside in _KEPT_FOLDERS):
+        return versions_on(found["run"]) if is_deletion else []
+    return versions_on(found["run"], inside) if inside.partition("/")[0] in _KEPT_FOLDERS else []
+
+
+_KEPT_FOLDERS = ("registered", "model", "serving")
+"""Of a run's files, where versions lie, those from before they had folders of their own included, and bases."""
+_BASE = "ehrtrack.base"
+
+
+def versions_on(run_id: str, path: str = "") -> list[str]:
+    """The registered versions, as ``NAME/VERSION``, that are made of a run's files, or loaded on its model.
+
+    Parameters
+    ----------
+    path : among the run's files; empty for any
+    """
+    found = []
+    for version in _search(f"run_id = '{run_id}'"):
+        folder = str(version.source).rstrip("/").partition(f"{run_id}/")[2].removeprefix("artifacts/")
+        if not path or f"{path}/".startswith(f"{folder}/"):
+            found.append(f"{version.name}/{version.version}")
+    if not path or path.partition("/")[0] == "model":
+        found += [f"{of.name}/{of.version}" for of in _search(f"tag.`{_BASE}` = 'runs:/{run_id}/model'")]
+    return sorted(set(found))
+
+
+def _runs_with_versions() -> set[str]:
+    """The runs that are a version, or the base of one."""
+    runs: set[str] = set()
+    for version in _search(""):
+        base = version.tags.get(_BASE, "").removeprefix("runs:/").partition("/")[0]
+        runs |= {run_id for run_id in (version.run_id, base) if run_id}
+    return runs
+
+
+def _search(condition: str) -> Iterator[Any]:
+    from mlflow.server import handlers
+
+    registry: Any = handlers._get_model_registry_store()
+    token: str | None = None
+    while True:
+        page = registry.search_model_versions(condition or None, max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _refuse(what: str, versions: Sequence[str]) -> None:
+    if versions:
+        from mlflow.exceptions import MlflowException
+
+        raise MlflowException.invalid_parameter_value(
+            f"{what} stays as it is: registered versions are made of its files, or loaded on them: "
+            f"{', '.join(f'models:/{version}' for version in versions[:5])}. Delete these versions first, if nobody "
+            "uses them any more"
+        )
 
 
 def _answer(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
