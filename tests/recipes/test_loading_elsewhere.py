@@ -1,7 +1,8 @@
-"""A registered model where nothing but the server's address is known: no EHRTrack is installed there."""
+"""A registered model where nothing but the server's address is known: no EHRTrack is installed there, and no base."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,12 +13,15 @@ import pytest
 from simulated import Population, study, write_dataset
 
 from ehrtrack.recipes.finetune import finetune
+from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.recipes.promote import promote
 from ehrtrack.tracking.client.queries import download
 from ehrtrack.tracking.client.registry import find_version
 
-# of mlflow's own classes when its pyfunc is imported
-pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning")
+pytestmark = [
+    pytest.mark.usefixtures("undrawn_figures"),
+    pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning"),  # of mlflow's own classes
+]
 
 ELSEWHERE = """
 import importlib.util, json, sys
@@ -36,8 +40,11 @@ scored["risk"].astype(float).to_frame().assign(subject_id=scored["subject_id"]).
 def test_a_champion_predicts_from_the_servers_address_alone(http_store: str, tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "data", Population(n_subjects=200))
     runtime = {"cache": str(tmp_path / "cache"), "device": "cpu", "log_raw_subjects": True}
-    told = study(tmp_path / "data", tmp_path / "cache", runtime=runtime, strategy={"name": "scratch"})
-    run = finetune(told.model_copy(update={"study": "elsewhere"}))
+    train = {"epochs": 1, "batch_tokens": 512, "lr": 1e-2}
+    settings = {"runtime": runtime, "train": train, "study": "elsewhere"}
+    base = pretrain(study(tmp_path / "data", tmp_path / "cache", objective={"name": "mlm"}, **settings)).run_id
+    lora = {"name": "lora", "rank": 2}
+    run = finetune(study(tmp_path / "data", tmp_path / "cache", strategy=lora, init={"run": base}, **settings))
     promote(run.run_id)
     version = find_version("models:/elsewhere@champion")
     stored = download(run.run_id, version.artifact_path, tmp_path / "stored")
@@ -79,6 +86,9 @@ def test_a_champion_predicts_from_the_servers_address_alone(http_store: str, tmp
     both = logged.join(pl.read_parquet(tmp_path / "risks"), on="subject_id", suffix="_elsewhere")
     assert both.height == logged.height > 20
     assert (both["risk"] - both["risk_elsewhere"]).abs().max() < 1e-6
+    (fetched,) = tmp_path.glob(".local/share/ehrtrack/bases/*.safetensors")
+    assert fetched.stem == json.loads((stored / "artifacts" / "model" / "base.json").read_text())["sha256"]
+    assert not (stored / "artifacts" / "model" / "model.safetensors").exists()
 
 
 def _without_ehrtrack(packages: list[str]) -> list[str]:
