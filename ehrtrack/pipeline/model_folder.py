@@ -22,7 +22,9 @@ from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.objectives.base import OutcomeObjective, Rebuilt
 from ehrtrack.pipeline.adapted import Bases, adapter_weights, head_weights, is_adapter, merged_weights, on_base
 from ehrtrack.pipeline.model_files import (
+    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    BASE,
     BASELINE,
     CHECKSUMS,
     CONFIG,
@@ -227,6 +229,15 @@ def read_model_folder(folder: Path, *, shared: Bases | None = None) -> ModelFold
         has_classes=has_classes,
         network=network,
     )
+
+
+def make_whole(folder: Path) -> None:
+    """Merge the adapter in a model folder into its base, so that whoever reads the folder next needs no base."""
+    if is_adapter(folder):
+        save_tensors(folder / WEIGHTS, read_model_folder(folder).weights)
+        for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, BASE):
+            (folder / name).unlink()
+        write_checksums(folder)
 
 
 def _read_reading(folder: Path, config: RunConfig, *, is_baseline: bool) -> tuple[int, Seen | None, bool]:

@@ -19,6 +19,7 @@ from ehrtrack.data.events import MedsDataset, open_dataset
 from ehrtrack.data.histories import damage_named
 from ehrtrack.data.labels import CAUSE, read_labels
 from ehrtrack.errors import DataError
+from ehrtrack.pipeline.model_folder import make_whole
 from ehrtrack.pipeline.prediction_parts import (
     events_of,
     part_file,
@@ -75,6 +76,7 @@ def predict(
         tempfile.TemporaryDirectory(dir=out.parent, prefix=".predict-") as folder,
     ):
         model_folder = fetch_model(model, Path(folder)).folder.resolve()
+        make_whole(model_folder)  # workers elsewhere know no server
         scored = write_scores(model_folder, dataset, times, opened, out, days=days)
     print("\n".join([*scored.to_lines(), f"-> {out}"]), flush=True)
     return pl.scan_parquet(out)
