@@ -14,8 +14,9 @@ from ehrtrack.files import sha256_of
 from ehrtrack.pipeline.adapted import ENCODER, BaseRecord, Bases, merged_weights
 from ehrtrack.pipeline.adapter import said_of_base
 from ehrtrack.pipeline.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS
-from ehrtrack.pipeline.model_folder import read_model_folder, write_checksums
+from ehrtrack.pipeline.model_folder import ModelFolder, read_model_folder, write_checksums
 from ehrtrack.pipeline.run import ADAPTER_FOLDER
+from ehrtrack.strategies.base import strategy_of
 from ehrtrack.tracking.client.queries import MissingArtifact, MissingRun, download, get_run, is_deleted
 from ehrtrack.training.checkpoint import load_tensors, weights_fingerprint
 
@@ -67,6 +68,9 @@ def form_of(run_id: str, model_folder: Path, aside: Path, *, merges: bool = Fals
     try:
         if merges:
             raise _StandsAlone("as was asked for")
+        model = read_model_folder(model_folder)
+        if not strategy_of(model.config.strategy).loads_adapter:
+            raise _StandsAlone(f"as strategy {model.config.strategy.name} does not say how it is loaded")
         base, file = _base(run_id, adapter, aside)
     except _StandsAlone as reason:
         alone = _mb(adapter / ADAPTER_WEIGHTS)
@@ -78,7 +82,7 @@ def form_of(run_id: str, model_folder: Path, aside: Path, *, merges: bool = Fals
         shutil.copy(adapter / name, folder / name)
     base.write(folder)
     write_checksums(folder)
-    _check_same(folder, model_folder, Bases(file.parent))
+    _check_same(folder, model, Bases(file.parent))
     return Form(
         folder,
         base,
@@ -112,8 +116,8 @@ def _base(run_id: str, adapter: Path, aside: Path) -> tuple[BaseRecord, Path]:
     return BaseRecord(model, record.fingerprint, sha256, named.stat().st_size, run_id), named
 
 
-def _check_same(folder: Path, whole: Path, bases: Bases) -> None:
-    model = read_model_folder(whole)
+def _check_same(folder: Path, model: ModelFolder, bases: Bases) -> None:
+    """The adapter in a folder, on its base, is the model that the run logged."""
     found = merged_weights(folder, model.config, len(model.vocabulary), bases)
     differing = [
         name

@@ -83,6 +83,11 @@ class Strategy(ABC):
     def save_adapter(self, model: nn.Module, folder: Path, *, base: Base = NO_BASE) -> None:  # noqa: B027  most have none
         """Write the adapter alone, where the strategy has one; it is of no use without its base."""
 
+    @property
+    def loads_adapter(self) -> bool:
+        """Whether it says how its adapter is loaded, by a `load_adapter` of its own."""
+        return type(self).load_adapter is not Strategy.load_adapter
+
     def load_adapter(self, model: EhrModel, tensors: Mapping[str, Tensor]) -> nn.Module:
         """The model of which `save_adapter` wrote the adapter, from its base and the adapter's tensors.
 
@@ -91,7 +96,7 @@ class Strategy(ABC):
         ValueError, RuntimeError
             If the tensors are not those of such an adapter.
         """
-        raise ValueError(f"strategy {self.config.name} has no adapter")
+        raise ValueError(f"strategy {self.config.name} says of no adapter how it is loaded")
 
 
 def strategy_of(config: Choice) -> Strategy:

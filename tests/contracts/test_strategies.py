@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from simulated import random_store
 from torch import Tensor, nn
 
@@ -188,3 +189,19 @@ def test_the_parameter_table_sums(trained: Trained) -> None:
 def test_it_writes_no_adapter_or_one_that_is_safetensors_and_json(trained: Trained, tmp_path: Path) -> None:
     trained.strategy.save_adapter(trained.model, tmp_path)
     assert {file.suffix for file in tmp_path.iterdir()} <= {".safetensors", ".json", ".md"}
+
+
+def test_an_adapter_on_its_base_again_predicts_the_same_to_the_bit_merged_too(trained: Trained, tmp_path: Path) -> None:
+    trained.strategy.save_adapter(trained.model, tmp_path)
+    files = list(tmp_path.glob("*.safetensors"))
+    assert bool(files) == trained.strategy.loads_adapter
+    for file in files:
+        weights = load_file(file)
+        loaded = trained.strategy.load_adapter(base(), weights).eval()
+        with torch.no_grad():
+            assert torch.equal(loaded(batch()), trained.model.eval()(batch()))
+        merged, again = (trained.strategy.merge(model).state_dict() for model in (trained.model, loaded))
+        assert all(torch.equal(merged[key], again[key]) for key in merged)
+        weights["base_model.model.encoder.other"] = weights.pop(min(weights))
+        with pytest.raises(ValueError, match=r"2 tensors are of the adapter or of the model alone, such as base_model"):
+            trained.strategy.load_adapter(base(), weights)
