@@ -25,7 +25,6 @@ from ehrtrack.pipeline.model_card import CARD, input_example, model_card
 from ehrtrack.pipeline.predictions_cache import read_validation_predictions
 from ehrtrack.pipeline.run import MODEL_FOLDER, RUN_CONFIG
 from ehrtrack.pipeline.run_rows import run_row
-from ehrtrack.pipeline.version_form import form_of
 from ehrtrack.runlog import KEPT
 from ehrtrack.tracking.client.moves import (
     is_pinned,
@@ -151,6 +150,10 @@ def register(row: RunRow, name: str, *, merges: bool = False) -> ModelVersion:
     for version in versions_of_run(name, row.run_id):
         if not (merges and version.is_adapter):
             return version
+    from ehrtrack.pipeline.version_form import (
+        form_of,
+    )  # needs torch, which a comparison that registers nothing does not
+
     with tempfile.TemporaryDirectory(prefix="ehrtrack-") as aside:
         form = form_of(row.run_id, download(row.run_id, MODEL_FOLDER, Path(aside)), Path(aside), merges=merges)
         card = model_card(get_run(row.run_id), name, form.text)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import stat
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -73,7 +72,7 @@ class ModelFolder:
     has_classes: bool = False
     network: nn.Module | None = None
 
-    @cached_property
+    @property
     def n_causes(self) -> int:
         """Number of causes whose incidence the model predicts; 1 if it has one outcome, or any of several together."""
         return self.rebuilt().n_causes if self.weights and self.grid else 1

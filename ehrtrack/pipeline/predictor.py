@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,13 +30,13 @@ from ehrtrack.errors import CheckpointError, DataError
 from ehrtrack.evaluation.groups import subject_groups
 from ehrtrack.evaluation.predictions import with_predictions
 from ehrtrack.models.device import place
-from ehrtrack.objectives.base import Predictions
+from ehrtrack.objectives.base import Predictions, Rebuilt
 from ehrtrack.pipeline.adapted import Bases
 from ehrtrack.pipeline.model_folder import ModelFolder, read_model_folder
 from ehrtrack.survival.time_grid import TimeGrid
 
 BATCH_TOKENS = 4096
-_CPU = torch.device("cpu")
+CPU = torch.device("cpu")
 MOST_UNKNOWN = 0.5
 """Share of events that a model may not know of the subjects that it is asked to score."""
 
@@ -182,7 +182,7 @@ class Predictor:
 
     def table(self, asked: pl.DataFrame, rows: Ints, predictions: Predictions | None) -> pl.DataFrame:
         """The N rows asked for with the predictions of some of them, which lie at `rows`; null for the others."""
-        n_edges, n_causes = len(self.grid.edges_days), self.folder.n_causes
+        n_edges, n_causes = len(self.grid.edges_days), self.n_causes
         survival = np.full((asked.height, n_edges), np.nan)
         incidence = np.full((asked.height, n_causes, n_edges), np.nan) if n_causes > 1 else None
         if predictions is not None:
@@ -204,9 +204,14 @@ class Predictor:
         return baseline_class(settings.name, has_classes=self.folder.has_classes)(settings)
 
     @cached_property
-    def _network(self) -> tuple[nn.Module, Callable[..., Predictions]]:
-        """The network, and how its objective predicts with it."""
-        return place(self.folder.survival_model(), _CPU), self.folder.rebuilt().predict
+    def _network(self) -> tuple[nn.Module, Rebuilt]:
+        """The network, and how it predicts: built once, as building it takes longer than a prediction."""
+        return place(self.folder.survival_model(), CPU), self.folder.rebuilt()
+
+    @cached_property
+    def n_causes(self) -> int:
+        """Causes whose incidence the model predicts; 1 if it has one outcome, or any of several together."""
+        return self.folder.n_causes
 
     def _values(self, dataset: MedsDataset, cutoffs: pl.DataFrame, cache: Path) -> pl.DataFrame | None:
         """Recorded values up to the cutoffs, where the model reads them."""
@@ -230,8 +235,8 @@ class Predictor:
             )
             model, features = self._baseline.from_json(self.folder.baseline), self._baseline.read(histories)
             return _checked(Predictions(rows, np.asarray(model.survival(features, self.grid.edges_days))))
-        network, predict = self._network
-        return _checked(predict(network, Batches(store, rows, BATCH_TOKENS, longest), _CPU))
+        network, rebuilt = self._network
+        return _checked(rebuilt.predict(network, Batches(store, rows, BATCH_TOKENS, longest), CPU))
 
     def _count_events(self, dataset: MedsDataset, cutoffs: pl.DataFrame) -> Ints:
         """(V,) events of each token that are known of the subjects at their cutoffs, each event once."""
