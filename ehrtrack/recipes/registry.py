@@ -46,7 +46,8 @@ def list_versions(name: str) -> str:
         alias_of.setdefault(number, []).append(alias)
     rows = []
     for version in sorted(versions_of(name), key=lambda found: -int(found.version)):
-        said = sorted(alias_of.get(version.version, [])) + (["rolled back"] if ROLLED_BACK in version.tags else [])
+        said = sorted(alias_of.get(version.version, []))
+        said += ["rolled back"] * (ROLLED_BACK in version.tags) + ["adapter"] * version.is_adapter
         rows.append((version.version, ", ".join(said), *_of_run(version)))
     titles = ("version", "", "model", "cohort", "horizon (days)", "validation", "test (95 % interval)", "run")
     text = _table(titles, rows)

@@ -25,6 +25,7 @@ from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.predict import predict
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.recipes.promote import promote
+from ehrtrack.recipes.registry import list_versions
 from ehrtrack.tracking.client.queries import download, fetch_model
 from ehrtrack.tracking.client.registry import find_version
 
@@ -144,6 +145,9 @@ def test_merged_it_is_another_version_that_needs_no_base(
     assert promote(trained.lora, name="a").version.version == "2"  # the run is champion, in whatever form
     assert promote("models:/a/1", is_forced=True).version.version == "1"
     assert promote("models:/a/1", is_forced=True, merges=True).version.version == "2"
+    listed = list_versions("a")
+    assert "| 2       | champion " in listed
+    assert "| 1       | previous, adapter " in listed
     base_file.unlink()
     shutil.rmtree(home() / "bases", ignore_errors=True)
     assert_as_logged(trained, "models:/a@champion", tmp_path)
