@@ -1,0 +1,183 @@
+"""Do explanations point at what was planted? Models of a simulated population, explained beside its true hazard.
+
+    python -m benchmarks.explanations FOLDER                       # all models, and their twins on permuted outcomes
+    python -m benchmarks.explanations FOLDER --only lasso --explained 50
+
+Everything is kept in FOLDER: the population, a tracking database, and `explanations.json`. What is there already is not
+made again. The table is that of docs/explain.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy.stats import spearmanr
+
+from benchmarks._machine import describe_machine
+
+WORLD = "target-site"
+N_TOP = 5
+CONFIG: dict[str, Any] = {
+    "data": {"max_tokens": 512, "split": {"train": 0.6, "validation": 0.15}, "vocabulary": {"min_subjects": 5}},
+    "cohort": {"horizon_days": 1095},
+    "model": {"size": "tiny"},
+    "strategy": {"name": "scratch"},
+    "train": {"epochs": 10, "batch_tokens": 2048, "lr": 2e-3, "patience": 3},
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "network from scratch": {},
+    "network from a lasso": {"objective": {"name": "survival", "lasso": 0.2}, "train": {"lr": 1e-3}},
+    "lasso": {"baseline": {"name": "lasso"}},
+    "ridge": {"baseline": {"name": "ridge"}},
+}
+METHODS = {name: ("occlusion", "integrated-gradients") for name in MODELS} | {"ridge": ("occlusion",)}
+LABELS = {False: "labels.parquet", True: "permuted.parquet"}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(words)
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
+    os.chdir(folder)
+    make_population(folder, options.subjects, options.seed)
+    kept = folder / "explanations.json"
+    found = json.loads(kept.read_text()) if kept.is_file() else {}
+    for name in options.only or MODELS:
+        for is_permuted in (False, True):
+            key = f"{name}{' (permuted outcomes)' if is_permuted else ''}"
+            if key not in found:
+                run_id = fit(folder, name, is_permuted=is_permuted)
+                found[key] = measure(folder, run_id, METHODS[name], n_explained=options.explained)
+                kept.write_text(json.dumps(found, indent=2))
+    print("\n".join(table(found)))
+    machine = describe_machine()
+    print(
+        f"\n{options.subjects:,} subjects of {WORLD}, seed {options.seed}; {machine['cpu']}, commit {machine['commit']}"
+    )
+
+
+def make_population(folder: Path, n_subjects: int, seed: int) -> None:
+    """The population, and beside its labels the same outcomes of other subjects."""
+    from ehrtrack.simulate.population import simulate
+    from ehrtrack.simulate.world import load_world
+
+    if not (folder / "data").is_dir():
+        simulate(load_world(WORLD), folder / "data", n_subjects=n_subjects, seed=seed)
+        labels = pl.read_parquet(folder / "data" / LABELS[False])
+        order = np.random.default_rng(seed).permutation(labels.height)
+        outcomes = labels.select("follow_up_days", "is_event")[order]
+        labels.select("subject_id", "prediction_time").hstack(outcomes).write_parquet(folder / LABELS[True])
+
+
+def fit(folder: Path, name: str, *, is_permuted: bool) -> str:
+    """The run of a model."""
+    from ehrtrack.config import parse_config
+    from ehrtrack.recipes.baseline import baseline
+    from ehrtrack.recipes.finetune import finetune
+
+    labels = folder / LABELS[True] if is_permuted else folder / "data" / LABELS[False]
+    values = _merged(CONFIG, MODELS[name], {"data": {"path": str(folder / "data")}, "cohort": {"labels": str(labels)}})
+    values |= {"study": "permuted" if is_permuted else "explanations", "runtime": {"cache": str(folder / "cache")}}
+    recipe = baseline if "baseline" in values else finetune
+    return recipe(parse_config(values)).run_id
+
+
+def measure(folder: Path, run_id: str, methods: Sequence[str], *, n_explained: int) -> dict[str, Any]:
+    """How often codes that the true hazard reads are among the five with the largest contributions."""
+    from ehrtrack.tracking.client.queries import get_run
+
+    metrics = get_run(run_id).metrics
+    answers: dict[str, Any] = {"run": run_id, "c_index": metrics["test/c_index"], "methods": {}}
+    for method in methods:
+        started = time.monotonic()
+        rows = pl.DataFrame(list(_explained(folder, run_id, method, n_explained)))
+        answers["methods"][method] = _summary(rows) | {"seconds": (time.monotonic() - started) / n_explained}
+    return answers
+
+
+def _explained(folder: Path, run_id: str, method: str, n_explained: int) -> Iterator[dict[str, float]]:
+    """Of each test subject, what was found, and what chance would find. Static facts are no part of it."""
+    from ehrtrack.evaluation.contributions import hits
+    from ehrtrack.pipeline.explain import explain
+    from ehrtrack.recipes.explain import sample_of
+    from ehrtrack.simulate.check import read_world
+    from ehrtrack.simulate.contributions import concepts_of_codes, true_contributions
+
+    world, _ = read_world(folder / "data")
+    concepts = concepts_of_codes(folder / "data")
+    predictor, records, _ = sample_of(run_id, n_explained)
+    for record in records:
+        codes = explain(predictor, record, method=method).codes.filter(pl.col("n_visits") > 0)
+        told, names = codes["contribution"].to_numpy(), codes["code"].to_list()
+        true = true_contributions(record.events, record.prediction_time, names, concepts, world)
+        if len(told) > N_TOP and true.any():  # of five codes chance would find all
+            found = hits(told, np.abs(true) > 1e-12, N_TOP)
+            agreement = spearmanr(told, true).statistic if np.ptp(told) > 0 else 0.0
+            yield {"found": found.n_found, "by_chance": found.n_by_chance, "agreement": agreement, "codes": len(told)}
+
+
+def _summary(rows: pl.DataFrame) -> dict[str, Any]:
+    """Shares of the five with intervals over subjects."""
+    from ehrtrack.evaluation.contributions import share_interval
+
+    found, by_chance, agreement = (rows[name].cast(pl.Float64).to_numpy() for name in rows.columns[:3])
+    everybody = np.ones(rows.height)
+    return {
+        "subjects": rows.height,
+        "codes": rows["codes"].mean(),
+        "found": str(share_interval(found, N_TOP * everybody)),
+        "by_chance": f"{by_chance.mean() / N_TOP:.3f}",
+        "ratio": str(share_interval(found, by_chance)),
+        "agreement": str(share_interval(agreement, everybody)),
+    }
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines of Markdown."""
+    heads = (
+        "model",
+        "C-index",
+        "method",
+        "planted among the five",
+        "by chance",
+        "ratio",
+        "rank correlation",
+        "s a subject",
+    )
+    lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
+    for name, of in found.items():
+        for method, row in of["methods"].items():
+            shown = [row[key] for key in ("found", "by_chance", "ratio", "agreement")]
+            lines.append(" | ".join([name, f"{of['c_index']:.3f}", method, *shown, f"{row['seconds']:.2f}"]))
+    return [f"| {line} |" for line in lines]
+
+
+def _merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for part in parts:
+        for name, values in part.items():
+            merged[name] = merged.get(name, {}) | values
+    return merged
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.explanations", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--subjects", type=int, default=6000, help="of the population")
+    parser.add_argument("--explained", type=int, default=300, help="test subjects, drawn")
+    parser.add_argument("--seed", type=int, default=1, help="of the population and the permutation")
+    parser.add_argument("--only", nargs="*", choices=list(MODELS), help="some of the models")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
