@@ -55,8 +55,10 @@ def main(words: Sequence[str] | None = None) -> None:
         for is_permuted in (False, True):
             key = f"{name}{' (permuted outcomes)' if is_permuted else ''}"
             if key not in found:
-                run_id = fit(folder, name, is_permuted=is_permuted)
-                found[key] = measure(folder, run_id, METHODS[name], n_explained=options.explained)
+                found[key] = {"run": fit(folder, name, is_permuted=is_permuted)}
+                kept.write_text(json.dumps(found, indent=2))
+            if "methods" not in found[key]:
+                found[key] = measure(folder, found[key]["run"], METHODS[name], n_explained=options.explained)
                 kept.write_text(json.dumps(found, indent=2))
     print("\n".join(table(found)))
     machine = describe_machine()
@@ -114,9 +116,9 @@ def _explained(folder: Path, run_id: str, method: str, n_explained: int) -> Iter
 
     world, _ = read_world(folder / "data")
     concepts = concepts_of_codes(folder / "data")
-    predictor, records, _ = sample_of(run_id, n_explained)
-    for record in records:
-        codes = explain(predictor, record, method=method).codes.filter(pl.col("n_visits") > 0)
+    predictor, records = sample_of(run_id, n_explained)
+    for record, explained in zip(records, explain(predictor, records, method=method), strict=True):
+        codes = explained.codes.filter(pl.col("n_visits") > 0)
         told, names = codes["contribution"].to_numpy(), codes["code"].to_list()
         true = true_contributions(record.events, record.prediction_time, names, concepts, world)
         if len(told) > N_TOP and true.any():  # of five codes chance would find all

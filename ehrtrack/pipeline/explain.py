@@ -22,7 +22,7 @@ import polars as pl
 
 from ehrtrack.arrays import Bools, Floats
 from ehrtrack.errors import ConfigError, DataError
-from ehrtrack.pipeline.integrated_gradients import token_contributions
+from ehrtrack.pipeline.integrated_gradients import TokenContributions, token_contributions
 from ehrtrack.pipeline.predictor import Predictor
 from ehrtrack.pipeline.records import NO_TOKEN, STATIC, Record, Variant, risks_of
 
@@ -33,7 +33,7 @@ CONTRIBUTION, POINTS = "contribution", "risk_points"
 """Columns: on the scale of `on_scale`; and risk minus risk without it, in percentage points."""
 LEAST_RISK = 1e-9
 READ_ALIKE = 1e-2
-"""By how much the risk may differ that is read from the logits, in single precision, from the one that is predicted."""
+"""By which share of it the risk that is predicted may differ from that of the logits, in single precision."""
 
 
 def on_scale(risk: Floats, *, has_classes: bool) -> Floats:
@@ -49,6 +49,11 @@ def on_scale(risk: Floats, *, has_classes: bool) -> Floats:
     r = np.clip(risk, LEAST_RISK, 1 - LEAST_RISK)
     log_hazard: Floats = np.log(r) - np.log1p(-r) if has_classes else np.log(-np.log1p(-r))
     return log_hazard
+
+
+def _off_scale(value: float, *, has_classes: bool) -> float:
+    """The risk, back from `on_scale`."""
+    return float(1 / (1 + np.exp(-value)) if has_classes else -np.expm1(-np.exp(value)))
 
 
 @dataclass(frozen=True)
@@ -92,53 +97,64 @@ class Explanation:
 
 
 def explain(
-    predictor: Predictor, record: Record, *, method: Method = "occlusion", reference_years: float | None = None
-) -> Explanation:
-    """What the parts of a record contribute to the prediction of a model.
+    predictor: Predictor,
+    records: Sequence[Record],
+    *,
+    method: Method = "occlusion",
+    reference_years: float | None = None,
+) -> list[Explanation]:
+    """What the parts of records contribute to what a model predicts of them, record by record.
 
     Parameters
     ----------
-    reference_years : the age at the prediction time that the subject's is compared with, by occlusion; None leaves the
-        age unexplained
+    reference_years : the age at the prediction time that subjects' are compared with, by occlusion; None leaves ages
+        unexplained
 
     Raises
     ------
     DataError
-        If the model reads nothing of the record.
+        If the model reads nothing of a record.
     ConfigError
         If the method is integrated gradients, and the model is none that torch differentiates.
     """
-    if not record.codes:
-        raise DataError(
-            f"subject {record.subject_id} has no event by {record.prediction_time:%Y-%m-%d} that the model reads, so "
-            "there is nothing to explain; name a subject with a record, or another --time"
-        )
-    if method == "occlusion":
-        return _by_occlusion(predictor, record, reference_years)
-    return _by_gradients(predictor, record)
+    for record in records:
+        if not record.codes:
+            raise DataError(
+                f"subject {record.subject_id} has no event by {record.prediction_time:%Y-%m-%d} that the model reads, "
+                "so there is nothing to explain; name a subject with a record, or another --time"
+            )
+    if method == "integrated-gradients":
+        return _by_gradients(predictor, records)
+    births = [None if reference_years is None else record.birth_at_age(reference_years) for record in records]
+    asked = [(record, _variants(record, birth)) for record, birth in zip(records, births, strict=True)]
+    return [
+        _by_occlusion(record, risk, None if birth is None else reference_years, predictor.folder.has_classes)
+        for record, risk, birth in zip(records, risks_of(predictor, asked), births, strict=True)
+    ]
 
 
 def rest_of(predictor: Predictor, explained: Explanation, record: Record, shown: Sequence[str]) -> tuple[float, float]:
     """What all codes but those shown contribute together, left out at once: contribution and risk points."""
     is_rest = np.array([name not in shown for name in record.codes])
-    risk = risks_of(predictor, record, [Variant(is_rest[record.code] & (record.code != NO_TOKEN))])
+    (risk,) = risks_of(predictor, [(record, [Variant(is_rest[record.code] & (record.code != NO_TOKEN))])])
     lost, points = _lost(np.array([explained.risk]), risk, has_classes=explained.has_classes)
     return float(lost[0]), float(points[0])
 
 
-def _by_occlusion(predictor: Predictor, record: Record, reference_years: float | None) -> Explanation:
-    everything = np.zeros(len(record.code), dtype=bool)
-    is_read = record.code != NO_TOKEN
-    birth = None if reference_years is None else record.birth_at_age(reference_years)
-    variants = [
-        Variant(everything),
-        Variant(is_read),
+def _variants(record: Record, birth: datetime | None) -> list[Variant]:
+    """The record as it is, without all codes, without each of them, without each visit, and with another birth."""
+    nothing = np.zeros(len(record.code), dtype=bool)
+    return [
+        Variant(nothing),
+        Variant(record.code != NO_TOKEN),
         *(Variant(record.code == number) for number in range(len(record.codes))),
         *(Variant(record.visit == STATIC + 1 + number) for number in range(len(record.visit_times))),
-        *([Variant(everything, birth)] if birth is not None else []),
+        *([Variant(nothing, birth)] if birth is not None else []),
     ]
-    risk = risks_of(predictor, record, variants)
-    has_classes = predictor.folder.has_classes
+
+
+def _by_occlusion(record: Record, risk: Floats, reference_years: float | None, has_classes: bool) -> Explanation:
+    """From the risks of `_variants`."""
     lost, points = _lost(risk[:1], risk[2:], has_classes=has_classes)
     n_codes, n_visits = len(record.codes), len(record.visit_times)
     total, base = on_scale(risk[:2], has_classes=has_classes)
@@ -153,9 +169,9 @@ def _by_occlusion(predictor: Predictor, record: Record, reference_years: float |
         occurrences=_occurrences(record),
         base=float(base),
         total=float(total),
-        age_years=None if birth is None else record.age_years,
-        reference_years=None if birth is None else reference_years,
-        age=None if birth is None else (float(lost[-1]), float(points[-1])),
+        age_years=None if reference_years is None else record.age_years,
+        reference_years=reference_years,
+        age=None if reference_years is None else (float(lost[-1]), float(points[-1])),
     )
 
 
@@ -165,15 +181,23 @@ def _lost(risk: Floats, without: Floats, *, has_classes: bool) -> tuple[Floats, 
     return scaled - scaled_without, 100 * (risk - without)
 
 
-def _by_gradients(predictor: Predictor, record: Record) -> Explanation:
-    found = token_contributions(predictor, record)
-    risk = risks_of(predictor, record, [Variant(np.zeros(len(record.code), dtype=bool))])
-    said = float(on_scale(risk, has_classes=predictor.folder.has_classes)[0])
-    if abs(said - found.total) > READ_ALIKE:
-        raise ConfigError(
-            f"integrated gradients read {found.total:.4f} where the model predicts {said:.4f}: its objective "
-            f"{predictor.folder.config.objective.name} has logits that are no hazards; take --method occlusion"
-        )
+def _by_gradients(predictor: Predictor, records: Sequence[Record]) -> list[Explanation]:
+    asked = [(record, [Variant(np.zeros(len(record.code), dtype=bool))]) for record in records]
+    contributions = token_contributions(predictor, records)
+    explained = []
+    for record, (risk,), found in zip(records, risks_of(predictor, asked), contributions, strict=True):
+        read = _off_scale(found.total, has_classes=predictor.folder.has_classes)
+        if not np.isclose(read, risk, rtol=READ_ALIKE, atol=1e-6):
+            raise ConfigError(
+                f"integrated gradients read a risk of {read:.4g} where the model predicts {risk:.4g}: the logits of "
+                f"its objective {predictor.folder.config.objective.name} are no hazards; take --method occlusion"
+            )
+        explained.append(_of_tokens(predictor, record, float(risk), found))
+    return explained
+
+
+def _of_tokens(predictor: Predictor, record: Record, risk: float, found: TokenContributions) -> Explanation:
+    """By code and by visit, of contributions of tokens."""
     vocabulary = predictor.folder.vocabulary
     number = {name: place for place, name in enumerate(record.codes)}
     code = np.array([number[vocabulary.code_of_token[token]] for token in found.token], dtype=np.int64)
@@ -187,7 +211,7 @@ def _by_gradients(predictor: Predictor, record: Record) -> Explanation:
         subject_id=record.subject_id,
         prediction_time=record.prediction_time,
         method="integrated-gradients",
-        risk=float(risk[0]),
+        risk=risk,
         has_classes=predictor.folder.has_classes,
         codes=_codes(record, of_code, none_of_codes),
         visits=_visits(record, of_visit, none_of_visits),

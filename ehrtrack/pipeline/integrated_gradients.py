@@ -9,7 +9,7 @@ a class, the log odds), so that contributions add up to its difference between t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehrtrack.arrays import Floats, Ints
-from ehrtrack.data.batch import MAX_POSITION, Batch, Batches
+from ehrtrack.data.batch import MAX_POSITION, Batch, collate
 from ehrtrack.data.vocabulary import CLS
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import EhrModel
 from ehrtrack.models.code_effects import CodeEffects
-from ehrtrack.pipeline.model_folder import ModelFolder
 from ehrtrack.pipeline.predictor import BATCH_TOKENS, Predictor
 from ehrtrack.pipeline.records import STATIC, Record, as_dataset
 from ehrtrack.survival.competing_risks import cumulative_incidence
@@ -58,39 +57,48 @@ class TokenContributions:
     gap: float
 
 
-def token_contributions(predictor: Predictor, record: Record) -> TokenContributions:
-    """Contributions of a record's tokens; steps of the integral are doubled until they add up.
+def token_contributions(predictor: Predictor, records: Sequence[Record]) -> Iterator[TokenContributions]:
+    """Contributions of the tokens of each record; steps of the integral are doubled until they add up.
 
     Raises
     ------
     ConfigError
         If captum is not installed, or the model is none whose codes have embeddings or effects of their own.
     """
-    network = predictor.network()
-    path = None if network is None else _Path.of(network, predictor, record)
-    if path is None:
+    network, n_causes = predictor.network, predictor.folder.n_causes
+    has_codes = network is not None and (isinstance(network, EhrModel) or _effects(network) is not None)
+    if network is None or not has_codes:
         what = predictor.folder.config.baseline.name if predictor.folder.baseline is not None else "of this kind"
         raise ConfigError(
             f"integrated gradients need a network, or a regression on single codes such as lasso, and this model is "
             f"{what}: take --method occlusion, which is for any model"
         )
-    n_steps = FEWEST_STEPS
-    found = path.integrate(n_steps)
-    while abs(found.gap) > TOLERANCE * max(1.0, abs(found.total - found.base)) and n_steps < MOST_STEPS:
-        n_steps *= 2
+    network = network.eval().requires_grad_(False)
+    for record, batch in zip(records, _batches(predictor, records), strict=True):
+        path = _Path.of(network, batch, len(record.visit_times), n_causes, has_classes=predictor.folder.has_classes)
+        n_steps = FEWEST_STEPS
         found = path.integrate(n_steps)
-    return found
+        while abs(found.gap) > TOLERANCE * max(1.0, abs(found.total - found.base)) and n_steps < MOST_STEPS:
+            n_steps *= 2
+            found = path.integrate(n_steps)
+        yield found
 
 
-def _batch(predictor: Predictor, record: Record) -> Batch:
-    """The record as the model reads it, in a batch of its own."""
-    events = record.events.with_columns(subject_id=pl.lit(0, pl.Int64))
-    cutoffs = pl.DataFrame({"subject_id": [0], "cutoff": [record.prediction_time]})
+def _batches(predictor: Predictor, records: Sequence[Record]) -> Iterator[Batch]:
+    """Each record as the model reads it, in a batch of its own."""
+    numbered = [of.events.with_columns(subject_id=pl.lit(n, pl.Int64)) for n, of in enumerate(records)]
+    at = pl.Series([record.prediction_time for record in records], dtype=pl.Datetime("us"))
+    cutoffs = pl.DataFrame({"subject_id": np.arange(len(records)), "cutoff": at})
     with tempfile.TemporaryDirectory() as folder:
-        dataset = as_dataset(events, Path(folder) / "record")
-        at = cutoffs.with_columns(pl.col("cutoff").cast(pl.Datetime("us")))
-        store = predictor.tokens(dataset, at, Path(folder) / "tokens")
-        return next(iter(Batches(store, np.zeros(1, dtype=np.int64), BATCH_TOKENS, predictor.folder.max_tokens)))
+        dataset = as_dataset(pl.concat(numbered), Path(folder) / "records")
+        store = predictor.tokens(dataset, cutoffs, Path(folder) / "tokens")
+        for row in range(len(records)):
+            yield collate(store, np.array([row]), max_tokens=predictor.folder.max_tokens)
+
+
+def _effects(network: nn.Module) -> CodeEffects | None:
+    """The regression on single codes in a model, or None."""
+    return next((module for module in network.modules() if isinstance(module, CodeEffects)), None)
 
 
 @dataclass(frozen=True)
@@ -109,8 +117,9 @@ class _Path:
 
     network: nn.Module
     batch: Batch
-    folder: ModelFolder
     n_visits: int
+    n_causes: int
+    has_classes: bool
     codes: nn.Module | None
     effects: CodeEffects | None
     embedded: Tensor
@@ -118,20 +127,17 @@ class _Path:
     column: Tensor
 
     @classmethod
-    def of(cls, network: nn.Module, predictor: Predictor, record: Record) -> _Path | None:
-        """The path of a record; None if the model has neither embeddings nor effects of codes."""
-        network, batch = network.eval().requires_grad_(False), _batch(predictor, record)
+    def of(cls, network: nn.Module, batch: Batch, n_visits: int, n_causes: int, *, has_classes: bool) -> _Path:
+        """The path of a record."""
         codes = network.encoder.embeddings.code if isinstance(network, EhrModel) else None
-        effects = next((module for module in network.modules() if isinstance(module, CodeEffects)), None)
-        if codes is None and effects is None:
-            return None
+        effects = _effects(network)
         embedded = torch.zeros(batch.n_tokens, 0) if codes is None else codes(batch.token)
         values, column = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
         if effects is not None:
             entries = effects.entries(batch)
             values, column = entries.value, entries.column
-        n_visits = len(record.visit_times)
-        return cls(network, batch, predictor.folder, n_visits, codes, effects, embedded, values, column)
+        of_model = (n_causes, has_classes, codes, effects)
+        return cls(network, batch, n_visits, *of_model, embedded, values, column)
 
     def integrate(self, n_steps: int) -> TokenContributions:
         """Contributions by a Gauss-Legendre sum of so many steps."""
@@ -181,11 +187,11 @@ class _Path:
         n_points = len(moved[0])
         with self._replaced(of.get("embedded"), of.get("values")):
             logits = self.network(_repeated(self.batch, n_points))
-        if self.folder.n_causes > 1:
-            survival, _ = cumulative_incidence(logits.reshape(n_points, -1, self.folder.n_causes))
+        if self.n_causes > 1:
+            survival, _ = cumulative_incidence(logits.reshape(n_points, -1, self.n_causes))
             return torch.log(-torch.log(survival[:, -1]))
         hazard = F.softplus(logits).sum(dim=1)  # -log of the survival: the sum of -log(1 - h)
-        return torch.log(torch.expm1(hazard)) if self.folder.has_classes else torch.log(hazard)
+        return torch.log(torch.expm1(hazard)) if self.has_classes else torch.log(hazard)
 
     @property
     def _moved(self) -> list[str]:

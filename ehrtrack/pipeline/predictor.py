@@ -164,6 +164,7 @@ class Predictor:
         delay_hours, births = data.delay_hours, data.births
         return build_store(dataset, cutoffs, vocabulary, data.visits, cache, delay_hours=delay_hours, births=births)
 
+    @cached_property
     def network(self) -> nn.Module | None:
         """The model as a function of batches that torch differentiates; None of a baseline that is none."""
         if self.folder.baseline is None:

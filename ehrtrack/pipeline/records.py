@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -145,32 +146,49 @@ def _visits(events: pl.DataFrame, is_token: Bools, unit: VisitUnit) -> tuple[Int
     return visit.to_numpy(), tuple(starts["start"].to_list())
 
 
-def risks_of(predictor: Predictor, record: Record, variants: Sequence[Variant]) -> Floats:
-    """(n,) what the model says of n variants of a record: risk at the horizon, of any cause.
+def risks_of(predictor: Predictor, asked: Sequence[tuple[Record, Sequence[Variant]]]) -> list[Floats]:
+    """What the model says of variants of records, (n,) of the n of each: risks at the horizon, of any cause.
 
-    Each is a dataset's subject of its own, and goes through tokeniser and model as every other does. Who may be scored
-    is not asked: a record without its first visits may be too short for the study.
+    Each variant is a dataset's subject of its own, and goes through tokeniser and model as every other does. Who may be
+    scored is not asked: a record without its first visits may be too short for the study.
     """
-    found = [_risks(predictor, record, part) for part in _parts(variants, record.events.height)]
-    return np.concatenate(found) if found else np.zeros(0)
+    flat = [(record, variant) for record, variants in asked for variant in variants]
+    found = [_risks(predictor, part) for part in _parts(flat)]
+    ends = np.cumsum([len(variants) for _, variants in asked])
+    return np.split(np.concatenate(found), ends[:-1]) if found else []
 
 
-def _parts(variants: Sequence[Variant], n_events: int) -> Iterator[Sequence[Variant]]:
-    size = max(1, ROWS_AT_ONCE // max(n_events, 1))
-    for start in range(0, len(variants), size):
-        yield variants[start : start + size]
+def _parts(flat: Sequence[tuple[Record, Variant]]) -> Iterator[Sequence[tuple[Record, Variant]]]:
+    """As many at a time as have `ROWS_AT_ONCE` events, or one."""
+    start, n_events = 0, 0
+    for number, (record, _) in enumerate(flat):
+        if number > start and n_events + record.events.height > ROWS_AT_ONCE:
+            yield flat[start:number]
+            start, n_events = number, 0
+        n_events += record.events.height
+    if start < len(flat):
+        yield flat[start:]
 
 
-def _risks(predictor: Predictor, record: Record, variants: Sequence[Variant]) -> Floats:
+def _risks(predictor: Predictor, part: Sequence[tuple[Record, Variant]]) -> Floats:
+    frames, first = [], 0
+    for _, of_record in groupby(part, key=lambda pair: id(pair[0])):
+        pairs = list(of_record)
+        frames.append(_written(pairs[0][0], [variant for _, variant in pairs], first))
+        first += len(pairs)
+    at = pl.Series([record.prediction_time for record, _ in part], dtype=pl.Datetime("us"))
+    cutoffs = pl.DataFrame({"subject_id": np.arange(len(part)), "cutoff": at})
+    with tempfile.TemporaryDirectory() as folder:
+        return predictor.predictions_at(as_dataset(pl.concat(frames), Path(folder)), cutoffs).risk
+
+
+def _written(record: Record, variants: Sequence[Variant], first: int) -> pl.DataFrame:
+    """The events of variants of a record, as subjects that are numbered from `first` on."""
     number, event = np.nonzero(np.stack([~variant.left_out for variant in variants]))
     birth = pl.Series([variant.birth for variant in variants], dtype=pl.Datetime("us"))
     moved = pl.when(pl.col("code") == BIRTH).then(pl.coalesce(pl.lit(birth.gather(number)), "time")).otherwise("time")
-    events = record.events[event].with_columns(subject_id=pl.Series(number, dtype=pl.Int64), time=moved)
-    events = events.sort("subject_id", "time", nulls_last=False, maintain_order=True)
-    cutoffs = pl.DataFrame({"subject_id": np.arange(len(variants)), "cutoff": [record.prediction_time] * len(variants)})
-    with tempfile.TemporaryDirectory() as folder:
-        dataset = as_dataset(events, Path(folder))
-        return predictor.predictions_at(dataset, cutoffs.with_columns(pl.col("cutoff").cast(pl.Datetime("us")))).risk
+    events = record.events[event].with_columns(subject_id=pl.Series(first + number, dtype=pl.Int64), time=moved)
+    return events.sort("subject_id", "time", nulls_last=False, maintain_order=True)
 
 
 def as_dataset(events: pl.DataFrame, folder: Path) -> MedsDataset:

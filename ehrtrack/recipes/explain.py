@@ -23,7 +23,7 @@ from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.evaluation.contributions import summarise_contributions
 from ehrtrack.files import folder_aside
 from ehrtrack.pipeline.explain import CONTRIBUTION, Explanation, Method, days_before, rest_of
-from ehrtrack.pipeline.explain import explain as explain_record
+from ehrtrack.pipeline.explain import explain as explain_records
 from ehrtrack.pipeline.labels import transformer_label
 from ehrtrack.pipeline.predictor import Predictor, load_predictor
 from ehrtrack.pipeline.records import Record, as_dataset, read_records
@@ -128,7 +128,7 @@ def explain(
         if reason is not None:
             raise DataError(f"the model gives subject {subject} no risk at {at:%Y-%m-%d}: {reason}")
         record = read_records(asked.predictor, dataset, times)[0]
-    explained = explain_record(asked.predictor, record, method=method, reference_years=reference)
+    (explained,) = explain_records(asked.predictor, [record], method=method, reference_years=reference)
     told = _told(asked, explained, record, subject, n_top)
     print("\n".join(subject_lines(explained, told)), flush=True)
     if out is not None:
@@ -173,7 +173,7 @@ def explain_cohort(
     asked = _asked(model, data, labels, None, cache)
     records = _sample(asked, n_subjects, seed)
     scale = scale_of(has_classes=asked.predictor.folder.has_classes)
-    found = [explain_record(asked.predictor, record, method=method) for record in records]
+    found = explain_records(asked.predictor, records, method=method)
     each = pl.concat(
         one.codes.select(row=pl.lit(row), code="code", contribution=CONTRIBUTION) for row, one in enumerate(found)
     )
@@ -313,7 +313,9 @@ def _told(asked: Asked, explained: Explanation, record: Record, subject: str, n_
         rest = float(explained.codes[CONTRIBUTION][len(shown) :].sum()), 0.0
     return Told(
         subject=subject,
-        model=f"{asked.model}, run {asked.run_id[:12]}",
+        study=asked.config.study,
+        model=asked.model,
+        run_id=asked.run_id[:12],
         descriptions=asked.dataset.code_descriptions(),
         rest=(n_rest, *rest),
         n_shown=len(shown),
@@ -344,7 +346,7 @@ def _log(asked: Asked, explained: Explanation, told: Told, privacy: Privacy) -> 
         run.logger.set_tags({MODEL_RUN: asked.run_id})
         run.logger.log_text(page(document_of(explained, hidden)), f"explain/subject_{name}.html")
         run.logger.log_table(codes, f"explain/subject_{name}.csv")
-        facts = {"model": told.model, "subject": name, "method": explained.method}
+        facts = {"model": f"{asked.model}, run {asked.run_id}", "subject": name, "method": explained.method}
         run.logger.set_description(describe("Explanation of a prediction", facts) + f"\n{NO_CAUSE}\n")
         run.finished({})
 

@@ -38,7 +38,7 @@ class Told:
     Attributes
     ----------
     subject : what the subject is called
-    model : what the model is called
+    study, model, run_id : the model, and the study and the run that made it
     descriptions : what codes mean, where it is known
     rest : contribution and risk points of all codes but those shown, and how many there are
     n_shown : codes that are listed
@@ -47,7 +47,9 @@ class Told:
     """
 
     subject: str
+    study: str
     model: str
+    run_id: str
     descriptions: Mapping[str, str]
     rest: tuple[int, float, float]
     n_shown: int
@@ -90,7 +92,7 @@ def document_of(explained: Explanation, told: Told) -> Document:
     """The page of a subject: its risk, the codes that contribute most, when they were written, and its visits."""
     facts = [
         Fact("predicted risk", f"{explained.risk:.1%}", told.horizon),
-        Fact("model", told.model),
+        Fact("model", told.model, f"run {told.run_id}"),
         Fact("prediction time", _date(explained.prediction_time) if told.has_dates else "not told"),
         Fact("read of the record", f"{explained.codes.height} codes", f"at {explained.visits.height} visits"),
     ]
@@ -101,7 +103,7 @@ def document_of(explained: Explanation, told: Told) -> Document:
     if explained.visits.height:
         sections.append(Section("visits", "Visits", (_visits_table(explained, told),)))
     question = f"What gives subject {told.subject} a risk of {explained.risk:.0%}?"
-    return Document("explanation", question, tuple(sections))
+    return Document(told.study, question, tuple(sections))
 
 
 def timeline(explained: Explanation, told: Told) -> Figure:
@@ -152,9 +154,10 @@ def _interactive(
     split = 150 / height  # the visits' share of the height
     shared = {"ticks": "outside", "ticklen": 4, "showline": True, "zeroline": True}
     figure.update_layout(
-        xaxis={"domain": [0, 0.66], "autorange": "reversed", "zeroline": False},
+        barmode="overlay",
+        xaxis={"domain": [0, 0.66], "anchor": "y2", "autorange": "reversed", "zeroline": False},
         yaxis={
-            "domain": [split + 0.1, 1],
+            "domain": [split + 0.08, 1],
             "categoryorder": "array",
             "categoryarray": [short(label, 34) for label in codes["label"]][::-1],
         },
@@ -293,7 +296,7 @@ def subject_lines(explained: Explanation, told: Told) -> list[str]:
     of_horizon = f" {told.horizon}" if told.horizon else ""
     lines = [
         f"subject {told.subject} at {explained.prediction_time:%Y-%m-%d}: risk{of_horizon} {explained.risk:.1%}, by "
-        f"{told.model}",
+        f"{told.model}, run {told.run_id}",
         "",
         "contribution  points  code",
     ]
