@@ -24,6 +24,11 @@ class Hits(NamedTuple):
     ----------
     n_found : how many there are
     n_by_chance : how many of as many codes drawn from the record would be there on average
+
+    Examples
+    --------
+    >>> Hits(n_found=3, n_by_chance=1.5).n_found
+    3
     """
 
     n_found: int
