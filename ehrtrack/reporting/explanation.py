@@ -26,7 +26,7 @@ N_PRINTED_VISITS = 3
 N_SHOWN = 15
 """Codes of a cohort's summary in a figure and in the page."""
 NO_CAUSE = (
-    "A contribution describes the model: what it reads out of this record. It does not say what causes the outcome, "
+    "A contribution describes the model: what it reads out of a record. It does not say what causes the outcome, "
     "nor what would happen if a diagnosis were not made or a drug not given."
 )
 
@@ -159,7 +159,10 @@ def _interactive(
         yaxis={
             "domain": [split + 0.08, 1],
             "categoryorder": "array",
-            "categoryarray": [short(label, 34) for label in codes["label"]][::-1],
+            "categoryarray": codes["label"].to_list()[::-1],
+            "tickmode": "array",
+            "tickvals": codes["label"].to_list(),
+            "ticktext": [short(label, 34) for label in codes["label"]],
         },
         xaxis2=shared | {"domain": [0.7, 1], "anchor": "y", "title": {"text": scale, "standoff": 8}},
         yaxis2=shared | {"domain": [0, split], "anchor": "x", "title": {"text": "visits", "standoff": 8}},
@@ -174,7 +177,7 @@ def _interactive(
         hover = [_moment(row, told) for row in seen.iter_rows(named=True)]
         figure.add_scatter(
             x=(seen["days"] / unit).to_list(),
-            y=[short(label, 34) for label in seen["label"]],
+            y=seen["label"].to_list(),
             mode="markers",
             text=hover,
             hovertemplate="%{text}<extra></extra>",
@@ -182,12 +185,10 @@ def _interactive(
         )
         figure.add_bar(
             x=of_sign[CONTRIBUTION].to_list(),
-            y=[short(label, 34) for label in of_sign["label"]],
+            y=of_sign["label"].to_list(),
             orientation="h",
             xaxis="x2",
-            text=of_sign["label"].to_list(),
-            textposition="none",
-            hovertemplate="%{text}: %{x:+.3f}<extra></extra>",
+            hovertemplate="%{y}: %{x:+.3f}<extra></extra>",
             **shown,
         )
         figure.add_bar(
@@ -346,7 +347,7 @@ def _cohort_chart(name: str, label: str, explained: ExplainedRun) -> Chart:
     shown = explained.table.head(N_SHOWN)
     rows = [
         (
-            short(row["label"], 40),
+            row["label"],
             row["mean_contribution"],
             row["mean_contribution_lower"],
             row["mean_contribution_upper"],
@@ -380,7 +381,7 @@ def _cohort_table(name: str, label: str, explained: ExplainedRun) -> Table:
     caption = f"{label}: codes by the spread of their contribution over all subjects. {explained.said}."
     notes = (
         "Spread: standard deviation over all subjects; those without the code have 0. What all have alike tells nobody "
-        "apart, however large it is. Mean size: the same without signs.",
+        "apart, however large it is. Mean size: of contributions without their signs.",
         "Codes of fewer than 11 of these subjects are not shown.",
     )
     return Table(name, caption, explained.table.head(N_SHOWN), columns, notes)
