@@ -65,7 +65,7 @@ def token_contributions(predictor: Predictor, records: Sequence[Record]) -> Iter
     ConfigError
         If captum is not installed, or the model is none whose codes have embeddings or effects of their own.
     """
-    network, n_causes = predictor.network, predictor.folder.n_causes
+    network, n_causes = predictor.network, predictor.n_causes
     has_codes = network is not None and (isinstance(network, EhrModel) or _effects(network) is not None)
     if network is None or not has_codes:
         what = predictor.folder.config.baseline.name if predictor.folder.baseline is not None else "of this kind"
