@@ -20,11 +20,13 @@ from typing import Any
 from ehrtrack import renamed
 
 _RECIPES = (
-    "advise", "baseline", "compare", "demo", "describe", "embed", "evaluate", "finetune", "landmarks",
+    "advise", "baseline", "compare", "demo", "describe", "embed", "evaluate", "explain", "finetune",
+    "landmarks",
     "negative_controls", "predict", "pretrain", "promote", "resume", "sensitivity", "sweep", "tokenize",
 )  # fmt: skip
 _PLACES = {
     **{name: ("ehrtrack.recipes." + name, name) for name in _RECIPES},
+    "explain_cohort": ("ehrtrack.recipes.explain", "explain_cohort"),
     "adapter_base": ("ehrtrack.pipeline.adapter", "adapter_base"),
     "init_study": ("ehrtrack.guide.init", "init_study"),
     "diff_models": ("ehrtrack.recipes.registry", "diff"),

@@ -17,7 +17,7 @@ from simulated import study_values
 from ehrtrack.config import parse_config
 from ehrtrack.errors import ConfigError
 from ehrtrack.home import home
-from ehrtrack.pipeline.run import _privacy
+from ehrtrack.pipeline.run import privacy_of
 from ehrtrack.privacy import (
     Privacy,
     hide_in_attrition,
@@ -262,7 +262,7 @@ def test_a_study_asks_for_raw_subjects_in_runtime_and_hides_days_by_its_calendar
 
     def privacy(cohort: dict[str, object], **runtime: object) -> Privacy:
         sections = {"cohort": values["cohort"] | cohort, "runtime": values["runtime"] | runtime}
-        return _privacy(parse_config(values | sections))
+        return privacy_of(parse_config(values | sections))
 
     assert privacy({}) == Privacy(KEY)
     assert privacy({"end_of_study": "2020-12-31"}) == Privacy(KEY, hides_days=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ehrtrack.cli.app import cli
+from ehrtrack.errors import ConfigError
 
 _MODEL = "run id, models:/NAME@champion or models:/NAME/VERSION"
 _WHY = "the reason, for the record of moves"
@@ -100,3 +102,51 @@ def evaluate(model: str, data: Path, labels: Path, against: tuple[str, ...], see
 
     check_reachable()
     run_evaluate(model, data, labels, against=against, seed=seed, cache=cache)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--subject", default="", help="whose prediction is explained")
+@click.option("--cohort", type=click.IntRange(min=1), help="test subjects that are drawn, and summed up in a run")
+@click.option(
+    "--method",
+    type=click.Choice(["occlusion", "integrated-gradients"]),
+    default="occlusion",
+    show_default=True,
+    help="the latter for networks and the lasso",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="MEDS dataset  [default: that of the model]")
+@click.option(
+    "--labels", type=click.Path(path_type=Path), help="prediction times of other data  [default: the model's cohort]"
+)
+@click.option("--time", type=click.DateTime(), help="the prediction time of --subject  [default: its own]")
+@click.option(
+    "--reference-age", type=float, help="in years, that the subject's is compared with  [default: the median]"
+)
+@click.option("--top", default=10, show_default=True, type=click.IntRange(min=1), help="codes that are shown")
+@click.option("--seed", default=0, show_default=True, help="of the draw of --cohort, and of its bootstrap")
+@click.option("--out", type=click.Path(path_type=Path), help="folder to write: page, figure and tables")
+@click.option("--log", is_flag=True, help="keep the page of --subject in a run, under a hash and without dates")
+@click.option("--cache", type=click.Path(path_type=Path), help="for the run's journal  [default: runtime.cache]")
+def explain(subject: str, cohort: int | None, **options: Any) -> None:
+    """Say what in the record makes MODEL (run id, models:/NAME@champion) predict the risk of a subject.
+
+    Contributions of codes and of visits, by leaving each out or by integrated gradients; they describe the model, and
+    not what causes the outcome. With --cohort: which codes carry the risk over test subjects.
+    """
+    if bool(subject) == (cohort is not None):
+        raise ConfigError("name one subject (--subject ID), or a number of test subjects (--cohort N)")
+    of_one = [name for name in ("time", "reference_age", "log") if options[name]]
+    if cohort is not None and of_one:
+        raise ConfigError(f"--{of_one[0].replace('_', '-')} is of one --subject; leave it out with --cohort")
+    from ehrtrack.recipes import explain as recipe
+    from ehrtrack.tracking.client.connection import check_reachable
+
+    check_reachable()
+    shared = {name: options[name] for name in ("method", "data", "labels", "out", "cache")}
+    shared |= {"model": options["model"], "n_top": options["top"]}
+    if cohort is not None:
+        recipe.explain_cohort(n_subjects=cohort, seed=options["seed"], **shared)
+        return
+    of_subject = {"time": options["time"], "reference_years": options["reference_age"], "is_logged": options["log"]}
+    recipe.explain(subject=subject, **shared, **of_subject)

@@ -165,6 +165,19 @@ class CodeEffects(nn.Module):
         """Other effects of the same columns."""
         return CodeEffects(Levels(self.code, self.level), self.scales_days, effect, intercept, self.mean_age)
 
+    def owners(self, column: Tensor) -> tuple[Tensor, Tensor]:
+        """Whose columns (E,) are: (E,) the token, and (E,) the code whose values are cut; -1 where it is not one's.
+
+        Those of the record itself, such as the age, are of neither.
+        """
+        n_scales, n_tokens = len(self.scales_days), len(self.code)
+        first_token = self.N_OF_RECORD + (self.mean_age is not None)
+        first_code = first_token + n_tokens * (self.N_OF_TOKEN + n_scales)
+        token = torch.div(column - first_token, self.N_OF_TOKEN + n_scales, rounding_mode="floor")
+        code = torch.div(column - first_code, self.N_OF_LEVEL + n_scales, rounding_mode="floor")
+        is_of_token = (column >= first_token) & (column < first_code)
+        return torch.where(is_of_token, token, -1), torch.where(column >= first_code, code, -1)
+
     def forward(self, batch: Batch) -> Tensor:
         """(B, R)"""
         subject, column, value = self.entries(batch)

@@ -148,35 +148,50 @@ class Predictor:
         table, n_events, _ = self._score(dataset, times, needs_groups=False)
         return table, n_events
 
+    def predictions_at(self, dataset: MedsDataset, cutoffs: pl.DataFrame) -> Predictions:
+        """Predictions at `cutoffs` (subject_id, cutoff), in their order, of whoever is there: no rule is asked.
+
+        For records that never were, such as one without its visits to a clinic.
+        """
+        with tempfile.TemporaryDirectory() as folder, holding_shards():
+            cache = Path(folder)
+            store = self.tokens(dataset, cutoffs, cache)
+            return self._predict(store, np.arange(len(store)), self._values(dataset, cutoffs, cache))
+
+    def tokens(self, dataset: MedsDataset, cutoffs: pl.DataFrame, cache: Path) -> TokenStore:
+        """The tokens that the model reads at `cutoffs` (subject_id, cutoff), in their order."""
+        data, vocabulary = self.folder.config.data, self.folder.vocabulary
+        delay_hours, births = data.delay_hours, data.births
+        return build_store(dataset, cutoffs, vocabulary, data.visits, cache, delay_hours=delay_hours, births=births)
+
+    @cached_property
+    def network(self) -> nn.Module | None:
+        """The model as a function of batches that torch differentiates; None of a baseline that is none."""
+        if self.folder.baseline is None:
+            return self.folder.survival_model()
+        assert self._baseline is not None
+        found = getattr(self._baseline.from_json(self.folder.baseline), "network", None)
+        return found if isinstance(found, nn.Module) else None
+
     def _score(
         self, dataset: MedsDataset, times: pl.DataFrame, *, needs_groups: bool
     ) -> tuple[pl.DataFrame, Ints, Mapping[str, pl.Series]]:
         cohort = self.folder.config.cohort
         assert cohort is not None  # looked at when the folder was read
-        data = self.folder.config.data
-        asked = with_reasons(dataset, times, cohort, data.births)
+        asked = with_reasons(dataset, times, cohort, self.folder.config.data.births)
         rows = np.flatnonzero(asked[REASON].is_null().to_numpy())
         if not len(rows):
             return self.table(asked, rows, None), np.zeros(len(self.folder.vocabulary), dtype=np.int64), {}
         cutoffs = asked[rows].select("subject_id", cutoff="prediction_time")
         limit_days = silent_days_limit(self.folder.seen)
         with tempfile.TemporaryDirectory() as cache, holding_shards():
-            vocabulary = self.folder.vocabulary
-            store = build_store(
-                dataset,
-                cutoffs,
-                vocabulary,
-                data.visits,
-                Path(cache),
-                delay_hours=data.delay_hours,
-                births=data.births,
-            )
+            store = self.tokens(dataset, cutoffs, Path(cache))
             is_silent = store.end_gap_days > limit_days
             kept = np.flatnonzero(~is_silent)
             values = self._values(dataset, cutoffs, Path(cache)) if len(kept) else None
             predictions = self._predict(store, kept, values) if len(kept) else None
             n_events = self._count_events(dataset, cutoffs[kept])
-            groups = subject_groups(store, vocabulary, kept) if needs_groups and len(kept) else {}
+            groups = subject_groups(store, self.folder.vocabulary, kept) if needs_groups and len(kept) else {}
         asked = _with_reason(asked, rows[is_silent], silence_reason(limit_days))
         return self.table(asked, rows[kept], predictions), n_events, groups
 

@@ -318,7 +318,7 @@ def open_run(
         attempt=resume.attempt if resume else 0,
         journal=config.runtime.cache / JOURNALS,
         stops=(TrainingStopped,),
-        privacy=_privacy(config),
+        privacy=privacy_of(config),
     ) as logger:
         reference = logger.reference  # asked once: the folder of all ranks is named by what is known now
         if ranks is not None:
@@ -350,7 +350,7 @@ def open_run(
     shutil.rmtree(folder, ignore_errors=True)  # after the last record of the run is in its journal
 
 
-def _privacy(config: RunConfig) -> Privacy:
+def privacy_of(config: RunConfig) -> Privacy:
     """How subjects are logged: as hashes under this machine's key, unless the configuration asks for raw ids."""
     cohort = config.cohort
     has_calendar_date = cohort is not None and (

@@ -13,6 +13,7 @@ from ehrtrack.plots.evaluation import (
     decision_curve_plot,
     discrimination_plot,
 )
+from ehrtrack.plots.explain import contributions_plot, timeline_plot
 from ehrtrack.plots.forest import ForestRow, comparison_plot, subgroup_forest
 from ehrtrack.plots.landmarks import landmark_plot
 from ehrtrack.plots.sensitivity import sensitivity_plot
@@ -39,6 +40,7 @@ __all__ = [
     "class_calibration_plot",
     "class_discrimination_plot",
     "comparison_plot",
+    "contributions_plot",
     "decision_curve_plot",
     "differences_plot",
     "discrimination_plot",
@@ -55,4 +57,5 @@ __all__ = [
     "performance_plot",
     "sensitivity_plot",
     "subgroup_forest",
+    "timeline_plot",
 ]

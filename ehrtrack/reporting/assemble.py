@@ -5,6 +5,7 @@ from __future__ import annotations
 from ehrtrack.reporting.comparison import answer_section, differences_section
 from ehrtrack.reporting.cost import cost_section
 from ehrtrack.reporting.document import Document
+from ehrtrack.reporting.explanation import explanation_section
 from ehrtrack.reporting.external import external_section
 from ehrtrack.reporting.label_curve import label_curve_section
 from ehrtrack.reporting.learning import learning_section
@@ -30,6 +31,7 @@ def assemble(material: Material) -> Document:
         survival_section(material),
         decision_section(material),
         subgroups_section(material),
+        explanation_section(material),
         external_section(material),
         learning_section(material),
         cost_section(material),

@@ -19,6 +19,7 @@ from ehrtrack.pipeline.run_rows import EVALUATION, latest_evaluations
 from ehrtrack.reporting.material import (
     COHORT_TABLES,
     CURVE_TABLES,
+    ExplainedRun,
     Material,
     beside_best,
     compared_by,
@@ -29,10 +30,10 @@ from ehrtrack.runlog import VALIDATION
 from ehrtrack.study.results import StudyResults
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import MissingArtifact, RunRecord, download, metric_history, search_runs
-from ehrtrack.tracking.names import CONTROLS, MODEL_RUN
+from ehrtrack.tracking.names import CONTROLS, EXPLAINED, EXPLANATION, MODEL_RUN
 
 TABLE_ONE = "cohort/table_one.csv"
-KINDS = ("pretrain", "finetune", "baseline", CONTROLS, EVALUATION)
+KINDS = ("pretrain", "finetune", "baseline", CONTROLS, EVALUATION, EXPLANATION)
 DOWNLOADS_AT_ONCE = 8
 
 Fetch = Callable[[str, str, Path], Path]
@@ -83,6 +84,7 @@ def gather(
         cohort = read(first, "cohort", COHORT_TABLES) if first else {}
         environment = _environment(first, Path(folder), fetch) if first else {}
         learning = _learning(beside_best(found), pool, history)
+        explanations = _explanations(found, runs, read)
         judged = list(dict.fromkeys([*(one.label for one in found[:1]), *_references(findings, found)]))
         predictions = {label: _predictions(medians[label], Path(folder), fetch) for label in judged}
         if table_one is None and results.run_id:
@@ -107,6 +109,7 @@ def gather(
         pages={run_id: _page(record) for run_id, record in records.items()},
         pretrainings=results.pretrainings,
         external=latest_evaluations(run for run in runs if run.tags.get(MODEL_RUN) in shown),
+        explanations=explanations,
         controls=tuple(record for record in records.values() if record.kind == CONTROLS),
         missing=results.missing,
     )
@@ -125,6 +128,22 @@ def _learning(shown: Sequence[Configuration], pool: ThreadPoolExecutor, history:
         for epoch, value in sorted(values.items())
     ]
     return pl.DataFrame(rows, schema=["configuration", "repeat", "epoch", "value"], orient="row") if rows else None
+
+
+def _explanations(
+    found: Sequence[Configuration], runs: Sequence[RunRecord], read: Callable[..., dict[str, pl.DataFrame]]
+) -> dict[str, ExplainedRun]:
+    """What carries the risk by each configuration of which a run was explained, by the last explanation of it."""
+    last = {run.tags.get(MODEL_RUN, ""): run for run in runs if run.kind == EXPLANATION and EXPLAINED in run.tags}
+    explanations = {}
+    for one in found:
+        of_one = [last[row.run_id] for row in one.rows if row.run_id in last]
+        for run in of_one[-1:]:
+            table = read(run.run_id, "explain", ("codes",)).get("codes")
+            if table is not None:
+                scale = "log odds" if compared_by(found).key == "auroc" else "log cumulative hazard"
+                explanations[one.label] = ExplainedRun(table, run.tags[EXPLAINED], scale)
+    return explanations
 
 
 def _references(findings: Findings, found: Sequence[Configuration]) -> list[str]:

@@ -23,6 +23,22 @@ COHORT_TABLES = ("attrition", "summary")
 
 
 @dataclass(frozen=True)
+class ExplainedRun:
+    """What a run of ``ehrtrack explain --cohort`` found.
+
+    Attributes
+    ----------
+    table : of `evaluation.contributions.summarise_contributions`, with a label for each code
+    said : of whom, and by which method
+    scale : what contributions are of
+    """
+
+    table: pl.DataFrame
+    said: str
+    scale: str
+
+
+@dataclass(frozen=True)
 class Material:
     """What a report is made of.
 
@@ -47,6 +63,7 @@ class Material:
     environment : of one repeat: Python, machine and packages
     pretrainings, controls : runs; controls are negative controls
     external : evaluations of the study's models on other datasets
+    explanations : label of a configuration -> what carries the risk of test subjects, where a run of it was explained
     missing : label of a cell without a finished run -> why
     commands : by which it is made again; those of a study's file where nothing else is said
     file : that says what was asked; the study's if empty
@@ -70,6 +87,7 @@ class Material:
     pretrainings: Sequence[RunRecord] = ()
     controls: Sequence[RunRecord] = ()
     external: Sequence[RunRecord] = ()
+    explanations: Mapping[str, ExplainedRun] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
     commands: Sequence[str] = ("ehrtrack study run study.toml", "ehrtrack report study.toml")
     file: str = ""

@@ -30,6 +30,7 @@ PRETRAINING_RECORDS = "ehrtrack.pretraining_records"  # what a run's pretraining
 MODEL = "ehrtrack.model"  # what a baseline is called; of runs without it, by its setting
 TASK = "ehrtrack.task"  # what the model is judged for; of runs without it, survival
 MODEL_RUN = "model_run"  # of a run that asks a model again: the run that made the model
+EXPLAINED = "ehrtrack.explained"  # of an explanation of a cohort: how many subjects, and by which method
 EVALUATED_ON = "ehrtrack.evaluated_on"  # of an evaluation: what its dataset and labels are called
 SUBJECT_KEY = "ehrtrack.subject_key"  # fingerprint of the key under which subjects are logged; "raw" without one
 COHORT = "fingerprint.cohort"  # runs compare where this is equal
@@ -61,6 +62,9 @@ SNAPSHOT_KINDS = (*RESUMABLE_KINDS, "trial")
 
 # The kind of runs of `ehrtrack negative-controls`, which a report and a model card show.
 CONTROLS = "negative-controls"
+
+# The kind of runs of `ehrtrack explain`, of which a report shows those of a cohort.
+EXPLANATION = "explain"
 
 # `mlflow run` logs its -P strings as params, and a param can never change: "0.10" and 0.1 under one name
 # would end the run. The resolved configuration therefore has names of its own.

@@ -29,7 +29,7 @@ from ehrtrack.pipeline.prepare import (
     tokenise_cohort,
     tokenise_records,
 )
-from ehrtrack.pipeline.run import _privacy
+from ehrtrack.pipeline.run import privacy_of
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.negative_controls import Twins, _inside
 from ehrtrack.tracking.client.queries import download
@@ -224,8 +224,8 @@ def test_twins_of_a_cohort_keep_its_split(data: MedsDataset, tmp_path: Path) -> 
 
 
 def test_a_follow_up_that_ends_on_a_date_hides_days(data: MedsDataset, tmp_path: Path) -> None:
-    assert _privacy(config_of(data.path, tmp_path, split=TIME)).hides_days
-    assert not _privacy(config_of(data.path, tmp_path)).hides_days
+    assert privacy_of(config_of(data.path, tmp_path, split=TIME)).hides_days
+    assert not privacy_of(config_of(data.path, tmp_path)).hides_days
 
 
 def test_cohorts_of_runs_are_compared_by_what_their_settings_ask() -> None:

@@ -13,12 +13,13 @@ import polars as pl
 
 from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.evaluation.benchmark import RunRow
+from ehrtrack.evaluation.contributions import summarise_contributions
 from ehrtrack.evaluation.evaluate import evaluate
 from ehrtrack.evaluation.repeats import Configuration, Difference, Repeat, best_configurations_first
 from ehrtrack.evaluation.split import Context, EvaluationConfig, Split
 from ehrtrack.evaluation.study_table import study_table
 from ehrtrack.privacy import hide_in_attrition, hide_in_groups, hide_in_summary
-from ehrtrack.reporting.material import Material
+from ehrtrack.reporting.material import ExplainedRun, Material
 from ehrtrack.runlog import KEPT, TEST, named
 from ehrtrack.study.settings import StudySettings
 from ehrtrack.survival.resampling import Interval
@@ -106,8 +107,22 @@ def material(*, labels: Sequence[int] = LABELS, n_test: int = 500, models: Seque
         pretrainings=(replace(_run("e" * 32, "pretrain", {}), name="pretrain small"),),
         controls=(_controls(),),
         external=(_evaluation(configurations[0]),),
+        explanations={configurations[0].label: _explained()},
         missing={"full · 2,048 labels · seed 4": "out of memory twice"} if labels else {},
     )
+
+
+def _explained() -> ExplainedRun:
+    """Of 100 subjects, half of whom have a code that raises the risk, and all one that does nothing."""
+    rows = [
+        (row, code, effect)
+        for row in range(100)
+        for code, effect in (("DX//1", 0.8), ("LAB//$2", 0.0))
+        if effect == 0 or row % 2
+    ]
+    contributions = pl.DataFrame(rows, schema=["row", "code", "contribution"], orient="row")
+    table = summarise_contributions(contributions, range(100)).with_columns(label=pl.col("code") + " · what it means")
+    return ExplainedRun(table, "100 test subjects, occlusion", "log cumulative hazard")
 
 
 def _evaluation(of: Configuration) -> RunRecord:

@@ -87,7 +87,16 @@ def test_csv_of_the_main_table_is_at_full_precision(report_folder: Path, study_m
 def test_every_chart_has_its_files(report_folder: Path, suffix: str) -> None:
     names = {file.stem for file in (report_folder / "figures").glob(f"*.{suffix}")}
     assert names == {
-        *("flow", "differences", "label_curve", "calibration", "decision_curve", "subgroups_1", "subgroups_2"),
+        *(
+            "flow",
+            "differences",
+            "label_curve",
+            "calibration",
+            "decision_curve",
+            "subgroups_1",
+            "subgroups_2",
+            "contributions_1",
+        ),
         *("score_by_n_trainable", "score_by_seconds", "survival_by_risk", "learning_curves"),
     }
 

@@ -16,13 +16,14 @@ from simulated_study import material
 
 from ehrtrack.reporting.assemble import assemble
 from ehrtrack.reporting.document import Column, Document, Prose, Section, Table
+from ehrtrack.reporting.gather import _explanations
 from ehrtrack.reporting.html import page
 from ehrtrack.reporting.material import Material
 from ehrtrack.reporting.write import write_report
 
 SECTIONS = (
     *("answer", "results", "differences", "labels", "subjects", "table-one", "calibration", "survival"),
-    *("decision", "subgroups", "external", "learning", "cost", "sanity", "tripod", "provenance"),
+    *("decision", "subgroups", "explanation", "external", "learning", "cost", "sanity", "tripod", "provenance"),
 )
 
 
@@ -116,9 +117,42 @@ def test_external_validation_stands_beside_the_studys_own_test_subjects(study_do
     assert re.fullmatch(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", here)
 
 
+def test_what_carries_the_risk_is_shown_of_a_model_that_was_explained(study_document: Document) -> None:
+    (section,) = (section for section in study_document.sections if section.key == "explanation")
+    (table,) = section.tables()
+    (first, second) = table.cells()
+    assert first[:3] == ["DX//1 · what it means", "50", "50%"]
+    assert first[3].startswith("0.400 [0.3")
+    assert first[5] == "0.800 [0.800, 0.800]"
+    assert second[:4] == ["LAB//$2 · what it means", "100", "100%", "0.000 [0.000, 0.000]"]
+    assert "100 test subjects, occlusion" in table.caption
+
+
+def test_the_last_explanation_of_a_configurations_run_is_read(study_material: Material) -> None:
+    best = study_material.configurations[0]
+    (record,) = study_material.external
+    tags = {"model_run": best.rows[0].run_id, "ehrtrack.explained": "60 test subjects, occlusion"}
+    runs = [
+        replace(record, run_id=digit * 32, kind="explain", tags=tags | {"ehrtrack.explained": said})
+        for digit, said in (("1", "60 test subjects, occlusion"), ("2", "200 test subjects, occlusion"))
+    ]
+    runs.append(
+        replace(record, run_id="3" * 32, kind="explain", tags={"model_run": best.rows[0].run_id})
+    )  # of a subject
+    asked = []
+
+    def read(run_id: str, folder: str, names: tuple[str, ...]) -> dict[str, pl.DataFrame]:
+        asked.append((run_id, folder, names))
+        return {"codes": study_material.explanations[best.label].table}
+
+    found = _explanations(study_material.configurations, runs, read)
+    assert asked == [("2" * 32, "explain", ("codes",))]
+    assert [(label, one.said) for label, one in found.items()] == [(best.label, "200 test subjects, occlusion")]
+
+
 def test_sections_of_what_is_not_there_are_left_out_and_the_author_is_told(study_material: Material) -> None:
     without = {"evaluations": {}, "cohort": {}, "predictions": {}, "records": {}, "table_one": None, "learning": None}
-    bare = replace(study_material, differences=(), controls=(), external=(), **without)
+    bare = replace(study_material, differences=(), controls=(), external=(), explanations={}, **without)
     document = assemble(bare)
     keys = [section.key for section in document.sections]
     assert keys == ["answer", "results", "labels", "calibration", "cost", "tripod", "provenance"]
