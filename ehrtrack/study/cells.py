@@ -148,9 +148,7 @@ def read_study(path: Path, overrides: Sequence[Override] = ()) -> Study:
     try:
         files = _Files(path, settings, overrides)
         drafts = _drafts(settings, files)
-        _check_selections(settings, drafts)
-        kept = [draft for draft in drafts if not any(_is_of(selection, draft) for selection in settings.exclude)]
-        cells = _cells(settings, kept)
+        cells = _cells(settings, _selected(settings, drafts))
     except EhrtrackError as error:
         error.add_note(f"It is of the study {path}")
         raise
@@ -236,7 +234,7 @@ def _check_paths(settings: StudySettings, files: _Files) -> None:
 def _baseline(config: RunConfig, chosen: Mapping[str, Value], repeat: Mapping[str, Value]) -> _Draft:
     """A baseline. Its own seed goes with the run's; one without anything random is the same for every seed."""
     made, used = with_values(config, {**chosen, **repeat})
-    has_own_seed = BASELINE_SEED in used or BASELINE_SEED in _leaves(chosen)
+    has_own_seed = BASELINE_SEED in used or any(BASELINE_SEED in leaf_paths(*of) for of in chosen.items())
     if SEED in repeat and not made.baseline.is_random:
         repeat = {path: value for path, value in repeat.items() if path != SEED}
         made, _ = with_values(config, {**chosen, **repeat})
@@ -256,6 +254,9 @@ def _finetuning(
     """A fine-tuning, with the pretraining that it starts from unless it starts from random weights."""
     given = {path: value for path, value in {**chosen, **repeat}.items() if path != PRETRAIN}
     made, used = with_values(config, given)
+    draft = _Draft("finetune", made, chosen, repeat, used, str(chosen.get(PRETRAIN, "")))
+    if _is_excluded(settings, draft):  # it may be one that could not be run
+        return draft
     check_objective(made, "outcome")
     strategy = strategy_of(made.strategy)
     pretraining, base = "", None
@@ -320,20 +321,20 @@ def _pretraining(
     return _Draft("pretrain", made, chosen, repeat, used, name)
 
 
-def _leaves(values: Mapping[str, Value]) -> list[str]:
-    return [leaf for path, value in values.items() for leaf in leaf_paths(path, value)]
-
-
 def _is_of(selection: Selection, draft: _Draft) -> bool:
     return selects(selection, draft.recipe, draft.config, draft.pretraining)
 
 
-def _check_selections(settings: StudySettings, drafts: Sequence[_Draft]) -> None:
-    """Refuse a selection that means none of the configurations, or one that is left out."""
+def _is_excluded(settings: StudySettings, draft: _Draft) -> bool:
+    return any(_is_of(selection, draft) for selection in settings.exclude)
+
+
+def _selected(settings: StudySettings, drafts: Sequence[_Draft]) -> list[_Draft]:
+    """What is not excluded; refuses a selection that means none of the configurations, or one that is left out."""
     for excluded in settings.exclude:
         if not any(_is_of(excluded, draft) for draft in drafts):
             raise ConfigError(f"exclude {excluded} leaves out none of the study's configurations; correct it")
-    left = [draft for draft in drafts if not any(_is_of(selection, draft) for selection in settings.exclude)]
+    left = [draft for draft in drafts if not _is_excluded(settings, draft)]
     asked = {"reference": settings.reference}
     for number, comparison in enumerate(settings.compare, 1):
         asked |= {f"compare {number}, this": comparison.this, f"compare {number}, to": comparison.to}
@@ -342,6 +343,7 @@ def _check_selections(settings: StudySettings, drafts: Sequence[_Draft]) -> None
             raise ConfigError(
                 f"{where} is {selection}, and none of the study's configurations is so; name values of the matrix"
             )
+    return left
 
 
 def _cells(settings: StudySettings, drafts: Sequence[_Draft]) -> tuple[Cell, ...]:

@@ -137,6 +137,25 @@ def test_a_setting_that_a_choice_does_not_have_is_left_out_and_equal_cells_are_o
     assert labels(study) == ["cox", "pretrain", "frozen", "lora r4", "lora r8"]
 
 
+def test_what_could_not_be_run_may_be_excluded(write_study: WriteStudy, tmp_path: Path) -> None:
+    folder = tmp_path / "embeddings"
+    folder.mkdir()
+    (folder / "vocabulary.json").write_text("{}")
+    matrix = SMALL.replace("[matrix]", f'[matrix]\n"init.embeddings" = ["", "{folder}"]').replace(
+        '"frozen", { name = "lora", rank = 4 }, { name = "lora", rank = 16 }, "scratch"', '"full", "scratch"'
+    )
+    with pytest.raises(ConfigError, match="init.embeddings belong to the pretraining"):
+        read_study(write_study(matrix))
+    excluded = f'exclude = [{{ strategy = "full", "init.embeddings" = "{folder}" }}]\n[matrix]'
+    study = read_study(write_study(matrix.replace("[matrix]", excluded)))
+    finetunings = [cell.config for cell in study.cells if cell.recipe == "finetune" and cell.config.runtime.seed == 0]
+    assert [(config.strategy.name, config.init.embeddings) for config in finetunings] == [
+        ("full", ""),
+        ("scratch", ""),
+        ("scratch", str(folder)),
+    ]
+
+
 def test_what_is_excluded_is_not_there_nor_the_pretraining_that_nothing_starts_from(write_study: WriteStudy) -> None:
     excluded = SMALL.replace("[matrix]", 'exclude = [{ strategy = "frozen" }, { "strategy" = "lora" }]\n[matrix]')
     study = read_study(write_study(excluded))
