@@ -144,7 +144,7 @@ def test_what_could_not_be_run_may_be_excluded(write_study: WriteStudy, tmp_path
     matrix = SMALL.replace("[matrix]", f'[matrix]\n"init.embeddings" = ["", "{folder}"]').replace(
         '"frozen", { name = "lora", rank = 4 }, { name = "lora", rank = 16 }, "scratch"', '"full", "scratch"'
     )
-    with pytest.raises(ConfigError, match="init.embeddings belong to the pretraining"):
+    with pytest.raises(ConfigError, match=r"init\.embeddings belong to the pretraining"):
         read_study(write_study(matrix))
     excluded = f'exclude = [{{ strategy = "full", "init.embeddings" = "{folder}" }}]\n[matrix]'
     study = read_study(write_study(matrix.replace("[matrix]", excluded)))
