@@ -326,8 +326,8 @@ def parse_run_config(table: Mapping[str, Any]) -> RunConfig:
     """The configuration that a run logged as ``run_config.json``.
 
     It says all that was decided. A run of before there were several rules of splitting does not say that it was split
-    by the hash, one of before pretraining was cut at index dates read whole records, whatever its cohort, and sections
-    that were renamed have their former names.
+    by the hash, one of before pretraining was cut at index dates read whole records, whatever its cohort, one of before
+    heads had age and static facts has none, and sections that were renamed have their former names.
 
     Examples
     --------
@@ -343,6 +343,10 @@ def parse_run_config(table: Mapping[str, Any]) -> RunConfig:
     split = data.get("split") if isinstance(data, Mapping) else None
     if isinstance(data, Mapping) and isinstance(split, Mapping):
         table = {**table, "data": {**data, "split": {"rule": "hash", **split}}}
+    objective = table.get("objective")
+    if isinstance(objective, Mapping):
+        settings = plugins.settings("objectives", str(objective.get("name", "survival")))
+        table = {**table, "objective": {"statics": False, **objective}} if "statics" in settings.model_fields else table
     return parse_config(table)
 
 

@@ -9,11 +9,10 @@ from typing import Generic, cast
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from ehrtrack.arrays import Floats, Ints
 from ehrtrack.baselines.base import AnyFeatures, Features, FittedBaseline, Labelled, TokenHistories, check_events
-from ehrtrack.errors import DataError
+from ehrtrack.survival.ridge import check_divisible, event_folds
 
 
 def together(train: Labelled[Features], validation: Labelled[Features]) -> Labelled[Features]:
@@ -32,12 +31,7 @@ def together(train: Labelled[Features], validation: Labelled[Features]) -> Label
         _subjects(train, validation),
         has_classes=train.has_classes,
     )
-    n_events = int(both.is_event.sum())
-    if min(n_events, len(both.is_event) - n_events) < 2:
-        raise DataError(
-            f"{n_events} of {len(both.is_event)} training and validation subjects have the event, and cross-validation "
-            "needs two with and two without; use a larger cohort"
-        )
+    check_divisible(both.is_event)
     return both
 
 
@@ -61,15 +55,7 @@ def folds(subjects: Labelled[Features], n_folds: int, seed: int) -> Ints:
 
     There are no more folds than subjects with the event, or without it.
     """
-    n_events = int(subjects.is_event.sum())
-    n = min(n_folds, n_events, len(subjects.is_event) - n_events)
-    splitter = StratifiedKFold if subjects.subject is None else StratifiedGroupKFold
-    fold = np.zeros(len(subjects.is_event), dtype=np.int64)
-    rows = np.zeros((len(fold), 1))
-    parts = splitter(n, shuffle=True, random_state=seed).split(rows, subjects.is_event, subjects.subject)
-    for number, (_, held_out) in enumerate(parts):
-        fold[held_out] = number
-    return fold
+    return event_folds(subjects.is_event, subjects.subject, n_folds=n_folds, seed=seed)
 
 
 def divided(subjects: Labelled[Features], fold: Ints) -> Iterator[tuple[Labelled[Features], Ints]]:

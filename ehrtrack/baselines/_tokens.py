@@ -119,6 +119,7 @@ def outcome_objective(
         has_classes=train.has_classes,
         mean_age=mean_age(histories.store, histories.rows) if histories.may_lack_age else None,
     )
+    settings = {"statics": False, **settings}  # as the models of before, which name no statics among their weights
     if train.has_classes:
         known = {name: value for name, value in settings.items() if name in ClassificationConfig.model_fields}
         return Classification(ClassificationConfig.model_validate({"name": "classification", **known}), facts)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ehrtrack.data.batch import Batch
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.pooling import attention_pool, subject_max
+from ehrtrack.models.static_effects import StaticEffects
 
 
 class Head(nn.Module):
@@ -123,11 +124,18 @@ class HazardHead(Head):
     baseline : (K,) logits, or (K, R) where there are R causes; the logits are then (B, K R), causes side by side
     codes : a fixed offset: a regression on single codes, fitted beforehand, which is added to a, so that the head fits
         the residual
+    statics : the effects of age and static facts, which are added to a and learn on
     """
 
     DROPOUT = 0.3
 
-    def __init__(self, width: int, baseline: Tensor, codes: CodeEffects | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        baseline: Tensor,
+        codes: CodeEffects | None = None,
+        statics: StaticEffects | None = None,
+    ) -> None:
         super().__init__()
         self.terms: Tensor
         n_intervals = len(baseline)
@@ -139,15 +147,21 @@ class HazardHead(Head):
         self.out = nn.Linear(3 * width, len(self.terms) * baseline[0].numel(), bias=False)
         self.baseline = nn.Parameter(baseline.clone())
         self.codes = codes
+        self.statics = statics
         nn.init.normal_(self.out.weight, std=0.001)
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
-        mean = attention_pool(hidden, self.query, batch.subject, batch.offsets)  # (B, D)
-        largest = subject_max(hidden.float(), batch.subject, batch.offsets)
-        record = torch.cat([hidden[batch.cls_positions], mean, largest], dim=1)
-        effects = self.out(self.dropout(self.norm(record))).float()  # (B, terms R)
+        effects = self.out(self.dropout(self.record(hidden, batch))).float()  # (B, terms R)
         effects = effects.reshape(len(effects), len(self.terms), 1, -1)  # (B, terms, 1, R)
         drifting: Tensor = (effects * self.terms).sum(dim=1)  # (B, K, R)
-        if self.codes is not None:
-            drifting = drifting + self.codes(batch)[:, None]
+        for offset in (self.codes, self.statics):
+            if offset is not None:
+                drifting = drifting + offset(batch)[:, None]
         return drifting.flatten(1) + self.baseline.flatten()
+
+    def record(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """(B, 3 D) what is read of the record."""
+        mean = attention_pool(hidden, self.query, batch.subject, batch.offsets)  # (B, D)
+        largest = subject_max(hidden.float(), batch.subject, batch.offsets)
+        read: Tensor = self.norm(torch.cat([hidden[batch.cls_positions], mean, largest], dim=1))
+        return read

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.optimize import Bounds, minimize
 from scipy.sparse import csr_array, hstack
-from torch import Tensor
 from tqdm import tqdm
 
 from ehrtrack.arrays import Floats, Ints
 from ehrtrack.data.batch import Batch
-from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.models.code_effects import CodeEffects, Entries
 from ehrtrack.objectives.base import TrainingFacts
-
-Loss = Callable[[Floats], tuple[float, Floats]]
-"""From what is added to the baseline of each subject and output (N, R): the mean loss, and its slopes (N, R)."""
+from ehrtrack.survival.hazard_regression import Hazards, loss_of_shift
+from ehrtrack.survival.ridge import Loss
 
 LEAST_SPREAD = 0.01
 """Added to each column's standard deviation: what one subject in ten thousand has is not to weigh a hundred times."""
@@ -42,16 +39,6 @@ LEAST_GAIN = 1e-5
 
 MOST_LOG_HAZARD = 30.0
 """Beyond what data say, where a search tries too long a step."""
-
-
-class Hazards(Protocol):
-    """What a regression needs from an objective: the population's logits, and the likelihood to maximise."""
-
-    def baseline_logits(self) -> Tensor:
-        """(K,) or (K, R) of the population."""
-
-    def likelihood(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
-        """Mean loss of logits (N, K R)."""
 
 
 def fit_code_effects(strength: float, facts: TrainingFacts, hazards: Hazards) -> CodeEffects | None:
@@ -76,19 +63,10 @@ def fit_code_effects(strength: float, facts: TrainingFacts, hazards: Hazards) ->
         return None
     assert facts.records is not None, "effects are fitted to records"
     assert facts.records.outcomes is not None, "records to fit effects to have outcomes"
-    baseline = hazards.baseline_logits()
-    n_outputs = baseline[0].numel()
+    n_outputs = hazards.baseline_logits()[0].numel()
     reader = _reader(facts)
     table = read_table(reader, facts.records)
-    outcomes = facts.records.outcomes[facts.records.rows]
-
-    def loss(shift: Floats) -> tuple[float, Floats]:
-        of_subject = torch.from_numpy(shift).requires_grad_()
-        logits = of_subject[:, None] + baseline.double().reshape(1, -1, n_outputs)  # (N, K, R)
-        mean = hazards.likelihood(logits.flatten(1), outcomes)
-        (slope,) = torch.autograd.grad(mean, of_subject)
-        return mean.item(), slope.numpy()
-
+    loss = loss_of_shift(hazards, facts.records.outcomes[facts.records.rows])
     onsets = np.zeros((table.shape[1], 0)) if facts.onsets is None else facts.onsets.effect.double().numpy()
     both = _Standardised.of(csr_array(hstack([table, csr_array(table @ onsets)])))
     effect, intercept = _fit(both, loss, np.full(n_outputs, strength), OF_OUTCOMES)

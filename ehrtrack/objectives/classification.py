@@ -25,6 +25,7 @@ from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
+from ehrtrack.objectives._floor import fit_floor
 from ehrtrack.objectives.base import BatchLoss, OutcomeObjective, Predictions, Rebuilt, TrainingFacts
 from ehrtrack.objectives.settings import ClassificationConfig
 from ehrtrack.objectives.survival import (
@@ -79,13 +80,14 @@ class Classification(OutcomeObjective[Score]):
             )
         self.threshold = config.threshold or self.prevalence
         self.codes = fit_code_effects(config.lasso, facts, self)
+        self.floor = fit_floor(facts, self, has_statics=config.statics and self.codes is None)
 
     @property
     def _by_horizon(self) -> str:
         return "" if self.task == "classes" else f" by {self.grid.horizon_days:g} days"
 
     def make_head(self, width: int) -> Head:
-        return HazardHead(width, self.baseline_logits(), self.codes)
+        return HazardHead(width, self.floor.baseline, self.codes, self.floor.statics)
 
     def baseline_logits(self) -> Tensor:
         """(1,) of the prevalence."""

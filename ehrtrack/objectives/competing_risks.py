@@ -20,6 +20,7 @@ from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.errors import ConfigError, DataError, NotMeasurable
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives._code_effects import fit_code_effects
+from ehrtrack.objectives._floor import fit_floor
 from ehrtrack.objectives.base import BatchLoss, OutcomeObjective, Predictions, Rebuilt, TrainingFacts
 from ehrtrack.objectives.settings import CompetingRisksConfig
 from ehrtrack.objectives.survival import baseline_survival, error_of, rebuild_hazard_head, score_survival, selection_by
@@ -71,10 +72,11 @@ class CompetingRisks(OutcomeObjective[Score]):
         self.weights = EventWeights.of(self.grid, training.follow_up_days, _causes(training))
         self.n_causes = int(_causes(training).max())
         self.codes = fit_code_effects(config.lasso, facts, self)
+        self.floor = fit_floor(facts, self, has_statics=config.statics and self.codes is None)
 
     def make_head(self, width: int) -> Head:
         """K x R logits in one row, which start at the population's incidence."""
-        return HazardHead(width, self.baseline_logits(), self.codes)
+        return HazardHead(width, self.floor.baseline, self.codes, self.floor.statics)
 
     def baseline_logits(self) -> Tensor:
         """(K, R) of the population's incidence, which is where the likelihood is greatest."""

@@ -40,6 +40,9 @@ class HazardSettings(OutcomeSettings):
         there is no offset. Of the strengths from .15 to .5, .15 was best for 6,400 subjects and .3 for 400. Where the
         base was pretrained by time-to-event with an offset of its own, the regression may also use mixtures of the
         effects that were found there for the onsets of codes
+    statics : whether age and static facts, such as sex, act on the hazard directly too. Their effects begin at a ridge
+        regression on them, so that training begins at the floor of every comparison and not below it, and learn on.
+        An offset by `lasso` has them already, and there are none beside it
 
     Examples
     --------
@@ -50,6 +53,11 @@ class HazardSettings(OutcomeSettings):
     """
 
     lasso: float = Field(0.0, ge=0)
+    statics: bool = True
+
+    def identity(self) -> dict[str, Any]:
+        """Without `statics` where there are none: so it was of all runs, before there was the setting."""
+        return {name: value for name, value in super().identity().items() if name != "statics" or value}
 
 
 class SurvivalConfig(HazardSettings):

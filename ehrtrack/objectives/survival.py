@@ -19,7 +19,9 @@ from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.errors import CheckpointError, ConfigError
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead, Head
+from ehrtrack.models.static_effects import StaticEffects
 from ehrtrack.objectives._code_effects import fit_code_effects
+from ehrtrack.objectives._floor import fit_floor
 from ehrtrack.objectives.base import BatchLoss, OutcomeObjective, Predictions, Rebuilt, Selection, TrainingFacts
 from ehrtrack.objectives.settings import SurvivalConfig
 from ehrtrack.runlog import VALIDATION, named
@@ -69,9 +71,10 @@ class Survival(OutcomeObjective[Score]):
             n_intervals=config.n_intervals,
         )
         self.codes = fit_code_effects(config.lasso, facts, self)
+        self.floor = fit_floor(facts, self, has_statics=config.statics and self.codes is None)
 
     def make_head(self, width: int) -> Head:
-        return HazardHead(width, self.baseline_logits(), self.codes)
+        return HazardHead(width, self.floor.baseline, self.codes, self.floor.statics)
 
     def baseline_logits(self) -> Tensor:
         """(K,) logits of the hazards of `baseline_survival`.
@@ -209,7 +212,8 @@ def rebuild_hazard_head(
         raise CheckpointError(
             f"the weights do not fit the time grid beside: hazards of shape {shape}, {n_intervals} intervals"
         )
-    return HazardHead(width, torch.zeros(shape), CodeEffects.from_weights(weights, "codes."))
+    codes, statics = CodeEffects.from_weights(weights, "codes."), StaticEffects.from_weights(weights, "statics.")
+    return HazardHead(width, torch.zeros(shape), codes, statics)
 
 
 def score_survival(survival: Floats, grid: TimeGrid, training: Outcomes, outcomes: Outcomes) -> dict[str, float]:

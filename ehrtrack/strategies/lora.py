@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ehrtrack.models.behrt import ADAPTED_LAYERS, EhrModel
 from ehrtrack.models.code_effects import CodeEffects
+from ehrtrack.models.static_effects import StaticEffects
 from ehrtrack.strategies._lora_layers import compute_apart, compute_together
 from ehrtrack.strategies.base import NO_BASE, Base, Strategy
 from ehrtrack.strategies.settings import LoraConfig
@@ -102,5 +103,5 @@ def _parts(adapted: peft.PeftModel) -> list[str]:
     return [
         "encoder",
         "head",
-        *(f"head.{name}" for name, part in head.named_children() if isinstance(part, CodeEffects)),
+        *(f"head.{name}" for name, part in head.named_children() if isinstance(part, CodeEffects | StaticEffects)),
     ]

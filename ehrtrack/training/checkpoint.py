@@ -14,6 +14,9 @@ from torch import Tensor
 from ehrtrack.errors import CheckpointError
 from ehrtrack.files import BROKEN, written_aside
 
+NUMBERS_OF_TOKENS = ("codes.code", "effects.code", "statics.token")
+"""Ends of the names of the tensors that number codes and tokens."""
+
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors aside and rename, so that `path` is the old file or the new one, never a part."""
@@ -44,12 +47,10 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
     Raises
     ------
     ValueError
-        If one is not float32 (`code` of a regression on codes: int64), or holds NaN or an infinite number.
+        If one is not float32 (int64 of those in `NUMBERS_OF_TOKENS`), or holds NaN or an infinite number.
     """
     for name, tensor in tensors.items():
-        needed = (
-            torch.int64 if name.split(".")[-2:] == ["codes", "code"] or name.endswith("effects.code") else torch.float32
-        )
+        needed = torch.int64 if name.endswith(NUMBERS_OF_TOKENS) else torch.float32
         if tensor.dtype != needed:
             raise ValueError(f"{name} is {tensor.dtype}, and {needed} is needed")
         if not torch.isfinite(tensor).all():

@@ -58,6 +58,10 @@ def of_outcome(objective: Objective) -> OutcomeObjective:
 
 @pytest.fixture
 def model(objective: Objective) -> EhrModel:
+    return fresh(objective)
+
+
+def fresh(objective: Objective) -> EhrModel:
     torch.manual_seed(0)
     encoder = Behrt(ModelConfig(size="tiny"), V)
     return EhrModel(encoder, objective.make_head(encoder.width))
@@ -159,12 +163,24 @@ def test_an_outcome_is_predicted_as_curves_that_fall_from_one_over_the_grid(
 
 
 def test_a_fresh_head_begins_near_the_baseline_whose_likelihood_is_a_finite_number(
-    of_outcome: OutcomeObjective, model: EhrModel
+    name: str, of_outcome: OutcomeObjective
 ) -> None:
-    logits = of_outcome.baseline_logits().flatten().expand(N_SUBJECTS, -1)
-    found = model.eval()(next(iter(replace(batches(), batch_tokens=10_000))))
+    """Where no records are there to tell ages and static facts."""
+    facts = TrainingFacts(np.bincount(STORE.token, minlength=V), outcomes(), 365.0)
+    without = type(of_outcome)(plugins.settings("objectives", name)(), facts)
+    logits = without.baseline_logits().flatten().expand(N_SUBJECTS, -1)
+    found = fresh(without).eval()(next(iter(replace(batches(), batch_tokens=10_000))))
     torch.testing.assert_close(found.detach(), logits[: len(found)], atol=0.05, rtol=0)
-    assert math.isfinite(float(of_outcome.likelihood(logits, outcomes())))
+    assert math.isfinite(float(without.likelihood(logits, outcomes())))
+
+
+def test_a_fresh_head_is_no_less_likely_than_the_population(of_outcome: OutcomeObjective, model: EhrModel) -> None:
+    """It begins at what age and static facts tell, if they tell anything."""
+    batch = next(iter(replace(batches(), batch_tokens=10_000)))
+    population = of_outcome.baseline_logits().flatten().expand(N_SUBJECTS, -1)
+    with torch.no_grad():
+        begun = of_outcome.likelihood(model.eval()(batch), outcomes())
+    assert float(begun) < float(of_outcome.likelihood(population, outcomes())) + 0.01
 
 
 def test_a_rebuilt_head_takes_the_kept_weights_and_predicts_the_same(

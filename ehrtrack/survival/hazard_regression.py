@@ -1,0 +1,131 @@
+"""Ridge regression of hazards by the likelihood of an objective, with penalties chosen by cross-validation.
+
+    logit_k(x) = baseline_k + c + x u      (of each of R causes)
+
+The penalty is the one with the least loss of subjects that were held out (Verweij & van Houwelingen 1993, Stat Med
+12:2305-2314, by the likelihood likewise), each by the regression without its fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from ehrtrack.arrays import Floats, Ints
+from ehrtrack.data.outcomes import Outcomes
+from ehrtrack.survival.ridge import Loss, Regression, event_folds, ridge
+
+N_FOLDS, N_CANDIDATES = 5, 8
+MOST_STEPS = 200
+LEAST_SLOPE = 1e-9
+"""Where no column varies, for a penalty has to be above 0."""
+
+
+class Hazards(Protocol):
+    """What a regression needs from an objective: the population's logits, and the likelihood to maximise."""
+
+    def baseline_logits(self) -> Tensor:
+        """(K,) or (K, R) of the population."""
+
+    def likelihood(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
+        """Mean loss of logits (N, K R)."""
+
+
+def loss_of_shift(hazards: Hazards, outcomes: Outcomes) -> Loss:
+    """The mean loss of N subjects by what is added to the population's logits, the same in each interval."""
+    baseline = hazards.baseline_logits()
+    n_outputs = baseline[0].numel()
+
+    def loss(shift: Floats) -> tuple[float, Floats]:
+        of_subject = torch.from_numpy(shift).requires_grad_()
+        logits = of_subject[:, None] + baseline.double().reshape(1, -1, n_outputs)  # (N, K, R)
+        mean = hazards.likelihood(logits.flatten(1), outcomes)
+        (slope,) = torch.autograd.grad(mean, of_subject)
+        return mean.item(), slope.numpy()
+
+    return loss
+
+
+@dataclass(frozen=True)
+class HazardRegression:
+    """Regressions of the hazards of N subjects.
+
+    Attributes
+    ----------
+    fold : (N,) of the cross-validation
+    """
+
+    hazards: Hazards
+    outcomes: Outcomes
+    fold: Ints
+
+    @classmethod
+    def of(cls, hazards: Hazards, outcomes: Outcomes) -> HazardRegression:
+        """With as many folds as events allow, five at most.
+
+        Raises
+        ------
+        DataError
+            If fewer than two of the subjects have the event, or have it not.
+        """
+        return cls(hazards, outcomes, event_folds(outcomes.is_event, outcomes.subject, n_folds=N_FOLDS, seed=0))
+
+    @property
+    def n_outputs(self) -> int:
+        """R."""
+        return int(self.hazards.baseline_logits()[0].numel())
+
+    def without(self, number: int) -> Ints:
+        """The subjects that are in another fold."""
+        return np.flatnonzero(self.fold != number)
+
+    def fit(self, x: Floats, penalty: Floats, rows: Ints) -> Regression:
+        """The regression of some of the subjects on their columns, of x (N, P), at penalties (P,)."""
+        outcomes = self.outcomes[rows]
+        loss, curvature = loss_of_shift(self.hazards, outcomes), float(outcomes.is_event.mean())
+        return ridge(x[rows], loss, penalty, curvature=curvature, n_outputs=self.n_outputs)
+
+    def tried(self, x: Floats, strongest: float, weakest: float) -> list[float]:
+        """Falling penalties, in equal ratios over a range in units of the largest slope at effects of 0."""
+        _, slope = loss_of_shift(self.hazards, self.outcomes)(np.zeros((len(x), self.n_outputs)))
+        steepest = max(float(np.abs(x.T @ slope).max(initial=0)), LEAST_SLOPE)
+        return [float(share) * steepest for share in np.geomspace(strongest, weakest, N_CANDIDATES)]
+
+    def chosen(self, x: Floats, penalties: Sequence[Floats]) -> Floats:
+        """Of several penalties (P,) the one with the least loss of the subjects that were held out; the first of
+        equals."""
+        total = np.zeros(len(penalties))
+        for number in range(int(self.fold.max()) + 1):
+            held_out = np.flatnonzero(self.fold == number)
+            loss = loss_of_shift(self.hazards, self.outcomes[held_out])
+            for place, penalty in enumerate(penalties):
+                said = self.fit(x, penalty, self.without(number)).at(x[held_out])
+                total[place] += loss(said)[0] * len(held_out)
+        return penalties[int(np.argmin(total))]
+
+    def baseline_beside(self, shift: Floats, rows: Ints) -> Tensor:
+        """The baseline (K,) or (K, R) of the greatest likelihood of some subjects, where (N, R) is added to it.
+
+        The population's hazards with an intercept are not enough: those at high risk leave first, so that later hazards
+        are of others.
+        """
+        start, outcomes = self.hazards.baseline_logits(), self.outcomes[rows]
+        of_subject = torch.from_numpy(shift[rows])[:, None]
+
+        def value_and_slope(flat: Floats) -> tuple[float, Floats]:
+            baseline = torch.from_numpy(flat).requires_grad_()
+            logits = of_subject + baseline.reshape(1, len(start), -1)  # (N, K, R)
+            mean = self.hazards.likelihood(logits.flatten(1), outcomes)
+            (slope,) = torch.autograd.grad(mean, baseline)
+            return mean.item(), slope.numpy()
+
+        options = {"maxiter": MOST_STEPS, "gtol": 1e-7, "ftol": 0.0}
+        first = start.double().numpy().ravel()
+        found = minimize(value_and_slope, first, jac=True, method="L-BFGS-B", options=options).x
+        return torch.from_numpy(found).float().reshape(start.shape)

@@ -1,0 +1,130 @@
+"""Regression with an L2 penalty that may differ from column to column, for any loss of a few outputs.
+
+    (u, c) = argmin  loss(c + x u)  +  1/2 sum_p lambda_p |u_p|^2
+
+Columns are divided by sqrt(lambda_p), turned to their principal axes, where a problem of more columns than subjects has
+no more unknowns than subjects, and scaled by their curvature, so that L-BFGS needs some ten steps (as `ridge_cox`,
+whose penalty is one for all columns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from ehrtrack.arrays import Bools, Floats, Ints
+from ehrtrack.errors import DataError
+
+Loss = Callable[[Floats], tuple[float, Floats]]
+"""From what is added to the baseline of each subject and output (N, R): the mean loss, and its slopes (N, R)."""
+
+TOLERANCE = 1e-5
+"""Of the gradient in units of the scaled axes."""
+MAX_STEPS = 1_000
+
+
+class Regression(NamedTuple):
+    """Effects (P, R) of the columns, and intercepts (R,)."""
+
+    effect: Floats
+    intercept: Floats
+
+    def at(self, x: Floats) -> Floats:
+        """(N, R) c + x u."""
+        said: Floats = self.intercept + x @ self.effect
+        return said
+
+
+def ridge(x: Floats, loss: Loss, penalty: Floats, *, curvature: float, n_outputs: int = 1) -> Regression:
+    """The regression of the least penalised loss.
+
+    Parameters
+    ----------
+    x : (N, P)
+    penalty : (P,) lambda > 0; where it is infinite, the column has no effect
+    curvature : of the loss by the shift of a subject, times N, roughly: the share with an event. It sets the scale of
+        the first step alone
+
+    Examples
+    --------
+    Least squares with an intercept; the stronger the penalty, the smaller the effect:
+
+    >>> x, y = np.array([[-1.0], [0.0], [1.0]]), np.array([[1.0], [3.0], [5.0]])
+    >>> def squares(shift):
+    ...     return float(((shift - y) ** 2).mean()) / 2, (shift - y) / 3
+    >>> for penalty in (1e-9, 2 / 3, np.inf):
+    ...     found = ridge(x, squares, np.array([penalty]), curvature=1.0)
+    ...     print(round(float(found.effect[0, 0]), 3), found.intercept.round(3).tolist())
+    2.0 [3.0]
+    1.0 [3.0]
+    0.0 [3.0]
+    """
+    effect = np.zeros((x.shape[1], n_outputs))
+    used = np.flatnonzero(np.isfinite(penalty))
+    root = np.sqrt(penalty[used])
+    left, length, axes = np.linalg.svd(x[:, used] / root, full_matrices=False)
+    scale = 1 / np.sqrt(curvature * length**2 / len(x) + 1)
+    weight = np.append(scale**2, 0.0)  # of the intercept, which is no effect, none
+    turned = np.column_stack([left * (length * scale), np.full(len(x), 1 / np.sqrt(curvature))])
+
+    def value_and_slope(flat: Floats) -> tuple[float, Floats]:
+        free = flat.reshape(-1, n_outputs)
+        mean, slope = loss(turned @ free)
+        weighted = weight[:, None] * free
+        return mean + float((weighted * free).sum()) / 2, (turned.T @ slope + weighted).ravel()
+
+    options = {"maxiter": MAX_STEPS, "gtol": TOLERANCE, "ftol": 0.0}
+    start = np.zeros(turned.shape[1] * n_outputs)
+    found = minimize(value_and_slope, start, jac=True, method="L-BFGS-B", options=options).x.reshape(-1, n_outputs)
+    effect[used] = (axes.T @ (found[:-1] * scale[:, None])) / root[:, None]
+    return Regression(effect, found[-1] / np.sqrt(curvature))
+
+
+def event_folds(is_event: Bools, subject: Ints | None, *, n_folds: int, seed: int) -> Ints:
+    """(N,) the fold of each row: rows of a subject are in one, and events are spread over all.
+
+    There are no more folds than rows with the event, or without it.
+
+    Parameters
+    ----------
+    subject : (N,) whose row each is; None where each is of another
+
+    Raises
+    ------
+    DataError
+        If fewer than two of them have the event, or have it not.
+
+    Examples
+    --------
+    >>> is_event = np.array([True, True, False, False, False])
+    >>> np.bincount(event_folds(is_event, None, n_folds=5, seed=0)).tolist()
+    [3, 2]
+    """
+    check_divisible(is_event)
+    n_events = int(is_event.sum())
+    splitter = StratifiedKFold if subject is None else StratifiedGroupKFold
+    fold = np.zeros(len(is_event), dtype=np.int64)
+    parts = splitter(min(n_folds, n_events, len(is_event) - n_events), shuffle=True, random_state=seed)
+    for number, (_, held_out) in enumerate(parts.split(np.zeros((len(fold), 1)), is_event, subject)):
+        fold[held_out] = number
+    return fold
+
+
+def check_divisible(is_event: Bools) -> None:
+    """Make sure that subjects can be divided into folds.
+
+    Raises
+    ------
+    DataError
+        If fewer than two of them have the event, or have it not.
+    """
+    n_events = int(is_event.sum())
+    if min(n_events, len(is_event) - n_events) < 2:
+        raise DataError(
+            f"{n_events} of {len(is_event)} training and validation subjects have the event, and cross-validation "
+            "needs two with and two without; use a larger cohort"
+        )
