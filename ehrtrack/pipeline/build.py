@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from ehrtrack.config import RunConfig
@@ -25,6 +26,7 @@ from ehrtrack.strategies.base import Base, Strategy, strategy_of
 from ehrtrack.tracking.client.queries import fetch_model, get_run, search_runs
 from ehrtrack.training.checkpoint import weights_fingerprint
 from ehrtrack.training.ranks import Ranks
+from ehrtrack.training.ridge_head import check_solvable
 from ehrtrack.training.sanity import failed_checks, unlearned
 
 ENCODER_SHAPE = ("size", "readout_days")
@@ -69,6 +71,9 @@ def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, r
     objective = outcome_objective(config.objective, facts)
     encoder = Behrt(config.model, len(records.vocabulary), may_lack_age=config.data.may_lack_age)
     plain = EhrModel(encoder, objective.make_head(encoder.width))
+    if strategy.solves_head:
+        labelled = np.concatenate([records.rows["train"], records.rows["validation"]])
+        check_solvable(plain.head, records.outcomes[labelled])
     if base is not None:
         load_encoder_weights(plain, base.encoder_weights())
     else:

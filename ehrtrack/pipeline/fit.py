@@ -17,7 +17,7 @@ from ehrtrack.data.features import FeatureStore, build_features
 from ehrtrack.evaluation.metric_table import names_shown
 from ehrtrack.models.behrt import EhrModel, encoder_weights
 from ehrtrack.models.device import place
-from ehrtrack.objectives.base import Objective
+from ehrtrack.objectives.base import Objective, OutcomeObjective
 from ehrtrack.pipeline.prepare import CohortRecords, Records
 from ehrtrack.pipeline.run import Recorder
 from ehrtrack.runlog import TRAINING, named
@@ -25,6 +25,7 @@ from ehrtrack.training.checkpoint import weights_fingerprint
 from ehrtrack.training.loop import FitResult, fit
 from ehrtrack.training.memory import find_batch_tokens
 from ehrtrack.training.ranks import Ranks, multiplies_in_bf16
+from ehrtrack.training.ridge_head import solve_head
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,25 @@ def train(
         batches_between=config.runtime.log_batches,
         begin_epoch=begin_epoch,
     )
+    run.log_training(result)
+    return result
+
+
+def solve(
+    run: Recorder,
+    model: EhrModel,
+    objective: OutcomeObjective,
+    batches: Feed,
+    on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+) -> FitResult:
+    """Solve for the head of a model whose encoder stays, and log how: as `train`, with a single epoch."""
+    training, validation = (batches.split(split) for split in ("train", "validation"))
+    run.logger.log_metrics({"data/truncated_subjects": float(training.n_truncated)}, step=0)
+    result = solve_head(model, objective, training=training, validation=validation)
+    run.logger.log_metrics(result.kept, step=1)
+    print(f"head {result.stop_reason}", flush=True)
+    if on_epoch is not None:
+        on_epoch(1, result.kept)
     run.log_training(result)
     return result
 

@@ -4,6 +4,8 @@ ICML, eq. 1), by captum.
 The path leads from a record with the same visits, ages and times, in which every code's embedding is 0 and no effect of
 a single code counts, to the record itself. What is integrated is the log of the cumulative hazard up to the horizon (of
 a class, the log odds), so that contributions add up to its difference between the two ends.
+Age and static facts that act on the hazard directly (`models.static_effects`) are the same at both ends: what they
+contribute so is told by occlusion.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from ehrtrack.config import RunConfig
 from ehrtrack.plots.style import BLUE, GREEN, INK, ORANGE, PINK, PURPLE, RED, SKY, YELLOW
+from ehrtrack.strategies.settings import FrozenConfig
 from ehrtrack.tracking import names
 
 MODEL_KINDS = ("pretrain", "finetune", "trial", "baseline")
@@ -18,7 +19,7 @@ _REFERENCES = ("cox", "logistic")
 
 
 def transformer_label(config: RunConfig) -> str:
-    """The strategy's name, with the rank of adapters.
+    """The strategy's name, with the rank of adapters, or that the head is a ridge regression.
 
     Examples
     --------
@@ -26,8 +27,11 @@ def transformer_label(config: RunConfig) -> str:
     >>> transformer_label(parse_config({"study": "s", "data": {"path": "d"}, "strategy": {"name": "lora", "rank": 4}}))
     'lora r4'
     """
-    rank = getattr(config.strategy, "rank", None)
-    return config.strategy.name if rank is None else f"{config.strategy.name} r{rank}"
+    strategy = config.strategy
+    if isinstance(strategy, FrozenConfig) and strategy.head == "ridge":
+        return f"{strategy.name} ridge"
+    rank = getattr(strategy, "rank", None)
+    return strategy.name if rank is None else f"{strategy.name} r{rank}"
 
 
 def run_name(config: RunConfig, model: str, *, has_size: bool) -> str:

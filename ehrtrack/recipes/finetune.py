@@ -14,7 +14,7 @@ from ehrtrack.evaluation.metric_table import METRICS, chosen_by
 from ehrtrack.evaluation.oracle import checked_truth
 from ehrtrack.evaluation.report import Report
 from ehrtrack.pipeline.build import adapt, read_base
-from ehrtrack.pipeline.fit import feed, train, with_features
+from ehrtrack.pipeline.fit import feed, solve, train, with_features
 from ehrtrack.pipeline.labels import transformer_label
 from ehrtrack.pipeline.logged_model import log_model
 from ehrtrack.pipeline.prepare import (
@@ -114,9 +114,11 @@ def finetune(
         if strategy.keeps_encoder:
             batches = with_features(batches, adapted.plain, ranks)
         with as_trial(run) if is_trial else nullcontext():
-            result = train(
-                run, model, objective, batches, ranks, on_epoch, begin_epoch=partial(strategy.begin_epoch, model)
-            )
+            if strategy.solves_head:
+                result = solve(run, adapted.plain, objective, batches, on_epoch)
+            else:
+                begin_epoch = partial(strategy.begin_epoch, model)
+                result = train(run, model, objective, batches, ranks, on_epoch, begin_epoch=begin_epoch)
         if is_trial:
             _log_curves(run, result)
             scores = [name for name, of in METRICS.items() if KEPT in of.splits and of.named(VALIDATION) in result.kept]
@@ -124,7 +126,9 @@ def finetune(
         merged = strategy.merge(model)
         log_model(run, records, fingerprints, model=merged, grid=objective.grid)
         run.log_adapter(partial(strategy.save_adapter, model, base=adapted.base))
-        validation, test = (objective.predict(model, batches.split(s), ranks.device) for s in ("validation", "test"))
+        # A model that learned from validation subjects too is judged on them by its twins in cross-validation.
+        validation = result.held_out or objective.predict(model, batches.split("validation"), ranks.device)
+        test = objective.predict(model, batches.split("test"), ranks.device)
         log_predictions(run.logger, records, validation=validation, test=test)
         with run.judging():
             _log_curves(run, result)

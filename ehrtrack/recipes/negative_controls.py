@@ -49,6 +49,7 @@ from ehrtrack.tracking.names import CONTROLS
 from ehrtrack.training import sanity
 from ehrtrack.training.loop import TrainConfig, fit
 from ehrtrack.training.ranks import Ranks, join_ranks
+from ehrtrack.training.ridge_head import solve_head
 from ehrtrack.training.sanity import Verdict
 
 SECTIONS = (
@@ -215,6 +216,10 @@ class Twins:
         batches = feed(config, records, adapted.model, adapted.objective, ranks)
         if adapted.strategy.keeps_encoder:
             batches = with_features(batches, adapted.plain, ranks)
+        if adapted.strategy.solves_head:
+            training, validation = (batches.split(split) for split in ("train", "validation"))
+            solve_head(adapted.plain, adapted.objective, training=training, validation=validation)
+            return Twin(config, records, adapted, ranks)
         with tempfile.TemporaryDirectory(dir=self.folder) as checkpoints:
             fit(
                 *(adapted.model, adapted.objective),

@@ -75,6 +75,11 @@ class Strategy(ABC):
         """Whether the encoder's states of a subject never change in training, and are to be computed once."""
         return False
 
+    @property
+    def solves_head(self) -> bool:
+        """Whether the head is solved for (`training.ridge_head`), and nothing trained."""
+        return False
+
     def merge(self, model: nn.Module) -> EhrModel:
         """A plain model that predicts the same, with nothing wrapped."""
         assert isinstance(model, EhrModel), "a strategy that wraps the model says how to unwrap it"

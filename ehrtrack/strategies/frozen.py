@@ -31,3 +31,7 @@ class Frozen(Strategy):
     @property
     def keeps_encoder(self) -> bool:
         return self.config.cache and not self.config.embeddings
+
+    @property
+    def solves_head(self) -> bool:
+        return self.config.head == "ridge"

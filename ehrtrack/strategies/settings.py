@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ehrtrack.section import Choice, Mark
 
@@ -17,18 +17,28 @@ class FrozenConfig(Choice):
     embeddings : whether the embeddings are trained as well
     cache : whether the states of the encoder are computed once, before the head is trained on them, and not in each
         epoch
+    head : ``trained`` for epochs, of which validation subjects choose one; or ``ridge``, a regression on the states,
+        age and static facts whose penalty is chosen by cross-validation over training and validation subjects. It is
+        solved for in seconds (`training.ridge_head`), and nothing of `train` has a part in it but `batch_tokens`
 
     Examples
     --------
-    ``[strategy] name = "frozen"`` and ``embeddings = true``:
+    ``[strategy] name = "frozen"`` and ``head = "ridge"``:
 
-    >>> FrozenConfig(embeddings=True).cache
+    >>> FrozenConfig(head="ridge").cache
     True
     """
 
     name: Literal["frozen"] = "frozen"
     embeddings: bool = False
     cache: bool = True
+    head: Annotated[Literal["trained", "ridge"], Mark.ADDED_LATER] = "trained"
+
+    @model_validator(mode="after")
+    def _head_is_of_what_stays(self) -> FrozenConfig:
+        if self.head == "ridge" and self.embeddings:
+            raise ValueError("head = ridge is solved for on states that stay as they are: leave out embeddings = true")
+        return self
 
 
 class LoraConfig(Choice):

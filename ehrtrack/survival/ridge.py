@@ -28,7 +28,13 @@ MAX_STEPS = 1_000
 
 
 class Regression(NamedTuple):
-    """Effects (P, R) of the columns, and intercepts (R,)."""
+    """Effects (P, R) of the columns, and intercepts (R,).
+
+    Examples
+    --------
+    >>> Regression(np.array([[2.0]]), np.array([1.0])).at(np.array([[0.0], [3.0]])).tolist()
+    [[1.0], [7.0]]
+    """
 
     effect: Floats
     intercept: Floats
@@ -121,6 +127,14 @@ def check_divisible(is_event: Bools) -> None:
     ------
     DataError
         If fewer than two of them have the event, or have it not.
+
+    Examples
+    --------
+    >>> check_divisible(np.array([True, True, False, False]))
+    >>> check_divisible(np.array([True, False, False, False]))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    ehrtrack.errors.DataError: 1 of 4 training and validation subjects have the event, and cross-validation needs ...
     """
     n_events = int(is_event.sum())
     if min(n_events, len(is_event) - n_events) < 2:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ehrtrack.data.batch import Batches
-from ehrtrack.objectives.base import Objective, Selection
+from ehrtrack.objectives.base import Objective, Predictions, Selection
 from ehrtrack.runlog import TRAINING, VALIDATION_LOSS, RunLogger
 from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.settings import TrainConfig as TrainConfig
@@ -43,12 +43,14 @@ class FitResult:
     history : one table of metrics an epoch, as logged
     kept_epoch : number of the epoch (from 1) whose weights the model has now
     stop_reason : why training ended
+    held_out : predictions of the validation subjects by models that did not learn from them, where the model itself did
     """
 
     history: list[dict[str, float]]
     kept_epoch: int
     seconds: float
     stop_reason: str
+    held_out: Predictions | None = None
 
     @property
     def kept(self) -> dict[str, float]:
