@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ehrtrack.config import parse_config
+from ehrtrack.config import override, parse_config
 from ehrtrack.errors import ConfigError, EhrtrackError
 from ehrtrack.study.cells import Study, read_study
 from ehrtrack.study.keys import cell_key
@@ -219,16 +219,22 @@ def test_keys_are_the_same_wherever_the_files_lie_and_whatever_machine_runs_them
 
 
 def test_keys_stay_as_they_are() -> None:
-    """If they change, studies that were begun before make all of their runs again."""
+    """If they change, studies that were begun before make all of their runs again.
+
+    A head of before had no age and static facts beside the encoder's states, and its runs are not those of one that has.
+    """
     config = parse_config(
         {
             "study": "sim",
             "data": {"path": "meds"},
             "cohort": {"labels": "labels.parquet"},
             "strategy": {"name": "lora", "rank": 4},
+            "objective": {"statics": False},
             "runtime": {"seed": 3},
         }
     )
+    with_statics = override(config, {"objective.statics": True})
+    assert cell_key("finetune", with_statics, inputs={}, base="") != cell_key("finetune", config, inputs={}, base="")
     pretraining = parse_config({"study": "sim", "data": {"path": "meds"}}, objective="mlm")
     inputs = {"data": "1f", "labels": "2e"}
     assert [
