@@ -221,7 +221,7 @@ def test_keys_are_the_same_wherever_the_files_lie_and_whatever_machine_runs_them
 def test_keys_stay_as_they_are() -> None:
     """If they change, studies that were begun before make all of their runs again.
 
-    A head of before had no age and static facts beside the encoder's states, and its runs are not those of one that has.
+    A head of before had no age and static facts beside the encoder's states, and runs of one that has are others.
     """
     config = parse_config(
         {
