@@ -31,7 +31,7 @@ FACTS = {
     "strategy": "frozen_tensor or trainable_tensor or merged or why_not",
 }
 """Which contract tests are run here; `make test` in a copy to which an example was applied runs them all."""
-N_PASSED = {"objective": 5, "baseline": 3, "source": 2, "strategy": 5}
+N_PASSED = {"objective": 5, "baseline": 3, "source": 2, "strategy": 6}
 MOST_FILES = {"objective": 3, "baseline": 1, "source": 1, "strategy": 1}
 
 
