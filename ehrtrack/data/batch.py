@@ -346,6 +346,9 @@ def _equal_shares(batches: list[Ints], n_ranks: int) -> list[Ints]:
 
 def _one_ahead(jobs: list[Callable[[], Batch]]) -> Iterator[Batch]:
     """The batches in order, each made in a thread while the one before is being used."""
+    if len(jobs) == 1:  # nothing to make meanwhile, and a thread costs more than a small batch
+        yield jobs[0]()
+        return
     with ThreadPoolExecutor(1, thread_name_prefix="collate") as pool:
         ahead: Future[Batch] | None = None
         for job in jobs:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from ehrtrack.data.events import MedsDataset, life_spans
+from ehrtrack.data.events import Events, life_spans
 from ehrtrack.data.histories import damage_named
 from ehrtrack.data.index_rules import birthday
 from ehrtrack.data.outcomes import add_outcome
@@ -158,7 +158,7 @@ def outcome_rule(moment: str) -> Rule:
 
 
 def with_reasons(
-    dataset: MedsDataset, times: pl.DataFrame, config: CohortConfig, births: Births = "left_out"
+    dataset: Events, times: pl.DataFrame, config: CohortConfig, births: Births = "left_out"
 ) -> pl.DataFrame:
     """The asked subjects with a `reason` why their record is none of those that the model was trained for, or null.
 

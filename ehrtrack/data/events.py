@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -35,6 +36,17 @@ EVENT_SCHEMA: dict[str, pl.DataType] = {
 """The columns of every event frame. `time` is null for static facts; the last three may be all null."""
 
 NEEDED_COLUMNS = ("subject_id", "time", "code")
+
+
+class Events(Protocol):
+    """Where events come from: a dataset on disk, or a frame (`held.HeldEvents`)."""
+
+    @property
+    def shards(self) -> tuple[Path, ...]:
+        """The files, none of events in memory."""
+
+    def scan(self) -> pl.LazyFrame:
+        """All events, lazily, with the columns of `EVENT_SCHEMA`."""
 
 
 @dataclass(frozen=True)
@@ -204,17 +216,32 @@ def _check_columns(shard: Path) -> None:
         schema = pl.read_parquet_schema(shard)
     except READ_ERRORS as error:
         raise DataError(f"{shard} cannot be read as parquet ({error}); import the data again") from error
+    check_schema(schema, shard)
+    _check_subjects(shard)
+
+
+def check_schema(schema: Mapping[str, pl.DataType], what: Path) -> None:
+    """Make sure that columns are those of MEDS events.
+
+    Parameters
+    ----------
+    what : has the columns, in a message
+
+    Raises
+    ------
+    DataError
+        If a needed column is missing, or one has a wrong type.
+    """
     missing = [name for name in NEEDED_COLUMNS if name not in schema]
     if missing:
         raise DataError(
-            f"{shard} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} (it has "
+            f"{what} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} (it has "
             f"{', '.join(schema)}); MEDS events need subject_id, time and code"
         )
     for name, dtype in schema.items():
         expected = _wrong_type(name, dtype)
         if expected:
-            raise DataError(f"{shard}: column {name} is {dtype}; MEDS needs {expected}; import the data again")
-    _check_subjects(shard)
+            raise DataError(f"{what}: column {name} is {dtype}; MEDS needs {expected}; import the data again")
 
 
 def _check_subjects(shard: Path) -> None:

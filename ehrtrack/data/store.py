@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import polars as pl
 from ehrtrack.arrays import Float32s, Int32s, Ints
 from ehrtrack.data.cutoffs import check_different, has_several, one_history_a_cutoff, row_keys
 from ehrtrack.data.events import BIRTH, MedsDataset, fingerprint_of
-from ehrtrack.data.histories import NO_TIME, read_shard, subject_numbers, times_us
+from ehrtrack.data.histories import NO_TIME, Histories, read_shard, subject_numbers, times_us
 from ehrtrack.data.settings import KEEP_UNKNOWN, Births, VisitConfig
 from ehrtrack.data.shards import ShardWork, in_two_shards
 from ehrtrack.data.visits import (
@@ -134,6 +134,44 @@ def build_store(
     return store
 
 
+def tokens_of(
+    shards: Iterable[tuple[Path, Histories]],
+    cutoffs: pl.DataFrame,
+    vocabulary: Vocabulary,
+    visits: VisitConfig,
+    *,
+    delay_hours: Mapping[str, float] = NO_DELAYS,
+    births: Births = "required",
+) -> TokenStore:
+    """As `build_store`, of events that are in memory, and with the tokens in memory: no file is written.
+
+    Parameters
+    ----------
+    shards : what each is called in a message, and its events
+    """
+    table = _canonical(cutoffs)
+    named = [
+        (name, visit_tokens(*one_history_a_cutoff(events, table), vocabulary, visits, delay_hours))
+        for name, events in shards
+    ]
+    heads = ((name, (part.subject_ids, part.n_tokens, part.birth_us, part.last_visit_us)) for name, part in named)
+    arrays, rows = _join_subjects(heads, table, births)
+    offsets = arrays["offsets"].astype(np.int64)
+    arrays |= {name: np.zeros(int(offsets[-1]), DTYPES[name]) for name in PER_TOKEN}
+    for (_, part), row in zip(named, rows, strict=True):
+        place = _places(row, part.n_tokens, offsets)
+        for name in PER_TOKEN:
+            arrays[name][place] = getattr(part, name)
+    return TokenStore(**{name: arrays[name].astype(DTYPES[name]) for name in DTYPES}, fingerprint="in memory")
+
+
+def _canonical(cutoffs: pl.DataFrame) -> pl.DataFrame:
+    """Raises DataError if a subject has a cutoff twice."""
+    table = cutoffs.select(pl.col("subject_id").cast(pl.Int64), pl.col("cutoff").cast(pl.Datetime("us")))
+    check_different(table)
+    return table
+
+
 def tokenise_slice(
     dataset: MedsDataset,
     cutoffs: pl.DataFrame,
@@ -159,8 +197,7 @@ def tokenise_slice(
     DataError
         As `build_store`, when the parts are joined.
     """
-    table = cutoffs.select(pl.col("subject_id").cast(pl.Int64), pl.col("cutoff").cast(pl.Datetime("us")))
-    check_different(table)
+    table = _canonical(cutoffs)
     made_from: dict[str, object] = {
         "format": FORMAT,
         "dataset": dataset.fingerprint(),
@@ -258,7 +295,8 @@ def _read_part(file: Path, n_arrays: int = len(fields(VisitTokens))) -> Iterator
 
 def _join(folder: Path, files: list[Path], cutoffs: pl.DataFrame, meta: dict[str, object]) -> None:
     """Write the arrays part by part, beside the folder, and rename: it is there whole or not at all."""
-    subjects, rows = _join_subjects(files, cutoffs, meta.get("births"))
+    heads = ((file, tuple(_read_part(file, 4))) for file in files)
+    subjects, rows = _join_subjects(heads, cutoffs, meta.get("births"))
     with folder_aside(folder) as aside:
         for name, values in subjects.items():
             np.save(aside / f"{name}.npy", values.astype(DTYPES[name]))
@@ -267,17 +305,22 @@ def _join(folder: Path, files: list[Path], cutoffs: pl.DataFrame, meta: dict[str
 
 
 def _join_subjects(
-    files: list[Path], cutoffs: pl.DataFrame, births: object
+    heads: Iterable[tuple[Path, tuple[Ints, ...]]], cutoffs: pl.DataFrame, births: object
 ) -> tuple[dict[str, npt.NDArray[np.generic]], list[Ints]]:
-    """The arrays with an entry a cutoff, in the order of the cutoffs; and the rows of each part's cutoffs."""
+    """The arrays with an entry a cutoff, in the order of the cutoffs; and the rows of each part's cutoffs.
+
+    Parameters
+    ----------
+    heads : what a part is called in a message, and the first four arrays of its `VisitTokens`
+    """
     subject_ids, cutoff_us = cutoffs["subject_id"].to_numpy(), times_us(cutoffs["cutoff"])
     keys = row_keys(cutoffs)
     n_tokens = np.zeros(len(cutoffs), dtype=np.int64)
     birth_us, last_visit_us = np.full(len(cutoffs), NO_TIME), np.full(len(cutoffs), NO_TIME)
     part_of = np.full(len(cutoffs), -1)
-    rows = []
-    for number, file in enumerate(files):
-        keys_of_part, *of_subject = _read_part(file, 4)
+    rows, files = [], []
+    for number, (file, (keys_of_part, *of_subject)) in enumerate(heads):
+        files.append(file)
         row, _ = subject_numbers(keys_of_part, keys)
         if (part_of[row] >= 0).any():
             twice = row[part_of[row] >= 0][0]

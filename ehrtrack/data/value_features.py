@@ -6,7 +6,7 @@ known at the prediction time (`visits.is_known`), and by the same names: codes o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -61,10 +61,26 @@ def value_summaries(
         groups=vocabulary.groups,
         delay_hours=delay_hours,
     )
+    return _together(map(read_kept, work.tables(dataset, function, "summaries", key)), vocabulary)
+
+
+def summaries_of(
+    shards: Iterable[Histories],
+    cutoffs: pl.DataFrame,
+    vocabulary: Vocabulary,
+    *,
+    delay_hours: Mapping[str, float] = NO_DELAYS,
+) -> pl.DataFrame:
+    """As `value_summaries`, of events that are in memory: no file is written."""
+    by_name = vocabulary.exclude, vocabulary.groups
+    tables = (summarise(events, cutoffs, *by_name, delay_hours=delay_hours) for events in shards)
+    return _together(tables, vocabulary)
+
+
+def _together(tables: Iterable[pl.DataFrame], vocabulary: Vocabulary) -> pl.DataFrame:
+    """The summaries of all shards, of codes that the vocabulary knows."""
     known = vocabulary.code_of_token[len(SPECIAL_TOKENS) :]
-    tables = map(read_kept, work.tables(dataset, function, "summaries", key))
-    parts = [table.filter(pl.col("code").is_in(known)) for table in tables]
-    return pl.concat(parts).sort("code", "row")
+    return pl.concat([table.filter(pl.col("code").is_in(known)) for table in tables]).sort("code", "row")
 
 
 def _summarise_shard(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,18 +16,19 @@ import torch
 from torch import nn
 
 from ehrtrack.arrays import Ints
-from ehrtrack.baselines.base import Baseline, TokenHistories, baseline_class
+from ehrtrack.baselines.base import Baseline, FittedBaseline, TokenHistories, baseline_class
 from ehrtrack.data.batch import Batches
 from ehrtrack.data.cutoffs import latest
 from ehrtrack.data.drift import Drift, events_by_token, silent_days_limit
 from ehrtrack.data.eligibility import REASON, silence_reason, with_reasons
-from ehrtrack.data.events import MedsDataset, open_dataset
+from ehrtrack.data.events import MedsDataset
 from ehrtrack.data.fitting import count_names
-from ehrtrack.data.histories import holding_shards, read_shard
+from ehrtrack.data.held import HeldEvents, held_events, shards_of
+from ehrtrack.data.histories import Histories, holding_shards
 from ehrtrack.data.labels import of_any_cause
 from ehrtrack.data.shards import ShardWork
-from ehrtrack.data.store import TokenStore, build_store
-from ehrtrack.data.value_features import value_summaries
+from ehrtrack.data.store import TokenStore, build_store, tokens_of
+from ehrtrack.data.value_features import summaries_of, value_summaries
 from ehrtrack.errors import CheckpointError, DataError
 from ehrtrack.evaluation.groups import subject_groups
 from ehrtrack.evaluation.predictions import with_predictions
@@ -71,6 +74,24 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """N rows of subjects at prediction times, and the predictions of those that can be scored.
+
+    Attributes
+    ----------
+    asked : as they were asked for, with the column `reason`: why a row has no prediction, else null
+    rows : which of them have one, rising
+    predictions : of `rows`, in their order; None where there is none
+    groups : attribute -> the group of each of `rows`, where they were asked for
+    """
+
+    asked: pl.DataFrame
+    rows: Ints
+    predictions: Predictions | None
+    groups: Mapping[str, pl.Series] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Predictor:
     """A model that was read back, ready to score.
 
@@ -86,7 +107,7 @@ class Predictor:
     def predict_events(
         self, events: pl.DataFrame, prediction_times: pl.DataFrame, *, tells_causes: bool = False
     ) -> pl.DataFrame:
-        """Risk and survival of subjects from a frame of MEDS events.
+        """Risk and survival of subjects from a frame of MEDS events; no file is written.
 
         Parameters
         ----------
@@ -95,10 +116,8 @@ class Predictor:
         tells_causes : False for one row a pair, of any cause, which is what code that was registered with a model
             before there were several relies on
         """
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "data").mkdir()
-            events.write_parquet(Path(folder) / "data" / "0.parquet")
-            table = self.predict_dataset(open_dataset(Path(folder)), prediction_times)
+        table, n_events, _ = self._score(held_events(events), prediction_times, needs_groups=False)
+        table = self.scored(table, n_events).table
         return table if tells_causes else of_any_cause(table)
 
     def predict_dataset(self, dataset: MedsDataset, prediction_times: pl.DataFrame) -> pl.DataFrame:
@@ -158,42 +177,47 @@ class Predictor:
             store = self.tokens(dataset, cutoffs, cache)
             return self._predict(store, np.arange(len(store)), self._values(dataset, cutoffs, cache))
 
-    def tokens(self, dataset: MedsDataset, cutoffs: pl.DataFrame, cache: Path) -> TokenStore:
-        """The tokens that the model reads at `cutoffs` (subject_id, cutoff), in their order."""
-        data, vocabulary = self.folder.config.data, self.folder.vocabulary
-        delay_hours, births = data.delay_hours, data.births
-        return build_store(dataset, cutoffs, vocabulary, data.visits, cache, delay_hours=delay_hours, births=births)
-
     @cached_property
     def network(self) -> nn.Module | None:
         """The model as a function of batches that torch differentiates; None of a baseline that is none."""
         if self.folder.baseline is None:
             return self.folder.survival_model()
         assert self._baseline is not None
-        found = getattr(self._baseline.from_json(self.folder.baseline), "network", None)
+        found = getattr(self._fitted, "network", None)
         return found if isinstance(found, nn.Module) else None
 
     def _score(
-        self, dataset: MedsDataset, times: pl.DataFrame, *, needs_groups: bool
+        self, events: MedsDataset | HeldEvents, times: pl.DataFrame, *, needs_groups: bool
     ) -> tuple[pl.DataFrame, Ints, Mapping[str, pl.Series]]:
-        cohort = self.folder.config.cohort
+        with holding_shards():
+            judged = self.judge(events, times, needs_groups=needs_groups)
+            n_events = self._count_events(events, _cutoffs(judged.asked[judged.rows]))
+        return self.table(judged.asked, judged.rows, judged.predictions), n_events, judged.groups
+
+    def judge(self, events: MedsDataset | HeldEvents, times: pl.DataFrame, *, needs_groups: bool = False) -> Judged:
+        """Who can be scored at which of some times, and the curves of those who can; no drift is looked at.
+
+        Parameters
+        ----------
+        times : subject_id, prediction_time, each pair once
+        """
+        cohort, data = self.folder.config.cohort, self.folder.config.data
         assert cohort is not None  # looked at when the folder was read
-        asked = with_reasons(dataset, times, cohort, self.folder.config.data.births)
+        asked = with_reasons(events, times, cohort, data.births)
         rows = np.flatnonzero(asked[REASON].is_null().to_numpy())
         if not len(rows):
-            return self.table(asked, rows, None), np.zeros(len(self.folder.vocabulary), dtype=np.int64), {}
-        cutoffs = asked[rows].select("subject_id", cutoff="prediction_time")
+            return Judged(asked, rows, None)
+        cutoffs = _cutoffs(asked[rows])
         limit_days = silent_days_limit(self.folder.seen)
-        with tempfile.TemporaryDirectory() as cache, holding_shards():
-            store = self.tokens(dataset, cutoffs, Path(cache))
+        with _cache_for(events) as cache:
+            store = self.tokens(events, cutoffs, cache)
             is_silent = store.end_gap_days > limit_days
             kept = np.flatnonzero(~is_silent)
-            values = self._values(dataset, cutoffs, Path(cache)) if len(kept) else None
+            values = self._values(events, cutoffs, cache) if len(kept) else None
             predictions = self._predict(store, kept, values) if len(kept) else None
-            n_events = self._count_events(dataset, cutoffs[kept])
             groups = subject_groups(store, self.folder.vocabulary, kept) if needs_groups and len(kept) else {}
-        asked = _with_reason(asked, rows[is_silent], silence_reason(limit_days))
-        return self.table(asked, rows[kept], predictions), n_events, groups
+        asked = with_reason(asked, rows[is_silent], silence_reason(limit_days))
+        return Judged(asked, rows[kept], predictions, groups)
 
     def table(self, asked: pl.DataFrame, rows: Ints, predictions: Predictions | None) -> pl.DataFrame:
         """The N rows asked for with the predictions of some of them, which lie at `rows`; null for the others."""
@@ -219,6 +243,13 @@ class Predictor:
         return baseline_class(settings.name, has_classes=self.folder.has_classes)(settings)
 
     @cached_property
+    def _fitted(self) -> FittedBaseline[Any]:
+        """The baseline as it was fitted."""
+        assert self._baseline is not None
+        assert self.folder.baseline is not None
+        return self._baseline.from_json(self.folder.baseline)
+
+    @cached_property
     def _network(self) -> tuple[nn.Module, Rebuilt]:
         """The network, and how it predicts: built once, as building it takes longer than a prediction."""
         return place(self.folder.survival_model(), CPU), self.folder.rebuilt()
@@ -228,18 +259,34 @@ class Predictor:
         """Causes whose incidence the model predicts; 1 if it has one outcome, or any of several together."""
         return self.folder.n_causes
 
-    def _values(self, dataset: MedsDataset, cutoffs: pl.DataFrame, cache: Path) -> pl.DataFrame | None:
+    def tokens(self, events: MedsDataset | HeldEvents, cutoffs: pl.DataFrame, cache: Path | None) -> TokenStore:
+        """The tokens that the model reads at `cutoffs` (subject_id, cutoff), in their order; in memory without a cache."""
+        data, vocabulary = self.folder.config.data, self.folder.vocabulary
+        how: Any = {"delay_hours": data.delay_hours, "births": data.births}
+        if cache is None:
+            return tokens_of(self._shards(events), cutoffs, vocabulary, data.visits, **how)
+        assert isinstance(events, MedsDataset)
+        return build_store(events, cutoffs, vocabulary, data.visits, cache, **how)
+
+    def _shards(self, events: MedsDataset | HeldEvents) -> Iterator[tuple[Path, Histories]]:
+        return shards_of(events, has_visit_ids=self.folder.config.data.visits.unit == "encounter")
+
+    def _values(
+        self, events: MedsDataset | HeldEvents, cutoffs: pl.DataFrame, cache: Path | None
+    ) -> pl.DataFrame | None:
         """Recorded values up to the cutoffs, where the model reads them."""
         if self._baseline is None or not self._baseline.reads_values:
             return None
-        delays = self.folder.config.data.delay_hours
-        return value_summaries(dataset, cutoffs, self.folder.vocabulary, ShardWork(cache), delay_hours=delays)
+        vocabulary, delays = self.folder.vocabulary, self.folder.config.data.delay_hours
+        if cache is None:
+            return summaries_of((one for _, one in self._shards(events)), cutoffs, vocabulary, delay_hours=delays)
+        assert isinstance(events, MedsDataset)
+        return value_summaries(events, cutoffs, vocabulary, ShardWork(cache), delay_hours=delays)
 
     def _predict(self, store: TokenStore, rows: Ints, values: pl.DataFrame | None) -> Predictions:
         """Of some rows of a store, in their order."""
         config, longest = self.folder.config, self.folder.max_tokens
         if self._baseline is not None:
-            assert self.folder.baseline is not None
             histories = TokenHistories(
                 store,
                 self.folder.vocabulary,
@@ -248,21 +295,38 @@ class Predictor:
                 may_lack_age=config.data.may_lack_age,
                 values=values,
             )
-            model, features = self._baseline.from_json(self.folder.baseline), self._baseline.read(histories)
-            return _checked(Predictions(rows, np.asarray(model.survival(features, self.grid.edges_days))))
+            features = self._baseline.read(histories)
+            return _checked(Predictions(rows, np.asarray(self._fitted.survival(features, self.grid.edges_days))))
         network, rebuilt = self._network
         return _checked(rebuilt.predict(network, Batches(store, rows, BATCH_TOKENS, longest), CPU))
 
-    def _count_events(self, dataset: MedsDataset, cutoffs: pl.DataFrame) -> Ints:
+    def _count_events(self, events: MedsDataset | HeldEvents, cutoffs: pl.DataFrame) -> Ints:
         """(V,) events of each token that are known of the subjects at their cutoffs, each event once."""
         vocabulary, delay_hours = self.folder.vocabulary, self.folder.config.data.delay_hours
         n_events = np.zeros(len(vocabulary), dtype=np.int64)
         one_split = latest(cutoffs).with_columns(split=pl.lit("test"))
-        for shard in dataset.shards if cutoffs.height else ():
+        for _, shard in self._shards(events) if cutoffs.height else ():
             by_name = vocabulary.value_edges, vocabulary.exclude, vocabulary.groups
-            names = count_names(read_shard(shard), one_split, *by_name, delay_hours=delay_hours)
+            names = count_names(shard, one_split, *by_name, delay_hours=delay_hours)
             n_events += events_by_token(names, vocabulary)
         return n_events
+
+
+def _cutoffs(asked: pl.DataFrame) -> pl.DataFrame:
+    return asked.select("subject_id", cutoff="prediction_time")
+
+
+@contextmanager
+def _cache_for(events: MedsDataset | HeldEvents) -> Iterator[Path | None]:
+    """A folder for what is found in each of several shards, one after another; None where all fit into memory.
+
+    A shard is what is read at once in any case, and so are its tokens. Files would cost more than a few subjects do.
+    """
+    if len(events.shards) < 2:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def _checked(predictions: Predictions) -> Predictions:
@@ -280,7 +344,7 @@ def _checked(predictions: Predictions) -> Predictions:
     return predictions
 
 
-def _with_reason(asked: pl.DataFrame, rows: Ints, reason: str) -> pl.DataFrame:
+def with_reason(asked: pl.DataFrame, rows: Ints, reason: str) -> pl.DataFrame:
     """The asked subjects with a reason put at some rows."""
     reasons = asked[REASON].to_list()
     for row in rows:
