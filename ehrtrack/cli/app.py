@@ -40,7 +40,7 @@ SECTIONS = {
     "Data": ("import", "describe", "simulate", "embed", "tokenize"),
     "Train": ("pretrain", "finetune", "baseline", "resume"),
     "Ask": ("study", "sweep", "work", "report", "compare", "sensitivity", "negative-controls", "landmarks"),
-    "Models": ("best", "models", "promote", "rollback", "pin", "diff", "evaluate", "predict", "explain"),
+    "Models": ("best", "models", "promote", "rollback", "pin", "diff", "evaluate", "predict", "explain", "serve"),
     "Tracking": ("ui", "server", "doctor", "runs", "sync"),
 }
 """Where each command is listed, in the order in which one needs them."""

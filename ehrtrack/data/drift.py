@@ -12,8 +12,10 @@ import numpy as np
 import polars as pl
 
 from ehrtrack.arrays import Float32s, Floats, Ints
-from ehrtrack.data.visits import DAYS_PER_YEAR
-from ehrtrack.data.vocabulary import UNK, Vocabulary
+from ehrtrack.data.cutoffs import one_history_a_cutoff
+from ehrtrack.data.histories import Histories, subject_numbers
+from ehrtrack.data.visits import DAYS_PER_YEAR, NO_DELAYS, is_known
+from ehrtrack.data.vocabulary import UNK, Vocabulary, slot_names, slots
 from ehrtrack.errors import CheckpointError
 
 MOST_YEARS = 10_000
@@ -199,6 +201,31 @@ def events_by_token(counts: pl.DataFrame, vocabulary: Vocabulary) -> Ints:
     n_events = np.zeros(len(vocabulary), dtype=np.int64)
     np.add.at(n_events, token, counts["n_events"].to_numpy())
     return n_events
+
+
+def unknown_events(
+    events: Histories, cutoffs: pl.DataFrame, vocabulary: Vocabulary, delay_hours: Mapping[str, float] = NO_DELAYS
+) -> tuple[Ints, Ints]:
+    """How many events that become tokens are known at each of N cutoffs, and how many of these no token knows.
+
+    Parameters
+    ----------
+    cutoffs : columns subject_id, cutoff; a subject may have several
+    delay_hours : as of `is_known`
+
+    Returns
+    -------
+    (N,) and (N,)
+    """
+    events, keyed = one_history_a_cutoff(events, cutoffs)
+    slot, is_token = slots(events, vocabulary.value_edges, vocabulary.exclude)
+    is_counted = is_known(events, keyed, delay_hours) & is_token
+    _, names = slot_names(events.codes, vocabulary.value_edges, vocabulary.groups)
+    is_unknown = np.array([name not in vocabulary.known for name in names], dtype=bool)
+    row, _ = subject_numbers(events.subjects, keyed["subject_id"].to_numpy())
+    row_of_event, n_rows = events.spread(row)[is_counted], cutoffs.height
+    n_unknown = np.bincount(row_of_event[is_unknown[slot[is_counted]]], minlength=n_rows)
+    return np.bincount(row_of_event, minlength=n_rows), n_unknown
 
 
 def stability_index(here: Floats, then: Floats) -> float:

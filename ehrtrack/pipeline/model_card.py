@@ -78,6 +78,12 @@ def model_card(record: RunRecord, name: str, form: str) -> str:
     return f"# {name}: {row.label}\n\n" + "\n".join(said)
 
 
+def measures_of(record: RunRecord) -> dict[str, float]:
+    """Scores and calibration on the test subjects, as the card tells them, with their bounds, by metric."""
+    keys = [f"{TEST}/{key}{end}" for key in (*_SCORES, *_CALIBRATION) for end in ("", "_lower", "_upper")]
+    return {key.removeprefix(f"{TEST}/"): record.metrics[key] for key in keys if key in record.metrics}
+
+
 def input_example(model_folder: Path) -> pd.DataFrame | None:
     """Events of one made-up subject in codes that the model knows; None of a folder without a vocabulary."""
     import pandas as pd

@@ -254,6 +254,10 @@ class Predictor:
         """The network, and how it predicts: built once, as building it takes longer than a prediction."""
         return place(self.folder.survival_model(), CPU), self.folder.rebuilt()
 
+    def make_ready(self) -> None:
+        """Build what the first prediction would wait for."""
+        _ = self._network if self.folder.baseline is None else self._fitted
+
     @cached_property
     def n_causes(self) -> int:
         """Causes whose incidence the model predicts; 1 if it has one outcome, or any of several together."""

@@ -1,0 +1,1 @@
+"""A model answers requests over HTTP: what `ehrtrack serve` runs."""

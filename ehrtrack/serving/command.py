@@ -1,0 +1,146 @@
+"""``ehrtrack serve``: load models, answer until SIGTERM or Ctrl-C, and finish what was asked by then."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import uvicorn
+
+from ehrtrack.errors import ConfigError, TrackingError
+from ehrtrack.serving.app import make_app
+from ehrtrack.serving.batching import Batcher
+from ehrtrack.serving.models import Models, Watch, load
+from ehrtrack.tracking.client.connection import check_reachable
+from ehrtrack.training.threads import use_threads
+
+TOKEN = "EHRTRACK_SERVE_TOKEN"
+"""The variable with what a caller has to know."""
+LEAST_CHARACTERS = 16
+DRAIN_SECONDS = 30
+"""For what is in flight when the command is to end."""
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """What is served, and where.
+
+    Attributes
+    ----------
+    model : run id, ``models:/NAME@champion`` or ``models:/NAME/VERSION``
+    port : 0 takes a free one
+    poll_seconds : between two looks at a champion that may have moved
+    n_threads : that compute a batch
+    """
+
+    model: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    poll_seconds: float = 5.0
+    n_threads: int = 1
+
+
+def serve(settings: ServeSettings, tell: Callable[[str], object]) -> None:
+    """Serve a model; says when it is ready, and whenever another version takes its place.
+
+    Raises
+    ------
+    ConfigError
+        If others could reach it and there is no token, or the port is taken.
+    TrackingError, CheckpointError
+        If the model cannot be fetched, or predicts no outcome.
+    """
+    token = _token(settings.host)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    with _listening(settings) as listener:
+        check_reachable()
+        use_threads(settings.n_threads)
+        models, served = Models(), load(settings.model)
+        models.put(served)
+        watch = Watch(models, settings.model, name=served.named.name, seconds=settings.poll_seconds, tell=tell)
+        batcher = Batcher(models)
+        app = make_app(models, batcher, token=token, host=settings.host, registry=lambda: watch.state)
+        named = served.named
+        of = f"version {named.version} of {named.name}" if named.version else f"run {named.run_id}"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        ready = f"ready: http://{host}:{listener.getsockname()[1]} answers with {of}"
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            lifespan="off",
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
+        try:
+            _Server(config, lambda: tell(ready)).run([listener])
+        finally:
+            watch.close()
+            batcher.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which tells when it listens. After a signal it answers what is in flight, and then raises the signal."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+
+def _token(host: str) -> str:
+    """What callers have to know; empty where this machine alone can call.
+
+    Raises
+    ------
+    ConfigError
+        If others can, and there is none, or one that can be guessed.
+    """
+    token = os.environ.get(TOKEN, "").strip()
+    if not token and not _is_loopback(host):
+        raise ConfigError(
+            f"--host {host}: whoever reaches the port could ask the model; set {TOKEN} (`openssl rand -hex 32`), put "
+            "TLS in front, or listen on 127.0.0.1"
+        )
+    if token and len(token) < LEAST_CHARACTERS:
+        raise ConfigError(
+            f"{TOKEN} has {len(token)} characters, and needed are {LEAST_CHARACTERS} or more: `openssl rand -hex 32`"
+        )
+    return token
+
+
+def _listening(settings: ServeSettings) -> socket.socket:
+    """A socket that listens, before a model is fetched in vain.
+
+    Raises
+    ------
+    TrackingError
+        If the port is taken, or the address is not this machine's.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise TrackingError(
+            f"port {settings.port} on {settings.host} is taken, or not this machine's ({error.strerror}); end what "
+            "listens there, or choose another with --port"
+        ) from None
+    return listener
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
