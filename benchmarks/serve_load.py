@@ -28,6 +28,7 @@ import numpy as np
 import psutil
 
 N_CODES, N_BODIES, N_EVENTS = 1_000, 256, 60
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 ASKED = datetime(2020, 1, 1, tzinfo=UTC)
 
 
@@ -71,7 +72,11 @@ def register_model(folder: Path, size: str) -> str:
         {
             "study": "load",
             "data": {"path": "none"},
-            "cohort": {"index": {"rule": "date", "date": "2020-01-01"}, "outcome": {"codes": ["OUTCOME"]}},
+            "cohort": {
+                "index": {"rule": "date", "date": "2020-01-01"},
+                "outcome": {"codes": ["OUTCOME"]},
+                "horizon_days": 365,
+            },
             "model": {"size": size},
             "runtime": {"cache": str(folder / "cache")},
         }
@@ -102,8 +107,7 @@ def start_server(reference: str, words: Sequence[str]) -> tuple[subprocess.Popen
 
 async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> int:
     """Send a request on an open connection; the status of its answer, which is read whole."""
-    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    writer.write(head.encode() + body)
+    writer.write(HEAD % len(body) + body)
     answer = (await reader.readuntil(b"\r\n\r\n")).lower()
     await reader.readexactly(int(answer.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
     return int(answer.split(b" ", 2)[1])
