@@ -17,7 +17,7 @@ from ehrtrack.serving.messages import (
 
 MOST_PROBLEMS = 20
 """How many are told."""
-_OVER_LIMIT = ("too_long", "string_too_long")
+_LENGTHS = ("too_long", "too_short", "string_too_long", "string_too_short")
 _STARTS = ("Input should be ", "Input should ", "List should have ", "String should have ", "Invalid JSON: ")
 _KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list",
           dict: "an object"}  # fmt: skip
@@ -85,7 +85,7 @@ def _problem(error: Any) -> Problem:
     kind, place = error["type"], list(error["loc"])
     needed = str(error["msg"])
     for start in _STARTS:
-        needed = needed.removeprefix(start)
+        needed = needed.removeprefix(start).partition(" after validation")[0]
     if kind == "missing":
         return Problem(where=where(place), found="nothing", needed="a value")
     if kind == "extra_forbidden":  # the field's name is the sender's, and may be of a record
@@ -93,6 +93,6 @@ def _problem(error: Any) -> Problem:
     if kind == "json_invalid":
         return Problem(where="the body", found="no JSON", needed=f"JSON; {needed}")
     found = _KINDS.get(type(error["input"]), "something else")
-    if kind in _OVER_LIMIT:
+    if kind in _LENGTHS:
         found = f"{found} of length {len(error['input']):,}"
     return Problem(where=where(place), found=found, needed=needed)
