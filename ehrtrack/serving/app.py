@@ -23,6 +23,7 @@ _REFUSALS = {
     400: "the model knows hardly any of the codes, or the body broke off",
     401: "the token is missing or wrong",
     403: "a name of this machine that it does not answer to",
+    404: "no model of this name is served",
     408: "the body did not come",
     413: "more than is answered at once",
     415: "no JSON",

@@ -112,7 +112,7 @@ class Batcher:
             if name not in models:
                 needed = f"one of {', '.join(models)}"
                 problem = Problem(where="model", found="a model that is not served", needed=needed)
-                refused = Refused(422, f"model: found a model that is not served, needed {needed}", [problem])
+                refused = Refused(404, f"model: found a model that is not served, needed {needed}", [problem])
                 _tell(asked, [refused] * len(asked))
                 continue
             requests = [one.request for one in asked]

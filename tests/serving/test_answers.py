@@ -323,6 +323,7 @@ def test_a_model_that_is_not_served_is_refused_by_the_names_of_those_that_are(
     found, refused = ask_all(batcher, [read(told | {"model": "m"}), read(told | {"model": "n"})])
     assert isinstance(found, Answer)
     assert isinstance(refused, Refused)
+    assert refused.status == 404
     assert refused.refusal.detail == "model: found a model that is not served, needed one of m"
 
 
