@@ -84,23 +84,24 @@ def diff(a: str, b: str) -> None:
 
 
 @cli.command()
-@click.argument("model")
+@click.argument("models", nargs=-1, required=True, metavar="[NAME=]MODEL...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="another than this machine's needs a token")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 is a free one")
 @click.option(
     "--poll", default=5.0, show_default=True, type=click.FloatRange(0.1), help="seconds between looks at the champion"
 )
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 64), help="that compute a batch")
-def serve(model: str, host: str, port: int, poll: float, threads: int) -> None:
+def serve(models: tuple[str, ...], host: str, port: int, poll: float, threads: int) -> None:
     """Answer requests with MODEL (run id, models:/NAME@champion or models:/NAME/VERSION) over HTTP, until it is ended.
 
     JSON of subjects in, risks out: POST /predict; /health, /model, /openapi.json. A champion that moves is followed.
+    Of several models the first answers, or the one whose name the request has.
     Whoever may call it from elsewhere has to know EHRTRACK_SERVE_TOKEN.
     """
     from ehrtrack.serving.command import ServeSettings
     from ehrtrack.serving.command import serve as run_serve
 
-    run_serve(ServeSettings(model, host, port, poll_seconds=poll, n_threads=threads), click.echo)
+    run_serve(ServeSettings(models, host, port, poll_seconds=poll, n_threads=threads), click.echo)
 
 
 @cli.command()

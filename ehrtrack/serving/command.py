@@ -31,13 +31,14 @@ class ServeSettings:
 
     Attributes
     ----------
-    model : run id, ``models:/NAME@champion`` or ``models:/NAME/VERSION``
+    models : each a run id, ``models:/NAME@champion`` or ``models:/NAME/VERSION``, with ``NAME=`` before it where
+        requests are to call it otherwise than by its registered name or its run. The first answers who names none
     port : 0 takes a free one
     poll_seconds : between two looks at a champion that may have moved
     n_threads : that compute a batch
     """
 
-    model: str
+    models: tuple[str, ...]
     host: str = "127.0.0.1"
     port: int = 8000
     poll_seconds: float = 5.0
@@ -50,24 +51,27 @@ def serve(settings: ServeSettings, tell: Callable[[str], object]) -> None:
     Raises
     ------
     ConfigError
-        If others could reach it and there is no token, or the port is taken.
+        If others could reach it and there is no token, or two models have one name.
     TrackingError, CheckpointError
-        If the model cannot be fetched, or predicts no outcome.
+        If a model cannot be fetched, or predicts no outcome; or the port is taken.
     """
     token = _token(settings.host)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     with _listening(settings) as listener:
         check_reachable()
         use_threads(settings.n_threads)
-        models, served = Models(), load(settings.model)
-        models.put(served)
-        watch = Watch(models, settings.model, name=served.named.name, seconds=settings.poll_seconds, tell=tell)
+        models = Models()
+        watches = [_put(models, model, settings.poll_seconds, tell) for model in settings.models]
         batcher = Batcher(models)
-        app = make_app(models, batcher, token=token, host=settings.host, registry=lambda: watch.state)
-        named = served.named
-        of = f"version {named.version} of {named.name}" if named.version else f"run {named.run_id}"
+        app = make_app(
+            models,
+            batcher,
+            token=token,
+            host=settings.host,
+            registry=lambda: "; ".join(watch.state for watch in watches),
+        )
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        ready = f"ready: http://{host}:{listener.getsockname()[1]} answers with {of}"
+        ready = f"ready: http://{host}:{listener.getsockname()[1]} answers with {_told(models)}"
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -81,7 +85,8 @@ def serve(settings: ServeSettings, tell: Callable[[str], object]) -> None:
         try:
             _Server(config, lambda: tell(ready)).run([listener])
         finally:
-            watch.close()
+            for watch in watches:
+                watch.close()
             batcher.close()
 
 
@@ -95,6 +100,28 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_ready()
+
+
+def _put(models: Models, named: str, poll_seconds: float, tell: Callable[[str], object]) -> Watch:
+    """Load a model and serve it; the watch of its alias.
+
+    Raises
+    ------
+    ConfigError
+        If there is a model of this name.
+    """
+    name, _, reference = ("", "", named) if named.startswith(("models:/", "runs:/")) else named.rpartition("=")
+    served = load(reference, name=name)
+    if served.named.name in models.now():
+        raise ConfigError(f"two models are called {served.named.name!r}; give one another name: NAME={reference}")
+    models.put(served)
+    return Watch(models, reference, name=served.named.name, seconds=poll_seconds, tell=tell)
+
+
+def _told(models: Models) -> str:
+    """Which models these are, for people."""
+    named = [served.named for served in models.now().values()]
+    return ", ".join(f"{one.name} (version {one.version})" if one.version else f"run {one.run_id}" for one in named)
 
 
 def _token(host: str) -> str:

@@ -417,4 +417,4 @@ def test_others_may_call_only_with_a_token_that_cannot_be_guessed(
     assert f"set {TOKEN}" in capsys.readouterr().err
     monkeypatch.setenv(TOKEN, "short")
     with pytest.raises(Exception, match=f"{TOKEN} has 5 characters, and needed are 16"):
-        serve(ServeSettings("models:/none@champion"), print)
+        serve(ServeSettings(("models:/none@champion",)), print)

@@ -21,8 +21,10 @@ import requests
 from conftest import Registry
 from serving_models import Serving, as_request, serving
 
+from ehrtrack.errors import ConfigError
 from ehrtrack.recipes.predict import predict
 from ehrtrack.server.processes import free_port
+from ehrtrack.serving.command import ServeSettings, serve
 from ehrtrack.serving.messages import Answer, Facts, Health, Refusal
 from ehrtrack.serving.models import Models, Watch, load
 
@@ -37,7 +39,8 @@ CHAMPION = "models:/served@champion"
 @pytest.fixture(scope="module")
 def server(registry: Registry) -> Iterator[Serving]:
     (registry.folder / "tmp").mkdir()
-    with serving(registry.folder, CHAMPION, "--poll", "0.2", TMPDIR=str(registry.folder / "tmp")) as server:
+    words = (CHAMPION, "second=models:/served/2", "--poll", "0.2")
+    with serving(registry.folder, *words, TMPDIR=str(registry.folder / "tmp")) as server:
         yield server
 
 
@@ -81,9 +84,20 @@ def test_health_and_model_say_what_answers(server: Serving, registry: Registry) 
     health = Health.model_validate_json(requests.get(f"{server.address}/health", timeout=60).content)
     assert (health.is_serving, health.models[0].version) == (True, "1")
     assert "was looked up" in health.registry
-    (facts,) = [Facts.model_validate(one) for one in requests.get(f"{server.address}/model", timeout=60).json()]
+    facts, second = [Facts.model_validate(one) for one in requests.get(f"{server.address}/model", timeout=60).json()]
     assert facts.measures == {"c_index": 0.7, "c_index_lower": 0.6}
     assert (facts.cohort, facts.max_tokens) == ("c0h0r7", 64)
+    assert (second.model.name, second.model.version) == ("second", "2")
+
+
+def test_a_request_chooses_among_the_models(server: Serving, registry: Registry, times: pl.DataFrame) -> None:
+    told = as_request(registry.dataset, times.head(8))
+    of_second = asked(server, told | {"model": "second"})
+    assert same(of_second, risks(registry, 2, times.head(8)))
+    assert same(asked(server, told | {"model": "served"}), risks(registry, 1, times.head(8)))
+    assert (of_second.model.name, of_second.model.version) == ("second", "2")
+    with pytest.raises(ConfigError, match="two models are called 'served'; give one another name"):
+        serve(ServeSettings(("models:/served/1", "served=models:/served/2"), port=0), print)
 
 
 def test_the_schema_names_every_part_and_refers_to_none_that_is_not_there(server: Serving) -> None:
