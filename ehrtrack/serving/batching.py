@@ -133,7 +133,8 @@ class Batcher:
 def _tell(asked: Sequence[_Asked], found: Sequence[Answer | Refused]) -> None:
     """Hand the answers to the loop that waits for them, all at once: each crossing wakes it."""
     loop = asked[0].result.get_loop()
-    loop.call_soon_threadsafe(_resolve, list(zip(asked, found, strict=True)))
+    if not loop.is_closed():  # as it is once what was in flight had 30 s to end
+        loop.call_soon_threadsafe(_resolve, list(zip(asked, found, strict=True)))
 
 
 def _resolve(pairs: Sequence[tuple[_Asked, Answer | Refused]]) -> None:

@@ -21,6 +21,8 @@ from ehrtrack.training.threads import use_threads
 TOKEN = "EHRTRACK_SERVE_TOKEN"
 """The variable with what a caller has to know."""
 LEAST_CHARACTERS = 16
+MOST_CONNECTIONS = 1_000
+"""More are answered with 503 at once; the queue for the model is shorter (`batching.MOST_WAITING`)."""
 DRAIN_SECONDS = 30
 """For what is in flight when the command is to end."""
 
@@ -80,6 +82,7 @@ def serve(settings: ServeSettings, tell: Callable[[str], object]) -> None:
             proxy_headers=False,
             ws="none",
             lifespan="off",
+            limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=DRAIN_SECONDS,
         )
         try:
