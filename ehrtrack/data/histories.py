@@ -192,7 +192,8 @@ def _read_as_queries_do(shard: Path) -> None:
 
 def histories_of(events: pl.DataFrame | pl.LazyFrame, *, has_visit_ids: bool = True) -> Histories:
     """The events of a frame."""
-    return _histories(events.lazy().collect().to_arrow(), has_visit_ids=has_visit_ids)
+    frame = events.collect() if isinstance(events, pl.LazyFrame) else events
+    return _histories(frame.to_arrow(), has_visit_ids=has_visit_ids)
 
 
 def run_starts(values: npt.NDArray[np.generic]) -> Ints:

@@ -93,15 +93,18 @@ def _tables(requests: Sequence[Request]) -> tuple[HeldEvents, pl.DataFrame]:
     events = [event for subject in subjects for event in subject.events]
     n_events = np.array([len(subject.events) for subject in subjects], dtype=np.int64)
     born = [(number, subject.birth) for number, subject in enumerate(subjects) if subject.birth is not None]
+    none: list[None] = [None] * len(born)
+    times_us = [*(event.time for event in events), *(time for _, time in born)]
     columns = {
         "subject_id": np.concatenate([np.repeat(np.arange(len(subjects)), n_events), [number for number, _ in born]]),
-        "time": pl.Series([*(event.time for event in events), *(time for _, time in born)], dtype=pl.Int64),
-        "code": [*(event.code for event in events), *([BIRTH] * len(born))],
-        "numeric_value": pl.Series([event.numeric_value for event in events] + [None] * len(born), dtype=pl.Float64),
-        "text_value": None,
-        "visit_id": pl.Series([event.visit_id for event in events] + [None] * len(born), dtype=pl.String),
+        "time": pl.Series(times_us, dtype=pl.Int64),
+        "code": pl.Series([*(event.code for event in events), *([BIRTH] * len(born))], dtype=pl.String),
+        "numeric_value": pl.Series([*(event.numeric_value for event in events), *none], dtype=pl.Float64),
+        "text_value": pl.Series([None], dtype=pl.String).new_from_index(0, len(times_us)),
+        "visit_id": pl.Series([*(event.visit_id for event in events), *none], dtype=pl.String),
     }
-    table = pl.DataFrame(columns).select(pl.col(name).cast(kind) for name, kind in EVENT_SCHEMA.items())
+    # Casts of columns, and no query, which would take as long as a small batch's tokens.
+    table = pl.DataFrame({name: pl.Series(columns[name]).cast(kind) for name, kind in EVENT_SCHEMA.items()})
     n_times = [len(subject.prediction_times) for subject in subjects]
     asked = pl.Series([time for subject in subjects for time in subject.prediction_times], dtype=pl.Int64)
     times = pl.DataFrame({"subject_id": np.repeat(np.arange(len(subjects)), n_times), "prediction_time": asked})
