@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -95,7 +96,7 @@ def _tables(requests: Sequence[Request]) -> tuple[HeldEvents, pl.DataFrame]:
     born = [(number, subject.birth) for number, subject in enumerate(subjects) if subject.birth is not None]
     none: list[None] = [None] * len(born)
     times_us = [*(event.time for event in events), *(time for _, time in born)]
-    columns = {
+    columns: dict[str, Any] = {
         "subject_id": np.concatenate([np.repeat(np.arange(len(subjects)), n_events), [number for number, _ in born]]),
         "time": pl.Series(times_us, dtype=pl.Int64),
         "code": pl.Series([*(event.code for event in events), *([BIRTH] * len(born))], dtype=pl.String),
