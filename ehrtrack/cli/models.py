@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ def serve(models: tuple[str, ...], host: str, port: int, poll: float, threads: i
     Of several models the first answers, or the one whose name the request has.
     Whoever may call it from elsewhere has to know EHRTRACK_SERVE_TOKEN.
     """
+    # Before polars is loaded: tables of a few subjects gain nothing by its threads, and wait for them.
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")
     from ehrtrack.serving.command import ServeSettings
     from ehrtrack.serving.command import serve as run_serve
 

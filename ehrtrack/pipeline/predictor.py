@@ -264,7 +264,7 @@ class Predictor:
         return self.folder.n_causes
 
     def tokens(self, events: MedsDataset | HeldEvents, cutoffs: pl.DataFrame, cache: Path | None) -> TokenStore:
-        """The tokens that the model reads at `cutoffs` (subject_id, cutoff), in their order; in memory without a cache."""
+        """The tokens that the model reads at `cutoffs` (subject_id, cutoff), in order; in memory without a cache."""
         data, vocabulary = self.folder.config.data, self.folder.vocabulary
         how: Any = {"delay_hours": data.delay_hours, "births": data.births}
         if cache is None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from ehrtrack.errors import ConfigError, TrackingError
+from ehrtrack.pipeline.adapted import Bases
 from ehrtrack.serving.app import make_app
 from ehrtrack.serving.batching import Batcher
 from ehrtrack.serving.models import Models, Watch, load
@@ -62,8 +63,8 @@ def serve(settings: ServeSettings, tell: Callable[[str], object]) -> None:
     with _listening(settings) as listener:
         check_reachable()
         use_threads(settings.n_threads)
-        models = Models()
-        watches = [_put(models, model, settings.poll_seconds, tell) for model in settings.models]
+        models, bases = Models(), Bases()
+        watches = [_put(models, bases, model, settings.poll_seconds, tell) for model in settings.models]
         batcher = Batcher(models)
         app = make_app(
             models,
@@ -105,7 +106,7 @@ class _Server(uvicorn.Server):
         self._on_ready()
 
 
-def _put(models: Models, named: str, poll_seconds: float, tell: Callable[[str], object]) -> Watch:
+def _put(models: Models, bases: Bases, named: str, poll_seconds: float, tell: Callable[[str], object]) -> Watch:
     """Load a model and serve it; the watch of its alias.
 
     Raises
@@ -114,11 +115,11 @@ def _put(models: Models, named: str, poll_seconds: float, tell: Callable[[str], 
         If there is a model of this name.
     """
     name, _, reference = ("", "", named) if named.startswith(("models:/", "runs:/")) else named.rpartition("=")
-    served = load(reference, name=name)
+    served = load(reference, bases, name=name)
     if served.named.name in models.now():
         raise ConfigError(f"two models are called {served.named.name!r}; give one another name: NAME={reference}")
     models.put(served)
-    return Watch(models, reference, name=served.named.name, seconds=poll_seconds, tell=tell)
+    return Watch(models, reference, bases, name=served.named.name, seconds=poll_seconds, tell=tell)
 
 
 def _told(models: Models) -> str:
@@ -156,7 +157,9 @@ def _listening(settings: ServeSettings) -> socket.socket:
     TrackingError
         If the port is taken, or the address is not this machine's.
     """
-    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # asyncio sends at once where it is told that this is TCP: else an answer waits 40 ms for an acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))

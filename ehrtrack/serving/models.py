@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS
 from ehrtrack.errors import EhrtrackError, TrackingError
+from ehrtrack.pipeline.adapted import Bases
 from ehrtrack.pipeline.model_card import measures_of
 from ehrtrack.pipeline.predictor import Predictor, load_predictor
 from ehrtrack.serving.messages import Event, Facts, ModelNamed, Request, Subject, read_stamp
@@ -42,12 +43,13 @@ class Models:
         self._table = MappingProxyType({**self._table, served.named.name: served})
 
 
-def load(reference: str, *, name: str = "") -> Served:
+def load(reference: str, bases: Bases, *, name: str = "") -> Served:
     """Fetch and read a model, and let it score once, so that its first request is as quick as the others.
 
     Parameters
     ----------
     reference : run id, ``models:/NAME@champion`` or ``models:/NAME/VERSION``
+    bases : shared by all models that are adapters, so that each more of one base takes the memory of the adapter
     name : that requests call it by; empty for that of the registered model, or the run's id
 
     Raises
@@ -60,7 +62,7 @@ def load(reference: str, *, name: str = "") -> Served:
     version = find_version(reference) if reference.startswith("models:/") else None
     with tempfile.TemporaryDirectory(prefix="ehrtrack-serve-") as folder:
         fetched = fetch_model(version.uri if version else reference, Path(folder))
-        predictor = load_predictor(fetched.folder)
+        predictor = load_predictor(fetched.folder, shared=bases)
     named = ModelNamed(
         name=name or (version.name if version else fetched.run_id),
         version=version.version if version else None,
@@ -113,9 +115,16 @@ class Watch:
     """
 
     def __init__(
-        self, models: Models, reference: str, *, name: str, seconds: float, tell: Callable[[str], object]
+        self, models: Models, reference: str, bases: Bases, *, name: str, seconds: float, tell: Callable[[str], object]
     ) -> None:
-        self._models, self._reference, self._name, self._seconds, self._tell = models, reference, name, seconds, tell
+        self._bases, self._models, self._reference, self._name, self._seconds, self._tell = (
+            bases,
+            models,
+            reference,
+            name,
+            seconds,
+            tell,
+        )
         self._seen, self._problem = time.monotonic(), ""
         self._stop = threading.Event()
         self._is_moving = "@" in reference
@@ -155,6 +164,6 @@ class Watch:
         check_reachable()  # which gives up within seconds, where mlflow's client goes on for minutes
         there = self._models.now()[self._name].named
         if find_version(self._reference).version != there.version:
-            served = load(self._reference, name=self._name)
+            served = load(self._reference, self._bases, name=self._name)
             self._models.put(served)
             self._tell(f"{self._name}: version {served.named.version} answers now, in the place of {there.version}")

@@ -22,6 +22,7 @@ from conftest import Registry
 from serving_models import Serving, as_request, serving
 
 from ehrtrack.errors import ConfigError
+from ehrtrack.pipeline.adapted import Bases
 from ehrtrack.recipes.predict import predict
 from ehrtrack.server.processes import free_port
 from ehrtrack.serving.command import ServeSettings, serve
@@ -262,8 +263,10 @@ def test_a_registry_that_is_away_leaves_what_is_served_and_health_says_so(
 ) -> None:
     registry.move(1)
     models, said = Models(), list[str]()
-    models.put(load(CHAMPION))
-    assert Watch(models, "models:/served/1", name="served", seconds=1, tell=said.append).state.endswith("never moves")
+    models.put(load(CHAMPION, Bases()))
+    assert Watch(models, "models:/served/1", Bases(), name="served", seconds=1, tell=said.append).state.endswith(
+        "never moves"
+    )
     told, store = threading.Event(), os.environ["MLFLOW_TRACKING_URI"]
 
     def tell(text: str) -> None:
@@ -271,7 +274,7 @@ def test_a_registry_that_is_away_leaves_what_is_served_and_health_says_so(
         told.set()
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    watch = Watch(models, CHAMPION, name="served", seconds=0.01, tell=tell)
+    watch = Watch(models, CHAMPION, Bases(), name="served", seconds=0.01, tell=tell)
     try:
         assert told.wait(60)
         assert watch.state.startswith(f"{CHAMPION} could not be looked up or read since ")
