@@ -20,7 +20,8 @@ PLACES = (PACKAGE / "projects", PACKAGE.parent / "projects")
 """Where a wheel has the results, and where a checkout has them."""
 NEAR = 3.0
 """Numbers of labels that differ by more than this factor say little of each other."""
-_LABELS = re.compile(r"(?: · )?(?:\d[\d,]*|all) labels$")
+_LABELS = re.compile(r"(?: · )?(?:\d[\d,]*|all) labels$| · \w+ none(?= · |$)")
+"""What a study's table says of a configuration that is not the model's name."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def read_results(places: Sequence[Path] = PLACES) -> list[Result]:
     for table in sorted(folder.glob("*/results/tables/main.csv")):
         with table.open(newline="", encoding="utf-8") as lines:
             found += [_result(table.parents[2].name, row) for row in csv.DictReader(lines) if row.get("test_c_index")]
-    return found
+    # A network that needs more than a strategy, such as embeddings of codes, is not for a user to paste.
+    return [result for result in found if result.is_baseline or " · " not in result.model]
 
 
 def _result(study: str, row: dict[str, str]) -> Result:

@@ -59,14 +59,20 @@ def test_the_first_place_that_has_results_is_read(tmp_path: Path) -> None:
         "ridge · features values · 512 labels,baseline,5,1024.0,0.75,1.5\n"
         "full · all labels,finetune,5,1024.0,0.7,60\n"
         "classes only,finetune,5,1024.0,,60\n"
+        "scratch · embeddings none · 128 labels,finetune,5,128.0,0.6,60\n"
+        "scratch · embeddings factorised · 128 labels,finetune,5,128.0,0.61,60\n"
     )
-    ridge, full = read_results([tmp_path / "nothing", tmp_path / "wheel"])
+    ridge, full, scratch = read_results([tmp_path / "nothing", tmp_path / "wheel"])
     assert (ridge.study, ridge.model, ridge.n_labels, ridge.settings) == (
         "demo",
         "ridge · features values",
         1024,
         {"baseline.name": "ridge", "baseline.features": "values"},
     )
+    assert (scratch.model, scratch.settings) == (
+        "scratch",
+        {"strategy.name": "scratch"},
+    )  # and none that needs a folder
     assert (full.model, full.settings) == ("full", {"strategy.name": "full"})
     with pytest.raises(DataError, match="no results of studies in"):
         read_results([tmp_path / "nothing"])
