@@ -127,7 +127,8 @@ def test_overrides_win_over_the_file(finetune: Callable[..., RunConfig]) -> None
 def test_an_override_that_switches_the_choice_drops_its_former_settings_and_says_so(
     finetune: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert dump(finetune(strategy__name="frozen").strategy) == {"name": "frozen", "embeddings": False, "cache": True}
+    frozen = {"name": "frozen", "embeddings": False, "cache": True, "head": "trained"}
+    assert dump(finetune(strategy__name="frozen").strategy) == frozen
     assert "strategy.name=frozen: rank of lora no longer apply" in capsys.readouterr().out
 
 
@@ -135,7 +136,7 @@ def test_the_switch_comes_first_in_whatever_order_overrides_are_given(folder: Pa
     for overrides in ([("strategy.embeddings", "true"), ("strategy.name", "frozen")],):
         for given in (overrides, overrides[::-1]):
             config = load_config(folder / "finetune.toml", given)
-            assert dump(config.strategy) == {"name": "frozen", "embeddings": True, "cache": True}
+            assert dump(config.strategy) == {"name": "frozen", "embeddings": True, "cache": True, "head": "trained"}
 
 
 def test_another_index_rule_drops_the_settings_of_the_one_before(folder: Path) -> None:

@@ -104,6 +104,7 @@ def test_store_records_sweep_and_sensitivity_keep_their_fingerprints(make_datase
             "study": "s",
             "data": {"path": "meds", "split": {"seed": 3}},
             "cohort": {"labels": "l.csv"},
+            "objective": {"name": "survival", "statics": False},  # as before there were any
             "runtime": {"cache": "c"},
         }
     )

@@ -19,9 +19,8 @@ from ehrtrack.config import load_config, parse_config
 from ehrtrack.data.batch import Batches
 from ehrtrack.data.cohort import build_cohort
 from ehrtrack.data.events import open_dataset
-from ehrtrack.models.behrt import Behrt, EhrModel, load_encoder_weights
-from ehrtrack.models.heads import HazardHead
 from ehrtrack.objectives.survival import predict
+from ehrtrack.pipeline.adapter import adapter_base
 from ehrtrack.pipeline.model_folder import read_model_folder
 from ehrtrack.pipeline.prepare import prepare_cohort
 from ehrtrack.privacy import Privacy, read_key
@@ -246,15 +245,11 @@ def test_no_test_subject_was_trained_on(study: Study, tmp_path: Path) -> None:
 
 def test_a_stock_peft_loads_the_logged_adapter_on_the_logged_base(study: Study, tmp_path: Path) -> None:
     run = one(study, "finetune")
-    base = read_model_folder(fetch(study, run.params["init.run"], "model", tmp_path / "base"))
+    base = fetch(study, run.params["init.run"], "model", tmp_path / "base")
     folder = read_model_folder(fetch(study, run.run_id, "model", tmp_path))
     adapter = fetch(study, run.run_id, "adapter", tmp_path)
-    assert folder.grid is not None
-    encoder = Behrt(base.config.model, len(base.vocabulary))
-    plain = EhrModel(encoder, HazardHead(encoder.width, torch.zeros(folder.grid.n_intervals)))
-    load_encoder_weights(plain, base.encoder_weights())
-    model = peft.PeftModel.from_pretrained(plain, str(adapter))
-    records = prepare_cohort(folder.config, base.vocabulary)
+    model = peft.PeftModel.from_pretrained(adapter_base(base, adapter), str(adapter)).eval()
+    records = prepare_cohort(folder.config, folder.vocabulary)
     batches = Batches(records.store, records.rows["test"], 512, folder.config.data.max_tokens)
     logged = pl.read_parquet(fetch(study, run.run_id, "predictions/test.parquet", tmp_path))
     risk = predict(model, batches, torch.device("cpu")).risk
