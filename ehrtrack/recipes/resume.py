@@ -37,6 +37,8 @@ CHANGES_DIGITS = ("runtime.threads", "runtime.device", "runtime.precision", "tra
 """What may be set anew, but makes sums in another order: the run's end is then not that of an undisturbed run."""
 
 OnEpoch = Callable[[int, dict[str, float]], None]
+MOST_READINGS = 10
+"""Of snapshots that are replaced while they are read."""
 TRIAL = "trial"
 RECIPES = dict(zip(RESUMABLE_KINDS, (pretrain, finetune), strict=True))
 
@@ -84,7 +86,7 @@ def resume(
         check_silent(sent)
     _move_folder_here(record, config)
     with _alone_on_this_machine(record, run_folder(config, run_id)) as folder:
-        slot = _fetch_snapshot(run_id, folder / SNAPSHOTS)
+        slot = _fetch_while_written(run_id, folder / SNAPSHOTS)
         attempt = claim_run(record)
     heartbeat = Heartbeat(lambda: run_id, attempt=attempt)  # while the data are prepared
     try:
@@ -195,6 +197,27 @@ def _move_folder_here(record: RunRecord, config: RunConfig) -> None:
     if there and not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(there[0], folder)
+
+
+def _fetch_while_written(run_id: str, folder: Path) -> int:
+    """`_fetch_snapshot` of a run that may still be written to, as one that is taken by force may be.
+
+    What was replaced on the server while it was being read is no damage: it is read again.
+    """
+    for _ in range(MOST_READINGS - 1):
+        before = _steps_on_server(run_id)
+        try:
+            return _fetch_snapshot(run_id, folder)
+        except CheckpointError:
+            if _steps_on_server(run_id) == before:
+                raise
+            print(f"the snapshots of run {run_id} were replaced while they were read: they are read again", flush=True)
+    return _fetch_snapshot(run_id, folder)
+
+
+def _steps_on_server(run_id: str) -> list[int]:
+    with tempfile.TemporaryDirectory() as folder:
+        return [_step_in(run_id, place, Path(folder) / str(slot)) for slot, place in enumerate(SNAPSHOT_SLOTS)]
 
 
 def _fetch_snapshot(run_id: str, folder: Path) -> int:

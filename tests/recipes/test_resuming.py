@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from ehrtrack.errors import CheckpointError, ConfigError, DataError
 from ehrtrack.files import sha256_of
 from ehrtrack.home import HERE, home
 from ehrtrack.pipeline.run import RUNS, Recorder, Resumption
-from ehrtrack.recipes.resume import _cache_here, _fetch_snapshot, _move_folder_here, resume
+from ehrtrack.recipes.resume import _cache_here, _fetch_snapshot, _fetch_while_written, _move_folder_here, resume
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client import queries
 from ehrtrack.tracking.client.connection import client
@@ -21,7 +23,7 @@ from ehrtrack.tracking.outbox.journal import Journal, encoded, read_log
 from ehrtrack.tracking.outbox.sync import send_left_behind, sync
 from ehrtrack.tracking.recovery.orphans import claim_run
 from ehrtrack.tracking.run import tracked_run
-from ehrtrack.training.snapshots import CheckpointWriter, latest_snapshot, newest_whole_step
+from ehrtrack.training.snapshots import CheckpointWriter, adopt, latest_snapshot, newest_whole_step
 
 TENSORS = {"model/w": torch.arange(6.0)}
 
@@ -123,6 +125,37 @@ def test_without_any_whole_snapshot_it_is_refused(local_store: Path) -> None:
     artifact_file(run_id, "resume/slot-0/best.safetensors").write_bytes(b"other weights")
     with pytest.raises(CheckpointError, match="none of the 1 snapshots of run"):
         _fetch_snapshot(run_id, local_store / "b")
+
+
+def test_snapshots_that_are_replaced_while_they_are_read_are_read_again(
+    local_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = stopped_run(local_store / "a", [3])
+    (newer,) = states(local_store / "c", [9])
+    adopted = []
+
+    def adopt_late(fetched: Path, folder: Path) -> int:
+        """A live run writes its next snapshot while the one before is being fetched."""
+        adopted.append(fetched)
+        if len(adopted) == 1:
+            flip(fetched / "state.safetensors")
+            shutil.copytree(newer, artifact_file(run_id, "resume/slot-0"), dirs_exist_ok=True)
+        return adopt(fetched, folder)
+
+    monkeypatch.setattr(sys.modules[resume.__module__], "adopt", adopt_late)
+    assert _fetch_while_written(run_id, local_store / "b") == 1
+    snapshot = latest_snapshot(local_store / "b")
+    assert snapshot is not None
+    assert snapshot.step == 9
+    assert len(adopted) == 2
+
+
+def test_damage_that_stays_is_read_once(local_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_id = stopped_run(local_store / "a", [3])
+    flip(artifact_file(run_id, "resume/slot-0/state.safetensors"))
+    with pytest.raises(CheckpointError, match="none of the 1 snapshots of run"):
+        _fetch_while_written(run_id, local_store / "b")
+    assert "are read again" not in capsys.readouterr().out
 
 
 def test_a_run_that_ends_well_leaves_no_snapshot_on_the_server(local_store: Path) -> None:
