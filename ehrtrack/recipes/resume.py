@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,7 @@ def resume(
         check_silent(sent)
     _move_folder_here(record, config)
     with _alone_on_this_machine(record, run_folder(config, run_id)) as folder:
-        slot = _fetch_while_written(run_id, folder / SNAPSHOTS)
+        slot = _fetch_snapshot(run_id, folder / SNAPSHOTS)
         attempt = claim_run(record)
     heartbeat = Heartbeat(lambda: run_id, attempt=attempt)  # while the data are prepared
     try:
@@ -199,44 +199,44 @@ def _move_folder_here(record: RunRecord, config: RunConfig) -> None:
         shutil.move(there[0], folder)
 
 
-def _fetch_while_written(run_id: str, folder: Path) -> int:
-    """`_fetch_snapshot` of a run that may still be written to, as one that is taken by force may be.
-
-    What was replaced on the server while it was being read is no damage: it is read again.
-    """
-    for _ in range(MOST_READINGS - 1):
-        before = _steps_on_server(run_id)
-        try:
-            return _fetch_snapshot(run_id, folder)
-        except CheckpointError:
-            if _steps_on_server(run_id) == before:
-                raise
-            print(f"the snapshots of run {run_id} were replaced while they were read: they are read again", flush=True)
-    return _fetch_snapshot(run_id, folder)
-
-
-def _steps_on_server(run_id: str) -> list[int]:
-    with tempfile.TemporaryDirectory() as folder:
-        return [_step_in(run_id, place, Path(folder) / str(slot)) for slot, place in enumerate(SNAPSHOT_SLOTS)]
-
-
 def _fetch_snapshot(run_id: str, folder: Path) -> int:
     """Bring the newest whole snapshot to `folder`, unless it is there; returns the slot to write the next one to.
 
-    Damaged ones, here as there, are named and passed over.
+    Damaged ones, here as there, are named and passed over. What a live run, as one that is taken by force may be,
+    replaces on the server while it is being read is no damage: it is read again.
 
     Raises
     ------
     CheckpointError
         If there are snapshots and none of them is whole.
     """
+    steps = _steps_on_server(run_id)
+    for _ in range(MOST_READINGS - 1):
+        try:
+            return _adopt_newest(run_id, folder, steps)
+        except CheckpointError:
+            before, steps = steps, _steps_on_server(run_id)
+            if steps == before:
+                raise
+            print(f"the snapshots of run {run_id} were replaced while they were read: they are read again", flush=True)
+    return _adopt_newest(run_id, folder, steps)
+
+
+def _steps_on_server(run_id: str) -> dict[int, int]:
+    """Steps of the snapshots that the server has, by their slots."""
     there = list_artifacts(run_id)
+    with tempfile.TemporaryDirectory() as fetched:
+        return {
+            slot: _step_in(run_id, place, Path(fetched))
+            for slot, place in enumerate(SNAPSHOT_SLOTS)
+            if any(path.startswith(f"{place}/") for path in there)
+        }
+
+
+def _adopt_newest(run_id: str, folder: Path, slots: Mapping[int, int]) -> int:
+    """`_fetch_snapshot` of the snapshots on the server whose steps are these, by slots."""
     newest_here, problems = newest_whole_step(folder)
     with tempfile.TemporaryDirectory() as fetched:
-        slots = {}
-        for slot, place in enumerate(SNAPSHOT_SLOTS):
-            if any(path.startswith(f"{place}/") for path in there):
-                slots[slot] = _step_in(run_id, place, Path(fetched))
         used = None
         for slot in sorted(slots, key=lambda slot: -slots[slot]):
             if slots[slot] <= newest_here:

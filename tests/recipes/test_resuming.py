@@ -14,7 +14,7 @@ from ehrtrack.errors import CheckpointError, ConfigError, DataError
 from ehrtrack.files import sha256_of
 from ehrtrack.home import HERE, home
 from ehrtrack.pipeline.run import RUNS, Recorder, Resumption
-from ehrtrack.recipes.resume import _cache_here, _fetch_snapshot, _fetch_while_written, _move_folder_here, resume
+from ehrtrack.recipes.resume import _cache_here, _fetch_snapshot, _move_folder_here, resume
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client import queries
 from ehrtrack.tracking.client.connection import client
@@ -143,7 +143,7 @@ def test_snapshots_that_are_replaced_while_they_are_read_are_read_again(
         return adopt(fetched, folder)
 
     monkeypatch.setattr(sys.modules[resume.__module__], "adopt", adopt_late)
-    assert _fetch_while_written(run_id, local_store / "b") == 1
+    assert _fetch_snapshot(run_id, local_store / "b") == 1
     snapshot = latest_snapshot(local_store / "b")
     assert snapshot is not None
     assert snapshot.step == 9
@@ -154,7 +154,7 @@ def test_damage_that_stays_is_read_once(local_store: Path, capsys: pytest.Captur
     run_id = stopped_run(local_store / "a", [3])
     flip(artifact_file(run_id, "resume/slot-0/state.safetensors"))
     with pytest.raises(CheckpointError, match="none of the 1 snapshots of run"):
-        _fetch_while_written(run_id, local_store / "b")
+        _fetch_snapshot(run_id, local_store / "b")
     assert "are read again" not in capsys.readouterr().out
 
 
