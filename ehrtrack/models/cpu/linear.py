@@ -47,6 +47,11 @@ def multiply(x: Tensor, w: Tensor) -> Tensor:
     """``x @ w`` of (T, in) and (in, out), without a gradient, as `Linear` computes it."""
     if x.dtype != torch.float32 or len(x) < FEWEST or not gains(*w.shape):
         return torch.mm(x, w)
+    return _in_blocks(x, w)
+
+
+def _in_blocks(x: Tensor, w: Tensor) -> Tensor:
+    """``x @ w`` by oneDNN, but for the few tokens that make no whole block."""
     y, counts = x.new_empty(len(x), w.shape[1]), (len(x) - len(x) % BLOCK, len(x) % BLOCK)
     (x_blocks, x_rest), (y_blocks, y_rest) = (rows.split_with_sizes(counts) for rows in (x, y))
     with by_onednn():
@@ -85,12 +90,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.counts = len(x) - len(x) % BLOCK, len(x) % BLOCK
-        y, w = x.new_empty(len(x), len(weight)), weight.mT
-        (x_blocks, x_rest), (y_blocks, y_rest) = (rows.split_with_sizes(ctx.counts) for rows in (x, y))
-        with by_onednn():
-            torch.mm(x_blocks, w, out=y_blocks)
-        torch.mm(x_rest, w, out=y_rest)
-        return y.add_(bias)  # addmm fills y with the bias first, and reads it again: slower
+        return _in_blocks(x, weight.mT).add_(bias)  # addmm fills y with the bias first, and reads it again: slower
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
