@@ -6,7 +6,6 @@ The results are those of ``projects/*/results``, which `ehrtrack study` made. No
 from __future__ import annotations
 
 import csv
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -166,7 +165,7 @@ def ratio(one: int, other: int) -> float:
     >>> ratio(128, 512), ratio(512, 128)
     (4.0, 4.0)
     """
-    return math.exp(abs(math.log(max(one, 1) / max(other, 1))))
+    return max(one, other) / max(min(one, other), 1)
 
 
 def best_baselines(settings: Iterable[Setting]) -> list[Result]:
