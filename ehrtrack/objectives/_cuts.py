@@ -46,14 +46,23 @@ class Cuts:
         return len(self.subject)
 
 
-def draw_cuts(batch: Batch, n_cuts: int, generator: torch.Generator) -> Cuts | None:
-    """`n_cuts` random cuts a subject, each after some visit that another follows; None where nobody has two visits."""
+def draw_cuts(batch: Batch, n_cuts: int, generator: torch.Generator, *, least_days: float = 0.0) -> Cuts | None:
+    """`n_cuts` random cuts a subject, each after some visit that another follows; None where nobody has such a visit.
+
+    Parameters
+    ----------
+    least_days : how much of the record, within its window, has to follow a cut
+    """
     visits = visits_of(batch)
-    subject = (visits.count > 1).nonzero().squeeze(1).repeat_interleave(n_cuts)
+    count = visits.count - 1  # of each subject's visits, those that a cut may follow: some of its first
+    if least_days > 0:
+        is_early = batch.days_to_end[visits.stop - 1] >= least_days
+        count = torch.minimum(count, torch.zeros_like(count).index_add(0, visits.subject, is_early.long()))
+    subject = (count > 0).nonzero().squeeze(1).repeat_interleave(n_cuts)
     if not len(subject):
         return None
     share = torch.rand(len(subject), generator=generator).to(subject.device)
-    last = visits.first[subject] + (share * (visits.count[subject] - 1)).long()
+    last = visits.first[subject] + (share * count[subject]).long()
     start, stop = batch.offsets[subject], visits.stop[last]
     return Cuts(excerpts(batch, subject, start, stop), subject, start, stop, visits.stop[last + 1])
 

@@ -199,6 +199,28 @@ class TimeToEventConfig(PretrainingSettings):
     lasso: float = Field(0.0, ge=0)
 
 
+class ForecastConfig(PretrainingSettings):
+    """Settings of pretraining by forecasts of how often codes come.
+
+    Attributes
+    ----------
+    window_days : how many days after a cut are forecast; without it half of what is left of a training record at a cut,
+        in the middle of all cuts: 12 hours for stays of two days
+    n_cuts : how many times a subject's record is cut in each epoch
+
+    Examples
+    --------
+    ``[objective] name = "forecast"`` and ``window_days = 0.5``:
+
+    >>> ForecastConfig(window_days=0.5).n_cuts
+    4
+    """
+
+    name: Literal["forecast"] = "forecast"
+    window_days: float | None = Field(None, gt=0)
+    n_cuts: int = Field(4, ge=1, le=1000)
+
+
 class ContrastiveConfig(PretrainingSettings):
     """Settings of contrastive pretraining.
 
