@@ -20,7 +20,7 @@ from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.data.store import mean_age
 from ehrtrack.errors import DataError
 from ehrtrack.files import BROKEN, parse_json
-from ehrtrack.models.code_effects import Levels
+from ehrtrack.models.record_columns import Levels
 from ehrtrack.models.settings import READOUT_DAYS
 from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.classification import Classification

@@ -26,6 +26,7 @@ from ehrtrack.models.pooling import subject_max
 from ehrtrack.models.settings import SIZES as SIZES
 from ehrtrack.models.settings import ModelConfig as ModelConfig
 from ehrtrack.models.settings import Size as Size
+from ehrtrack.models.summaries import Summaries
 
 
 class Recency(nn.Module):
@@ -159,9 +160,12 @@ class Behrt(nn.Module):
 
     Attributes
     ----------
+    has_token_states : whether each token has a state of its own
     recomputes : in training, keep only each layer's input and compute the rest again in the backward pass (Chen et
         al. 2016, "Training Deep Nets with Sublinear Memory Cost"): less memory, a third more time
     """
+
+    has_token_states = True
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, *, may_lack_age: bool = False) -> None:
         super().__init__()
@@ -197,7 +201,7 @@ class EhrModel(nn.Module):
     is_bf16 : multiply matrices in bfloat16; weights, norms, softmax and losses stay in float32
     """
 
-    def __init__(self, encoder: Behrt, head: Head) -> None:
+    def __init__(self, encoder: Behrt | Summaries, head: Head) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
@@ -47,6 +47,8 @@ class ModelConfig(Section):
 
     Attributes
     ----------
+    encoder : what reads a record: a transformer on its tokens, or a small network on summaries of it (`summaries`),
+        which has the width of the size and no layers
     size : the shape of the encoder, one of `SIZES`
     dropout : probability of dropout on the embeddings and on the two outputs of each layer; attention weights have none
     readout_days : the scales, in days, on which [CLS] reads how long ago events were (`behrt.Readout`). The default of
@@ -67,6 +69,7 @@ class ModelConfig(Section):
     (32, (0.04, 0.5))
     """
 
+    encoder: Literal["transformer", "summaries"] = "transformer"
     size: str = "small"
     dropout: float = Field(0.1, ge=0, lt=1)
     readout_days: ScalesDays = READOUT_DAYS

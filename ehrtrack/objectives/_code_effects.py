@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from ehrtrack.arrays import Floats, Ints
 from ehrtrack.data.batch import Batch
-from ehrtrack.models.code_effects import CodeEffects, Entries
+from ehrtrack.models.code_effects import CodeEffects
+from ehrtrack.models.record_columns import Entries
 from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.survival.hazard_regression import Hazards, loss_of_shift
 from ehrtrack.survival.ridge import Loss

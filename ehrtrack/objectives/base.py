@@ -16,8 +16,9 @@ from ehrtrack import plugins
 from ehrtrack.arrays import Floats, Ints
 from ehrtrack.data.batch import Batch, Batches
 from ehrtrack.data.outcomes import Outcomes
-from ehrtrack.models.code_effects import CodeEffects, Levels
+from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import Head
+from ehrtrack.models.record_columns import Levels
 from ehrtrack.models.settings import READOUT_DAYS
 from ehrtrack.runlog import Task
 from ehrtrack.section import Choice

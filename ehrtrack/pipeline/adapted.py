@@ -21,7 +21,9 @@ from ehrtrack.config import RunConfig
 from ehrtrack.errors import CheckpointError, ConfigError, TrackingError
 from ehrtrack.files import BROKEN, parse_json, sha256_of, written_aside
 from ehrtrack.home import VARIABLE, home
-from ehrtrack.models.behrt import Behrt, EhrModel
+from ehrtrack.models.behrt import EhrModel
+from ehrtrack.models.encoders import new_encoder
+from ehrtrack.models.record_columns import Levels
 from ehrtrack.objectives.base import OutcomeObjective
 from ehrtrack.pipeline.model_files import ADAPTER_WEIGHTS, BASE, WEIGHTS
 from ehrtrack.strategies.base import strategy_of
@@ -147,14 +149,14 @@ def is_adapter(folder: Path) -> bool:
     return (folder / BASE).is_file()
 
 
-def on_base(folder: Path, config: RunConfig, n_codes: int, bases: Bases) -> nn.Module:
+def on_base(folder: Path, config: RunConfig, levels: Levels, bases: Bases) -> nn.Module:
     """The model of an adapter and its base, with the base's tensors themselves and not copies of them.
 
     Parameters
     ----------
     folder : model folder with an adapter
     config : of the adapter's run
-    n_codes : size V of the vocabulary
+    levels : of the vocabulary's values
 
     Raises
     ------
@@ -166,21 +168,21 @@ def on_base(folder: Path, config: RunConfig, n_codes: int, bases: Bases) -> nn.M
     encoder_weights = bases.encoder_weights(BaseRecord.read(folder))
     tensors = adapter_weights(folder)
     try:
-        model = plain_model(config, n_codes, tensors, objective=config.objective.name)
+        model = plain_model(config, levels, tensors, objective=config.objective.name)
         model.encoder.load_state_dict(encoder_weights, assign=True)
         return strategy_of(config.strategy).load_adapter(model, tensors).eval()
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"the adapter in {folder} and its base do not fit: {error}") from error
 
 
-def merged_weights(folder: Path, config: RunConfig, n_codes: int, bases: Bases) -> dict[str, Tensor]:
+def merged_weights(folder: Path, config: RunConfig, levels: Levels, bases: Bases) -> dict[str, Tensor]:
     """The tensors of a plain model that predicts as `on_base`."""
-    return dict(strategy_of(config.strategy).merge(on_base(folder, config, n_codes, bases)).state_dict())
+    return dict(strategy_of(config.strategy).merge(on_base(folder, config, levels, bases)).state_dict())
 
 
-def plain_model(config: RunConfig, n_codes: int, adapter: Mapping[str, Tensor], *, objective: str) -> EhrModel:
+def plain_model(config: RunConfig, levels: Levels, adapter: Mapping[str, Tensor], *, objective: str) -> EhrModel:
     """An encoder of random weights, and a head of the adapter's parts and shapes."""
-    encoder = Behrt(config.model, n_codes, may_lack_age=config.data.may_lack_age)
+    encoder = new_encoder(config.model, levels, may_lack_age=config.data.may_lack_age)
     rebuild = plugins.plugin("objectives", objective, OutcomeObjective).rebuild
     return EhrModel(encoder, rebuild(head_weights(adapter), width=encoder.width).head)
 

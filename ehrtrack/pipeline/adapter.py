@@ -8,6 +8,7 @@ from typing import Any
 
 from ehrtrack.errors import CheckpointError
 from ehrtrack.models.behrt import EhrModel, load_encoder_weights
+from ehrtrack.models.record_columns import Levels
 from ehrtrack.pipeline.adapted import plain_model
 from ehrtrack.pipeline.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ehrtrack.pipeline.model_folder import read_model_folder
@@ -45,7 +46,7 @@ def adapter_base(base: Path | str, adapter: Path | str) -> EhrModel:
     weights = load_tensors(Path(adapter) / ADAPTER_WEIGHTS)
     try:
         objective = said.get("objective", "survival")
-        model = plain_model(folder.config, len(folder.vocabulary), weights, objective=objective)
+        model = plain_model(folder.config, Levels.of(folder.vocabulary), weights, objective=objective)
         load_encoder_weights(model, folder.encoder_weights())
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"the adapter in {adapter} and the base in {base} do not fit: {error}") from error

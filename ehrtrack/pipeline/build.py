@@ -12,9 +12,10 @@ from torch import nn
 from ehrtrack.config import RunConfig
 from ehrtrack.data.store import mean_age
 from ehrtrack.errors import ConfigError
-from ehrtrack.models.behrt import SIZES, Behrt, EhrModel, ModelConfig, encoder_weights, load_encoder_weights
-from ehrtrack.models.code_effects import Levels
+from ehrtrack.models.behrt import SIZES, EhrModel, ModelConfig, encoder_weights, load_encoder_weights
 from ehrtrack.models.device import place
+from ehrtrack.models.encoders import new_encoder
+from ehrtrack.models.record_columns import Levels
 from ehrtrack.objectives.base import OutcomeObjective, TrainingFacts, outcome_objective
 from ehrtrack.pipeline.embeddings import start_from_embeddings
 from ehrtrack.pipeline.fit import known_feed, set_up
@@ -29,7 +30,7 @@ from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.ridge_head import check_solvable
 from ehrtrack.training.sanity import failed_checks, unlearned
 
-ENCODER_SHAPE = ("size", "readout_days")
+ENCODER_SHAPE = ("encoder", "size", "readout_days")
 """Settings of the model that a pretrained encoder brings along."""
 
 
@@ -53,6 +54,11 @@ class Adaptation:
     start: Weights
     base: Base
 
+    @property
+    def keeps_states(self) -> bool:
+        """Whether the states of all tokens are computed once and kept: none of what makes them learns."""
+        return self.strategy.keeps_encoder and self.plain.encoder.has_token_states
+
 
 def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, ranks: Ranks) -> Adaptation:
     """Put an encoder, new or pretrained, the objective's head and the strategy together."""
@@ -69,7 +75,7 @@ def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, r
         has_classes=records.cohort.has_classes,
     )
     objective = outcome_objective(config.objective, facts)
-    encoder = Behrt(config.model, len(records.vocabulary), may_lack_age=config.data.may_lack_age)
+    encoder = new_encoder(config.model, Levels.of(records.vocabulary), may_lack_age=config.data.may_lack_age)
     plain = EhrModel(encoder, objective.make_head(encoder.width))
     if strategy.solves_head:
         labelled = np.concatenate([records.rows["train"], records.rows["validation"]])

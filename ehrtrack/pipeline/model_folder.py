@@ -16,8 +16,10 @@ from ehrtrack.data.drift import Seen
 from ehrtrack.data.vocabulary import Vocabulary
 from ehrtrack.errors import CheckpointError, ConfigError
 from ehrtrack.files import BROKEN, parse_json, sha256_of
-from ehrtrack.models.behrt import SIZES, Behrt, EhrModel, encoder_weights
+from ehrtrack.models.behrt import SIZES, EhrModel, encoder_weights
 from ehrtrack.models.code_effects import CodeEffects
+from ehrtrack.models.encoders import new_encoder
+from ehrtrack.models.record_columns import Levels
 from ehrtrack.objectives.base import OutcomeObjective, Rebuilt
 from ehrtrack.pipeline.adapted import Bases, adapter_weights, head_weights, is_adapter, merged_weights, on_base
 from ehrtrack.pipeline.model_files import (
@@ -133,7 +135,7 @@ class ModelFolder:
         if self.network is not None:
             return self.network
         head = self.rebuilt().head
-        encoder = Behrt(self.config.model, len(self.vocabulary), may_lack_age=self.config.data.may_lack_age)
+        encoder = new_encoder(self.config.model, Levels.of(self.vocabulary), may_lack_age=self.config.data.may_lack_age)
         model = EhrModel(encoder, head)
         try:
             model.load_state_dict(self.weights)
@@ -209,10 +211,10 @@ def read_model_folder(folder: Path, *, shared: Bases | None = None) -> ModelFold
     network: nn.Module | None = None
     weights: dict[str, Tensor] = {}
     if is_adapter(folder) and shared is not None:
-        network = on_base(folder, config, len(vocabulary), shared)
+        network = on_base(folder, config, Levels.of(vocabulary), shared)
         weights = {f"head.{name}": tensor for name, tensor in head_weights(adapter_weights(folder)).items()}
     elif is_adapter(folder):
-        weights = merged_weights(folder, config, len(vocabulary), Bases())
+        weights = merged_weights(folder, config, Levels.of(vocabulary), Bases())
     elif not is_baseline:
         weights = _read_weights(folder / WEIGHTS, n_codes=len(vocabulary))
     max_tokens, seen, has_classes = _read_reading(folder, config, is_baseline=is_baseline)

@@ -11,6 +11,7 @@ import torch
 
 from ehrtrack.errors import CheckpointError
 from ehrtrack.files import sha256_of
+from ehrtrack.models.record_columns import Levels
 from ehrtrack.pipeline.adapted import ENCODER, BaseRecord, Bases, merged_weights
 from ehrtrack.pipeline.adapter import said_of_base
 from ehrtrack.pipeline.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS
@@ -118,7 +119,7 @@ def _base(run_id: str, adapter: Path, aside: Path) -> tuple[BaseRecord, Path]:
 
 def _check_same(folder: Path, model: ModelFolder, bases: Bases) -> None:
     """The adapter in a folder, on its base, is the model that the run logged."""
-    found = merged_weights(folder, model.config, len(model.vocabulary), bases)
+    found = merged_weights(folder, model.config, Levels.of(model.vocabulary), bases)
     differing = [
         name
         for name in found.keys() | model.weights.keys()

@@ -200,7 +200,7 @@ def _option(
         feed(chosen, records, adapted.model, adapted.objective, ranks).split("train"), shuffle_seed=config.runtime.seed
     )
     counts = parameter_table(adapted.model, adapted.strategy).row(-1, named=True)
-    encoder = adapted.plain if adapted.strategy.keeps_encoder else None
+    encoder = adapted.plain if adapted.keeps_states else None
     cost = measure(adapted.model, adapted.objective, batches, ranks.device, encoder=encoder, seconds=seconds)
     return Option(overrides, counts["total"], counts["trainable"], cost)
 

@@ -111,7 +111,7 @@ def finetune(
         run.log_parameters(parameter_table(model, strategy))
         run.logger.set_tags({PRETRAINING_RECORDS: was_read} if was_read else {})
         log_cohort(run.logger, records)
-        if strategy.keeps_encoder:
+        if adapted.keeps_states:
             batches = with_features(batches, adapted.plain, ranks)
         with as_trial(run) if is_trial else nullcontext():
             if strategy.solves_head:

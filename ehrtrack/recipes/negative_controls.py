@@ -214,7 +214,7 @@ class Twins:
         check_validation(records, adapted.objective.rehearse)
         _check_test(records)
         batches = feed(config, records, adapted.model, adapted.objective, ranks)
-        if adapted.strategy.keeps_encoder:
+        if adapted.keeps_states:
             batches = with_features(batches, adapted.plain, ranks)
         if adapted.strategy.solves_head:
             training, validation = (batches.split(split) for split in ("train", "validation"))

@@ -127,7 +127,7 @@ def _measured(cell: Cell) -> tuple[int, Cost]:
     of_cohort = prepare_cohort(config)
     adapted = adapt(config, of_cohort, None, ranks)
     batches = feed(config, of_cohort, adapted.model, adapted.objective, ranks).epoch(1)
-    encoder = adapted.plain if adapted.strategy.keeps_encoder else None
+    encoder = adapted.plain if adapted.keeps_states else None
     cost = measure(adapted.model, adapted.objective, batches, ranks.device, encoder=encoder, seconds=SECONDS)
     return sum(parameter.numel() for parameter in adapted.model.parameters()), cost
 

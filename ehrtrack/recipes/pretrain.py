@@ -9,8 +9,9 @@ from ehrtrack.config import RunConfig, check_objective
 from ehrtrack.data.batch import Batches
 from ehrtrack.data.description import describe_dataset
 from ehrtrack.data.store import mean_age
-from ehrtrack.models.behrt import Behrt, EhrModel
-from ehrtrack.models.code_effects import Levels
+from ehrtrack.models.behrt import EhrModel
+from ehrtrack.models.encoders import new_encoder
+from ehrtrack.models.record_columns import Levels
 from ehrtrack.objectives.base import PretrainingObjective, TrainingFacts, pretraining_objective
 from ehrtrack.pipeline.description_page import description_page
 from ehrtrack.pipeline.embeddings import start_from_embeddings
@@ -96,7 +97,7 @@ def untrained(config: RunConfig, records: Records) -> tuple[PretrainingObjective
         mean_age=mean_age(records.store, records.rows["train"]) if config.data.may_lack_age else None,
     )
     objective = pretraining_objective(config.objective, facts)
-    encoder = Behrt(config.model, len(records.vocabulary), may_lack_age=config.data.may_lack_age)
+    encoder = new_encoder(config.model, Levels.of(records.vocabulary), may_lack_age=config.data.may_lack_age)
     start_from_embeddings(config, records, encoder.embeddings.code)
     return objective, EhrModel(encoder, objective.make_head(encoder.width))
 

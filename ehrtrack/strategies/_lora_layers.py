@@ -286,7 +286,12 @@ class _Adapted(torch.autograd.Function):
 
 
 def compute_together(model: EhrModel) -> None:
-    """Have the layers of a model that peft wrapped be computed as this module does; names and tensors stay."""
+    """Have the layers of a model that peft wrapped be computed as this module does; names and tensors stay.
+
+    An encoder without layers is a few products a record, and left to peft.
+    """
+    if not len(model.encoder.layers):
+        return
     masks = Masks()
     for module in model.encoder.modules():
         if type(module) is Linear:

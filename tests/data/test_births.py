@@ -21,7 +21,8 @@ from ehrtrack.data.store import TokenStore, build_store, mean_age
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import DataError
 from ehrtrack.models.behrt import Embeddings
-from ehrtrack.models.code_effects import CodeEffects, Levels
+from ehrtrack.models.code_effects import CodeEffects
+from ehrtrack.models.record_columns import Levels
 
 VOCABULARY = Vocabulary((*SPECIAL_TOKENS, "A", "B", "GENDER//F"), {}, exclude=("MEDS_BIRTH$",))
 UNKNOWN = 121

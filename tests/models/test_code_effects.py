@@ -9,8 +9,9 @@ from simulated import random_store
 
 from ehrtrack.data.batch import Batch, collate
 from ehrtrack.data.vocabulary import CLS, SPECIAL_TOKENS, Vocabulary
-from ehrtrack.models.code_effects import CodeEffects, Groups, Levels
+from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead
+from ehrtrack.models.record_columns import Groups, Levels
 
 V = 12  # few, so that codes come again
 SCALES = torch.tensor([1.0, 30.0, 365.25])

@@ -15,7 +15,7 @@ from ehrtrack import plugins
 from ehrtrack.data.batch import Batches
 from ehrtrack.data.store import TokenStore
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
-from ehrtrack.models.code_effects import Levels
+from ehrtrack.models.record_columns import Levels
 from ehrtrack.objectives.base import PretrainingObjective, TrainingFacts
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.training.loop import TrainConfig, fit

@@ -12,7 +12,8 @@ from simulated import random_store
 from ehrtrack.data.batch import Batches
 from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
-from ehrtrack.models.code_effects import CodeEffects, Levels
+from ehrtrack.models.code_effects import CodeEffects
+from ehrtrack.models.record_columns import Levels
 from ehrtrack.models.settings import READOUT_DAYS
 from ehrtrack.objectives._code_effects import fit_onset_effects, read_table
 from ehrtrack.objectives.base import OutcomeObjective, TrainingFacts

@@ -13,8 +13,8 @@ from ehrtrack.config import parse_config, parse_run_config
 from ehrtrack.data.batch import Batches
 from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
-from ehrtrack.models.code_effects import Levels
 from ehrtrack.models.heads import HazardHead
+from ehrtrack.models.record_columns import Levels
 from ehrtrack.objectives.base import OutcomeObjective, TrainingFacts
 from ehrtrack.objectives.classification import Classification
 from ehrtrack.objectives.competing_risks import CompetingRisks

@@ -22,8 +22,9 @@ from ehrtrack import plugins
 from ehrtrack.baselines.base import Labelled, TokenHistories, baseline_class
 from ehrtrack.errors import CheckpointError, EhrtrackError
 from ehrtrack.models.behrt import Behrt, EhrModel
-from ehrtrack.models.code_effects import CodeEffects, Levels
+from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead
+from ehrtrack.models.record_columns import Levels
 from ehrtrack.pipeline.model_folder import write_checksums, write_model_folder
 from ehrtrack.pipeline.predictor import load_predictor
 from ehrtrack.pipeline.prepare import CohortRecords, prepare_cohort

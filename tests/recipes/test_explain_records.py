@@ -17,8 +17,9 @@ from ehrtrack.data.events import EVENT_SCHEMA, MedsDataset
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.models.behrt import Behrt, EhrModel
-from ehrtrack.models.code_effects import CodeEffects, Levels
+from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead
+from ehrtrack.models.record_columns import Levels
 from ehrtrack.pipeline.explain import Explanation, explain, on_scale, rest_of
 from ehrtrack.pipeline.integrated_gradients import TOLERANCE
 from ehrtrack.pipeline.model_folder import ModelFolder

@@ -17,8 +17,9 @@ from ehrtrack.data.batch import collate
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from ehrtrack.errors import CheckpointError
 from ehrtrack.models.behrt import Behrt, EhrModel
-from ehrtrack.models.code_effects import CodeEffects, Levels
+from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead
+from ehrtrack.models.record_columns import Levels
 from ehrtrack.pipeline.model_folder import read_model_folder, write_checksums, write_model_folder
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.training.checkpoint import load_tensors, save_tensors

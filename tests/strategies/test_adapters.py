@@ -18,8 +18,9 @@ from torch import nn
 from ehrtrack import plugins
 from ehrtrack.data.batch import Batch, collate
 from ehrtrack.models.behrt import ADAPTED_LAYERS, SIZES, Behrt, EhrModel, ModelConfig
-from ehrtrack.models.code_effects import CodeEffects, Levels
+from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead
+from ehrtrack.models.record_columns import Levels
 from ehrtrack.section import Choice
 from ehrtrack.strategies.base import Base, parameter_table, strategy_of
 from ehrtrack.strategies.lora import Lora
