@@ -14,7 +14,7 @@ from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
 
 OUTCOMES = r"there are: classification, competing-risks, survival$"
-RECORDS = r"there are: contrastive, mixed, mlm, next-visit, time-to-event$"
+RECORDS = r"there are: contrastive, forecast, mixed, mlm, next-visit, time-to-event$"
 
 
 @pytest.fixture

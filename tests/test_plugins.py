@@ -46,7 +46,7 @@ def test_every_choice_has_one_class_with_its_settings(package: str) -> None:
             "objectives",
             "zzz",
             "unknown objective 'zzz'; there are: "
-            "classification, competing-risks, contrastive, mixed, mlm, next-visit, survival, time-to-event",
+            "classification, competing-risks, contrastive, forecast, mixed, mlm, next-visit, survival, time-to-event",
         ),
         ("strategies", "base", "unknown strategy 'base'"),
         ("strategies", "_cuts", "unknown strategy '_cuts'"),

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from ehrtrack.errors import ConfigError
 from ehrtrack.plugins import nearest
-from ehrtrack.section import Section
+from ehrtrack.section import Mark, Section
 
 
 class Size(NamedTuple):
@@ -69,7 +69,7 @@ class ModelConfig(Section):
     (32, (0.04, 0.5))
     """
 
-    encoder: Literal["transformer", "summaries"] = "transformer"
+    encoder: Annotated[Literal["transformer", "summaries"], Mark.ADDED_LATER] = "transformer"
     size: str = "small"
     dropout: float = Field(0.1, ge=0, lt=1)
     readout_days: ScalesDays = READOUT_DAYS
