@@ -15,6 +15,7 @@ gradients are equal to rounding. What differs is how they are computed.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard, cast
@@ -29,6 +30,8 @@ from ehrtrack.models import cpu
 from ehrtrack.models.behrt import EhrModel, Layer
 
 ADAPTER = "default"
+GOLDEN = (5**0.5 - 1) / 2
+"""Its multiples, without their whole parts, are spread evenly, however many there are."""
 SPARE = 1.25
 """Random numbers of a pass, as a multiple of what its widest adapter takes."""
 
@@ -37,9 +40,10 @@ class Masks:
     """Dropout masks of all layers of a model.
 
     A pass draws one stretch of independent numbers for each probability of dropout, and each mask is a part of it that
-    begins at a random place, so that a token loses other features in each layer. Parts overlap: two masks are not
+    begins at a place of its own, so that a token loses other features in each layer. Parts overlap: two masks are not
     independent as a whole, and each by itself is what dropout would draw. What layers keep for the backward pass are
-    views of the one stretch.
+    views of the one stretch. Places are the same in each pass, as a step that is recorded (`training.graphs`) has fixed
+    addresses.
     """
 
     def __init__(self) -> None:
@@ -51,19 +55,19 @@ class Masks:
         """
         self._stretches[dropout.p] = _scales(int(SPARE * len(x) * width), dropout, x.device)
 
-    def part(self, shape: torch.Size, dropout: nn.Module) -> Tensor | None:
-        """A mask, where there is dropout now."""
+    def part(self, shape: torch.Size, dropout: nn.Module, number: int) -> Tensor | None:
+        """The mask of that number, where there is dropout now."""
         if not is_on(dropout):
             return None
         stretch, n = self._stretches[dropout.p], shape.numel()
         if n > len(stretch):  # of the readout, where records have a token or two
             return _scales(n, dropout, stretch.device).view(shape)
-        start = int(torch.randint(len(stretch) - n + 1, ()))
+        start = int(number * GOLDEN % 1 * (len(stretch) - n + 1))
         return stretch[start : start + n].view(shape)
 
-    def drop(self, x: Tensor, dropout: nn.Dropout) -> Tensor:
-        """`dropout` of states (R, D)."""
-        mask = self.part(x.shape, dropout)
+    def drop(self, x: Tensor, dropout: nn.Dropout, number: int) -> Tensor:
+        """`dropout` of states (R, D) by the mask of that number."""
+        mask = self.part(x.shape, dropout, number)
         return x if mask is None else (x * mask).to(x.dtype)
 
 
@@ -143,6 +147,7 @@ class AdaptedLinear(Linear):
     """peft's layer, computed by `adapted`."""
 
     masks: Masks
+    number: int
 
     @property
     def is_by_peft(self) -> bool:
@@ -159,6 +164,7 @@ class AdaptedLayer(Layer):
     """`Layer` whose linear maps have adapters."""
 
     masks: Masks
+    number: int
     is_first: bool
 
     def forward(self, x: Tensor, batch: Batch, places: Tensor | None = None) -> Tensor:
@@ -182,10 +188,10 @@ class AdaptedLayer(Layer):
             (q,), (k, v) = adapted((q_proj,), attending, normed), adapted((k_proj, v_proj), x, normed)
         q, k, v = (t.view(len(t), attention.n_heads, -1) for t in (q, k, v))  # (R or T, heads, D / heads)
         attended = out_proj(attention.attend(q, k, v, batch, places).flatten(1))  # (R, D)
-        x = attending + self.masks.drop(attended, self.dropout)
+        x = attending + self.masks.drop(attended, self.dropout, self.number)
         (hidden,) = adapted((fc1,), x, Norm(self.mlp_norm))
         (out,) = adapted((fc2,), hidden, Gelu())
-        return x + self.masks.drop(out, self.dropout)
+        return x + self.masks.drop(out, self.dropout, self.number + 1)
 
 
 def adapted(layers: Sequence[AdaptedLinear], u: Tensor, make: Make) -> tuple[Tensor, ...]:
@@ -197,7 +203,7 @@ def adapted(layers: Sequence[AdaptedLinear], u: Tensor, make: Make) -> tuple[Ten
     make : how the layers' input is made of it
     """
     first = layers[0]
-    mask = first.masks.part(u.shape, first.lora_dropout[ADAPTER])
+    mask = first.masks.part(u.shape, first.lora_dropout[ADAPTER], first.number)
     device, bases = u.device.type, [layer.base_layer for layer in layers]
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     multiply = cpu.multiply if isinstance(bases[0], cpu.Linear) else torch.mm
@@ -292,19 +298,21 @@ def compute_together(model: EhrModel) -> None:
     """
     if not len(model.encoder.layers):
         return
-    masks = Masks()
+    masks, numbers = Masks(), itertools.count()
     for module in model.encoder.modules():
         if type(module) is Linear:
             module.__class__ = AdaptedLinear
-            cast(AdaptedLinear, module).masks = masks
-    for number, layer in enumerate(model.encoder.layers):
+            of_linear = cast(AdaptedLinear, module)
+            of_linear.masks, of_linear.number = masks, next(numbers)
+    for n_before, layer in enumerate(model.encoder.layers):
         layer.__class__ = AdaptedLayer
         of_layer = cast(AdaptedLayer, layer)
-        of_layer.masks, of_layer.is_first = masks, number == 0
+        of_layer.masks, of_layer.is_first = masks, n_before == 0
+        of_layer.number, _ = next(numbers), next(numbers)  # one for each of its two sums
 
 
 def compute_apart(model: EhrModel) -> None:
     """Make the layers of a model, whose adapters were merged, plain ones again."""
     for layer in model.encoder.layers:
         layer.__class__ = Layer
-        del layer.masks, layer.is_first
+        del layer.masks, layer.number, layer.is_first

@@ -96,7 +96,7 @@ def same_masks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return (torch.rand(shape, generator=torch.Generator().manual_seed(shape.numel())) > 0.3).float() / 0.7
 
     with monkeypatch.context() as patch:
-        patch.setattr(Masks, "part", lambda self, shape, dropout: of_shape(shape))
+        patch.setattr(Masks, "part", lambda self, shape, *_: of_shape(shape))
         patch.setattr(nn.Dropout, "forward", lambda self, x: x * of_shape(x.shape))
         yield
 
@@ -111,7 +111,7 @@ def test_one_input_has_one_mask_and_a_pass_draws_its_numbers_once(monkeypatch: p
     parts: list[torch.Size] = []
     draws: list[int] = []
     part, draw = Masks.part, Masks.draw
-    monkeypatch.setattr(Masks, "part", lambda self, shape, of: (parts.append(shape), part(self, shape, of))[1])
+    monkeypatch.setattr(Masks, "part", lambda self, shape, *of: (parts.append(shape), part(self, shape, *of))[1])
     monkeypatch.setattr(Masks, "draw", lambda self, x, of, width: (draws.append(width), draw(self, x, of, width))[1])
     model = adapted(dropout=0.1)
     model(a_batch())
@@ -126,7 +126,7 @@ def test_a_mask_drops_its_share_and_keeps_the_mean() -> None:
     x = torch.zeros(400, 32)
     torch.manual_seed(1)
     masks.draw(x, dropout, 64)
-    shares = [masks.part(x.shape, dropout) for _ in range(20)]
+    shares = [masks.part(x.shape, dropout, number) for number in range(20)]
     for mask in shares:
         assert mask is not None
         assert float((mask == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
