@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch
+from ehrtrack.data.fixed import FixedBatch
 
 
 class SelfAttention(nn.Module):
@@ -55,7 +56,8 @@ class SelfAttention(nn.Module):
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch, places: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention within each subject of a packed row: no token sees another subject's.
 
-    Two ways to the same numbers: one kernel for ragged rows where there is one (CUDA, 16 bits), else a loop.
+    Three ways to the same numbers: one kernel for ragged rows where there is one (CUDA, 16 bits), else a loop, or where
+    only tensors tell which subject a token is of, all pairs under a mask.
 
     Parameters
     ----------
@@ -66,13 +68,20 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch, places: Tens
     -------
     (R, heads, D / heads)
     """
-    attend = attend_varlen if q.device.type == "cuda" and q.dtype == torch.bfloat16 else attend_in_loop
-    return attend(q, k, v, batch, count_queries(batch, places))
+    if q.device.type == "cuda" and q.dtype == torch.bfloat16:
+        return attend_varlen(q, k, v, batch, count_queries(batch, places))
+    if isinstance(batch, FixedBatch):
+        return attend_masked(q, k, v, batch, places)
+    return attend_in_loop(q, k, v, batch, count_queries(batch, places))
 
 
 def count_queries(batch: Batch, places: Tensor | None) -> Tensor | None:
     """(B,) how many tokens of each subject are at `places`; None where these are all of them."""
-    return None if places is None else torch.bincount(batch.subject[places], minlength=len(batch.lengths))
+    if places is None:
+        return None
+    nobody = batch.offsets.new_zeros(len(batch.lengths))
+    # Not `bincount`, for which a GPU waits to see how many there are.
+    return nobody.index_add(0, batch.subject[places], torch.ones_like(places))
 
 
 def attend_in_loop(q: Tensor, k: Tensor, v: Tensor, batch: Batch, n_queries: Tensor | None) -> Tensor:
@@ -80,6 +89,18 @@ def attend_in_loop(q: Tensor, k: Tensor, v: Tensor, batch: Batch, n_queries: Ten
     queries = batch.lengths if n_queries is None else tuple(n_queries.tolist())
     with torch.autocast(q.device.type, enabled=False):
         return attend_by_kernel(q.float(), k.float(), v.float(), queries, batch.lengths)
+
+
+def attend_masked(q: Tensor, k: Tensor, v: Tensor, batch: Batch, places: Tensor | None) -> Tensor:
+    """All pairs of tokens, with a mask of those of one subject, in float32: (R, T) numbers for each head.
+
+    It is for rows of some thousand tokens at most, where nothing may depend on how long records are.
+    """
+    asking = batch.subject if places is None else batch.subject[places]
+    mask = asking[:, None] == batch.subject  # (R, T)
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v = (x.float().transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, R or T, D / heads)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)[0].transpose(0, 1)
 
 
 def attend_by_kernel(q: Tensor, k: Tensor, v: Tensor, n_queries: Sequence[int], n_keys: Sequence[int]) -> Tensor:

@@ -86,8 +86,8 @@ def columns(batch: Batch, token: Tensor, mean_age: Tensor | None) -> Tensor:
     facts = age.new_zeros(len(age), len(token))
     if len(token):
         column = torch.searchsorted(token, batch.token).clamp(max=len(token) - 1)
-        place = torch.nonzero((token[column] == batch.token) & is_static(batch)).squeeze(1)
-        facts[batch.subject[place], column[place]] = 1
+        is_there = ((token[column] == batch.token) & is_static(batch)).to(facts.dtype)
+        facts = facts.index_put((batch.subject, column), is_there, accumulate=True).clamp(max=1)
     return torch.cat([torch.stack(of_age, dim=1).to(torch.float32), facts], dim=1)
 
 

@@ -142,6 +142,21 @@ class BatchLoss(NamedTuple):
     mean: float  # of this batch, for the log
 
 
+class Prepared(NamedTuple):
+    """A batch with all that its loss needs beside the model: what is random is drawn, and labels are tensors.
+
+    Attributes
+    ----------
+    batch : with its targets hidden, where the objective hides some
+    labels : (B,) of the subjects, or (M,) of the targets where the batch has some, by name
+    weight : subjects or targets
+    """
+
+    batch: Batch
+    labels: dict[str, Tensor]
+    weight: int
+
+
 @dataclass(frozen=True)
 class Predictions:
     """The survival curves that a model predicts for N subjects.
@@ -188,6 +203,9 @@ class Objective(ABC, Generic[Score]):
     Config: ClassVar[type[Choice]]
     selection: Selection
     task: Task
+    fillers: Mapping[str, float] = {}
+    """Labels of a subject or target that only fills up a batch to a fixed shape, and adds nothing to its loss; empty
+    where the loss has no fixed shape. An objective that has them says `prepare` and `total` too."""
 
     @abstractmethod
     def __init__(self, config: Choice, facts: TrainingFacts) -> None:
@@ -200,6 +218,18 @@ class Objective(ABC, Generic[Score]):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         """Training loss of a batch; what is random comes from ``batch.generator()``."""
+
+    def prepare(self, batch: Batch) -> Prepared:
+        """A batch for `total`."""
+        raise NotImplementedError
+
+    def total(self, model: nn.Module, batch: Batch, labels: Mapping[str, Tensor], weight: int | Tensor) -> Tensor:
+        """`BatchLoss.total` of a prepared batch, by operations whose shapes do not depend on values."""
+        raise NotImplementedError
+
+    def most_targets(self, n_tokens: int) -> int:
+        """How many targets a batch of so many tokens hardly ever has more of; 0 where it has none."""
+        return 0
 
     @abstractmethod
     def score(self, model: nn.Module, batch: Batch) -> Score:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehrtrack.data.batch import Batch
@@ -15,9 +16,11 @@ from ehrtrack.data.vocabulary import MASK, SPECIAL_TOKENS
 from ehrtrack.models.heads import Head, TokenHead
 from ehrtrack.objectives._cooccurrence import CoOccurrence
 from ehrtrack.objectives._cuts import sampled
-from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
+from ehrtrack.objectives.base import BatchLoss, Prepared, PretrainingObjective, Selection, TrainingFacts
 from ehrtrack.objectives.settings import MaskedTokensConfig
 from ehrtrack.runlog import VALIDATION, VALIDATION_LOSS, named
+
+NO_TARGET = -100
 
 
 class MaskedTokens(PretrainingObjective[dict[str, float]]):
@@ -30,6 +33,7 @@ class MaskedTokens(PretrainingObjective[dict[str, float]]):
 
     Config = MaskedTokensConfig
     selection = Selection(VALIDATION_LOSS, is_higher_better=False)
+    fillers = {"target": NO_TARGET}  # noqa: RUF012
     trivial = {f"{VALIDATION}/mlm_loss": f"{VALIDATION}/unigram_loss"}  # noqa: RUF012
 
     def __init__(self, config: MaskedTokensConfig, facts: TrainingFacts) -> None:
@@ -46,10 +50,22 @@ class MaskedTokens(PretrainingObjective[dict[str, float]]):
         return TokenHead(width, self.vocabulary_size)
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
+        masked, labels, weight = self.prepare(batch)
+        total = self.total(model, masked, labels, weight)
+        return BatchLoss(total, weight, total.item() / weight)
+
+    def prepare(self, batch: Batch) -> Prepared:
         masked = self._masked(batch)
         assert masked.targets is not None
-        total = F.cross_entropy(model(masked), masked.targets, reduction="sum")
-        return BatchLoss(total, len(masked.targets), total.item() / len(masked.targets))
+        return Prepared(masked, {"target": masked.targets}, len(masked.targets))
+
+    def total(self, model: nn.Module, batch: Batch, labels: Mapping[str, Tensor], weight: int | Tensor) -> Tensor:
+        return F.cross_entropy(model(batch), labels["target"], reduction="sum", ignore_index=NO_TARGET)
+
+    def most_targets(self, n_tokens: int) -> int:
+        """The mean of a binomial distribution, and four standard deviations more."""
+        p = self.config.mask_probability
+        return math.ceil(p * n_tokens + 4 * math.sqrt(p * (1 - p) * n_tokens))
 
     def score(self, model: nn.Module, batch: Batch) -> dict[str, float]:
         """Sums over the targets. A batch's masks are the same at every call, so that epochs can be compared."""

@@ -22,7 +22,15 @@ from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.models.static_effects import StaticEffects
 from ehrtrack.objectives._code_effects import fit_code_effects
 from ehrtrack.objectives._floor import fit_floor
-from ehrtrack.objectives.base import BatchLoss, OutcomeObjective, Predictions, Rebuilt, Selection, TrainingFacts
+from ehrtrack.objectives.base import (
+    BatchLoss,
+    OutcomeObjective,
+    Predictions,
+    Prepared,
+    Rebuilt,
+    Selection,
+    TrainingFacts,
+)
 from ehrtrack.objectives.settings import SurvivalConfig
 from ehrtrack.runlog import VALIDATION, named
 from ehrtrack.survival.bootstrap import FEWER_RESAMPLES
@@ -71,6 +79,8 @@ class Survival(OutcomeObjective[Score]):
             n_intervals=config.n_intervals,
         )
         self.codes = fit_code_effects(config.lasso, facts, self)
+        if self.codes is None:  # which are read of as many entries as records have
+            self.fillers = {"survived": 0.0, "is_event": 0.0, "days": -1.0}
         self.floor = fit_floor(facts, self, has_statics=config.statics and self.codes is None)
 
     def make_head(self, width: int) -> Head:
@@ -102,15 +112,35 @@ class Survival(OutcomeObjective[Score]):
         mean = self._loss(logits, outcomes)
         return BatchLoss(mean * len(logits), n_local, mean.item())
 
+    def prepare(self, batch: Batch) -> Prepared:
+        assert batch.outcomes is not None, "a batch for the survival objective has outcomes"
+        return Prepared(batch, self._labels(batch.outcomes), len(batch.lengths))
+
+    def total(self, model: nn.Module, batch: Batch, labels: Mapping[str, Tensor], weight: int | Tensor) -> Tensor:
+        return self._mean(model(batch), labels, weight) * weight
+
     def _loss(self, logits: Tensor, outcomes: Outcomes) -> Tensor:
+        return self._mean(logits, self._labels(outcomes))
+
+    def _labels(self, outcomes: Outcomes) -> dict[str, Tensor]:
         days, event = outcomes.follow_up_days, outcomes.is_event
+        survived = torch.from_numpy(self.grid.survived(days, event)).float()
+        return {
+            "survived": survived,
+            "is_event": torch.from_numpy(event),
+            "days": torch.from_numpy(days).float(),
+        }
+
+    def _mean(self, logits: Tensor, labels: Mapping[str, Tensor], n_subjects: int | Tensor | None = None) -> Tensor:
+        survived, is_event, days = (labels[name].to(logits.device) for name in ("survived", "is_event", "days"))
         return survival_loss(
             logits,
-            torch.from_numpy(self.grid.survived(days, event)).float().to(logits.device),
-            torch.from_numpy(event).to(logits.device),
-            torch.from_numpy(days).float().to(logits.device),
+            survived,
+            is_event,
+            days,
             lambda_rank=self.config.lambda_rank,
             sigma=self.config.sigma,
+            n_subjects=n_subjects,
         )
 
     def score(self, model: nn.Module, batch: Batch) -> Score:

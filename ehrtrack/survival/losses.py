@@ -21,7 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def negative_log_likelihood(logits: Tensor, survived: Tensor, is_event: Tensor) -> Tensor:
+def negative_log_likelihood(
+    logits: Tensor, survived: Tensor, is_event: Tensor, *, n_subjects: int | Tensor | None = None
+) -> Tensor:
     """Mean over subjects of the negative log-likelihood of discrete-time survival.
 
         l_i = d_i log h_{i,k_i} + sum_{j < k_i} log(1 - h_ij) + f_i log(1 - h_{i,k_i})
@@ -37,6 +39,8 @@ def negative_log_likelihood(logits: Tensor, survived: Tensor, is_event: Tensor) 
     logits : (B, K) float
     survived : (B,) from `TimeGrid.survived`, 0 .. K - 1 for events, 0 .. K for censored subjects
     is_event : (B,) bool
+    n_subjects : of the mean, where some of the B only fill up a batch: they are censored with ``survived`` 0, which
+        adds nothing; None is all of them
 
     Returns
     -------
@@ -58,7 +62,7 @@ def negative_log_likelihood(logits: Tensor, survived: Tensor, is_event: Tensor) 
     at_risk = (survived[:, None] - position).clamp(0, 1).to(logits.dtype) + failed  # (B, K)
     # From the logits: exact where log(sigmoid(x)) would be -inf.
     total = F.binary_cross_entropy_with_logits(logits, failed, weight=at_risk, reduction="sum")
-    return total / len(logits)
+    return total / (len(logits) if n_subjects is None else n_subjects)
 
 
 def ranking_loss(
@@ -126,6 +130,7 @@ def survival_loss(
     *,
     lambda_rank: float,
     sigma: float = 0.1,
+    n_subjects: int | Tensor | None = None,
 ) -> Tensor:
     """Negative log-likelihood + lambda_rank x ranking loss.
 
@@ -134,7 +139,8 @@ def survival_loss(
 
     Parameters
     ----------
-    logits, survived, is_event, follow_up_days, sigma : as in `negative_log_likelihood` and `ranking_loss`
+    logits, survived, is_event, follow_up_days, sigma, n_subjects : as in `negative_log_likelihood` and `ranking_loss`;
+        who only fills up a batch is followed for less than 0 days, and so is in no pair
     lambda_rank : weight of the ranking loss, >= 0
 
     Returns
@@ -150,7 +156,7 @@ def survival_loss(
     >>> round(survival_loss(torch.zeros(2, 2), **at, lambda_rank=0.5).item(), 3)
     1.193
     """
-    nll = negative_log_likelihood(logits, survived, is_event)
+    nll = negative_log_likelihood(logits, survived, is_event, n_subjects=n_subjects)
     if not lambda_rank:
         return nll
     return nll + lambda_rank * ranking_loss(logits, survived, is_event, follow_up_days, sigma=sigma)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ehrtrack.data.batch import Batch
+from ehrtrack.data.fixed import FixedBatch
 from ehrtrack.models import attention
 
 SHORT = 256
@@ -29,6 +30,8 @@ class SelfAttention(attention.SelfAttention):
     """`attention.SelfAttention` of tokens on a CPU."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, batch: Batch, places: Tensor | None) -> Tensor:
+        if isinstance(batch, FixedBatch):
+            return super().attend(q, k, v, batch, places)
         return attend_short_and_long(q, k, v, batch, attention.count_queries(batch, places))
 
 
