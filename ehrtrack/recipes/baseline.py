@@ -39,7 +39,7 @@ from ehrtrack.runlog import KEPT, TEST, Task, named
 from ehrtrack.survival.metrics import require_comparable_pair
 from ehrtrack.survival.time_grid import fit_time_grid
 from ehrtrack.tracking.names import MODEL
-from ehrtrack.training.steps import memory_mb
+from ehrtrack.training.device_facts import memory_mb
 
 SECTIONS = ("study", "data", "cohort", "baseline", "init", "runtime")
 N_INTERVALS = 20

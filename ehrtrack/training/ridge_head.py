@@ -30,8 +30,8 @@ from ehrtrack.objectives.base import OutcomeObjective, Predictions
 from ehrtrack.runlog import TRAINING, named
 from ehrtrack.survival.hazard_regression import HazardRegression
 from ehrtrack.survival.ridge import check_divisible
+from ehrtrack.training.device_facts import memory_mb
 from ehrtrack.training.loop import FitResult
-from ehrtrack.training.steps import memory_mb
 
 RANGE = (30.0, 0.03)
 """The strongest and the weakest penalty tried, as those of the baseline `ridge`."""

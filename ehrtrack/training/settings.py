@@ -19,6 +19,9 @@ class TrainConfig(Section):
     accumulate : number of batches whose gradients are added up for one step of the optimiser
     recompute : whether the backward pass computes the activations inside each layer anew from the layer's input
         (gradient checkpointing), which takes a third more time and much less memory
+    graph : whether a step is recorded as one CUDA graph for each shape of a batch, and replayed: batches are filled up
+        to fixed shapes for it. ``auto`` records where it can (a CUDA device, one process, bfloat16, objectives ``mlm``
+        and ``survival``), and ``on`` refuses to train where it cannot
     lr : the peak learning rate
     weight_decay : weight decay of AdamW
     patience : training stops after so many epochs without a better validation score, or without a newly selected epoch
@@ -38,6 +41,7 @@ class TrainConfig(Section):
     batch_tokens: Literal["auto"] | Annotated[int, Field(ge=8)] = "auto"
     accumulate: int = Field(1, ge=1)
     recompute: bool = False
+    graph: Literal["auto", "off", "on"] = "auto"
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     patience: int = Field(5, ge=1)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ehrtrack.data.batch import Batch, Batches
 from ehrtrack.errors import CheckpointError, TrainingError
+from ehrtrack.models.flops import StepFlops
 from ehrtrack.objectives.base import Objective
 from ehrtrack.runlog import TRAINING, named
 from ehrtrack.training.checkpoint import load_tensors, save_tensors
+from ehrtrack.training.device_facts import memory_mb, meter_of, peak_flops, speed_facts
+from ehrtrack.training.graphs import Filled, Graphs, recorder_for
 from ehrtrack.training.memory import out_of_memory_is_told
+from ehrtrack.training.optimizer import make_optimizer, placed, set_rate
 from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.schedule import warmup_cosine
 from ehrtrack.training.settings import TrainConfig
@@ -29,11 +33,9 @@ from ehrtrack.training.stopping import StopRequest
 from ehrtrack.training.threads import threads_for
 from ehrtrack.training.watch import watched_epoch
 
+T = TypeVar("T")
 BEST_BEFORE = "best.safetensors"
 """Where snapshots of earlier versions have the weights of the best epoch."""
-DECAYED = ("weight", "weight_ih", "weight_hh", "scale", "shift")
-"""Last words of the names of true weight matrices: of linear maps, adapters and embeddings, of recurrent cells, and of
-`behrt.Recency`. Norms have weights too, of one dimension."""
 
 
 @dataclass
@@ -89,11 +91,11 @@ class Training:
         self.folder = folder
         self.snapshot_seconds = snapshot_seconds
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(
-            _decay_groups(self.trainable, config.weight_decay),
-            lr=config.lr,
-            fused=ranks.device.type in ("cpu", "cuda"),
-        )
+        self.graphs: Graphs | None = None
+        recorder = recorder_for(config, objective, model, ranks)
+        self.optimizer = make_optimizer(self.trainable, config, ranks.device, is_recorded=recorder is not None)
+        if recorder is not None:
+            self.graphs = Graphs(model, objective, self.optimizer, config=config, recorder=recorder)
         self.writer = CheckpointWriter(folder / SNAPSHOTS, on_written=on_snapshot) if ranks.is_main else None
         self.stop = stop or StopRequest()
         self.check_is_ours = check_is_ours  # raises once another process has claimed the run
@@ -101,11 +103,18 @@ class Training:
         self.batches_between = batches_between
         self.begin_epoch = begin_epoch
         self.progress = Progress()
+        self.flops = StepFlops.of(model)
+        self.meter = meter_of(ranks.device)
+        is_bf16 = any(getattr(module, "is_bf16", False) for module in model.modules())
+        self.peak = peak_flops(ranks.device, is_bf16=is_bf16)
 
     def train_epoch(self, batches: Batches) -> dict[str, float]:
         """Train on the batches of the epoch that are not done yet."""
         if self.begin_epoch(self.progress.epoch):
             self.wrapped = self.ranks.wrap(self.model)  # which looks at what learns when it is made
+            self.flops = StepFlops.of(self.model)
+            if self.graphs is not None:
+                self.graphs.forget()
         set_training_mode(self.model)
         progress, ranks = self.progress, self.ranks
         mine = replace(batches, rank=ranks.number, n_ranks=ranks.count)
@@ -121,12 +130,12 @@ class Training:
             is_silent=not ranks.is_main,
         ) as told:
             last_snapshot = time.monotonic()
-            for step in _in_groups(left, self.config.accumulate):
+            for step in _in_groups(self._fed(left), self.config.accumulate):
                 self.check_is_ours()
                 started = time.monotonic()
                 self.take_step(step)
                 progress.n_done += len(step)
-                progress.add(seconds=time.monotonic() - started)
+                progress.add(seconds=time.monotonic() - started, **self.meter.look())
                 told(progress.n_done, progress.sums["loss"] / progress.sums["weight"])
                 self._report_step(len(step))
                 if self.stop.is_agreed:
@@ -150,16 +159,48 @@ class Training:
         """Batches of the epochs before."""
         return int(sum(epoch[f"{TRAINING}/batches"] for epoch in self.progress.history))
 
-    def take_step(self, batches: list[Batch]) -> None:
+    def _fed(self, batches: Batches) -> Iterable[Batch | Filled]:
+        """The batches, where steps are recorded filled up to the shapes of these."""
+        if self.graphs is None:
+            return batches
+        self.graphs.suit(batches)
+        return self.graphs.ahead(batches)
+
+    def take_step(self, batches: Sequence[Batch | Filled]) -> None:
         """One step of the optimiser on the mean loss of all subjects of `batches`, over all ranks."""
+        rate = self.rate()
+        set_rate(self.optimizer, rate)
+        if self.graphs is not None and isinstance(filled := batches[0], Filled):
+            loss, weight, norm, n_tokens = self._replay(self.graphs, filled)
+        else:
+            loss, weight, norm, n_tokens = self._compute([batch for batch in batches if isinstance(batch, Batch)])
+        self.progress.add(loss=loss, weight=weight, norm=norm, steps=1, tokens=n_tokens)
+        self.progress.add(window_loss=loss, window_weight=weight)
+        self.progress.sums["lr"] = rate
+
+    def _replay(self, graphs: Graphs, filled: Filled) -> tuple[float, float, float, float]:
+        """A step that is recorded, of one batch and one rank; returns sums of loss and weight, norm and tokens."""
+        batch = filled.batch
+        if self.writer is not None:
+            self.writer.wait_copied()
+        _seed_dropout(batch.seed, self.ranks.device)
+        with self._memory_is_told(batch), threads_for(batch):
+            loss, norm = graphs.take(filled)
+        self._check_finite("the training loss", loss / filled.weight)
+        self._check_finite("the gradient's norm", norm)
+        self._count(batch, filled.weight)
+        self.stop.is_agreed = self.stop.is_asked
+        return loss, filled.weight, norm, batch.n_tokens
+
+    def _compute(self, batches: Sequence[Batch]) -> tuple[float, float, float, float]:
+        """A step on any batches, operation by operation; returns sums of loss and weight, norm and tokens."""
         for parameter in self.trainable.values():
             parameter.grad = None
-        self._set_rate()
         loss_sum, weight = 0.0, 0
         for number, batch in enumerate(batches, 1):
             _seed_dropout(batch.seed, self.ranks.device)
             with (
-                out_of_memory_is_told(batch, self._where(), batch_tokens=self.config.batch_tokens, folder=self.folder),
+                self._memory_is_told(batch),
                 self.ranks.gradients_apart(self.wrapped, is_apart=number < len(batches)),
                 threads_for(batch),
             ):
@@ -168,6 +209,7 @@ class Training:
                 loss.total.backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.mean * loss.weight
             weight += loss.weight
+            self._count(batch, loss.weight)
         mine = [loss_sum, weight, sum(batch.n_tokens for batch in batches), float(self.stop.is_asked)]
         loss_sum, all_weight, n_tokens, n_asked = self.ranks.sum(mine)
         self.stop.is_agreed = n_asked > 0  # all ranks stop after the same step
@@ -175,9 +217,15 @@ class Training:
         if self.writer is not None:
             self.writer.wait_copied()
         self.optimizer.step()
-        self.progress.add(loss=loss_sum, weight=all_weight, norm=norm, steps=1, tokens=n_tokens)
-        self.progress.add(window_loss=loss_sum, window_weight=all_weight)
-        self.progress.sums["lr"] = self.optimizer.param_groups[0]["lr"]
+        return loss_sum, all_weight, norm, n_tokens
+
+    def _count(self, batch: Batch, n_targets: int) -> None:
+        if self.flops is not None:
+            is_cached = batch.hidden is not None
+            self.progress.add(flops=self.flops(batch.lengths, n_targets=n_targets, is_cached=is_cached))
+
+    def _memory_is_told(self, batch: Batch) -> AbstractContextManager[None]:
+        return out_of_memory_is_told(batch, self._where(), batch_tokens=self.config.batch_tokens, folder=self.folder)
 
     def _scale_gradients(self, factor: float) -> float:
         """Multiply the gradients, clip their norm over all parameters, and return what it was; in one pass for both."""
@@ -257,7 +305,7 @@ class Training:
                 p.copy_(snapshot.tensors[f"model/{name}"])
                 state = {key: snapshot.tensors.get(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
                 if state["step"] is not None:
-                    self.optimizer.state[p] = {key: _placed(key, value, p) for key, value in state.items()}
+                    self.optimizer.state[p] = {key: placed(key, value, p) for key, value in state.items()}
         self.progress = Progress(**facts)
         if self.ranks.is_main:  # the weights that were kept then, which may not be those that lie there now
             self._keep_only([])
@@ -297,12 +345,9 @@ class Training:
         share = (progress.epoch - 1 + done) / self.config.epochs
         return self.config.lr * warmup_cosine(share, warmup_share=self.config.warmup_share)
 
-    def _set_rate(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
-
     def _epoch_metrics(self) -> dict[str, float]:
         sums = self.progress.sums
+        self.progress.add(**self.meter.look(is_last=True))
         return named(
             TRAINING,
             {
@@ -313,6 +358,7 @@ class Training:
                 "batches": float(self.progress.n_batches),
                 "lr": sums["lr"],
                 "memory_mb": memory_mb(self.ranks.device),
+                **speed_facts(sums, self.peak),
             },
         )
 
@@ -338,34 +384,6 @@ def set_training_mode(model: nn.Module) -> None:
     encoder.train(any(p.requires_grad for p in encoder.parameters()))
 
 
-def memory_mb(device: torch.device) -> float:
-    """Peak memory on the GPU, or the process's resident memory now, in MB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return float(psutil.Process().memory_info().rss) / 1e6
-
-
-def is_decayed(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay pulls a parameter towards 0: the matrices of `DECAYED` alone.
-
-    Not every parameter with two dimensions is a matrix. A head begins at the population's hazards, in a number for each
-    code or each cause and interval; pulled towards 0, a logit goes towards a risk of one half.
-    """
-    return parameter.dim() >= 2 and name.rsplit(".", 1)[-1] in DECAYED
-
-
-def _decay_groups(trainable: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, object]]:
-    decayed = [p for name, p in trainable.items() if is_decayed(name, p)]
-    spared = [p for name, p in trainable.items() if not is_decayed(name, p)]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-
-
-def _placed(key: str, value: Tensor | None, parameter: Tensor) -> Any:
-    """A tensor of the optimiser's state where the fused kernel expects it."""
-    assert value is not None
-    return value.to(parameter.device) if key != "step" or parameter.device.type == "cuda" else value.cpu()
-
-
 def _seed_dropout(seed: int, device: torch.device) -> None:
     """Make dropout, too, the same wherever and whenever a batch is drawn.
 
@@ -376,7 +394,7 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def _in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+def _in_groups(batches: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(batches)
     while group := list(islice(iterator, size)):
         yield group

@@ -19,11 +19,13 @@ from ehrtrack.tracking.outbox.registration import fetch_checksums
 
 TIMES = (
     "train/tokens_per_second",
+    "train/tflops_per_second",
     "train/epoch_seconds",
     "train/memory_mb",
     "cost/train_seconds",
     "cost/peak_memory_mb",
     "cost/tokens_per_second",
+    "cost/tflops_per_second",
     "cost/total_seconds",
 )
 """Metrics that measure the machine: there once for each step, with values that differ from run to run."""

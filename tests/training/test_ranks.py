@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 
 TWO_RANKS = Path(__file__).with_name("two_ranks.py")
-TIMES = {"train/tokens_per_second", "train/epoch_seconds", "train/memory_mb", "train/batches"}
+TIMES = {
+    "train/tokens_per_second",
+    "train/tflops_per_second",
+    "train/epoch_seconds",
+    "train/memory_mb",
+    "train/batches",
+}
 
 
 def run(out: Path, n_ranks: int) -> Any:

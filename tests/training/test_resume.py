@@ -25,7 +25,7 @@ V, N = 30, 60
 STORE = random_store(N, V)
 RNG = np.random.default_rng(0)
 OUTCOMES = Outcomes(RNG.uniform(1, 365, N), RNG.random(N) < 0.6)
-TIMES = {"train/tokens_per_second", "train/epoch_seconds", "train/memory_mb"}
+TIMES = {"train/tokens_per_second", "train/tflops_per_second", "train/epoch_seconds", "train/memory_mb"}
 
 
 class Stop(Exception):
