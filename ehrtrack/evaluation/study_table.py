@@ -19,6 +19,10 @@ COSTS: dict[str, tuple[str, ...]] = {
     "checkpoint_mb": ("cost/checkpoint_mb",),
     "peak_memory_mb": ("cost/peak_memory_mb", "train/memory_mb"),
     "tokens_per_second": ("cost/tokens_per_second", "train/tokens_per_second"),
+    "tflops_per_second": ("cost/tflops_per_second",),
+    "utilisation": ("cost/utilisation",),
+    "gpu_busy": ("cost/gpu_busy",),
+    "joules": ("cost/joules",),
     "seconds": ("cost/train_seconds",),
     "total_seconds": ("cost/total_seconds", "cost/train_seconds"),
 }
@@ -157,12 +161,20 @@ def study_markdown(table: pl.DataFrame, *, currency: str = "") -> str:
         ("full MB", True, lambda row: number_text(row["checkpoint_mb"], ",.2f")),
         ("peak memory MB", True, lambda row: number_text(row["peak_memory_mb"], ",.0f")),
         ("tokens/s", True, lambda row: number_text(row["tokens_per_second"], ",.0f")),
+        ("TFLOP/s", True, lambda row: number_text(row["tflops_per_second"], ".3g")),
+        ("of the peak", True, lambda row: number_text(row["utilisation"], ".1%")),
+        ("GPU busy", True, lambda row: number_text(row["gpu_busy"], ".0%")),
+        ("kJ", True, lambda row: number_text(_kilojoules(row["joules"]), ",.1f")),
         ("seconds", True, lambda row: number_text(row["seconds"], ",.1f")),
         (f"cost {currency}".strip(), True, lambda row: number_text(row["cost"], ",.2f")),
     ]
     rows = list(table.iter_rows(named=True))
     cells = [(title, is_right, [text(row) for row in rows]) for title, is_right, text in columns]
     return aligned([(title, is_right, texts) for title, is_right, texts in cells if any(texts)])
+
+
+def _kilojoules(joules: float | None) -> float | None:
+    return None if joules is None else joules / 1000
 
 
 def _p_text(p: float | None) -> str:

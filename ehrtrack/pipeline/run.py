@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, get_args
 
 import polars as pl
@@ -37,6 +38,16 @@ from ehrtrack.training.stopping import TrainingStopped
 if TYPE_CHECKING:
     from ehrtrack.training.loop import FitResult
     from ehrtrack.training.ranks import Ranks
+
+COST_FACTS: dict[str, Callable[[list[float]], float]] = {
+    "memory_mb": max,
+    "tokens_per_second": fmean,
+    "tflops_per_second": fmean,
+    "utilisation": fmean,
+    "gpu_busy": fmean,
+    "joules": sum,
+}
+"""Facts of an epoch of which a run has one, and how it is made of those of all epochs."""
 
 MODEL_FOLDER = "model"
 RUNS = "runs"
@@ -206,20 +217,17 @@ class Recorder:
             self.logger.log_metrics(metrics, step=epoch)
 
     def log_training(self, result: FitResult) -> None:
-        """Log the kept epoch and the cost of training; memory is the highest at the end of any epoch."""
+        """Log the kept epoch and the cost of training: means and sums over epochs, and the highest memory of any.
+
+        What some epoch does not tell of the device is left out.
+        """
         kept = named(KEPT, {"epoch": float(result.kept_epoch)})
-        memory, speed = (
-            [epoch[f"{TRAINING}/{name}"] for epoch in result.history] for name in ("memory_mb", "tokens_per_second")
-        )
-        self.logger.log_metrics(
-            kept
-            | {
-                "cost/train_seconds": result.seconds,
-                "cost/peak_memory_mb": max(memory),
-                "cost/tokens_per_second": sum(speed) / len(speed),
-            },
-            step=0,
-        )
+        facts = {}
+        for name, over_epochs in COST_FACTS.items():
+            told = [epoch[key] for epoch in result.history if (key := f"{TRAINING}/{name}") in epoch]
+            if len(told) == len(result.history):
+                facts["peak_memory_mb" if name == "memory_mb" else name] = over_epochs(told)
+        self.logger.log_metrics(kept | named("cost", {"train_seconds": result.seconds} | facts), step=0)
 
     def log_loss(self, result: FitResult) -> None:
         """Log the curves of training and validation loss."""

@@ -32,19 +32,26 @@ def _cost_table(material: Material) -> Table:
         "adapter_mb": ("adapter", ",.2f", "MB"),
         "peak_memory_mb": ("peak memory", ",.0f", "MB"),
         "tokens_per_second": ("tokens/s", ",.0f", ""),
+        "tflops_per_second": ("TFLOP/s of the model", ".3g", "device"),
+        "utilisation": ("of its peak", ".1%", "device"),
+        "gpu_busy": ("busy", ".0%", "device"),
+        "joules": ("energy (J)", ",.0f", "device"),
         "seconds": ("training (s)", ",.1f", "time"),
         "hours": ("run (h)", ",.3f", "time"),
         "cost": (f"cost ({settings.currency})", ",.3f", ""),
     }
+    of_device = [name for name, (_, _, group) in shown.items() if group == "device"]
+    unknown = [name for name in of_device if name in frame.columns and frame[name].is_null().all()]
+    present = [name for name in shown if name in frame.columns and name not in unknown]
     columns = [
         Column(title, _number(name, form), is_right=True, group=group)
         for name, (title, form, group) in shown.items()
-        if name in frame.columns
+        if name in present
     ]
     return Table(
         "cost",
         "What one repeat of a configuration costs: means of the repeats.",
-        frame.select("configuration", *(name for name in shown if name in frame.columns)),
+        frame.select("configuration", *present),
         (Column("configuration", lambda row: row["configuration"]), *columns),
         notes=tuple(_notes(material)),
     )

@@ -50,7 +50,10 @@ baseline = ["cox", "lasso"]
 """Thirty cells: a pretraining and three strategies for each of six repeats, and two baselines for each split."""
 
 
-OF_THE_MACHINE = ("peak_memory_mb", "tokens_per_second", "seconds", "total_seconds", "hours", "cost", "run_ids")
+OF_THE_MACHINE = (
+    *("peak_memory_mb", "tokens_per_second", "tflops_per_second", "seconds", "total_seconds", "hours", "cost"),
+    "run_ids",
+)
 """Columns of a study's table that differ from one time to another."""
 TOLERANCE = 1e-12
 """Relative, of a value: sums over arrays that lie elsewhere in memory differ in the last digit."""
