@@ -191,7 +191,7 @@ class Graphs:
         self.model, self.objective, self.optimizer, self.config = model, objective, optimizer, config
         self.recorder = recorder
         self.shapes: list[Shape] = []
-        self._steps: dict[Shape, Step] = {}
+        self.steps: dict[Shape, Step] = {}
 
     def suit(self, batches: Batches) -> None:
         """Take the shapes that suit these batches."""
@@ -199,7 +199,7 @@ class Graphs:
 
     def forget(self) -> None:
         """Record anew what comes: something else learns now."""
-        self._steps.clear()
+        self.steps.clear()
 
     def ahead(self, batches: Iterable[Batch]) -> Iterator[Batch | Filled]:
         """The batches in order, each filled up and on its way while the one before is being used."""
@@ -229,8 +229,8 @@ class Graphs:
     def take(self, filled: Filled) -> tuple[float, float]:
         """The step of a batch; returns the sum of its loss, and the norm of the gradient of the mean."""
         tensors = filled.tensors()
-        if filled.shape not in self._steps:
-            self._steps[filled.shape] = Step(
+        if filled.shape not in self.steps:
+            self.steps[filled.shape] = Step(
                 tensors,
                 filled.shape,
                 model=self.model,
@@ -238,7 +238,7 @@ class Graphs:
                 optimizer=self.optimizer,
                 clip_norm=self.config.clip_norm,
             )
-        step = self._steps[filled.shape]
+        step = self.steps[filled.shape]
         if step.n_done == WARM_UP:
             self._record(step)
         return step(tensors, self.recorder)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from two_devices import differences, run
 
-TWO_RANKS = Path(__file__).with_name("two_ranks.py")
 TIMES = {
     "train/tokens_per_second",
     "train/tflops_per_second",
@@ -20,15 +15,6 @@ TIMES = {
     "train/memory_mb",
     "train/batches",
 }
-
-
-def run(out: Path, n_ranks: int) -> Any:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)] if n_ranks > 1 else []
-    environment = os.environ | {"PYTHONPATH": str(TWO_RANKS.parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(TWO_RANKS), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(out.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +48,11 @@ def test_two_processes_log_the_metrics_of_one_also_when_resumed_and_where_the_en
     assert len(alone) == (2 if part == "history" else 4)
     for epoch, other in zip(alone, together, strict=True):
         assert other == pytest.approx(epoch, rel=1e-3, abs=1e-5)
+
+
+def test_the_check_of_two_devices_finds_these_the_same_and_others_not(one: Any, two: Any) -> None:
+    assert differences(one, two) == []
+    other = two | {"mlm full": {name: (np.array(g) + 1).tolist() for name, g in two["mlm full"].items()}}
+    other["history"] = [epoch | {"train/loss": epoch["train/loss"] + 0.01} for epoch in two["history"]]
+    found = differences(one, other)
+    assert len(found) == len(two["mlm full"]) + len(two["history"])

@@ -59,7 +59,7 @@ def batches(shuffle_seed: int | None = None) -> Batches:
 
 def gradients(ranks: Ranks, objective: Objective, strategy: str, folder: Path) -> dict[str, Any]:
     """Clipped gradients of one step on the subjects that two ranks have in their first batch."""
-    model = model_for(objective, strategy)
+    model = model_for(objective, strategy).to(ranks.device)
     training = Training(
         model, objective, config=TrainConfig(clip_norm=1e9), ranks=ranks, folder=folder, snapshot_seconds=1e9
     )
@@ -81,7 +81,7 @@ def history(
     ranks: Ranks, objective: Objective, folder: Path, epochs: int, strategy: str = "full"
 ) -> list[dict[str, float]]:
     """Metrics of a training in which each step takes two batches."""
-    model = model_for(objective, strategy)
+    model = model_for(objective, strategy).to(ranks.device)
     chosen = strategy_of(plugins.settings("strategies", strategy)())
     result = fit(
         model,
@@ -97,9 +97,9 @@ def history(
     return result.history
 
 
-def main(out: Path) -> None:
+def main(out: Path, device: str = "cpu") -> None:
     """Everything at once, since starting processes is what takes time."""
-    ranks = join_ranks("cpu")
+    ranks = join_ranks(device)
     folder = out.with_suffix("")
     found: dict[str, Any] = {}
     for name, strategy in CASES:
@@ -113,4 +113,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
