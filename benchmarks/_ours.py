@@ -37,9 +37,21 @@ MEAN_TOKENS = MEDIAN_TOKENS * np.exp(LENGTH_SPREAD**2 / 2)
 class Training:
     """A model that is being trained by the library's own loop, a step at a time."""
 
-    def __init__(self, model: Any, objective: Objective, *, precision: str = "f32", device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: Any,
+        objective: Objective,
+        *,
+        precision: str = "f32",
+        device: str = "cpu",
+        snapshot_seconds: float = float("inf"),
+    ) -> None:
         ranks = join_ranks(device)
         self.model = place(model, ranks.device)
+        if precision == "bf16":
+            for module in model.modules():
+                if isinstance(module, EhrModel):
+                    module.is_bf16 = True
         self.objective = objective
         folder = Path(tempfile.mkdtemp(prefix="ehrtrack-benchmark-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -49,11 +61,9 @@ class Training:
             config=loop.TrainConfig(lr=LR, clip_norm=CLIP_NORM, epochs=1_000_000),
             ranks=ranks,
             folder=folder,
-            snapshot_seconds=float("inf"),
+            snapshot_seconds=snapshot_seconds,
         )
         self.optimizer = self._loop.optimizer
-        if precision == "bf16":
-            model.is_bf16 = True
         loop.set_training_mode(model)
 
     def backward(self, batch: Batch) -> float:
@@ -67,6 +77,12 @@ class Training:
         """One optimiser step; returns the real tokens of the batch."""
         self._loop.take_step([batch])
         return float(batch.n_tokens)
+
+    def epoch(self, batches: Batches) -> dict[str, float]:
+        """The loop's own epoch on these batches, with its snapshots; returns its metrics, ``train/...``."""
+        progress = self._loop.progress
+        progress.n_done, progress.n_batches, progress.sums = 0, 0, {}
+        return self._loop.train_epoch(batches)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and optimiser state by name: what a checkpoint holds."""
@@ -95,23 +111,37 @@ class CachedTraining(Training):
 
 
 def mlm_training(
-    size: str, vocabulary_size: int, *, precision: str = "f32", dropout: float = 0.1, device: str = "cpu"
+    size: str,
+    vocabulary_size: int,
+    *,
+    precision: str = "f32",
+    dropout: float = 0.1,
+    device: str = "cpu",
+    snapshot_seconds: float = float("inf"),
 ) -> Training:
     """Masked-token pretraining of an encoder of a size."""
     objective = mlm.MaskedTokens(mlm.MaskedTokensConfig(), TrainingFacts(np.ones(vocabulary_size, dtype=np.int64)))
     model = _model(size, vocabulary_size, objective, dropout)
-    return Training(model, objective, precision=precision, device=device)
+    return Training(model, objective, precision=precision, device=device, snapshot_seconds=snapshot_seconds)
 
 
 def survival_training(
-    size: str, vocabulary_size: int, outcomes: Outcomes, *, strategy: str = "full", dropout: float = 0.1
+    size: str,
+    vocabulary_size: int,
+    outcomes: Outcomes,
+    *,
+    strategy: str = "full",
+    dropout: float = 0.1,
+    precision: str = "f32",
+    device: str = "cpu",
+    snapshot_seconds: float = float("inf"),
 ) -> Training:
     """Fine-tuning to a time-to-event outcome with a strategy's default settings."""
     facts = TrainingFacts(np.ones(vocabulary_size, dtype=np.int64), outcomes, HORIZON_DAYS)
     objective = survival.Survival(survival.SurvivalConfig(), facts)
     chosen = strategy_of(plugins.settings("strategies", strategy)())
     adapted = chosen.apply(_model(size, vocabulary_size, objective, dropout))
-    return Training(adapted, objective)
+    return Training(adapted, objective, precision=precision, device=device, snapshot_seconds=snapshot_seconds)
 
 
 def objective_loss(objective: Objective, model: Any, batch: Batch) -> Tensor:
@@ -136,11 +166,19 @@ def batch_of(store: TokenStore, rows: Any, outcomes: Outcomes | None = None) -> 
     return collate(store, np.asarray(rows, dtype=np.int64), max_tokens=MAX_TOKENS, outcomes=outcomes)
 
 
-def batches_of(store: TokenStore, batch_size: int, outcomes: Outcomes | None = None, *, seed: int = 0) -> Batches:
+def batches_of(store: TokenStore, batch_size: float, outcomes: Outcomes | None = None, *, seed: int = 0) -> Batches:
     """An epoch over a store in random order, in batches of about so many subjects, as the loop reads it."""
     rows = np.arange(len(store), dtype=np.int64)
     batch_tokens = max(round(batch_size * MEAN_TOKENS), MAX_TOKENS)
     return Batches(store, rows, batch_tokens, MAX_TOKENS, outcomes=outcomes, shuffle_seed=seed)
+
+
+def batches_over(store: TokenStore, rows: Any, batch_size: int) -> Batches:
+    """An epoch over some subjects of a store in random order, in batches of about so many."""
+    numbers = np.asarray(rows, dtype=np.int64)
+    mean = float(store.n_tokens[numbers].mean()) + 1
+    batch_tokens = max(round(batch_size * mean), MAX_TOKENS)
+    return Batches(store, numbers, batch_tokens, MAX_TOKENS, shuffle_seed=0)
 
 
 def masked(training: Training, batch: Batch, seed: int) -> Batch:

@@ -14,6 +14,14 @@ class NotThereYet(Exception):
     """Raised by a row whose part of the library does not exist; the row then counts as not met."""
 
 
+NOT_MEASURED = "not measured: "
+"""Begins the reason of a row that this machine has no device for."""
+
+
+class NotMeasured(Exception):
+    """Raised by a row whose device this machine has not; it has no value, and says why."""
+
+
 @dataclass(frozen=True)
 class Row:
     """What is measured, and what it must show.

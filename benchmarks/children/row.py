@@ -7,7 +7,7 @@ import importlib
 import json
 
 from benchmarks.__main__ import ANSWER
-from benchmarks._row import NotThereYet
+from benchmarks._row import NOT_MEASURED, NotMeasured, NotThereYet
 from benchmarks._timing import FULL, QUICK
 
 
@@ -25,6 +25,8 @@ def main() -> None:
             answer |= {"value": float(measured.value), "details": measured.details}
         except NotThereYet as reason:
             answer["reason"] = f"not there yet: {reason}"
+        except NotMeasured as reason:
+            answer["reason"] = f"{NOT_MEASURED}{reason}"
         print(f"\n{ANSWER}{json.dumps(answer)}", flush=True)
 
 

@@ -45,7 +45,14 @@ class HuggingFaceTraining:
     """BertForMaskedLM with fused AdamW; in bf16 under autocast."""
 
     def __init__(
-        self, size: str, vocabulary_size: int, *, precision: str, attention_dropout: float, device: str = "cpu"
+        self,
+        size: str,
+        vocabulary_size: int,
+        *,
+        precision: str,
+        attention_dropout: float,
+        device: str = "cpu",
+        compiled_by: str = "",
     ) -> None:
         shape = SIZES[size]
         torch.manual_seed(0)
@@ -67,6 +74,8 @@ class HuggingFaceTraining:
         ).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, fused=True)
         self.model.train()
+        if compiled_by:  # for any length of a batch: buckets would each be compiled anew
+            self.model.compile(backend=compiled_by, dynamic=True)
 
     def loss(self, batch: PaddedBatch) -> Tensor:
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):

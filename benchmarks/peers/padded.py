@@ -147,8 +147,8 @@ class Encoder(nn.Module):
         x: Tensor = self.embeddings(batch.fields)
         for layer in self.layers[:-1]:
             x = layer(x, batch.is_token)
-        subject = torch.arange(len(x))
-        x = x.index_put((subject, batch.last), self.readout(x, batch), accumulate=True)
+        subject = torch.arange(len(x), device=x.device)
+        x = x.index_put((subject, batch.last), self.readout(x, batch).to(x.dtype), accumulate=True)
         return self.norm(self.layers[-1](x, batch.is_token))  # type: ignore[no-any-return]  # (B, L, D)
 
 
@@ -180,9 +180,13 @@ class HazardHead(nn.Module):
         is_padding = ~batch.is_token[:, :, None]
         weights = (hidden @ self.query)[:, :, None].masked_fill(is_padding, -torch.inf).softmax(1)  # (B, L, 1)
         mean, largest = (weights * hidden).sum(1), hidden.masked_fill(is_padding, -torch.inf).amax(1)
-        cls = hidden[torch.arange(len(hidden)), batch.last]
+        cls = hidden[torch.arange(len(hidden), device=hidden.device), batch.last]
         effects = self.out(self.dropout(self.norm(torch.cat([cls, mean, largest], dim=1))))  # (B, 2)
-        return effects[:, :1] + effects[:, 1:] * torch.linspace(-1, 1, len(self.baseline)) + self.baseline  # type: ignore[no-any-return]
+        return (
+            effects[:, :1]
+            + effects[:, 1:] * torch.linspace(-1, 1, len(self.baseline), device=hidden.device)
+            + self.baseline
+        )  # type: ignore[no-any-return]
 
 
 class PaddedModel(nn.Module):
@@ -208,12 +212,16 @@ class PaddedTraining:
             head = TokenHead(shape.width, vocabulary_size)
         self.model = PaddedModel(Encoder(shape, vocabulary_size, dropout), head)
         self.model.load_state_dict(state)
+        self.device = next(twin.model.parameters()).device
+        self.is_bf16 = bool(twin.model.is_bf16)
+        self.model.to(self.device)
         self.objective = twin.objective
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, fused=False, foreach=False)
         self.model.train()
 
     def loss(self, batch: PaddedBatch, packed: Batch) -> Tensor:
-        logits = self.model(batch)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.is_bf16):
+            logits = self.model(batch).float()
         if logits.dim() == 3:
             return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
         return objective_loss(self.objective, lambda _: logits, packed)

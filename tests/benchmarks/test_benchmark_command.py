@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.__main__ import main
 
-MEASURED_ONCE = ["fast", "slow", "absent", "shown"]
+MEASURED_ONCE = ["fast", "slow", "absent", "elsewhere", "shown"]
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def test_check_exits_1_and_names_rows_under_their_floor_absent_or_dead(
 ) -> None:
     assert run(tmp_path, "--check") == 1
     lines = capfd.readouterr().out.splitlines()
+    assert any(line.endswith("not measured: there is no such device") for line in lines)
     assert lines[lines.index("under their floor:") + 1 :] == [
         "slow: 0.7 s, needed at most 0.5 s",
         "absent: no value (not there yet: the absent part)",

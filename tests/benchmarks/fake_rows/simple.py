@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from benchmarks._row import Measured, NotThereYet, Row
+from benchmarks._row import Measured, NotMeasured, NotThereYet, Row
 from benchmarks._timing import Budget
 
 ORDER = 1
@@ -13,6 +13,7 @@ ROWS = (
     Row("fast", "more is better", "×", 2, 4),
     Row("slow", "less is better", "s", 0.5, 0.1, is_lower_better=True),
     Row("absent", "nobody wrote it", "×", 1, 1),
+    Row("elsewhere", "of a device that is not here", "×", 1, 1),
     Row("shown", "not judged", "×"),
     Row("huge", "only when asked for", "×", 1, 1, is_large=True),
 )
@@ -24,4 +25,6 @@ def measure(name: str, budget: Budget) -> Measured:
     print("what a library prints is no result")
     if name == "absent":
         raise NotThereYet("the absent part")
+    if name == "elsewhere":
+        raise NotMeasured("there is no such device")
     return Measured({"fast": 3.0, "slow": 0.7, "shown": 0.01, "huge": 1.0}[name], {"ours": 1.0, "how": "made up"})
