@@ -80,9 +80,11 @@ class Training:
 
     def epoch(self, batches: Batches) -> dict[str, float]:
         """The loop's own epoch on these batches, with its snapshots; returns its metrics, ``train/...``."""
+        metrics = self._loop.train_epoch(batches)
         progress = self._loop.progress
-        progress.n_done, progress.n_batches, progress.sums = 0, 0, {}
-        return self._loop.train_epoch(batches)
+        progress.history.append(metrics)
+        progress.epoch, progress.n_done, progress.n_batches, progress.sums = progress.epoch + 1, 0, 0, {}
+        return metrics
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and optimiser state by name: what a checkpoint holds."""
