@@ -81,9 +81,8 @@ class Training:
     def epoch(self, batches: Batches) -> dict[str, float]:
         """The loop's own epoch on these batches, with its snapshots; returns its metrics, ``train/...``."""
         metrics = self._loop.train_epoch(batches)
-        progress = self._loop.progress
-        progress.history.append(metrics)
-        progress.epoch, progress.n_done, progress.n_batches, progress.sums = progress.epoch + 1, 0, 0, {}
+        nothing_validated = dict.fromkeys(self.objective.selection.metrics, 0.0)
+        self._loop.end_epoch(metrics | nothing_validated)
         return metrics
 
     def tensors(self) -> dict[str, Tensor]:
