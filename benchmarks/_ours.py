@@ -58,7 +58,7 @@ class Training:
         self._loop = loop.Training(
             model,
             objective,
-            config=loop.TrainConfig(lr=LR, clip_norm=CLIP_NORM, epochs=1_000_000),
+            config=loop.TrainConfig(lr=LR, clip_norm=CLIP_NORM, epochs=1_000_000, graph="auto"),
             ranks=ranks,
             folder=folder,
             snapshot_seconds=snapshot_seconds,

@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass
 
 from torch import nn
 
-from ehrtrack.models.behrt import EhrModel, Layer
+from ehrtrack.models.behrt import Behrt, EhrModel, Layer
 from ehrtrack.models.heads import HazardHead, Head, PartHeads, TokenHead
 
 
@@ -60,9 +60,9 @@ class StepFlops:
 
     @classmethod
     def of(cls, model: nn.Module) -> StepFlops | None:
-        """None where it is not known what the head reads."""
+        """None where the encoder is no transformer, or it is not known what the head reads."""
         whole = next((module for module in model.modules() if isinstance(module, EhrModel)), None)
-        if whole is None:
+        if whole is None or not isinstance(whole.encoder, Behrt):
             return None
         *_, head = (module for module in whole.head.modules() if isinstance(module, Head))  # peft keeps an original
         return cls(whole, head) if isinstance(head, TokenHead | HazardHead) and not _has_parts(whole.head) else None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ehrtrack.section import Section
+from ehrtrack.section import Mark, Section
 
 
 class TrainConfig(Section):
@@ -21,7 +21,7 @@ class TrainConfig(Section):
         (gradient checkpointing), which takes a third more time and much less memory
     graph : whether a step is recorded as one CUDA graph for each shape of a batch, and replayed: batches are filled up
         to fixed shapes for it. ``auto`` records where it can (a CUDA device, one process, bfloat16, objectives ``mlm``
-        and ``survival``), and ``on`` refuses to train where it cannot
+        and ``survival``), and ``on`` refuses to train where it cannot. ``off`` until it was measured on a GPU
     lr : the peak learning rate
     weight_decay : weight decay of AdamW
     patience : training stops after so many epochs without a better validation score, or without a newly selected epoch
@@ -41,7 +41,7 @@ class TrainConfig(Section):
     batch_tokens: Literal["auto"] | Annotated[int, Field(ge=8)] = "auto"
     accumulate: int = Field(1, ge=1)
     recompute: bool = False
-    graph: Literal["auto", "off", "on"] = "auto"
+    graph: Annotated[Literal["auto", "off", "on"], Mark.ADDED_LATER] = "off"
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     patience: int = Field(5, ge=1)

@@ -66,7 +66,7 @@ def trained(
         training = Training(
             model_for(objective, strategy, is_bf16=is_bf16, dropout=dropout),
             objective,
-            config=TrainConfig(lr=1e-3, batch_tokens=150),
+            config=TrainConfig(lr=1e-3, batch_tokens=150, graph="auto"),
             ranks=Ranks(join_ranks("cpu").accelerator, CUDA),
             folder=folder,
             snapshot_seconds=0.05,
