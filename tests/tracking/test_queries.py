@@ -106,14 +106,14 @@ def test_a_server_that_lists_a_path_outside_is_refused(
 ) -> None:
     run_id = make_run("s", "x", "demo")
 
-    def list_artifacts(_: str, path: str | None = None) -> list[SimpleNamespace]:
+    def list_artifacts(path: str | None = None) -> list[SimpleNamespace]:
         return [SimpleNamespace(path=listed if path else "model", is_dir=not path)]
 
     fetched: list[object] = []
     hostile = SimpleNamespace(
-        list_artifacts=list_artifacts, download_artifacts=lambda *arguments: fetched.append(arguments)
+        list_artifacts=list_artifacts, _download_file=lambda *arguments: fetched.append(arguments)
     )
-    monkeypatch.setattr(queries, "client", lambda: hostile)
+    monkeypatch.setattr(queries, "artifact_store", lambda run_id: hostile)
     with pytest.raises(TrackingError, match=r"is not a plain relative path|nothing was fetched"):
         queries.download(run_id, "model", tmp_path / "got")
     assert fetched == []

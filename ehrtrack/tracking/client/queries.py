@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.file_utils import local_file_uri_to_path
 from requests import RequestException
@@ -217,7 +218,7 @@ def list_artifacts(run_id: str, path: str = "") -> list[str]:
         If the server names a path outside that folder.
     """
     with tracking_errors(f"list the artifacts of run {run_id}"):
-        return sorted(_files_under(run_id, names.checked_artifact_path(path) if path else ""))
+        return sorted(_files_under(artifact_store(run_id), run_id, names.checked_artifact_path(path) if path else ""))
 
 
 def download(run_id: str, path: str, destination: Path) -> Path:
@@ -235,18 +236,18 @@ def download(run_id: str, path: str, destination: Path) -> Path:
     wanted = names.checked_artifact_path(path)
     parent, _, _ = wanted.rpartition("/")
     with tracking_errors(f"list the artifacts of run {run_id}"):
-        siblings = {entry.path: entry.is_dir for entry in client().list_artifacts(run_id, parent or None)}
+        store = artifact_store(run_id)
+        siblings = {entry.path: entry.is_dir for entry in store.list_artifacts(parent or None)}
         files = [wanted]
         if wanted not in siblings:
             there = ", ".join(sorted(siblings)) or "none"
             raise MissingArtifact(f"run {run_id} has no artifact {wanted!r}; there: {there}")
         if siblings[wanted]:
-            files = list(_files_under(run_id, wanted))
+            files = list(_files_under(store, run_id, wanted))
     with tracking_errors(f"download {wanted!r} of run {run_id}"):
         for file in files:
-            folder = (destination / file).parent
-            folder.mkdir(parents=True, exist_ok=True)
-            client().download_artifacts(run_id, file, str(folder))
+            (destination / file).parent.mkdir(parents=True, exist_ok=True)
+            store._download_file(file, str(destination / file))  # type: ignore[no-untyped-call]
     return destination / wanted
 
 
@@ -272,12 +273,21 @@ def fetch_file(run_id: str, path: str, destination: Path) -> Path:
     file = destination / wanted
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        store = get_artifact_repository(root, tracking_uri=tracking_uri())
-        store._download_file(wanted, str(file))  # type: ignore[no-untyped-call]
+        artifact_store(run_id)._download_file(wanted, str(file))  # type: ignore[no-untyped-call]
     except (MlflowException, RequestException, OSError) as error:
         _log.debug("%s of run %s: %s", wanted, run_id, error)  # the long way says what is wrong with it
         return download(run_id, path, destination)
     return file
+
+
+def artifact_store(run_id: str) -> ArtifactRepository:
+    """The folder of a run's artifacts; the server is asked where it is if this process has not read the run before.
+
+    mlflow's client reads the run up to four times for each file.
+    """
+    if run_id not in _places:
+        _record(of_entity(client().get_run(run_id)))
+    return get_artifact_repository(_places[run_id].artifact_uri, tracking_uri=tracking_uri())
 
 
 def place_of(run_id: str) -> Place:
@@ -345,13 +355,13 @@ def attempt_of(tags: Mapping[str, str], params: Mapping[str, str]) -> int:
     return max([int(tags.get(names.ATTEMPT, 0)), *numbers])
 
 
-def _files_under(run_id: str, path: str) -> Iterator[str]:
-    for entry in client().list_artifacts(run_id, path or None):
+def _files_under(store: ArtifactRepository, run_id: str, path: str) -> Iterator[str]:
+    for entry in store.list_artifacts(path or None):
         inside = names.checked_artifact_path(entry.path)
         if path and not inside.startswith(f"{path}/"):
             raise TrackingError(f"the server lists {entry.path!r} under {path!r} of run {run_id}; nothing was fetched")
         if entry.is_dir:
-            yield from _files_under(run_id, inside)
+            yield from _files_under(store, run_id, inside)
         else:
             yield inside
 

@@ -13,7 +13,6 @@ from shutil import rmtree
 from typing import Any, TypeVar
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from ehrtrack.errors import TrackingError
 from ehrtrack.files import sha256_of
@@ -26,7 +25,7 @@ from ehrtrack.tracking.client.connection import (
     tracking_errors,
     tracking_uri,
 )
-from ehrtrack.tracking.client.queries import download, list_artifacts
+from ehrtrack.tracking.client.queries import artifact_store, download, list_artifacts
 from ehrtrack.tracking.outbox.journal import (
     ARTIFACTS,
     REFUSED,
@@ -268,9 +267,8 @@ class Delivery:
         try:
             with self._failures(f"remove {folder} of"):
                 self._check_is_ours()
-                if folder in {entry.path for entry in client().list_artifacts(self.progress.run_id)}:
-                    info = client().get_run(self.progress.run_id).info
-                    store = get_artifact_repository(info.artifact_uri, tracking_uri=tracking_uri())
+                store = artifact_store(self.progress.run_id)
+                if folder in {entry.path for entry in store.list_artifacts()}:
                     store.delete_artifacts(folder)  # type: ignore[no-untyped-call]
         except TrackingError as refusal:
             if isinstance(refusal, ServerUnavailable | RunClaimLost):

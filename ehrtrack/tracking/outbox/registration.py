@@ -24,6 +24,7 @@ from ehrtrack.tracking.client.connection import (
     tracking_uri,
 )
 from ehrtrack.tracking.client.experiments import active_experiment, every_experiment_id, experiment_named, set_up
+from ehrtrack.tracking.client.queries import artifact_store
 from ehrtrack.tracking.outbox.journal import LOG, Progress, Record, read_log, read_progress
 from ehrtrack.tracking.outbox.masking import without_secrets
 from ehrtrack.tracking.recovery.lease import check_claim, heartbeat_tags
@@ -315,10 +316,11 @@ def under_users_tags(tags: dict[str, str], given: dict[str, str]) -> dict[str, s
 def fetch_checksums(run_id: str) -> dict[str, str]:
     """The SHA-256 of the artifacts of a run by path, as far as checksums are stored beside them."""
     with tracking_errors(f"read the checksums of run {run_id}"):
-        if names.CHECKSUMS not in {entry.path for entry in client().list_artifacts(run_id)}:
+        store = artifact_store(run_id)
+        if names.CHECKSUMS not in {entry.path for entry in store.list_artifacts()}:
             return {}
         with tempfile.TemporaryDirectory(prefix="ehrtrack-") as folder:
-            text = Path(client().download_artifacts(run_id, names.CHECKSUMS, folder)).read_text()
+            text = Path(store.download_artifacts(names.CHECKSUMS, folder)).read_text()
     pairs = (line.split("  ", 1) for line in text.splitlines())
     return {path: digest for digest, path in pairs}
 
