@@ -88,8 +88,9 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine() or UNKNOWN
 
 
+@functools.cache
 def _git(folder: Path, *arguments: str) -> str | None:
-    """The output of git, or None if it fails or is not installed."""
+    """The output of git, or None if it fails or is not installed; asked once, as the code that runs was read once."""
     try:
         result = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False

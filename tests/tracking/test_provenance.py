@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_without_git_the_commit_is_unknown_or_the_image_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(provenance, "_git", provenance._git.__wrapped__)  # what was asked before is remembered
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("EHRTRACK_GIT_COMMIT", raising=False)
     assert provenance.git_state() == provenance.GitState("unknown", "unknown")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
+import io
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +30,14 @@ def write_wheel(folder: Path) -> Path:
     TrackingError
         If the package does not run from files, and so cannot be copied.
     """
+    name, content = _wheel()
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+@functools.cache
+def _wheel() -> tuple[str, bytes]:
+    """The wheel's name and bytes, a megabyte: made once, as the code that runs was read once."""
     root = Path(ehrtrack.__file__).parent
     if not root.is_dir():
         raise TrackingError(
@@ -46,16 +56,17 @@ def write_wheel(folder: Path) -> Path:
     content[f"{info}/entry_points.txt"] = (distribution.read_text("entry_points.txt") or "").encode()
     lines = [f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in content.items()]
     content[f"{info}/RECORD"] = "".join([*lines, f"{info}/RECORD,,\n"]).encode()
-    target = folder / f"{PACKAGE}-{distribution.version}-py3-none-any.whl"
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in content.items():
             entry = zipfile.ZipInfo(name, _DATE)
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, data, zipfile.ZIP_DEFLATED)
-    return target
+    return f"{PACKAGE}-{distribution.version}-py3-none-any.whl", made.getvalue()
 
 
-def pinned_requirements() -> list[str]:
+@functools.cache
+def pinned_requirements() -> tuple[str, ...]:
     """What the package depends on, in the versions that are running, as an index has them.
 
     A local label, as in 2.13.0+cpu, says how a build was made and is on no index; it is left out.
@@ -66,7 +77,7 @@ def pinned_requirements() -> list[str]:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             version = metadata.version(requirement.name).partition("+")[0]
             found.append(f"{requirement.name}=={version}")
-    return sorted(found)
+    return tuple(sorted(found))
 
 
 def _digest(data: bytes) -> str:
