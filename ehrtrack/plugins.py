@@ -123,9 +123,10 @@ def _names_of(settings_class: type[Choice]) -> tuple[str, ...]:
     return get_args(settings_class.model_fields["name"].annotation)
 
 
-def _entries(package: str) -> list[EntryPoint]:
-    """The entry points by which other packages add to a package of choices."""
-    return list(entry_points(group=GROUPS[package])) if package in GROUPS else []
+@cache
+def _entries(package: str) -> tuple[EntryPoint, ...]:
+    """The entry points by which other packages add to a package of choices, for which all that is installed is read."""
+    return tuple(entry_points(group=GROUPS[package])) if package in GROUPS else ()
 
 
 def _entry(package: str, name: str) -> EntryPoint | None:
