@@ -32,7 +32,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, mlflow_server: str) -> Swept
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
         words = ("sweep", "--config", str(config), *SETTINGS)
-        assert pods.run(*words, folder=folder / "pod", server=mlflow_server) == 0, pods.log_of(folder / "pod")
+        assert pods.run(*words, folder=folder / "pod", server=mlflow_server, draws=False) == 0, pods.log_of(
+            folder / "pod"
+        )
         return swept("swept-whole")
 
 
@@ -78,12 +80,12 @@ def test_a_sweep_ended_by_ctrl_c_queues_its_trial_again_and_ends_as_if_it_never_
     config, folder = write_study(tmp_path, study, n_subjects=200), tmp_path / "pod"
     words = ("sweep", "--config", str(config), *SETTINGS)
     fault = Fault("step", 1 + int(whole.trials[0].metrics["train/batches"]), signal.SIGINT)  # the second trial's first
-    assert pods.run(*words, folder=folder, server=http_store, fault=fault) == 130
+    assert pods.run(*words, folder=folder, server=http_store, fault=fault, draws=False) == 130
     log = pods.log_of(folder)
     assert "Traceback" not in log
     assert "to continue: start the same sweep again; what is finished is not repeated" in log
     assert [run.status for run in search_runs(study, kinds=["sweep"], status=None)] == ["KILLED"]
-    assert pods.run(*words, folder=folder, server=http_store) == 0, pods.log_of(folder)
+    assert pods.run(*words, folder=folder, server=http_store, draws=False) == 0, pods.log_of(folder)
     found = swept(study)
     check_one_of_each(found)
     assert found.facts == whole.facts
@@ -98,14 +100,14 @@ def test_a_sweep_killed_after_a_trial_and_again_in_the_fit_goes_on_with_that_tri
     config, folder = write_study(tmp_path, study, n_subjects=200), tmp_path / "pod"
     words = ("sweep", "--config", str(config), *SETTINGS)
     for fault in (Fault("end", 1, signal.SIGKILL), Fault("validation", N_TRIALS, signal.SIGKILL)):
-        assert pods.run(*words, folder=folder, server=http_store, fault=fault) == -signal.SIGKILL
+        assert pods.run(*words, folder=folder, server=http_store, fault=fault, draws=False) == -signal.SIGKILL
     assert re.search(r"run \w+ of this trial had ended well", pods.log_of(folder))
-    assert pods.run(*words, folder=folder, server=http_store) == 0, pods.log_of(folder)
+    assert pods.run(*words, folder=folder, server=http_store, draws=False) == 0, pods.log_of(folder)
     found = swept(study)
     check_one_of_each(found)
     assert found.facts == whole.facts
     fit = found.best_fit
     assert all(len(client().get_metric_history(fit.run_id, key)) == 1 for key in fit.metrics if "system/" not in key)
-    assert pods.run(*words, folder=folder, server=http_store) == 0
+    assert pods.run(*words, folder=folder, server=http_store, draws=False) == 0
     assert f"this sweep of {N_TRIALS} trials is done: run {found.parents[0].run_id}" in pods.log_of(folder)
     assert len(search_runs(study, status=None)) == 1 + N_TRIALS + len(found.fits)

@@ -29,8 +29,10 @@ from ehrtrack.survival.metrics import evaluation_times
 from ehrtrack.survival.time_grid import TimeGrid
 from ehrtrack.tracking.client.queries import download, get_run
 
-# of mlflow's own classes when its pyfunc is imported
-pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning")
+pytestmark = [
+    pytest.mark.usefixtures("undrawn_figures"),
+    pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning"),  # of mlflow's own classes
+]
 
 
 def labels_of(folder: Path) -> Path:

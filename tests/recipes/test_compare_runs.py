@@ -16,8 +16,10 @@ from ehrtrack.recipes.sensitivity import _points
 from ehrtrack.tracking.client.queries import download, get_run, list_artifacts
 from ehrtrack.tracking.run import tracked_run
 
-# of mlflow's own classes when its pyfunc is imported
-pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning")
+pytestmark = [
+    pytest.mark.usefixtures("undrawn_figures"),
+    pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning"),  # of mlflow's own classes
+]
 
 
 def compared(told: RunConfig, capsys: pytest.CaptureFixture[str]) -> tuple[Comparison, str]:

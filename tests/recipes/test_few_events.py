@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 from simulated import HORIZON_DAYS, Population, study, study_values, write_dataset
+from undrawn import undrawn
 
 from ehrtrack import plots
 from ehrtrack.config import RunConfig, parse_config
@@ -116,7 +117,7 @@ def test_a_bug_in_the_evaluation_leaves_model_adapter_and_predictions(
 ) -> None:
     monkeypatch.setattr(_evaluate, "evaluate", lambda *_args, **_words: {}["nothing"])
     strategy = {"name": "lora", "rank": 2, "embeddings": True}
-    with pytest.raises(KeyError, match="nothing") as raised:
+    with undrawn(), pytest.raises(KeyError, match="nothing") as raised:
         finetune(with_labels(dataset, local_store, lambda subjects: subjects, strategy=strategy))
     record = only_run()
     assert record.status == "FAILED"
@@ -130,7 +131,7 @@ def test_a_bug_in_a_page_of_pretraining_leaves_the_model(
     dataset: MedsDataset, local_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plots, "loss_curves", lambda *_args, **_words: {}["nothing"])
-    with pytest.raises(KeyError):
+    with undrawn(), pytest.raises(KeyError):
         pretrain(study(dataset.path, local_store / "cache", objective={"name": "mlm"}, train={"epochs": 1}))
     record = only_run()
     assert record.status == "FAILED"
@@ -239,7 +240,8 @@ def test_truth_without_signal_is_left_out(dataset: MedsDataset, local_store: Pat
     config = with_labels(dataset, local_store, lambda subjects: subjects)
     subjects = pl.read_parquet(local_store / "labels.parquet").select("subject_id", risk=pl.lit(0.5))
     subjects.write_parquet(local_store / "truth.parquet")
-    baseline(config)
+    with undrawn():
+        baseline(config)
     assert "no better than chance" in left_out(only_run(), local_store)["oracle"]
 
 
@@ -255,7 +257,8 @@ def test_negative_controls_without_test_events_to_judge_by_are_told_before_train
 
 
 def test_a_landmark_that_few_outlive_has_a_line_with_the_reason(dataset: MedsDataset, local_store: Path) -> None:
-    run = baseline(with_labels(dataset, local_store, few_events("test", 2)))
+    with undrawn():
+        run = baseline(with_labels(dataset, local_store, few_events("test", 2)))
     table = pl.read_csv(download(landmarks(run.run_id, [0]).run_id, "landmarks.csv", local_store))
     line = table.row(0, named=True)
     assert line["c_index_lower"] is None

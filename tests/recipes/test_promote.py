@@ -14,8 +14,10 @@ from ehrtrack.recipes.promote import promote
 from ehrtrack.recipes.registry import diff, list_models, list_versions
 from ehrtrack.tracking.client.moves import moves_of, pin, roll_back
 
-# of mlflow's own classes when its pyfunc is imported
-pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning")
+pytestmark = [
+    pytest.mark.usefixtures("undrawn_figures"),
+    pytest.mark.filterwarnings("ignore:.*[Tt]ype hint:UserWarning"),  # of mlflow's own classes
+]
 
 
 def versions() -> list[str]:
