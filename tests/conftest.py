@@ -26,8 +26,8 @@ LONGEST_FIRST = (
     *("tests/test_extending", "tests/data/test_mutated_imports", "tests/training/", "tests/tracking/"),
 )
 """Files that take long go to the workers first, so that none of these begins when the other worker is done."""
-IN_ONE_WORKER = ("tests/e2e/",)
-"""Folders whose files share what is long in the making: a worker makes it for itself."""
+IN_ONE_WORKER = ("tests/faults/", "tests/e2e/", "tests/server/")
+"""Folders whose files share what is long in the making: studies, the process that pods are forked from, servers."""
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import stat
 import subprocess
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -102,15 +103,31 @@ def test_git_adds_nothing_of_a_servers_folder(first_life: FirstLife) -> None:
     shutil.rmtree(first_life.folder / ".git")
 
 
-@needs_postgres
-def test_postgresql_server_keeps_runs_in_its_cluster_and_ends_whole() -> None:
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[RunningServer]:
     with passable_folder() as folder, running(folder / "data", "--store", "postgresql", "--no-auth") as server:
-        processes = psutil.Process(server.process.pid).children(recursive=True)
-        assert experiments(server) == {"Default"}
-        assert server.end(signal.SIGINT) == 0
-        assert [process for process in processes if process.is_running()] == []
-        assert not (server.folder / "mlflow.db").exists()
-        assert not (server.folder / "postgres" / "postmaster.pid").exists()
+        yield server
+
+
+@needs_postgres
+def test_a_pod_is_told_where_the_database_of_studies_is(postgres_server: RunningServer) -> None:
+    line = (postgres_server.folder / "studies.env").read_text()
+    port = int((postgres_server.folder / "postgres.port").read_text())
+    assert line.startswith("EHRTRACK_STORAGE=postgresql+psycopg2://ehrtrack_studies:")
+    assert f"@127.0.0.1:{port}/" in line
+    assert any(f"-R {port}:127.0.0.1:{port}" in said for said in postgres_server.said)
+    assert stat.S_IMODE((postgres_server.folder / "studies.env").stat().st_mode) == 0o600
+
+
+@needs_postgres
+def test_postgresql_server_keeps_runs_in_its_cluster_and_ends_whole(postgres_server: RunningServer) -> None:
+    """The last test of this server."""
+    processes = psutil.Process(postgres_server.process.pid).children(recursive=True)
+    assert experiments(postgres_server) == {"Default"}
+    assert postgres_server.end(signal.SIGINT) == 0
+    assert [process for process in processes if process.is_running()] == []
+    assert not (postgres_server.folder / "mlflow.db").exists()
+    assert not (postgres_server.folder / "postgres" / "postmaster.pid").exists()
 
 
 def test_a_named_address_is_answered_beside_the_own_one(tmp_path: Path) -> None:
@@ -179,14 +196,3 @@ def test_the_database_of_studies_is_for_its_user_who_sees_nothing_of_the_runs() 
             engine.dispose()
         finally:
             again.stop()
-
-
-@needs_postgres
-def test_a_pod_is_told_where_the_database_of_studies_is() -> None:
-    with passable_folder() as folder, running(folder / "data", "--store", "postgresql", "--no-auth") as server:
-        line = (server.folder / "studies.env").read_text()
-        port = int((server.folder / "postgres.port").read_text())
-        assert line.startswith("EHRTRACK_STORAGE=postgresql+psycopg2://ehrtrack_studies:")
-        assert f"@127.0.0.1:{port}/" in line
-        assert any(f"-R {port}:127.0.0.1:{port}" in said for said in server.said)
-        assert stat.S_IMODE((server.folder / "studies.env").stat().st_mode) == 0o600
