@@ -35,8 +35,11 @@ def plan(context: click.Context, file: Path, measure: bool) -> None:
 @study.command(context_settings=PASS_THROUGH)
 @FILE
 @click.option("--key", help="of the task that a scheduler starts again  [default: the scheduler's]")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="processes that share the cores"
+)
 @click.pass_context
-def run(context: click.Context, file: Path, key: str | None) -> None:
+def run(context: click.Context, file: Path, key: str | None, workers: int) -> None:
     """Run all cells of a study that are not done, and gather the results; start it again to continue.
 
     Settings of the machine can be overridden: --runtime.device cuda --runtime.storage postgresql://...
@@ -46,7 +49,7 @@ def run(context: click.Context, file: Path, key: str | None) -> None:
         from ehrtrack.recipes.study import study as run_study
         from ehrtrack.recipes.work import task_key
 
-        run_study(file, overrides, key=task_key() if key is None else key)
+        run_study(file, overrides, key=task_key() if key is None else key, n_workers=workers)
 
 
 @cli.command(context_settings=PASS_THROUGH)

@@ -12,12 +12,15 @@ from ehrtrack.data.importing import import_dataset
 from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.evaluation.answer import Findings
 from ehrtrack.files import folder_aside
+from ehrtrack.recipes._workers import n_cores
 from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.report import report_page
 from ehrtrack.recipes.study import study
 from ehrtrack.tracking.client.connection import ui_command
 from ehrtrack.tracking.client.queries import get_run
 
+MOST_WORKERS = 2
+"""Processes that run cells; each takes 1.5 GB of memory."""
 PROJECT = Path("projects/gi_bleed")
 SHIPPED = Path(__file__).parents[1]
 """Where a package that was installed from a wheel has `PROJECT`; a checkout has it in the working folder."""
@@ -36,7 +39,7 @@ def demo() -> Findings:
     config = load_config(PROJECT / "compare.toml")
     _import(config.data.path)
     _title("A study: one pretraining, four strategies and Cox on code counts, over three seeds")
-    results = study(PROJECT / "study.toml")
+    results = study(PROJECT / "study.toml", n_workers=min(MOST_WORKERS, n_cores()))
     if results is None:
         raise ConfigError("another worker keeps the record of this study; wait for it, or end it, and start again")
     _title("The best by validation becomes champion")

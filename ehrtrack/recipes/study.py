@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -19,6 +20,7 @@ from ehrtrack.home import make_cache
 from ehrtrack.pipeline.record import claim_record, is_there
 from ehrtrack.pipeline.run import Place, Recorder, describe, open_run
 from ehrtrack.recipes._cell import run_cell
+from ehrtrack.recipes._workers import helped, sharing_cores
 from ehrtrack.recipes.report import log_report
 from ehrtrack.search.storage import shared_storage, shown, storage_place
 from ehrtrack.signals import INTERRUPTIONS, received
@@ -44,7 +46,7 @@ MOST_WAITS = 600
 """Times that a worker looks, a second apart, whether a tracking server that went away is back."""
 
 
-def study(path: Path, overrides: Sequence[Override] = (), *, key: str = "") -> StudyResults | None:
+def study(path: Path, overrides: Sequence[Override] = (), *, key: str = "", n_workers: int = 1) -> StudyResults | None:
     """Run a study: all of its cells that are not done yet, and then its table.
 
     Started again, it goes on: a cell that is finished is not run again, one that was cut off is resumed, and one that
@@ -55,6 +57,8 @@ def study(path: Path, overrides: Sequence[Override] = (), *, key: str = "") -> S
     ----------
     overrides : dotted paths under ``runtime``, of this machine
     key : of the task that this worker is, if a scheduler starts another in its place (`Claims`)
+    n_workers : processes of this machine that take cells, this one among them; they share its cores, which two with a
+        thread each use better than one with two threads
 
     Returns
     -------
@@ -65,9 +69,11 @@ def study(path: Path, overrides: Sequence[Override] = (), *, key: str = "") -> S
     EhrtrackError
         If the study, the data or the tracking server cannot be used, or cells have failed.
     """
+    overrides = sharing_cores(n_workers, overrides)
     queue = open_queue(path, overrides, key=key, tries_again=True)
+    helpers = partial(helped, n_workers - 1, path, overrides, queue.study.runtime.cache)
     with queue.claims.renewed():
-        return take_part(queue)
+        return take_part(queue, helpers)
 
 
 def open_queue(path: Path, overrides: Sequence[Override] = (), *, key: str = "", tries_again: bool = False) -> Queue:
@@ -103,13 +109,18 @@ def queue_errors(study: Study) -> Iterator[None]:
         ) from error
 
 
-def take_part(queue: Queue) -> StudyResults | None:
-    """Keep the record if nobody does; else run cells for the one who does, and see whether that one still lives."""
+def take_part(queue: Queue, helpers: Callable[[], AbstractContextManager[None]] = nullcontext) -> StudyResults | None:
+    """Keep the record if nobody does; else run cells for the one who does, and see whether that one still lives.
+
+    Parameters
+    ----------
+    helpers : within which the one who keeps the record runs cells
+    """
     claims, record, has_helped = queue.claims, record_of(queue.study), False
     while True:
         standing = claims.look(record)
         if claims.take(record):
-            return _keep_record(queue, record, standing.note)
+            return _keep_record(queue, record, standing.note, helpers)
         if has_helped and claims.lives(record):
             print(f"no cell is left for this worker; another one keeps the record, run {standing.note}", flush=True)
             return None
@@ -125,7 +136,9 @@ def record_of(study: Study) -> str:
     return f"record {fingerprint_of(study.queue)}"
 
 
-def _keep_record(queue: Queue, record: str, begun: str) -> StudyResults:
+def _keep_record(
+    queue: Queue, record: str, begun: str, helpers: Callable[[], AbstractContextManager[None]]
+) -> StudyResults:
     """Run cells under a run of one's own, or the one that a worker before had begun, and gather what came out."""
     made, claims = queue.study, queue.claims
     try:
@@ -139,7 +152,8 @@ def _keep_record(queue: Queue, record: str, begun: str) -> StudyResults:
         ) as run:
             claims.leave_note(record, run.logger.reference)
             run.logger.log_json(to_json(made), CELLS)
-            run_cells(queue, run.logger.reference, waits=True)
+            with helpers():
+                run_cells(queue, run.logger.reference, waits=True)
             claims.hold(record)
             return _conclude(queue, run)
     finally:

@@ -92,7 +92,7 @@ def test_workers_on_three_machines_share_a_queue_in_postgresql_and_one_goes_on_b
     assert not list(tmp_path.glob("*/.ehrtrack/sweeps.db"))
 
 
-def test_ctrl_c_leaves_the_cell_to_the_next_worker_which_goes_on_with_its_run(
+def test_ctrl_c_leaves_the_cell_to_the_next_workers_one_of_which_goes_on_with_its_run(
     whole: Studied, http_store: str, tmp_path: Path
 ) -> None:
     file, folder = write(tmp_path, "studied-ctrl-c", SMALL), tmp_path / "pod"
@@ -101,6 +101,9 @@ def test_ctrl_c_leaves_the_cell_to_the_next_worker_which_goes_on_with_its_run(
     assert pods.run(*words, folder=folder, server=http_store, fault=fault, draws=False) == 130, pods.log_of(folder)
     assert "Traceback" not in pods.log_of(folder)
     assert [run.status for run in search_runs("studied-ctrl-c", kinds=["study"], status=None)] == ["KILLED"]
-    assert pods.run(*words, folder=folder, server=http_store, draws=False) == 0, pods.log_of(folder)
+    more = ("--workers", "2")
+    assert pods.run(*words, *more, folder=folder, server=http_store, draws=False) == 0, pods.log_of(folder)
     assert "continues run" in pods.log_of(folder)
+    assert (folder / ".ehrtrack" / "worker-2.log").is_file()
+    assert "exit code" not in pods.log_of(folder)
     check_same(studied("studied-ctrl-c"), whole)
