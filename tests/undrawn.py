@@ -1,6 +1,7 @@
 """Figures that are made and kept as files, but not drawn: drawing takes half of the time of a small run.
 
-They are drawn in the tests of figures, in the whole study of `tests/e2e`, and where subjects or events are few.
+They are drawn in the tests of figures and of reports, in the whole study of `tests/e2e`, and where subjects or events
+are few.
 """
 
 from __future__ import annotations
@@ -14,22 +15,24 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
-"""A picture of one pixel."""
+_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
+STANDING_IN = {"png": _PIXEL, "svg": b"<svg></svg>", "pdf": b"%PDF-1.4"}
+"""What is written instead, by format: a picture of one pixel, or none."""
 
 
 @contextmanager
 def undrawn() -> Iterator[None]:
-    """Inside, a figure that a run logs is a file of one pixel."""
+    """Inside, a figure that a run logs is a file of one pixel, and one of a report is an empty one."""
 
-    savefig = Figure.savefig
-
-    def saved(figure: Figure, file: Any, **how: Any) -> None:
+    def saved(_: Figure, file: Any, *, format: str = "png", **how: Any) -> None:
         if isinstance(file, Path):
-            file.write_bytes(PIXEL)
-        else:  # a report's, in several formats
-            savefig(figure, file, **how)
+            file.write_bytes(STANDING_IN[format])
+        else:  # a report's
+            file.write(STANDING_IN[format])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", saved)
+        patch.setattr(Figure, "draw_without_rendering", lambda figure: None)
         yield
