@@ -320,7 +320,7 @@ def fetch_checksums(run_id: str) -> dict[str, str]:
         if names.CHECKSUMS not in {entry.path for entry in store.list_artifacts()}:
             return {}
         with tempfile.TemporaryDirectory(prefix="ehrtrack-") as folder:
-            text = Path(store.download_artifacts(names.CHECKSUMS, folder)).read_text()
+            text = Path(store.download_artifacts(names.CHECKSUMS, folder)).read_text()  # type: ignore[no-untyped-call]
     pairs = (line.split("  ", 1) for line in text.splitlines())
     return {path: digest for digest, path in pairs}
 
