@@ -121,7 +121,7 @@ def test_a_study_runs_each_cell_once_under_its_own_run_and_gathers_repeats(
     assert (len(results.pretrainings), results.missing) == (2, {})
     said = capsys.readouterr().out
     assert re.search(r"^\| full +\| +2 \| 0\.740 \(0\.028\)", said, re.MULTILINE)
-    assert re.search(r"^\[3 of 7 done, \d+ s and 0.00 EUR left\] .*: done, run", said, re.MULTILINE)
+    assert re.search(r"^\[3 of 7 done, \d+ (s|min) and \d+\.\d\d EUR left\] .*: done, run", said, re.MULTILINE)
     assert "[7 of 7 done] scratch · seed 1: done, run" in said
     described = client().get_experiment(parent.experiment_id).tags["mlflow.note.content"]
     assert "Best by validation is full" in described
