@@ -228,8 +228,8 @@ def test_several_adapters_share_the_memory_of_their_base(trained: Trained, tmp_p
         promote(run_id, name=name)
         folder = fetch_model(f"models:/{name}@champion", tmp_path / name).folder
         models[name] = load_predictor(folder, shared=shared), load_predictor(folder)
-    networks = [shared_one._network[0] for shared_one, _ in models.values()]
-    own = [storages(network) for network in networks]
+    networks = [shared_one.network for shared_one, _ in models.values()]
+    own = [storages(network) for network in networks if network is not None]
     base = set(own[0]) & set(own[1])
     sizes = [sum(n_bytes for at, n_bytes in storage.items() if at not in base) for storage in own]
     file = json.loads((folder / "base.json").read_text())
