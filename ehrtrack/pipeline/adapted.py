@@ -10,9 +10,11 @@ import json
 import logging
 import shutil
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
 
@@ -86,9 +88,16 @@ class BaseRecord:
         return found
 
 
+class EncoderWeights(dict[str, Tensor]):
+    """The tensors of a base's encoder by name; a class of its own, as nothing refers weakly to a plain dict."""
+
+
 @dataclass
 class Bases:
     """Bases of adapters, each held once: on this machine's disk, named by its SHA-256, and in memory.
+
+    In memory a base stays for as long as somebody holds what `encoder_weights` gave: so a champion that moves from
+    base to base leaves none behind.
 
     Attributes
     ----------
@@ -96,10 +105,11 @@ class Bases:
     """
 
     folder: Path | None = None
-    _encoders: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    _encoders: WeakValueDictionary[str, EncoderWeights] = field(default_factory=WeakValueDictionary, repr=False)
+    _reading: threading.Lock = field(default_factory=threading.Lock, repr=False)  # two that move at once, to one base
 
-    def encoder_weights(self, base: BaseRecord) -> dict[str, Tensor]:
-        """The tensors of a base's encoder, always the same objects for the same base.
+    def encoder_weights(self, base: BaseRecord) -> EncoderWeights:
+        """The tensors of a base's encoder: the same objects for the same base while somebody holds them.
 
         Raises
         ------
@@ -108,17 +118,22 @@ class Bases:
         CheckpointError
             If it is not the base that the adapter was trained on.
         """
-        if base.sha256 not in self._encoders:
-            weights = load_tensors(self.fetch(base))
-            encoder = {name.removeprefix(ENCODER): of for name, of in weights.items() if name.startswith(ENCODER)}
-            found = weights_fingerprint(encoder)
-            if found != base.fingerprint:
-                raise CheckpointError(
-                    f"the adapter of run {base.adapter_run} was trained on an encoder with the fingerprint "
-                    f"{base.fingerprint}, and that of {base.model} has {found}; {_merge(base)}"
-                )
-            self._encoders[base.sha256] = _checked(encoder, base.model)
-        return self._encoders[base.sha256]
+        with self._reading:
+            held = self._encoders.get(base.sha256)
+            if held is None:
+                held = self._encoders[base.sha256] = self._read(base)
+            return held
+
+    def _read(self, base: BaseRecord) -> EncoderWeights:
+        weights = load_tensors(self.fetch(base))
+        encoder = {name.removeprefix(ENCODER): of for name, of in weights.items() if name.startswith(ENCODER)}
+        found = weights_fingerprint(encoder)
+        if found != base.fingerprint:
+            raise CheckpointError(
+                f"the adapter of run {base.adapter_run} was trained on an encoder with the fingerprint "
+                f"{base.fingerprint}, and that of {base.model} has {found}; {_merge(base)}"
+            )
+        return EncoderWeights(_checked(encoder, base.model))
 
     def fetch(self, base: BaseRecord) -> Path:
         """The base's file of weights on this machine; it is fetched if it is not there, or is no longer what it was."""
@@ -147,7 +162,7 @@ def is_adapter(folder: Path) -> bool:
     return (folder / BASE).is_file()
 
 
-def on_base(folder: Path, config: RunConfig, n_codes: int, bases: Bases) -> nn.Module:
+def on_base(folder: Path, config: RunConfig, n_codes: int, encoder_weights: Mapping[str, Tensor]) -> nn.Module:
     """The model of an adapter and its base, with the base's tensors themselves and not copies of them.
 
     Parameters
@@ -155,15 +170,13 @@ def on_base(folder: Path, config: RunConfig, n_codes: int, bases: Bases) -> nn.M
     folder : model folder with an adapter
     config : of the adapter's run
     n_codes : size V of the vocabulary
+    encoder_weights : of the base, as `Bases` gives them
 
     Raises
     ------
-    TrackingError
-        If the base is nowhere to be had.
     CheckpointError
-        If it is another one, or the adapter does not fit it.
+        If the adapter does not fit the base.
     """
-    encoder_weights = bases.encoder_weights(BaseRecord.read(folder))
     tensors = adapter_weights(folder)
     try:
         model = plain_model(config, n_codes, tensors, objective=config.objective.name)
@@ -174,8 +187,17 @@ def on_base(folder: Path, config: RunConfig, n_codes: int, bases: Bases) -> nn.M
 
 
 def merged_weights(folder: Path, config: RunConfig, n_codes: int, bases: Bases) -> dict[str, Tensor]:
-    """The tensors of a plain model that predicts as `on_base`."""
-    return dict(strategy_of(config.strategy).merge(on_base(folder, config, n_codes, bases)).state_dict())
+    """The tensors of a plain model that predicts as `on_base`.
+
+    Raises
+    ------
+    TrackingError
+        If the base is nowhere to be had.
+    CheckpointError
+        If it is another one, or the adapter does not fit it.
+    """
+    of_base = bases.encoder_weights(BaseRecord.read(folder))
+    return dict(strategy_of(config.strategy).merge(on_base(folder, config, n_codes, of_base)).state_dict())
 
 
 def plain_model(config: RunConfig, n_codes: int, adapter: Mapping[str, Tensor], *, objective: str) -> EhrModel:

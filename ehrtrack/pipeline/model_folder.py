@@ -19,7 +19,16 @@ from ehrtrack.files import BROKEN, parse_json, sha256_of
 from ehrtrack.models.behrt import SIZES, Behrt, EhrModel, encoder_weights
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.objectives.base import OutcomeObjective, Rebuilt
-from ehrtrack.pipeline.adapted import Bases, adapter_weights, head_weights, is_adapter, merged_weights, on_base
+from ehrtrack.pipeline.adapted import (
+    BaseRecord,
+    Bases,
+    EncoderWeights,
+    adapter_weights,
+    head_weights,
+    is_adapter,
+    merged_weights,
+    on_base,
+)
 from ehrtrack.pipeline.model_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -58,6 +67,7 @@ class ModelFolder:
     failed_checks : of the sanity of the run that made it, where it was asked for them
     has_classes : its risks are probabilities of a class, and of no horizon
     network : an adapter on a base that others use too; `weights` are then those of its head alone
+    base : what `network` shares with these others; `Bases` has it for as long as one of their folders does
     """
 
     config: RunConfig
@@ -71,6 +81,7 @@ class ModelFolder:
     failed_checks: tuple[str, ...] = ()
     has_classes: bool = False
     network: nn.Module | None = None
+    base: EncoderWeights | None = None
 
     @property
     def n_causes(self) -> int:
@@ -207,9 +218,11 @@ def read_model_folder(folder: Path, *, shared: Bases | None = None) -> ModelFold
     grid_file, baseline_file = folder / TIME_GRID, folder / BASELINE
     is_baseline = baseline_file.is_file()
     network: nn.Module | None = None
+    base: EncoderWeights | None = None
     weights: dict[str, Tensor] = {}
     if is_adapter(folder) and shared is not None:
-        network = on_base(folder, config, len(vocabulary), shared)
+        base = shared.encoder_weights(BaseRecord.read(folder))
+        network = on_base(folder, config, len(vocabulary), base)
         weights = {f"head.{name}": tensor for name, tensor in head_weights(adapter_weights(folder)).items()}
     elif is_adapter(folder):
         weights = merged_weights(folder, config, len(vocabulary), Bases())
@@ -227,6 +240,7 @@ def read_model_folder(folder: Path, *, shared: Bases | None = None) -> ModelFold
         seen=seen,
         has_classes=has_classes,
         network=network,
+        base=base,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,6 +244,22 @@ def test_several_adapters_share_the_memory_of_their_base(trained: Trained, tmp_p
         asked = times.select("subject_id", "prediction_time")
         found, wanted = (one.predict_events(events, asked)["risk"] for one in (on_base, merged))
         assert (found - wanted).abs().max() < 1e-6
+
+
+def test_a_base_is_in_memory_as_long_as_a_model_of_it(trained: Trained, tmp_path: Path) -> None:
+    """So a champion that moves from base to base does not gather them."""
+    promote(trained.lora, name="moving")
+    folder = fetch_model("models:/moving@champion", tmp_path).folder
+    shared = Bases()
+    first, second = (load_predictor(folder, shared=shared) for _ in range(2))
+    assert first.network is not second.network
+    assert first.folder.base is second.folder.base
+    assert first.folder.base is not None
+    held = weakref.ref(first.folder.base)
+    del first
+    assert held() is second.folder.base
+    del second
+    assert held() is None
 
 
 def storages(network: torch.nn.Module) -> dict[int, int]:
