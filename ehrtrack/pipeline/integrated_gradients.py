@@ -99,7 +99,7 @@ def _batches(predictor: Predictor, records: Sequence[Record]) -> Iterator[Batch]
     cutoffs = pl.DataFrame({"subject_id": np.arange(len(records)), "cutoff": at})
     with tempfile.TemporaryDirectory() as folder:
         dataset = as_dataset(pl.concat(numbered), Path(folder) / "records")
-        store = predictor.tokens(dataset, cutoffs, Path(folder) / "tokens")
+        store = predictor.tokens(dataset, cutoffs, None)
         for row in range(len(records)):
             yield collate(store, np.array([row]), max_tokens=predictor.folder.max_tokens)
 

@@ -172,8 +172,7 @@ class Predictor:
 
         For records that never were, such as one without its visits to a clinic.
         """
-        with tempfile.TemporaryDirectory() as folder, holding_shards():
-            cache = Path(folder)
+        with _cache_for(dataset) as cache, holding_shards():
             store = self.tokens(dataset, cutoffs, cache)
             return self._predict(store, np.arange(len(store)), self._values(dataset, cutoffs, cache))
 
