@@ -274,13 +274,13 @@ def rest_text(explained: Explanation, rest: tuple[int, float, float]) -> list[st
     if explained.method == "occlusion":
         said.append(f"All codes, left out together: {explained.total - explained.base:+.3f}.")
     if explained.age is not None and explained.reference_years is not None:
-        of_age, in_points = explained.age
+        of_age, points_of_age = explained.age
         years = "not known" if explained.age_years is None else f"{explained.age_years:.0f}"
         compared = f"Age {years}, compared with {explained.reference_years:.0f}"
-        directly = "" if explained.method == "occlusion" else " (the training mean), as it acts on the hazard directly"
-        said.append(
-            f"{compared}{directly}: {of_age:+.3f}{'' if in_points is None else f', {points_text(in_points)} points'}."
-        )
+        if points_of_age is None:
+            said.append(f"{compared} (the training mean), as it acts on the hazard directly: {of_age:+.3f}.")
+        else:
+            said.append(f"{compared}: {of_age:+.3f}, {points_text(points_of_age)} points.")
     return said
 
 
