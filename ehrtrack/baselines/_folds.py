@@ -75,9 +75,9 @@ def chosen(subjects: Labelled[Features], rows: Ints) -> Labelled[Features]:
     )
 
 
-def chosen_in_folds(n_folds: int) -> str:
+def chosen_in_folds(n_folds: int, measure: str = "likelihood") -> str:
     """How a model was chosen, in words."""
-    return f"likelihood in {n_folds}-fold cross-validation over training and validation subjects"
+    return f"{measure} in {n_folds}-fold cross-validation over training and validation subjects"
 
 
 class HeldOut(Generic[Features]):

@@ -21,7 +21,7 @@ import polars as pl
 from scipy.special import expit
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from ehrtrack.arrays import Bools, Floats
+from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.baselines._ages import age_to_fill, with_ages
 from ehrtrack.baselines._folds import HeldOut, chosen, chosen_in_folds, divided, folds, together
 from ehrtrack.baselines._trees import ROWS_AT_ONCE, TreeModel, Trees, columns_and_grid, join
@@ -46,7 +46,7 @@ from ehrtrack.baselines.base import (
 from ehrtrack.baselines.settings import GradientBoostingConfig, TunedChoice
 from ehrtrack.data.value_features import with_absent_values
 from ehrtrack.survival.interpolation import interpolate_survival
-from ehrtrack.survival.metrics import c_index
+from ehrtrack.survival.metrics import c_index, evaluation_times, integrated_brier_score
 from ehrtrack.survival.time_grid import TimeGrid
 
 PATIENCE_TREES = 15
@@ -128,7 +128,7 @@ class GradientBoosting(Baseline[pl.DataFrame]):
     def fit(self, train: Tabular, validation: Tabular) -> BoostingModel:
         """Fit on the training subjects; settings and number of trees are chosen on the validation subjects.
 
-        With ``select = "cross-validation"`` it is fitted to both, and chosen in folds of them.
+        With ``select = "cross-validation"`` or ``"cross-validation-ibs"`` it is fitted to both, and chosen in folds.
 
         Raises
         ------
@@ -136,7 +136,7 @@ class GradientBoosting(Baseline[pl.DataFrame]):
             If there is no training event, no usable feature, an infinite value, or no comparable validation pair.
         """
         check_events(train)
-        if self.config.select == "cross-validation":
+        if self.config.select != "validation":
             return self._fit_in_folds(train, validation)
         train, validation, mean_age = with_ages_filled(train, validation)
         columns, grid = columns_and_grid(self.config, train)
@@ -159,7 +159,7 @@ class GradientBoosting(Baseline[pl.DataFrame]):
         }
 
     def _fit_in_folds(self, train: Tabular, validation: Tabular) -> BoostingModel:
-        """Settings by the mean log loss of the subjects held out; as many trees as suited the folds on average."""
+        """Settings by the subjects held out; as many trees as suited the folds on average."""
         everyone = together(train, validation)
         mean_age = age_to_fill(everyone.features)
         everyone = replace(everyone, features=with_ages(everyone.features, mean_age))
@@ -168,29 +168,30 @@ class GradientBoosting(Baseline[pl.DataFrame]):
             (_periods(others, columns, grid), _periods(chosen(everyone, held_out), columns, grid), held_out)
             for others, held_out in divided(everyone, folds(everyone, self.config.n_folds, self.config.seed))
         ]
+        rows = [held_out for _, _, held_out in parts]
+        weights = [held.weight.sum() for _, held, _ in parts]
+        by_brier = self.config.select == "cross-validation-ibs"
         best: tuple[float, Setting, list[_Fitted]] | None = None
         tried = candidates(self._space(), self.config.n_candidates, self.config.seed)
         for setting in tried:
             fits = [_fit(self.config, setting, others, held, columns, grid) for others, held, _ in parts]
-            weights = [held.weight.sum() for _, held, _ in parts]
-            gain = float(np.average([fit.score for fit in fits], weights=weights))
+            if by_brier:
+                gain = -_brier_score(_held_out(rows, fits), everyone)
+            else:
+                gain = float(np.average([fit.score for fit in fits], weights=weights))
             if best is None or gain > best[0]:
                 best = gain, setting, fits
         assert best is not None
         _, best_setting, fits = best
-        self._held_out = HeldOut(len(train.is_event))
-        risk = np.empty(len(everyone.is_event))
-        for (_, _, held_out), fit in zip(parts, fits, strict=True):
-            model = replace(fit.model, mean_age=mean_age)
-            self._held_out.add(held_out, model)
-            risk[held_out] = model.risk(everyone.features[held_out], grid.horizon_days)
+        self._held_out = _held_out(rows, fits, n_train=len(train.is_event), mean_age=mean_age)
+        risk = 1 - _held_out(rows, fits).survival(everyone, grid.horizon_days)[:, 0]
         n_trees = max(1, round(float(np.mean([len(fit.model.trees.roots) for fit in fits]))))
         of_all = _periods(everyone, columns, grid)
         final = _fit(self.config, best_setting, of_all, None, columns, grid, n_trees=n_trees).model
         score = c_index(risk, everyone.follow_up_days, everyone.is_event)
         facts: dict[str, float | int | str] = {"n_features": len(columns), **best_setting}
         facts |= {score_name(everyone): score, "n_candidates": len(tried), "n_folds": len(parts)}
-        facts["chosen_by"] = chosen_in_folds(len(parts))
+        facts["chosen_by"] = chosen_in_folds(len(parts), "integrated Brier score" if by_brier else "likelihood")
         return replace(final, mean_age=mean_age, facts=facts)
 
     def validation_survival(
@@ -242,6 +243,25 @@ class _Fitted(NamedTuple):
 
     model: BoostingModel
     score: float
+
+
+def _held_out(
+    rows: Sequence[Ints], fits: Sequence[_Fitted], *, n_train: int = 0, mean_age: float | None = None
+) -> HeldOut[pl.DataFrame]:
+    """The models of a cross-validation, each for the rows that it did not learn from."""
+    held_out: HeldOut[pl.DataFrame] = HeldOut(n_train)
+    for of_fold, fit in zip(rows, fits, strict=True):
+        held_out.add(of_fold, replace(fit.model, mean_age=mean_age))
+    return held_out
+
+
+def _brier_score(held_out: HeldOut[pl.DataFrame], everyone: Tabular) -> float:
+    """The integrated Brier score of all subjects together, each by the model without its fold; of classes, Brier's."""
+    days, is_event = everyone.follow_up_days, everyone.is_event
+    if everyone.has_classes:
+        return float(np.mean((1 - held_out.survival(everyone, days.max())[:, 0] - is_event) ** 2))
+    times = evaluation_times(days, is_event, days)
+    return integrated_brier_score(days, is_event, days, is_event, held_out.survival(everyone, times), times)
 
 
 def _periods(subjects: Tabular, columns: list[str], grid: TimeGrid) -> PersonPeriods:

@@ -228,7 +228,8 @@ class GradientBoostingConfig(TreeSettings):
         value of each code and how many there are
     select : with ``validation`` the settings with the best C-index of validation subjects are kept, with the number of
         trees that suits these; with ``cross-validation`` those with the best likelihood in `n_folds` folds of training
-        and validation subjects together, and the model is fitted to all of them
+        and validation subjects together, and with ``cross-validation-ibs`` those with the best integrated Brier score
+        there (of classes, Brier score); the model is then fitted to all of them
     n_folds : folds of the cross-validation
     has_timing : whether the features include the times of codes, and the first value, the last value and the trend of
         numbers, beside the counts of codes
@@ -249,7 +250,9 @@ class GradientBoostingConfig(TreeSettings):
     max_trees: int = Field(400, ge=1)
     n_intervals: int = Field(4, ge=1)
     features: Annotated[Literal["counts", "values"], Mark.ADDED_LATER] = "counts"
-    select: Annotated[Literal["validation", "cross-validation"], Mark.ADDED_LATER] = "validation"
+    select: Annotated[Literal["validation", "cross-validation", "cross-validation-ibs"], Mark.ADDED_LATER] = (
+        "validation"
+    )
     n_folds: Annotated[int, Mark.ADDED_LATER] = Field(5, ge=2, le=100)
 
     def model_post_init(self, _context: object) -> None:

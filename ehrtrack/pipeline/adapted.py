@@ -10,9 +10,11 @@ import json
 import logging
 import shutil
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
 
@@ -88,9 +90,16 @@ class BaseRecord:
         return found
 
 
+class EncoderWeights(dict[str, Tensor]):
+    """The tensors of a base's encoder by name; a class of its own, as nothing refers weakly to a plain dict."""
+
+
 @dataclass
 class Bases:
     """Bases of adapters, each held once: on this machine's disk, named by its SHA-256, and in memory.
+
+    In memory a base stays for as long as somebody holds what `encoder_weights` gave: so a champion that moves from
+    base to base leaves none behind.
 
     Attributes
     ----------
@@ -98,10 +107,11 @@ class Bases:
     """
 
     folder: Path | None = None
-    _encoders: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    _encoders: WeakValueDictionary[str, EncoderWeights] = field(default_factory=WeakValueDictionary, repr=False)
+    _reading: threading.Lock = field(default_factory=threading.Lock, repr=False)  # two that move at once, to one base
 
-    def encoder_weights(self, base: BaseRecord) -> dict[str, Tensor]:
-        """The tensors of a base's encoder, always the same objects for the same base.
+    def encoder_weights(self, base: BaseRecord) -> EncoderWeights:
+        """The tensors of a base's encoder: the same objects for the same base while somebody holds them.
 
         Raises
         ------
@@ -110,17 +120,22 @@ class Bases:
         CheckpointError
             If it is not the base that the adapter was trained on.
         """
-        if base.sha256 not in self._encoders:
-            weights = load_tensors(self.fetch(base))
-            encoder = {name.removeprefix(ENCODER): of for name, of in weights.items() if name.startswith(ENCODER)}
-            found = weights_fingerprint(encoder)
-            if found != base.fingerprint:
-                raise CheckpointError(
-                    f"the adapter of run {base.adapter_run} was trained on an encoder with the fingerprint "
-                    f"{base.fingerprint}, and that of {base.model} has {found}; {_merge(base)}"
-                )
-            self._encoders[base.sha256] = _checked(encoder, base.model)
-        return self._encoders[base.sha256]
+        with self._reading:
+            held = self._encoders.get(base.sha256)
+            if held is None:
+                held = self._encoders[base.sha256] = self._read(base)
+            return held
+
+    def _read(self, base: BaseRecord) -> EncoderWeights:
+        weights = load_tensors(self.fetch(base))
+        encoder = {name.removeprefix(ENCODER): of for name, of in weights.items() if name.startswith(ENCODER)}
+        found = weights_fingerprint(encoder)
+        if found != base.fingerprint:
+            raise CheckpointError(
+                f"the adapter of run {base.adapter_run} was trained on an encoder with the fingerprint "
+                f"{base.fingerprint}, and that of {base.model} has {found}; {_merge(base)}"
+            )
+        return EncoderWeights(_checked(encoder, base.model))
 
     def fetch(self, base: BaseRecord) -> Path:
         """The base's file of weights on this machine; it is fetched if it is not there, or is no longer what it was."""
@@ -149,7 +164,7 @@ def is_adapter(folder: Path) -> bool:
     return (folder / BASE).is_file()
 
 
-def on_base(folder: Path, config: RunConfig, levels: Levels, bases: Bases) -> nn.Module:
+def on_base(folder: Path, config: RunConfig, levels: Levels, encoder_weights: Mapping[str, Tensor]) -> nn.Module:
     """The model of an adapter and its base, with the base's tensors themselves and not copies of them.
 
     Parameters
@@ -157,15 +172,13 @@ def on_base(folder: Path, config: RunConfig, levels: Levels, bases: Bases) -> nn
     folder : model folder with an adapter
     config : of the adapter's run
     levels : of the vocabulary's values
+    encoder_weights : of the base, as `Bases` gives them
 
     Raises
     ------
-    TrackingError
-        If the base is nowhere to be had.
     CheckpointError
-        If it is another one, or the adapter does not fit it.
+        If the adapter does not fit the base.
     """
-    encoder_weights = bases.encoder_weights(BaseRecord.read(folder))
     tensors = adapter_weights(folder)
     try:
         model = plain_model(config, levels, tensors, objective=config.objective.name)
@@ -176,8 +189,17 @@ def on_base(folder: Path, config: RunConfig, levels: Levels, bases: Bases) -> nn
 
 
 def merged_weights(folder: Path, config: RunConfig, levels: Levels, bases: Bases) -> dict[str, Tensor]:
-    """The tensors of a plain model that predicts as `on_base`."""
-    return dict(strategy_of(config.strategy).merge(on_base(folder, config, levels, bases)).state_dict())
+    """The tensors of a plain model that predicts as `on_base`.
+
+    Raises
+    ------
+    TrackingError
+        If the base is nowhere to be had.
+    CheckpointError
+        If it is another one, or the adapter does not fit it.
+    """
+    of_base = bases.encoder_weights(BaseRecord.read(folder))
+    return dict(strategy_of(config.strategy).merge(on_base(folder, config, levels, of_base)).state_dict())
 
 
 def plain_model(config: RunConfig, levels: Levels, adapter: Mapping[str, Tensor], *, objective: str) -> EhrModel:

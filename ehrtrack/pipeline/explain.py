@@ -68,7 +68,8 @@ class Explanation:
     visits : a row a visit, in time order: visit, time, n_codes, contribution, risk_points
     occurrences : a row an event that is read: code, visit, time, value
     age_years, reference_years : the subject's age, and the one that it is compared with; None where it is not explained
-    age : contribution and risk points of the age, or None
+    age : contribution and risk points of the age, or None; by integrated gradients of the age that acts on the hazard
+        directly, and without points
     base : what is left on the scale without any code: of occlusion with all of them left out at once, of integrated
         gradients of the record in which nothing is known of any code
     total : what the prediction is on that scale
@@ -88,7 +89,7 @@ class Explanation:
     total: float
     age_years: float | None = None
     reference_years: float | None = None
-    age: tuple[float, float] | None = None
+    age: tuple[float, float | None] | None = None
     gap: float | None = None
 
     def top(self, n_codes: int) -> pl.DataFrame:
@@ -218,6 +219,9 @@ def _of_tokens(predictor: Predictor, record: Record, risk: float, found: TokenCo
         occurrences=_occurrences(record),
         base=found.base,
         total=found.total,
+        age_years=None if found.age is None else record.age_years,
+        reference_years=found.mean_age_years,
+        age=None if found.age is None else (found.age, None),
         gap=found.gap,
     )
 

@@ -4,8 +4,9 @@ ICML, eq. 1), by captum.
 The path leads from a record with the same visits, ages and times, in which every code's embedding is 0 and no effect of
 a single code counts, to the record itself. What is integrated is the log of the cumulative hazard up to the horizon (of
 a class, the log odds), so that contributions add up to its difference between the two ends.
-Age and static facts that act on the hazard directly (`models.static_effects`) are the same at both ends: what they
-contribute so is told by occlusion.
+What acts on the hazard directly (`models.static_effects`) is moved too: static facts from absent to present, which adds
+to the contributions of their codes, and the age from the training subjects' mean to the subject's, which has one of its
+own. The ages that the encoder reads at visits are the same at both ends.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ehrtrack.data.vocabulary import CLS
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import EhrModel
 from ehrtrack.models.code_effects import CodeEffects
+from ehrtrack.models.static_effects import StaticEffects, is_static
 from ehrtrack.pipeline.predictor import BATCH_TOKENS, Predictor
 from ehrtrack.pipeline.records import STATIC, Record, as_dataset
 from ehrtrack.survival.competing_risks import cumulative_incidence
@@ -49,6 +51,8 @@ class TokenContributions:
     contribution : (T,)
     base, total : ends of the path
     gap : total - base, less all contributions
+    age : what the age contributes by acting on the hazard directly; None where it does not
+    mean_age_years : that it is compared with, of the training subjects; None likewise
     """
 
     token: Ints
@@ -57,6 +61,8 @@ class TokenContributions:
     base: float
     total: float
     gap: float
+    age: float | None = None
+    mean_age_years: float | None = None
 
 
 def token_contributions(predictor: Predictor, records: Sequence[Record]) -> Iterator[TokenContributions]:
@@ -93,7 +99,7 @@ def _batches(predictor: Predictor, records: Sequence[Record]) -> Iterator[Batch]
     cutoffs = pl.DataFrame({"subject_id": np.arange(len(records)), "cutoff": at})
     with tempfile.TemporaryDirectory() as folder:
         dataset = as_dataset(pl.concat(numbered), Path(folder) / "records")
-        store = predictor.tokens(dataset, cutoffs, Path(folder) / "tokens")
+        store = predictor.tokens(dataset, cutoffs, None)
         for row in range(len(records)):
             yield collate(store, np.array([row]), max_tokens=predictor.folder.max_tokens)
 
@@ -101,6 +107,11 @@ def _batches(predictor: Predictor, records: Sequence[Record]) -> Iterator[Batch]
 def _effects(network: nn.Module) -> CodeEffects | None:
     """The regression on single codes in a model, or None."""
     return next((module for module in network.modules() if isinstance(module, CodeEffects)), None)
+
+
+def _statics(network: nn.Module) -> StaticEffects | None:
+    """What age and static facts add to the hazard in a model, or None."""
+    return next((module for module in network.modules() if isinstance(module, StaticEffects)), None)
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,8 @@ class _Path:
     embedded : (T, D) embeddings of the record's codes, or (T, 0)
     values : (E,) the columns of the regression, or (0,)
     column : (E,) which they are
+    statics : what age and static facts add to the hazard, or None
+    facts : (P,) its columns, or (0,)
     """
 
     network: nn.Module
@@ -127,6 +140,8 @@ class _Path:
     embedded: Tensor
     values: Tensor
     column: Tensor
+    statics: StaticEffects | None
+    facts: Tensor
 
     @classmethod
     def of(cls, network: nn.Module, batch: Batch, n_visits: int, n_causes: int, *, has_classes: bool) -> _Path:
@@ -138,8 +153,10 @@ class _Path:
         if effects is not None:
             entries = effects.entries(batch)
             values, column = entries.value, entries.column
+        statics = _statics(network)
+        facts = torch.zeros(0) if statics is None else statics.z(batch)[0]
         of_model = (n_causes, has_classes, codes, effects)
-        return cls(network, batch, n_visits, *of_model, embedded, values, column)
+        return cls(network, batch, n_visits, *of_model, embedded, values, column, statics, facts)
 
     def integrate(self, n_steps: int) -> TokenContributions:
         """Contributions by a Gauss-Legendre sum of so many steps."""
@@ -160,7 +177,7 @@ class _Path:
         )
         with torch.no_grad():
             total, base = (float(self._value(*values)) for values in (ends, starts))
-        of_place = self._of_places(found)
+        of_place, age = self._of_places(found), self._of_age(found)
         is_code = (self.batch.token != CLS).numpy()
         token, contribution = self.batch.token.numpy()[is_code], of_place[is_code]
         return TokenContributions(
@@ -169,25 +186,31 @@ class _Path:
             contribution=contribution,
             base=base,
             total=total,
-            gap=total - base - float(contribution.sum()),
+            gap=total - base - float(contribution.sum()) - (age or 0.0),
+            age=age,
+            mean_age_years=None if self.statics is None else float(self.statics.mean[0]),
         )
 
-    def _end(self) -> tuple[Tensor, Tensor]:
-        return self.embedded, self.values
+    def _end(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.embedded, self.values, self.facts
 
-    def _start(self) -> tuple[Tensor, Tensor]:
-        """[CLS] is no code, and columns of the record itself, such as its age, stay as they are."""
+    def _start(self) -> tuple[Tensor, Tensor, Tensor]:
+        """[CLS] is no code, and columns of the record itself, such as its age, stay as they are in the regression."""
         embedded = torch.where((self.batch.token == CLS)[:, None], self.embedded, torch.zeros_like(self.embedded))
-        if self.effects is None:
-            return embedded, self.values
-        token, code = self.effects.owners(self.column)
-        return embedded, torch.where((token < 0) & (code < 0), self.values, torch.zeros_like(self.values))
+        values, facts = self.values, self.facts
+        if self.effects is not None:
+            token, code = self.effects.owners(self.column)
+            values = torch.where((token < 0) & (code < 0), values, torch.zeros_like(values))
+        if self.statics is not None:  # 0 is the training subjects' mean; a fact that is absent is below it
+            absent, n_facts = -self.statics.mean / self.statics.scale, len(self.statics.token)
+            facts = torch.cat([torch.zeros_like(facts[: len(facts) - n_facts]), absent[len(facts) - n_facts :]])
+        return embedded, values, facts
 
     def _value(self, *moved: Tensor) -> Tensor:
-        """(n,) what is integrated, at n points of the path: embeddings (n, T, D) and columns (n, E) that are there."""
+        """(n,) what is integrated, at n points of the path: embeddings (n, T, D), columns (n, E) and facts (n, P)."""
         of = dict(zip(self._moved, moved, strict=True))
         n_points = len(moved[0])
-        with self._replaced(of.get("embedded"), of.get("values")):
+        with self._replaced(of.get("embedded"), of.get("values"), of.get("facts")):
             logits = self.network(_repeated(self.batch, n_points))
         if self.n_causes > 1:
             survival, _ = cumulative_incidence(logits.reshape(n_points, -1, self.n_causes))
@@ -197,11 +220,11 @@ class _Path:
 
     @property
     def _moved(self) -> list[str]:
-        return [name for name in ("embedded", "values") if getattr(self, name).numel()]
+        return [name for name in ("embedded", "values", "facts") if getattr(self, name).numel()]
 
     @contextmanager
-    def _replaced(self, embedded: Tensor | None, values: Tensor | None) -> Iterator[None]:
-        """Within, the model reads these in the place of its own embeddings and columns."""
+    def _replaced(self, embedded: Tensor | None, values: Tensor | None, facts: Tensor | None) -> Iterator[None]:
+        """Within, the model reads these in the place of its own embeddings, columns and facts."""
 
         def read_embedded(module: nn.Module, given: Any, output: Tensor) -> Tensor:
             assert embedded is not None
@@ -212,11 +235,18 @@ class _Path:
             assert self.effects is not None
             return values @ self.effects.effect[self.column] + self.effects.intercept
 
+        def read_facts(module: nn.Module, given: Any, output: Tensor) -> Tensor:
+            assert facts is not None
+            assert self.statics is not None
+            return facts @ self.statics.effect
+
         handles = []
         if embedded is not None and self.codes is not None:
             handles.append(self.codes.register_forward_hook(read_embedded))
         if values is not None and self.effects is not None:
             handles.append(self.effects.register_forward_hook(read_values))
+        if facts is not None and self.statics is not None:
+            handles.append(self.statics.register_forward_hook(read_facts))
         try:
             yield
         finally:
@@ -234,7 +264,19 @@ class _Path:
             token, code = self.effects.owners(self.column)
             for owner, at in ((token, self.batch.token), (code, self.effects.code[self.batch.token])):
                 shares += _shared(of_column, owner, at)
+        if "facts" in of and self.statics is not None:
+            at = torch.where(is_static(self.batch), self.batch.token, -1)
+            is_here = torch.isin(self.statics.token, at)
+            of_fact = of["facts"][0, -len(is_here) :].double() if len(is_here) else torch.zeros(0)
+            shares += _shared(of_fact[is_here], self.statics.token[is_here], at)
         return shares
+
+    def _of_age(self, found: tuple[Tensor, ...]) -> float | None:
+        """The contribution of the age, and of whether it is known, in the columns before those of facts."""
+        if self.statics is None:
+            return None
+        of_facts = found[self._moved.index("facts")][0]
+        return float(of_facts[: len(of_facts) - len(self.statics.token)].sum())
 
 
 def _shared(of_column: Tensor, owner: Tensor, at: Tensor) -> Floats:

@@ -21,7 +21,16 @@ from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.encoders import new_encoder
 from ehrtrack.models.record_columns import Levels
 from ehrtrack.objectives.base import OutcomeObjective, Rebuilt
-from ehrtrack.pipeline.adapted import Bases, adapter_weights, head_weights, is_adapter, merged_weights, on_base
+from ehrtrack.pipeline.adapted import (
+    BaseRecord,
+    Bases,
+    EncoderWeights,
+    adapter_weights,
+    head_weights,
+    is_adapter,
+    merged_weights,
+    on_base,
+)
 from ehrtrack.pipeline.model_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -60,6 +69,7 @@ class ModelFolder:
     failed_checks : of the sanity of the run that made it, where it was asked for them
     has_classes : its risks are probabilities of a class, and of no horizon
     network : an adapter on a base that others use too; `weights` are then those of its head alone
+    base : what `network` shares with these others; `Bases` has it for as long as one of their folders does
     """
 
     config: RunConfig
@@ -73,6 +83,7 @@ class ModelFolder:
     failed_checks: tuple[str, ...] = ()
     has_classes: bool = False
     network: nn.Module | None = None
+    base: EncoderWeights | None = None
 
     @property
     def n_causes(self) -> int:
@@ -209,9 +220,11 @@ def read_model_folder(folder: Path, *, shared: Bases | None = None) -> ModelFold
     grid_file, baseline_file = folder / TIME_GRID, folder / BASELINE
     is_baseline = baseline_file.is_file()
     network: nn.Module | None = None
+    base: EncoderWeights | None = None
     weights: dict[str, Tensor] = {}
     if is_adapter(folder) and shared is not None:
-        network = on_base(folder, config, Levels.of(vocabulary), shared)
+        base = shared.encoder_weights(BaseRecord.read(folder))
+        network = on_base(folder, config, Levels.of(vocabulary), base)
         weights = {f"head.{name}": tensor for name, tensor in head_weights(adapter_weights(folder)).items()}
     elif is_adapter(folder):
         weights = merged_weights(folder, config, Levels.of(vocabulary), Bases())
@@ -229,6 +242,7 @@ def read_model_folder(folder: Path, *, shared: Bases | None = None) -> ModelFold
         seen=seen,
         has_classes=has_classes,
         network=network,
+        base=base,
     )
 
 

@@ -172,8 +172,7 @@ class Predictor:
 
         For records that never were, such as one without its visits to a clinic.
         """
-        with tempfile.TemporaryDirectory() as folder, holding_shards():
-            cache = Path(folder)
+        with _cache_for(dataset) as cache, holding_shards():
             store = self.tokens(dataset, cutoffs, cache)
             return self._predict(store, np.arange(len(store)), self._values(dataset, cutoffs, cache))
 
@@ -181,8 +180,7 @@ class Predictor:
     def network(self) -> nn.Module | None:
         """The model as a function of batches that torch differentiates; None of a baseline that is none."""
         if self.folder.baseline is None:
-            return self.folder.survival_model()
-        assert self._baseline is not None
+            return place(self.folder.survival_model(), CPU)
         found = getattr(self._fitted, "network", None)
         return found if isinstance(found, nn.Module) else None
 
@@ -250,13 +248,13 @@ class Predictor:
         return self._baseline.from_json(self.folder.baseline)
 
     @cached_property
-    def _network(self) -> tuple[nn.Module, Rebuilt]:
-        """The network, and how it predicts: built once, as building it takes longer than a prediction."""
-        return place(self.folder.survival_model(), CPU), self.folder.rebuilt()
+    def _rebuilt(self) -> Rebuilt:
+        """How the network predicts: built once, as the network is, for building takes longer than a prediction."""
+        return self.folder.rebuilt()
 
     def make_ready(self) -> None:
         """Build what the first prediction would wait for."""
-        _ = self._network if self.folder.baseline is None else self._fitted
+        _ = (self.network, self._rebuilt) if self.folder.baseline is None else self._fitted
 
     @cached_property
     def n_causes(self) -> int:
@@ -301,8 +299,8 @@ class Predictor:
             )
             features = self._baseline.read(histories)
             return _checked(Predictions(rows, np.asarray(self._fitted.survival(features, self.grid.edges_days))))
-        network, rebuilt = self._network
-        return _checked(rebuilt.predict(network, Batches(store, rows, BATCH_TOKENS, longest), CPU))
+        assert self.network is not None
+        return _checked(self._rebuilt.predict(self.network, Batches(store, rows, BATCH_TOKENS, longest), CPU))
 
     def _count_events(self, events: MedsDataset | HeldEvents, cutoffs: pl.DataFrame) -> Ints:
         """(V,) events of each token that are known of the subjects at their cutoffs, each event once."""

@@ -81,7 +81,10 @@ def how(explained: Explanation) -> str:
 
 def not_explained(explained: Explanation) -> str:
     """What has no contribution of its own."""
-    age = "" if explained.age is not None else "the age, "
+    if explained.method == "occlusion":
+        age = "" if explained.age is not None else "the age, "
+    else:
+        age = "the age at each visit, " if explained.age is not None else "the age, "
     return (
         f"Not explained by themselves: {age}when visits were and how long ago. A code's contribution is that of its "
         "being there at its times."
@@ -270,11 +273,14 @@ def rest_text(explained: Explanation, rest: tuple[int, float, float]) -> list[st
         said.append(f"{n_rest:,} other codes, {together}: {contribution:+.3f}{in_points}.")
     if explained.method == "occlusion":
         said.append(f"All codes, left out together: {explained.total - explained.base:+.3f}.")
-    if explained.age is not None and explained.age_years is not None and explained.reference_years is not None:
-        said.append(
-            f"Age {explained.age_years:.0f}, compared with {explained.reference_years:.0f}: {explained.age[0]:+.3f}, "
-            f"{points_text(explained.age[1])} points."
-        )
+    if explained.age is not None and explained.reference_years is not None:
+        of_age, points_of_age = explained.age
+        years = "not known" if explained.age_years is None else f"{explained.age_years:.0f}"
+        compared = f"Age {years}, compared with {explained.reference_years:.0f}"
+        if points_of_age is None:
+            said.append(f"{compared} (the training mean), as it acts on the hazard directly: {of_age:+.3f}.")
+        else:
+            said.append(f"{compared}: {of_age:+.3f}, {points_text(points_of_age)} points.")
     return said
 
 

@@ -21,6 +21,8 @@ NEAR = 3.0
 """Numbers of labels that differ by more than this factor say little of each other."""
 _LABELS = re.compile(r"(?: · )?(?:\d[\d,]*|all) labels$| · \w+ none(?= · |$)")
 """What a study's table says of a configuration that is not the model's name."""
+_ELSEWHERE = {"n value bins": "data.vocabulary.n_value_bins"}
+"""Settings that are none of what is chosen, by what a study's table calls them."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Result:
         {'strategy.name': 'lora', 'strategy.rank': 8, 'strategy.dora': True}
         >>> Result("s", "ridge · features values", True, 512, 5, 0.7, 1.0).settings
         {'baseline.name': 'ridge', 'baseline.features': 'values'}
+        >>> Result("s", "gradient-boosting · n value bins 20", True, 512, 5, 0.7, 1.0).settings
+        {'baseline.name': 'gradient-boosting', 'data.vocabulary.n_value_bins': '20'}
         """
         first, *others = self.model.split(" · ")
         section = "baseline" if self.is_baseline else "strategy"
@@ -61,8 +65,8 @@ class Result:
         told |= {"strategy.rank": int(rank)} if rank else {}
         told |= {"strategy.dora": True} if name == "dora" else {}
         for other in others:
-            setting, _, value = other.partition(" ")
-            told[f"{section}.{setting}"] = value
+            words, _, value = other.rpartition(" ")
+            told[_ELSEWHERE.get(words, f"{section}.{words.replace(' ', '_')}")] = value
         return told
 
 

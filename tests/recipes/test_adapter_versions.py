@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,8 +229,8 @@ def test_several_adapters_share_the_memory_of_their_base(trained: Trained, tmp_p
         promote(run_id, name=name)
         folder = fetch_model(f"models:/{name}@champion", tmp_path / name).folder
         models[name] = load_predictor(folder, shared=shared), load_predictor(folder)
-    networks = [shared_one._network[0] for shared_one, _ in models.values()]
-    own = [storages(network) for network in networks]
+    networks = [shared_one.network for shared_one, _ in models.values()]
+    own = [storages(network) for network in networks if network is not None]
     base = set(own[0]) & set(own[1])
     sizes = [sum(n_bytes for at, n_bytes in storage.items() if at not in base) for storage in own]
     file = json.loads((folder / "base.json").read_text())
@@ -243,6 +244,22 @@ def test_several_adapters_share_the_memory_of_their_base(trained: Trained, tmp_p
         asked = times.select("subject_id", "prediction_time")
         found, wanted = (one.predict_events(events, asked)["risk"] for one in (on_base, merged))
         assert (found - wanted).abs().max() < 1e-6
+
+
+def test_a_base_is_in_memory_as_long_as_a_model_of_it(trained: Trained, tmp_path: Path) -> None:
+    """So a champion that moves from base to base does not gather them."""
+    promote(trained.lora, name="moving")
+    folder = fetch_model("models:/moving@champion", tmp_path).folder
+    shared = Bases()
+    first, second = (load_predictor(folder, shared=shared) for _ in range(2))
+    assert first.network is not second.network
+    assert first.folder.base is second.folder.base
+    assert first.folder.base is not None
+    held = weakref.ref(first.folder.base)
+    del first
+    assert held() is second.folder.base
+    del second
+    assert held() is None
 
 
 def storages(network: torch.nn.Module) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from ehrtrack.models.behrt import Behrt, EhrModel
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import HazardHead
 from ehrtrack.models.record_columns import Levels
+from ehrtrack.models.static_effects import StaticEffects
 from ehrtrack.pipeline.explain import Explanation, explain, on_scale, rest_of
 from ehrtrack.pipeline.integrated_gradients import TOLERANCE
 from ehrtrack.pipeline.model_folder import ModelFolder
 from ehrtrack.pipeline.predictor import Predictor
 from ehrtrack.pipeline.records import NO_TOKEN, STATIC, Record, as_dataset, read_records
+from ehrtrack.reporting.explanation import rest_text
 from ehrtrack.survival.time_grid import TimeGrid
 
 NOW = datetime(2020, 6, 1)
@@ -195,6 +198,31 @@ def test_gradients_of_a_regression_on_single_codes_are_what_it_adds(tmp_path: Pa
 
     for code in ("SEX//F", "DX//2", "BOTH"):  # visits stay, where they have other codes
         assert of_code(gradients, code) == pytest.approx(of_code(occlusion, code), abs=1e-2)
+
+
+def test_gradients_tell_what_age_and_static_facts_add_to_the_hazard(tmp_path: Path) -> None:
+    """Where the network is silent, the log hazard is linear in them: contributions are effects times differences."""
+    of = predictor(tmp_path, has_effects=False)
+    sex = VOCABULARY.tokens.index("SEX//F")
+    scales, effects = torch.tensor([10.0, 0.5, 0.5]), torch.tensor([[0.3], [0.2], [9.0]])
+    means = torch.tensor([50.0, 0.4, 0.1])
+    statics = StaticEffects(torch.tensor([sex, sex + 1]), means, scales, effects)  # of the second there is none here
+    encoder = Behrt(of.folder.config.model, len(VOCABULARY))
+    head = HazardHead(encoder.width, torch.full((GRID.n_intervals,), -8.0), statics=statics)
+    torch.nn.init.zeros_(head.out.weight)
+    weights = EhrModel(encoder, head).state_dict()
+    silent = Predictor(replace(of.folder, weights=dict(weights)), GRID)
+    read = record(silent, dataset(tmp_path / "data"))
+    found = explained(silent, read, method="integrated-gradients")
+    of_sex = found.codes.row(by_predicate=pl.col("code") == "SEX//F", named=True)["contribution"]
+    assert of_sex == pytest.approx(0.2 / 0.5, abs=1e-2)
+    assert found.age is not None
+    assert found.age[0] == pytest.approx(0.3 * (15_000 / 365.25 - 50) / 10, abs=1e-2)
+    assert (found.age[1], found.reference_years) == (None, 50.0)
+    assert found.codes["contribution"].sum() + found.age[0] == pytest.approx(found.total - found.base, abs=TOLERANCE)
+    assert "Age 41, compared with 50 (the training mean), as it acts on the hazard directly: -0.270." in rest_text(
+        found, (0, 0.0, 0.0)
+    )
 
 
 def test_a_record_of_which_nothing_is_read_has_nothing_to_explain(tmp_path: Path) -> None:
