@@ -13,10 +13,11 @@ from ehrtrack.evaluation.benchmark import metric_of_choice
 from ehrtrack.evaluation.metric_table import AUROC, BRIER, IBS, Metric
 from ehrtrack.evaluation.pairs import AskedComparison, AskedOf, Pair, asked_pairs, pairs_to_reference, selection_text
 from ehrtrack.evaluation.repeats import Configuration, Difference, Finding, Method
-from ehrtrack.evaluation.split_scores import SplitScores
+from ehrtrack.evaluation.split_scores import Scored, SplitScores
 from ehrtrack.survival.repeats import (
     LEAST_SPLITS,
     Contrast,
+    difference_over_draws,
     difference_over_splits,
     difference_within_split,
     holm,
@@ -41,6 +42,7 @@ class _Tried:
     method: Method
     n_splits: int
     n_seeds: int
+    n_draws: int = 1
 
 
 def differences_over_repeats(
@@ -55,7 +57,8 @@ def differences_over_repeats(
 
     Where two configurations were run on several splits of the same subjects, a difference is the mean over the splits
     of the difference of the means over seeds, by Nadeau and Bengio. Where there is one split, it is that of the means
-    over seeds, by a bootstrap of the test subjects and of the seeds. It is in the metric by which runs are chosen, and
+    over seeds, by a bootstrap of the test subjects and of the seeds; and where labels were drawn several times, of the
+    draws, which both learned from. It is in the metric by which runs are chosen, and
     over splits also in the Brier score of these runs. p-values are adjusted by Holm: those of the differences to the
     reference among themselves, those of the questions among themselves, and each metric by itself.
 
@@ -125,25 +128,37 @@ def _tried(pair: Pair, scores: SplitScores, metric: Metric, *, seed: int) -> _Tr
     if not shared:
         reason = "they share no split: they were tested on different subjects, or name them by hashes of different keys"
         return _Tried(pair, None, reason, WITHIN, 0, _n_seeds(pair))
-    tested, reason = _within(pair, shared, scores, metric, seed=seed)
-    return _Tried(pair, tested, reason, WITHIN, 1, _n_seeds(pair))
+    tested, reason, n_draws = _within(pair, shared, scores, metric, seed=seed)
+    return _Tried(pair, tested, reason, WITHIN, 1, _n_seeds(pair), n_draws)
 
 
 def _within(
     pair: Pair, shared: Sequence[str], scores: SplitScores, metric: Metric, *, seed: int
-) -> tuple[Contrast | None, str]:
-    """The bootstrap in the first split of which both have predictions, or why there is none."""
+) -> tuple[Contrast | None, str, int]:
+    """The bootstrap in the first split of which both have predictions, or why there is none, and over how many draws.
+
+    Of configurations that learned from different labels, such as 128 and 512 of them, all draws are one.
+    """
+    generator = np.random.default_rng(seed)
     try:
         for split in shared:
             this, to = (scores.resampled(of, split, metric) for of in (pair.this, pair.to))
-            if this is not None and to is not None:
-                return difference_within_split(this, to, generator=np.random.default_rng(seed)), ""
+            if draws := [(this[labels], to[labels]) for labels in this if labels in to]:
+                return difference_over_draws(draws, generator=generator), "", len(draws)
+            if this and to:
+                return difference_within_split(_pooled(this), _pooled(to), generator=generator), "", 1
     except NotMeasurable as reason:
-        return None, str(reason)
-    return None, (
+        return None, str(reason), 0
+    reason = (
         "they share one split, on which the test needs the test predictions of both; or run them on "
         f"{LEAST_SPLITS} splits or more (data.split.seed)"
     )
+    return None, reason, 0
+
+
+def _pooled(draws: Mapping[str, Scored]) -> Scored:
+    estimates, resampled = zip(*draws.values(), strict=True)
+    return np.concatenate(estimates), np.concatenate(resampled)
 
 
 def _n_seeds(pair: Pair) -> int:
@@ -170,6 +185,7 @@ def _difference(one: _Tried, metric: Metric, p_holm: float | None, margin: float
         method=one.method,
         n_splits=one.n_splits,
         n_seeds=one.n_seeds,
+        n_draws=one.n_draws,
         margin=margin,
         is_equivalent=is_equivalent,
         finding=_finding(tested, p_holm, metric, is_equivalent=is_equivalent),
@@ -210,8 +226,9 @@ def _sentence(difference: Difference, metric: Metric, reason: str) -> str:
 
 def _method_text(difference: Difference) -> str:
     if difference.method == WITHIN:
+        draws = f", {difference.n_draws} draws of labels" if difference.n_draws > 1 else ""
         seeds = f" and {difference.n_seeds} seeds" if difference.n_seeds > 1 else ", of one seed each"
-        return f"{WITHIN}, over test subjects{seeds}"
+        return f"{WITHIN}, over test subjects{draws}{seeds}"
     text = f"Nadeau and Bengio over {difference.n_splits} splits"
     few = "; from two splits an interval is so wide that it shows next to nothing, 5 are usual"
     return text + (few if difference.n_splits == FEW_SPLITS else "")

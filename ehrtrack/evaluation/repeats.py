@@ -119,6 +119,7 @@ class Difference:
     p, p_holm : two-sided; the latter adjusted by Holm over all differences in this metric that were asked about, or
         over all to the reference
     method, n_splits, n_seeds : how the interval was made, and from how much
+    n_draws : of labels, within a split
     margin : of equivalence; 0 where it is not asked of this metric
     is_equivalent : by two one-sided tests at 5 %
     finding : what may be said
@@ -149,6 +150,7 @@ class Difference:
     is_equivalent: bool
     finding: Finding
     sentence: str
+    n_draws: int = 1
 
     @property
     def as_sentence(self) -> str:

@@ -113,10 +113,10 @@ class SplitScores:
         """Test subjects a subject that could be trained on, the mean over some splits."""
         return float(np.mean([self._test_to_training[split] for split in splits]))
 
-    def resampled(self, of: Configuration, split: str, metric: Metric) -> Scored | None:
+    def resampled(self, of: Configuration, split: str, metric: Metric) -> dict[str, Scored]:
         """Scores of the seeds on a split, and in resamples of its subjects, which are the same ones for all runs.
 
-        None where no run has predictions.
+        Runs that learned from the same labels are together, by their cohort; those without predictions are left out.
 
         Raises
         ------
@@ -126,11 +126,12 @@ class SplitScores:
         if (split, metric.key) not in self._resampled:
             self._resampled[split, metric.key] = self._resample(split, metric)
         known = self._resampled[split, metric.key]
-        values = [known[repeat.row.run_id] for repeat in self.by_split(of).get(split, []) if repeat.row.run_id in known]
-        if not values:
-            return None
-        stacked = np.stack(values)
-        return stacked[:, 0], stacked[:, 1:]
+        values: dict[str, list[Floats]] = {}
+        for repeat in self.by_split(of).get(split, []):
+            if repeat.row.run_id in known:
+                values.setdefault(repeat.row.cohort_fingerprint, []).append(known[repeat.row.run_id])
+        stacked = {cohort: np.stack(of_cohort) for cohort, of_cohort in values.items()}
+        return {cohort: (of_cohort[:, 0], of_cohort[:, 1:]) for cohort, of_cohort in stacked.items()}
 
     def _resample(self, split: str, metric: Metric) -> dict[str, Floats]:
         """Run id -> (1 + R,): the score of the subjects as they are, and that in each resample."""

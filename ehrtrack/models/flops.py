@@ -126,6 +126,7 @@ class _Count:
 
     def encoder(self, model: EhrModel) -> None:
         encoder, work = model.encoder, self.work
+        assert isinstance(encoder, Behrt), "others are not counted"
         recency = encoder.embeddings.recency
         for matrix in (recency.scale, recency.shift):
             self.product(work.tokens * matrix.numel(), learns=matrix.requires_grad)

@@ -74,6 +74,15 @@ class ModelConfig(Section):
     dropout: float = Field(0.1, ge=0, lt=1)
     readout_days: ScalesDays = READOUT_DAYS
 
+    @property
+    def title(self) -> str:
+        """The size, and before it the encoder, where that is no transformer.
+
+        >>> ModelConfig(size="tiny").title, ModelConfig(encoder="summaries", size="tiny").title
+        ('tiny', 'summaries tiny')
+        """
+        return self.size if self.encoder == "transformer" else f"{self.encoder} {self.size}"
+
     @field_validator("size")
     @classmethod
     def _is_known(cls, size: str) -> str:

@@ -49,7 +49,7 @@ def run_name(config: RunConfig, model: str, *, has_size: bool) -> str:
     >>> run_name(parse_config(told | {"data": {"path": "d"}}), "cox", has_size=False)
     'cox'
     """
-    parts = [model, *([config.model.size] if has_size else [])]
+    parts = [model, *([config.model.title] if has_size else [])]
     seed, split_seed = config.runtime.seed, getattr(config.data.split, "seed", 0)
     parts += [f"seed {seed}"] if seed else []
     parts += [f"split {split_seed}"] if split_seed else []

@@ -176,7 +176,7 @@ def _summary(
     training = records.cohort.subjects[records.rows["train"]]
     n_subjects, n_with_event = n_people(training), n_people(training.filter("is_event"))
     return describe(
-        f"{transformer_label(config)} fine-tuning of a {config.model.size} encoder",
+        f"{transformer_label(config)} fine-tuning of a {config.model.title} encoder",
         {
             **scores(reports, task),
             **causes_text(test),

@@ -314,7 +314,7 @@ def _check_test(records: CohortRecords) -> None:
 
 def _summary(config: RunConfig, records: CohortRecords, score: Interval, metric: Metric) -> str:
     return describe(
-        f"Negative controls of {config.strategy.name} fine-tuning of a {config.model.size} encoder",
+        f"Negative controls of {config.strategy.name} fine-tuning of a {config.model.title} encoder",
         {
             "subjects (train, validation, test)": ", ".join(f"{len(rows):,}" for rows in records.rows.values()),
             "epochs": str(config.negative_controls.epochs),

@@ -116,7 +116,7 @@ def _training_records(config: RunConfig, records: Records) -> Batches:
 def _summary(config: RunConfig, records: Records, result: FitResult, trivial: Mapping[str, str]) -> str:
     best = result.kept
     return describe(
-        f"Pretraining of a {config.model.size} encoder ({config.objective.name})",
+        f"Pretraining of a {config.model.title} encoder ({config.objective.name})",
         {
             "validation loss": f"{best['val/loss']:.3f}",
             **{loss.removeprefix(f"{VALIDATION}/"): _beside(best, loss, other) for loss, other in trivial.items()},

@@ -122,8 +122,34 @@ def difference_within_split(
     >>> print(tested.interval, round(tested.p, 3))
     0.100 [0.100, 0.100] 0.02
     """
-    estimate = float(this[0].mean() - to[0].mean())
-    resampled = _over_drawn_seeds(this[1], generator) - _over_drawn_seeds(to[1], generator)
+    return difference_over_draws([(this, to)], generator=generator)
+
+
+def difference_over_draws(
+    draws: Sequence[tuple[tuple[Floats, Floats], tuple[Floats, Floats]]], *, generator: np.random.Generator
+) -> Contrast:
+    """As `difference_within_split`, where both models learned from the same few labels, drawn several times.
+
+    A draw that is good to one model is mostly good to the other. So differences are taken draw by draw, and it is of
+    these that new draws are made.
+
+    Parameters
+    ----------
+    draws : of each draw of labels the two models, as in `difference_within_split`
+
+    Examples
+    --------
+    Two draws, one of them bad for both models; the first model is better by .1 in both:
+
+    >>> resampled = np.linspace(0.6, 0.8, 100)[None, :]
+    >>> good = ((np.array([0.8]), resampled + 0.1), (np.array([0.7]), resampled))
+    >>> bad = ((np.array([0.7]), resampled), (np.array([0.6]), resampled - 0.1))
+    >>> print(difference_over_draws([good, bad], generator=np.random.default_rng(0)).interval)
+    0.100 [0.100, 0.100]
+    """
+    estimate = float(np.mean([this[0].mean() - to[0].mean() for this, to in draws]))
+    of_draws = [_over_drawn_seeds(this[1], generator) - _over_drawn_seeds(to[1], generator) for this, to in draws]
+    resampled = _over_drawn_seeds(np.stack(of_draws), generator)
     interval, inner = (percentile_interval(estimate, resampled, level) for level in (LEVEL, EQUIVALENCE_LEVEL))
     return Contrast(interval, inner, _bootstrap_p(resampled))
 

@@ -108,6 +108,35 @@ def test_seeds_are_drawn_with_the_test_subjects() -> None:
     assert both.interval.upper - both.interval.lower > 1.3 * (of_subjects.interval.upper - of_subjects.interval.lower)
 
 
+def over_draws(of_lora: Sequence[float], of_cox: Sequence[float]) -> Difference:
+    """Models that each learned from three draws of labels, and were tested on the same subjects."""
+    runs = [repeat(settings, split=f"draw {number}") for settings in (LORA, COX) for number in range(3)]
+    noises = (*of_lora, *of_cox)
+    tables = {
+        one.row.run_id: predicted(noise, seed=n % 3) for n, (one, noise) in enumerate(zip(runs, noises, strict=True))
+    }
+    return only(differences_over_repeats(configurations(runs), tables, TO_COX, n_resamples=500))
+
+
+def test_a_draw_of_labels_that_is_good_to_both_models_makes_no_difference() -> None:
+    paired = over_draws((0.3, 0.9, 1.5), (0.4, 1.0, 1.6))
+    crossed = over_draws((0.3, 0.9, 1.5), (1.6, 1.0, 0.4))
+    assert paired.interval is not None
+    assert crossed.interval is not None
+    assert (paired.method, paired.n_splits, paired.n_draws, paired.finding) == (WITHIN, 1, 3, "better")
+    assert "over test subjects, 3 draws of labels, of one seed each" in paired.sentence
+    assert crossed.finding == "no difference shown"
+    assert crossed.interval.upper - crossed.interval.lower > 3 * (paired.interval.upper - paired.interval.lower)
+
+
+def test_models_of_other_labels_are_compared_as_a_whole() -> None:
+    few, many = ({**LORA, "cohort.n_labels": n} for n in (40, 800))
+    runs = [repeat(settings, split=f"draw {number}") for settings in (few, many) for number in range(2)]
+    tables = {one.row.run_id: predicted(noise, seed=1) for one, noise in zip(runs, (1.5, 1.4, 0.3, 0.4), strict=True)}
+    found = only(differences_over_repeats(configurations(runs), tables, Questions(few | {})))
+    assert (found.finding, found.n_draws) == ("better", 1)
+
+
 def test_the_order_and_the_names_of_subjects_change_nothing() -> None:
     runs = [repeat(LORA), repeat(COX)]
     tables = {one.row.run_id: predicted(noise, seed=1) for one, noise in zip(runs, (0.3, 1.5), strict=True)}

@@ -28,12 +28,17 @@ class Run(NamedTuple):
     data: Path
 
 
-@pytest.fixture
-def run(local_store: Path) -> Run:
+@pytest.fixture(params=[("transformer", "mlm"), ("summaries", "forecast")], ids=lambda of: of[0])
+def run(request: pytest.FixtureRequest, local_store: Path) -> Run:
+    encoder, pretraining = request.param
     dataset = write_dataset(local_store / "meds", Population(n_subjects=300))
     runtime = {"cache": str(local_store / "cache"), "device": "cpu", "log_raw_subjects": True}
-    settings = {"runtime": runtime, "train": {"epochs": 1, "batch_tokens": 2048}}
-    base = pretrain(study(dataset.path, local_store / "cache", objective={"name": "mlm"}, **settings))
+    settings = {
+        "model": {"encoder": encoder, "size": "tiny"},
+        "runtime": runtime,
+        "train": {"epochs": 1, "batch_tokens": 2048},
+    }
+    base = pretrain(study(dataset.path, local_store / "cache", objective={"name": pretraining}, **settings))
     frozen = {"name": "frozen", "head": "ridge"}
     objective = {"name": "survival", "n_intervals": 5}
     told = study(
@@ -50,7 +55,7 @@ def run(local_store: Path) -> Run:
 def test_its_folder_predicts_what_it_logged_and_validation_subjects_are_judged_by_twins(run: Run) -> None:
     record = run.record
     assert record.status == "FINISHED"
-    assert record.name.startswith("frozen ridge · tiny")
+    assert record.name.startswith(("frozen ridge · tiny", "frozen ridge · summaries tiny"))
     test, validation = (
         pl.read_parquet(download(record.run_id, name, run.folder / "logged"))
         for name in (TEST_PREDICTIONS, VALIDATION_PREDICTIONS)
