@@ -149,11 +149,11 @@ def _within(
                 return difference_within_split(_pooled(this), _pooled(to), generator=generator), "", 1
     except NotMeasurable as reason:
         return None, str(reason), 0
-    reason = (
+    needed = (
         "they share one split, on which the test needs the test predictions of both; or run them on "
         f"{LEAST_SPLITS} splits or more (data.split.seed)"
     )
-    return None, reason, 0
+    return None, needed, 0
 
 
 def _pooled(draws: Mapping[str, Scored]) -> Scored:
