@@ -5,8 +5,8 @@
     [CLS] = norm(x + fc2(gelu(fc1(norm(x)))))
 
 The columns are those of a regression on single codes and values (`models.code_effects`), so that what such a regression
-says lies one linear map away from the record, where a transformer has to find it among tokens. It costs a bag of
-embeddings a record: a hundredth of a small transformer's step.
+says lies one linear map away from the record, where a transformer has to find it among tokens. A step is a bag of
+embeddings a record and two small products.
 """
 
 from __future__ import annotations
