@@ -40,7 +40,8 @@ class CodeEffects(RecordColumns):
     ) -> None:
         super().__init__(levels, scales_days, mean_age)
         n_columns = self.n_columns(levels, len(scales_days), may_lack_age=mean_age is not None)
-        if not (intercept.dim() == 1 and effect.shape == (n_columns, len(intercept))):
+        is_right = intercept.dim() == 1 and effect.shape == (n_columns, len(intercept))
+        if not is_right or levels.code.shape != levels.level.shape:
             raise ValueError(f"effects of shape {tuple(effect.shape)}, and {n_columns} columns")
         self.effect: Tensor
         self.intercept: Tensor

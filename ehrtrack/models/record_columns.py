@@ -88,11 +88,6 @@ class RecordColumns(nn.Module):
         by a column of its own; None where every age is known, and there is no such column
     is_kept : whether levels, scales and mean age are among the module's tensors; else they come from the vocabulary and
         the settings beside it
-
-    Raises
-    ------
-    ValueError
-        If levels are of other tokens than codes.
     """
 
     N_OF_RECORD = 4  # and one more where ages may be unknown
@@ -103,8 +98,6 @@ class RecordColumns(nn.Module):
         self, levels: Levels, scales_days: Tensor, mean_age: Tensor | None = None, *, is_kept: bool = True
     ) -> None:
         super().__init__()
-        if levels.code.shape != levels.level.shape:
-            raise ValueError(f"codes of {len(levels.code)} tokens, and levels of {len(levels.level)}")
         self.scales_days: Tensor
         self.code: Tensor
         self.level: Tensor

@@ -137,7 +137,7 @@ def test_effects_of_codes_that_do_not_fit_are_refused(tmp_path: Path, name: str)
     write(tmp_path, effects_of_codes())
     folder = read_model_folder(tmp_path / "model")
     weights = folder.weights | {f"head.codes.{name}": folder.weights[f"head.codes.{name}"][:-1].contiguous()}
-    with pytest.raises(CheckpointError, match=r"effects of shape|codes of 29 tokens, and levels of 30"):
+    with pytest.raises(CheckpointError, match="effects of shape"):
         replace(folder, weights=weights).survival_model()
 
 
