@@ -99,10 +99,13 @@ FORMER = {
 
 
 @pytest.mark.parametrize("name", FORMER)
-def test_one_row_a_subject_gives_the_former_numbers(name):
+def test_one_row_a_subject_gives_the_former_numbers_to_the_last_bit(name):
     interval, expected = FORMER[name]
     found = interval(None)
-    assert (found.estimate, found.lower, found.upper) == pytest.approx(expected, rel=1e-12)  # BLAS rounds as it likes
+    told = (found.estimate, found.lower, found.upper)
+    if name == "slope":  # by BLAS, whose last bit depends on the processor
+        expected = pytest.approx(expected, rel=1e-12)
+    assert told == expected
 
 
 @pytest.mark.parametrize("name", FORMER)
