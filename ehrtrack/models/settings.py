@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ehrtrack.errors import ConfigError
 from ehrtrack.plugins import nearest
@@ -51,6 +51,8 @@ class ModelConfig(Section):
         which has the width of the size and no layers
     size : the shape of the encoder, one of `SIZES`
     dropout : probability of dropout on the embeddings and on the two outputs of each layer; attention weights have none
+    members : networks on summaries that are trained side by side, as an ensemble (`summaries`): the states of all are
+        read, and the cost is that of so many
     readout_days : the scales, in days, on which [CLS] reads how long ago events were (`behrt.Readout`). The default of
         a day, a month and a year suits records of years; records of two days of intensive care need scales of hours.
         The regression that is the offset of a head (`objective.lasso`) has the same scales
@@ -72,7 +74,17 @@ class ModelConfig(Section):
     encoder: Annotated[Literal["transformer", "summaries"], Mark.ADDED_LATER] = "transformer"
     size: str = "small"
     dropout: float = Field(0.1, ge=0, lt=1)
+    members: Annotated[int, Mark.ADDED_LATER] = Field(default=1, ge=1)
     readout_days: ScalesDays = READOUT_DAYS
+
+    @model_validator(mode="after")
+    def _has_members(self) -> ModelConfig:
+        if self.members > 1 and self.encoder != "summaries":
+            raise ConfigError(
+                f"model.members is {self.members}, and model.encoder is {self.encoder}, which has none: set "
+                "model.encoder=summaries, or leave model.members out"
+            )
+        return self
 
     @property
     def title(self) -> str:
@@ -80,8 +92,11 @@ class ModelConfig(Section):
 
         >>> ModelConfig(size="tiny").title, ModelConfig(encoder="summaries", size="tiny").title
         ('tiny', 'summaries tiny')
+        >>> ModelConfig(encoder="summaries", size="tiny", members=4).title
+        'summaries tiny x4'
         """
-        return self.size if self.encoder == "transformer" else f"{self.encoder} {self.size}"
+        title = self.size if self.encoder == "transformer" else f"{self.encoder} {self.size}"
+        return title if self.members == 1 else f"{title} x{self.members}"
 
     @field_validator("size")
     @classmethod

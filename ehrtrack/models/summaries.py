@@ -7,6 +7,10 @@
 The columns are those of a regression on single codes and values (`models.code_effects`), so that what such a regression
 says lies one linear map away from the record, where a transformer has to find it among tokens. A step is a bag of
 embeddings a record and two small products.
+
+Several members can be trained side by side (``model.members``), each with vectors and layers of its own, as in TabM
+(Gorishniy et al. 2024). The state is theirs one after the other; an objective such as `forecast` that asks each of them
+by itself makes an ensemble of them, which says more than one wide network.
 """
 
 from __future__ import annotations
@@ -30,15 +34,41 @@ class Codes(nn.Module):
         nn.init.normal_(self.code.weight, std=0.05)
 
 
-class Summaries(nn.Module):
+class Member(nn.Module):
+    """The layers that make a state of the sum of a record's vectors."""
+
+    def __init__(self, width: int, mlp_width: int, dropout: float) -> None:
+        super().__init__()
+        self.read_norm = nn.LayerNorm(width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, mlp_width)
+        self.fc2 = nn.Linear(mlp_width, width)
+        self.norm = nn.LayerNorm(width)
+        self.activation = nn.GELU()
+        self.dropout = nn.Dropout(dropout)
+
+    def state(self, total: Tensor) -> Tensor:
+        """(B, D) of the sums (B, D)."""
+        x = self.dropout(self.activation(self.read_norm(total)))
+        x = x + self.dropout(self.fc2(self.activation(self.fc1(self.mlp_norm(x)))))
+        of_subject: Tensor = self.norm(x)
+        return of_subject
+
+
+class Summaries(Member):
     """Encoder of packed patient histories by what they hold, not in which order.
 
     The state of a record stands at each of its tokens, so that every head reads it. To keep the states of tokens, as is
-    done of a frozen transformer, would cost more than to compute them again.
+    done of a frozen transformer, would cost more than to compute them again. The layers of its first member are its
+    own, those of the others are among `others`.
 
     Parameters
     ----------
     levels : of the vocabulary's values
+
+    Attributes
+    ----------
+    width : of a state, which is that of the size times the number of members
     """
 
     has_token_states = False
@@ -46,30 +76,25 @@ class Summaries(nn.Module):
     def __init__(
         self, config: ModelConfig, vocabulary_size: int, *, levels: Levels, may_lack_age: bool = False
     ) -> None:
-        super().__init__()
-        size = SIZES[config.size]
-        self.width = size.width
-        self.embeddings = Codes(size.width, vocabulary_size)
-        scales_days = torch.tensor(config.readout_days)
+        size, scales_days = SIZES[config.size], torch.tensor(config.readout_days)
+        width = config.members * size.width
+        embeddings = Codes(width, vocabulary_size)
+        n_columns = RecordColumns.n_columns(levels, len(scales_days), may_lack_age=may_lack_age)
+        column = nn.Parameter(0.05 * torch.randn(n_columns, width))
+        super().__init__(size.width, size.mlp_width, config.dropout)
+        self.width, self.embeddings, self.column = width, embeddings, column
         unknown_age = torch.tensor(0.0) if may_lack_age else None  # beside a column that says so
         self.reader = RecordColumns(levels, scales_days, unknown_age, is_kept=False)
-        n_columns = RecordColumns.n_columns(levels, len(scales_days), may_lack_age=may_lack_age)
-        self.column = nn.Parameter(0.05 * torch.randn(n_columns, size.width))
-        self.read_norm = nn.LayerNorm(size.width)
-        self.mlp_norm = nn.LayerNorm(size.width)
-        self.fc1 = nn.Linear(size.width, size.mlp_width)
-        self.fc2 = nn.Linear(size.mlp_width, size.width)
-        self.norm = nn.LayerNorm(size.width)
-        self.activation = nn.GELU()
-        self.dropout = nn.Dropout(config.dropout)
+        others = [Member(size.width, size.mlp_width, config.dropout) for _ in range(1, config.members)]
+        self.others = nn.ModuleList(others)
         self.layers = nn.ModuleList()
         self.recomputes = False
 
     def forward(self, batch: Batch, places: Tensor | None = None) -> Tensor:
         """Hidden states of the tokens at `places` (R,); of all T without: (R, D)."""
-        x = self.dropout(self.activation(self.read_norm(self._read(batch))))  # (B, D)
-        x = x + self.dropout(self.fc2(self.activation(self.fc1(self.mlp_norm(x)))))
-        of_subject: Tensor = self.norm(x)
+        totals = self._read(batch).chunk(1 + len(self.others), dim=1)  # of each member (B, D)
+        members: list[Member] = [self, *self.others]  # type: ignore[list-item]  # a ModuleList forgets of what
+        of_subject = torch.cat([member.state(total) for member, total in zip(members, totals, strict=True)], dim=1)
         return of_subject[batch.subject if places is None else batch.subject[places]]
 
     def _read(self, batch: Batch) -> Tensor:

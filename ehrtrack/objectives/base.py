@@ -47,6 +47,7 @@ class TrainingFacts:
     mean_age : at the end of the training subjects' records, in years, where there may be subjects of unknown age
     has_classes : labels tell whether the outcome comes, and not when
     onsets : what single codes and values say of the onsets of codes, where the base was pretrained to foretell them
+    n_members : of the encoder
     """
 
     token_counts: Ints
@@ -58,6 +59,7 @@ class TrainingFacts:
     mean_age: float | None = None
     onsets: CodeEffects | None = None
     has_classes: bool = False
+    n_members: int = 1
 
 
 @dataclass(frozen=True)

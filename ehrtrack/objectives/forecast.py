@@ -8,7 +8,8 @@ and the highest level of the values that come:
     loss = mean over the targets q that are there of    (f_q(x) - y_q)^2,      y_q in standard deviations from its mean
 
 All are read from the [CLS] state by one linear map, so that what tells the course of a record lies in that state as a
-regression can read it. What was not measured in the window has no level and is no target.
+regression can read it. Members of an encoder (``model.members``) learn each by itself, and forecast their mean. What
+was not measured in the window has no level and is no target.
 """
 
 from __future__ import annotations
@@ -107,17 +108,20 @@ class Scale(NamedTuple):
 
 
 class ForecastHead(Head):
-    """Q numbers from the [CLS] states of a batch, by one linear map."""
+    """Q numbers from the [CLS] states of a batch, by one linear map for each of the encoder's M members."""
 
-    def __init__(self, width: int, n_targets: int) -> None:
+    def __init__(self, width: int, n_targets: int, n_members: int = 1) -> None:
         super().__init__()
+        self.n_members = n_members
         self.out = nn.Linear(width, n_targets)
         nn.init.normal_(self.out.weight, std=0.02)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
-        numbers: Tensor = self.out(hidden)  # (B, Q)
-        return numbers
+        """(B, M Q), members side by side."""
+        of_members = hidden.unflatten(1, (self.n_members, -1))  # (B, M, D)
+        weight = self.out.weight.unflatten(1, (self.n_members, -1))  # (Q, M, D)
+        return (torch.einsum("bmd,qmd->bmq", of_members, weight) + self.out.bias).flatten(1)
 
     def places(self, batch: Batch) -> Tensor:
         return batch.cls_positions
@@ -139,16 +143,19 @@ class Forecast(PretrainingObjective[dict[str, float]]):
         no_levels = Levels(torch.full((len(facts.token_counts),), -1), torch.zeros(len(facts.token_counts)))
         self.axis = Axis.of(facts.levels or no_levels)
         self.window_days = config.window_days or _window_days(config, facts)
+        self.n_members = facts.n_members
         self.scale = _fit_scale(config, facts, self.axis, self.window_days)
 
     def make_head(self, width: int) -> Head:
-        return ForecastHead(width, len(self.scale.kept))
+        return ForecastHead(width, len(self.scale.kept), self.n_members)
 
     def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
         cuts = self._cuts(batch)
         if cuts is None:
             return loss_without_targets(model, batch)
-        total = squared_error(model(cuts.history), self.scale.targets(after(batch, cuts, self.axis, self.window_days)))
+        targets = self.scale.targets(after(batch, cuts, self.axis, self.window_days))
+        members = model(cuts.history).chunk(self.n_members, dim=1)
+        total = torch.stack([squared_error(forecast, targets) for forecast in members]).mean()  # each by itself
         return BatchLoss(total, len(cuts), total.item() / len(cuts))
 
     def score(self, model: nn.Module, batch: Batch) -> dict[str, float]:
@@ -158,9 +165,10 @@ class Forecast(PretrainingObjective[dict[str, float]]):
             return dict.fromkeys(("cuts", "forecast", "persistence"), 0.0)
         targets = self.scale.targets(after(batch, cuts, self.axis, self.window_days))
         trivial = self.scale.persistence(before(batch, cuts, self.axis, self.window_days))
+        members = model(cuts.history).unflatten(1, (self.n_members, -1))
         return {
             "cuts": float(len(cuts)),
-            "forecast": float(squared_error(model(cuts.history), targets)),
+            "forecast": float(squared_error(members.mean(dim=1), targets)),
             "persistence": float(squared_error(trivial, targets)),
         }
 

@@ -30,7 +30,7 @@ from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.ridge_head import check_solvable
 from ehrtrack.training.sanity import failed_checks, unlearned
 
-ENCODER_SHAPE = ("encoder", "size", "readout_days")
+ENCODER_SHAPE = ("encoder", "size", "members", "readout_days")
 """Settings of the model that a pretrained encoder brings along."""
 
 

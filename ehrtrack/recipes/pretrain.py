@@ -95,6 +95,7 @@ def untrained(config: RunConfig, records: Records) -> tuple[PretrainingObjective
         levels=Levels.of(records.vocabulary),
         scales_days=config.model.readout_days,
         mean_age=mean_age(records.store, records.rows["train"]) if config.data.may_lack_age else None,
+        n_members=config.model.members,
     )
     objective = pretraining_objective(config.objective, facts)
     encoder = new_encoder(config.model, Levels.of(records.vocabulary), may_lack_age=config.data.may_lack_age)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from simulated import History, Visit, random_store, store_of
 
 from ehrtrack.data.batch import Batch, collate
+from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import SIZES, Behrt, EhrModel, ModelConfig
 from ehrtrack.models.encoders import new_encoder
 from ehrtrack.models.heads import HazardHead
@@ -86,3 +88,38 @@ def test_lora_wraps_it_and_what_is_merged_predicts_the_same() -> None:
     with torch.no_grad():
         expected = model(batch)
         torch.testing.assert_close(strategy.merge(model)(batch), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_members_are_networks_of_their_own_side_by_side() -> None:
+    """The state of three members is that of three encoders, one after the other."""
+    config = CONFIG.model_copy(update={"members": 3})
+    together = new_encoder(config, LEVELS, may_lack_age=False)
+    assert isinstance(together, Summaries)
+    batch, width = batch_of(6), SIZES["tiny"].width
+    states = together.eval()(batch, batch.cls_positions)
+    assert states.shape == (6, 3 * width) == (6, together.width)
+    for number, layers in enumerate([together, *together.others]):
+        alone, mine = encoder(), slice(number * width, (number + 1) * width)
+        alone.load_state_dict(
+            {name: tensor for name, tensor in layers.state_dict().items() if not name.startswith("others")}
+            | {
+                "embeddings.code.weight": together.embeddings.code.weight[:, mine],
+                "column": together.column[:, mine],
+            }
+        )
+        torch.testing.assert_close(states[:, mine], alone(batch, batch.cls_positions))
+    assert not torch.allclose(states[:, :width], states[:, width : 2 * width])
+
+
+def test_a_single_member_has_the_tensors_that_it_had_before_there_were_members() -> None:
+    names = {name for name, _ in encoder().named_parameters()}
+    layers = {
+        f"{layer}.{part}" for layer in ("read_norm", "mlp_norm", "fc1", "fc2", "norm") for part in ("weight", "bias")
+    }
+    assert names == {"embeddings.code.weight", "column", *layers}
+
+
+def test_only_summaries_have_members() -> None:
+    with pytest.raises(ConfigError, match=r"model\.members is 2, and model\.encoder is transformer"):
+        ModelConfig(members=2)

@@ -126,6 +126,32 @@ def test_losses_equal_an_independent_computation() -> None:
     assert metrics["val/persistence_loss"] == pytest.approx(np.concatenate(persistence).mean(), rel=1e-5)
 
 
+def test_members_learn_each_by_itself_and_forecast_their_mean() -> None:
+    """Of two that miss by as much, one above and one below, each is taught its own error; together they are right."""
+    records = Batches(random_store(80, V), np.arange(80), 100_000, 100)
+    config = ForecastConfig(window_days=20.0)
+    alone, both = (Forecast(config, replace(facts(records), n_members=n)) for n in (1, 2))
+    batch, n_targets = next(iter(records)), len(alone.scale.kept)
+
+    class Fixed(nn.Module):
+        def __init__(self, *said: float) -> None:
+            super().__init__()
+            self.said = said
+
+        def forward(self, history: Batch) -> Tensor:
+            return torch.tensor(self.said).repeat_interleave(n_targets).repeat(len(history.lengths), 1)
+
+    above, below, middle = (alone.loss(Fixed(said), batch).mean for said in (1.0, -1.0, 0.0))
+    assert both.loss(Fixed(1.0, -1.0), batch).mean == pytest.approx((above + below) / 2)
+    assert above + below > 2 * middle
+    assert both.score(Fixed(1.0, -1.0), batch)["forecast"] == pytest.approx(alone.score(Fixed(0.0), batch)["forecast"])
+    head = both.make_head(8)
+    with torch.no_grad():
+        of_two = head(torch.cat([torch.ones(3, 4), torch.zeros(3, 4)], dim=1), batch, torch.empty(0))
+    assert torch.equal(of_two[:, n_targets:], torch.zeros(3, n_targets))  # the other member has a bias of 0
+    assert of_two[:, :n_targets].abs().sum() > 0
+
+
 def test_targets_have_mean_0_and_variance_1_among_training_windows() -> None:
     records = Batches(random_store(200, V), np.arange(200), 4096, 100)
     objective = Forecast(ForecastConfig(window_days=20.0), facts(records))
