@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ehrtrack.arrays import Floats, Ints
 from ehrtrack.data.outcomes import Outcomes
-from ehrtrack.survival.ridge import Loss, Regression, event_folds, ridge
+from ehrtrack.survival.ridge import Axes, Loss, Regression, event_folds
 
 N_FOLDS, N_CANDIDATES = 5, 8
 MOST_STEPS = 200
@@ -136,9 +136,12 @@ class HazardRegression:
 
     def fit(self, x: Floats, penalty: Floats, rows: Ints) -> Regression:
         """The regression of some of the subjects on their columns, of x (N, P), at penalties (P,)."""
+        return self._fit(Axes(x[rows], penalty), 1.0, rows)
+
+    def _fit(self, axes: Axes, strength: float, rows: Ints) -> Regression:
         outcomes = self.outcomes[rows]
         loss, curvature = loss_of_shift(self.hazards, outcomes), float(outcomes.is_event.mean())
-        return ridge(x[rows], loss, penalty, curvature=curvature, n_outputs=self.n_outputs)
+        return axes.fit(loss, curvature=curvature, n_outputs=self.n_outputs, strength=strength)
 
     def tried(self, x: Floats, strongest: float, weakest: float) -> list[float]:
         """Falling penalties, in equal ratios over a range in units of the largest slope at effects of 0."""
@@ -151,10 +154,13 @@ class HazardRegression:
         equals."""
         total = np.zeros(len(penalties))
         for number in range(int(self.fold.max()) + 1):
-            held_out = np.flatnonzero(self.fold == number)
+            held_out, rows = np.flatnonzero(self.fold == number), self.without(number)
             loss = loss_of_shift(self.hazards, self.outcomes[held_out])
+            axes = Axes(x[rows], penalties[0])
             for place, penalty in enumerate(penalties):
-                said = self.fit(x, penalty, self.without(number)).at(x[held_out])
+                if axes.strength(penalty) is None:
+                    axes = Axes(x[rows], penalty)
+                said = self._fit(axes, axes.strength(penalty) or 1.0, rows).at(x[held_out])
                 total[place] += loss(said)[0] * len(held_out)
         return penalties[int(np.argmin(total))]
 

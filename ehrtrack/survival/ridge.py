@@ -45,49 +45,76 @@ class Regression(NamedTuple):
         return said
 
 
-def ridge(x: Floats, loss: Loss, penalty: Floats, *, curvature: float, n_outputs: int = 1) -> Regression:
-    """The regression of the least penalised loss.
+class Axes:
+    """Columns on their principal axes under a penalty, which penalties in the same proportions share.
 
     Parameters
     ----------
     x : (N, P)
     penalty : (P,) lambda > 0; where it is infinite, the column has no effect
-    curvature : of the loss by the shift of a subject, times N, roughly: the share with an event. It sets the scale of
-        the first step alone
 
     Examples
     --------
-    Least squares with an intercept; the stronger the penalty, the smaller the effect:
+    Twice the penalty is twice the strength; in other proportions it is of other axes:
 
-    >>> x, y = np.array([[-1.0], [0.0], [1.0]]), np.array([[1.0], [3.0], [5.0]])
-    >>> def squares(shift):
-    ...     return float(((shift - y) ** 2).mean()) / 2, (shift - y) / 3
-    >>> for penalty in (1e-9, 2 / 3, np.inf):
-    ...     found = ridge(x, squares, np.array([penalty]), curvature=1.0)
-    ...     print(round(float(found.effect[0, 0]), 3), found.intercept.round(3).tolist())
-    2.0 [3.0]
-    1.0 [3.0]
-    0.0 [3.0]
+    >>> axes = Axes(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0.5, 2.0]))
+    >>> axes.strength(np.array([1.0, 4.0])), axes.strength(np.array([1.0, 1.0]))
+    (2.0, None)
     """
-    effect = np.zeros((x.shape[1], n_outputs))
-    used = np.flatnonzero(np.isfinite(penalty))
-    root = np.sqrt(penalty[used])
-    left, length, axes = np.linalg.svd(x[:, used] / root, full_matrices=False)
-    scale = 1 / np.sqrt(curvature * length**2 / len(x) + 1)
-    weight = np.append(scale**2, 0.0)  # of the intercept, which is no effect, none
-    turned = np.column_stack([left * (length * scale), np.full(len(x), 1 / np.sqrt(curvature))])
 
-    def value_and_slope(flat: Floats) -> tuple[float, Floats]:
-        free = flat.reshape(-1, n_outputs)
-        mean, slope = loss(turned @ free)
-        weighted = weight[:, None] * free
-        return mean + float((weighted * free).sum()) / 2, (turned.T @ slope + weighted).ravel()
+    def __init__(self, x: Floats, penalty: Floats) -> None:
+        self.penalty = penalty
+        self._used = np.flatnonzero(np.isfinite(penalty))
+        self._root = np.sqrt(penalty[self._used])
+        self._left, self._length, self._axes = np.linalg.svd(x[:, self._used] / self._root, full_matrices=False)
 
-    options = {"maxiter": MAX_STEPS, "gtol": TOLERANCE, "ftol": 0.0}
-    start = np.zeros(turned.shape[1] * n_outputs)
-    found = minimize(value_and_slope, start, jac=True, method="L-BFGS-B", options=options).x.reshape(-1, n_outputs)
-    effect[used] = (axes.T @ (found[:-1] * scale[:, None])) / root[:, None]
-    return Regression(effect, found[-1] / np.sqrt(curvature))
+    def strength(self, penalty: Floats) -> float | None:
+        """How many times as strong another penalty (P,) is; None where its proportions are others."""
+        if not np.array_equal(np.isfinite(penalty), np.isfinite(self.penalty)):
+            return None
+        times = penalty[self._used] / self.penalty[self._used]
+        return float(times[0]) if len(times) and np.allclose(times, times[0], rtol=1e-12) else None
+
+    def fit(self, loss: Loss, *, curvature: float, n_outputs: int = 1, strength: float = 1.0) -> Regression:
+        """The regression of the least penalised loss, at a penalty so many times as strong.
+
+        Parameters
+        ----------
+        curvature : of the loss by the shift of a subject, times N, roughly: the share with an event. It sets the scale
+            of the first step alone
+
+        Examples
+        --------
+        Least squares with an intercept; the stronger the penalty, the smaller the effect:
+
+        >>> x, y = np.array([[-1.0], [0.0], [1.0]]), np.array([[1.0], [3.0], [5.0]])
+        >>> def squares(shift):
+        ...     return float(((shift - y) ** 2).mean()) / 2, (shift - y) / 3
+        >>> axes = Axes(x, np.array([2 / 3]))
+        >>> for strength in (1e-9, 1, 2):
+        ...     found = axes.fit(squares, curvature=1.0, strength=strength)
+        ...     print(round(float(found.effect[0, 0]), 3), found.intercept.round(3).tolist())
+        2.0 [3.0]
+        1.0 [3.0]
+        0.667 [3.0]
+        """
+        n, length, root = len(self._left), self._length / strength**0.5, self._root * strength**0.5
+        effect = np.zeros((len(self.penalty), n_outputs))
+        scale = 1 / np.sqrt(curvature * length**2 / n + 1)
+        weight = np.append(scale**2, 0.0)  # of the intercept, which is no effect, none
+        turned = np.column_stack([self._left * (length * scale), np.full(n, 1 / np.sqrt(curvature))])
+
+        def value_and_slope(flat: Floats) -> tuple[float, Floats]:
+            free = flat.reshape(-1, n_outputs)
+            mean, slope = loss(turned @ free)
+            weighted = weight[:, None] * free
+            return mean + float((weighted * free).sum()) / 2, (turned.T @ slope + weighted).ravel()
+
+        options = {"maxiter": MAX_STEPS, "gtol": TOLERANCE, "ftol": 0.0}
+        start = np.zeros(turned.shape[1] * n_outputs)
+        found = minimize(value_and_slope, start, jac=True, method="L-BFGS-B", options=options).x.reshape(-1, n_outputs)
+        effect[self._used] = (self._axes.T @ (found[:-1] * scale[:, None])) / root[:, None]
+        return Regression(effect, found[-1] / np.sqrt(curvature))
 
 
 def event_folds(is_event: Bools, subject: Ints | None, *, n_folds: int, seed: int) -> Ints:

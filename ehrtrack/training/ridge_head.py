@@ -39,6 +39,8 @@ SHARE_OF_STATICS = 0.01
 """Of the penalty, what age and static facts have to bear. The states are many columns that tell similar things."""
 LEAST_SPREAD = 1e-6
 """Of a feature that is not the same of all subjects."""
+LEAST_SHARE_OF_AXIS = 1e-12
+"""Of an axis's sum of squares, in units of the longest's: what is shorter is rounding."""
 
 
 def check_solvable(head: Head, outcomes: Outcomes) -> None:
@@ -96,9 +98,18 @@ def solve_head(model: EhrModel, objective: OutcomeObjective, *, training: Batche
 
 
 class _Table(NamedTuple):
-    """What a head reads of N labelled subjects: standardised states (N, 3 D), and static facts (N, S)."""
+    """What a head reads of N labelled subjects.
+
+    Attributes
+    ----------
+    record : (N, A) standardised states on their A axes: a ridge regression is the same on them, and they are fewer
+    axes : (3 D, A) their directions
+    mean, scale : (3 D,) of the states
+    statics : (N, S)
+    """
 
     record: Floats
+    axes: Floats
     mean: Floats
     scale: Floats
     statics: Floats
@@ -106,8 +117,14 @@ class _Table(NamedTuple):
 
     @property
     def columns(self) -> Floats:
-        """(N, S + 3 D)"""
+        """(N, S + A)"""
         return np.hstack([self.statics, self.record])
+
+    @property
+    def states(self) -> Floats:
+        """(N, 3 D)"""
+        states: Floats = self.record @ self.axes.T
+        return states
 
 
 def _read(model: EhrModel, head: HazardHead, parts: Sequence[Batches]) -> _Table:
@@ -123,13 +140,30 @@ def _read(model: EhrModel, head: HazardHead, parts: Sequence[Batches]) -> _Table
     record = np.concatenate(records)
     mean, scale = record.mean(axis=0), record.std(axis=0)
     scale[scale < LEAST_SPREAD] = 1.0
-    return _Table((record - mean) / scale, mean, scale, np.concatenate(statics), Outcomes.joined(outcomes))
+    axes = axes_of((record - mean) / scale)
+    on_axes = ((record - mean) / scale) @ axes
+    return _Table(on_axes, axes, mean, scale, np.concatenate(statics), Outcomes.joined(outcomes))
+
+
+def axes_of(z: Floats) -> Floats:
+    """(P, A) directions with lengths of 1 in which the rows of z (N, P) differ.
+
+    A network that has one state for a whole record repeats it as [CLS], mean and largest value; and of fewer subjects
+    than columns there are no more directions than subjects.
+    """
+    is_wide = z.shape[1] > len(z)
+    square, vectors = np.linalg.eigh(z @ z.T if is_wide else z.T @ z)
+    is_there = square > LEAST_SHARE_OF_AXIS * square[-1]
+    if not is_wide:
+        return vectors[:, is_there]
+    along: Floats = z.T @ (vectors[:, is_there] / np.sqrt(square[is_there]))
+    return along
 
 
 def _penalty(regression: HazardRegression, table: _Table) -> Floats:
-    """(S + 3 D,) that of age and static facts first, and that of the states."""
+    """(S + A,) that of age and static facts first, and that of the states."""
     share = np.repeat([SHARE_OF_STATICS, 1.0], [table.statics.shape[1], table.record.shape[1]])
-    return regression.chosen(table.columns, [penalty * share for penalty in regression.tried(table.record, *RANGE)])
+    return regression.chosen(table.columns, [penalty * share for penalty in regression.tried(table.states, *RANGE)])
 
 
 def _set(head: HazardHead, regression: HazardRegression, table: _Table, penalty: Floats, rows: Ints) -> float:
@@ -138,7 +172,7 @@ def _set(head: HazardHead, regression: HazardRegression, table: _Table, penalty:
     shift = table.columns @ effect
     baseline = regression.baseline_beside(shift, rows)
     n_statics, n_outputs = table.statics.shape[1], regression.n_outputs
-    of_record = effect[n_statics:] / table.scale[:, None]
+    of_record = table.axes @ effect[n_statics:] / table.scale[:, None]
     logits = torch.from_numpy(shift[rows])[:, None] + baseline.reshape(1, -1, n_outputs)
     with torch.no_grad():
         head.out.weight.zero_()  # no drift

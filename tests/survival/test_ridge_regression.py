@@ -12,7 +12,7 @@ from ehrtrack.data.outcomes import Outcomes
 from ehrtrack.errors import DataError
 from ehrtrack.survival.hazard_regression import HazardRegression
 from ehrtrack.survival.losses import negative_log_likelihood
-from ehrtrack.survival.ridge import event_folds, ridge
+from ehrtrack.survival.ridge import Axes, event_folds
 
 RNG = np.random.default_rng(0)
 N = 200
@@ -29,7 +29,7 @@ def log_loss(shift: np.ndarray) -> tuple[float, np.ndarray]:
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_it_is_scikit_learns_logistic_regression_on_columns_divided_by_the_root_of_their_penalty(scale: float) -> None:
     penalty = np.array([0.3, 0.01, 0.1, 1.0])
-    found = ridge(X * scale, log_loss, penalty * scale**2, curvature=0.3)
+    found = Axes(X * scale, penalty * scale**2).fit(log_loss, curvature=0.3)
     library = LogisticRegression(C=1 / N, tol=1e-10, max_iter=10_000).fit(X / np.sqrt(penalty), Y)
     np.testing.assert_allclose(found.effect[:, 0] * scale, library.coef_[0] / np.sqrt(penalty), rtol=0, atol=1e-4)
     np.testing.assert_allclose(found.intercept, library.intercept_, rtol=0, atol=1e-4)
@@ -37,18 +37,18 @@ def test_it_is_scikit_learns_logistic_regression_on_columns_divided_by_the_root_
 
 def test_more_columns_than_subjects_have_the_effects_of_the_least_penalised_loss() -> None:
     wide = np.hstack([X, RNG.normal(size=(N, 300))])
-    found = ridge(wide, log_loss, np.full(304, 0.2), curvature=0.3)
+    found = Axes(wide, np.full(304, 0.2)).fit(log_loss, curvature=0.3)
     _, slope = log_loss(found.at(wide))
     np.testing.assert_allclose(wide.T @ slope, -0.2 * found.effect, rtol=0, atol=1e-4)
     assert abs(slope.sum()) < 1e-4
 
 
 def test_an_infinite_penalty_leaves_the_regression_on_the_others() -> None:
-    alone = ridge(X[:, :2], log_loss, np.full(2, 0.1), curvature=0.3)
-    beside = ridge(X, log_loss, np.array([0.1, 0.1, np.inf, np.inf]), curvature=0.3)
+    alone = Axes(X[:, :2], np.full(2, 0.1)).fit(log_loss, curvature=0.3)
+    beside = Axes(X, np.array([0.1, 0.1, np.inf, np.inf])).fit(log_loss, curvature=0.3)
     np.testing.assert_allclose(beside.effect[:2], alone.effect, rtol=0, atol=1e-4)
     assert (beside.effect[2:] == 0).all()
-    nothing = ridge(X, log_loss, np.full(4, np.inf), curvature=0.3)
+    nothing = Axes(X, np.full(4, np.inf)).fit(log_loss, curvature=0.3)
     np.testing.assert_allclose(expit(nothing.intercept), Y.mean(), rtol=0, atol=1e-5)
 
 
@@ -104,3 +104,13 @@ def test_the_baseline_beside_a_regression_foretells_as_many_events_a_day_as_came
         expected = expit(float(baseline[day]) + shift[at_risk, 0]).sum()
         came = (outcomes.is_event & (outcomes.follow_up_days == day)).sum()
         assert abs(expected - came) < 0.5
+
+
+def test_penalties_in_the_same_proportions_share_their_axes() -> None:
+    penalty = np.array([0.1, 0.2, np.inf, 0.3])
+    axes = Axes(X, penalty)
+    assert axes.strength(7 * penalty) == pytest.approx(7)
+    stronger, alone = axes.fit(log_loss, curvature=0.3, strength=7.0), Axes(X, 7 * penalty).fit(log_loss, curvature=0.3)
+    np.testing.assert_allclose(stronger.effect, alone.effect, atol=1e-4)
+    assert axes.strength(penalty + np.array([0.1, 0, 0, 0])) is None
+    assert axes.strength(np.full(4, 0.1)) is None
