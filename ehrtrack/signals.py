@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -21,7 +24,12 @@ class TerminatedBySignal(SystemExit):
 INTERRUPTIONS = (KeyboardInterrupt, TerminatedBySignal)
 """What the two signals are, once they are raised."""
 
+SOON = 0.05
+"""Seconds after which an interruption that was lost comes again."""
+
 _received: list[int] = []
+_handler_of: dict[int, Any] = {}
+"""What handled each signal when it came."""
 _is_command = False
 
 
@@ -50,8 +58,34 @@ def second_is_at_once() -> None:
 def end_here(number: int, frame: FrameType | None) -> None:
     """The handler of both signals in a command: it is ended where it stands."""
     _received.append(number)
+    _handler_of[number] = signal.getsignal(number)
     second_is_at_once()
     raise_for(number)
+
+
+@contextmanager
+def raised_again() -> Iterator[None]:
+    """While inside, an interruption that nobody saw is raised once more.
+
+    Python calls handlers between any two steps of a program, and so also in a finaliser or the callback of a weak
+    reference, in which it prints what is raised and goes on: the command would never end.
+    """
+    before = sys.unraisablehook
+
+    def see(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, INTERRUPTIONS):
+            before(unraisable)
+            return
+        number = signal.SIGINT if isinstance(unraisable.exc_value, KeyboardInterrupt) else signal.SIGTERM
+        if number in _handler_of and threading.current_thread() is threading.main_thread():
+            signal.signal(number, _handler_of[number])
+            threading.Timer(SOON, os.kill, (os.getpid(), number)).start()  # when the finaliser is over
+
+    sys.unraisablehook = see
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def may_handle(number: int) -> bool:
@@ -72,7 +106,8 @@ def signals_end_the_command() -> Iterator[None]:
         signal.signal(number, end_here)
     _is_command = True
     try:
-        yield
+        with raised_again():
+            yield
     finally:
         _is_command = False
         for number in ours:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,29 @@ def test_an_error_that_ctrl_c_made_of_a_query_is_ctrl_c(
     monkeypatch.setattr("ehrtrack.data.importing.import_dataset", query)
     assert exit_code("import", "meds", "in", "out") == 130
     assert capsys.readouterr().err == "ehrtrack: ended by Ctrl-C\n"
+
+
+@pytest.mark.parametrize(("number", "code", "name"), ENDS)
+def test_a_signal_that_comes_in_a_callback_of_the_interpreter_ends_the_command_after_it(
+    number: signal.Signals, code: int, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is raised there is printed and lost."""
+    is_over = []
+
+    class Thing:
+        pass
+
+    def work(*_: object, **__: object) -> None:
+        thing = Thing()
+        reference = weakref.ref(thing, lambda _: signal.raise_signal(number))
+        del thing
+        is_over.append(reference)
+        threading.Event().wait(60)
+
+    monkeypatch.setattr("ehrtrack.data.importing.import_dataset", work)
+    assert exit_code("import", "meds", "in", "out") == code
+    assert is_over
+    assert "Exception ignored" not in capsys.readouterr().err
 
 
 def test_an_error_of_a_command_that_got_no_signal_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

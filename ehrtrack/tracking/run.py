@@ -15,7 +15,7 @@ from types import FrameType
 from ehrtrack.errors import TrackingError
 from ehrtrack.home import usual_cache
 from ehrtrack.privacy import Privacy
-from ehrtrack.signals import INTERRUPTIONS, STOPPING, end_here, may_handle, raise_for, second_is_at_once
+from ehrtrack.signals import INTERRUPTIONS, STOPPING, end_here, may_handle, raise_for, raised_again, second_is_at_once
 from ehrtrack.signals import TerminatedBySignal as TerminatedBySignal
 from ehrtrack.tracking import names
 from ehrtrack.tracking.client.connection import redacted, tracking_uri
@@ -244,7 +244,8 @@ def _signals_end_the_run() -> Iterator[_Termination]:
     for number in ours:
         signal.signal(number, _termination)
     try:
-        yield _termination
+        with raised_again():
+            yield _termination
     finally:
         _termination = None
         for number in ours:
