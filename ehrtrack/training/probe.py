@@ -43,7 +43,9 @@ LEAST_FITTED, LEAST_SCORED = 20, 5
 """Cuts after which a code must come, and as many after which it must not, to be learned from and to be scored."""
 LEAST_SHARE, MOST_COLUMNS = 0.01, 1000
 """Share of the cuts whose record must have a column, and how many columns are read, those of most cuts."""
-LEAST_SPREAD = 1e-6
+LEAST_SPREAD, MOST_SPREADS = 1e-6, 10.0
+"""Spread of a column that is not the same of all, and how many spreads from the mean a value counts as no farther: what
+was rare among the fitted, such as a code of this very day, would else be taken for a thousand times as much."""
 CHOOSING = 0.25
 """Share of the training subjects by whom the penalty of each regression is chosen."""
 PENALTIES = np.geomspace(1e3, 1e-3, 13)
@@ -185,8 +187,9 @@ class Probe:
         They are 0 where nothing is asked.
         """
         parts = self._parts
-        spread = columns[parts[0]].std(axis=0)
-        columns = columns[:, spread > LEAST_SPREAD] / spread[spread > LEAST_SPREAD]
+        mean, spread = columns[parts[0]].mean(axis=0), columns[parts[0]].std(axis=0)
+        columns = (columns - mean)[:, spread > LEAST_SPREAD] / spread[spread > LEAST_SPREAD]
+        columns = columns.clip(-MOST_SPREADS, MOST_SPREADS)
         errors = np.zeros((parts[2].sum(), self.n_targets))
         for number, target in enumerate(self._targets.T):
             is_asked = ~np.isnan(target)

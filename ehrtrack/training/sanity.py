@@ -169,7 +169,8 @@ def _transfers(states: float, counts: float, error: float) -> tuple[State, str]:
         return "fail" if is_far else "warn", f"{said} {told}: states know less than counts"
     if is_far:
         return "warn", f"{said} {told}: states may know less than counts"
-    return "ok", f"{said}: states know {'more than' if states > counts + PROBE_ERRORS * error else 'as much as'} counts"
+    is_more = states - counts > PROBE_ERRORS * error
+    return "ok", f"{said}: states know more than counts" if is_more else f"{said}: states do not know less than counts"
 
 
 def learned_risk(gain: Interval, *, than: str = "the Kaplan-Meier curve") -> Verdict:

@@ -84,11 +84,12 @@ def test_what_is_asked_of_values_is_their_level() -> None:
 
 
 def test_it_is_the_same_each_time_and_draws_from_no_other_source_of_random_numbers() -> None:
+    of = model()
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[union-attr]
     asked = probe(signs())
-    first = asked(model())
-    assert asked(model()) == first == probe(replace(signs(), batch_tokens=200, shuffle_seed=3))(model())
-    assert probe(signs(), seed=1)(model()) != first
+    first = asked(of)
+    assert asked(of) == first == probe(replace(signs(), batch_tokens=200, shuffle_seed=3))(of)
+    assert probe(signs(), seed=1)(of) != first
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])  # type: ignore[index]
 

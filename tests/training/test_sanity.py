@@ -49,7 +49,7 @@ PROBED = {"val/mlm_loss": 3.0, "val/unigram_loss": 4.0}
         (0.12, 0.21, 0.01, "fail", "states know less than counts"),
         (0.19, 0.21, 0.005, "warn", "states know less than counts"),  # a tenth less, and surely
         (0.12, 0.21, 0.05, "warn", "states may know less than counts"),  # too few subjects to be sure
-        (0.20, 0.21, 0.01, "ok", "states know as much as counts"),
+        (0.20, 0.21, 0.01, "ok", "states do not know less than counts"),
         (0.25, 0.21, 0.01, "ok", "states know more than counts"),
         (-0.01, 0.005, 0.001, "ok", "the probe tells nothing"),
     ],
