@@ -9,7 +9,7 @@ import pytest
 from simulated import Population, study, write_dataset
 
 from ehrtrack.config import RunConfig, override
-from ehrtrack.errors import DataError
+from ehrtrack.errors import ConfigError, DataError
 from ehrtrack.pipeline import fit as pipeline_fit
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.recipes.resume import resume
@@ -47,7 +47,7 @@ def pretrained(data: Path, folder: Path, *, epochs: int, **objective: Any) -> Ru
 def test_masked_pretraining_that_does_not_transfer_has_not_learned(world: Path, local_store: Path) -> None:
     run = pretrained(world, local_store, epochs=4, name="mlm")
     assert run.metrics["val/mlm_loss"] < 0.98 * run.metrics["val/unigram_loss"]  # which was enough
-    assert run.metrics["probe/states_r2"] < 0.8 * run.metrics["probe/counts_r2"]
+    assert run.metrics["probe/states_r2"] < 0.7 * run.metrics["probe/counts_r2"]
     assert run.tags["sanity.learned"] == "fail"
     assert "states know less than counts" in run.tags["mlflow.note.content"]
 
@@ -136,3 +136,19 @@ def test_records_that_are_too_short_are_left_out_aloud(
     assert "counts" not in run.tags["mlflow.note.content"].split("learned: ")[1].split("\n")[0]
     with pytest.raises(DataError, match="nothing new comes within"):
         pretrain(small(local_store, select_by="probe"))
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"select_by": "probe", "probe_epochs": "never"}, "select_by=probe needs a probe after each epoch"),
+        ({"select_by": "probe", "probe_epochs": 2}, "select_by=probe needs a probe after each epoch"),
+        ({"probe_epochs": 0}, "probe_epochs"),
+        ({"name": "mixed", "settings": {"mlm": {"probe_epochs": 1}}}, "probe_epochs is a setting of the sum"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    objective: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        study(tmp_path, tmp_path, objective={"name": "mlm"} | objective)
