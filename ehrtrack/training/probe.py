@@ -48,6 +48,8 @@ LEAST_SPREAD, MOST_SPREADS = 1e-6, 10.0
 was rare among the fitted, such as a code of this very day, would else be taken for a thousand times as much."""
 CHOOSING = 0.25
 """Share of the training subjects by whom the penalty of each regression is chosen."""
+N_DIGITS = 6
+"""Of what is told, on which it does not depend where in memory arrays lie."""
 PENALTIES = np.geomspace(1e3, 1e-3, 13)
 """Those that are tried, for each cut and in units of the columns' variance."""
 
@@ -102,7 +104,7 @@ class Probe:
         values = {
             "states_r2": _r2(errors),
             "counts_r2": self.counts_r2,
-            "difference_error": float(np.sqrt(len(better)) * better.std()),
+            "difference_error": round(float(np.sqrt(len(better)) * better.std()), N_DIGITS),
             "targets": float(self.n_targets),
         }
         return named(PROBE, values)
@@ -229,4 +231,4 @@ def _ridge(x: Floats, y: Floats) -> Callable[[Floats], Floats]:
 
 
 def _r2(errors: Floats) -> float:
-    return float(1 - errors.sum(axis=0).mean())
+    return round(float(1 - errors.sum(axis=0).mean()), N_DIGITS)
