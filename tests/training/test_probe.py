@@ -94,6 +94,13 @@ def test_it_is_the_same_each_time_and_draws_from_no_other_source_of_random_numbe
     assert np.array_equal(np.random.get_state()[1], before[1])  # type: ignore[index]
 
 
+def test_what_was_nearly_the_same_of_those_fitted_tells_nothing_wild_of_others() -> None:
+    asked = probe(signs())
+    is_scored = asked._parts[2]
+    column = np.where(is_scored, 1.0, np.random.default_rng(0).normal(scale=1e-5, size=len(is_scored)))
+    assert (asked._errors(column[:, None]).sum(axis=0) < 2).all()
+
+
 @pytest.mark.parametrize(
     ("visits", "message"),
     [
