@@ -16,6 +16,8 @@ TRAINING, VALIDATION, KEPT, TEST = "train", "val", "kept", "test"
 after each epoch; of the validation subjects by the weights that were kept, by which runs are compared; of the test
 subjects."""
 VALIDATION_LOSS = f"{VALIDATION}/loss"
+PROBE = "probe"
+"""The first part of the names of what a probe of a pretraining found (`training.probe`)."""
 
 Task = Literal["survival", "classification", "classes", "pretraining"]
 """What a model is trained and judged for: when the outcome comes (survival), whether it does by a horizon

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from ehrtrack.errors import DataError
-from ehrtrack.runlog import KEPT, TEST, TRAINING, VALIDATION, Task
+from ehrtrack.runlog import KEPT, PROBE, TEST, TRAINING, VALIDATION, Task
 
 Better = Literal["higher", "lower", "nearer 1", "nearer 0"]
 Place = Literal["progress", "headline", "compare", "study", "sensitivity", "ui"]
@@ -22,8 +22,8 @@ OUTCOME_TASKS: tuple[Task, ...] = (*TIMED_TASKS, *CLASSES)
 PRETRAINING: tuple[Task, ...] = ("pretraining",)
 BOUNDS = ("_lower", "_upper")
 """Ends of the names of an interval's bounds."""
-SHORT_NAMES = {TRAINING: "train", VALIDATION: "val", KEPT: "val", TEST: "test"}
-LONG_NAMES = {TRAINING: "training", VALIDATION: "validation", KEPT: "validation", TEST: "test"}
+SHORT_NAMES = {TRAINING: "train", VALIDATION: "val", KEPT: "val", TEST: "test", PROBE: "probe"}
+LONG_NAMES = {TRAINING: "training", VALIDATION: "validation", KEPT: "validation", TEST: "test", PROBE: "probe"}
 _COLUMNS = {
     "test/c_index_lower": "test_lower",
     "test/c_index_upper": "test_upper",
@@ -107,6 +107,10 @@ METRICS: dict[str, Metric] = {
             splits=(VALIDATION,), shown={"progress": (VALIDATION,), "headline": (VALIDATION,)}),
         Metric(key="mlm_accuracy", title="accuracy of masked codes", better="higher", tasks=PRETRAINING,
             splits=(VALIDATION,), shown={"progress": (VALIDATION,)}),
+        Metric(key="states_r2", title="variance that states foretell", better="higher", tasks=PRETRAINING,
+            splits=(PROBE,), shown={"progress": (PROBE,), "headline": (PROBE,)}),
+        Metric(key="counts_r2", title="variance that counts foretell", better="higher", tasks=PRETRAINING,
+            splits=(PROBE,), shown={"progress": (PROBE,), "headline": (PROBE,)}),
         Metric(key="c_index", title="C-index", better="higher", has_interval=True, chooses=True,
             shown={"progress": (VALIDATION,), "headline": (KEPT, TEST), "compare": (KEPT, TEST),
                 "study": (KEPT, TEST), "sensitivity": (KEPT, TEST), "ui": (KEPT, TEST)}),

@@ -161,7 +161,12 @@ class HazardHead(Head):
 
     def record(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, 3 D) what is read of the record."""
-        mean = attention_pool(hidden, self.query, batch.subject, batch.offsets)  # (B, D)
-        largest = subject_max(hidden.float(), batch.subject, batch.offsets)
-        read: Tensor = self.norm(torch.cat([hidden[batch.cls_positions], mean, largest], dim=1))
+        read: Tensor = self.norm(read_record(hidden, batch, self.query))
         return read
+
+
+def read_record(hidden: Tensor, batch: Batch, query: Tensor) -> Tensor:
+    """(B, 3 D) the [CLS] state, the mean of all states by a query, and the largest value of each feature."""
+    mean = attention_pool(hidden, query, batch.subject, batch.offsets)  # (B, D)
+    largest = subject_max(hidden.float(), batch.subject, batch.offsets)
+    return torch.cat([hidden[batch.cls_positions], mean, largest], dim=1)

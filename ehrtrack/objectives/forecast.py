@@ -15,19 +15,18 @@ was not measured in the window has no level and is no target.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch
-from ehrtrack.data.excerpts import ranges
-from ehrtrack.data.vocabulary import SPECIAL_TOKENS
+from ehrtrack.data.cuts import Cuts, draw_cuts
 from ehrtrack.errors import DataError
 from ehrtrack.models.heads import Head
 from ehrtrack.models.record_columns import Levels
-from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sampled
+from ehrtrack.models.windows import Axis, after, before, usual_window_days
+from ehrtrack.objectives._cuts import loss_without_targets, sampled
 from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
 from ehrtrack.objectives.settings import ForecastConfig
 from ehrtrack.runlog import VALIDATION, VALIDATION_LOSS, named
@@ -35,50 +34,6 @@ from ehrtrack.runlog import VALIDATION, VALIDATION_LOSS, named
 LEAST_SHARE = 0.005
 """Of the windows of training records, the share that a target has to be in to be forecast."""
 LEAST_VARIANCE = 1e-6
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What is counted: C codes with levels, and after them the tokens that have none; N in all.
-
-    Attributes
-    ----------
-    number : (V,) int64, place of a token among the N, or -1
-    level : (V,) float32, of the tokens of the C codes
-    n_codes, n_counted : C and N
-    """
-
-    number: Tensor
-    level: Tensor
-    n_codes: int
-    n_counted: int
-
-    @classmethod
-    def of(cls, levels: Levels) -> Axis:
-        """Of a vocabulary."""
-        number = levels.code.clone()
-        n_codes = int(number.max()) + 1
-        others = torch.nonzero(number < 0).squeeze(1)
-        others = others[others >= len(SPECIAL_TOKENS)]
-        number[others] = n_codes + torch.arange(len(others))
-        return cls(number, levels.level, n_codes, n_codes + len(others))
-
-    def window(self, token: Tensor, cut: Tensor, n_cuts: int) -> Tensor:
-        """(P, N + 3 C) log counts and mean, lowest and highest levels of the tokens of P cuts; NaN where none is."""
-        number, level = self.number.to(token.device)[token], self.level.to(token.device)[token]
-        is_counted, is_level = number >= 0, (number >= 0) & (number < self.n_codes)
-        counts = torch.bincount(
-            cut[is_counted] * self.n_counted + number[is_counted], minlength=n_cuts * self.n_counted
-        ).reshape(n_cuts, -1)
-        group, level = cut[is_level] * self.n_codes + number[is_level], level[is_level]
-        nothing = level.new_zeros(n_cuts * self.n_codes)
-        of_levels = [
-            nothing.scatter_reduce(0, group, level, how, include_self=False).reshape(n_cuts, -1)
-            for how in ("mean", "amin", "amax")
-        ]
-        is_missing = (counts[:, : self.n_codes] == 0).repeat(1, len(of_levels))
-        levels = torch.cat(of_levels, dim=1).masked_fill(is_missing, torch.nan)
-        return torch.cat([counts.log1p().to(levels.dtype), levels], dim=1)
 
 
 class Scale(NamedTuple):
@@ -196,33 +151,11 @@ def squared_error(forecast: Tensor, targets: Tensor) -> Tensor:
     return (errors.sum(dim=1) / is_there.sum(dim=1).clamp(min=1)).sum()
 
 
-def after(batch: Batch, cuts: Cuts, axis: Axis, window_days: float) -> Tensor:
-    """(P, N + 3 C) of what comes after each cut and at most `window_days` later."""
-    place, cut = ranges(cuts.stop, batch.cls_positions[cuts.subject])
-    at_cut = batch.days_to_end[cuts.stop - 1]
-    is_within = at_cut[cut] - batch.days_to_end[place] <= window_days
-    return axis.window(batch.token[place[is_within]], cut[is_within], len(cuts))
-
-
-def before(batch: Batch, cuts: Cuts, axis: Axis, window_days: float) -> Tensor:
-    """(P, N + 3 C) of what came up to each cut and less than `window_days` before it."""
-    place, cut = ranges(cuts.start, cuts.stop)
-    at_cut = batch.days_to_end[cuts.stop - 1]
-    is_within = batch.days_to_end[place] - at_cut[cut] < window_days
-    return axis.window(batch.token[place[is_within]], cut[is_within], len(cuts))
-
-
 def _window_days(config: ForecastConfig, facts: TrainingFacts) -> float:
-    """Half of what is left of a training record at a cut, in the middle of all cuts."""
-    left = [torch.zeros(0)]
-    for batch in sampled(facts.records, config.name):
-        cuts = draw_cuts(batch, config.n_cuts, batch.generator())
-        if cuts is not None:
-            left.append(batch.days_to_end[cuts.stop - 1])
-    days = torch.cat(left)
-    if not len(days):
+    days = usual_window_days(sampled(facts.records, config.name), config.n_cuts)
+    if days is None:
         raise DataError("no training subject has two visits within data.max_tokens: there is nothing to forecast")
-    return float(days.median()) / 2
+    return days
 
 
 def _fit_scale(config: ForecastConfig, facts: TrainingFacts, axis: Axis, window_days: float) -> Scale:

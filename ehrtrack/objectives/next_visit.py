@@ -16,11 +16,12 @@ from torch.nn import functional as F
 
 from ehrtrack.arrays import Floats
 from ehrtrack.data.batch import Batch
+from ehrtrack.data.cuts import Cuts, draw_cuts
 from ehrtrack.data.excerpts import ranges
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS
 from ehrtrack.errors import DataError
 from ehrtrack.models.heads import CodeHead, Head
-from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sampled
+from ehrtrack.objectives._cuts import loss_without_targets, sampled
 from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
 from ehrtrack.objectives.settings import NextVisitConfig
 from ehrtrack.runlog import VALIDATION, VALIDATION_LOSS, named

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ehrtrack import plugins
-from ehrtrack.section import Choice
+from ehrtrack.section import Choice, Mark
 
 
 class OutcomeSettings(Choice):
@@ -23,11 +23,28 @@ class OutcomeSettings(Choice):
 class PretrainingSettings(Choice):
     """Settings of an objective that takes its targets from the records themselves.
 
+    Attributes
+    ----------
+    probe_epochs : when a probe tells how much the states transfer: how well a ridge regression on them foretells what
+        comes next, beside one on counts of codes (`training.probe`). `end` is once, of the kept weights; a number is
+        after every so many epochs, too; `never` is not at all
+    select_by : what early stopping and the choice of the epoch go by: `loss`, the validation loss, or `probe`, what the
+        states foretell, which is then measured after each epoch
+
     Examples
     --------
     >>> isinstance(SurvivalConfig(), PretrainingSettings), isinstance(MaskedTokensConfig(), PretrainingSettings)
     (False, True)
     """
+
+    probe_epochs: Annotated[Literal["never", "end"] | Annotated[int, Field(ge=1)], Mark.ADDED_LATER] = "end"
+    select_by: Annotated[Literal["loss", "probe"], Mark.ADDED_LATER] = "loss"
+
+    @model_validator(mode="after")
+    def _is_probed_where_it_counts(self) -> PretrainingSettings:
+        if self.select_by == "probe" and self.probe_epochs not in ("end", 1):
+            raise ValueError(f"select_by=probe needs a probe after each epoch, and probe_epochs is {self.probe_epochs}")
+        return self
 
 
 class HazardSettings(OutcomeSettings):
@@ -270,6 +287,9 @@ class MixedConfig(PretrainingSettings):
             raise ValueError("weights needs one positive weight a part, such as {mlm = 1.0}, and no part is 'mixed'")
         if unknown := sorted(self.settings.keys() - self.weights.keys()):
             raise ValueError(f"settings of {', '.join(unknown)}, and weights names only {', '.join(self.weights)}")
+        of_sum = PretrainingSettings.model_fields.keys() - Choice.model_fields.keys()
+        if shared := sorted(of_sum & {key for part in self.settings.values() for key in part}):
+            raise ValueError(f"{', '.join(shared)} is a setting of the sum, and not of a part")
         others = [name for name, part in self.parts().items() if not isinstance(part, PretrainingSettings)]
         if others:
             raise ValueError(f"weights names {', '.join(others)}: each part is an objective that pretrains on records")

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from ehrtrack.arrays import Floats
 from ehrtrack.data.batch import Batch
+from ehrtrack.data.cuts import Cuts, draw_cuts
 from ehrtrack.data.excerpts import ranges
 from ehrtrack.data.vocabulary import SPECIAL_TOKENS
 from ehrtrack.errors import DataError
 from ehrtrack.models.code_effects import CodeEffects
 from ehrtrack.models.heads import CodeHead, Head
 from ehrtrack.objectives._code_effects import fit_onset_effects
-from ehrtrack.objectives._cuts import Cuts, draw_cuts, loss_without_targets, sampled
+from ehrtrack.objectives._cuts import loss_without_targets, sampled
 from ehrtrack.objectives.base import BatchLoss, PretrainingObjective, Selection, TrainingFacts
 from ehrtrack.objectives.settings import TimeToEventConfig
 from ehrtrack.runlog import VALIDATION, VALIDATION_LOSS, named

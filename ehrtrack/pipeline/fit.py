@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -116,12 +116,14 @@ def train(
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
     *,
     begin_epoch: Callable[[int], bool] = lambda epoch: False,
+    beside: Callable[[int], Mapping[str, float]] = lambda epoch: {},
 ) -> FitResult:
     """Fit the model, and log how.
 
     Parameters
     ----------
     on_epoch : as `training.loop.fit` has it; where training is resumed, it is told the finished epochs again
+    begin_epoch, beside : as `training.loop.fit` has them
     """
     config, n_truncated = run.config, batches.split("train").n_truncated
 
@@ -150,6 +152,7 @@ def train(
         printed=names_shown("progress", {objective.task}),
         batches_between=config.runtime.log_batches,
         begin_epoch=begin_epoch,
+        beside=beside,
     )
     run.log_training(result)
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +75,7 @@ def fit(
     printed: Sequence[str] = (VALIDATION_LOSS,),
     batches_between: int = 50,
     begin_epoch: Callable[[int], bool] = lambda epoch: False,
+    beside: Callable[[int], Mapping[str, float]] = lambda epoch: {},
 ) -> FitResult:
     """Train until the last epoch or until patience ends, and leave the model with the weights of the kept epoch.
 
@@ -93,6 +94,7 @@ def fit(
     printed : names of the metrics in the line of an epoch; those that the objective lacks are passed over
     batches_between : batches of a process from one value of `STEP_LOSS` to the next
     begin_epoch : called with the number of an epoch before it; returns whether it changed what learns
+    beside : called with the number of an epoch after its validation; returns further metrics of the model as it is then
 
     Raises
     ------
@@ -116,7 +118,7 @@ def fit(
         )
         try:
             _go_on_if_begun(run, on_go_on)
-            stop_reason = _train(run, training, validation, logger, on_epoch, printed)
+            stop_reason = _train(run, training, validation, logger, on_epoch, printed, beside)
         finally:
             run.close()
     run.restore_kept()
@@ -131,6 +133,7 @@ def _train(
     logger: RunLogger,
     on_epoch: Callable[[int, dict[str, float]], None] | None,
     printed: Sequence[str],
+    beside: Callable[[int], Mapping[str, float]],
 ) -> str:
     config, progress = run.config, run.progress
     while progress.epoch <= config.epochs:
@@ -140,6 +143,7 @@ def _train(
         metrics = run.train_epoch(training(epoch))
         metrics |= evaluate(run.model, run.objective, validation, run.ranks, before_batch=run.stop_if_alone)
         progress.seconds += time.monotonic() - started
+        metrics |= beside(epoch)
         logger.log_metrics(metrics, step=epoch)
         is_kept = run.end_epoch(metrics)
         run.save_snapshot()

@@ -35,6 +35,7 @@ MACHINE_DEPENDENT = (
     "train/tokens_per_second",
     "train/tflops_per_second",
     "train/epoch_seconds",
+    "probe/seconds",
     "train/memory_mb",
 )
 EPOCH_METRICS = ("train/loss", "val/loss", "train/lr", "train/tokens_per_second", "train/memory_mb")

@@ -28,11 +28,12 @@ def test_a_metric_is_shown_only_of_splits_on_which_it_is_measured(metric: Metric
 def test_names_of_what_is_shown_are_those_of_runs_logged_before() -> None:
     of = ("survival", "classification", "pretraining")
     assert names_shown("progress", of) == [
-        "train/loss", "val/loss", "val/unigram_loss", "val/mlm_accuracy", "val/c_index", "val/ibs",
+        "train/loss", "val/loss", "val/unigram_loss", "val/mlm_accuracy", "probe/states_r2", "probe/counts_r2",
+        "val/c_index", "val/ibs",
     ]  # fmt: skip
     assert names_shown("headline", of) == [
-        "val/mlm_loss", "val/unigram_loss", "kept/c_index", "test/c_index", "test/c_index_lower",
-        "test/c_index_upper", "test/ibs",
+        "val/mlm_loss", "val/unigram_loss", "probe/states_r2", "probe/counts_r2", "kept/c_index", "test/c_index",
+        "test/c_index_lower", "test/c_index_upper", "test/ibs",
     ]  # fmt: skip
     assert [entry.name for entry in shown("ui", of)] == ["kept/c_index", "test/c_index", "test/ibs"]
 

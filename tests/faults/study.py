@@ -27,6 +27,7 @@ TIMES = (
     "cost/tokens_per_second",
     "cost/tflops_per_second",
     "cost/total_seconds",
+    "probe/seconds",
 )
 """Metrics that measure the machine: there once for each step, with values that differ from run to run."""
 

@@ -13,11 +13,12 @@ from simulated import History, Visit, random_store, store_of
 from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Batches
+from ehrtrack.data.cuts import Cuts, draw_cuts
 from ehrtrack.errors import DataError
 from ehrtrack.models.record_columns import Levels
-from ehrtrack.objectives._cuts import Cuts, draw_cuts
+from ehrtrack.models.windows import Axis, after, before
 from ehrtrack.objectives.base import TrainingFacts
-from ehrtrack.objectives.forecast import Axis, Forecast, ForecastConfig, after, before
+from ehrtrack.objectives.forecast import Forecast, ForecastConfig
 from ehrtrack.training.loop import evaluate
 from ehrtrack.training.ranks import join_ranks
 

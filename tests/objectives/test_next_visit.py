@@ -15,8 +15,8 @@ from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Batches, collate
+from ehrtrack.data.cuts import draw_cuts
 from ehrtrack.errors import DataError
-from ehrtrack.objectives._cuts import draw_cuts
 from ehrtrack.objectives.base import TrainingFacts
 from ehrtrack.objectives.next_visit import NextVisit, NextVisitConfig, next_codes
 from ehrtrack.training.loop import evaluate

@@ -14,8 +14,8 @@ from sksurv.nonparametric import nelson_aalen_estimator
 from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, collate
+from ehrtrack.data.cuts import draw_cuts
 from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
-from ehrtrack.objectives._cuts import draw_cuts
 from ehrtrack.objectives.time_to_event import (
     Axis,
     Onsets,

@@ -40,6 +40,32 @@ def test_a_network_that_starts_from_a_regression_has_to_add_to_it(loss: float, s
     assert "the regression loss 138.700" in found.reason
 
 
+PROBED = {"val/mlm_loss": 3.0, "val/unigram_loss": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("states_r2", "counts_r2", "error", "state", "said"),
+    [
+        (0.12, 0.21, 0.01, "fail", "states know less than counts"),
+        (0.19, 0.21, 0.005, "warn", "states know less than counts"),  # a tenth less, and surely
+        (0.12, 0.21, 0.05, "warn", "states may know less than counts"),  # too few subjects to be sure
+        (0.20, 0.21, 0.01, "ok", "states do not know less than counts"),
+        (0.25, 0.21, 0.01, "ok", "states know more than counts"),
+        (-0.01, 0.005, 0.001, "ok", "the probe tells nothing"),
+    ],
+)
+def test_states_that_foretell_less_than_counts_have_not_learned(
+    states_r2: float, counts_r2: float, error: float, state: State, said: str
+) -> None:
+    found = {"probe/states_r2": states_r2, "probe/counts_r2": counts_r2, "probe/difference_error": error}
+    verdict = sanity.learned_codes(PROBED | found, TRIVIAL)
+    assert verdict.state == state
+    assert verdict.reason.endswith(said)
+    assert f"a ridge on its states foretells {states_r2:.3f} of the variance of what comes next, one" in verdict.reason
+    assert sanity.learned_codes(PROBED, TRIVIAL).reason in verdict.reason  # a run without a probe says what it said
+    assert sanity.learned_codes({"val/mlm_loss": 4.0, "val/unigram_loss": 4.0} | found, TRIVIAL).state == "fail"
+
+
 def test_of_several_losses_the_one_that_learned_nothing_decides() -> None:
     metrics = {"val/mlm_loss": 3.0, "val/unigram_loss": 4.0, "val/onset_loss": 1.0, "val/rate_loss": 1.0}
     assert sanity.learned_codes(metrics, TRIVIAL | {"val/onset_loss": "val/rate_loss"}).state == "fail"
