@@ -93,7 +93,7 @@ class Summaries(Member):
     def forward(self, batch: Batch, places: Tensor | None = None) -> Tensor:
         """Hidden states of the tokens at `places` (R,); of all T without: (R, D)."""
         totals = self._read(batch).chunk(1 + len(self.others), dim=1)  # of each member (B, D)
-        members: list[Member] = [self, *self.others]  # type: ignore[list-item]  # a ModuleList forgets of what
+        members = [self, *self.others]
         of_subject = torch.cat([member.state(total) for member, total in zip(members, totals, strict=True)], dim=1)
         return of_subject[batch.subject if places is None else batch.subject[places]]
 

@@ -74,8 +74,8 @@ class ForecastHead(Head):
 
     def forward(self, hidden: Tensor, batch: Batch, code_embedding: Tensor) -> Tensor:
         """(B, M Q), members side by side."""
-        of_members = hidden.unflatten(1, (self.n_members, -1))  # (B, M, D)
-        weight = self.out.weight.unflatten(1, (self.n_members, -1))  # (Q, M, D)
+        of_members = hidden.reshape(len(hidden), self.n_members, -1)  # (B, M, D)
+        weight = self.out.weight.reshape(self.out.out_features, self.n_members, -1)  # (Q, M, D)
         return (torch.einsum("bmd,qmd->bmq", of_members, weight) + self.out.bias).flatten(1)
 
     def places(self, batch: Batch) -> Tensor:
@@ -120,7 +120,7 @@ class Forecast(PretrainingObjective[dict[str, float]]):
             return dict.fromkeys(("cuts", "forecast", "persistence"), 0.0)
         targets = self.scale.targets(after(batch, cuts, self.axis, self.window_days))
         trivial = self.scale.persistence(before(batch, cuts, self.axis, self.window_days))
-        members = model(cuts.history).unflatten(1, (self.n_members, -1))
+        members = model(cuts.history).reshape(len(cuts), self.n_members, -1)
         return {
             "cuts": float(len(cuts)),
             "forecast": float(squared_error(members.mean(dim=1), targets)),
