@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, cast
 
 import optuna
 from optuna.distributions import CategoricalDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -120,10 +122,10 @@ class Queue:
             if trial.state.is_finished():
                 self.claims.release(_claim(cell))
                 continue
-            self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-            self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-            self._note(trial, WORKER, self.claims.worker)
-            return cell
+            if self._set(trial, TrialState.WAITING) and self._set(trial, TrialState.RUNNING):
+                self._note(trial, WORKER, self.claims.worker)
+                return cell
+            self.claims.release(_claim(cell))
         return None
 
     def finish(self, cell: Cell, finished: Finished) -> None:
@@ -149,12 +151,11 @@ class Queue:
         self.claims.hold(_claim(cell))
         trial = self._last_trials()[cell.key]
         failures = trial.user_attrs.get(FAILURES, 0) + 1
-        self._note(trial, FAILURES, failures)
-        self._note(trial, REASON, reason)
         tries_again = bool(failures < MAX_FAILURES)
-        self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING if tries_again else TrialState.FAIL)
+        state = TrialState.WAITING if tries_again else TrialState.FAIL
+        is_open = self._set(trial, state, {FAILURES: failures, REASON: reason})
         self.claims.release(_claim(cell))
-        return tries_again
+        return tries_again and is_open
 
     def put_back(self, cell: Cell) -> None:
         """Leave a cell that is held to whoever comes: it was cut off."""
@@ -162,7 +163,7 @@ class Queue:
             self.claims.hold(_claim(cell))
         except ClaimLost:
             return
-        self._storage.set_trial_state_values(self._last_trials()[cell.key]._trial_id, TrialState.WAITING)
+        self._set(self._last_trials()[cell.key], TrialState.WAITING)
         self.claims.release(_claim(cell))
 
     def standing(self) -> dict[str, Standing]:
@@ -201,8 +202,23 @@ class Queue:
         return {path: sorted({value for other, value in every if other == path}) for path, _ in every}
 
     def _tell(self, trial: FrozenTrial, finished: Finished) -> None:
-        self._note(trial, RUN, finished.run_id)
-        self._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [finished.value])
+        self._set(trial, TrialState.COMPLETE, {RUN: finished.run_id}, [finished.value])
+
+    def _set(
+        self,
+        trial: FrozenTrial,
+        state: TrialState,
+        notes: Mapping[str, str | int] = MappingProxyType({}),
+        values: Sequence[float] | None = None,
+    ) -> bool:
+        """Whether the trial was open: nothing changes of one that is done, as another worker saw on the server."""
+        try:
+            for name, value in notes.items():
+                self._note(trial, name, value)
+            self._storage.set_trial_state_values(trial._trial_id, state, values)
+        except UpdateFinishedTrialError:
+            return False
+        return True
 
     def _note(self, trial: FrozenTrial, name: str, value: str | int) -> None:
         self._storage.set_trial_user_attr(trial._trial_id, name, value)

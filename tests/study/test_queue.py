@@ -132,6 +132,30 @@ def test_cells_that_are_done_on_the_server_are_never_taken_also_from_a_new_datab
     assert values["scratch · seed 0"] == 0.7
 
 
+DONE = Finished("run 1", 0.7)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda queue, cell: queue.finish(cell, DONE),
+        lambda queue, cell: queue.fail(cell, "its server was away in the end"),
+        lambda queue, cell: queue.put_back(cell),
+    ],
+)
+def test_a_cell_that_a_new_worker_sees_done_on_the_server_before_its_own_tells_how_it_ended_is_done_once(
+    worker: Callable[..., Queue], end: Callable[[Queue, Cell], None]
+) -> None:
+    one = worker()
+    cell = take(one)
+    late = one._last_trials()[cell.key]  # as it was seen by a worker that fills the queue at the same moment
+    two = worker(done={cell.key: DONE})
+    end(one, cell)
+    two._tell(late, DONE)
+    for queue in (one, two):
+        assert (queue.standing()[cell.key].state, queue.standing()[cell.key].run_id) == ("done", "run 1")
+
+
 def test_a_cell_whose_run_is_gone_from_the_server_is_made_again(
     worker: Callable[..., Queue], study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
