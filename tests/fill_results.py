@@ -121,7 +121,12 @@ def _labels(tables: Path) -> str:
     """C-index by the number of labels, and the differences to the reference where there are most of them."""
     rows = [row | _of_labels(row["configuration"]) for row in pl.read_csv(tables / "main.csv").to_dicts()]
     numbers = sorted({row["labels"] for row in rows if row["labels"] is not None}, key=_of_all_last)
-    models = sorted({str(row["model"]) for row in rows}, key=lambda model: -_score(rows, model, numbers[-1]))
+
+    def place(model: str) -> tuple[list[float], str]:
+        """By the scores with the most labels, where a model has one, and then with fewer."""
+        return [-_score(rows, model, number) for number in reversed(numbers)], model
+
+    models = sorted({str(row["model"]) for row in rows}, key=place)
     found = {(row["model"], row["labels"]): row for row in rows}
     header = ["model", *(f"{number} labels" for number in numbers)]
     header.append(f"difference at {numbers[-1]} labels (95 % interval)")
