@@ -37,6 +37,7 @@ MACHINE_DEPENDENT = (
     "train/epoch_seconds",
     "probe/seconds",
     "train/memory_mb",
+    "system/",  # sampled every half minute, so not at all of a short run
 )
 EPOCH_METRICS = ("train/loss", "val/loss", "train/lr", "train/tokens_per_second", "train/memory_mb")
 SURVIVAL_ARTIFACTS = {
