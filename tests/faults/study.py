@@ -11,7 +11,7 @@ from simulated import Population, study_values, write_dataset
 
 from ehrtrack.files import sha256_of
 from ehrtrack.study_file import to_toml
-from ehrtrack.tracking import names
+from ehrtrack.tracking import names, system
 from ehrtrack.tracking.client import queries
 from ehrtrack.tracking.client.connection import client
 from ehrtrack.tracking.outbox.journal import LOG, read_progress
@@ -118,6 +118,8 @@ def outcome_of(run_id: str) -> Outcome:
     run = client().get_run(run_id)
     rows: dict[Row, list[float]] = {}
     for key in run.data.metrics:
+        if key.startswith(system.PREFIX):  # sampled every half minute: a run that was disturbed has more of them
+            continue
         for row in client().get_metric_history(run_id, key):
             rows.setdefault((key, row.step), []).append(row.value)
     with tempfile.TemporaryDirectory() as folder:
