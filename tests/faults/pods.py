@@ -137,7 +137,10 @@ class Fault:
 
         def send() -> None:
             is_left.wait(self.seconds)
-            os.kill(os.getpid(), self.number)
+            if self.number == signal.SIGSTOP:
+                signal.raise_signal(self.number)  # to this thread, which gets no further; another might for a moment
+            else:
+                os.kill(os.getpid(), self.number)
             is_signalled.set()
 
         sender = threading.Thread(target=send, daemon=True)

@@ -64,7 +64,7 @@ class PausedBeforeTakingUp:
         claim_run = resume.claim_run
 
         def paused(*arguments: Any) -> Any:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            signal.raise_signal(signal.SIGSTOP)  # to this thread, which gets no further
             return claim_run(*arguments)
 
         resume.claim_run = paused
