@@ -11,7 +11,7 @@ import numpy as np
 
 from ehrtrack.dotted import leaves
 from ehrtrack.evaluation.benchmark import RunRow, metric_of_choice
-from ehrtrack.evaluation.labels import CHOSEN, Settings, labels_of
+from ehrtrack.evaluation.labels import CHOSEN, N_LABELS, Settings, labels_of
 from ehrtrack.evaluation.metric_table import Metric
 from ehrtrack.survival.resampling import Interval
 
@@ -188,6 +188,9 @@ def configurations(repeats: Sequence[Repeat]) -> list[Configuration]:
 def best_configurations_first(found: Iterable[Configuration]) -> list[Configuration]:
     """By the mean of the metric of choice on validation subjects, then few trainable parameters, then label.
 
+    Where configurations differ in how many labels were drawn, those with the most come first: few labels leave few
+    validation subjects, by whom a configuration may seem the best of all by luck.
+
     Examples
     --------
     The luckiest seed of all is of a configuration that is worse in the mean:
@@ -202,10 +205,12 @@ def best_configurations_first(found: Iterable[Configuration]) -> list[Configurat
     if not of_all:
         return []
     metric = metric_of_choice([row for of in of_all for row in of.rows])
+    has_label_curve = len({str(of.settings.get(N_LABELS)) for of in of_all}) > 1
 
-    def order(of: Configuration) -> tuple[float, float, str]:
+    def order(of: Configuration) -> tuple[float, float, float, str]:
         score, n_trainable = of.validation_score(metric), of.rows[0].n_trainable
         return (
+            -max(repeat.n_train for repeat in of.repeats) if has_label_curve else 0,
             np.inf if score is None else metric.shortfall(score),
             np.inf if n_trainable is None else n_trainable,
             of.label,

@@ -72,6 +72,13 @@ def test_the_best_is_by_the_mean_over_repeats_and_not_by_the_luckiest_seed() -> 
     assert [of.label for of in best_configurations_first(configurations([*lucky, *steady]))] == ["full", "lora"]
 
 
+def test_few_labels_with_lucky_validation_subjects_are_not_the_best_of_a_label_curve() -> None:
+    lucky = repeat(labelled(LORA_8, 128), kept=0.80, n_train=128)
+    others = [repeat(labelled(of, 2048), kept=kept, n_train=2048) for of, kept in ((COX, 0.71), (FULL, 0.74))]
+    found = best_configurations_first(configurations([lucky, *others]))
+    assert [of.label for of in found] == ["full · 2,048 labels", "cox · 2,048 labels", "lora · 128 labels"]
+
+
 def test_the_reference_has_the_same_number_of_labels() -> None:
     found = configurations([repeat(labelled(settings, n)) for settings in (LORA_8, COX) for n in (128, 512)])
     pairs = pairs_to_reference(found, {"baseline": {"name": "cox"}})
