@@ -158,9 +158,10 @@ class HazardRegression:
             loss = loss_of_shift(self.hazards, self.outcomes[held_out])
             axes = Axes(x[rows], penalties[0])
             for place, penalty in enumerate(penalties):
-                if axes.strength(penalty) is None:
-                    axes = Axes(x[rows], penalty)
-                said = self._fit(axes, axes.strength(penalty) or 1.0, rows).at(x[held_out])
+                strength = axes.strength(penalty)
+                if strength is None:
+                    axes, strength = Axes(x[rows], penalty), 1.0
+                said = self._fit(axes, strength, rows).at(x[held_out])
                 total[place] += loss(said)[0] * len(held_out)
         return penalties[int(np.argmin(total))]
 

@@ -25,6 +25,8 @@ Loss = Callable[[Floats], tuple[float, Floats]]
 TOLERANCE = 1e-5
 """Of the gradient in units of the scaled axes."""
 MAX_STEPS = 1_000
+LEAST_SHARE_OF_AXIS = 1e-12
+"""Of an axis's sum of squares, in units of the longest's: what is shorter is rounding."""
 
 
 class Regression(NamedTuple):
@@ -43,6 +45,28 @@ class Regression(NamedTuple):
         """(N, R) c + x u."""
         said: Floats = self.intercept + x @ self.effect
         return said
+
+
+def axes_of(x: Floats) -> tuple[Floats, Floats]:
+    """The A directions in which rows of x (N, P) differ, (P, A) with lengths of 1, and (A,) sums of squares on them.
+
+    There are no more than rows, or than columns.
+
+    A ridge regression with one penalty for all columns is the same on these axes.
+
+    Examples
+    --------
+    A column and its copy differ in one direction:
+
+    >>> axes, square = axes_of(np.array([[1.0, 1.0], [2.0, 2.0], [-3.0, -3.0]]))
+    >>> abs(axes).round(3).tolist(), square.round(3).tolist()
+    ([[0.707], [0.707]], [28.0])
+    """
+    is_wide = x.shape[1] > len(x)
+    square, vectors = np.linalg.eigh(x @ x.T if is_wide else x.T @ x)
+    is_there = square > LEAST_SHARE_OF_AXIS * square.max(initial=0)
+    square, vectors = square[is_there], vectors[:, is_there]
+    return x.T @ (vectors / np.sqrt(square)) if is_wide else vectors, square
 
 
 class Axes:
@@ -73,7 +97,9 @@ class Axes:
         if not np.array_equal(np.isfinite(penalty), np.isfinite(self.penalty)):
             return None
         times = penalty[self._used] / self.penalty[self._used]
-        return float(times[0]) if len(times) and np.allclose(times, times[0], rtol=1e-12) else None
+        if not len(times):
+            return 1.0
+        return float(times[0]) if np.allclose(times, times[0], rtol=1e-12) else None
 
     def fit(self, loss: Loss, *, curvature: float, n_outputs: int = 1, strength: float = 1.0) -> Regression:
         """The regression of the least penalised loss, at a penalty so many times as strong.

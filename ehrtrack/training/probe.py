@@ -32,6 +32,7 @@ from ehrtrack.models.heads import read_record
 from ehrtrack.models.record_columns import Levels, RecordColumns
 from ehrtrack.models.windows import Axis, after, before, usual_window_days
 from ehrtrack.runlog import PROBE, named
+from ehrtrack.survival.ridge import axes_of
 from ehrtrack.training.memory import CPU_BATCH_TOKENS
 
 N_FITTED, N_SCORED = 4000, 2000
@@ -221,12 +222,8 @@ def _ridge(x: Floats, y: Floats) -> Callable[[Floats], Floats]:
     """Regressions of y (N,) on x (N, F), one a penalty; what they say of others: (M, F) -> (M, penalties)."""
     mean_x, mean_y, penalty = x.mean(axis=0), y.mean(), PENALTIES * len(x)
     x, y = x - mean_x, y - mean_y
-    if x.shape[1] <= len(x):
-        value, vector = np.linalg.eigh(x.T @ x)
-        effect = vector @ ((vector.T @ (x.T @ y))[:, None] / (value.clip(0)[:, None] + penalty))
-    else:
-        value, vector = np.linalg.eigh(x @ x.T)
-        effect = x.T @ (vector @ ((vector.T @ y)[:, None] / (value.clip(0)[:, None] + penalty)))
+    axes, square = axes_of(x)
+    effect = axes @ ((axes.T @ (x.T @ y))[:, None] / (square[:, None] + penalty))
     return lambda others: (others - mean_x) @ effect + mean_y
 
 

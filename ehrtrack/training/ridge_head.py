@@ -29,7 +29,7 @@ from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives.base import OutcomeObjective, Predictions
 from ehrtrack.runlog import TRAINING, named
 from ehrtrack.survival.hazard_regression import HazardRegression
-from ehrtrack.survival.ridge import check_divisible
+from ehrtrack.survival.ridge import axes_of, check_divisible
 from ehrtrack.training.device_facts import memory_mb
 from ehrtrack.training.loop import FitResult
 
@@ -39,8 +39,6 @@ SHARE_OF_STATICS = 0.01
 """Of the penalty, what age and static facts have to bear. The states are many columns that tell similar things."""
 LEAST_SPREAD = 1e-6
 """Of a feature that is not the same of all subjects."""
-LEAST_SHARE_OF_AXIS = 1e-12
-"""Of an axis's sum of squares, in units of the longest's: what is shorter is rounding."""
 
 
 def check_solvable(head: Head, outcomes: Outcomes) -> None:
@@ -140,24 +138,10 @@ def _read(model: EhrModel, head: HazardHead, parts: Sequence[Batches]) -> _Table
     record = np.concatenate(records)
     mean, scale = record.mean(axis=0), record.std(axis=0)
     scale[scale < LEAST_SPREAD] = 1.0
-    axes = axes_of((record - mean) / scale)
-    on_axes = ((record - mean) / scale) @ axes
-    return _Table(on_axes, axes, mean, scale, np.concatenate(statics), Outcomes.joined(outcomes))
-
-
-def axes_of(z: Floats) -> Floats:
-    """(P, A) directions with lengths of 1 in which the rows of z (N, P) differ.
-
-    A network that has one state for a whole record repeats it as [CLS], mean and largest value; and of fewer subjects
-    than columns there are no more directions than subjects.
-    """
-    is_wide = z.shape[1] > len(z)
-    square, vectors = np.linalg.eigh(z @ z.T if is_wide else z.T @ z)
-    is_there = square > LEAST_SHARE_OF_AXIS * square[-1]
-    if not is_wide:
-        return vectors[:, is_there]
-    along: Floats = z.T @ (vectors[:, is_there] / np.sqrt(square[is_there]))
-    return along
+    z = (record - mean) / scale
+    # A network that has one state for a whole record repeats it as [CLS], mean and largest value.
+    axes, _ = axes_of(z)
+    return _Table(z @ axes, axes, mean, scale, np.concatenate(statics), Outcomes.joined(outcomes))
 
 
 def _penalty(regression: HazardRegression, table: _Table) -> Floats:
