@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks._kept import found_in, made_population, work_in
 from benchmarks._machine import describe_machine
 
 WORLD = "target-site"
@@ -44,13 +44,10 @@ LABELS = {False: "labels.parquet", True: "permuted.parquet"}
 
 def main(words: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(words)
-    folder = options.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
-    os.chdir(folder)
+    folder = work_in(options.folder)
     make_population(folder, options.subjects, options.seed)
     kept = folder / "explanations.json"
-    found = json.loads(kept.read_text()) if kept.is_file() else {}
+    found = found_in(kept)
     for name in options.only or MODELS:
         for is_permuted in (False, True):
             key = f"{name}{TWIN if is_permuted else ''}"
@@ -69,11 +66,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def make_population(folder: Path, n_subjects: int, seed: int) -> None:
     """The population, and beside its labels the same outcomes of other subjects."""
-    from ehrtrack.simulate.population import simulate
-    from ehrtrack.simulate.world import load_world
-
-    if not (folder / "data").is_dir():
-        simulate(load_world(WORLD), folder / "data", n_subjects=n_subjects, seed=seed)
+    if made_population(folder, WORLD, n_subjects, seed):
         labels = pl.read_parquet(folder / "data" / LABELS[False])
         order = np.random.default_rng(seed).permutation(labels.height)
         outcomes = labels.select("follow_up_days", "is_event")[order]

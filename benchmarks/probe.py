@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from benchmarks._kept import found_in, made_population, work_in
 from benchmarks._machine import describe_machine
 
 WORLD, DIALS = "target-site", ("n_synonyms=1",)
@@ -38,13 +38,10 @@ CONFIG: dict[str, Any] = {
 
 def main(words: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(words)
-    folder = options.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
-    os.chdir(folder)
-    make_population(folder, options.subjects, options.seed)
+    folder = work_in(options.folder)
+    made_population(folder, WORLD, options.subjects, options.seed, DIALS)
     kept = folder / "probe.json"
-    found = json.loads(kept.read_text()) if kept.is_file() else {}
+    found = found_in(kept)
     if "counts" not in found:
         found["counts"] = {"test": [baseline_of(folder, draw) for draw in DRAWS]}
     for objective in options.only:
@@ -60,14 +57,6 @@ def main(words: Sequence[str] | None = None) -> None:
         f"\n{options.subjects:,} subjects of {WORLD} with {', '.join(DIALS)}, seed {options.seed}; {machine['cpu']}, "
         f"commit {machine['commit']}"
     )
-
-
-def make_population(folder: Path, n_subjects: int, seed: int) -> None:
-    from ehrtrack.simulate.population import simulate
-    from ehrtrack.simulate.world import load_world
-
-    if not (folder / "data").is_dir():
-        simulate(load_world(WORLD, DIALS), folder / "data", n_subjects=n_subjects, seed=seed)
 
 
 def measure(folder: Path, objective: str, encoder: str, epochs: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import polars as pl
 from ehrtrack.data.split_settings import SplitConfig
 from ehrtrack.data.splits import assign_splits
 
+COLUMNS = ["subject_id", "time", "code", "numeric_value"]
 OF_THE_OTHER = SplitConfig(train=0.97, validation=0.02)
 """Nobody of the other hospital tests: who would, trains."""
 
@@ -27,18 +28,23 @@ def main() -> None:
     parser.add_argument("--validation", type=float, default=0.12)
     given = parser.parse_args()
 
-    splits = {given.labelled: SplitConfig(train=given.train, validation=given.validation), given.other: OF_THE_OTHER}
-    for name in ("data", "metadata"):
-        (given.out / name).mkdir(parents=True)
-    tables: list[pl.DataFrame] = []
-    for number, (folder, split) in enumerate(splits.items()):
-        events = pl.read_parquet(folder / "data" / "*.parquet", columns=["subject_id", "time", "code", "numeric_value"])
-        events.write_parquet(given.out / "data" / f"{number}.parquet")
-        subjects = events["subject_id"].unique().sort()
-        tables.append(pl.DataFrame({"subject_id": subjects, "split": assign_splits(subjects, split)}))
-    own, others = tables
+    events = [
+        pl.read_parquet(folder / "data" / "*.parquet", columns=COLUMNS) for folder in (given.labelled, given.other)
+    ]
+    split_of = SplitConfig(train=given.train, validation=given.validation), OF_THE_OTHER
+    subjects = [table["subject_id"].unique().sort() for table in events]
+    own, others = (
+        pl.DataFrame({"subject_id": of, "split": assign_splits(of, split)})
+        for of, split in zip(subjects, split_of, strict=True)
+    )
     if not own.join(others, on="subject_id", how="semi").is_empty():
         raise SystemExit("merge: both datasets have a subject of the same subject_id; give those of one other numbers")
+    if given.out.exists():
+        raise SystemExit(f"merge: {given.out} is there already; remove it, or name another folder")
+    for name in ("data", "metadata"):
+        (given.out / name).mkdir(parents=True)
+    for number, table in enumerate(events):
+        table.write_parquet(given.out / "data" / f"{number}.parquet")
     others = others.with_columns(pl.col("split").replace({"test": "train"}))
     table = pl.concat([own, others]).with_columns(pl.col("split").replace({"validation": "tuning", "test": "held_out"}))
     table.write_parquet(given.out / "metadata" / "subject_splits.parquet")
