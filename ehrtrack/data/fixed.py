@@ -1,4 +1,4 @@
-"""Batches of fixed shapes, for steps that are recorded once and replayed: real subjects, and a few that only fill up.
+"""Batches of fixed shapes, for what is recorded once and replayed: real subjects, and a few that only fill up.
 
 A filler is a subject like any other, whose tokens are all [CLS]. Nothing sees it: no token attends beyond its own
 subject, and the labels of fillers add nothing to a loss (`objectives.base.Objective.fillers`).
@@ -7,7 +7,7 @@ subject, and the labels of fillers add nothing to a loss (`objectives.base.Objec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -79,6 +79,12 @@ def shapes_of(batches: Batches, most_targets: Callable[[int], int]) -> list[Shap
     return shapes
 
 
+def smallest(shapes: Iterable[Shape], batch: Batch) -> Shape | None:
+    """The first of some shapes, of which the smallest come first, that holds a batch; None where none does."""
+    n_targets = 0 if batch.target_positions is None else len(batch.target_positions)
+    return next((shape for shape in shapes if shape.holds(batch.lengths, n_targets)), None)
+
+
 def fill(batch: Batch, shape: Shape) -> Batch:
     """A batch filled up to a shape that holds it; its outcomes are left out.
 
@@ -94,8 +100,8 @@ def fill(batch: Batch, shape: Shape) -> Batch:
         filled["hidden"] = filled_up(batch.hidden, shape.n_tokens, 0.0)
     if batch.target_positions is not None:
         surplus = shape.n_targets - len(batch.target_positions)
-        among = batch.n_tokens + torch.arange(surplus) * n_filled // max(surplus, 1)
-        filled["target_positions"] = torch.cat([batch.target_positions, among])
+        spread = torch.arange(surplus, device=batch.token.device) * n_filled // max(surplus, 1)
+        filled["target_positions"] = torch.cat([batch.target_positions, batch.n_tokens + spread])
     return replace(
         batch,
         **filled,
@@ -135,10 +141,11 @@ class FixedBatch(Batch):
         return len(self.token)
 
     @classmethod
-    def over(cls, tensors: dict[str, Tensor], shape: Shape) -> FixedBatch:
-        """The batch that reads these tensors, named as the fields are."""
+    def over(cls, tensors: Mapping[str, Tensor], shape: Shape) -> FixedBatch:
+        """The batch that reads those of some tensors that are named as its fields are."""
         lengths = (shape.longest,) * shape.n_subjects
-        return cls(lengths=lengths, seed=0, **tensors)  # type: ignore[arg-type]
+        of_batch = {name: tensor for name, tensor in tensors.items() if name in cls.__dataclass_fields__}
+        return cls(lengths=lengths, seed=0, **of_batch)  # type: ignore[arg-type]
 
 
 def tensors_of(batch: Batch) -> dict[str, Tensor]:

@@ -207,7 +207,8 @@ class Objective(ABC, Generic[Score]):
     task: Task
     fillers: Mapping[str, float] = {}
     """Labels of a subject or target that only fills up a batch to a fixed shape, and adds nothing to its loss; empty
-    where the loss has no fixed shape. An objective that has them says `prepare` and `total` too."""
+    where the loss has no fixed shape. An objective that has them says `prepare` and `total` too, and `score` asks of
+    the model only what it returns when it is called with a batch."""
 
     @abstractmethod
     def __init__(self, config: Choice, facts: TrainingFacts) -> None:

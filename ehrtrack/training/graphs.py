@@ -1,4 +1,4 @@
-"""Steps of the optimiser as one graph for each shape of a batch: recorded once on a GPU, and replayed.
+"""Steps and validation passes as one graph for each shape of a batch: recorded once on a GPU, and replayed.
 
 With few tokens a step is some 600 small kernels, and launching them one by one takes five times as long as what they
 do. A CUDA graph launches them all at once. It knows addresses and no values: so each shape has its own tensors, into
@@ -9,6 +9,7 @@ depends on the values of a batch, such as its number of subjects, is settled bef
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ehrtrack.data.batch import Batch, Batches
-from ehrtrack.data.fixed import FixedBatch, Shape, fill, filled_up, shapes_of, tensors_of
+from ehrtrack.data.fixed import FixedBatch, Shape, fill, filled_up, shapes_of, smallest, tensors_of
 from ehrtrack.errors import ConfigError
 from ehrtrack.objectives.base import Objective
 from ehrtrack.training.memory import is_out_of_memory
@@ -26,7 +27,7 @@ from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.settings import TrainConfig
 
 WARM_UP = 3
-"""Steps of a shape that are computed before one is recorded: kernels are chosen and the optimiser's state is made."""
+"""Times that a shape is computed before it is recorded: kernels are chosen and the optimiser's state is made."""
 
 Compute = Callable[[], None]
 
@@ -117,15 +118,62 @@ class Filled:
     tensors: Callable[[], dict[str, Tensor]]
 
 
-class Step:
-    """A step on batches of one shape: gradients of the mean loss, clipping and AdamW, without a look at any value.
+class Recorded(ABC):
+    """A computation on batches of one shape, without a look at any value.
+
+    Parameters
+    ----------
+    tensors : of a first batch, by which its own are made
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], shape: Shape) -> None:
+        self.inputs = {name: tensor.clone() for name, tensor in tensors.items()}
+        self.batch = FixedBatch.over(self.inputs, shape)
+        self.n_done = 0
+        self.replay: Compute | None = None
+
+    def __call__(self, tensors: Mapping[str, Tensor], recorder: Recorder) -> None:
+        """Compute it on other values."""
+        for name, own in self.inputs.items():
+            own.copy_(tensors[name])
+        if self.replay is None:
+            recorder.warm_up(self.compute)
+        else:
+            self.replay()
+        self.n_done += 1
+
+    @abstractmethod
+    def compute(self) -> None:
+        """Everything that is recorded."""
+
+
+class Forward(Recorded):
+    """What a model returns for batches of one shape, without gradients.
+
+    Attributes
+    ----------
+    out : with rows of fillers after the real ones; whatever is computed or replayed next may overwrite it
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], shape: Shape, model: nn.Module) -> None:
+        super().__init__(tensors, shape)
+        self.model = model
+        self.out: Tensor
+
+    @torch.no_grad()
+    def compute(self) -> None:
+        self.out = self.model(self.batch)
+
+
+class Step(Recorded):
+    """A step of the optimiser: gradients of the mean loss, clipping and AdamW.
 
     A loss or gradient that is no number changes no weight: AdamW passes over a step where `found_inf` is 1, which
     torch has for its `GradScaler`.
 
-    Parameters
+    Attributes
     ----------
-    tensors : of a first batch, by which the step's own are made
+    told : the sum of the loss, and the norm of the mean's gradient
     """
 
     def __init__(
@@ -138,30 +186,13 @@ class Step:
         optimizer: torch.optim.Optimizer,
         clip_norm: float,
     ) -> None:
+        super().__init__(tensors, shape)
         self.model, self.objective, self.optimizer, self.clip_norm = model, objective, optimizer, clip_norm
-        self.inputs = {name: tensor.clone() for name, tensor in tensors.items()}
         self.labels = {name: self.inputs[name] for name in objective.fillers}
         self.weight = self.inputs["weight"]
-        of_batch = {name: t for name, t in self.inputs.items() if name not in (*self.labels, "weight")}
-        self.batch = FixedBatch.over(of_batch, shape)
         self.told = torch.zeros(2, device=self.weight.device)
-        self.n_done = 0
-        self.replay: Compute | None = None
-
-    def __call__(self, tensors: Mapping[str, Tensor], recorder: Recorder) -> tuple[float, float]:
-        """Take it on other values; returns the sum of the loss, and the norm of the mean's gradient."""
-        for name, own in self.inputs.items():
-            own.copy_(tensors[name])
-        if self.replay is None:
-            recorder.warm_up(self.compute)
-        else:
-            self.replay()
-        self.n_done += 1
-        total, norm = self.told.tolist()
-        return total, norm
 
     def compute(self) -> None:
-        """Everything that is recorded."""
         learning = [p for group in self.optimizer.param_groups for p in group["params"]]
         for p in learning:
             p.grad = None
@@ -177,7 +208,12 @@ class Step:
 
 
 class Graphs:
-    """The steps of all shapes of a training."""
+    """The steps and validation passes of all shapes of a training.
+
+    Attributes
+    ----------
+    is_given_up : whether something could not be recorded, and all goes through the plain path since
+    """
 
     def __init__(
         self,
@@ -192,6 +228,8 @@ class Graphs:
         self.recorder = recorder
         self.shapes: list[Shape] = []
         self.steps: dict[Shape, Step] = {}
+        self.forwards: dict[Shape, Forward] = {}
+        self.is_given_up = False
 
     def suit(self, batches: Batches) -> None:
         """Take the shapes that suit these batches."""
@@ -200,6 +238,7 @@ class Graphs:
     def forget(self) -> None:
         """Record anew what comes: something else learns now."""
         self.steps.clear()
+        self.forwards.clear()
 
     def ahead(self, batches: Iterable[Batch]) -> Iterator[Batch | Filled]:
         """The batches in order, each filled up and on its way while the one before is being used."""
@@ -215,9 +254,8 @@ class Graphs:
     def filled(self, batch: Batch) -> Batch | Filled:
         """A batch filled up to the smallest shape that holds it, or the batch itself where there is none."""
         prepared, labels, weight = self.objective.prepare(batch)
-        n_targets = 0 if prepared.target_positions is None else len(prepared.target_positions)
-        shape = next((shape for shape in self.shapes if shape.holds(prepared.lengths, n_targets)), None)
-        if shape is None:
+        shape = smallest(self.shapes, prepared)
+        if shape is None or self.is_given_up:
             return batch
         tensors = tensors_of(fill(prepared, shape))
         n_labels = shape.n_targets or shape.n_subjects
@@ -239,18 +277,53 @@ class Graphs:
                 clip_norm=self.config.clip_norm,
             )
         step = self.steps[filled.shape]
-        if step.n_done == WARM_UP:
-            self._record(step)
-        return step(tensors, self.recorder)
+        self._run(step, tensors)
+        total, norm = step.told.tolist()
+        return total, norm
 
-    def _record(self, step: Step) -> None:
+    def replayed(self, batches: Batches) -> Replayed:
+        """The model for a validation on these batches."""
+        return Replayed(self, shapes_of(batches, self.objective.most_targets))
+
+    def forward(self, batch: Batch, shape: Shape) -> Tensor:
+        """What the model returns for a batch on its device, which is filled up to a shape that holds it."""
+        tensors = tensors_of(fill(batch, shape))
+        if shape not in self.forwards:
+            self.forwards[shape] = Forward(tensors, shape, self.model)
+        forward = self.forwards[shape]
+        self._run(forward, tensors)
+        return forward.out[: len(batch.lengths if batch.target_positions is None else batch.target_positions)]
+
+    def _run(self, recorded: Recorded, tensors: Mapping[str, Tensor]) -> None:
+        if recorded.n_done == WARM_UP and not self.is_given_up:
+            self._record(recorded)
+        recorded(tensors, self.recorder)
+
+    def _record(self, recorded: Recorded) -> None:
         try:
-            step.replay = self.recorder.record(step.compute)
+            recorded.replay = self.recorder.record(recorded.compute)
         except RuntimeError as error:
             if self.config.graph == "on" or is_out_of_memory(error):
                 raise
             print(f"steps are not recorded as graphs, and computed one by one (train.graph=off): {error}", flush=True)
-            self.shapes = []
+            self.is_given_up = True
+
+
+class Replayed(nn.Module):
+    """A model in evaluation mode, whose forward pass is replayed on batches that a shape holds.
+
+    What it returns is to be used before it is called again, and before the next step.
+    """
+
+    def __init__(self, graphs: Graphs, shapes: list[Shape]) -> None:
+        super().__init__()
+        self.graphs, self.shapes = graphs, shapes
+
+    def forward(self, batch: Batch) -> Tensor:
+        shape = smallest(self.shapes, batch)
+        if shape is None or self.graphs.is_given_up:
+            return self.graphs.model(batch)  # type: ignore[no-any-return]
+        return self.graphs.forward(batch, shape)
 
 
 def recorder_for(config: TrainConfig, objective: Objective, model: nn.Module, ranks: Ranks) -> Recorder | None:

@@ -13,6 +13,7 @@ from torch import nn
 from ehrtrack.data.batch import Batches
 from ehrtrack.objectives.base import Objective, Predictions, Selection
 from ehrtrack.runlog import TRAINING, VALIDATION_LOSS, RunLogger
+from ehrtrack.training.graphs import Graphs
 from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.settings import TrainConfig as TrainConfig
 from ehrtrack.training.snapshots import latest_snapshot
@@ -141,7 +142,11 @@ def _train(
             return f"no better {run.objective.selection.metric} for {config.patience} epochs"
         epoch, started = progress.epoch, time.monotonic()
         metrics = run.train_epoch(training(epoch))
-        metrics |= evaluate(run.model, run.objective, validation, run.ranks, before_batch=run.stop_if_alone)
+        metrics |= evaluate(
+            *(run.model, run.objective, validation, run.ranks),
+            before_batch=run.stop_if_alone,
+            graphs=run.graphs,
+        )
         progress.seconds += time.monotonic() - started
         metrics |= beside(epoch)
         logger.log_metrics(metrics, step=epoch)
@@ -173,14 +178,21 @@ def evaluate(
     ranks: Ranks,
     *,
     before_batch: Callable[[], None] = lambda: None,
+    graphs: Graphs | None = None,
 ) -> dict[str, float]:
-    """Validation metrics of the model as it is, with dropout off; every rank scores its share and gets them all."""
+    """Validation metrics of the model as it is, with dropout off; every rank scores its share and gets them all.
+
+    Parameters
+    ----------
+    graphs : of the model, where its passes are replayed
+    """
     model.eval()
+    scored = model if graphs is None else graphs.replayed(batches)
     mine = []
     with torch.no_grad():
         for number, batch in batches.numbered(ranks.number, ranks.count):
             before_batch()
-            mine.append((number, objective.score(model, batch.to(ranks.device))))
+            mine.append((number, objective.score(scored, batch.to(ranks.device))))
     every = sorted(ranks.gather(mine), key=lambda numbered: numbered[0])
     return objective.metrics([score for _, score in every])
 

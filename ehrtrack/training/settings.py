@@ -19,9 +19,10 @@ class TrainConfig(Section):
     accumulate : number of batches whose gradients are added up for one step of the optimiser
     recompute : whether the backward pass computes the activations inside each layer anew from the layer's input
         (gradient checkpointing), which takes a third more time and much less memory
-    graph : whether a step is recorded as one CUDA graph for each shape of a batch, and replayed: batches are filled up
-        to fixed shapes for it. ``auto`` records where it can (a CUDA device, one process, bfloat16, objectives ``mlm``
-        and ``survival``), and ``on`` refuses to train where it cannot. ``off`` until it was measured on a GPU
+    graph : whether a step, and the pass of a validation batch, is recorded as one CUDA graph for each shape of a batch,
+        and replayed: batches are filled up to fixed shapes for it. ``auto`` records where it can (a CUDA device, one
+        process, bfloat16, objectives ``mlm`` and ``survival``), and ``on`` refuses to train where it cannot. ``off``
+        until it was measured on a GPU
     lr : the peak learning rate
     weight_decay : weight decay of AdamW
     patience : training stops after so many epochs without a better validation score, or without a newly selected epoch

@@ -1,4 +1,4 @@
-"""Steps that are recorded as CUDA graphs: the numbers of the plain path, and no more memory or wait than they say."""
+"""Steps and validation that are recorded as CUDA graphs: the numbers of the plain path, and new dropout each time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ehrtrack.objectives.base import Objective, TrainingFacts
 from ehrtrack.strategies.base import strategy_of
 from ehrtrack.training import steps
 from ehrtrack.training.graphs import CudaRecorder, Graphs, Recorder
-from ehrtrack.training.loop import TrainConfig, Training
+from ehrtrack.training.loop import TrainConfig, Training, evaluate
 from ehrtrack.training.ranks import Ranks, join_ranks
 
 V, N = 30, 120
@@ -31,7 +31,7 @@ CUDA = torch.device("cuda")
 CASES = ("mlm full", "survival full", "survival lora")
 
 
-def batches(seed: int) -> Batches:
+def batches(seed: int | None) -> Batches:
     return Batches(STORE, np.arange(N), 150, 20, outcomes=OUTCOMES, shuffle_seed=seed)
 
 
@@ -57,10 +57,10 @@ def model_for(objective: Objective, strategy: str, *, is_bf16: bool, dropout: fl
 
 def trained(
     case: str, folder: Path, recorder: Callable[..., Recorder | None], *, is_bf16: bool, dropout: float = 0.0
-) -> tuple[list[float], Tensor, Graphs | None]:
-    """Losses of the steps of three epochs, all weights after them, and what was recorded."""
+) -> tuple[list[float], list[float], Tensor, Graphs | None]:
+    """Losses of the steps of three epochs, and of validation after each; all weights then, and what was recorded."""
     name, strategy = case.split()
-    objective, losses = objective_named(name), []
+    objective, losses, validated = objective_named(name), [], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "recorder_for", recorder)
         training = Training(
@@ -75,20 +75,28 @@ def trained(
         )
     for epoch in (1, 2, 3):
         training.train_epoch(batches(epoch))
+        metrics = evaluate(training.model, objective, batches(None), training.ranks, graphs=training.graphs)
+        validated.append(metrics["val/loss"])
         training.progress.epoch, training.progress.n_done, training.progress.n_batches = epoch + 1, 0, 0
     training.close()
-    return losses, torch.cat([p.detach().flatten().float() for p in training.trainable.values()]), training.graphs
+    weights = torch.cat([p.detach().flatten().float() for p in training.trainable.values()])
+    return losses, validated, weights, training.graphs
 
 
 @pytest.mark.parametrize("is_bf16", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_replayed_steps_have_the_numbers_of_the_plain_path(case: str, is_bf16: bool, tmp_path: Path) -> None:
-    plain, expected, _ = trained(case, tmp_path / "plain", lambda *_: None, is_bf16=is_bf16)
-    losses, found, graphs = trained(case, tmp_path / "graph", lambda *_: CudaRecorder(CUDA), is_bf16=is_bf16)
+def test_replayed_steps_and_validation_have_the_numbers_of_the_plain_path(
+    case: str, is_bf16: bool, tmp_path: Path
+) -> None:
+    tolerance = 0.02 if is_bf16 else 1e-5
+    plain, expected_validated, expected, _ = trained(case, tmp_path / "plain", lambda *_: None, is_bf16=is_bf16)
+    losses, validated, found, graphs = trained(case, tmp_path / "graph", lambda *_: CudaRecorder(CUDA), is_bf16=is_bf16)
     assert graphs is not None
     assert all(step.replay is not None for step in graphs.steps.values())
+    assert all(forward.replay is not None for forward in graphs.forwards.values())
     assert len(losses) > 20
-    assert losses == pytest.approx(plain, abs=0.02 if is_bf16 else 1e-5, rel=0.02 if is_bf16 else 1e-5)
+    assert losses == pytest.approx(plain, abs=tolerance, rel=tolerance)
+    assert validated == pytest.approx(expected_validated, abs=tolerance, rel=tolerance)
     assert float((found - expected).norm() / expected.norm()) < (0.02 if is_bf16 else 1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Steps of fixed shapes, which a GPU replays: the plain path's numbers, by a stand-in that computes anew."""
+"""Steps and validation of fixed shapes, which a GPU replays: the plain path's numbers, by a stand-in that computes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ehrtrack.objectives.base import Objective, TrainingFacts
 from ehrtrack.runlog import MemoryRunLogger
 from ehrtrack.strategies.base import strategy_of
 from ehrtrack.training import steps
-from ehrtrack.training.graphs import WARM_UP, Filled, Graphs, StandIn, Step
+from ehrtrack.training.graphs import WARM_UP, Compute, Filled, Forward, Graphs, Recorded, StandIn, Step
 from ehrtrack.training.loop import FitResult, TrainConfig, Training, fit, set_training_mode
 from ehrtrack.training.optimizer import make_optimizer
 from ehrtrack.training.ranks import join_ranks
@@ -151,14 +151,107 @@ def test_batches_go_by_the_smallest_shape_that_holds_them_and_what_none_holds_go
     assert found[2] is one
 
 
-def graphs_for(objective: Objective, model: nn.Module) -> Graphs:
+def graphs_for(objective: Objective, model: nn.Module, recorder: StandIn | None = None) -> Graphs:
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    config = TrainConfig()
+    config = TrainConfig(lr=3e-3)
     optimizer = make_optimizer(trainable, config, CPU, is_recorded=True)
-    return Graphs(model, objective, optimizer, config=config, recorder=StandIn(CPU))
+    return Graphs(model, objective, optimizer, config=config, recorder=recorder or StandIn(CPU))
 
 
-def recorded_without_values(case: str) -> None:
+class AtAddresses(StandIn):
+    """A graph reads the weights where they lay when it was recorded, whatever the model has later."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(CPU)
+        self.model = model
+        self.n_replayed = 0
+
+    def record(self, compute: Compute) -> Compute:
+        then = self.addresses()
+
+        def replay() -> None:
+            assert self.addresses() == then
+            self.n_replayed += 1
+            compute()
+
+        return replay
+
+    def addresses(self) -> dict[str, int]:
+        tensors = (*self.model.named_parameters(), *self.model.named_buffers())
+        return {name: tensor.data_ptr() for name, tensor in tensors}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_validation_of_fixed_shapes_has_the_scores_of_the_plain_path_as_the_model_learns(case: str) -> None:
+    name, strategy = case.split()
+    objective = objective_named(name)
+    model = model_for(objective, strategy)
+    graphs = graphs_for(objective, model, recorder := AtAddresses(model))
+    of_validation, of_training = batches(), batches(1)
+    if strategy == "frozen":
+        of_validation, of_training = (with_states(inner, model) for inner in (of_validation, of_training))
+    graphs.suit(of_training)
+    n_batches, before = len(of_validation), None
+    for epoch in (1, 2, 3):
+        set_training_mode(model)
+        for filled in graphs.ahead(of_training):
+            if isinstance(filled, Filled):
+                graphs.take(filled)
+        model.eval()
+        replayed = graphs.replayed(of_validation)
+        with torch.no_grad():
+            scores = [(objective.score(replayed, b), objective.score(model, b)) for b in of_validation]
+        for found, expected in scores:
+            assert numbers(found) == pytest.approx(numbers(expected), abs=1e-5, rel=1e-5)
+        first = numbers(scores[0][1])
+        assert first != pytest.approx(before, abs=1e-3), "the model learns"
+        before = first
+        n_done = sum(forward.n_done for forward in graphs.forwards.values())
+        assert epoch * (n_batches - 2) <= n_done <= epoch * n_batches
+    assert recorder.n_replayed > 2 * n_batches
+
+
+def numbers(score: Any) -> list[float]:
+    """Those of a score of any objective, in one row."""
+    if isinstance(score, dict):
+        return list(score.values())
+    return [score.loss, *score.survival.ravel()]
+
+
+def test_weights_that_lie_elsewhere_are_read_there_once_the_old_places_are_forgotten() -> None:
+    objective = objective_named("survival")
+    model = model_for(objective, "full")
+    graphs = graphs_for(objective, model, AtAddresses(model))
+
+    def scores(scored: nn.Module) -> list[float]:
+        with torch.no_grad():
+            return [number for batch in batches() for number in numbers(objective.score(scored, batch))]
+
+    model.eval()
+    before = scores(graphs.replayed(batches()))
+    for parameter in model.parameters():
+        parameter.data = parameter.detach() + 0.1 * torch.randn(parameter.shape)
+    with pytest.raises(AssertionError):
+        scores(graphs.replayed(batches()))
+    graphs.forget()
+    found = scores(graphs.replayed(batches()))
+    assert found == pytest.approx(scores(model), abs=1e-5, rel=1e-5)
+    assert found != pytest.approx(before, abs=1e-2)
+
+
+def test_a_batch_that_no_shape_holds_is_scored_plainly() -> None:
+    objective = objective_named("survival")
+    model = model_for(objective, "full")
+    graphs = graphs_for(objective, model)
+    one = replace(batches(), rows=np.arange(1))
+    model.eval()
+    with torch.no_grad():
+        found, expected = (objective.score(m, next(iter(one))) for m in (graphs.replayed(batches()), model))
+    assert not graphs.forwards
+    assert numbers(found) == numbers(expected)
+
+
+def recorded_without_values(case: str, what: type[Recorded]) -> None:
     """What a graph would record, computed on tensors that have shapes and no values, with the kernel of GPUs."""
     name, strategy = case.split()
     objective = objective_named(name)
@@ -173,8 +266,13 @@ def recorded_without_values(case: str) -> None:
         patch.setattr(attention, "attend_masked", by_kernel_of_gpus)
         model._apply(mode.from_tensor)  # type: ignore[no-untyped-call]
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        tensors = {name: mode.from_tensor(tensor) for name, tensor in filled.tensors().items()}
+        if what is Forward:
+            model.eval()
+            Forward(tensors, filled.shape, model).compute()
+            return
         step = Step(
-            {name: mode.from_tensor(tensor) for name, tensor in filled.tensors().items()},
+            tensors,
             filled.shape,
             model=model,
             objective=objective,
@@ -189,9 +287,10 @@ def by_kernel_of_gpus(q: Tensor, k: Tensor, v: Tensor, batch: Batch, places: Ten
     return attention.attend_varlen(q.bfloat16(), k.bfloat16(), v.bfloat16(), batch, n_queries).float()
 
 
+@pytest.mark.parametrize("what", [Step, Forward])
 @pytest.mark.parametrize("case", CASES)
-def test_nothing_that_is_recorded_waits_for_a_value(case: str) -> None:
-    recorded_without_values(case)
+def test_nothing_that_is_recorded_waits_for_a_value(case: str, what: type[Recorded]) -> None:
+    recorded_without_values(case, what)
 
 
 @pytest.mark.parametrize("creeps_in", [Tensor.item, Tensor.nonzero, lambda t: t[t > 0], float])
@@ -204,7 +303,7 @@ def test_it_would_be_seen(creeps_in: Callable[[Tensor], object], monkeypatch: py
 
     monkeypatch.setattr(mlm.MaskedTokens, "total", spoilt)
     with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
-        recorded_without_values("mlm full")
+        recorded_without_values("mlm full", Step)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
@@ -257,19 +356,26 @@ def test_a_run_that_was_cut_off_ends_bit_for_bit_as_one_that_was_not(tmp_path: P
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
 
-def test_what_learns_from_an_epoch_on_is_recorded_anew(tmp_path: Path, recorded: list[bool]) -> None:
+def test_what_learns_from_an_epoch_on_is_recorded_anew_and_validated_so(
+    tmp_path: Path, recorded: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = strategy_of(plugins.settings("strategies", "lp-ft")())
-    ends = []
+    ends, histories, n_replayed = [], [], []
+    forward = Graphs.forward
+    monkeypatch.setattr(Graphs, "forward", lambda *call: n_replayed.append(1) or forward(*call))
     for folder in ("recorded", "plain"):
         model = model_for(objective_named("mlm"), "lp-ft")
         with pytest.MonkeyPatch.context() as patch:
             if folder == "plain":
                 patch.setattr(steps, "recorder_for", lambda *_: None)
             begin = partial(chosen.begin_epoch, model)
-            trained_by_fit(tmp_path / folder, model, epochs=4, begin_epoch=begin)
+            histories.append(trained_by_fit(tmp_path / folder, model, epochs=4, begin_epoch=begin).history)
         ends.append([p.detach().clone() for p in model.parameters()])
     for found, expected in zip(*ends, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    for epoch, plain in zip(*histories, strict=True):
+        assert epoch["val/loss"] == pytest.approx(plain["val/loss"], abs=1e-4)
+    assert 4 * (len(batches()) - 2) <= len(n_replayed) <= 4 * len(batches())
 
 
 def test_a_step_that_cannot_be_recorded_is_told_and_computed(
@@ -278,10 +384,15 @@ def test_a_step_that_cannot_be_recorded_is_told_and_computed(
     def fails(self: StandIn, compute: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    expected, _ = trained("mlm full", tmp_path / "recorded")
-    monkeypatch.setattr(StandIn, "record", fails)
-    losses, _ = trained("mlm full", tmp_path / "not")
-    assert losses == pytest.approx(expected, abs=1e-5)
+    histories = []
+    for folder in ("recorded", "not"):
+        model = model_for(objective_named("mlm"), "full")
+        histories.append(trained_by_fit(tmp_path / folder, model, epochs=3).history)
+        monkeypatch.setattr(StandIn, "record", fails)
+    for name in ("train/loss", "val/loss"):
+        assert [epoch[name] for epoch in histories[1]] == pytest.approx(
+            [epoch[name] for epoch in histories[0]], abs=1e-5
+        )
     assert capsys.readouterr().out.count("not permitted when stream is capturing") == 1
 
 
