@@ -85,6 +85,11 @@ class Training:
         self._loop.end_epoch(metrics | nothing_validated)
         return metrics
 
+    def validate(self, batches: Batches, *, is_replayed: bool) -> None:
+        """The loop's own validation on these batches, whose passes are replayed where steps are, or not."""
+        graphs = self._loop.graphs if is_replayed else None
+        loop.evaluate(self.model, self.objective, batches, self._loop.ranks, graphs=graphs)
+
     def tensors(self) -> dict[str, Tensor]:
         """Weights and optimiser state by name: what a checkpoint holds."""
         tensors = {f"model/{name}": p.detach() for name, p in self._loop.trainable.items()}

@@ -1,4 +1,5 @@
-"""On a GPU: a training step against its own kernels, against peers, with large batches, and LoRA against full.
+"""On a GPU: a training step against its own kernels, against peers, with large batches, and LoRA against full; and
+validation by graphs against without.
 
 Ours is measured as the loop trains, with snapshots on: batches are made, filled up and brought to the device meanwhile,
 and a step is a graph that is replayed. Each round is an epoch of some batches, after rounds in which kernels are chosen
@@ -10,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +58,7 @@ ROWS = (
         Row(f"gpu-padded-{size}", f"on a GPU: MLM real tokens/s against padded-512, bf16, {size}", "×")
         for size in ("small", "large")
     ),
+    Row("gpu-validation-small", "on a GPU: validation of 16,384 tokens a batch, replayed against not, small", "×"),
     Row("large-batches", "on a GPU: utilisation of its peak with 65,536 tokens, large", "%", 20),
     Row(
         "gpu-lora-speed",
@@ -82,6 +85,8 @@ def measure(name: str, budget: Budget) -> Measured:
         return _against(name.split("-")[1], _size(name), budget)
     if name == "large-batches":
         return _large_batches(budget)
+    if name.startswith("gpu-validation"):
+        return _validation(_size(name), budget)
     return _lora_speed(budget) if name == "gpu-lora-speed" else _lora_memory()
 
 
@@ -215,6 +220,29 @@ def _against(peer_name: str, size: str, budget: Budget) -> Measured:
         "highest_ratio": max(by_round),
         "ours_tokens_per_second": statistics.median(our_speeds),
         "peer_tokens_per_second": statistics.median(peer_speeds),
+        "rounds": float(len(by_round)),
+    }
+    return Measured(statistics.median(by_round), details)
+
+
+def _validation(size: str, budget: Budget) -> Measured:
+    batches, training = _epoch(size, N_TOKENS), _mlm(size)
+
+    def one_round(*, is_replayed: bool) -> float:
+        training.validate(batches, is_replayed=is_replayed)
+        _gpu.wait()
+        return float(batches.n_tokens)
+
+    replayed, plain = (partial(one_round, is_replayed=is_replayed) for is_replayed in (True, False))
+    replayed(), plain()
+    of_replayed, of_plain = interleaved(replayed, plain, budget, time.perf_counter)
+    by_round = [a / b for a, b in zip(of_replayed, of_plain, strict=True)]
+    details: dict[str, float | str] = {
+        "device": _gpu.name(),
+        "replayed_tokens_per_second": statistics.median(of_replayed),
+        "plain_tokens_per_second": statistics.median(of_plain),
+        "lowest_ratio": min(by_round),
+        "highest_ratio": max(by_round),
         "rounds": float(len(by_round)),
     }
     return Measured(statistics.median(by_round), details)
