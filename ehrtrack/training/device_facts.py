@@ -61,13 +61,18 @@ class Meter:
         self._last_look = clock()
         self._joules = self._ask(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)
 
+    def begin(self) -> None:
+        """Begin an epoch: the next look is a while from now, so that it sees nothing of the validation before."""
+        self._last_look = self._clock()
+
     def look(self, *, is_last: bool = False) -> dict[str, float]:
         """What there is to add up, if the last look was a while ago or this is the last one.
 
         Returns
         -------
         ``busy``, the share of time in which a kernel ran lately, with ``looks``, which is 1; and ``joules`` since the
-        last look.
+        last look. Lately is the driver's sample period, which is between a sixth of a second and a second, and a kernel
+        is one of any process.
         """
         if self._nvml is None or (self._clock() - self._last_look < LOOK_SECONDS and not is_last):
             return {}
@@ -114,6 +119,9 @@ def memory_mb(device: torch.device) -> float:
 
 def speed_facts(sums: Mapping[str, float], peak: float | None) -> dict[str, float]:
     """What an epoch's sums tell of the device.
+
+    ``gpu_busy`` is the share of kernels in the time of an epoch, from a look a second. A profiler's would be of a few
+    steps, which it slows down, and all that come after them.
 
     Parameters
     ----------

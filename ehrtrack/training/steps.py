@@ -121,7 +121,6 @@ class Training:
         if progress.n_batches not in (0, len(mine)):  # the epoch was begun with batches of another size
             progress.n_done = progress.n_done * len(mine) // progress.n_batches
         progress.n_batches = len(mine)
-        left = replace(mine, start=progress.n_done)
         with watched_epoch(
             f"epoch {progress.epoch:>3}/{self.config.epochs}",
             n_done=progress.n_done,
@@ -130,7 +129,8 @@ class Training:
             is_silent=not ranks.is_main,
         ) as told:
             last_snapshot = time.monotonic()
-            for step in _in_groups(self._fed(left), self.config.accumulate):
+            self.meter.begin()
+            for step in _in_groups(self._fed(replace(mine, start=progress.n_done)), self.config.accumulate):
                 self.check_is_ours()
                 started = time.monotonic()
                 self.take_step(step)

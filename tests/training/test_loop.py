@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from ehrtrack.models.behrt import Behrt, EhrModel, ModelConfig
 from ehrtrack.models.heads import HazardHead, Head
 from ehrtrack.objectives.base import BatchLoss, Objective, Selection
 from ehrtrack.runlog import MemoryRunLogger
+from ehrtrack.training import steps
 from ehrtrack.training.checkpoint import load_tensors
+from ehrtrack.training.device_facts import Meter
 from ehrtrack.training.loop import (
     FitResult,
     TrainConfig,
@@ -319,3 +322,34 @@ def test_evaluation_turns_dropout_and_gradients_off(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"runtime\.device is tpu.*use: auto, cpu"):
         join_ranks("tpu")
+
+
+def test_how_busy_a_gpu_was_is_of_training_and_not_of_the_validation_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, validated = [0.0], [0.0]
+
+    class Driver:
+        """Busy throughout training, and idle in validation; it tells of the last second."""
+
+        NVMLError = ArithmeticError
+
+        def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> float:  # noqa: N802
+            return 1000 * now[0]
+
+        def nvmlDeviceGetUtilizationRates(self, handle: str) -> SimpleNamespace:  # noqa: N802
+            return SimpleNamespace(gpu=100 * min(now[0] - validated[0], 1.0))
+
+    class Timed(Scripted):
+        def loss(self, model: nn.Module, batch: Batch) -> BatchLoss:
+            now[0] += 0.4
+            return super().loss(model, batch)
+
+        def score(self, model: nn.Module, batch: Batch) -> int:
+            now[0] += 5.0
+            validated[0] = now[0]
+            return super().score(model, batch)
+
+    monkeypatch.setattr(steps, "meter_of", lambda device: Meter(Driver(), "gpu", clock=lambda: now[0]))
+    history = run(make_model(), Timed([1, 2, 3]), tmp_path, train={"epochs": 3}).history
+    assert [epoch["train/gpu_busy"] for epoch in history] == [1.0, 1.0, 1.0]
