@@ -27,7 +27,7 @@ from ehrtrack.strategies.base import Base, Strategy, strategy_of
 from ehrtrack.tracking.client.queries import fetch_model, get_run, search_runs
 from ehrtrack.training.checkpoint import weights_fingerprint
 from ehrtrack.training.ranks import Ranks
-from ehrtrack.training.ridge_head import check_solvable
+from ehrtrack.training.ridge_head import check_solvable, start_at_solved_head
 from ehrtrack.training.sanity import failed_checks, unlearned
 
 ENCODER_SHAPE = ("encoder", "size", "members", "readout_days")
@@ -80,6 +80,8 @@ def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, r
     if strategy.solves_head:
         labelled = np.concatenate([records.rows["train"], records.rows["validation"]])
         check_solvable(plain.head, records.outcomes[labelled])
+    elif strategy.starts_at_solved_head:
+        check_solvable(plain.head, records.outcomes[records.rows["train"]])
     if base is not None:
         load_encoder_weights(plain, base.encoder_weights())
     else:
@@ -92,7 +94,10 @@ def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, r
         fingerprint=fingerprint,
         objective=config.objective.name,
     )
-    model = place(strategy.apply(set_up(plain, config, ranks)), ranks.device)
+    set_up(plain, config, ranks)
+    if strategy.starts_at_solved_head:
+        start_at_solved_head(plain, objective, known_feed(config, records).split("train"))
+    model = place(strategy.apply(plain), ranks.device)
     return Adaptation(strategy, objective, plain, model, start, begun)
 
 

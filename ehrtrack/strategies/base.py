@@ -80,6 +80,11 @@ class Strategy(ABC):
         """Whether the head is solved for (`training.ridge_head`), and nothing trained."""
         return False
 
+    @property
+    def starts_at_solved_head(self) -> bool:
+        """Whether the head is solved for before everything that trains learns on from there."""
+        return False
+
     def merge(self, model: nn.Module) -> EhrModel:
         """A plain model that predicts the same, with nothing wrapped."""
         assert isinstance(model, EhrModel), "a strategy that wraps the model says how to unwrap it"

@@ -27,5 +27,9 @@ class Full(Strategy):
     def starts_anew(self) -> bool:
         return self.config.is_from_random
 
+    @property
+    def starts_at_solved_head(self) -> bool:
+        return self.config.head == "ridge"
+
     def apply(self, model: EhrModel) -> nn.Module:
         return model.requires_grad_(True)

@@ -42,6 +42,10 @@ class Lora(Strategy):
             "set init.run to a pretrain run, or strategy.embeddings=true, or strategy.name=scratch"
         )
 
+    @property
+    def starts_at_solved_head(self) -> bool:
+        return self.config.head == "ridge"
+
     def apply(self, model: EhrModel) -> nn.Module:
         adapter = peft.LoraConfig(
             r=self.config.rank,

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from ehrtrack.section import Choice, Mark
 
+HeadFrom = Annotated[Literal["trained", "ridge"], Mark.ADDED_LATER]
+"""Whether a head is trained from near 0, or solved for."""
+
 
 class FrozenConfig(Choice):
     """Settings of the frozen strategy.
@@ -32,7 +35,7 @@ class FrozenConfig(Choice):
     name: Literal["frozen"] = "frozen"
     embeddings: bool = False
     cache: bool = True
-    head: Annotated[Literal["trained", "ridge"], Mark.ADDED_LATER] = "trained"
+    head: HeadFrom = "trained"
 
     @model_validator(mode="after")
     def _head_is_of_what_stays(self) -> FrozenConfig:
@@ -52,6 +55,7 @@ class LoraConfig(Choice):
     embeddings : whether the embeddings are trained as well
     dora : whether the length of each row of an adapted matrix is learnt apart from its direction (Liu et al. 2024,
         DoRA, arXiv:2402.09353)
+    head : as `FullConfig` has it
 
     Examples
     --------
@@ -68,6 +72,7 @@ class LoraConfig(Choice):
     dropout: float = Field(0.05, ge=0, lt=1)
     embeddings: bool = False
     dora: Annotated[bool, Mark.ADDED_LATER] = False
+    head: HeadFrom = "trained"
 
 
 class BitfitConfig(Choice):
@@ -101,11 +106,15 @@ class LpFtConfig(Choice):
 
 
 class FullConfig(Choice):
-    """Full fine-tuning has no settings of its own.
+    """Settings of full fine-tuning.
 
     Attributes
     ----------
     is_from_random : whether training starts from random weights even where ``init.run`` names a pretrained model
+    head : ``trained`` begins near the population's hazards; ``ridge`` begins at a regression on the states that
+        pretraining made, whose penalty is chosen by cross-validation over training subjects
+        (`training.ridge_head`), and learns on with everything else. Take a low rate then (``train.lr`` of 1e-4): a
+        high one soon forgets where it began
 
     Examples
     --------
@@ -115,6 +124,7 @@ class FullConfig(Choice):
 
     is_from_random: ClassVar[bool] = False
     name: Literal["full"] = "full"
+    head: HeadFrom = "trained"
 
 
 class ScratchConfig(FullConfig):
@@ -129,3 +139,9 @@ class ScratchConfig(FullConfig):
     module: ClassVar[str] = "full"
     is_from_random: ClassVar[bool] = True
     name: Literal["scratch"] = "scratch"  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _there_are_states(self) -> ScratchConfig:
+        if self.head == "ridge":
+            raise ValueError("head = ridge is solved for on states that pretraining made, and scratch has none")
+        return self

@@ -187,11 +187,11 @@ def check_divisible(is_event: Bools) -> None:
     >>> check_divisible(np.array([True, False, False, False]))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    ehrtrack.errors.DataError: 1 of 4 training and validation subjects have the event, and cross-validation needs ...
+    ehrtrack.errors.DataError: 1 of 4 subjects to learn from have the event, and cross-validation needs ...
     """
     n_events = int(is_event.sum())
     if min(n_events, len(is_event) - n_events) < 2:
         raise DataError(
-            f"{n_events} of {len(is_event)} training and validation subjects have the event, and cross-validation "
+            f"{n_events} of {len(is_event)} subjects to learn from have the event, and cross-validation "
             "needs two with and two without; use a larger cohort"
         )

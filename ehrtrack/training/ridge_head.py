@@ -8,6 +8,9 @@ cross-validation over training and validation subjects. As age and static facts 
 strongest of those tried leaves next to nothing but them: states count for as much as subjects that were held out show.
 
 Early stopping by a fifth of few labels is a lottery; a regression takes seconds and learns from all of them.
+
+Where the encoder learns too, training can begin at such a head (`start_at_solved_head`): one that begins near 0 pulls
+the encoder towards what suits it in the first steps (Kumar et al. 2022, LP-FT, arXiv:2202.10054).
 """
 
 from __future__ import annotations
@@ -70,11 +73,8 @@ def solve_head(model: EhrModel, objective: OutcomeObjective, *, training: Batche
     -------
     Of a single epoch. Its validation metrics, and `held_out`, are by regressions without each subject's fold.
     """
-    head, started = model.head, time.monotonic()
-    assert isinstance(head, HazardHead), "which head it is was checked"
-    model.eval()
-    torch.nn.init.zeros_(head.query)
-    table = _read(model, head, [training, validation])
+    started = time.monotonic()
+    head, table = _read(model, [training, validation])
     regression = HazardRegression.of(objective, table.outcomes)
     penalty = _penalty(regression, table)
     device, scores, parts = head.query.device, [], []
@@ -91,8 +91,27 @@ def solve_head(model: EhrModel, objective: OutcomeObjective, *, training: Batche
     speed = (training.n_tokens + validation.n_tokens) / seconds
     facts = {"loss": loss, "tokens_per_second": speed, "batches": 1.0, "memory_mb": memory_mb(device)}
     metrics = named(TRAINING, facts) | objective.metrics(scores)
-    said = f"solved for with a penalty of {penalty[-1]:.2g}, by {regression.fold.max() + 1}-fold cross-validation"
+    said = f"solved for {_how(regression, penalty)}"
     return FitResult([metrics], 1, seconds, said, held_out=_in_order(parts, validation.rows))
+
+
+def start_at_solved_head(model: EhrModel, objective: OutcomeObjective, training: Batches) -> None:
+    """Fit the head to the training subjects, before the whole model learns on; validation subjects are left to choose
+    the epoch.
+
+    Parameters
+    ----------
+    model : with a head that can be solved for (`check_solvable`)
+    """
+    head, table = _read(model, [training])
+    regression = HazardRegression.of(objective, table.outcomes)
+    penalty = _penalty(regression, table)
+    _set(head, regression, table, penalty, np.arange(len(table.record)))
+    print(f"the head begins as solved for {_how(regression, penalty)}", flush=True)
+
+
+def _how(regression: HazardRegression, penalty: Floats) -> str:
+    return f"with a penalty of {penalty[-1]:.2g}, by {regression.fold.max() + 1}-fold cross-validation"
 
 
 class _Table(NamedTuple):
@@ -125,7 +144,12 @@ class _Table(NamedTuple):
         return states
 
 
-def _read(model: EhrModel, head: HazardHead, parts: Sequence[Batches]) -> _Table:
+def _read(model: EhrModel, parts: Sequence[Batches]) -> tuple[HazardHead, _Table]:
+    """The head, and what it reads with a query of 0."""
+    head = model.head
+    assert isinstance(head, HazardHead), "which head it is was checked"
+    model.eval()
+    torch.nn.init.zeros_(head.query)
     records, statics, outcomes = [], [], []
     with torch.no_grad():
         for batch in (batch.to(head.query.device) for batches in parts for batch in batches):
@@ -141,7 +165,7 @@ def _read(model: EhrModel, head: HazardHead, parts: Sequence[Batches]) -> _Table
     z = (record - mean) / scale
     # A network that has one state for a whole record repeats it as [CLS], mean and largest value.
     axes, _ = axes_of(z)
-    return _Table(z @ axes, axes, mean, scale, np.concatenate(statics), Outcomes.joined(outcomes))
+    return head, _Table(z @ axes, axes, mean, scale, np.concatenate(statics), Outcomes.joined(outcomes))
 
 
 def _penalty(regression: HazardRegression, table: _Table) -> Floats:

@@ -104,7 +104,7 @@ def test_there_are_no_more_folds_than_events():
 def test_one_event_is_too_few():
     train = Tabular(pl.DataFrame({"x": range(30)}), np.arange(1.0, 31), np.arange(30) < 1)
     validation = replace(train, is_event=np.zeros(30, dtype=bool))
-    with pytest.raises(DataError, match="1 of 60 training and validation subjects have the event"):
+    with pytest.raises(DataError, match="1 of 60 subjects to learn from have the event"):
         Ridge(RidgeConfig()).fit(train, validation)
 
 

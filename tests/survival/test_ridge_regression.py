@@ -60,7 +60,7 @@ def test_rows_of_a_subject_are_in_one_fold() -> None:
 
 
 def test_one_event_cannot_be_divided() -> None:
-    with pytest.raises(DataError, match="1 of 9 training and validation subjects have the event, and cross-validation"):
+    with pytest.raises(DataError, match="1 of 9 subjects to learn from have the event, and cross-validation"):
         event_folds(np.arange(9) == 0, None, n_folds=5, seed=0)
 
 

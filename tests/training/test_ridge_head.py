@@ -23,7 +23,7 @@ from ehrtrack.objectives.survival import Survival, SurvivalConfig
 from ehrtrack.survival.metrics import c_index
 from ehrtrack.survival.ridge import axes_of
 from ehrtrack.training.loop import FitResult
-from ehrtrack.training.ridge_head import check_solvable, solve_head
+from ehrtrack.training.ridge_head import check_solvable, solve_head, start_at_solved_head
 
 N, N_TRAINING, V, DRIVER = 240, 180, 30, 7
 STORE = random_store(N, V)
@@ -46,7 +46,14 @@ class Solved(NamedTuple):
     result: FitResult
 
 
-def solved(of: Outcomes, kind: type[OutcomeObjective] = Survival) -> Solved:
+class Unsolved(NamedTuple):
+    model: EhrModel
+    objective: OutcomeObjective
+    training: Batches
+    validation: Batches
+
+
+def unsolved(of: Outcomes, kind: type[OutcomeObjective] = Survival) -> Unsolved:
     rng = np.random.default_rng(1)
     rows = rng.permutation(N)  # so that an order is not kept by luck
     training, validation = (
@@ -57,6 +64,11 @@ def solved(of: Outcomes, kind: type[OutcomeObjective] = Survival) -> Solved:
     torch.manual_seed(0)
     encoder = Behrt(ModelConfig(size="tiny"), V)
     model = EhrModel(encoder, objective.make_head(encoder.width)).requires_grad_(False)
+    return Unsolved(model, objective, training, validation)
+
+
+def solved(of: Outcomes, kind: type[OutcomeObjective] = Survival) -> Solved:
+    model, objective, training, validation = unsolved(of, kind)
     return Solved(model, objective, validation, solve_head(model, objective, training=training, validation=validation))
 
 
@@ -138,6 +150,22 @@ def test_other_objectives_with_a_hazard_head_are_solved_alike(kind: type[Outcome
     assert (held_out.incidence is not None) is (kind is CompetingRisks)
 
 
+def test_a_start_is_solved_for_on_training_subjects_alone() -> None:
+    """Validation subjects are to choose the epoch: what became of them has no part in it."""
+    one = unsolved(DRIVEN)
+    rows = one.validation.rows
+    days, is_event = DRIVEN.follow_up_days.copy(), DRIVEN.is_event.copy()
+    days[rows], is_event[rows] = 1.0, True
+    other = unsolved(replace(DRIVEN, follow_up_days=days, is_event=is_event))
+    risks = []
+    for model, objective, training, _ in (one, other):
+        start_at_solved_head(model, objective, training)
+        risks.append(objective.predict(model, all_rows(DRIVEN), CPU).risk)
+    np.testing.assert_array_equal(*risks)
+    of = DRIVEN[rows]
+    assert c_index(risks[0][rows], of.follow_up_days, of.is_event) > 0.6
+
+
 def test_a_head_with_an_offset_or_of_another_kind_is_refused() -> None:
     levels = Levels(torch.full((V,), -1), torch.zeros(V))
     facts = TrainingFacts(np.ones(V, dtype=np.int64), DRIVEN, 365.0, all_rows(DRIVEN), levels)
@@ -148,7 +176,7 @@ def test_a_head_with_an_offset_or_of_another_kind_is_refused() -> None:
 
 def test_one_event_is_too_few() -> None:
     rare = Outcomes(DRIVEN.follow_up_days, np.arange(N) == 0)
-    with pytest.raises(DataError, match="1 of 240 training and validation subjects have the event"):
+    with pytest.raises(DataError, match="1 of 240 subjects to learn from have the event"):
         check_solvable(HazardHead(32, torch.zeros(3)), rare)
 
 
