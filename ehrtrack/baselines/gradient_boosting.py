@@ -5,8 +5,8 @@
 A subject is a row for each interval of the time grid that it entered, with the number of the interval as a column, the
 event as the label (person-periods: Singer & Willett 1993, J Educ Stat 18:155-195; as a landmark for other models: Craig
 et al. 2021, arXiv:2104.12002), and the share of the interval that it was seen through as the weight. F is
-scikit-learn's histogram gradient boosting, which reads missing values as they are. Trees are added until the validation
-subjects' loss no longer falls.
+scikit-learn's histogram gradient boosting, which reads missing values as they are, on columns that were cut before
+(`_cuts`). Trees are added until the validation subjects' loss no longer falls.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from ehrtrack.arrays import Bools, Floats, Ints
 from ehrtrack.baselines._ages import age_to_fill, with_ages
+from ehrtrack.baselines._cuts import Cuts
 from ehrtrack.baselines._folds import HeldOut, chosen, chosen_in_folds, divided, folds, together
 from ehrtrack.baselines._trees import ROWS_AT_ONCE, TreeModel, Trees, columns_and_grid, join
 from ehrtrack.baselines.base import (
@@ -140,10 +141,10 @@ class GradientBoosting(Baseline[pl.DataFrame]):
             return self._fit_in_folds(train, validation)
         train, validation, mean_age = with_ages_filled(train, validation)
         columns, grid = columns_and_grid(self.config, train)
-        of_train, of_validation = _periods(train, columns, grid), _periods(validation, columns, grid)
+        data = CutPeriods.of(columns, grid, train, validation)
 
         def fit_one(setting: Setting) -> BoostingModel:
-            return replace(_fit(self.config, setting, of_train, of_validation, columns, grid).model, mean_age=mean_age)
+            return replace(_fit(self.config, setting, data).model, mean_age=mean_age)
 
         best = tune(self.config, self._space(), fit_one, validation)
         best.model.facts.update({"n_features": len(columns), **best.facts()})
@@ -164,17 +165,16 @@ class GradientBoosting(Baseline[pl.DataFrame]):
         mean_age = age_to_fill(everyone.features)
         everyone = replace(everyone, features=with_ages(everyone.features, mean_age))
         columns, grid = columns_and_grid(self.config, everyone)
-        parts = [
-            (_periods(others, columns, grid), _periods(chosen(everyone, held_out), columns, grid), held_out)
-            for others, held_out in divided(everyone, folds(everyone, self.config.n_folds, self.config.seed))
-        ]
-        rows = [held_out for _, _, held_out in parts]
-        weights = [held.weight.sum() for _, held, _ in parts]
+        parts, rows = list[CutPeriods](), list[Ints]()
+        for others, held_out in divided(everyone, folds(everyone, self.config.n_folds, self.config.seed)):
+            parts.append(CutPeriods.of(columns, grid, others, chosen(everyone, held_out)))
+            rows.append(held_out)
+        weights = [part.weight_to_stop_by for part in parts]
         by_brier = self.config.select == "cross-validation-ibs"
         best: tuple[float, Setting, list[_Fitted]] | None = None
         tried = candidates(self._space(), self.config.n_candidates, self.config.seed)
         for setting in tried:
-            fits = [_fit(self.config, setting, others, held, columns, grid) for others, held, _ in parts]
+            fits = [_fit(self.config, setting, part) for part in parts]
             if by_brier:
                 gain = -_brier_score(_held_out(rows, fits), everyone)
             else:
@@ -186,8 +186,7 @@ class GradientBoosting(Baseline[pl.DataFrame]):
         self._held_out = _held_out(rows, fits, n_train=len(train.is_event), mean_age=mean_age)
         risk = 1 - _held_out(rows, fits).survival(everyone, grid.horizon_days)[:, 0]
         n_trees = max(1, round(float(np.mean([len(fit.model.trees.roots) for fit in fits]))))
-        of_all = _periods(everyone, columns, grid)
-        final = _fit(self.config, best_setting, of_all, None, columns, grid, n_trees=n_trees).model
+        final = _fit(self.config, best_setting, CutPeriods.of(columns, grid, everyone), n_trees=n_trees).model
         score = c_index(risk, everyone.follow_up_days, everyone.is_event)
         facts: dict[str, float | int | str] = {"n_features": len(columns), **best_setting}
         facts |= {score_name(everyone): score, "n_candidates": len(tried), "n_folds": len(parts)}
@@ -264,25 +263,48 @@ def _brier_score(held_out: HeldOut[pl.DataFrame], everyone: Tabular) -> float:
     return integrated_brier_score(days, is_event, days, is_event, held_out.survival(everyone, times), times)
 
 
-def _periods(subjects: Tabular, columns: list[str], grid: TimeGrid) -> PersonPeriods:
-    return person_periods(seen_within(subjects, grid.horizon_days), columns, grid)
+class CutPeriods(NamedTuple):
+    """Person-periods on columns that are cut where those of training subjects suggest.
+
+    Attributes
+    ----------
+    columns : without the number of the interval, which comes last in x
+    train, stopping : of whom trees are fitted to, and by whom their number is chosen; x are the numbers of parts
+    """
+
+    columns: list[str]
+    grid: TimeGrid
+    cuts: Cuts
+    train: PersonPeriods
+    stopping: PersonPeriods | None
+
+    @classmethod
+    def of(cls, columns: list[str], grid: TimeGrid, train: Tabular, stopping: Tabular | None = None) -> CutPeriods:
+        def periods(subjects: Tabular) -> PersonPeriods:
+            return person_periods(seen_within(subjects, grid.horizon_days), columns, grid)
+
+        of_train = periods(train)
+        cuts = Cuts.of(of_train.x, of_train.weight)
+        of_stopping = None if stopping is None else periods(stopping)
+        return cls(
+            columns,
+            grid,
+            cuts,
+            of_train._replace(x=cuts.part(of_train.x)),
+            None if of_stopping is None else of_stopping._replace(x=cuts.part(of_stopping.x)),
+        )
+
+    @property
+    def weight_to_stop_by(self) -> float:
+        return 0.0 if self.stopping is None else float(self.stopping.weight.sum())
 
 
-def _fit(
-    config: GradientBoostingConfig,
-    setting: Setting,
-    train: PersonPeriods,
-    stopping: PersonPeriods | None,
-    columns: list[str],
-    grid: TimeGrid,
-    *,
-    n_trees: int | None = None,
-) -> _Fitted:
+def _fit(config: GradientBoostingConfig, setting: Setting, data: CutPeriods, *, n_trees: int | None = None) -> _Fitted:
     """As many trees as suit the subjects to stop by, or `n_trees` where there are none."""
-    library = _library_model(config, setting, n_trees)
+    library, train, stopping = _library_model(config, setting, n_trees), data.train, data.stopping
     if stopping is None:
         library.fit(train.x, train.is_event, train.weight)
-        return _Fitted(_from_library(library, len(library._predictors), columns, grid), np.nan)
+        return _Fitted(_from_library(library, len(library._predictors), data), np.nan)
     library.fit(
         train.x,
         train.is_event,
@@ -292,7 +314,7 @@ def _fit(
         sample_weight_val=stopping.weight,
     )
     best = int(np.argmax(library.validation_score_))  # the score before the first tree is the first
-    return _Fitted(_from_library(library, best, columns, grid), float(library.validation_score_[best]))
+    return _Fitted(_from_library(library, best, data), float(library.validation_score_[best]))
 
 
 def _library_model(
@@ -310,10 +332,8 @@ def _library_model(
     )
 
 
-def _from_library(
-    library: HistGradientBoostingClassifier, n_trees: int, columns: list[str], grid: TimeGrid
-) -> BoostingModel:
-    """The first `n_trees` trees, over the columns that they ask for.
+def _from_library(library: HistGradientBoostingClassifier, n_trees: int, data: CutPeriods) -> BoostingModel:
+    """The first `n_trees` trees, over the columns that they ask for, and their values instead of parts.
 
     The library has no public door to its trees; a test holds these to its own predictions.
     """
@@ -322,7 +342,7 @@ def _from_library(
         [
             {
                 "feature": np.where(tree["is_leaf"], -1, tree["feature_idx"]),
-                "threshold": tree["num_threshold"],
+                "threshold": data.cuts.value(tree["feature_idx"], tree["num_threshold"]),
                 "is_missing_left": tree["missing_go_to_left"],
                 "left": tree["left"],
                 "right": tree["right"],
@@ -331,10 +351,10 @@ def _from_library(
             for tree in nodes
         ]
     )
-    kept = np.union1d(trees.used(), [len(columns)]).astype(np.int64)  # the last column is the interval
+    kept = np.union1d(trees.used(), [len(data.columns)]).astype(np.int64)  # the last column is the interval
     return BoostingModel(
-        grid=grid,
-        columns=tuple(columns[j] for j in kept[:-1]),
+        grid=data.grid,
+        columns=tuple(data.columns[j] for j in kept[:-1]),
         trees=trees.with_columns(kept),
         start=float(library._baseline_prediction[0, 0]),
         facts={},

@@ -11,8 +11,9 @@ from sksurv.nonparametric import kaplan_meier_estimator
 from sksurv.util import Surv
 
 from ehrtrack.baselines import gradient_boosting, random_survival_forest
+from ehrtrack.baselines._cuts import N_PARTS, Cuts
 from ehrtrack.baselines.base import Baseline, Tabular, candidates, seen_within
-from ehrtrack.baselines.gradient_boosting import GradientBoosting, GradientBoostingConfig
+from ehrtrack.baselines.gradient_boosting import CutPeriods, GradientBoosting, GradientBoostingConfig
 from ehrtrack.baselines.random_survival_forest import Forest, RandomSurvivalForestConfig
 from ehrtrack.errors import DataError
 from ehrtrack.survival.time_grid import TimeGrid
@@ -28,24 +29,49 @@ def subjects(n: int, seed: int, *, share_missing: float = 0.0) -> Tabular:
     return Tabular(pl.DataFrame(x, schema=COLUMNS), np.minimum(time, 365), time < 365)
 
 
-def test_the_trees_kept_are_those_of_scikit_learn() -> None:
-    train = subjects(300, 1, share_missing=0.2)
+@pytest.mark.parametrize("n", [200, 1200], ids=["few values", "quantiles"])
+def test_the_trees_kept_are_those_of_scikit_learn(n: int) -> None:
+    train = subjects(n, 1, share_missing=0.2)
     grid = TimeGrid((0.0, 50.0, 150.0, 365.0))
-    x, y, _ = gradient_boosting.person_periods(train, COLUMNS, grid)
-    library = HistGradientBoostingClassifier(max_iter=30, max_leaf_nodes=6, early_stopping=False).fit(x, y)
-    model = gradient_boosting._from_library(library, 30, COLUMNS, grid)
+    data = CutPeriods.of(COLUMNS, grid, train)
+    x, y, weight = data.train
+    library = HistGradientBoostingClassifier(max_iter=30, max_leaf_nodes=6, early_stopping=False).fit(x, y, weight)
+    model = gradient_boosting._from_library(library, 30, data)
     others = subjects(100, 2, share_missing=0.2).features
     periods = np.column_stack([np.repeat(others.to_numpy(), 3, axis=0), np.tile(np.arange(3), 100)])
-    expected = library.predict_proba(periods)[:, 1].reshape(100, 3)
+    expected = library.predict_proba(data.cuts.part(periods))[:, 1].reshape(100, 3)
     np.testing.assert_allclose(model.hazard(others), expected, rtol=1e-12)
+
+
+def test_a_column_with_few_values_is_cut_as_scikit_learn_cuts_it() -> None:
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random((400, 2)) < 0.1, np.nan, rng.integers(0, 40, (400, 2)) / 7)
+    y, others = x[:, 0] + rng.normal(size=400) > 2, rng.normal(3, 2, (100, 2))
+    cuts = Cuts.of(x, np.ones(400))
+    by_cuts, by_itself = (HistGradientBoostingClassifier(early_stopping=False) for _ in range(2))
+    by_cuts.fit(cuts.part(x), y)
+    by_itself.fit(x, y)
+    np.testing.assert_array_equal(by_cuts.predict_proba(cuts.part(others)), by_itself.predict_proba(others))
+
+
+def test_parts_of_many_values_have_equal_weight_and_a_row_without_weight_has_no_say() -> None:
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(5000, 1)), rng.random(5000)
+    x[:10], weight[:10] = 1e6, 0.0
+    cuts = Cuts.of(x, weight)
+    assert len(cuts.edges[0]) == N_PARTS - 1
+    assert cuts.edges[0].max() < 1e6
+    of_part = np.bincount(cuts.part(x)[10:, 0].astype(int), weights=weight[10:])
+    np.testing.assert_allclose(of_part, weight.sum() / N_PARTS, atol=1.0)
 
 
 def test_the_first_trees_are_those_of_that_stage() -> None:
     train, grid = subjects(300, 1), TimeGrid((0.0, 100.0, 365.0))
-    x, y, _ = gradient_boosting.person_periods(train, COLUMNS, grid)
-    library = HistGradientBoostingClassifier(max_iter=20, early_stopping=False).fit(x, y)
-    stage = list(library.staged_predict_proba(np.column_stack([train.features.to_numpy(), np.zeros(300)])))[6]
-    model = gradient_boosting._from_library(library, 7, COLUMNS, grid)
+    data = CutPeriods.of(COLUMNS, grid, train)
+    library = HistGradientBoostingClassifier(max_iter=20, early_stopping=False).fit(data.train.x, data.train.is_event)
+    first = data.cuts.part(np.column_stack([train.features.to_numpy(), np.zeros(300)]))
+    stage = list(library.staged_predict_proba(first))[6]
+    model = gradient_boosting._from_library(library, 7, data)
     np.testing.assert_allclose(model.hazard(train.features)[:, 0], stage[:, 1], rtol=1e-12)
 
 
@@ -64,10 +90,10 @@ def test_a_splits_column_that_is_not_used_need_not_be_there() -> None:
 def test_trees_that_ask_for_the_interval_alone_predict_the_same_curve_for_everybody() -> None:
     """With few subjects the validation loss may keep no other tree."""
     train, grid = subjects(300, 1), TimeGrid((0.0, 50.0, 150.0, 365.0))
-    x, y, _ = gradient_boosting.person_periods(train, COLUMNS, grid)
-    x[:, :5] = 0
-    library = HistGradientBoostingClassifier(max_iter=5, early_stopping=False).fit(x, y)
-    model = gradient_boosting._from_library(library, 5, COLUMNS, grid)
+    data = CutPeriods.of(COLUMNS, grid, train)
+    data.train.x[:, :5] = 0
+    library = HistGradientBoostingClassifier(max_iter=5, early_stopping=False).fit(data.train.x, data.train.is_event)
+    model = gradient_boosting._from_library(library, 5, data)
     assert model.columns == ()
     hazard = model.hazard(train.features)
     assert hazard.shape == (300, 3)
