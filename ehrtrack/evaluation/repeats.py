@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,6 +33,8 @@ class Repeat:
     seed : of the run
     n_train, n_test : labelled subjects that it learnt from, and that it was tested on
     n_pool : subjects that the labelled ones were drawn from (``cohort.n_labels``); None where all are labelled
+    asked : dotted settings by which the configuration is asked for elsewhere (`study.asked`)
+    pretraining : objective of the pretraining that it starts from; empty without one
 
     The split of a repeat is its cohort: `row.cohort_fingerprint`.
 
@@ -51,6 +53,8 @@ class Repeat:
     n_train: int
     n_test: int
     n_pool: int | None = None
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    pretraining: str = ""
 
     @property
     def test_to_training(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -55,8 +56,11 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "hours": pl.Float64,
     "cost": pl.Float64,
     "run_ids": pl.String,
+    "settings": pl.String,
+    "pretraining": pl.String,
 }
-"""Columns of a study's table, in order; costs are those of one repeat, the mean over all."""
+"""Columns of a study's table, in order; costs are those of one repeat, the mean over all; settings are JSON, those by
+which a configuration is asked for elsewhere."""
 
 
 def study_table(
@@ -114,6 +118,8 @@ def _line(of: Configuration, difference: Difference | None, price_per_hour: floa
     if line["total_seconds"] is not None:
         line["hours"] = line["total_seconds"] / 3600
         line["cost"] = None if price_per_hour is None else line["hours"] * price_per_hour
+    first = of.repeats[0]
+    line |= {"settings": json.dumps(dict(first.asked)), "pretraining": first.pretraining or None}
     return line | {"run_ids": " ".join(row.run_id for row in of.rows)}
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from ehrtrack.config import RunConfig
 from ehrtrack.plots.style import BLUE, GREEN, INK, ORANGE, PINK, PURPLE, RED, SKY, YELLOW
-from ehrtrack.strategies.settings import FrozenConfig
 from ehrtrack.tracking import names
 
 MODEL_KINDS = ("pretrain", "finetune", "trial", "baseline")
@@ -19,7 +18,7 @@ _REFERENCES = ("cox", "logistic")
 
 
 def transformer_label(config: RunConfig) -> str:
-    """The strategy's name, with the rank of adapters, or that the head is a ridge regression.
+    """The strategy's name, with the rank of adapters, and that the head is, or begins at, a ridge regression.
 
     Examples
     --------
@@ -28,10 +27,9 @@ def transformer_label(config: RunConfig) -> str:
     'lora r4'
     """
     strategy = config.strategy
-    if isinstance(strategy, FrozenConfig) and strategy.head == "ridge":
-        return f"{strategy.name} ridge"
     rank = getattr(strategy, "rank", None)
-    return strategy.name if rank is None else f"{strategy.name} r{rank}"
+    of_rank = "" if rank is None else f" r{rank}"
+    return strategy.name + of_rank + (" ridge" if getattr(strategy, "head", "") == "ridge" else "")
 
 
 def run_name(config: RunConfig, model: str, *, has_size: bool) -> str:

@@ -6,8 +6,10 @@ cohort; speed is measured on the machine that is asked, in a few seconds of real
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +41,7 @@ FEW_EVENTS = 100
 class Option:
     """A strategy with its settings, and what it will take on this machine."""
 
-    overrides: dict[str, str | int | bool]
+    overrides: Mapping[str, Any]
     n_parameters: int
     n_trainable: int
     cost: Cost
@@ -127,12 +129,21 @@ class Advice:
         return [
             f"then compare: {_described(self.network)}",
             "  settings    " + _as_words(self.option.overrides),
+            *self._pretraining_line(),
             f"  parameters  {self.option.n_trainable:,} trainable of {self.option.n_parameters:,}",
             f"  memory      {cost.megabytes:,.0f} MB for weights, gradients, AdamW and one batch",
             f"  speed       {cost.tokens_per_second:,.0f} tokens a second"
             + (f", and {cost.once_seconds:,.0f} s once for the encoder's states" if cost.once_seconds else ""),
             f"  time        {duration(hours)} for {self.epochs} epochs at most{money}",
         ]
+
+    def _pretraining_line(self) -> list[str]:
+        """By what the network has to be pretrained, where it is."""
+        result = self.network.result
+        if not result.pretraining:
+            return []
+        encoder = {path: value for path, value in result.settings.items() if path.startswith("model.")}
+        return ["  pretrained  " + _as_words({"objective.name": result.pretraining} | encoder)]
 
 
 def _described(standing: Standing) -> str:
@@ -143,11 +154,14 @@ def _described(standing: Standing) -> str:
     return f"{standing.result.model}, {far} of {n} {'study' if n == 1 else 'studies'}"
 
 
-def _as_words(settings: Mapping[str, str | int | bool]) -> str:
-    """To be pasted behind a command."""
-    return " ".join(
-        f"--{name} {str(value).lower() if isinstance(value, bool) else value}" for name, value in settings.items()
-    )
+def _as_words(settings: Mapping[str, Any]) -> str:
+    """To be pasted behind a command.
+
+    >>> _as_words({"baseline.name": "gradient-boosting", "baseline.learning_rates": [0.2, 0.1]})
+    '--baseline.name gradient-boosting --baseline.learning_rates [0.2,0.1]'
+    """
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()}
+    return " ".join(f"--{name} {text.replace(', ', ',')}" for name, text in texts.items())
 
 
 def advise(config: RunConfig, *, price: float | None = None, seconds: float = 3.0) -> Advice:
@@ -189,11 +203,9 @@ def advise(config: RunConfig, *, price: float | None = None, seconds: float = 3.
     )
 
 
-def _option(
-    config: RunConfig, records: CohortRecords, overrides: dict[str, str | int | bool], *, seconds: float
-) -> Option:
+def _option(config: RunConfig, records: CohortRecords, overrides: Mapping[str, Any], *, seconds: float) -> Option:
     """A strategy on the config's model and cohort."""
-    chosen = override(config, overrides | {"init.embeddings": ""})  # what a step costs does not depend on the weights
+    chosen = override(config, {**overrides, "init.embeddings": ""})  # what a step costs does not depend on the weights
     ranks = join_ranks(config.runtime.device)
     adapted = adapt(chosen, records, None, ranks)
     batches = replace(

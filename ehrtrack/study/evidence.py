@@ -6,23 +6,32 @@ The results are those of ``projects/*/results``, which `ehrtrack study` made. No
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ehrtrack.errors import DataError
+from ehrtrack.evaluation.labels import label
 
 PACKAGE = Path(__file__).parents[1]
 PLACES = (PACKAGE / "projects", PACKAGE.parent / "projects")
 """Where a wheel has the results, and where a checkout has them."""
 NEAR = 3.0
 """Numbers of labels that differ by more than this factor say little of each other."""
-_LABELS = re.compile(r"(?: · )?(?:\d[\d,]*|all) labels$| · \w+ none(?= · |$)")
-"""What a study's table says of a configuration that is not the model's name."""
-_ELSEWHERE = {"n value bins": "data.vocabulary.n_value_bins"}
-"""Settings that are none of what is chosen, by what a study's table calls them."""
+NETWORKS_DIFFER_BY = (
+    "strategy.rank",
+    "strategy.dora",
+    "strategy.head",
+    "strategy.embeddings",
+    "model.encoder",
+    "objective.lasso",
+)
+"""What one network has and another has not. Rates and sizes are fitted to a study's data."""
+_LABELS = re.compile(r"(?: · )?(?:\d[\d,]*|all) labels$")
 
 
 @dataclass(frozen=True)
@@ -31,10 +40,12 @@ class Result:
 
     Attributes
     ----------
-    model : as the study's table calls it, without the number of labels
+    model : what it is called: a baseline as the study's table has it, and a network by `NETWORKS_DIFFER_BY`
     n_labels : training subjects
     c_index : on test subjects, mean over repeats
     seconds : of training
+    settings : dotted, by which it is asked for
+    pretraining : objective of the pretraining that it starts from; empty without one
     """
 
     study: str
@@ -44,30 +55,8 @@ class Result:
     n_repeats: int
     c_index: float
     seconds: float
-
-    @property
-    def settings(self) -> dict[str, str | int | bool]:
-        """The dotted settings by which the configuration is asked for.
-
-        Examples
-        --------
-        >>> Result("s", "dora r8", False, 512, 5, 0.7, 10.0).settings
-        {'strategy.name': 'lora', 'strategy.rank': 8, 'strategy.dora': True}
-        >>> Result("s", "ridge · features values", True, 512, 5, 0.7, 1.0).settings
-        {'baseline.name': 'ridge', 'baseline.features': 'values'}
-        >>> Result("s", "gradient-boosting · n value bins 20", True, 512, 5, 0.7, 1.0).settings
-        {'baseline.name': 'gradient-boosting', 'data.vocabulary.n_value_bins': '20'}
-        """
-        first, *others = self.model.split(" · ")
-        section = "baseline" if self.is_baseline else "strategy"
-        name, _, rank = first.partition(" r")
-        told: dict[str, str | int | bool] = {f"{section}.name": "lora" if name == "dora" else name}
-        told |= {"strategy.rank": int(rank)} if rank else {}
-        told |= {"strategy.dora": True} if name == "dora" else {}
-        for other in others:
-            words, _, value = other.rpartition(" ")
-            told[_ELSEWHERE.get(words, f"{section}.{words.replace(' ', '_')}")] = value
-        return told
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    pretraining: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,19 +122,22 @@ def read_results(places: Sequence[Path] = PLACES) -> list[Result]:
     for table in sorted(folder.glob("*/results/tables/main.csv")):
         with table.open(newline="", encoding="utf-8") as lines:
             found += [_result(table.parents[2].name, row) for row in csv.DictReader(lines) if row.get("test_c_index")]
-    # A network that needs more than a strategy, such as embeddings of codes, is not for a user to paste.
-    return [result for result in found if result.is_baseline or " · " not in result.model]
+    # Embeddings of codes are files of that study, and not for a user to paste.
+    return [result for result in found if "init.embeddings" not in result.settings]
 
 
 def _result(study: str, row: dict[str, str]) -> Result:
+    is_baseline, settings = row["kind"] == "baseline", json.loads(row["settings"])
     return Result(
         study=study,
-        model=_LABELS.sub("", row["configuration"]),
-        is_baseline=row["kind"] == "baseline",
+        model=_LABELS.sub("", row["configuration"]) if is_baseline else label(settings, NETWORKS_DIFFER_BY),
+        is_baseline=is_baseline,
         n_labels=round(float(row["n_train"])),
         n_repeats=int(row["n_repeats"]),
         c_index=float(row["test_c_index"]),
         seconds=float(row["seconds"]),
+        settings=settings,
+        pretraining=row["pretraining"],
     )
 
 
@@ -187,9 +179,10 @@ def standings(settings: Sequence[Setting]) -> list[Standing]:
     shortfalls: dict[str, list[tuple[float, Result]]] = defaultdict(list)
     for setting in settings:
         best = setting.best(is_baseline=False)
-        for result in setting.results:
-            if best is not None and not result.is_baseline:
-                shortfalls[result.model].append((best.c_index - result.c_index, result))
+        networks = {result.model: result for result in reversed(setting.results) if not result.is_baseline}
+        for model, result in networks.items():  # of several sizes or rates of one the best
+            assert best is not None
+            shortfalls[model].append((best.c_index - result.c_index, result))
     found = [
         Standing(of_model[0][1], sum(shortfall for shortfall, _ in of_model) / len(of_model), len(of_model))
         for of_model in shortfalls.values()

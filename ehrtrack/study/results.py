@@ -14,6 +14,7 @@ from ehrtrack.evaluation.repeats import N_POOL, N_TEST, N_TRAIN, Repeat, configu
 from ehrtrack.pipeline.predictions_cache import read_test_predictions
 from ehrtrack.pipeline.run_rows import run_row, task_of
 from ehrtrack.runlog import TEST
+from ehrtrack.study.asked import asked
 from ehrtrack.study.cells import Cell, Study
 from ehrtrack.study.queue import Finished, Standing
 from ehrtrack.study.settings import StudySettings
@@ -90,7 +91,8 @@ def study_results(study: Study, standing: Mapping[str, Standing] | None = None, 
             missing[cell.label] = _why_missing((standing or {}).get(cell.key, Standing()))
         elif cell.recipe != "pretrain":
             try:
-                repeats.append(_repeat(cell, records[cell.key]))
+                base = study.by_key[cell.base].config.objective.name if cell.base else ""
+                repeats.append(_repeat(cell, records[cell.key], pretraining=base))
             except DataError as reason:
                 missing[cell.label] = str(reason)
     predictions, unread = read_test_predictions([repeat.row for repeat in repeats], cache=study.runtime.cache)
@@ -125,7 +127,7 @@ def told_by_server(results: StudyResults, study: Study) -> StudyResults:
     return replace(results, missing=dict(results.missing) | reasons)
 
 
-def _repeat(cell: Cell, record: RunRecord) -> Repeat:
+def _repeat(cell: Cell, record: RunRecord, *, pretraining: str) -> Repeat:
     lacking = [name for name in (N_TRAIN, N_TEST) if name not in record.metrics]
     if lacking:
         raise DataError(f"run {record.run_id} has no metric {' and no '.join(lacking)}; make it again")
@@ -136,6 +138,8 @@ def _repeat(cell: Cell, record: RunRecord) -> Repeat:
         n_train=int(record.metrics[N_TRAIN]),
         n_test=int(record.metrics[N_TEST]),
         n_pool=int(record.metrics[N_POOL]) if N_POOL in record.metrics else None,
+        asked=asked(cell.config, cell.recipe, cell.settings),
+        pretraining=pretraining,
     )
 
 

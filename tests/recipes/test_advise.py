@@ -66,18 +66,23 @@ def test_every_configuration_of_the_results_can_be_asked_for(config: RunConfig) 
 
 
 def test_studies_of_other_sizes_are_called_a_guess(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    cox, full = {"baseline.name": "cox"}, {"strategy.name": "full", "train.lr": 1e-4}
     results = [
-        Result("near", "cox", True, 100, 1, 0.7, 1.0),
-        Result("near", "full", False, 100, 1, 0.6, 1.0),
-        Result("far", "cox", True, 10_000, 1, 0.7, 1.0),
-        Result("far", "full", False, 10_000, 1, 0.8, 1.0),
+        Result("near", "cox", True, 100, 1, 0.7, 1.0, cox),
+        Result("near", "full", False, 100, 1, 0.6, 1.0, full, "mlm"),
+        Result("far", "cox", True, 10_000, 1, 0.7, 1.0, cox),
+        Result("far", "full", False, 10_000, 1, 0.8, 1.0, full, "mlm"),
     ]
     monkeypatch.setattr(module, "read_results", lambda: results)
     text = advise(config, seconds=0.05).to_text()
     assert "far: more than 3 times as many labels or as few, so that this is a guess" in text
     assert "a network was above the best baseline in 1 of 2" in text
     assert "fit first, in minutes:\n  --baseline.name cox\n" in text
-    assert "then compare: full, the best network of 2 studies" in text
+    assert (
+        "then compare: full, the best network of 2 studies\n  settings    --strategy.name full --train.lr 0.0001\n"
+        in text
+    )
+    assert "  pretrained  --objective.name mlm\n" in text
     assert "There is no measurement of another device here" in text
 
 
