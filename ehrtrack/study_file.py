@@ -127,3 +127,22 @@ def to_toml(overrides: Mapping[str, Any]) -> str:
         raise ConfigError(
             f"{error}: it has no form in TOML; give texts, numbers, truth values, lists or tables"
         ) from error
+
+
+def to_inline(table: Mapping[str, Any]) -> str:
+    """A table as TOML has it in one line.
+
+    >>> print(to_inline({"strategy": {"name": "lora", "dora": True}, "train.lr": 0.001}))
+    { strategy = { name = "lora", dora = true }, "train.lr" = 0.001 }
+    """
+    parts = [
+        f"{_line(key, 0).rpartition(' = ')[0]} = {to_inline(value)}"
+        if isinstance(value, Mapping)
+        else _line(key, value)
+        for key, value in table.items()
+    ]
+    return f"{{ {', '.join(parts)} }}"
+
+
+def _line(key: str, value: Any) -> str:
+    return tomli_w.dumps({key: value}).rstrip("\n")

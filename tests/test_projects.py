@@ -17,8 +17,12 @@ from ehrtrack.recipes.compare import compare
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.recipes.sweep import sweep
+from ehrtrack.study.cells import read_study
+from ehrtrack.study.keys import Inputs
+from ehrtrack.study.questions import check_questions
 from ehrtrack.study.settings import StudySettings
-from ehrtrack.study_file import read_study_file
+from ehrtrack.study.values import value_at
+from ehrtrack.study_file import asks_question, read_study_file
 from ehrtrack.tracking.client.queries import search_runs
 from ehrtrack.validation import validate
 
@@ -80,6 +84,18 @@ def test_a_study_file_asks_a_question_of_configurations_that_lie_beside_it(file:
     for name, kind in ((settings.finetune, "outcome"), *((of, "pretraining") for of in settings.pretrain.values())):
         if name is not None:
             assert load_config(file.parent / name, kind=kind).study == config_named(file.parent, settings).study
+
+
+ASKED = [file for file in sorted(PROJECTS.glob("*/*.toml")) if asks_question(file)]
+
+
+@pytest.mark.parametrize("file", ASKED, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_what_a_study_asks_is_answered_by_its_configurations(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ("data.path", "init.embeddings")  # by their names, as the data are not here
+    monkeypatch.setattr(
+        Inputs, "of", lambda self, config, recipe: {name: str(value_at(config, name)) for name in files}
+    )
+    check_questions(read_study(file))
 
 
 @pytest.fixture(scope="module")

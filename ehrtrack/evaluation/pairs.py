@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
 from ehrtrack.dotted import leaves
@@ -12,6 +13,8 @@ from ehrtrack.evaluation.repeats import Configuration, best_configurations_first
 
 Selection = Mapping[str, Any]
 """Some configurations: those whose settings have these values."""
+Sides = tuple[Configuration, Configuration]
+"""Two configurations, the one that is looked at first."""
 
 
 class AskedComparison(Protocol):
@@ -103,15 +106,26 @@ def pairs_to_reference(found: Sequence[Configuration], reference: Selection) -> 
     >>> [(pair.this.label, pair.to.label) for pair in pairs]
     [('lora 64', 'cox 64')]
     """
-    references = [of for of in found if matches(of.settings, reference)]
+    alike = [both for both in beside_references(found, reference) if not unlike(*both, named=reference)]
     pairs = []
-    for this in found:
-        if any(this is of for of in references):
-            continue
-        own = [of for of in references if _are_alike(this.settings, of.settings, named=reference)]
-        if own:
-            pairs.append(Pair("", this, own[0] if len(own) == 1 else best_configurations_first(own)[0]))
+    for _, of_one in groupby(alike, key=lambda both: id(both[0])):
+        own = list(of_one)
+        best = own[0][1] if len(own) == 1 else best_configurations_first(to for _, to in own)[0]
+        pairs.append(Pair("", own[0][0], best))
     return pairs
+
+
+def beside_references(found: Sequence[Configuration], reference: Selection) -> list[Sides]:
+    """Each configuration that is no reference with each that is one, whether or not they can be compared.
+
+    Examples
+    --------
+    >>> cox, gru = (Configuration(name, {"baseline.name": name}, ()) for name in ("cox", "gru"))
+    >>> [(this.label, to.label) for this, to in beside_references([cox, gru], {"baseline.name": "cox"})]
+    [('gru', 'cox')]
+    """
+    references = [of for of in found if matches(of.settings, reference)]
+    return [(this, to) for this in found if not any(this is of for of in references) for to in references]
 
 
 def asked_pairs(found: Sequence[Configuration], asked: AskedComparison) -> list[Pair]:
@@ -130,21 +144,44 @@ def asked_pairs(found: Sequence[Configuration], asked: AskedComparison) -> list[
     >>> [(pair.this.label, pair.to.label) for pair in asked_pairs(found, asked)]
     [('full small', 'scratch small'), ('full large', 'scratch large')]
     """
+    named = {**asked.this, **asked.to}
+    return [Pair(asked.question, this, to) for this, to in sides(found, asked) if not unlike(this, to, named=named)]
+
+
+def sides(found: Sequence[Configuration], asked: AskedComparison) -> list[Sides]:
+    """Each configuration that one side of a question means with each of the other, whether or not they are a pair.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> rates = {"full": 0.001, "scratch": 0.01}
+    >>> found = [Configuration(name, {"strategy.name": name, "train.lr": lr}, ()) for name, lr in rates.items()]
+    >>> asked = SimpleNamespace(question="?", this={"strategy.name": "full"}, to={"strategy.name": "scratch"})
+    >>> [(this.label, to.label) for this, to in sides(found, asked)], asked_pairs(found, asked)
+    ([('full', 'scratch')], [])
+    """
     return [
-        Pair(asked.question, this, to)
+        (this, to)
         for this in found
         for to in found
-        if this is not to
-        and matches(this.settings, asked.this)
-        and matches(to.settings, asked.to)
-        and _are_alike(this.settings, to.settings, named={**asked.this, **asked.to})
+        if this is not to and matches(this.settings, asked.this) and matches(to.settings, asked.to)
     ]
 
 
-def _are_alike(mine: Settings, other: Settings, *, named: Selection) -> bool:
-    """Whether what both have and no selection names is equal; a table names all settings below it."""
-    shared = [path for path in mine.keys() & other.keys() if not any(_is_of(path, key) for key in named)]
-    return all(_equal(mine[path], other[path]) for path in shared)
+def unlike(this: Configuration, to: Configuration, *, named: Selection) -> list[str]:
+    """Settings in which two configurations differ, that both have and no selection names; what keeps them from a pair.
+
+    A table names all settings below it.
+
+    Examples
+    --------
+    >>> full = Configuration("full", {"strategy.name": "full", "train.lr": 0.001, "model.size": "small"}, ())
+    >>> scratch = Configuration("scratch", {"strategy.name": "scratch", "train.lr": 0.01, "model.size": "small"}, ())
+    >>> unlike(full, scratch, named={"strategy": {"name": "full"}})
+    ['train.lr']
+    """
+    shared = [path for path in this.settings if path in to.settings and not any(_is_of(path, key) for key in named)]
+    return [path for path in shared if not _equal(this.settings[path], to.settings[path])]
 
 
 def _is_of(path: str, key: str) -> bool:

@@ -21,6 +21,7 @@ from ehrtrack.recipes.advise import duration
 from ehrtrack.recipes.pretrain import untrained
 from ehrtrack.search.storage import shared_storage, storage_place
 from ehrtrack.study.cells import Cell, Study, read_study
+from ehrtrack.study.questions import check_questions
 from ehrtrack.study.queue import Queue, Standing
 from ehrtrack.study.results import finished_cells
 from ehrtrack.tracking.client.queries import RunRecord
@@ -62,6 +63,7 @@ def plan(path: Path, overrides: Sequence[Override] = (), *, measures: bool = Tru
         If the study, the data or the tracking server cannot be used.
     """
     study = read_study(path, overrides)
+    check_questions(study)
     records = finished_cells(study)
     standing = {key: Standing("done") for key in records} | _in_queue(study, records)
     estimates = {

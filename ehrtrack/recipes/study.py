@@ -26,6 +26,7 @@ from ehrtrack.search.storage import shared_storage, shown, storage_place
 from ehrtrack.signals import INTERRUPTIONS, received
 from ehrtrack.study.cells import Cell, Study, read_study
 from ehrtrack.study.pace import Pace
+from ehrtrack.study.questions import check_questions
 from ehrtrack.study.queue import Queue, State
 from ehrtrack.study.results import StudyResults, finished, finished_cells, study_results
 from ehrtrack.study.stored import CELLS, to_json
@@ -79,6 +80,7 @@ def study(path: Path, overrides: Sequence[Override] = (), *, key: str = "", n_wo
 def open_queue(path: Path, overrides: Sequence[Override] = (), *, key: str = "", tries_again: bool = False) -> Queue:
     """Read a study, and have its cells in the queue."""
     made = read_study(path, overrides)
+    check_questions(made)
     if join_ranks(made.runtime.device).count > 1:
         raise ConfigError("a worker of a study is one process; start it several times, and all take cells of the study")
     if is_offline():
@@ -174,6 +176,10 @@ def _told(queue: Queue, run_id: str) -> StudyResults:
     print(f"this study is done: run {run_id}", flush=True)
     results = study_results(queue.study, queue.standing(), run_id=run_id)
     print(f"\n{results.findings().markdown}\n", flush=True)
+    print(
+        f"`ehrtrack report {queue.study.file}` writes its report anew, as this version of the program has it",
+        flush=True,
+    )
     return results
 
 

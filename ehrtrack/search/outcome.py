@@ -19,8 +19,13 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def trials_of(study: optuna.Study, *, n_trials: int) -> list[FrozenTrial]:
-    """The trials within a budget: a study may have been given a larger one since."""
-    return [t for t in study.get_trials(deepcopy=False) if t.user_attrs.get(SLOT, 0) < n_trials]
+    """The trials within a budget: a study may have been given a larger one since.
+
+    Of two that ended in one place of it the later one counts: the worker of the earlier one had lost the place.
+    """
+    within = [t for t in study.get_trials(deepcopy=False) if t.user_attrs.get(SLOT, 0) < n_trials]
+    counts = {_slot(trial): trial.number for trial in within if trial.state in ENDED}
+    return [trial for trial in within if trial.state not in ENDED or counts[_slot(trial)] == trial.number]
 
 
 def state_of(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -22,12 +23,19 @@ Score = float | Sequence[float]
 _POLL_SECONDS = 1.0
 
 
+class _Disturbed(Exception):
+    """Another worker, which had lost the slot and did not know it yet, has begun or ended the trial."""
+
+
 class Worker:
     """One of those that run the trials of a study together, `config.n_trials` in all.
 
     The budget is so many slots. A slot is claimed before its trial begins, and is done once a trial of it ran to its
     end or was pruned, so that no worker can run one too many. A trial that was cut off is queued again with its values
     and with what it had reported. Once hours or patience are over, no slot is begun that was not begun before.
+
+    Who takes a slot over ends its trial, which can be done once: a worker that was taken for dead and lives on finds it
+    ended, whatever it is about to tell of it.
 
     Parameters
     ----------
@@ -127,24 +135,27 @@ class Worker:
     def _run(self, slot: int, objective: Callable[[optuna.Trial], Score], failed: set[int]) -> None:
         claim = _claim_of(slot)
         try:
-            if self._is_told(slot):  # by a worker that died right after
-                self.claims.finish(claim)
-                return
             trial = self._begin(slot)
-            try:
+            if trial is not None:
+                self.claims.hold(claim)
                 self._finish(trial, claim, objective)
-            except TrainingError as error:
-                failed.add(slot)
-                self._fail(trial, " ".join(str(error).split()))
-                print(f"trial {slot + 1} of {self.config.n_trials} failed: {error}", flush=True)
-                self.claims.release(claim)
+            self.claims.finish(claim)
+        except TrainingError as error:
+            failed.add(slot)
+            print(f"trial {slot + 1} of {self.config.n_trials} failed: {error}", flush=True)
+            self.claims.release(claim)
         except ClaimLost as lost:
             print(f"{lost}; what came out here does not count", flush=True)
+        except (_Disturbed, UpdateFinishedTrialError):
+            told = f"another worker was at trial {slot + 1} of {self.config.n_trials} too"
+            print(f"{told}; what came out here does not count", flush=True)
+            self.claims.release(claim)
         except BaseException:
             self.claims.release(claim)
             raise
 
     def _finish(self, trial: optuna.Trial, claim: str, objective: Callable[[optuna.Trial], Score]) -> None:
+        """Run a trial, and tell what came of it if the claim is still held then."""
         value: Score | None
         try:
             value, state = objective(trial), TrialState.COMPLETE
@@ -153,23 +164,25 @@ class Worker:
         except INTERRUPTIONS:
             self._queue_again(trial)
             raise
-        except TrainingError:
-            raise
         except Exception as error:
-            self._fail(trial, f"{type(error).__name__}: {error}")
+            self.claims.hold(claim)
+            kind = "" if isinstance(error, TrainingError) else f"{type(error).__name__}: "
+            self._fail(trial, kind + " ".join(str(error).split()))
             raise
         self.claims.hold(claim)
-        self.study.tell(trial, value, state)
-        self.claims.finish(claim)
+        if self.study.tell(trial, value, state, skip_if_finished=True).state != state:
+            raise _Disturbed
 
-    def _begin(self, slot: int) -> optuna.Trial:
-        """The trial of a slot: one that is queued, or new."""
-        running, waiting = (self._of_slot(slot, state) for state in ("RUNNING", "WAITING"))
-        waiting += [again for dead in running if (again := self._queue_again(dead, has_died=True)) is not None]
-        if not waiting:
-            waiting = [self._new(slot)]
+    def _begin(self, slot: int) -> optuna.Trial | None:
+        """The trial of a slot, one that is queued or new; None if one is done, by a worker that did not say so yet."""
+        for dead in self._of_slot(slot, "RUNNING"):
+            self._queue_again(dead, has_died=True)
+        if any(trial.state in ENDED for trial in self._of_slot(slot)):
+            return None
+        waiting = self._of_slot(slot, "WAITING") or [self._new(slot)]
         trial_id = waiting[0]._trial_id
-        self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+        if not self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+            raise _Disturbed
         self.study.get_trials(deepcopy=False)  # its cache knows the trial then, also where no sampler asks for any
         self.study.sampler = sampler(self.config, self._seed, slot, waiting[0].user_attrs[DRAW])
         return optuna.Trial(self.study, trial_id)  # study.ask() would take any that is queued, of whichever slot
@@ -184,17 +197,21 @@ class Worker:
         distributions = {path: distribution_of(self.config.parameters[path]) for path in params}
         return self._queue(facts | {DEFAULTS: dict(self._defaults)}, params, distributions)
 
-    def _queue_again(self, trial: optuna.Trial | FrozenTrial, *, has_died: bool = False) -> FrozenTrial | None:
-        """End a trial that was cut off, and queue its values again; None once its workers died too often with them."""
+    def _queue_again(self, trial: optuna.Trial | FrozenTrial, *, has_died: bool = False) -> None:
+        """End a trial that was cut off, and queue its values again, unless its workers died too often with them."""
         facts = trial.user_attrs | {DEATHS: trial.user_attrs.get(DEATHS, 0) + has_died}
         reported = self._storage.get_trial(trial._trial_id).intermediate_values
         gives_up = facts[DEATHS] > self.config.max_retries
-        self._fail(trial, f"{facts[DEATHS]} workers died with it" if gives_up else "")
+        try:
+            self._fail(trial, f"{facts[DEATHS]} workers died with it" if gives_up else "")
+        except UpdateFinishedTrialError:  # by another worker, which has queued it again if need be
+            return
         if gives_up:
-            return None
+            return
         if not all_drawn(trial, self.config.parameters):  # drawn anew, by the same numbers
-            return self._queue(facts)
-        return self._queue(facts, trial.params, trial.distributions, reported)
+            self._queue(facts)
+        else:
+            self._queue(facts, trial.params, trial.distributions, reported)
 
     def _queue(
         self,
@@ -214,12 +231,10 @@ class Worker:
         return self._storage.get_trial(self._storage.create_new_trial(study_id, queued))
 
     def _fail(self, trial: optuna.Trial | FrozenTrial, reason: str = "") -> None:
-        if reason and not self._storage.get_trial(trial._trial_id).state.is_finished():
+        """End a trial without a score; UpdateFinishedTrialError if it is ended already."""
+        if reason:
             self._storage.set_trial_user_attr(trial._trial_id, FAILURE, reason[:500])
-        self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-
-    def _is_told(self, slot: int) -> bool:
-        return any(trial.state in ENDED for trial in self._of_slot(slot))
+        self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
     def _of_slot(self, slot: int, state: str = "") -> list[FrozenTrial]:
         trials = self.study.get_trials(deepcopy=False)

@@ -122,8 +122,12 @@ class Queue:
             if trial.state.is_finished():
                 self.claims.release(_claim(cell))
                 continue
-            if self._set(trial, TrialState.WAITING) and self._set(trial, TrialState.RUNNING):
-                self._note(trial, WORKER, self.claims.worker)
+            begun = {WORKER: self.claims.worker}
+            if (
+                self._set(trial, TrialState.WAITING)
+                and self._set(trial, TrialState.RUNNING, begun)
+                and self._holds(cell)
+            ):
                 return cell
             self.claims.release(_claim(cell))
         return None
@@ -137,7 +141,10 @@ class Queue:
             If another worker took it over.
         """
         self.claims.hold(_claim(cell))
-        self._tell(self._last_trials()[cell.key], finished)
+        trial = self._last_trials()[cell.key]
+        if trial.state == TrialState.FAIL:  # by a worker that had lost the cell and did not know it yet
+            trial = self._enqueue(cell)
+        self._tell(trial, finished)
         self.claims.release(_claim(cell))
 
     def fail(self, cell: Cell, reason: str) -> bool:
@@ -159,12 +166,9 @@ class Queue:
 
     def put_back(self, cell: Cell) -> None:
         """Leave a cell that is held to whoever comes: it was cut off."""
-        try:
-            self.claims.hold(_claim(cell))
-        except ClaimLost:
-            return
-        self._set(self._last_trials()[cell.key], TrialState.WAITING)
-        self.claims.release(_claim(cell))
+        if self._holds(cell):
+            self._set(self._last_trials()[cell.key], TrialState.WAITING)
+            self.claims.release(_claim(cell))
 
     def standing(self) -> dict[str, Standing]:
         """How each cell stands, by its key."""
@@ -174,6 +178,14 @@ class Queue:
             if cell.base and found[cell.base].state == "failed" and found[cell.key].state == "waiting":
                 found[cell.key] = Standing("blocked", reason="its pretraining failed")
         return found
+
+    def _holds(self, cell: Cell) -> bool:
+        """Whether a cell that this worker took is still its own."""
+        try:
+            self.claims.hold(_claim(cell))
+        except ClaimLost:
+            return False
+        return True
 
     def _can_begin(self, cell: Cell, there: Mapping[str, FrozenTrial]) -> bool:
         is_base_there = not cell.base or there[cell.base].state == TrialState.COMPLETE

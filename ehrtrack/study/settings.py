@@ -64,7 +64,7 @@ class StudySettings(Section):
     exclude : configurations of the matrix that are left out
     reference : the configuration that all others are compared with; of the settings that it does not name, the one
         with equal values
-    compare : further differences that are tested
+    compare : further differences that are tested; one that no two configurations answer is refused
     margin : within which two configurations count as equivalent, in units of the metric by which they are chosen
     price_per_hour, currency : of the machine
 

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from simulated import Population, study, write_dataset
 
+from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.recipes.pretrain import pretrain
 from ehrtrack.recipes.promote import promote
@@ -27,17 +28,18 @@ ELSEWHERE = """
 import importlib.util, json, sys
 assert importlib.util.find_spec("ehrtrack") is None, "EHRTrack is installed here"
 import mlflow, pandas as pd
-model = mlflow.pyfunc.load_model(sys.argv[1])
+for name in ("elsewhere", "cox"):
+    model = mlflow.pyfunc.load_model(f"models:/{name}@champion")
+    example = model.predict(model.input_example)
+    assert len(example) == 1 and 0 < float(example["risk"][0]) < 1, example
+    scored = model.predict(pd.read_parquet("events"))
+    scored["risk"].astype(float).to_frame().assign(subject_id=scored["subject_id"]).to_parquet(f"risks of {name}")
 import ehrtrack
 assert ".whl" in ehrtrack.__file__, ehrtrack.__file__
-example = model.predict(model.input_example)
-assert len(example) == 1 and 0 < float(example["risk"][0]) < 1, example
-scored = model.predict(pd.read_parquet(sys.argv[2]))
-scored["risk"].astype(float).to_frame().assign(subject_id=scored["subject_id"]).to_parquet(sys.argv[3])
 """
 
 
-def test_a_champion_predicts_from_the_servers_address_alone(http_store: str, tmp_path: Path) -> None:
+def test_champions_predict_from_the_servers_address_alone(http_store: str, tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "data", Population(n_subjects=200))
     runtime = {"cache": str(tmp_path / "cache"), "device": "cpu", "log_raw_subjects": True}
     train = {"epochs": 1, "batch_tokens": 512, "lr": 1e-2}
@@ -46,6 +48,8 @@ def test_a_champion_predicts_from_the_servers_address_alone(http_store: str, tmp
     lora = {"name": "lora", "rank": 2}
     run = finetune(study(tmp_path / "data", tmp_path / "cache", strategy=lora, init={"run": base}, **settings))
     promote(run.run_id)
+    cox = baseline(study(tmp_path / "data", tmp_path / "cache", baseline={"name": "cox"}, **settings))
+    promote(cox.run_id, name="cox")
     version = find_version("models:/elsewhere@champion")
     stored = download(run.run_id, version.artifact_path, tmp_path / "stored")
     requirements = (stored / "requirements.txt").read_text().splitlines()
@@ -72,9 +76,6 @@ def test_a_champion_predicts_from_the_servers_address_alone(http_store: str, tmp
             "-P",
             "-c",
             ELSEWHERE,
-            "models:/elsewhere@champion",
-            str(tmp_path / "events"),
-            str(tmp_path / "risks"),
         ],
         cwd=tmp_path,
         env=environment | {"PYTHONPATH": os.pathsep.join(_without_ehrtrack(packages)), "OMP_NUM_THREADS": "1"},
@@ -83,9 +84,11 @@ def test_a_champion_predicts_from_the_servers_address_alone(http_store: str, tmp
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    both = logged.join(pl.read_parquet(tmp_path / "risks"), on="subject_id", suffix="_elsewhere")
-    assert both.height == logged.height > 20
-    assert (both["risk"] - both["risk_elsewhere"]).abs().max() < 1e-6
+    for name, run_id in (("elsewhere", run.run_id), ("cox", cox.run_id)):
+        told = pl.read_parquet(download(run_id, "predictions/test.parquet", tmp_path / f"logged by {name}"))
+        both = told.join(pl.read_parquet(tmp_path / f"risks of {name}"), on="subject_id", suffix="_elsewhere")
+        assert both.height == logged.height > 20
+        assert (both["risk"] - both["risk_elsewhere"]).abs().max() < 1e-6
     (fetched,) = tmp_path.glob(".local/share/ehrtrack/bases/*.safetensors")
     assert fetched.stem == json.loads((stored / "artifacts" / "model" / "base.json").read_text())["sha256"]
     assert not (stored / "artifacts" / "model" / "model.safetensors").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -154,6 +155,63 @@ def test_a_cell_that_a_new_worker_sees_done_on_the_server_before_its_own_tells_h
     two._tell(late, DONE)
     for queue in (one, two):
         assert (queue.standing()[cell.key].state, queue.standing()[cell.key].run_id) == ("done", "run 1")
+
+
+def test_a_cell_that_was_lost_before_it_began_is_left_to_the_worker_that_took_it_over(
+    worker: Callable[..., Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = worker(), worker()
+    cell = one.study.cells[0]
+    set_state = one._set
+
+    def sleeps(*arguments: Any, **named: Any) -> bool:
+        monkeypatch.undo()
+        let_die(one)
+        assert take(two) == cell
+        return set_state(*arguments, **named)
+
+    monkeypatch.setattr(one, "_set", sleeps)
+    assert taken(one) == "scratch · seed 0"
+    two.finish(cell, DONE)
+    assert two.standing()[cell.key].state == "done"
+
+
+def test_a_cell_that_is_done_before_it_began_here_is_passed_over(
+    worker: Callable[..., Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = worker(), worker()
+    cell = one.study.cells[0]
+    note = one._note
+
+    def sleeps(*arguments: Any) -> None:
+        monkeypatch.undo()
+        let_die(one)
+        two.finish(take(two), DONE)
+        note(*arguments)
+
+    monkeypatch.setattr(one, "_note", sleeps)
+    assert taken(one) == "scratch · seed 0"
+    assert one.standing()[cell.key].run_id == "run 1"
+
+
+def test_a_cell_that_a_worker_gives_up_for_good_after_it_lost_it_is_done_when_the_other_has_its_run(
+    worker: Callable[..., Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = worker(), worker()
+    cell = take(one)
+    assert one.fail(cell, "once")
+    assert take(one) == cell
+    hold = one.claims.hold
+
+    def sleeps(what: str) -> None:
+        hold(what)
+        let_die(one)
+        assert take(two) == cell
+
+    monkeypatch.setattr(one.claims, "hold", sleeps)
+    one.fail(cell, "twice")
+    two.finish(cell, DONE)
+    assert (two.standing()[cell.key].state, two.standing()[cell.key].run_id) == ("done", "run 1")
 
 
 def test_a_cell_whose_run_is_gone_from_the_server_is_made_again(

@@ -129,7 +129,7 @@ def test_a_study_runs_each_cell_once_under_its_own_run_and_gathers_repeats(
 
 
 def test_a_study_that_is_done_is_told_and_not_done_again_also_without_its_queue(
-    local_store: Path, recipes: Recipes, write_study: WriteStudy
+    local_store: Path, recipes: Recipes, write_study: WriteStudy, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write_study(STUDY)
     first = study(file)
@@ -140,6 +140,8 @@ def test_a_study_that_is_done_is_told_and_not_done_again_also_without_its_queue(
     assert (again.run_id, again.repeats) == (first.run_id, first.repeats)
     assert recipes.made == ALL
     assert len(runs("study", None)) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"`ehrtrack report {file}` writes its report anew, as this version of the program has it"
 
 
 def test_another_question_takes_the_cells_that_both_share_from_where_they_are(
