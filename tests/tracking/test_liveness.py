@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
 
 import psutil
+import pytest
 
 from ehrtrack.tracking.recovery.liveness import is_process_running
 
@@ -21,6 +23,22 @@ signal.signal(signal.SIGTERM, told)
 watch_mlflow_run()
 print("training", flush=True)
 threading.Event().wait(120)
+"""
+
+# Its first thread ends alone, as the first of many may while a process is being killed; the other goes on to read.
+HALF_ENDED = """
+import ctypes, os, platform, threading
+def outlives():
+    while state() != "Z":
+        pass
+    os.write(1, b"alone\\n")
+    os.read(0, 1)
+    os._exit(0)
+def state():
+    with open(f"/proc/{os.getpid()}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0]
+threading.Thread(target=outlives).start()
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)  # exit, of this thread
 """
 
 # As mlflow does it: a shell that runs the command. What follows keeps the shell from becoming the command itself.
@@ -57,3 +75,21 @@ def test_a_process_that_ended_does_not_run_whoever_has_its_number_by_now() -> No
     assert not is_process_running(child.pid, began)
     child.wait()
     assert not is_process_running(child.pid, began)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64") or sys.platform != "linux", reason="needs Linux")
+def test_a_process_that_lost_its_first_thread_alone_still_runs() -> None:
+    """Its locks are its own until the last thread is gone, and who takes its work over would find them held."""
+    child = subprocess.Popen([sys.executable, "-c", HALF_ENDED], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with child.stdout as lines:
+        assert lines.readline() == b"alone\n"
+        process = psutil.Process(child.pid)
+        assert process.status() == psutil.STATUS_ZOMBIE
+        assert is_process_running(child.pid, process.create_time())
+        child.stdin.close()
+        assert lines.read() == b""  # all of it has ended
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not is_process_running(child.pid, process.create_time())
+    child.wait()

@@ -18,9 +18,14 @@ _is_watched = threading.Event()
 
 
 def is_running(process: psutil.Process) -> bool:
-    """Whether a process still runs; a zombie, which has ended and was not waited for, does not."""
+    """Whether a process still runs; a zombie, which has ended and was not waited for, does not.
+
+    A process that is being killed is called a zombie as soon as its first thread has ended. While others are left, so
+    are its open files and their locks.
+    """
     try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        has_ended = process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
+        return bool(process.is_running()) and not has_ended
     except psutil.NoSuchProcess:
         return False
 
