@@ -14,7 +14,7 @@ class WithProjects(build_py):
         if self.editable_mode:
             return
         written = [file for file in Path("projects").glob("*/*") if file.suffix in (".toml", ".md")]
-        for file in sorted([*written, *Path("projects").glob("*/results/tables/main.csv")]):
+        for file in sorted([*written, *Path("projects").glob("*/results*/tables/main.csv")]):
             copy = Path(self.build_lib, "ehrtrack", file)
             self.mkpath(str(copy.parent))
             self.copy_file(str(file), str(copy))

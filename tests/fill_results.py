@@ -3,11 +3,14 @@
     python tests/fill_results.py            # writes
     python tests/fill_results.py --check    # exit code 1 and the pages' names where one says something else
     python tests/fill_results.py --take reports/nafld    # keeps tables and figures of a report first
+    python tests/fill_results.py --take reports/nafld-all_labels    # of another question of the same study
 
 A page quotes a study between two lines; what stands between them is written by this command and by nobody else:
 
     <!-- results: nafld/labels -->
     <!-- end of results -->
+
+The results of another file of a study are ``nafld-all_labels/labels``, in ``projects/nafld/results-all_labels``.
 
 There is ``STUDY/main``, a line a configuration; ``STUDY/labels``, C-index by the number of labels; and ``STUDY/said``,
 what was found in words, with the commit and the machine.
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     check = given.check
     if given.take is not None:
-        take(given.take, ROOT / "projects" / given.take.resolve().name / "results")
+        take(given.take, _results(ROOT, given.take.resolve().name))
     stale = [page for page in pages(ROOT) if (text := page.read_text("utf-8")) != filled(text, ROOT)]
     for page in stale:
         if not check:
@@ -68,6 +71,16 @@ def take(report: Path, results: Path) -> None:
         if (report / path).exists():
             (results / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(report / path, results / path)
+
+
+def _results(root: Path, report: str) -> Path:
+    """Where the results of a report are kept, by the name of its folder.
+
+    >>> _results(Path(), "nafld-all_labels").as_posix()
+    'projects/nafld/results-all_labels'
+    """
+    study, hyphen, file = report.partition("-")
+    return root / "projects" / study / f"results{hyphen}{file}"
 
 
 def pages(root: Path) -> list[Path]:
@@ -88,7 +101,7 @@ def filled(text: str, root: Path) -> str:
     """
 
     def quoted(match: re.Match[str]) -> str:
-        tables = root / "projects" / match["study"] / "results" / "tables"
+        tables = _results(root, match["study"]) / "tables"
         return f"{match[1]}\n{QUOTES[match['what']](tables)}\n\n{match[4]}"
 
     return QUOTED.sub(quoted, text)

@@ -33,3 +33,9 @@ def test_a_report_is_kept_without_what_was_there(tmp_path: Path) -> None:
     (results / "tables" / "label_curve.csv").write_text("of a study before")
     fill_results.take(report, results)
     assert [path.relative_to(results).as_posix() for path in results.rglob("*.*")] == ["tables/main.csv"]
+
+
+def test_a_page_quotes_another_question_of_its_study_by_the_name_of_its_file(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "projects" / "nafld" / "results", tmp_path / "projects" / "nafld" / "results-all_labels")
+    page = "<!-- results: nafld-all_labels/said -->\n<!-- end of results -->"
+    assert "finished runs, commit" in fill_results.filled(page, tmp_path)

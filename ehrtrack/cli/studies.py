@@ -73,7 +73,11 @@ def work(context: click.Context, file: Path, max_hours: float | None, key: str |
 
 @cli.command()
 @FILE
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="folder  [default: reports/STUDY]")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="folder  [default: reports/STUDY, or reports/STUDY-FILE]",
+)
 def report(file: Path, out: Path | None) -> None:
     """Write the report of a study or a sweep from what the tracking server has: one page, tables and figures."""
     from ehrtrack.study_file import read_study_file

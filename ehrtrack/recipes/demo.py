@@ -39,7 +39,8 @@ def demo() -> Findings:
     config = load_config(PROJECT / "compare.toml")
     _import(config.data.path)
     _title("A study: one pretraining, four strategies and Cox on code counts, over three seeds")
-    results = study(PROJECT / "study.toml", n_workers=min(MOST_WORKERS, n_cores()))
+    question = PROJECT / "study.toml"
+    results = study(question, n_workers=min(MOST_WORKERS, n_cores()))
     if results is None:
         raise ConfigError("another worker keeps the record of this study; wait for it, or end it, and start again")
     _title("The best by validation becomes champion")
@@ -48,7 +49,7 @@ def demo() -> Findings:
     name = "none" if comparison.champion is None else f"models:/{comparison.champion.name}@champion"
     _title("The answer")
     print(f"{found.answer}\n")
-    print(f"report    {report_page(results.study)}")
+    print(f"report    {report_page(results.study, question)}")
     print(f"champion  {name}")
     print(f"look      {ui_command(get_run(results.run_id).experiment_id)}")
     print(f"took      {time.monotonic() - started:.0f} s", flush=True)

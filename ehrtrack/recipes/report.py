@@ -35,7 +35,8 @@ def report(path: Path, out: Path | None = None) -> Path:
     Parameters
     ----------
     path : the study's file, or the configuration of the sweep
-    out : folder to write; ``reports/STUDY`` if not given, and of a sweep ``reports/STUDY-sweep``
+    out : folder to write; ``reports/STUDY`` if not given, ``reports/STUDY-FILE`` of a file that is not ``study.toml``,
+        and of a sweep ``reports/STUDY-sweep``
 
     Raises
     ------
@@ -47,7 +48,7 @@ def report(path: Path, out: Path | None = None) -> Path:
     study = stored_study(path) or read_study(path)
     run_id = _run_of(study)
     results = told_by_server(study_results(study, run_id=run_id), study)
-    page = _write(results, out or report_page(study.name).parent)
+    page = _write(results, out or report_page(study.name, study.file).parent)
     print(f"-> {page}", flush=True)
     return page
 
@@ -58,19 +59,21 @@ def log_report(results: StudyResults, found: Findings, study: Study, logger: Run
     cell = next(key for key, record in finished_cells(study).items() if record.run_id == shown)
     subjects = table_one(describe_subjects(prepare_cohort(settle(study.by_key[cell].config))))
     logger.log_table(subjects, TABLE_ONE)
-    page = report_page(study.name)
+    page = report_page(study.name, study.file)
     write_report(assemble(gather(told_by_server(results, study), found, table_one=subjects)), page.parent)
     logger.log_folder(page.parent, REPORT)
     print(f"-> {page}", flush=True)
 
 
-def report_page(study: str) -> Path:
+def report_page(study: str, file: Path) -> Path:
     """Where a study's report is written, below the working folder, unless another folder is asked for.
 
-    >>> report_page("gi_bleed").as_posix()
-    'reports/gi_bleed/index.html'
+    Two files may ask questions of the runs of one study: none writes over the report of another.
+
+    >>> report_page("gi_bleed", Path("study.toml")).as_posix(), report_page("gi_bleed", Path("all.toml")).as_posix()
+    ('reports/gi_bleed/index.html', 'reports/gi_bleed-all/index.html')
     """
-    return Path("reports") / study / INDEX
+    return Path("reports") / (study if file.stem == "study" else f"{study}-{file.stem}") / INDEX
 
 
 def _write(results: StudyResults, folder: Path) -> Path:

@@ -1,6 +1,6 @@
 """What the project's own studies found, by the number of labels: what `ehrtrack advise` goes by.
 
-The results are those of ``projects/*/results``, which `ehrtrack study` made. Nothing here is a rule.
+The results are those of ``projects/*/results*``, which `ehrtrack study` made. Nothing here is a rule.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Setting:
 
     @property
     def study(self) -> str:
-        """Its name, which is that of its folder below ``projects``."""
+        """Its name: of its folder below ``projects``, and of its file where that is not ``study.toml``."""
         return self.results[0].study
 
     @property
@@ -114,16 +114,26 @@ def read_results(places: Sequence[Path] = PLACES) -> list[Result]:
     DataError
         If none are there.
     """
-    folder = next((place for place in places if list(place.glob("*/results/tables/main.csv"))), None)
+    folder = next((place for place in places if list(place.glob("*/results*/tables/main.csv"))), None)
     if folder is None:
         where = " or ".join(map(str, places))
         raise DataError(f"no results of studies in {where}; install ehrtrack from its wheel, or work in a checkout")
     found = []
-    for table in sorted(folder.glob("*/results/tables/main.csv")):
+    for table in sorted(folder.glob("*/results*/tables/main.csv")):
         with table.open(newline="", encoding="utf-8") as lines:
-            found += [_result(table.parents[2].name, row) for row in csv.DictReader(lines) if row.get("test_c_index")]
+            found += [_result(_study(table), row) for row in csv.DictReader(lines) if row.get("test_c_index")]
     # Embeddings of codes are files of that study, and not for a user to paste.
     return [result for result in found if "init.embeddings" not in result.settings]
+
+
+def _study(table: Path) -> str:
+    """The study's name, with the file whose question a table answers.
+
+    >>> _study(Path("projects/nafld/results-all_labels/tables/main.csv"))
+    'nafld-all_labels'
+    """
+    results, study = table.parents[1].name, table.parents[2].name
+    return study + results.removeprefix("results")
 
 
 def _result(study: str, row: dict[str, str]) -> Result:

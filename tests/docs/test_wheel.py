@@ -46,7 +46,7 @@ def test_it_has_the_package_the_studies_and_the_licence(names: frozenset[str]) -
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ehrtrack").rglob("*.py")}
     studies = {f"ehrtrack/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "projects").glob("*/*.toml")}
     studies |= {
-        f"ehrtrack/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("projects/*/results/tables/main.csv")
+        f"ehrtrack/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("projects/*/results*/tables/main.csv")
     }
     assets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ehrtrack" / "reporting" / "assets").iterdir()}
 
