@@ -192,6 +192,7 @@ run = "latest"                         # the last finished pretraining of this s
 [strategy]
 name = "lora"                          # or frozen, full, scratch, bitfit, lp-ft
 rank = 8
+# head = "ridge"                       # solved for: of frozen all there is, of lora and full a start (train.lr = 1e-4)
 
 # [objective]                          # survival; of labels that tell whether and not when, classification
 
