@@ -15,11 +15,12 @@ import sqlalchemy.exc
 
 from ehrtrack.config import Override
 from ehrtrack.data.events import fingerprint_of
-from ehrtrack.errors import ConfigError, EhrtrackError, TrackingError, TrainingError
+from ehrtrack.errors import ConfigError, EhrtrackError, TrackingError
 from ehrtrack.home import make_cache
 from ehrtrack.pipeline.record import claim_record, is_there
 from ehrtrack.pipeline.run import Place, Recorder, describe, open_run
 from ehrtrack.recipes._cell import run_cell
+from ehrtrack.recipes._notified import end_is_told
 from ehrtrack.recipes._terminal import LogOf, watched
 from ehrtrack.recipes._workers import helped, sharing_cores
 from ehrtrack.recipes.report import log_report
@@ -28,7 +29,7 @@ from ehrtrack.signals import INTERRUPTIONS, received
 from ehrtrack.study.cells import Cell, Study, read_study
 from ehrtrack.study.pace import Pace, left_text
 from ehrtrack.study.queue import Queue
-from ehrtrack.study.results import StudyResults, finished, finished_cells, study_results
+from ehrtrack.study.results import StudyResults, Unfinished, finished, finished_cells, study_results
 from ehrtrack.study.stored import CELLS, to_json
 from ehrtrack.tracking.client.connection import ServerUnavailable
 from ehrtrack.tracking.client.experiments import describe_experiment
@@ -69,11 +70,15 @@ def study(path: Path, overrides: Sequence[Override] = (), *, key: str = "", n_wo
     EhrtrackError
         If the study, the data or the tracking server cannot be used, or cells have failed.
     """
-    overrides = sharing_cores(n_workers, overrides)
-    queue = open_queue(path, overrides, key=key, tries_again=True)
-    helpers = partial(helped, n_workers - 1, path, overrides, queue.study.runtime.cache)
-    with queue.claims.renewed():
-        return take_part(queue, helpers)
+    shared = sharing_cores(n_workers, overrides)
+
+    def work() -> StudyResults | None:
+        queue = open_queue(path, shared, key=key, tries_again=True)
+        helpers = partial(helped, n_workers - 1, path, shared, queue.study.runtime.cache)
+        with queue.claims.renewed():
+            return take_part(queue, helpers)
+
+    return end_is_told(path, work)
 
 
 def open_queue(path: Path, overrides: Sequence[Override] = (), *, key: str = "", tries_again: bool = False) -> Queue:
@@ -309,7 +314,7 @@ def _conclude(queue: Queue, run: Recorder) -> StudyResults:
 
     Raises
     ------
-    TrainingError
+    Unfinished
         If cells have no result.
     """
     made = queue.study
@@ -329,9 +334,10 @@ def _conclude(queue: Queue, run: Recorder) -> StudyResults:
     print(f"\n{text}\n", flush=True)
     if results.missing:
         listed = "\n".join(f"- {label}: {reason}" for label, reason in results.missing.items())
-        raise TrainingError(
+        raise Unfinished(
             f"{len(results.missing)} of {len(made.cells)} cells have no result; start the study again to try them once "
-            f"more, or leave them out by `exclude`:\n{listed}"
+            f"more, or leave them out by `exclude`:\n{listed}",
+            results,
         )
     run.finished({})
     return results

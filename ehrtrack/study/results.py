@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import polars as pl
 
-from ehrtrack.errors import DataError
+from ehrtrack.errors import DataError, TrainingError
 from ehrtrack.evaluation.answer import Findings, findings
 from ehrtrack.evaluation.metric_table import chosen_by
 from ehrtrack.evaluation.repeats import N_POOL, N_TEST, N_TRAIN, Repeat, configurations
@@ -47,6 +48,10 @@ class StudyResults:
 
     def findings(self) -> Findings:
         """What may be said of the study."""
+        return self._findings
+
+    @cached_property
+    def _findings(self) -> Findings:
         return findings(
             configurations(self.repeats),
             self.predictions,
@@ -54,6 +59,19 @@ class StudyResults:
             price_per_hour=self.settings.price_per_hour,
             currency=self.settings.currency,
         )
+
+
+class Unfinished(TrainingError):
+    """Cells of a study have no result.
+
+    Attributes
+    ----------
+    results : what the others came to
+    """
+
+    def __init__(self, message: str, results: StudyResults) -> None:
+        super().__init__(message)
+        self.results = results
 
 
 def finished_cells(study: Study) -> dict[str, RunRecord]:
