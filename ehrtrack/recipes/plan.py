@@ -21,13 +21,13 @@ from ehrtrack.recipes.advise import duration
 from ehrtrack.recipes.pretrain import untrained
 from ehrtrack.search.storage import shared_storage, storage_place
 from ehrtrack.study.cells import Cell, Study, read_study
+from ehrtrack.study.progress import SIGNS, by_configuration, counts_text, standings
 from ehrtrack.study.questions import check_questions
 from ehrtrack.study.queue import Queue, Standing
 from ehrtrack.study.results import finished_cells
 from ehrtrack.tracking.client.queries import RunRecord
 from ehrtrack.training.ranks import join_ranks
 
-SIGNS = {"done": "done", "running": "runs", "waiting": "·", "failed": "FAILED", "blocked": "blocked"}
 MEGABYTES_PER_PARAMETER = 4e-6
 SECONDS = 1.0
 """For which the steps of a configuration are measured."""
@@ -65,15 +65,15 @@ def plan(path: Path, overrides: Sequence[Override] = (), *, measures: bool = Tru
     study = read_study(path, overrides)
     check_questions(study)
     records = finished_cells(study)
-    standing = {key: Standing("done") for key in records} | _in_queue(study, records)
+    standing = standings(study, records, _in_queue(study))
     estimates = {
-        name: _estimate(cells, records, standing, measures=measures) for name, cells in _by_configuration(study).items()
+        name: _estimate(cells, records, standing, measures=measures) for name, cells in by_configuration(study).items()
     }
     return "\n".join(_lines(study, standing, estimates))
 
 
-def _in_queue(study: Study, records: Mapping[str, RunRecord]) -> dict[str, Standing]:
-    """How the cells stand that are not done, if there is a queue; none is made for a plan."""
+def _in_queue(study: Study) -> dict[str, Standing]:
+    """How the cells stand in the queue, if there is one; none is made for a plan."""
     runtime = study.runtime
     place = storage_place(runtime.storage, runtime.cache)
     if isinstance(place, Path) and not place.is_file():
@@ -82,15 +82,7 @@ def _in_queue(study: Study, records: Mapping[str, RunRecord]) -> dict[str, Stand
     storage = shared_storage(runtime.storage, runtime.cache)
     if study.queue not in {summary.study_name for summary in optuna.get_all_study_summaries(storage)}:
         return {}
-    found = Queue(study, storage).standing()
-    return {key: one for key, one in found.items() if key not in records and one.state != "done"}
-
-
-def _by_configuration(study: Study) -> dict[str, list[Cell]]:
-    groups: dict[str, list[Cell]] = {}
-    for cell in study.cells:
-        groups.setdefault(cell.configuration, []).append(cell)
-    return groups
+    return Queue(study, storage).standing()
 
 
 def _estimate(
@@ -135,9 +127,8 @@ def _measured(cell: Cell) -> tuple[int, Cost]:
 
 
 def _lines(study: Study, standing: Mapping[str, Standing], estimates: Mapping[str, Estimate]) -> list[str]:
-    groups = _by_configuration(study)
-    states = [standing.get(cell.key, Standing()).state for cell in study.cells]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in SIGNS if state in states)
+    groups = by_configuration(study)
+    counts = counts_text(one.state for one in standing.values())
     width = max(map(len, groups))
     lines = [
         study.settings.question,
@@ -145,7 +136,7 @@ def _lines(study: Study, standing: Mapping[str, Standing], estimates: Mapping[st
         "",
     ]
     for name, cells in groups.items():
-        signs = " ".join(SIGNS[standing.get(cell.key, Standing()).state] for cell in cells)
+        signs = " ".join(SIGNS[standing[cell.key].state] for cell in cells)
         lines.append(f"{name:<{width}}  {len(cells):>3}  {_each(estimates[name]):<52}  {signs}")
     return [*lines, "", *_totals(study, standing, estimates)]
 
@@ -159,7 +150,7 @@ def _each(estimate: Estimate) -> str:
 
 def _totals(study: Study, standing: Mapping[str, Standing], estimates: Mapping[str, Estimate]) -> list[str]:
     """Time, disk and money of all that is not done."""
-    left = [cell for cell in study.cells if standing.get(cell.key, Standing()).state != "done"]
+    left = [cell for cell in study.cells if standing[cell.key].state != "done"]
     known = [estimates[cell.configuration] for cell in left if estimates[cell.configuration].hours is not None]
     hours = sum(estimate.hours or 0 for estimate in known)
     megabytes = sum(estimate.megabytes or 0 for estimate in known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -15,20 +15,22 @@ import sqlalchemy.exc
 
 from ehrtrack.config import Override
 from ehrtrack.data.events import fingerprint_of
-from ehrtrack.errors import ConfigError, EhrtrackError, TrackingError, TrainingError
+from ehrtrack.errors import ConfigError, EhrtrackError, TrackingError
 from ehrtrack.home import make_cache
 from ehrtrack.pipeline.record import claim_record, is_there
 from ehrtrack.pipeline.run import Place, Recorder, describe, open_run
 from ehrtrack.recipes._cell import run_cell
+from ehrtrack.recipes._notified import end_is_told
+from ehrtrack.recipes._terminal import LogOf, watched
 from ehrtrack.recipes._workers import helped, sharing_cores
 from ehrtrack.recipes.report import log_report
 from ehrtrack.search.storage import shared_storage, shown, storage_place
 from ehrtrack.signals import INTERRUPTIONS, received
 from ehrtrack.study.cells import Cell, Study, read_study
-from ehrtrack.study.pace import Pace
+from ehrtrack.study.pace import Pace, left_text
 from ehrtrack.study.questions import check_questions
-from ehrtrack.study.queue import Queue, State
-from ehrtrack.study.results import StudyResults, finished, finished_cells, study_results
+from ehrtrack.study.queue import Queue
+from ehrtrack.study.results import StudyResults, Unfinished, finished, finished_cells, study_results
 from ehrtrack.study.stored import CELLS, to_json
 from ehrtrack.tracking.client.connection import ServerUnavailable
 from ehrtrack.tracking.client.experiments import describe_experiment
@@ -38,7 +40,6 @@ from ehrtrack.tracking.outbox.sender import is_offline
 from ehrtrack.tracking.recovery.claims import ClaimLost
 from ehrtrack.tracking.recovery.lease import RunClaimLost, RunClaimRefused
 from ehrtrack.training.ranks import join_ranks
-from ehrtrack.training.watch import time_text
 
 SECTIONS = ("study",)
 MOST_OF_A_DESCRIPTION = 5000
@@ -70,11 +71,15 @@ def study(path: Path, overrides: Sequence[Override] = (), *, key: str = "", n_wo
     EhrtrackError
         If the study, the data or the tracking server cannot be used, or cells have failed.
     """
-    overrides = sharing_cores(n_workers, overrides)
-    queue = open_queue(path, overrides, key=key, tries_again=True)
-    helpers = partial(helped, n_workers - 1, path, overrides, queue.study.runtime.cache)
-    with queue.claims.renewed():
-        return take_part(queue, helpers)
+    shared = sharing_cores(n_workers, overrides)
+
+    def work() -> StudyResults | None:
+        queue = open_queue(path, shared, key=key, tries_again=True)
+        helpers = partial(helped, n_workers - 1, path, shared, queue.study.runtime.cache)
+        with queue.claims.renewed():
+            return take_part(queue, helpers)
+
+    return end_is_told(path, work)
 
 
 def open_queue(path: Path, overrides: Sequence[Override] = (), *, key: str = "", tries_again: bool = False) -> Queue:
@@ -192,7 +197,11 @@ def run_cells(queue: Queue, parent_run_id: str, *, waits: bool) -> None:
     waits : until other workers have ended their cells, or are dead and their cells are run here; if not, only until
         what cells start from is there
     """
-    worker = _Worker(queue, parent_run_id)
+    with watched(queue) as log_of:
+        _run_all(queue, _Worker(queue, parent_run_id, log_of), waits=waits)
+
+
+def _run_all(queue: Queue, worker: _Worker, *, waits: bool) -> None:
     told = ""
     while True:
         with queue_errors(queue.study):
@@ -216,9 +225,10 @@ def run_cells(queue: Queue, parent_run_id: str, *, waits: bool) -> None:
 class _Worker:
     """What runs one cell after the other for the study's own run."""
 
-    def __init__(self, queue: Queue, parent_run_id: str) -> None:
+    def __init__(self, queue: Queue, parent_run_id: str, log_of: LogOf) -> None:
         self._queue = queue
         self._parent_run_id = parent_run_id
+        self._log_of = log_of
         self._n_waits = 0
         self._pace = Pace()
 
@@ -230,9 +240,10 @@ class _Worker:
         self._say(cell, f"{cell.recipe} begins")
         begun = time.monotonic()
         try:
-            record = run_cell(
-                cell, queue.study, base_run_id=base_run_id, parent_run_id=self._parent_run_id, claims=queue.claims
-            )
+            with self._log_of(cell):
+                record = run_cell(
+                    cell, queue.study, base_run_id=base_run_id, parent_run_id=self._parent_run_id, claims=queue.claims
+                )
         except (RunClaimLost, RunClaimRefused) as lost:
             queue.put_back(cell)
             self._say(cell, f"{lost}; what came out here does not count")
@@ -287,22 +298,9 @@ class _Worker:
             states = {key: standing.state for key, standing in self._queue.standing().items()}
         counts = Counter(states.values())
         n_failed = counts["failed"] + counts["blocked"]
-        far = [f"{counts['done']} of {len(states)} done", f"{n_failed} failed" if n_failed else "", self._left(states)]
+        left = left_text(self._queue.study, states, self._pace)
+        far = [f"{counts['done']} of {len(states)} done", f"{n_failed} failed" if n_failed else "", left]
         print(f"[{', '.join(filter(None, far))}] {cell.label}: {what}", flush=True)
-
-    def _left(self, states: Mapping[str, State]) -> str:
-        """About how much time, and money where a price is given, the other cells take; empty where nothing is known."""
-        cells = self._queue.study.by_key
-        rest = Counter(cells[key].configuration for key, state in states.items() if state in ("waiting", "running"))
-        n_workers = sum(state == "running" for state in states.values())
-        seconds = self._pace.seconds_left(rest, n_workers=n_workers)
-        if not seconds:
-            return ""
-        settings = self._queue.study.settings
-        if settings.price_per_hour is None:
-            return f"{time_text(seconds)} left"
-        cost = settings.price_per_hour * seconds * max(1, n_workers) / 3600
-        return f"{time_text(seconds)} and {cost:.2f} {settings.currency} left"
 
 
 def _score(record: RunRecord) -> str:
@@ -322,7 +320,7 @@ def _conclude(queue: Queue, run: Recorder) -> StudyResults:
 
     Raises
     ------
-    TrainingError
+    Unfinished
         If cells have no result.
     """
     made = queue.study
@@ -342,9 +340,10 @@ def _conclude(queue: Queue, run: Recorder) -> StudyResults:
     print(f"\n{text}\n", flush=True)
     if results.missing:
         listed = "\n".join(f"- {label}: {reason}" for label, reason in results.missing.items())
-        raise TrainingError(
+        raise Unfinished(
             f"{len(results.missing)} of {len(made.cells)} cells have no result; start the study again to try them once "
-            f"more, or leave them out by `exclude`:\n{listed}"
+            f"more, or leave them out by `exclude`:\n{listed}",
+            results,
         )
     run.finished({})
     return results

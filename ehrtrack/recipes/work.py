@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ehrtrack.config import Override, load_config
+from ehrtrack.recipes._notified import end_is_told
 from ehrtrack.recipes.study import open_queue, take_part
 from ehrtrack.recipes.sweep import sweep
 from ehrtrack.signals import TerminatedBySignal
+from ehrtrack.study.results import StudyResults
 from ehrtrack.study_file import asks_question
 
 TASKS = (
@@ -60,15 +62,15 @@ def work(
 
     own = task_key() if key is None else key
 
-    def take_part_in_it() -> None:
+    def take_part_in_it() -> StudyResults | None:
         if not asks_question(path):
             sweep(load_config(path, overrides, kind="outcome"), key=own)
-            return
+            return None
         queue = open_queue(path, overrides, key=own)
         with queue.claims.renewed():
-            take_part(queue)
+            return take_part(queue)
 
-    at_most(max_hours, take_part_in_it)
+    at_most(max_hours, lambda: end_is_told(path, take_part_in_it))
 
 
 def at_most(hours: float | None, function: Callable[[], object]) -> None:

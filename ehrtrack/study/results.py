@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import polars as pl
 
-from ehrtrack.errors import DataError
+from ehrtrack.errors import DataError, TrainingError
 from ehrtrack.evaluation.answer import Findings, findings
 from ehrtrack.evaluation.metric_table import chosen_by
 from ehrtrack.evaluation.repeats import N_POOL, N_TEST, N_TRAIN, Repeat, configurations
@@ -48,6 +49,10 @@ class StudyResults:
 
     def findings(self) -> Findings:
         """What may be said of the study."""
+        return self._findings
+
+    @cached_property
+    def _findings(self) -> Findings:
         return findings(
             configurations(self.repeats),
             self.predictions,
@@ -55,6 +60,19 @@ class StudyResults:
             price_per_hour=self.settings.price_per_hour,
             currency=self.settings.currency,
         )
+
+
+class Unfinished(TrainingError):
+    """Cells of a study have no result.
+
+    Attributes
+    ----------
+    results : what the others came to
+    """
+
+    def __init__(self, message: str, results: StudyResults) -> None:
+        super().__init__(message)
+        self.results = results
 
 
 def finished_cells(study: Study) -> dict[str, RunRecord]:
@@ -85,29 +103,41 @@ def study_results(study: Study, standing: Mapping[str, Standing] | None = None, 
     run_id : of the study's own run
     """
     records = finished_cells(study)
-    repeats, missing = [], dict[str, str]()
-    for cell in study.cells:
-        if cell.key not in records:
-            missing[cell.label] = _why_missing((standing or {}).get(cell.key, Standing()))
-        elif cell.recipe != "pretrain":
-            try:
-                base = study.by_key[cell.base].config.objective.name if cell.base else ""
-                repeats.append(_repeat(cell, records[cell.key], pretraining=base))
-            except DataError as reason:
-                missing[cell.label] = str(reason)
-    predictions, unread = read_test_predictions([repeat.row for repeat in repeats], cache=study.runtime.cache)
+    repeats, unusable = repeats_of(study, records)
+    missing = {
+        cell.label: unusable[cell.key]
+        if cell.key in unusable
+        else _why_missing((standing or {}).get(cell.key, Standing()))
+        for cell in study.cells
+        if cell.key not in records or cell.key in unusable
+    }
+    rows = [repeat.row for repeat in repeats.values()]
+    predictions, unread = read_test_predictions(rows, cache=study.runtime.cache)
     labels = {records[cell.key].run_id: cell.label for cell in study.cells if cell.key in records}
     return StudyResults(
         settings=study.settings,
         study=study.name,
         run_id=run_id,
-        repeats=tuple(repeats),
+        repeats=tuple(repeats.values()),
         predictions=predictions,
         pretrainings=tuple(
             records[cell.key] for cell in study.cells if cell.recipe == "pretrain" and cell.key in records
         ),
         missing=missing | {labels[run]: reason for run, reason in unread.items()},
     )
+
+
+def repeats_of(study: Study, records: Mapping[str, RunRecord]) -> tuple[dict[str, Repeat], dict[str, str]]:
+    """The finished fine-tunings and baselines as repeats, and why one can be none, both by the key of the cell."""
+    repeats, unusable = dict[str, Repeat](), dict[str, str]()
+    for cell in study.cells:
+        if cell.key in records and cell.recipe != "pretrain":
+            try:
+                base = study.by_key[cell.base].config.objective.name if cell.base else ""
+                repeats[cell.key] = _repeat(cell, records[cell.key], pretraining=base)
+            except DataError as reason:
+                unusable[cell.key] = str(reason)
+    return repeats, unusable
 
 
 def told_by_server(results: StudyResults, study: Study) -> StudyResults:

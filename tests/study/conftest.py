@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pretended import Recipes
 from simulated import Population, write_dataset
+
+from ehrtrack.recipes import _cell as cell_recipe
 
 PRETRAIN = """
 study = "sim"
@@ -64,3 +67,13 @@ def write_study(tmp_path: Path, simulated_meds: Path) -> WriteStudy:
         return write_files(tmp_path, simulated_meds, study, **files)
 
     return write
+
+
+@pytest.fixture
+def recipes(monkeypatch: pytest.MonkeyPatch) -> Recipes:
+    pretended = Recipes()
+    for kind in ("pretrain", "finetune", "baseline"):
+        monkeypatch.setattr(cell_recipe, kind, pretended.make(kind))
+    monkeypatch.setattr(cell_recipe, "resume", pretended.resume)
+    monkeypatch.setattr("ehrtrack.tracking.recovery.claims.POLL_SECONDS", 0.01)
+    return pretended

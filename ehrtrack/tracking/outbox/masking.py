@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
+NOTIFY = "EHRTRACK_NOTIFY"
+"""The variable with the address of the service that is told how a study ended."""
 _SECRET_NAME = re.compile(
-    r"(PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|CREDENTIAL|API_?KEY|ACCESS_?KEY|CONNECTION_?STRING|CONN_STR"
+    rf"(^{NOTIFY}$|PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|CREDENTIAL|API_?KEY|ACCESS_?KEY|CONNECTION_?STRING|CONN_STR"
     r"|_(PWD|PASS|PAT|AUTH|KEY|DSN|SAS)(?=_|$))(?!.*_(PATH|FILE|DIR|SOCK|COMMAND|CACHE|ENABLED)$)"
 )
 _MIN_SECRET_CHARACTERS = 6
