@@ -113,8 +113,9 @@ class FullConfig(Choice):
     is_from_random : whether training starts from random weights even where ``init.run`` names a pretrained model
     head : ``trained`` begins near the population's hazards; ``ridge`` begins at a regression on the states that
         pretraining made, whose penalty is chosen by cross-validation over training subjects
-        (`training.ridge_head`), and learns on with everything else. Take a low rate then (``train.lr`` of 1e-4): a
-        high one soon forgets where it began
+        (`training.ridge_head`), and learns on with everything else. Take a low rate then (``train.lr`` of 1e-4), as a
+        high one soon forgets where it began, and a hundred subjects a batch (``train.batch_tokens``), as steps by few
+        make it foretell too many or too few events
 
     Examples
     --------
