@@ -52,10 +52,18 @@ class Findings:
 
     @property
     def markdown(self) -> str:
-        """The answer and the table, for a page or a terminal."""
+        """The answer and the table, for a page."""
+        return self._text(is_short=False)
+
+    @property
+    def short(self) -> str:
+        """The answer and the main columns of the table, for a terminal."""
+        return self._text(is_short=True)
+
+    def _text(self, *, is_short: bool) -> str:
         if not self.configurations:
             return "No run that can be compared is finished."
-        return f"{self.answer}\n\n{study_markdown(self.table, currency=self.currency)}"
+        return f"{self.answer}\n\n{study_markdown(self.table, currency=self.currency, is_short=is_short)}"
 
 
 def findings(

@@ -29,6 +29,12 @@ COSTS: dict[str, tuple[str, ...]] = {
 }
 """Column -> the names under which runs log what stands there; a later one where runs of before lack the first."""
 
+LEFT_OUT_IN_SHORT = (
+    *("to", "Holm's p", "parameters", "adapter MB", "full MB", "peak memory MB"),
+    *("tokens/s", "TFLOP/s", "of the peak", "GPU busy", "kJ"),
+)
+"""Columns of Markdown that a terminal does without."""
+
 SCHEMA: dict[str, type[pl.DataType]] = {
     "configuration": pl.String,
     "kind": pl.String,
@@ -136,8 +142,12 @@ def _cost(of: Configuration, names: Sequence[str]) -> float | None:
     return _mean_and_sd(values)[0]
 
 
-def study_markdown(table: pl.DataFrame, *, currency: str = "") -> str:
+def study_markdown(table: pl.DataFrame, *, currency: str = "", is_short: bool = False) -> str:
     """The table of `study_table` as aligned Markdown; columns in which nobody has a fact are left out.
+
+    Parameters
+    ----------
+    is_short : whether it is for a terminal: few scores, differences and what it took
 
     Examples
     --------
@@ -155,7 +165,7 @@ def study_markdown(table: pl.DataFrame, *, currency: str = "") -> str:
         ("n", True, lambda row: str(row["n_repeats"])),
         *(
             (f"{_title(entry)} (sd)", False, lambda row, entry=entry: _mean_text(row, entry))
-            for entry in shown("study")
+            for entry in shown("ui" if is_short else "study")
         ),
         ("difference (95 % interval)", False, lambda row: interval_text(row, *with_bounds("difference"), form="+.3f")),
         ("to", False, lambda row: row["reference"] or ""),
@@ -175,7 +185,10 @@ def study_markdown(table: pl.DataFrame, *, currency: str = "") -> str:
         (f"cost {currency}".strip(), True, lambda row: number_text(row["cost"], ",.2f")),
     ]
     rows = list(table.iter_rows(named=True))
-    cells = [(title, is_right, [text(row) for row in rows]) for title, is_right, text in columns]
+    left_out = LEFT_OUT_IN_SHORT if is_short else ()
+    cells = [
+        (title, is_right, [text(row) for row in rows]) for title, is_right, text in columns if title not in left_out
+    ]
     return aligned([(title, is_right, texts) for title, is_right, texts in cells if any(texts)])
 
 

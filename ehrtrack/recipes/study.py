@@ -180,7 +180,7 @@ def _is_done(queue: Queue) -> bool:
 def _told(queue: Queue, run_id: str) -> StudyResults:
     print(f"this study is done: run {run_id}", flush=True)
     results = study_results(queue.study, queue.standing(), run_id=run_id)
-    print(f"\n{results.findings().markdown}\n", flush=True)
+    print(f"\n{results.findings().short}\n", flush=True)
     print(
         f"`ehrtrack report {queue.study.file}` writes its report anew, as this version of the program has it",
         flush=True,
@@ -337,7 +337,7 @@ def _conclude(queue: Queue, run: Recorder) -> StudyResults:
     if results.repeats:
         log_report(results, found, made, run.logger)
         _describe(made, f"## {made.settings.question}\n\n{found.answer}"[:MOST_OF_A_DESCRIPTION])
-    print(f"\n{text}\n", flush=True)
+    print(f"\n{found.short}\n", flush=True)
     if results.missing:
         listed = "\n".join(f"- {label}: {reason}" for label, reason in results.missing.items())
         raise Unfinished(

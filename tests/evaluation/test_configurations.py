@@ -129,3 +129,11 @@ def test_metrics_of_another_task_are_no_columns_of_a_run() -> None:
     row = RunRow("a", "baseline", "logistic", "c", metrics={"test/auroc": 0.7, "test/ibs": 0.1}, task="classes")
     table = study_table(configurations([Repeat(row, {}, 0, 100, 50)]))
     assert (table["test_auroc"][0], table["test_ibs"][0]) == (0.7, None)
+
+
+def test_a_terminal_gets_the_main_columns_and_a_page_all() -> None:
+    row = RunRow("a", "baseline", "cox", "c", metrics={"test/c_index": 0.7, "test/uno_c": 0.69, "train/memory_mb": 9.0})
+    table = study_table(configurations([Repeat(row, {}, 0, 100, 50)]))
+    page, terminal = (study_markdown(table, is_short=is_short).splitlines()[0] for is_short in (False, True))
+    assert {"peak memory MB", "test C-index (sd)"} <= {title.strip() for title in page.split("|")}
+    assert [title.strip() for title in terminal.split("|")[1:-1]] == ["configuration", "n", "test C-index (sd)"]
