@@ -108,7 +108,7 @@ def test_a_file_extends_another_table_by_table(finetune: Callable[..., RunConfig
     assert (config.study, str(config.data.path), config.data.visits.unit) == ("icu", "data/icu", "hour")
     assert (config.train.epochs, config.train.lr) == (7, 2e-4)
     assert dump(config.strategy) == {
-        "name": "lora", "rank": 16, "alpha": 16, "dropout": 0.05, "embeddings": False, "dora": False,
+        "name": "lora", "rank": 16, "alpha": 16, "dropout": 0.05, "embeddings": False, "dora": False, "head": "trained",
     }  # fmt: skip
 
 

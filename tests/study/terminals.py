@@ -15,10 +15,12 @@ import termios
 from collections.abc import Mapping, Sequence
 
 BEGIN = (
-    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    "import fcntl, os, signal, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 )
-"""Make stdin the terminal that the command belongs to, so that Ctrl-C reaches it, and become the command."""
+"""Make stdin the terminal that the command belongs to, so that Ctrl-C reaches it, and become the command.
+
+A shell starts what it runs in the background with Ctrl-C ignored, and tests with it."""
 LONGEST_SECONDS = 300.0
 ESCAPE = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])")
 
