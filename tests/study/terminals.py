@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Mapping, Sequence
 
 BEGIN = (
@@ -53,8 +54,9 @@ class Terminal:
 
     def read_until(self, text: str) -> None:
         """Wait until a text has been written."""
+        deadline = time.monotonic() + LONGEST_SECONDS
         while text not in self.written:
-            assert self._read(), f"it ended without {text!r}; it wrote:\n{self.written}"
+            assert self._read(deadline), f"it ended without {text!r}; it wrote:\n{self.written}"
 
     def press(self, keys: bytes) -> None:
         """Type something."""
@@ -62,17 +64,18 @@ class Terminal:
 
     def end(self) -> int:
         """Wait until the program ends; its exit code, as a shell has it."""
-        while self._read():
+        deadline = time.monotonic() + LONGEST_SECONDS
+        while self._read(deadline):
             pass
         os.close(self._ours)
         code = self.process.wait()
         return code if code >= 0 else 128 - code
 
-    def _read(self) -> bool:
-        ready, _, _ = select.select([self._ours], [], [], LONGEST_SECONDS)
-        if not ready:
+    def _read(self, deadline: float) -> bool:
+        ready, _, _ = select.select([self._ours], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready or time.monotonic() > deadline:  # a table that is kept up to date writes for ever
             self.process.kill()
-            raise AssertionError(f"nothing was written for {LONGEST_SECONDS:.0f} s after:\n{self.written}")
+            raise AssertionError(f"it did not end within {LONGEST_SECONDS:.0f} s; it wrote:\n{self.written}")
         try:
             read = os.read(self._ours, 65536)
         except OSError:  # the last one who had the terminal open is gone
