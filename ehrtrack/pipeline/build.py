@@ -60,8 +60,15 @@ class Adaptation:
         return self.strategy.keeps_encoder and self.plain.encoder.has_token_states
 
 
-def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, ranks: Ranks) -> Adaptation:
-    """Put an encoder, new or pretrained, the objective's head and the strategy together."""
+def adapt(
+    config: RunConfig, records: CohortRecords, base: ModelFolder | None, ranks: Ranks, *, is_to_train: bool = True
+) -> Adaptation:
+    """Put an encoder, new or pretrained, the objective's head and the strategy together.
+
+    Parameters
+    ----------
+    is_to_train : whether a head at which training starts is solved for; what a step costs does not depend on it
+    """
     strategy = strategy_of(config.strategy)
     facts = TrainingFacts(
         records.token_counts(),
@@ -95,7 +102,7 @@ def adapt(config: RunConfig, records: CohortRecords, base: ModelFolder | None, r
         objective=config.objective.name,
     )
     set_up(plain, config, ranks)
-    if strategy.starts_at_solved_head:
+    if strategy.starts_at_solved_head and is_to_train:
         start_at_solved_head(plain, objective, known_feed(config, records).split("train"))
     model = place(strategy.apply(plain), ranks.device)
     return Adaptation(strategy, objective, plain, model, start, begun)

@@ -160,8 +160,11 @@ def _as_words(settings: Mapping[str, Any]) -> str:
     >>> _as_words({"baseline.name": "gradient-boosting", "baseline.learning_rates": [0.2, 0.1]})
     '--baseline.name gradient-boosting --baseline.learning_rates [0.2,0.1]'
     """
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()}
-    return " ".join(f"--{name} {text.replace(', ', ',')}" for name, text in texts.items())
+    return " ".join(f"--{name} {_as_word(value)}" for name, value in settings.items())
+
+
+def _as_word(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def advise(config: RunConfig, *, price: float | None = None, seconds: float = 3.0) -> Advice:
@@ -207,7 +210,7 @@ def _option(config: RunConfig, records: CohortRecords, overrides: Mapping[str, A
     """A strategy on the config's model and cohort."""
     chosen = override(config, {**overrides, "init.embeddings": ""})  # what a step costs does not depend on the weights
     ranks = join_ranks(config.runtime.device)
-    adapted = adapt(chosen, records, None, ranks)
+    adapted = adapt(chosen, records, None, ranks, is_to_train=False)
     batches = replace(
         feed(chosen, records, adapted.model, adapted.objective, ranks).split("train"), shuffle_seed=config.runtime.seed
     )

@@ -119,7 +119,7 @@ def _measured(cell: Cell) -> tuple[int, Cost]:
         n_parameters = sum(parameter.numel() for parameter in model.parameters())
         return n_parameters, measure(model, of_codes, batches, ranks.device, encoder=None, seconds=SECONDS)
     of_cohort = prepare_cohort(config)
-    adapted = adapt(config, of_cohort, None, ranks)
+    adapted = adapt(config, of_cohort, None, ranks, is_to_train=False)
     batches = feed(config, of_cohort, adapted.model, adapted.objective, ranks).epoch(1)
     encoder = adapted.plain if adapted.keeps_states else None
     cost = measure(adapted.model, adapted.objective, batches, ranks.device, encoder=encoder, seconds=SECONDS)

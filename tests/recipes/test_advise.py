@@ -86,6 +86,15 @@ def test_studies_of_other_sizes_are_called_a_guess(config: RunConfig, monkeypatc
     assert "There is no measurement of another device here" in text
 
 
+def test_no_head_is_solved_for_only_to_tell_what_a_step_costs(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"strategy.name": "full", "strategy.head": "ridge"}
+    monkeypatch.setattr(module, "read_results", lambda: [Result("a", "full", False, 100, 1, 0.6, 1.0, settings)])
+    assert advise(config, seconds=0.05).option.overrides == settings
+    assert "the head begins as solved" not in capsys.readouterr().out
+
+
 def run(*words: str) -> int:
     with pytest.raises(SystemExit) as stopped:
         main(["advise", *words])
