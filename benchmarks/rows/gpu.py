@@ -214,15 +214,19 @@ def _against(peer_name: str, size: str, budget: Budget) -> Measured:
         work()
         details[f"{side}_peak_mb"] = _gpu.peak_mb()
     our_speeds, peer_speeds = interleaved(our_round, peer_round, budget.times(2), time.perf_counter)
-    by_round = [a / b for a, b in zip(our_speeds, peer_speeds, strict=True)]
-    details |= {
+    return _side_by_side({"ours": our_speeds, "peer": peer_speeds}, details)
+
+
+def _side_by_side(speeds: dict[str, list[float]], details: dict[str, float | str]) -> Measured:
+    """How many times as fast the first of two is as the second, round by round, beside what else was seen."""
+    by_round = [a / b for a, b in zip(*speeds.values(), strict=True)]
+    seen: dict[str, float | str] = {
         "lowest_ratio": min(by_round),
         "highest_ratio": max(by_round),
-        "ours_tokens_per_second": statistics.median(our_speeds),
-        "peer_tokens_per_second": statistics.median(peer_speeds),
+        **{f"{side}_tokens_per_second": statistics.median(of_side) for side, of_side in speeds.items()},
         "rounds": float(len(by_round)),
     }
-    return Measured(statistics.median(by_round), details)
+    return Measured(statistics.median(by_round), details | seen)
 
 
 def _validation(size: str, budget: Budget) -> Measured:
@@ -236,16 +240,7 @@ def _validation(size: str, budget: Budget) -> Measured:
     replayed, plain = (partial(one_round, is_replayed=is_replayed) for is_replayed in (True, False))
     replayed(), plain()
     of_replayed, of_plain = interleaved(replayed, plain, budget, time.perf_counter)
-    by_round = [a / b for a, b in zip(of_replayed, of_plain, strict=True)]
-    details: dict[str, float | str] = {
-        "device": _gpu.name(),
-        "replayed_tokens_per_second": statistics.median(of_replayed),
-        "plain_tokens_per_second": statistics.median(of_plain),
-        "lowest_ratio": min(by_round),
-        "highest_ratio": max(by_round),
-        "rounds": float(len(by_round)),
-    }
-    return Measured(statistics.median(by_round), details)
+    return _side_by_side({"replayed": of_replayed, "plain": of_plain}, {"device": _gpu.name()})
 
 
 def _large_batches(budget: Budget) -> Measured:
@@ -301,16 +296,9 @@ def _lora_speed(budget: Budget) -> Measured:
 
     one_round(lora), one_round(full)
     of_lora, of_full = interleaved(lambda: one_round(lora), lambda: one_round(full), budget, time.perf_counter)
-    by_round = [b / a for a, b in zip(of_lora, of_full, strict=True)]
-    details: dict[str, float | str] = {
-        "device": _gpu.name(),
-        "lora_tokens_per_second": statistics.median(of_lora),
-        "full_tokens_per_second": statistics.median(of_full),
-        "lowest_ratio": min(by_round),
-        "highest_ratio": max(by_round),
-        "rounds": float(len(by_round)),
-    }
-    return Measured(statistics.median(by_round), details)
+    return _side_by_side(
+        {"full": of_full, "lora": of_lora}, {"device": _gpu.name()}
+    )  # a step's time, LoRA's over full's
 
 
 def _lora_memory() -> Measured:

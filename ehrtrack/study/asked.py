@@ -7,6 +7,7 @@ from typing import Any
 
 from ehrtrack.config import RunConfig
 from ehrtrack.section import Section
+from ehrtrack.strategies.base import strategy_of
 from ehrtrack.study.values import Recipe, section_of
 
 OF_DATA = ("data", "cohort", "runtime")
@@ -43,7 +44,7 @@ def asked(config: RunConfig, recipe: Recipe, matrix: Mapping[str, Any]) -> dict[
     else:
         found = _own("strategy", config.strategy) | _own("objective", config.objective) | _own("model", config.model)
         found.pop("objective.name")
-        if not (config.strategy.name == "frozen" and found.get("strategy.head") == "ridge"):
+        if not strategy_of(config.strategy).solves_head:
             found["train.lr"] = config.train.lr
     beside = {path: value for path, value in matrix.items() if section_of(path) in (*OF_DATA, "init") and value != ""}
     return {path: value for path, value in (found | beside).items() if not path.startswith(NOT_ASKED)}

@@ -74,9 +74,7 @@ def solve_head(model: EhrModel, objective: OutcomeObjective, *, training: Batche
     Of a single epoch. Its validation metrics, and `held_out`, are by regressions without each subject's fold.
     """
     started = time.monotonic()
-    head, table = _read(model, [training, validation])
-    regression = HazardRegression.of(objective, table.outcomes)
-    penalty = _penalty(regression, table)
+    head, table, regression, penalty = _prepared(model, objective, [training, validation])
     device, scores, parts = head.query.device, [], []
     for number in range(int(regression.fold.max()) + 1):
         _set(head, regression, table, penalty, regression.without(number))
@@ -103,9 +101,7 @@ def start_at_solved_head(model: EhrModel, objective: OutcomeObjective, training:
     ----------
     model : with a head that can be solved for (`check_solvable`)
     """
-    head, table = _read(model, [training])
-    regression = HazardRegression.of(objective, table.outcomes)
-    penalty = _penalty(regression, table)
+    head, table, regression, penalty = _prepared(model, objective, [training])
     _set(head, regression, table, penalty, np.arange(len(table.record)))
     print(f"the head begins as solved for {_how(regression, penalty)}", flush=True)
 
@@ -144,12 +140,20 @@ class _Table(NamedTuple):
         return states
 
 
-def _read(model: EhrModel, parts: Sequence[Batches]) -> tuple[HazardHead, _Table]:
-    """The head, and what it reads with a query of 0."""
+def _prepared(
+    model: EhrModel, objective: OutcomeObjective, parts: Sequence[Batches]
+) -> tuple[HazardHead, _Table, HazardRegression, Floats]:
+    """The head, with a query of 0 from now on, what it reads, and its regression with the penalty that was chosen."""
     head = model.head
     assert isinstance(head, HazardHead), "which head it is was checked"
     model.eval()
     torch.nn.init.zeros_(head.query)
+    table = _read(model, head, parts)
+    regression = HazardRegression.of(objective, table.outcomes)
+    return head, table, regression, _penalty(regression, table)
+
+
+def _read(model: EhrModel, head: HazardHead, parts: Sequence[Batches]) -> _Table:
     records, statics, outcomes = [], [], []
     with torch.no_grad():
         for batch in (batch.to(head.query.device) for batches in parts for batch in batches):
@@ -165,7 +169,7 @@ def _read(model: EhrModel, parts: Sequence[Batches]) -> tuple[HazardHead, _Table
     z = (record - mean) / scale
     # A network that has one state for a whole record repeats it as [CLS], mean and largest value.
     axes, _ = axes_of(z)
-    return head, _Table(z @ axes, axes, mean, scale, np.concatenate(statics), Outcomes.joined(outcomes))
+    return _Table(z @ axes, axes, mean, scale, np.concatenate(statics), Outcomes.joined(outcomes))
 
 
 def _penalty(regression: HazardRegression, table: _Table) -> Floats:

@@ -87,12 +87,12 @@ def is_pruned(trial: optuna.Trial) -> float:
     raise optuna.TrialPruned
 
 
-@pytest.mark.parametrize("how", [fails, breaks, reports, is_pruned])
-def test_whatever_a_trial_comes_to_that_was_taken_over_while_it_ran_does_not_count(
-    how: Ends, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "trials.db"
-    sleeper, other = worker_of(path), worker_of(path)
+def is_interrupted(trial: optuna.Trial) -> float:
+    raise KeyboardInterrupt
+
+
+def overtaken(sleeper: Worker, other: Worker, path: Path, how: Ends) -> Ends:
+    """A trial that another worker takes over, with all that is left, while its own sleeps, before it ends."""
 
     def sleeps(trial: optuna.Trial) -> float:
         suggest(trial, sleeper.config.parameters)
@@ -100,7 +100,17 @@ def test_whatever_a_trial_comes_to_that_was_taken_over_while_it_ran_does_not_cou
         other.run(scored(other, 0.7))
         return how(trial)
 
-    sleeper.run(sleeps)
+    return sleeps
+
+
+@pytest.mark.parametrize("how", [fails, breaks, reports, is_pruned])
+def test_whatever_a_trial_comes_to_that_was_taken_over_while_it_ran_does_not_count(
+    how: Ends, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trials.db"
+    sleeper, other = worker_of(path), worker_of(path)
+
+    sleeper.run(overtaken(sleeper, other, path, how))
     assert "trial 0 of s was taken over by another worker; what came out here does not count" in capsys.readouterr().out
     assert is_done_once(path)
     assert [trial.value for trial in other.trials() if trial.state in ENDED] == [0.7, 0.7]
@@ -110,14 +120,8 @@ def test_a_trial_that_was_taken_over_and_is_interrupted_then_is_not_queued_a_sec
     path = tmp_path / "trials.db"
     sleeper, other = worker_of(path), worker_of(path)
 
-    def sleeps(trial: optuna.Trial) -> float:
-        suggest(trial, sleeper.config.parameters)
-        let_die(path)
-        other.run(scored(other, 0.7))
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        sleeper.run(sleeps)
+        sleeper.run(overtaken(sleeper, other, path, is_interrupted))
     assert is_done_once(path)
 
 
