@@ -54,6 +54,10 @@ def test_a_column_with_few_values_is_cut_as_scikit_learn_cuts_it() -> None:
     np.testing.assert_array_equal(by_cuts.predict_proba(cuts.part(others)), by_itself.predict_proba(others))
 
 
+def test_a_row_without_weight_has_no_value_to_cut_at() -> None:
+    assert Cuts.of(np.array([[1.0], [2.0], [9.0]]), np.array([1.0, 1.0, 0.0])).edges[0].tolist() == [1.5]
+
+
 def test_parts_of_many_values_have_equal_weight_and_a_row_without_weight_has_no_say() -> None:
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(5000, 1)), rng.random(5000)
