@@ -10,6 +10,8 @@ Settings = Mapping[str, str | int | float | bool]
 
 CHOSEN = ("strategy.name", "baseline.name")
 """What a configuration is called first, whether or not others are called so too."""
+TRAINING = "train"
+"""The section of settings by which what is chosen is trained."""
 VARIANTS = {"strategy.dora": "dora"}
 """Settings that make of what is chosen something with a name of its own, where they are true."""
 RANK = "strategy.rank"
@@ -36,7 +38,8 @@ def labels_of(configurations: Sequence[Settings]) -> list[str]:
     """A name for each configuration. Settings in which those that have them do not differ are left out.
 
     Where numbers of labels differ, a configuration without such a number has all labels. A setting of what is chosen,
-    such as ``baseline.features``, is told where configurations that chose the same differ in it.
+    such as ``baseline.features``, and how it is trained, as by ``train.lr``, is told where configurations that chose
+    the same differ in it: a rate that is a strategy's own goes without saying beside the strategy's name.
 
     Examples
     --------
@@ -48,6 +51,9 @@ def labels_of(configurations: Sequence[Settings]) -> list[str]:
     >>> features = [("ridge", "values"), ("ridge", "age-sex"), ("gradient-boosting", "counts")]
     >>> labels_of([{"baseline.name": name, "baseline.features": of} for name, of in features])
     ['ridge · features values', 'ridge · features age-sex', 'gradient-boosting']
+    >>> rates = [("full", 1e-4), ("full", 1e-3), ("scratch", 1e-3)]
+    >>> labels_of([{"strategy.name": name, "train.lr": rate} for name, rate in rates])
+    ['full · lr 0.0001', 'full · lr 0.001', 'scratch']
     """
     differing = differing_paths(configurations)
     return [
@@ -60,12 +66,16 @@ def labels_of(configurations: Sequence[Settings]) -> list[str]:
 
 
 def _differs_within(path: str, settings: Settings, configurations: Sequence[Settings]) -> bool:
-    """Whether a setting of what is chosen differs among those that chose the same; True of all other settings."""
-    choice = f"{path.partition('.')[0]}.name"
-    if choice not in CHOSEN or path == choice:
+    """Whether a setting of what is chosen, or of how it is trained, differs among those that chose the same.
+
+    True of all other settings, and of the choice itself.
+    """
+    section = path.partition(".")[0]
+    if path in CHOSEN or (f"{section}.name" not in CHOSEN and section != TRAINING):
         return True
-    chosen = settings.get(choice)
-    return len({str(other.get(path)) for other in configurations if other.get(choice) == chosen}) > 1
+    chosen = [settings.get(choice) for choice in CHOSEN]
+    alike = [other for other in configurations if [other.get(choice) for choice in CHOSEN] == chosen]
+    return len({str(other.get(path)) for other in alike}) > 1
 
 
 def differing_paths(configurations: Sequence[Settings]) -> list[str]:

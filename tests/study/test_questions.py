@@ -52,7 +52,7 @@ def test_sides_that_differ_in_a_setting_that_neither_names_are_told_with_what_ma
     told = str(refused.value)
     assert told.count("- compare") == 1
     assert (
-        "- compare 2, 'Does pretraining pay?': the nearest two are full · lr 0.0001 and scratch · lr 0.002, and they "
+        "- compare 2, 'Does pretraining pay?': the nearest two are full and scratch, and they "
         "differ in train.lr (0.0001 and 0.002) too, which neither side names. Write this = "
         '{ strategy = "full", "train.lr" = 0.0001 } and to = { strategy = "scratch", "train.lr" = 0.002 }'
     ) in told
