@@ -55,7 +55,7 @@ def test_the_tutorial_ends_with_a_champion_and_its_risks(local_store: Path, caps
 
     told = capsys.readouterr().out
     assert "models:/tutorial@champion" in told
-    assert "19 cells of 7 configurations" in told
+    assert "22 cells of 8 configurations" in told
     risks = pl.read_parquet("risks.parquet")
     assert risks.height == pl.read_csv("labels.csv").height
     assert risks["risk"].drop_nulls().is_between(0, 1).all()

@@ -13,8 +13,8 @@ from ehrtrack.cli import main
 from ehrtrack.config import load_config
 from ehrtrack.data.events import open_dataset
 from ehrtrack.guide.init import init_study
-from ehrtrack.study.settings import StudySettings
-from ehrtrack.study_file import read_study_file
+from ehrtrack.study.cells import read_study
+from ehrtrack.study.questions import check_questions
 
 
 @pytest.fixture
@@ -31,7 +31,9 @@ def test_every_file_is_read_by_its_recipe(data: Path, tmp_path: Path) -> None:
     for name in ("finetune", "baseline", "compare", "sweep"):
         config = load_config(out / f"{name}.toml", kind="outcome")
         assert (config.objective.name, config.strategy.name, config.init.run) == ("survival", "lora", "latest")
-    StudySettings.model_validate(read_study_file(out / "study.toml"))
+    study = read_study(out / "study.toml")
+    check_questions(study)
+    assert {cell.recipe for cell in study.cells} == {"pretrain", "finetune", "baseline"}
 
 
 def test_the_files_say_what_the_dataset_holds(data: Path, tmp_path: Path) -> None:
