@@ -152,6 +152,8 @@ def _totals(study: Study, standing: Mapping[str, Standing], estimates: Mapping[s
     """Time, disk and money of all that is not done."""
     left = [cell for cell in study.cells if standing[cell.key].state != "done"]
     known = [estimates[cell.configuration] for cell in left if estimates[cell.configuration].hours is not None]
+    if left and not known:
+        return [f"left: {len(left)} cells of unknown time"]
     hours = sum(estimate.hours or 0 for estimate in known)
     megabytes = sum(estimate.megabytes or 0 for estimate in known)
     price = study.settings.price_per_hour

@@ -171,6 +171,7 @@ def test_a_plan_shows_what_is_done_what_is_left_and_what_it_costs(
     file = write_study(STUDY)
     before = plan(file, measures=False)
     assert "sim: 7 cells of 4 configurations: 7 waiting" in before
+    assert before.splitlines()[-1] == "left: 7 cells of unknown time"
     assert not runs("study", None)
     assert not (local_store / ".ehrtrack" / "sweeps.db").exists()
     recipes.trouble = {"full · seed 1": [TrainingError("no")] * 2}
