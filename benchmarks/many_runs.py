@@ -2,7 +2,7 @@
 
     python -m benchmarks.many_runs make FOLDER --runs 5000       # a tracking database and the runs' files
     python -m benchmarks.many_runs compare FOLDER                # a fresh process, over sqlite
-    python -m benchmarks.many_runs compare FOLDER --http         # the same through an `mlflow server` on this machine
+    python -m benchmarks.many_runs compare FOLDER --http 2       # through an `mlflow server` of two workers here
     python -m benchmarks.many_runs compare FOLDER --reads        # only what is read from the server
 
 Runs are written straight into mlflow's tables, with the params, metrics, tags and files of a real one: 600 test
@@ -213,8 +213,8 @@ def compare_here(only_reads: bool) -> None:
 
 
 @contextlib.contextmanager
-def _server(folder: Path) -> Iterator[tuple[str, Callable[[], float]]]:
-    """An mlflow server of one worker on the folder's runs, which also hands out their files.
+def _server(folder: Path, n_workers: int) -> Iterator[tuple[str, Callable[[], float]]]:
+    """An mlflow server of so many workers on the folder's runs, which also hands out their files.
 
     Yields
     ------
@@ -231,7 +231,7 @@ def _server(folder: Path) -> Iterator[tuple[str, Callable[[], float]]]:
         address = f"http://127.0.0.1:{probe.getsockname()[1]}"
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", address.rpartition(":")[2]),
-        *("--backend-store-uri", f"sqlite:///{served}", "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{served}", "--workers", str(n_workers)),
         *("--artifacts-destination", str(folder / "mlruns")),
     ]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -254,11 +254,16 @@ def _tail(folder: Path) -> int:
     return len(str(folder / "mlruns")) + 1
 
 
-def compare_apart(folder: Path, *, http: bool, only_reads: bool) -> None:
-    """Compare in two fresh processes, the second of which finds what the first has kept."""
+def compare_apart(folder: Path, *, n_workers: int, only_reads: bool) -> None:
+    """Compare in two fresh processes, the second of which finds what the first has kept.
+
+    Parameters
+    ----------
+    n_workers : of the server in between; with 0 the database is read
+    """
     shutil.rmtree(folder / "cache", ignore_errors=True)
     no_server = contextlib.nullcontext((f"sqlite:///{folder / 'mlflow.db'}", lambda: 0.0))
-    with _server(folder) if http else no_server as (address, cpu_of_server):
+    with _server(folder, n_workers) if n_workers else no_server as (address, cpu_of_server):
         for time_of in ("at first", "again"):
             before = cpu_of_server()
             print(f"== {time_of}", flush=True)
@@ -267,7 +272,7 @@ def compare_apart(folder: Path, *, http: bool, only_reads: bool) -> None:
             environment = os.environ | {"MLFLOW_TRACKING_URI": address, "PYTHONPATH": os.getcwd()}
             with (folder / "output.txt").open("w") as output:
                 subprocess.run(command, env=environment, stdout=output, check=True)
-            if http:
+            if n_workers:
                 print(f"CPU of the server {cpu_of_server() - before:.1f} s")
             text = (folder / "output.txt").read_text()
             print(f"terminal: {len(text) / 1e3:.1f} kB; {json.dumps(text[-300:])}")
@@ -278,14 +283,14 @@ def main() -> None:
     parser.add_argument("what", choices=("make", "compare", "here"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", type=int, default=5000)
-    parser.add_argument("--http", action="store_true")
+    parser.add_argument("--http", type=int, default=0, metavar="WORKERS")
     parser.add_argument("--reads", action="store_true")
     told = parser.parse_args()
     folder = told.folder.absolute()
     if told.what == "make":
         make(folder, told.runs)
     elif told.what == "compare":
-        compare_apart(folder, http=told.http, only_reads=told.reads)
+        compare_apart(folder, n_workers=told.http, only_reads=told.reads)
     else:
         os.chdir(folder)
         compare_here(told.reads)
