@@ -1,4 +1,4 @@
-"""The table that a terminal shows while a study runs: a line a configuration, with a sign for each of its repeats."""
+"""The table that a terminal shows while something of many parts runs: a line each, with a sign for how it stands."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from ehrtrack.study.cells import Cell
-from ehrtrack.study.progress import SIGNS, Progress, by_configuration, counts_text
-from ehrtrack.study.queue import State
+from ehrtrack.study.progress import SIGNS, counts_text
 
-STYLES: Mapping[State, str] = {
+STYLES: Mapping[str, str] = {
     "done": "green",
+    "pruned": "yellow",
     "running": "bold cyan",
     "waiting": "dim",
     "failed": "bold red",
@@ -25,6 +24,48 @@ GAP = 2
 """Columns of the terminal between two of the table."""
 N_OTHER_LINES = 5
 """Two that are empty, the titles, what is not shown, and the cursor's."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table.
+
+    Attributes
+    ----------
+    states : of its repeats, or of the one thing that it is
+    urgency : lines of the lowest are shown where there is no room for all
+    note : what else there is to know, cut where there is no room
+    """
+
+    name: str
+    states: tuple[str, ...]
+    urgency: int
+    score: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class HowFar:
+    """How far something is.
+
+    Attributes
+    ----------
+    states : of all its parts, those without a line too
+    left : about how much time, and money, the rest takes; empty where nothing is known
+    best : which line is ahead, in words; empty where none has a score
+    ahead : the name of that line
+    parts : what a line is of, in the plural
+    titles : of the columns
+    """
+
+    name: str
+    states: tuple[str, ...] = ()
+    left: str = ""
+    best: str = ""
+    ahead: str = ""
+    parts: str = ""
+    titles: tuple[str, ...] = ("", "", "")
+    lines: tuple[Line, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,17 +85,17 @@ class Output:
 
 @dataclass(frozen=True)
 class ProgressTable:
-    """How far a study is, as large as the terminal.
+    """How far something is, as large as the terminal.
 
     Attributes
     ----------
     as_of : when that was so
     trouble : why it could not be read since; empty where it could
     outputs : what is shown below the table
-    is_last : whether it stays on the screen: then it has a line for each configuration, however small the terminal
+    is_last : whether it stays on the screen: then it has all lines, however small the terminal
     """
 
-    progress: Progress
+    far: HowFar
     as_of: str
     trouble: str
     outputs: Sequence[Output]
@@ -65,56 +106,54 @@ class ProgressTable:
         below = [line for output in self.outputs for line in _output_lines(output, shows_end=not self.is_last)]
         taken = sum(len(line.wrap(console, options.max_width)) for line in (*head, *below))
         room = console.height - taken - N_OTHER_LINES
-        groups = by_configuration(self.progress.study)
-        shown = groups if self.is_last else _most_urgent(groups, self.progress.states, max(1, room))
+        lines = self.far.lines
+        shown = lines if self.is_last else _most_urgent(lines, max(1, room))
         yield Group(*head, "", self._table(shown, width=options.max_width))
-        if len(shown) < len(groups):
-            rest = [self.progress.states[cell.key] for name in groups.keys() - shown for cell in groups[name]]
-            yield Text(f"and {len(groups) - len(shown)} configurations more: {counts_text(rest)}", "dim")
+        if len(shown) < len(lines):
+            rest = [state for line in lines if line not in shown for state in line.states]
+            yield Text(f"and {len(lines) - len(shown)} {self.far.parts} more: {counts_text(rest)}", "dim")
         yield Group("", *below)
 
     def _head(self) -> list[Text]:
-        progress = self.progress
-        told = ", ".join(filter(None, [counts_text(progress.states.values()), progress.left]))
-        head = [Text.assemble((progress.study.name, "bold"), f": {told}; at {self.as_of}")]
+        far = self.far
+        told = ", ".join(filter(None, [counts_text(far.states), far.left]))
+        head = [Text.assemble((far.name, "bold"), f": {told}; at {self.as_of}")]
         if self.trouble:
             head.append(Text(f"since then it could not be read: {self.trouble}", "red"))
-        if progress.best:
-            head.append(Text(f"best so far: {progress.best}"))
+        if far.best:
+            head.append(Text(f"best so far: {far.best}"))
         return head
 
-    def _table(self, groups: Mapping[str, Sequence[Cell]], *, width: int) -> Table:
-        progress, scores = self.progress, self.progress.scores
-        title = f"validation {progress.metric.title}" if progress.metric is not None else ""
-        taken = max(map(len, ("configuration", *groups))) + GAP + len(title) + GAP
-        longest = max(len(_signs(cells, progress.states)) for cells in groups.values())
+    def _table(self, lines: Sequence[Line], *, width: int) -> Table:
+        first, score, signs, *note = self.far.titles
+        taken = max(map(len, (first, *(line.name for line in lines)))) + GAP + len(score) + GAP
+        longest = max((len(_signs(line)) for line in lines), default=0)
         table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim")
-        table.add_column("configuration")
-        table.add_column(title, justify="right")
-        table.add_column("repeats", overflow="fold")
-        best = next(iter(scores), "")
-        for name, cells in groups.items():
-            score = f"{scores[name]:.3f}" if name in scores else ""
-            signs = _signs(cells, progress.states, is_short=taken + longest > width)
-            table.add_row(Text(name, "bold" if name == best else ""), score, signs)
+        table.add_column(first)
+        table.add_column(score, justify="right")
+        table.add_column(signs, overflow="fold")
+        for title in note:
+            table.add_column(title, no_wrap=True, overflow="ellipsis")
+        for line in lines:
+            table.add_row(
+                Text(line.name, "bold" if line.name == self.far.ahead else ""),
+                "" if line.score is None else f"{line.score:.3f}",
+                _signs(line, is_short=taken + longest > width),
+                *([line.note] if note else []),
+            )
         return table
 
 
-def _signs(cells: Sequence[Cell], states: Mapping[str, State], *, is_short: bool = False) -> Text:
+def _signs(line: Line, *, is_short: bool = False) -> Text:
     """A sign for each repeat, which is its first letter where there is no room for words."""
-    signs = [(SIGNS[states[cell.key]], STYLES[states[cell.key]]) for cell in cells]
+    signs = [(SIGNS[state], STYLES[state]) for state in line.states]
     return Text("" if is_short else " ").join(Text(sign[0] if is_short else sign, style) for sign, style in signs)
 
 
-def _most_urgent(groups: Mapping[str, list[Cell]], states: Mapping[str, State], most: int) -> dict[str, list[Cell]]:
-    """At most so many configurations, in the study's order: those that run or failed, then those that are not done."""
-
-    def urgency(name: str) -> int:
-        found = {states[cell.key] for cell in groups[name]}
-        return 0 if found & {"running", "failed"} else 1 if found != {"done"} else 2
-
-    kept = set(sorted(groups, key=urgency)[:most])
-    return {name: cells for name, cells in groups.items() if name in kept}
+def _most_urgent(lines: Sequence[Line], most: int) -> list[Line]:
+    """At most so many lines, in their order."""
+    kept = sorted(range(len(lines)), key=lambda n: lines[n].urgency)[:most]
+    return [lines[n] for n in sorted(kept)]
 
 
 def _output_lines(output: Output, *, shows_end: bool) -> list[Text]:

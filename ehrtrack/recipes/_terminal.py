@@ -1,4 +1,4 @@
-"""What a terminal shows while a study runs: one table that is kept up to date, while what is printed goes to logs."""
+"""What a terminal shows while a study or a sweep runs: one table that is kept up to date; prints go to logs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 import optuna
 import sqlalchemy.exc
@@ -18,37 +18,45 @@ from rich.console import Console
 from rich.live import Live
 
 from ehrtrack.errors import EhrtrackError
-from ehrtrack.recipes._progress_table import Output, ProgressTable
-from ehrtrack.study.cells import Cell
-from ehrtrack.study.progress import progress
-from ehrtrack.study.queue import Queue
-from ehrtrack.study.results import finished_cells
-from ehrtrack.tracking.client.queries import RunRecord
+from ehrtrack.recipes._progress_table import HowFar, Output, ProgressTable
 
 LOGS = "logs"
 """Folder of the cache with what was printed while a terminal showed the table."""
 READ_SECONDS = 3.0
-"""Between two looks at how far the study is."""
+"""Between two looks at how far it is."""
 TAIL_LINES = 3
 TAIL_BYTES = 4096
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f]")
 
-LogOf = Callable[[Cell], AbstractContextManager[None]]
-"""Within which a cell is run, so that what it prints goes where it belongs."""
+LogOf = Callable[[str, str], AbstractContextManager[None]]
+"""Of what something is called and the key that it is known by: within it is run, and what it prints is its own."""
+
+
+class Watched(Protocol):
+    """What a terminal shows: something of many parts, which others may work on too."""
+
+    name: str
+
+    @property
+    def log(self) -> Path:
+        """Where it goes what is printed beside the parts; their own logs lie next to it."""
+
+    def read(self) -> HowFar:
+        """See how far it is."""
 
 
 @contextmanager
-def watched(queue: Queue) -> Iterator[LogOf]:
-    """While inside, a terminal shows how far the study is; what is printed goes to logs, one for each cell.
+def watched(source: Watched) -> Iterator[LogOf]:
+    """While inside, a terminal shows how far it is; what is printed goes to logs, one for each part.
 
     Where stdout is no terminal, as in the log of a job, everything is printed as it comes.
     """
     with _terminal() as terminal:
         console = None if terminal is None else Console(file=terminal, highlight=False)
         if terminal is None or console is None or not console.is_interactive:  # such as TERM=dumb
-            yield lambda cell: nullcontext()
+            yield lambda label, key: nullcontext()
             return
-        screen = _Screen(queue, console, terminal)
+        screen = _Screen(source, console, terminal)
         with screen.shown():
             yield screen.log_of
 
@@ -67,17 +75,13 @@ def _terminal() -> Iterator[TextIO | None]:
 class _Screen:
     """The table in a terminal, and the logs of this worker."""
 
-    def __init__(self, queue: Queue, console: Console, terminal: TextIO) -> None:
-        self._queue, self._console, self._terminal = queue, console, terminal
-        self._logs = queue.study.runtime.cache / LOGS / queue.study.name
-        self._log = self._logs / "study.log"
-        self._log_begins = _size(self._log)
+    def __init__(self, source: Watched, console: Console, terminal: TextIO) -> None:
+        self._source, self._console, self._terminal = source, console, terminal
+        self._log_begins = _size(source.log)
         self._streams = [number for number in (1, 2) if os.isatty(number)]
-        self._here: tuple[Cell, Path, int] | None = None
+        self._here: tuple[str, Path, int] | None = None
         self._reading = threading.Lock()
-        self._done: set[str] | None = None
-        self._records: dict[str, RunRecord] = {}
-        self._progress = progress(queue.study, {}, {})
+        self._far = HowFar(source.name)
         self._as_of, self._trouble, self._is_over = "", "", False
 
     @contextmanager
@@ -85,7 +89,7 @@ class _Screen:
         """While inside, the table is on the screen; it stays there as it is in the end."""
         self._read()
         over = threading.Event()
-        reader = threading.Thread(target=self._read_until, args=(over,), name="study progress", daemon=True)
+        reader = threading.Thread(target=self._read_until, args=(over,), name="progress", daemon=True)
         live = Live(
             console=self._console,
             get_renderable=self._table,
@@ -93,7 +97,7 @@ class _Screen:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        with printed_to(self._log, self._streams), live:
+        with printed_to(self._source.log, self._streams), live:
             self._console.show_cursor(True)  # which would be hidden for good if this process is killed
             live.refresh()
             reader.start()
@@ -105,10 +109,10 @@ class _Screen:
                 self._is_over = True
 
     @contextmanager
-    def log_of(self, cell: Cell) -> Iterator[None]:
-        """While inside, what is printed goes to the cell's log, whose end is on the screen."""
-        file = self._logs / log_name(cell)
-        self._here = cell, file, _size(file)
+    def log_of(self, label: str, key: str) -> Iterator[None]:
+        """While inside, what is printed goes to a log of its own, whose end is on the screen."""
+        file = self._source.log.parent / log_name(label, key)
+        self._here = label, file, _size(file)
         try:
             with printed_to(file, self._streams):
                 yield
@@ -120,16 +124,10 @@ class _Screen:
             self._read()
 
     def _read(self) -> None:
-        """See how far the study is; the tracking server is asked only when something was finished."""
-        study = self._queue.study
         with self._reading:
             try:
-                queued = self._queue.standing()
-                done = {key for key, one in queued.items() if one.state == "done"}
-                if done != self._done:
-                    self._records, self._done = finished_cells(study), done
-                self._progress = progress(study, self._records, queued)
-                self._as_of, self._trouble = f"{datetime.now():%H:%M:%S}", ""
+                self._far = self._source.read()
+                self._as_of, self._trouble = _now(), ""
             except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, EhrtrackError) as error:
                 self._trouble = str(error).splitlines()[0]  # the worker itself says what is to be done
 
@@ -137,17 +135,26 @@ class _Screen:
         columns, lines = os.get_terminal_size(self._terminal.fileno())
         if columns and lines:  # the standard streams, which rich would ask, may be files now
             self._console.size = columns, lines
-        outputs, here = [Output("printed beside the runs", self._log, tail(self._log, self._log_begins))], self._here
+        log, here = self._source.log, self._here
+        outputs = [Output("printed beside the runs", log, tail(log, self._log_begins))]
         if here is not None and not self._is_over:
-            cell, file, begins = here
-            outputs = [Output(f"{cell.label}, here", file, tail(file, begins)), *outputs]
-        return ProgressTable(self._progress, self._as_of, self._trouble, outputs, self._is_over)
+            label, file, begins = here
+            outputs = [Output(f"{label}, here", file, tail(file, begins)), *outputs]
+        return ProgressTable(self._far, self._as_of, self._trouble, outputs, self._is_over)
 
 
-def log_name(cell: Cell) -> str:
-    """The file name of a cell's log, by what it is called and what it is known by."""
-    called = re.sub(r"[^\w.=+-]+", "-", cell.label)[:100]
-    return f"{called}-{cell.key}.log"
+def log_name(label: str, key: str) -> str:
+    """The file name of a part's log, by what it is called and the key that it is known by.
+
+    >>> log_name("lora r8 · seed 2", "ab12")
+    'lora-r8-seed-2-ab12.log'
+    """
+    called = re.sub(r"[^\w.=+-]+", "-", label)[:100]
+    return f"{called}-{key}.log"
+
+
+def _now() -> str:
+    return f"{datetime.now():%H:%M:%S}"
 
 
 @contextmanager

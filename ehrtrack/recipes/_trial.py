@@ -13,6 +13,7 @@ from ehrtrack.data.events import fingerprint_of
 from ehrtrack.evaluation.metric_table import Metric
 from ehrtrack.pipeline.run import Place, RecipeResult
 from ehrtrack.recipes._cell import Once
+from ehrtrack.recipes._terminal import LogOf
 from ehrtrack.recipes.baseline import baseline
 from ehrtrack.recipes.finetune import finetune
 from ehrtrack.reporting.sweep import settings_text
@@ -39,12 +40,14 @@ class TrialRunner:
     sweep : the name of the sweep in the database
     metrics : that trials are scored by
     parent_run_id : the sweep's own run
+    log_of : within which a trial is run
     """
 
     config: RunConfig
     sweep: str
     metrics: tuple[Metric, ...]
     parent_run_id: str
+    log_of: LogOf
     _finished: list[dict[str, float]] = field(default_factory=list)
 
     @property
@@ -67,12 +70,17 @@ class TrialRunner:
         """
         values = self.draw(trial)
         number, text = trial.user_attrs[SLOT] + 1, settings_text(values) or "defaults"
-        print(f"\ntrial {number} of {self.search.n_trials}: {text}", flush=True)
+        label = f"trial {number} · {text}"
+        with self.log_of(label, fingerprint_of("trial", self.sweep, trial.user_attrs[SLOT], trial.user_attrs[DRAW])):
+            print(f"\ntrial {number} of {self.search.n_trials}: {text}", flush=True)
+            return self._scores(trial, values, label)
+
+    def _scores(self, trial: optuna.Trial, values: Mapping[str, Scalar], label: str) -> float | list[float]:
         config, _ = with_values(self.config, values)
         self._finished = []
         for place, fold in enumerate(self.folds):
             of_fold = with_values(config, {FOLD: fold})[0] if fold else config
-            self._finished.append(self._fit(trial, of_fold, place, f"trial {number} · {text}"))
+            self._finished.append(self._fit(trial, of_fold, place, label))
             is_last = place + 1 == len(self.folds)
             if self.search.recipe == "baseline" and self._report(trial, place, 0, {}, is_finished=True) and not is_last:
                 raise optuna.TrialPruned(f"pruned after fold {fold}: it lags behind the trials before")

@@ -21,6 +21,7 @@ from ehrtrack.pipeline.record import claim_record, is_there
 from ehrtrack.pipeline.run import Place, Recorder, describe, open_run
 from ehrtrack.recipes._cell import run_cell
 from ehrtrack.recipes._notified import end_is_told
+from ehrtrack.recipes._study_screen import StudyScreen
 from ehrtrack.recipes._terminal import LogOf, watched
 from ehrtrack.recipes._workers import helped, sharing_cores
 from ehrtrack.recipes.report import log_report
@@ -197,7 +198,7 @@ def run_cells(queue: Queue, parent_run_id: str, *, waits: bool) -> None:
     waits : until other workers have ended their cells, or are dead and their cells are run here; if not, only until
         what cells start from is there
     """
-    with watched(queue) as log_of:
+    with watched(StudyScreen(queue)) as log_of:
         _run_all(queue, _Worker(queue, parent_run_id, log_of), waits=waits)
 
 
@@ -240,7 +241,7 @@ class _Worker:
         self._say(cell, f"{cell.recipe} begins")
         begun = time.monotonic()
         try:
-            with self._log_of(cell):
+            with self._log_of(cell.label, cell.key):
                 record = run_cell(
                     cell, queue.study, base_run_id=base_run_id, parent_run_id=self._parent_run_id, claims=queue.claims
                 )

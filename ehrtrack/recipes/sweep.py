@@ -19,6 +19,8 @@ from ehrtrack.pipeline.prepare import has_classes, settle
 from ehrtrack.pipeline.record import claim_record, is_there
 from ehrtrack.pipeline.run import Place, RecipeResult, Recorder, describe, open_run
 from ehrtrack.recipes._sweep_report import Refitted, log_sweep_report
+from ehrtrack.recipes._sweep_screen import SweepScreen
+from ehrtrack.recipes._terminal import watched
 from ehrtrack.recipes._trial import TrialRunner
 from ehrtrack.recipes.study import queue_errors, run_cells
 from ehrtrack.reporting.sweep import effort_text, sentences
@@ -86,9 +88,13 @@ class Sweep:
         more = f", {fingerprint_of(asked)}" if asked else ""
         return f"record of {self.n_trials} trials{more}"
 
-    def runner(self, parent_run_id: str) -> TrialRunner:
-        """What runs its trials."""
-        return TrialRunner(self.settled, self.name, self.metrics, parent_run_id)
+    def run_trials(self, parent_run_id: str) -> None:
+        """Run trials until none is left that is not done, failed here, or run by another worker."""
+        scored_by = [metric.key for metric in self.metrics]
+        screen = SweepScreen(self.config.study, self.worker, scored_by, self.settled.runtime.cache)
+        with watched(screen) as log_of:
+            runner = TrialRunner(self.settled, self.name, self.metrics, parent_run_id, log_of)
+            self.worker.run(runner, waits=True)
 
     def searched(self, parent_run_id: str) -> Searched:
         """Its trials so far, with their runs."""
@@ -196,7 +202,7 @@ def _take_part(sweep: Sweep) -> RecipeResult:
             print(f"no trial is left for this worker; another one keeps the record, run {standing.note}", flush=True)
             return _run_of(standing.note)
         if standing.note:
-            sweep.worker.run(sweep.runner(standing.note), waits=True)
+            sweep.run_trials(standing.note)
             has_best = any(trial.state == TrialState.COMPLETE for trial in sweep.worker.trials())
             if has_best and sweep.worker.is_over:
                 _refit(sweep, sweep.searched(standing.note), standing.note, waits=False)
@@ -246,7 +252,7 @@ def _keep_record(sweep: Sweep, begun: str) -> RecipeResult:
 def _search_and_fit(sweep: Sweep, run: Recorder, *, resumed_run_id: str | None) -> RecipeResult:
     parent, claims = run.logger.reference, sweep.worker.claims
     print(f"{sweep.worker.n_done} of {sweep.n_trials} trials are done", flush=True)
-    sweep.worker.run(sweep.runner(parent), waits=True)
+    sweep.run_trials(parent)
     searched = sweep.searched(parent)
     best = searched.best
     claims.hold(sweep.record)

@@ -15,14 +15,15 @@ from ehrtrack.study.queue import Standing, State
 from ehrtrack.study.results import repeats_of
 from ehrtrack.tracking.client.queries import RunRecord
 
-SIGNS: Mapping[State, str] = {
+SIGNS: Mapping[str, str] = {
     "done": "done",
+    "pruned": "pruned",
     "running": "runs",
     "waiting": "·",
     "failed": "FAILED",
     "blocked": "blocked",
 }
-"""What a cell is shown as, beside the other repeats of its configuration."""
+"""What a cell of a study, or a trial of a sweep, which alone may be pruned, is shown as."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def by_configuration(study: Study) -> dict[str, list[Cell]]:
     return groups
 
 
-def counts_text(states: Iterable[State]) -> str:
-    """How many cells stand how.
+def counts_text(states: Iterable[str]) -> str:
+    """How many cells or trials stand how.
 
     >>> counts_text(["waiting", "done", "waiting", "running"])
     '1 done, 1 running, 2 waiting'

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
-from typing import cast
 
 import pytest
 from rich.console import Console
 from terminals import Terminal
 
 from ehrtrack.recipes._progress_table import Output, ProgressTable
+from ehrtrack.recipes._study_screen import StudyScreen, how_far
 from ehrtrack.recipes._terminal import log_name, watched
 from ehrtrack.study.cells import Study, read_study
 from ehrtrack.study.progress import progress
@@ -105,8 +105,8 @@ def test_two_workers_have_one_table_and_end_as_without_a_terminal(local_store: P
         assert printed.count(f"{cell.label}: {cell.recipe} begins") == 1
     assert len(re.findall(r"^epoch +1/1", printed, re.MULTILINE)) == 2
     own = {cell.label for cell in cells if f"{cell.label}: done" in found["study.log"]}
-    assert {cell.label for cell in cells if log_name(cell) in found} == own
-    assert all(f"{cell.recipe} done in" in found[log_name(cell)] for cell in cells if cell.label in own)
+    assert {cell.label for cell in cells if log_name(cell.label, cell.key) in found} == own
+    assert all(f"{cell.recipe} done in" in found[log_name(cell.label, cell.key)] for cell in cells if cell.label in own)
 
 
 def test_what_fails_is_in_the_table_and_told_in_the_end_and_what_it_printed_is_in_its_log(
@@ -122,7 +122,7 @@ def test_what_fails_is_in_the_table_and_told_in_the_end_and_what_it_printed_is_i
     assert COLOUR.search(terminal.written)
     found = logs(local_store / ".ehrtrack")
     for cell in cells:
-        assert found[log_name(cell)] == "by python\nby a command\nby a library\n" * 2
+        assert found[log_name(cell.label, cell.key)] == "by python\nby a command\nby a library\n" * 2
     assert "failed, for good: DataError: lasso has no events" in found["study.log"]
 
 
@@ -184,15 +184,23 @@ def test_a_study_that_is_told_to_stop_says_how_to_go_on_below_the_table(
     assert terminal.written.rindex("\x1b[?25h") > terminal.written.rindex("\x1b[?25l")  # the cursor is there again
 
 
+class Unasked(Queue):
+    """A queue that must not be asked."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+
+
 def test_a_terminal_that_cannot_be_written_over_has_lines(
     monkeypatch: pytest.MonkeyPatch, write_study: WriteStudy
 ) -> None:
-    cell = read_study(write_study(PRETENDED)).cells[0]
+    made = read_study(write_study(PRETENDED))
+    cell = made.cells[0]
     ours, theirs = pty.openpty()
     with open(theirs, "w") as stdout, monkeypatch.context() as patch:
         patch.setenv("TERM", "dumb")
         patch.setattr(sys, "stdout", stdout)
-        with watched(cast(Queue, None)) as log_of, log_of(cell):  # which is not even asked
+        with watched(StudyScreen(Unasked(made))) as log_of, log_of(cell.label, cell.key):
             print("as it comes", flush=True)
         assert os.read(ours, 100) == b"as it comes\r\n"
     os.close(ours)
@@ -210,7 +218,7 @@ class Drawn:
         far = replace(progress(self.study, {}, {}), states=of_cells)
         console = Console(file=StringIO(), width=columns, height=lines)
         outputs = [Output("here", Path("cell.log"), ["epoch 1", "epoch 2"])]
-        console.print(ProgressTable(far, "12:00:00", "", outputs, is_last))
+        console.print(ProgressTable(how_far(far), "12:00:00", "", outputs, is_last))
         assert isinstance(console.file, StringIO)
         head, table, below = console.file.getvalue().split("\n\n")
         assert head.startswith("sim: ")
