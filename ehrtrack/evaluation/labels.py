@@ -117,6 +117,16 @@ def label(settings: Settings, paths: Collection[str]) -> str:
     )
 
 
+def short(label: str, *, beside: str) -> str:
+    """A label less the parts that stand in another one beside it.
+
+    >>> short("cox · 128 labels", beside="lora r8 · 128 labels"), short("lora r4", beside="lora r4 · small")
+    ('cox', 'lora r4')
+    """
+    parts, others = label.split(SEPARATOR), beside.split(SEPARATOR)
+    return SEPARATOR.join(part for part in parts if part not in others) or label
+
+
 def _said(path: str, value: str | int | float | bool, paths: Collection[str]) -> str:
     text = str(value)
     if path == N_LABELS:

@@ -8,6 +8,7 @@ import polars as pl
 
 from ehrtrack import plots
 from ehrtrack.evaluation.differences import differences_table
+from ehrtrack.evaluation.labels import short
 from ehrtrack.evaluation.metric_table import METRICS
 from ehrtrack.evaluation.repeats import Configuration, Difference
 from ehrtrack.reporting import charts
@@ -126,16 +127,6 @@ def _forest(differences: Sequence[Difference], key: str, material: Material) -> 
             height=70 + 32 * len(rows),
         )
     ]
-
-
-def short(label: str, *, beside: str) -> str:
-    """A label less the parts that stand in another one beside it.
-
-    >>> short("cox · 128 labels", beside="lora r8 · 128 labels"), short("lora r4", beside="lora r4 · small")
-    ('cox', 'lora r4')
-    """
-    parts, others = label.split(" · "), beside.split(" · ")
-    return " · ".join(part for part in parts if part not in others) or label
 
 
 def _difference_table(material: Material) -> Table:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
+from ehrtrack.plots.style import COLOURS
 from ehrtrack.reporting.document import Column, Table
+from ehrtrack.reporting.figures import with_palette
 from ehrtrack.reporting.latex import table_to_latex
 from ehrtrack.reporting.material import Material
 from ehrtrack.reporting.tripod import AUTHOR, ITEMS, tripod_section
@@ -119,3 +125,23 @@ def test_item_of_a_section_that_is_not_there_is_the_authors() -> None:
     told = dict(table.frame.select("item", "told").iter_rows())
     assert told["20a"] == "Flow: flow, and follow-up by split"
     assert told["20b"] == AUTHOR
+
+
+def test_pictures_are_small_and_look_as_they_were_drawn(report_folder: Path) -> None:
+    pictures = sorted(report_folder.rglob("*.png"))
+    assert len(pictures) > 3
+    for picture in pictures:
+        with Image.open(picture) as opened:
+            assert opened.mode == "P"
+    figure = Figure(figsize=(6, 4))
+    axes = figure.subplots()
+    for n, colour in enumerate(COLOURS):
+        axes.fill_between([0, 1], [n, n + 1], [n + 2, n + 3], color=colour, alpha=0.3)
+        axes.plot([0, 1], [n, n + 2], color=colour)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=200)
+    small = with_palette(drawn)
+    assert len(small) < drawn.tell() / 2
+    with Image.open(drawn) as before, Image.open(io.BytesIO(small)) as after:
+        colours = [np.asarray(of.convert("RGB"), int) for of in (before, after)]
+    assert np.abs(colours[0] - colours[1]).max() < 32
