@@ -10,9 +10,14 @@ from itertools import cycle
 import torch
 from torch import Tensor, nn
 
+from ehrtrack.config import RunConfig
 from ehrtrack.data.batch import Batch, Batches
 from ehrtrack.models.behrt import EhrModel
 from ehrtrack.objectives.base import Objective
+from ehrtrack.pipeline.build import Adaptation, adapt
+from ehrtrack.pipeline.fit import feed
+from ehrtrack.pipeline.prepare import CohortRecords
+from ehrtrack.training.ranks import Ranks
 
 FORWARD_SHARE = 1 / 3
 """Cost of a validation token in training tokens: the forward pass without the backward pass, which takes two."""
@@ -30,20 +35,52 @@ class Cost:
     Attributes
     ----------
     tokens : number of tokens in an epoch
+    epochs : at most; none of a head that is solved for
     tokens_per_second : speed of training steps, including the making of batches
     once_seconds : time for the states of a frozen encoder, which are computed before the first epoch
     megabytes : memory of weights, gradients, the optimiser's two moments, and what the backward pass of one batch keeps
     """
 
     tokens: int
+    epochs: int
     tokens_per_second: float
     once_seconds: float
     megabytes: float
 
-    def hours(self, epochs: int) -> float:
+    @property
+    def hours(self) -> float:
         """Hours for all epochs and their validation."""
-        worked = self.tokens * (1 + FORWARD_SHARE * VALIDATION_SHARE) * epochs / self.tokens_per_second
+        worked = self.tokens * (1 + FORWARD_SHARE * VALIDATION_SHARE) * self.epochs / self.tokens_per_second
         return (worked + self.once_seconds) / 3600
+
+    @property
+    def of_what(self) -> str:
+        """What the hours are for, in words.
+
+        >>> Cost(1000, 20, 500.0, 0.0, 1.0).of_what, Cost(1000, 0, 500.0, 1.0, 1.0).of_what
+        ('20 epochs at most', 'states; the head is solved for')
+        """
+        return f"{self.epochs} epochs at most" if self.epochs else "states; the head is solved for"
+
+
+def measure_adaptation(
+    config: RunConfig, records: CohortRecords, ranks: Ranks, *, seconds: float
+) -> tuple[Adaptation, Cost]:
+    """Adapt an encoder to a cohort for some seconds. It has random weights, which cost as much as pretrained ones.
+
+    Returns
+    -------
+    The model as it was measured, which is good for nothing else, and what it takes.
+    """
+    adapted = adapt(config, records, None, ranks, is_to_train=False)
+    batches = feed(config, records, adapted.model, adapted.objective, ranks).epoch(1)
+    cost = measure(
+        *(adapted.model, adapted.objective, batches, ranks.device),
+        encoder=adapted.plain if adapted.keeps_states else None,
+        epochs=0 if adapted.strategy.solves_head else config.train.epochs,
+        seconds=seconds,
+    )
+    return adapted, cost
 
 
 def measure(
@@ -53,6 +90,7 @@ def measure(
     device: torch.device,
     *,
     encoder: EhrModel | None,
+    epochs: int,
     seconds: float,
 ) -> Cost:
     """Train for some seconds on batches of the cohort. The weights change, so the model must not be used afterwards.
@@ -60,6 +98,8 @@ def measure(
     Parameters
     ----------
     encoder : the model whose states are computed once, or None where each step computes them
+    epochs : that the cost will be for
+    seconds : of steps
     """
     made: Iterator[Batch] = cycle(batches)
     n_tokens = sum(batch.n_tokens for batch in batches)
@@ -96,7 +136,7 @@ def measure(
     n_bytes = FLOAT_BYTES * (
         sum(parameter.numel() for parameter in model.parameters()) + 3 * sum(parameter.numel() for parameter in trained)
     )
-    return Cost(n_tokens, done / (time.monotonic() - started), once_seconds, (n_bytes + kept_bytes) / 1e6)
+    return Cost(n_tokens, epochs, done / (time.monotonic() - started), once_seconds, (n_bytes + kept_bytes) / 1e6)
 
 
 def _with_states(encoder: EhrModel, batch: Batch) -> Batch:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from ehrtrack.config import RunConfig, check_objective, override
-from ehrtrack.pipeline.build import adapt
-from ehrtrack.pipeline.cost import Cost, measure
-from ehrtrack.pipeline.fit import feed
+from ehrtrack.pipeline.cost import Cost, measure_adaptation
 from ehrtrack.pipeline.prepare import CohortRecords, prepare_cohort, settle
 from ehrtrack.strategies.base import parameter_table
 from ehrtrack.study.evidence import (
@@ -55,7 +53,6 @@ class Advice:
     ----------
     subjects, events : of the training split
     tokens : of the training subjects, [CLS] included, cut at `data.max_tokens`
-    epochs : at most
     price : of an hour of a machine, or None
     settings : what each study found at the number of labels nearest to the cohort's
     baselines : the best of each study
@@ -66,7 +63,6 @@ class Advice:
     subjects: int
     events: int
     tokens: int
-    epochs: int
     device: str
     price: float | None
     settings: tuple[Setting, ...]
@@ -124,8 +120,8 @@ class Advice:
 
     def _option_lines(self) -> list[str]:
         """The network to compare with it, and what that takes."""
-        cost, hours = self.option.cost, self.option.cost.hours(self.epochs)
-        money = "" if self.price is None else f", {hours * self.price:,.2f} at {self.price:g} an hour"
+        cost = self.option.cost
+        money = "" if self.price is None else f", {cost.hours * self.price:,.2f} at {self.price:g} an hour"
         return [
             f"then compare: {_described(self.network)}",
             "  settings    " + _as_words(self.option.overrides),
@@ -134,7 +130,7 @@ class Advice:
             f"  memory      {cost.megabytes:,.0f} MB for weights, gradients, AdamW and one batch",
             f"  speed       {cost.tokens_per_second:,.0f} tokens a second"
             + (f", and {cost.once_seconds:,.0f} s once for the encoder's states" if cost.once_seconds else ""),
-            f"  time        {duration(hours)} for {self.epochs} epochs at most{money}",
+            f"  time        {duration(cost.hours)} for {cost.of_what}{money}",
         ]
 
     def _pretraining_line(self) -> list[str]:
@@ -194,7 +190,6 @@ def advise(config: RunConfig, *, price: float | None = None, seconds: float = 3.
         subjects=len(rows),
         events=int(records.outcomes.is_event[rows].sum()),
         tokens=int(lengths.sum()),
-        epochs=config.train.epochs,
         device=f"{ranks.device}, {torch.get_num_threads()} threads"
         if ranks.device.type == "cpu"
         else str(ranks.device),
@@ -210,13 +205,8 @@ def _option(config: RunConfig, records: CohortRecords, overrides: Mapping[str, A
     """A strategy on the config's model and cohort."""
     chosen = override(config, {**overrides, "init.embeddings": ""})  # what a step costs does not depend on the weights
     ranks = join_ranks(config.runtime.device)
-    adapted = adapt(chosen, records, None, ranks, is_to_train=False)
-    batches = replace(
-        feed(chosen, records, adapted.model, adapted.objective, ranks).split("train"), shuffle_seed=config.runtime.seed
-    )
+    adapted, cost = measure_adaptation(chosen, records, ranks, seconds=seconds)
     counts = parameter_table(adapted.model, adapted.strategy).row(-1, named=True)
-    encoder = adapted.plain if adapted.keeps_states else None
-    cost = measure(adapted.model, adapted.objective, batches, ranks.device, encoder=encoder, seconds=seconds)
     return Option(overrides, counts["total"], counts["trainable"], cost)
 
 

@@ -13,8 +13,7 @@ import optuna
 
 from ehrtrack.config import Override
 from ehrtrack.errors import EhrtrackError
-from ehrtrack.pipeline.build import adapt
-from ehrtrack.pipeline.cost import Cost, measure
+from ehrtrack.pipeline.cost import Cost, measure, measure_adaptation
 from ehrtrack.pipeline.fit import feed, set_up
 from ehrtrack.pipeline.prepare import prepare_cohort, prepare_records, settle
 from ehrtrack.recipes.advise import duration
@@ -102,8 +101,7 @@ def _estimate(
             n_parameters, cost = _measured(cells[0])
     except EhrtrackError as error:
         return Estimate(source=f"not measured: {error}")
-    epochs = cells[0].config.train.epochs
-    return Estimate(cost.hours(epochs), n_parameters * MEGABYTES_PER_PARAMETER, f"measured; {epochs} epochs at most")
+    return Estimate(cost.hours, n_parameters * MEGABYTES_PER_PARAMETER, f"measured; {cost.of_what}")
 
 
 def _measured(cell: Cell) -> tuple[int, Cost]:
@@ -116,13 +114,10 @@ def _measured(cell: Cell) -> tuple[int, Cost]:
         of_codes, plain = untrained(config, records)
         model = set_up(plain, config, ranks)
         batches = feed(config, records, model, of_codes, ranks).epoch(1)
-        n_parameters = sum(parameter.numel() for parameter in model.parameters())
-        return n_parameters, measure(model, of_codes, batches, ranks.device, encoder=None, seconds=SECONDS)
-    of_cohort = prepare_cohort(config)
-    adapted = adapt(config, of_cohort, None, ranks, is_to_train=False)
-    batches = feed(config, of_cohort, adapted.model, adapted.objective, ranks).epoch(1)
-    encoder = adapted.plain if adapted.keeps_states else None
-    cost = measure(adapted.model, adapted.objective, batches, ranks.device, encoder=encoder, seconds=SECONDS)
+        epochs = config.train.epochs
+        cost = measure(model, of_codes, batches, ranks.device, encoder=None, epochs=epochs, seconds=SECONDS)
+        return sum(parameter.numel() for parameter in model.parameters()), cost
+    adapted, cost = measure_adaptation(config, prepare_cohort(config), ranks, seconds=SECONDS)
     return sum(parameter.numel() for parameter in adapted.model.parameters()), cost
 
 

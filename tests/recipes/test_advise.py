@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,9 @@ def test_the_option_is_the_network_that_studies_found_best(config: RunConfig, ad
 
 def test_the_cost_is_hours_times_the_price(advice: Advice) -> None:
     cost = advice.option.cost
-    assert cost.hours(10) - cost.hours(0) == pytest.approx(10 * cost.hours(1) - 10 * cost.hours(0))
-    assert f"{cost.hours(advice.epochs) * 2.5:,.2f} at 2.5 an hour" in advice.to_text()
+    none, one, ten = (replace(cost, epochs=n).hours for n in (0, 1, 10))
+    assert ten - none == pytest.approx(10 * (one - none))
+    assert f"{cost.hours * 2.5:,.2f} at 2.5 an hour" in advice.to_text()
 
 
 def test_the_settings_can_be_pasted_behind_the_command(config: RunConfig, advice: Advice, tmp_path: Path) -> None:
@@ -93,6 +95,14 @@ def test_no_head_is_solved_for_only_to_tell_what_a_step_costs(
     monkeypatch.setattr(module, "read_results", lambda: [Result("a", "full", False, 100, 1, 0.6, 1.0, settings)])
     assert advise(config, seconds=0.05).option.overrides == settings
     assert "the head begins as solved" not in capsys.readouterr().out
+
+
+def test_a_head_that_is_solved_for_takes_no_epochs(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"strategy.name": "frozen", "strategy.head": "ridge"}
+    monkeypatch.setattr(module, "read_results", lambda: [Result("a", "frozen", False, 100, 1, 0.6, 1.0, settings)])
+    advice = advise(config, seconds=0.05)
+    assert advice.option.cost.hours == advice.option.cost.once_seconds / 3600
+    assert " for states; the head is solved for\n" in advice.to_text()
 
 
 def run(*words: str) -> int:
