@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -41,11 +41,13 @@ class Estimate:
     hours : None where it is not known
     megabytes : of weights, on the tracking server; None where it is not known
     source : of the number: runs that are done, or steps that were measured
+    is_measured : whether by steps
     """
 
     hours: float | None = None
     megabytes: float | None = None
     source: str = "not known before the first is done"
+    is_measured: bool = False
 
 
 def plan(path: Path, overrides: Sequence[Override] = (), *, measures: bool = True) -> str:
@@ -65,10 +67,14 @@ def plan(path: Path, overrides: Sequence[Override] = (), *, measures: bool = Tru
     check_questions(study)
     records = finished_cells(study)
     standing = standings(study, records, _in_queue(study))
+    beside = _seconds_beside_training(records.values())
     estimates = {
-        name: _estimate(cells, records, standing, measures=measures) for name, cells in by_configuration(study).items()
+        name: _estimate(cells, records, beside, measures=measures) for name, cells in by_configuration(study).items()
     }
-    return "\n".join(_lines(study, standing, estimates))
+    lines = _lines(study, standing, estimates)
+    if beside is None and any(estimate.is_measured for estimate in estimates.values()):
+        lines[-1] += "; scoring and logging, some seconds a cell, are not in it before the first is done"
+    return "\n".join(lines)
 
 
 def _in_queue(study: Study) -> dict[str, Standing]:
@@ -84,10 +90,22 @@ def _in_queue(study: Study) -> dict[str, Standing]:
     return Queue(study, storage).standing()
 
 
+def _seconds_beside_training(done: Iterable[RunRecord]) -> float | None:
+    """That a run is scored, explained and logged for, by those that are done; None where none is."""
+    costs = [{name: run.metrics.get(f"cost/{name}_seconds") for name in ("total", "train")} for run in done]
+    beside = [of["total"] - of["train"] for of in costs if of["total"] is not None and of["train"] is not None]
+    return statistics.fmean(beside) if beside else None
+
+
 def _estimate(
-    cells: Sequence[Cell], records: Mapping[str, RunRecord], standing: Mapping[str, Standing], *, measures: bool
+    cells: Sequence[Cell], records: Mapping[str, RunRecord], beside: float | None, *, measures: bool
 ) -> Estimate:
-    """By the runs of the same configuration that are done, or else by some steps of it."""
+    """By the runs of the same configuration that are done, or else by some steps of it.
+
+    Parameters
+    ----------
+    beside : seconds that a run of this study takes beside its training, where that is known
+    """
     done = [records[cell.key] for cell in cells if cell.key in records]
     seconds = [run.metrics["cost/total_seconds"] for run in done if "cost/total_seconds" in run.metrics]
     if seconds:
@@ -101,7 +119,8 @@ def _estimate(
             n_parameters, cost = _measured(cells[0])
     except EhrtrackError as error:
         return Estimate(source=f"not measured: {error}")
-    return Estimate(cost.hours, n_parameters * MEGABYTES_PER_PARAMETER, f"measured; {cost.of_what}")
+    hours = cost.hours + (beside or 0.0) / 3600
+    return Estimate(hours, n_parameters * MEGABYTES_PER_PARAMETER, f"measured; {cost.of_what}", is_measured=True)
 
 
 def _measured(cell: Cell) -> tuple[int, Cost]:

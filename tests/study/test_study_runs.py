@@ -10,6 +10,7 @@ import pytest
 from pretended import Recipes
 
 from ehrtrack.errors import TrainingError
+from ehrtrack.pipeline.cost import Cost
 from ehrtrack.recipes.plan import plan
 from ehrtrack.recipes.study import study
 from ehrtrack.study.cells import read_study
@@ -182,3 +183,22 @@ def test_a_plan_shows_what_is_done_what_is_left_and_what_it_costs(
     after = plan(file, measures=False)
     assert re.search(r"^full +2  30 min each \(mean of 1 done\) +done FAILED$", after, re.MULTILINE)
     assert "left: 1 cells, 30 min of one worker, 1.00 EUR" in after
+
+
+def test_what_scoring_takes_is_in_measured_times_once_a_run_has_shown_it(
+    local_store: Path, recipes: Recipes, write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ehrtrack.recipes.plan._measured", lambda cell: (1000, Cost(0, 1, 1.0, 30.0, 0.0)))
+    file = write_study(STUDY)
+    before = plan(file)
+    assert re.search(r"^full +2  30 s", before, re.MULTILINE)
+    assert before.endswith("; scoring and logging, some seconds a cell, are not in it before the first is done")
+    recipes.trouble = {f"full · seed {seed}": [TrainingError("no")] * 2 for seed in (0, 1)}
+    with pytest.raises(TrainingError):
+        study(file)
+    for run in runs("baseline"):
+        client().log_metric(run.run_id, "cost/total_seconds", 16.0)
+        client().log_metric(run.run_id, "cost/train_seconds", 10.0)
+    after = plan(file)
+    assert re.search(r"^full +2  36 s", after, re.MULTILINE)
+    assert after.endswith("on the tracking server")
