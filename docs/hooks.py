@@ -33,9 +33,9 @@ LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s:]+?)(?P<
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put every project at the head of the results."""
+    """Put every project behind what they found, at the head of the results."""
     results = next(entry["Results"] for entry in config.nav or [] if "Results" in entry)
-    results[:0] = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("projects/*/README.md"))]
+    results[1:1] = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("projects/*/README.md"))]
     return config
 
 

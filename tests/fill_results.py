@@ -13,7 +13,8 @@ A page quotes a study between two lines; what stands between them is written by 
 The results of another file of a study are ``nafld-all_labels/labels``, in ``projects/nafld/results-all_labels``.
 
 There is ``STUDY/main``, a line a configuration; ``STUDY/labels``, C-index by the number of labels; and ``STUDY/said``,
-what was found in words, with the commit and the machine.
+what was found in words, with the commit and the machine. Of all studies there is ``all/findings``, ``all/counts`` and
+``all/costs`` (`findings`).
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import argparse
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import findings
 import polars as pl
+from pages import number, table
 
 ROOT = Path(__file__).parents[1]
 TABLES = (
@@ -60,7 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not check:
             page.write_text(filled(page.read_text("utf-8"), ROOT), encoding="utf-8")
         print(f"{page.relative_to(ROOT)}: {'differs from the results' if check else 'written'}")
-    return int(check and bool(stale))
+    picture = ROOT / findings.PICTURE
+    is_old = not findings.is_of(picture, ROOT / "projects")
+    if is_old:
+        if not check:
+            picture.write_bytes(findings.picture(ROOT / "projects"))
+        print(f"{findings.PICTURE}: {'shows other values than the results' if check else 'drawn'}")
+    return int(check and (bool(stale) or is_old))
 
 
 def take(report: Path, results: Path) -> None:
@@ -101,6 +110,8 @@ def filled(text: str, root: Path) -> str:
     """
 
     def quoted(match: re.Match[str]) -> str:
+        if match["study"] == "all":
+            return f"{match[1]}\n{OF_ALL[match['what']](root / 'projects')}\n\n{match[4]}"
         tables = _results(root, match["study"]) / "tables"
         return f"{match[1]}\n{QUOTES[match['what']](tables)}\n\n{match[4]}"
 
@@ -120,14 +131,14 @@ def _main(tables: Path) -> str:
             f"{row['n_trainable']:,}" if row["n_trainable"] is not None else "",
             f"{row['seconds']:.{1 if row['seconds'] < 10 else 0}f}" if row["seconds"] is not None else "",
             _with_sd(row, "test_c_index"),
-            _number(row["test_ibs"], 4),
-            _number(row["test_calibration_slope"], 2),
+            number(row["test_ibs"], 4),
+            number(row["test_calibration_slope"], 2),
             _interval(row),
             str(row["finding"] or ""),
         ]
         for row in rows
     ]
-    return _table(header, body, right=(1, 2, 3))
+    return table(header, body, right=(1, 2, 3))
 
 
 def _labels(tables: Path) -> str:
@@ -151,7 +162,7 @@ def _labels(tables: Path) -> str:
         ]
         for model in models
     ]
-    return _table(header, body)
+    return table(header, body)
 
 
 def _said(tables: Path) -> str:
@@ -173,6 +184,11 @@ def _said(tables: Path) -> str:
 
 
 QUOTES: Mapping[str, Callable[[Path], str]] = {"main": _main, "labels": _labels, "said": _said}
+OF_ALL: Mapping[str, Callable[[Path], str]] = {
+    "findings": findings.findings,
+    "counts": findings.counts,
+    "costs": findings.costs,
+}
 
 
 def _of_labels(configuration: str) -> dict[str, str | None]:
@@ -191,38 +207,18 @@ def _score(rows: Sequence[Mapping[str, object]], model: str, number: str) -> flo
 
 def _with_sd(row: Mapping[str, object], name: str) -> str:
     score, spread = row.get(name), row.get(f"{name}_sd")
-    return _number(score, 3) + (f" ({_number(spread, 3)})" if spread is not None else "")
+    return number(score, 3) + (f" ({number(spread, 3)})" if spread is not None else "")
 
 
 def _interval(row: Mapping[str, object]) -> str:
     if row.get("difference") is None:
         return ""
-    lower, upper = (_number(row[f"difference_{side}"], 3) for side in ("lower", "upper"))
-    return f"{_number(row['difference'], 3, sign='+')} [{lower}, {upper}]"
-
-
-def _number(value: object, digits: int, sign: str = "") -> str:
-    if value is None:
-        return ""
-    text = f"{float(str(value)):{sign}.{digits}f}"
-    return text.replace("0.", ".", 1) if abs(float(text)) < 1 else text
+    lower, upper = (number(row[f"difference_{side}"], 3) for side in ("lower", "upper"))
+    return f"{number(row['difference'], 3, sign='+')} [{lower}, {upper}]"
 
 
 def _capital(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    def lines() -> Iterator[str]:
-        yield _line(header)
-        yield _line(["--:" if column in right else "---" for column in range(len(header))])
-        yield from map(_line, rows)
-
-    return "\n".join(lines())
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
