@@ -58,9 +58,9 @@ class Cost:
         """What the hours are for, in words.
 
         >>> Cost(1000, 20, 500.0, 0.0, 1.0).of_what, Cost(1000, 0, 500.0, 1.0, 1.0).of_what
-        ('20 epochs at most', 'states; the head is solved for')
+        ('20 epochs at most', 'a head that is solved for')
         """
-        return f"{self.epochs} epochs at most" if self.epochs else "states; the head is solved for"
+        return f"{self.epochs} epochs at most" if self.epochs else "a head that is solved for"
 
 
 def measure_adaptation(

@@ -151,7 +151,7 @@ def _lines(study: Study, standing: Mapping[str, Standing], estimates: Mapping[st
     ]
     for name, cells in groups.items():
         signs = " ".join(SIGNS[standing[cell.key].state] for cell in cells)
-        lines.append(f"{name:<{width}}  {len(cells):>3}  {_each(estimates[name]):<52}  {signs}")
+        lines.append(f"{name:<{width}}  {len(cells):>3}  {_each(estimates[name]):<56}  {signs}")
     return [*lines, "", *_totals(study, standing, estimates)]
 
 

@@ -102,7 +102,7 @@ def test_a_head_that_is_solved_for_takes_no_epochs(config: RunConfig, monkeypatc
     monkeypatch.setattr(module, "read_results", lambda: [Result("a", "frozen", False, 100, 1, 0.6, 1.0, settings)])
     advice = advise(config, seconds=0.05)
     assert advice.option.cost.hours == advice.option.cost.once_seconds / 3600
-    assert " for states; the head is solved for\n" in advice.to_text()
+    assert " for a head that is solved for\n" in advice.to_text()
 
 
 def run(*words: str) -> int:
