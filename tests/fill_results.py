@@ -12,9 +12,9 @@ A page quotes a study between two lines; what stands between them is written by 
 
 The results of another file of a study are ``nafld-all_labels/labels``, in ``projects/nafld/results-all_labels``.
 
-There is ``STUDY/main``, a line a configuration; ``STUDY/labels``, C-index by the number of labels; and ``STUDY/said``,
-what was found in words, with the commit and the machine. Of all studies there is ``all/findings``, ``all/counts`` and
-``all/costs`` (`findings`).
+There is ``STUDY/main``, a line a configuration; ``STUDY/labels`` and ``STUDY/slopes``, C-index and calibration slope by
+the number of labels; and ``STUDY/said``, what was found in words, with the commit and the machine. Of all studies there
+is ``all/findings``, ``all/counts`` and ``all/costs`` (`findings`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import findings
 import polars as pl
@@ -141,8 +142,8 @@ def _main(tables: Path) -> str:
     return table(header, body, right=(1, 2, 3))
 
 
-def _labels(tables: Path) -> str:
-    """C-index by the number of labels, and the differences to the reference where there are most of them."""
+def _by_labels(tables: Path) -> tuple[list[str], list[str], dict[tuple[str, str], dict[str, Any]]]:
+    """Models, the best first; numbers of labels; and the row of each of both."""
     rows = [row | _of_labels(row["configuration"]) for row in pl.read_csv(tables / "main.csv").to_dicts()]
     numbers = sorted({row["labels"] for row in rows if row["labels"] is not None}, key=_of_all_last)
 
@@ -151,7 +152,12 @@ def _labels(tables: Path) -> str:
         return [-_score(rows, model, number) for number in reversed(numbers)], model
 
     models = sorted({str(row["model"]) for row in rows}, key=place)
-    found = {(row["model"], row["labels"]): row for row in rows}
+    return models, numbers, {(row["model"], row["labels"]): row for row in rows}
+
+
+def _labels(tables: Path) -> str:
+    """C-index by the number of labels, and the differences to the reference where there are most of them."""
+    models, numbers, found = _by_labels(tables)
     header = ["model", *(f"{number} labels" for number in numbers)]
     header.append(f"difference at {numbers[-1]} labels (95 % interval)")
     body = [
@@ -165,6 +171,16 @@ def _labels(tables: Path) -> str:
     return table(header, body)
 
 
+def _slopes(tables: Path) -> str:
+    """The calibration slope by the number of labels: below 1 where risks are told too far apart."""
+    models, numbers, found = _by_labels(tables)
+    body = [
+        [model, *(number(found.get((model, of), {}).get("test_calibration_slope"), 2) for of in numbers)]
+        for model in models
+    ]
+    return table(["model", *(f"{of} labels" for of in numbers)], body)
+
+
 def _said(tables: Path) -> str:
     """What was found in the metric by which models are chosen, in words."""
     every = pl.read_csv(tables / "differences.csv").to_dicts()
@@ -176,19 +192,40 @@ def _said(tables: Path) -> str:
         sentences.append(f"Of {not_shown} further differences to the reference none is shown.")
     efficiency = tables / "label_efficiency.csv"
     if efficiency.exists():
-        sentences += [f"{_capital(text)}." for text in pl.read_csv(efficiency)["text"].to_list()]
+        sentences += [f"{_capital(text)}." for text in _together(pl.read_csv(efficiency)["text"].to_list())]
     versions = dict(pl.read_csv(tables / "versions.csv").iter_rows())
     n_runs = pl.read_csv(tables / "runs.csv").height
     made = f"{n_runs} finished runs, commit `{versions['commit'][:7]}`, {versions['processors']} processors"
     return "\n".join([*(f"- {sentence}" for sentence in sentences), "", f"*{made} ({versions['machine']}).*"])
 
 
-QUOTES: Mapping[str, Callable[[Path], str]] = {"main": _main, "labels": _labels, "said": _said}
+QUOTES: Mapping[str, Callable[[Path], str]] = {"main": _main, "labels": _labels, "slopes": _slopes, "said": _said}
 OF_ALL: Mapping[str, Callable[[Path], str]] = {
     "findings": findings.findings,
     "counts": findings.counts,
     "costs": findings.costs,
 }
+
+
+def _together(sentences: Sequence[str]) -> list[str]:
+    """Sentences, of which those that deny the same of several models are one.
+
+    >>> _together(["lora does not equal cox", "full needs 128 labels", "full does not equal cox"])
+    ['lora and full do not equal cox', 'full needs 128 labels']
+    """
+    denied: dict[str, list[str]] = {}
+    for sentence in sentences:
+        model, does_not, rest = sentence.partition(" does not equal ")
+        denied.setdefault(rest if does_not else sentence, []).append(model)
+    told = {rest: [", ".join(names[:-1]), names[-1]] for rest, names in denied.items()}
+    return [
+        sentence
+        if sentence in sentences
+        else f"{names[0]} and {names[1]} do not equal {sentence}"
+        if names[0]
+        else f"{names[1]} does not equal {sentence}"
+        for sentence, names in told.items()
+    ]
 
 
 def _of_labels(configuration: str) -> dict[str, str | None]:
