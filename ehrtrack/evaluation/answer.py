@@ -13,7 +13,8 @@ from typing import Any
 import polars as pl
 
 from ehrtrack.evaluation.benchmark import metric_of_choice
-from ehrtrack.evaluation.differences import decimal, differences_over_repeats
+from ehrtrack.evaluation.differences import decimal, differences_over_repeats, sentences
+from ehrtrack.evaluation.labels import SEPARATOR
 from ehrtrack.evaluation.metric_table import Entry
 from ehrtrack.evaluation.pairs import AskedOf
 from ehrtrack.evaluation.repeats import Configuration, Difference, best_configurations_first
@@ -144,10 +145,10 @@ def answer(
     of_choice = [one for one in differences if one.metric == metric.key]
     to_reference = [one for one in of_choice if not one.question]
     told = [_best_text(best, Entry(metric, TEST), currency)]
-    told += [one.as_sentence for one in to_reference if one.this == best["configuration"]]
+    told += sentences([one for one in to_reference if one.this == best["configuration"]])
     told += _transformers_text(to_reference, found)
     for question, of_one in groupby((one for one in of_choice if one.question), key=lambda one: one.question):
-        told.append(f"{question} {' '.join(one.as_sentence for one in of_one)}")
+        told.append(f"{question} {' '.join(sentences(list(of_one)))}")
     return " ".join(told)
 
 
@@ -181,7 +182,23 @@ def _transformers_text(to_reference: Sequence[Difference], found: Sequence[Confi
     told = [f"Of {len(compared)} transformers beside their baselines, {_listed(counted)}."]
     references = list(dict.fromkeys(one.to for one in compared))
     unbeaten = [to for to in references if not any(one.to == to and one.finding == "better" for one in compared)]
-    return told + ([f"No transformer is shown to be better than {_listed(unbeaten, last='or')}."] if unbeaten else [])
+    return told + (
+        [f"No transformer is shown to be better than {_listed(_by_number(unbeaten), last='or')}."] if unbeaten else []
+    )
+
+
+def _by_number(labels: Sequence[str]) -> list[str]:
+    """Labels, of which those that differ by the number of labels alone are one.
+
+    >>> _by_number(["cox · 512 labels", "cox · 128 labels", "lasso"])
+    ['cox · 512 or 128 labels', 'lasso']
+    """
+    numbers: dict[str, list[str]] = {}
+    for label in labels:
+        head, separator, last = label.rpartition(SEPARATOR)
+        is_number = separator and last.endswith(" labels")
+        numbers.setdefault(head if is_number else label, []).extend([last.removesuffix(" labels")] * bool(is_number))
+    return [f"{head}{SEPARATOR}{_listed(of, last='or')} labels" if of else head for head, of in numbers.items()]
 
 
 _WORDS = {

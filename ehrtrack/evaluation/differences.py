@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import polars as pl
 
 from ehrtrack.errors import NotMeasurable
 from ehrtrack.evaluation.benchmark import metric_of_choice
-from ehrtrack.evaluation.metric_table import AUROC, BRIER, IBS, Metric
+from ehrtrack.evaluation.labels import apart
+from ehrtrack.evaluation.metric_table import AUROC, BRIER, IBS, METRICS, Metric
 from ehrtrack.evaluation.pairs import AskedComparison, AskedOf, Pair, asked_pairs, pairs_to_reference, selection_text
 from ehrtrack.evaluation.repeats import Configuration, Difference, Finding, Method
 from ehrtrack.evaluation.split_scores import Scored, SplitScores
@@ -191,7 +194,9 @@ def _difference(one: _Tried, metric: Metric, p_holm: float | None, margin: float
         finding=_finding(tested, p_holm, metric, is_equivalent=is_equivalent),
         sentence="",
     )
-    return replace(difference, sentence=_sentence(difference, metric, one.reason))
+    if tested is None:
+        return replace(difference, sentence=_untested(difference, metric, one.reason))
+    return replace(difference, sentence=_together([difference]))
 
 
 def _finding(tested: Contrast | None, p_holm: float | None, metric: Metric, *, is_equivalent: bool) -> Finding:
@@ -204,24 +209,49 @@ def _finding(tested: Contrast | None, p_holm: float | None, metric: Metric, *, i
     return "equivalent" if is_equivalent else "no difference shown"
 
 
-def _sentence(difference: Difference, metric: Metric, reason: str) -> str:
-    """The finding in words; differences that are shown are told without their sign."""
-    this, to, interval = difference.this, difference.to, difference.interval
-    if interval is None:
-        return f"{this} and {to} are not compared in {metric.title}: {reason}"
-    bounds = [interval.estimate, interval.lower, interval.upper]
-    how = f"in {metric.title} ({_method_text(difference)})"
+def sentences(differences: Sequence[Difference]) -> list[str]:
+    """What was found in whole sentences; differences of the same two at several numbers of labels are told in one.
+
+    The name of a configuration at the beginning stays as it is.
+    """
+    told = (_together(list(group)) for _, group in groupby(differences, key=_frame))
+    return [f"{re.sub('^no difference', 'No difference', text)}." for text in told]
+
+
+def _frame(difference: Difference) -> tuple[str, str, str]:
+    """What is said before and after the numbers, and how the two stand to each other."""
+    if difference.interval is None:
+        return difference.sentence, "", ""
+    metric = METRICS[difference.metric]
+    this, to, _ = apart(difference.this, difference.to)
+    after = f"in {metric.title} ({_method_text(difference)})"
     if difference.finding in ("better", "worse"):
-        by = bounds if interval.estimate > 0 else [-bounds[0], -bounds[2], -bounds[1]]
         also = f"; equivalent within {_margin_text(difference)}" if difference.is_equivalent else ""
-        return f"{this} is {difference.finding} than {to} by {_interval_text(by)} {how}{also}"
-    by_text = f"{decimal(bounds[0], sign='+')} {_bounds_text(bounds)}"
+        return f"{this} is {difference.finding} than {to} by", after + also, difference.finding
     if difference.finding == "equivalent":
-        return f"{this} and {to} are equivalent within {_margin_text(difference)}: {by_text} {how}"
-    text = f"no difference shown between {this} and {to}: {by_text} {how}"
-    if interval.lower > 0 or interval.upper < 0:
-        text += f"; p {difference.p:.3f}, and {difference.p_holm:.3f} by Holm among all that were compared"
-    return text
+        return f"{this} and {to} are equivalent within {_margin_text(difference)}:", after, difference.finding
+    if difference.interval.lower > 0 or difference.interval.upper < 0:
+        after += f"; p {difference.p:.3f}, and {difference.p_holm:.3f} by Holm among all that were compared"
+    return f"no difference shown between {this} and {to}:", after, difference.finding
+
+
+def _together(differences: Sequence[Difference]) -> str:
+    """Differences with the same frame, without a full stop."""
+    before, after, _ = _frame(differences[0])
+    numbers = ", ".join(map(_numbers, differences))
+    return f"{before} {numbers} {after}" if numbers else before
+
+
+def _numbers(difference: Difference) -> str:
+    """The estimate and its interval, and what both sides share; those that are shown are told without their sign."""
+    interval, (*_, shared) = difference.interval, apart(difference.this, difference.to)
+    if interval is None:
+        return ""
+    bounds, sign = [interval.estimate, interval.lower, interval.upper], "+"
+    if difference.finding in ("better", "worse"):
+        bounds, sign = (bounds if bounds[0] > 0 else [-bounds[0], -bounds[2], -bounds[1]]), ""
+    numbers = f"{decimal(bounds[0], sign=sign)} [{decimal(bounds[1])}, {decimal(bounds[2])}]"
+    return f"{numbers} ({shared})" if shared else numbers
 
 
 def _method_text(difference: Difference) -> str:
@@ -234,12 +264,8 @@ def _method_text(difference: Difference) -> str:
     return text + (few if difference.n_splits == FEW_SPLITS else "")
 
 
-def _interval_text(bounds: Sequence[float]) -> str:
-    return f"{decimal(bounds[0])} {_bounds_text(bounds)}"
-
-
-def _bounds_text(bounds: Sequence[float]) -> str:
-    return f"[{decimal(bounds[1])}, {decimal(bounds[2])}]"
+def _untested(difference: Difference, metric: Metric, reason: str) -> str:
+    return f"{difference.this} and {difference.to} are not compared in {metric.title}: {reason}"
 
 
 def _margin_text(difference: Difference) -> str:

@@ -117,14 +117,20 @@ def label(settings: Settings, paths: Collection[str]) -> str:
     )
 
 
-def short(label: str, *, beside: str) -> str:
-    """A label less the parts that stand in another one beside it.
+def apart(this: str, to: str) -> tuple[str, str, str]:
+    """What is each one's own of two labels, and what they share beside what was chosen.
 
-    >>> short("cox · 128 labels", beside="lora r8 · 128 labels"), short("lora r4", beside="lora r4 · small")
-    ('cox', 'lora r4')
+    Examples
+    --------
+    >>> apart("lora r8 · 128 labels", "cox · 128 labels")
+    ('lora r8', 'cox', '128 labels')
+    >>> apart("frozen · head ridge · 128 labels", "frozen · head trained · 128 labels")
+    ('frozen · head ridge', 'frozen · head trained', '128 labels')
     """
-    parts, others = label.split(SEPARATOR), beside.split(SEPARATOR)
-    return SEPARATOR.join(part for part in parts if part not in others) or label
+    parts, others = this.split(SEPARATOR), to.split(SEPARATOR)
+    shared = [part for part in parts[1:] if part in others[1:]]
+    mine, its = (SEPARATOR.join(part for part in of if part not in shared) for of in (parts, others))
+    return mine, its, SEPARATOR.join(shared)
 
 
 def _said(path: str, value: str | int | float | bool, paths: Collection[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -155,11 +154,6 @@ class Difference:
     finding: Finding
     sentence: str
     n_draws: int = 1
-
-    @property
-    def as_sentence(self) -> str:
-        """The finding as a whole sentence; the name of a configuration stays as it is."""
-        return f"{re.sub('^no difference', 'No difference', self.sentence)}."
 
 
 def configurations(repeats: Sequence[Repeat]) -> list[Configuration]:

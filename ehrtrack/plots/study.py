@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from ehrtrack.data.labels import of_any_cause
 from ehrtrack.errors import DataError
-from ehrtrack.evaluation.labels import short
+from ehrtrack.evaluation.labels import apart
 from ehrtrack.evaluation.metric_table import METRICS, Metric
 from ehrtrack.evaluation.repeats import Difference
 from ehrtrack.plots.style import BLUE, COLOURS, DPI, GREEN, GREY, INK, ORANGE, PALE, RED, dress, panels
@@ -190,7 +190,7 @@ def differences_plot(differences: Sequence[Difference]) -> Figure:
     if not differences:
         raise DataError("no differences to show; a study has some where its reference is finished")
     metric = METRICS[differences[0].metric]
-    labels = [_plain(f"{one.this} − {short(one.to, beside=one.this)}") for one in differences]
+    labels = [_plain(f"{one.this} − {apart(one.this, one.to)[1]}") for one in differences]
     width = 5.4 + 0.075 * max(map(len, labels)) + 2.4
     figure = Figure(figsize=(width, 1.4 + 0.36 * len(labels)), dpi=DPI, layout="constrained")
     ax = figure.subplots()

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import polars as pl
 
 from ehrtrack import plots
-from ehrtrack.evaluation.differences import differences_table
-from ehrtrack.evaluation.labels import short
+from ehrtrack.evaluation.differences import differences_table, sentences
+from ehrtrack.evaluation.labels import apart
 from ehrtrack.evaluation.metric_table import METRICS
 from ehrtrack.evaluation.repeats import Configuration, Difference
 from ehrtrack.reporting import charts
@@ -90,7 +90,7 @@ def differences_section(material: Material) -> Section | None:
     asked = [difference for difference in material.differences if difference.question]
     if asked:
         questions = dict.fromkeys(difference.question for difference in asked)
-        told = (" ".join([one, *(d.as_sentence for d in asked if d.question == one)]) for one in questions)
+        told = (" ".join([one, *sentences([d for d in asked if d.question == one])]) for one in questions)
         parts.append(Prose(tuple(told), is_list=True))
     for metric in dict.fromkeys(difference.metric for difference in material.differences):
         of_metric = [difference for difference in material.differences if difference.metric == metric]
@@ -106,7 +106,7 @@ def _forest(differences: Sequence[Difference], key: str, material: Material) -> 
         return []
     rows = [
         (
-            f"{d.this} − {short(d.to, beside=d.this)}",
+            f"{d.this} − {apart(d.this, d.to)[1]}",
             i.estimate,
             i.lower,
             i.upper,
@@ -135,7 +135,7 @@ def _difference_table(material: Material) -> Table:
     methods = list(dict.fromkeys(difference.method for difference in material.differences))
     columns = (
         Column("configuration", _text("this")),
-        Column("against", lambda row: short(row["to"], beside=row["this"])),
+        Column("against", lambda row: apart(row["this"], row["to"])[1]),
         Column(f"difference {INTERVAL}", interval_text, is_right=True),
         Column("p", lambda row: p_text(row["p"]), is_right=True),
         Column("p (Holm)", lambda row: p_text(row["p_holm"]), is_right=True),

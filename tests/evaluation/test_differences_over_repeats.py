@@ -10,7 +10,7 @@ import pytest
 from repeated import N_SUBJECTS, predicted, repeat
 
 from ehrtrack.evaluation.answer import answer
-from ehrtrack.evaluation.differences import OVER_SPLITS, WITHIN, differences_over_repeats
+from ehrtrack.evaluation.differences import OVER_SPLITS, WITHIN, differences_over_repeats, sentences
 from ehrtrack.evaluation.pairs import Questions
 from ehrtrack.evaluation.repeats import Difference, Repeat, configurations
 from ehrtrack.study.settings import Comparison, StudySettings
@@ -240,6 +240,22 @@ def test_questions_are_a_family_of_their_own_and_unmet_ones_are_said() -> None:
     assert found[0].p_holm > found[0].p
 
 
+def test_a_question_that_is_answered_alike_at_several_numbers_of_labels_has_one_sentence() -> None:
+    runs = []
+    for n, gain in ((128, 0.0), (512, 0.001), (2048, 0.03)):
+        noise = [0.01, -0.01, 0.02, -0.02, 0.0] if n < 2048 else [0.001, -0.001, 0.002, -0.002, 0.0]
+        few = {"cohort.n_labels": n}
+        runs += over_splits({**COX, **few}, [0.7] * 5, n_train=2048)
+        runs += over_splits({**LORA, **few}, [0.7 + gain + one for one in noise], n_train=2048)
+    asked = Comparison(question="Does LoRA pay?", this={"strategy.name": "lora"}, to={"baseline.name": "cox"})
+    found = differences_over_repeats(configurations(runs), {}, study(asked))
+    assert sentences([one for one in found if one.question and one.metric == "c_index"]) == [
+        "No difference shown between lora and cox: +.000 [-.024, .024] (128 labels), +.001 [-.023, .025] (512 labels) "
+        "in C-index (Nadeau and Bengio over 5 splits).",
+        "lora is better than cox by .030 [.028, .032] (2,048 labels) in C-index (Nadeau and Bengio over 5 splits).",
+    ]
+
+
 def test_the_answer_says_what_wins_at_what_cost_and_where_the_transformer_does_not_win() -> None:
     steady = [0.001, -0.001, 0.002, -0.002, 0.0]
     runs = []
@@ -253,8 +269,8 @@ def test_the_answer_says_what_wins_at_what_cost_and_where_the_transformer_does_n
     told = answer(differences_over_repeats(found, {}, study()), found)
     assert told == (
         "Best by validation is lora · 2,048 labels, with a test C-index of .750 (sd .002 over 5 runs); it trains "
-        "5,000 parameters in 17 s. lora · 2,048 labels is better than cox · 2,048 labels by .030 [.028, .032] in "
-        "C-index (Nadeau and Bengio over 5 splits). Of 4 transformers beside their baselines, 1 is shown to be better "
+        "5,000 parameters in 17 s. lora is better than cox by .030 [.028, .032] (2,048 labels) in C-index (Nadeau and "
+        "Bengio over 5 splits). Of 4 transformers beside their baselines, 1 is shown to be better "
         "(lora · 2,048 labels), 1 is shown to be worse (full · 128 labels) and 2 are equivalent (lora · 128 labels, "
         "full · 2,048 labels). No transformer is shown to be better than cox · 128 labels."
     )
