@@ -23,11 +23,15 @@ from ehrtrack.survival.calibration import risk_groups
 from ehrtrack.survival.metrics import checked_predictions
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+MOST_BANDS = 6
+"""Of as many lines bands can be told apart."""
 FINDINGS = {"better": GREEN, "worse": RED, "equivalent": BLUE, "no difference shown": GREY}
 
 
 def label_curve_plot(curves: pl.DataFrame, needed: pl.DataFrame | None = None) -> Figure:
     """Test score by number of labels, one line per model, with a band of one standard deviation over the repeats.
+
+    Of more than `MOST_BANDS` models only the best network and the best baseline at the most labels have a band.
 
     Parameters
     ----------
@@ -36,13 +40,15 @@ def label_curve_plot(curves: pl.DataFrame, needed: pl.DataFrame | None = None) -
     """
     metric = METRICS[_known(curves)["metric"][0]]
     figure, (ax,) = panels(1, width=9.6, height=4.8)
+    banded = _banded(curves, metric)
     for (model, of_model), (colour, marker) in zip(
         curves.group_by("model", maintain_order=True), _styles(), strict=False
     ):
         x, y = of_model["n_labels"].to_numpy(), of_model["score"].to_numpy()
         sd = of_model["sd"].fill_null(0.0).to_numpy()
         dashes = "-" if of_model["is_transformer"][0] else "--"
-        ax.fill_between(x, y - sd, y + sd, color=colour, alpha=0.13, linewidth=0)
+        if model[0] in banded:
+            ax.fill_between(x, y - sd, y + sd, color=colour, alpha=0.13, linewidth=0)
         ax.plot(x, y, dashes, color=colour, marker=marker, markersize=5, linewidth=1.8, label=_plain(model[0]))
     if needed is not None and needed.height:
         ax.axhline(needed["target"][0], color=GREY, linestyle=":", linewidth=1.4)
@@ -51,9 +57,19 @@ def label_curve_plot(curves: pl.DataFrame, needed: pl.DataFrame | None = None) -
     ax.set_xscale("log")
     _number_ticks(ax, sorted(set(curves["n_labels"].to_list())))
     ax.set(xlabel="labelled training subjects", ylabel=f"test {metric.title}")
-    dress(ax, f"{metric.title} by the number of labels (band: 1 sd over the repeats)")
+    of_whom = "" if len(banded) == curves["model"].n_unique() else ", of the best network and the best baseline"
+    dress(ax, f"{metric.title} by the number of labels (band: 1 sd over the repeats{of_whom})")
     _legend_beside(ax)
     return figure
+
+
+def _banded(curves: pl.DataFrame, metric: Metric) -> list[str]:
+    """The models that have a band."""
+    if curves["model"].n_unique() <= MOST_BANDS:
+        return curves["model"].unique().to_list()
+    last = curves.filter(pl.col("n_labels") == curves["n_labels"].max())
+    best_first = last.sort("score", descending=metric.better == "higher")
+    return best_first.unique("is_transformer", keep="first", maintain_order=True)["model"].to_list()
 
 
 def performance_plot(table: pl.DataFrame, metric: Metric, *, cost: str, title: str) -> Figure:

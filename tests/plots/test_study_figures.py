@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from ehrtrack import plots
@@ -117,6 +118,23 @@ def test_a_label_curve_has_the_means_and_marks_where_the_target_is_reached() -> 
     marked = needed.filter("is_reached")["n_labels"].to_list()
     assert len(marked) == 2  # lora and full; frozen does not come so far
     assert any(x == marked for x, _ in drawn.values())
+
+
+def test_of_many_models_the_best_network_and_the_best_baseline_have_a_band() -> None:
+    rows = [
+        {"model": f"{kind} {n}", "n_labels": k, "score": 0.6 + 0.01 * n, "sd": 0.01, "is_transformer": kind == "lora"}
+        for kind, most in (("lora", 4), ("cox", 2))
+        for n in range(most)
+        for k in (128, 512)
+    ]
+    few = pl.DataFrame(rows).with_columns(metric=pl.lit("c_index"))
+    many = pl.concat([few, few.filter(model="lora 0").with_columns(model=pl.lit("lora 00"))])
+    assert [len(plots.label_curve_plot(curves).axes[0].collections) for curves in (few, many)] == [6, 2]
+    ax = plots.label_curve_plot(many).axes[0]
+    colours = {line.get_label(): to_rgb(line.get_color()) for line in ax.lines}
+    banded = {tuple(band.get_facecolor()[0][:3]) for band in ax.collections}
+    assert banded == {colours["lora 3"], colours["cox 1"]}
+    assert "of the best network and the best baseline" in ax.get_title(loc="left")
 
 
 def test_the_front_leaves_out_what_something_cheaper_equals() -> None:
