@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from ehrtrack.config import RunConfig
+from ehrtrack.data.batch import Batches
 from ehrtrack.data.store import mean_age
 from ehrtrack.errors import ConfigError
 from ehrtrack.models.behrt import SIZES, EhrModel, ModelConfig, encoder_weights, load_encoder_weights
@@ -30,6 +32,9 @@ from ehrtrack.training.ranks import Ranks
 from ehrtrack.training.ridge_head import check_solvable, start_at_solved_head
 from ehrtrack.training.sanity import failed_checks, unlearned
 
+FEW_SUBJECTS, MANY_SUBJECTS = 20, 100
+"""In a step: by six a network told too few events (observed over expected 1.46), by thirty and by a hundred it did
+not (docs/decisions.md, under Pretraining)."""
 ENCODER_SHAPE = ("encoder", "size", "members", "readout_days")
 """Settings of the model that a pretrained encoder brings along."""
 
@@ -103,9 +108,24 @@ def adapt(
     )
     set_up(plain, config, ranks)
     if strategy.starts_at_solved_head and is_to_train:
-        start_at_solved_head(plain, objective, known_feed(config, records).split("train"))
+        training = known_feed(config, records).split("train")
+        start_at_solved_head(plain, objective, training)
+        _tell_of_small_steps(config, training, ranks)
     model = place(strategy.apply(plain), ranks.device)
     return Adaptation(strategy, objective, plain, model, start, begun)
+
+
+def _tell_of_small_steps(config: RunConfig, training: Batches, ranks: Ranks) -> None:
+    """Say what it costs to learn on from a solved head by steps of few subjects, and what to set instead."""
+    n_subjects = len(training.rows) / len(training) * config.train.accumulate * ranks.count
+    if config.train.batch_tokens == "auto" or n_subjects >= FEW_SUBJECTS or len(training.rows) < FEW_SUBJECTS:
+        return
+    enough = math.ceil(MANY_SUBJECTS * training.n_tokens / len(training.rows) / 1000) * 1000
+    print(
+        f"a step has some {n_subjects:.0f} subjects: what learns on from a head that is solved for by steps of so few "
+        f"loses its calibration; train.batch_tokens={enough} takes {MANY_SUBJECTS}",
+        flush=True,
+    )
 
 
 def read_base(config: RunConfig) -> tuple[ModelFolder | None, RunConfig]:

@@ -5,6 +5,7 @@ A frozen run's model predicts elsewhere what it predicted here; other strategies
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +85,18 @@ def test_its_folder_predicts_what_it_logged_and_validation_subjects_are_judged_b
     np.testing.assert_allclose(again["test"], test["risk"], rtol=0, atol=1e-6)
     assert np.abs(again["validation"].to_numpy() - validation["risk"].to_numpy()).max() > 1e-3
     assert record.metrics["kept/c_index"] == pytest.approx(record.metrics["val/c_index"])
+
+
+@pytest.mark.parametrize(("batch_tokens", "is_told"), [(128, True), (2048, False)])
+def test_steps_of_few_subjects_from_a_solved_head_are_told(
+    local_store: Path, capsys: pytest.CaptureFixture[str], batch_tokens: int, is_told: bool
+) -> None:
+    base = base_of(local_store, "transformer", "mlm")
+    base.finetuned({"name": "full", "head": "ridge"}, batch_tokens=batch_tokens)
+    told = re.findall(
+        r"a step has some (\d+) subjects: .*; train.batch_tokens=(\d+) takes 100", capsys.readouterr().out
+    )
+    assert [(0 < int(n) < 20, int(enough) >= 1000) for n, enough in told] == [(True, True)] * is_told
 
 
 def test_full_and_lora_begin_at_the_solved_head_and_learn_on(local_store: Path) -> None:
