@@ -213,6 +213,20 @@ def sentences(differences: Sequence[Difference]) -> list[str]:
     """What was found in whole sentences; differences of the same two at several numbers of labels are told in one.
 
     The name of a configuration at the beginning stays as it is.
+
+    Examples
+    --------
+    >>> from ehrtrack.survival.bootstrap import Interval
+    >>> def of(n_labels, estimate):
+    ...     interval = Interval(estimate, estimate - 0.02, estimate + 0.02)
+    ...     return Difference(
+    ...         *("", f"full · {n_labels} labels", f"cox · {n_labels} labels", "c_index", interval, 0.9, 0.9),
+    ...         *(OVER_SPLITS, 5, 1, 0.0, False, "no difference shown"),
+    ...         sentence="",
+    ...     )
+    >>> sentences([of(128, 0.004), of(512, 0.001)])  # doctest: +NORMALIZE_WHITESPACE
+    ['No difference shown between full and cox: +.004 [-.016, .024] (128 labels), +.001 [-.019, .021] (512 labels) in
+    C-index (Nadeau and Bengio over 5 splits).']
     """
     told = (_together(list(group)) for _, group in groupby(differences, key=_frame))
     return [f"{re.sub('^no difference', 'No difference', text)}." for text in told]
