@@ -182,9 +182,9 @@ def _transformers_text(to_reference: Sequence[Difference], found: Sequence[Confi
     told = [f"Of {len(compared)} transformers beside their baselines, {_listed(counted)}."]
     references = list(dict.fromkeys(one.to for one in compared))
     unbeaten = [to for to in references if not any(one.to == to and one.finding == "better" for one in compared)]
-    return told + (
-        [f"No transformer is shown to be better than {_listed(_by_number(unbeaten), last='or')}."] if unbeaten else []
-    )
+    if unbeaten:
+        told.append(f"No transformer is shown to be better than {_listed(_by_number(unbeaten), last='or')}.")
+    return told
 
 
 def _by_number(labels: Sequence[str]) -> list[str]:
