@@ -106,7 +106,8 @@ def test_a_run_that_was_paused_and_overtaken_notices_at_its_next_write_and_ends(
     log = pods.log_of(folder)
     assert paused.exitcode == 2, log
     assert f"ehrtrack: run {run_id} was claimed by another process" in log
-    assert "finetune done" not in log
+    if point == "step":  # where it stood in a call, the little that is left to train may end before that is answered
+        assert "finetune done" not in log
     run = outcome_of(run_id)
     assert {row: values for row, values in run.rows.items() if len(values) > 1} == {}
     assert (run.values, run.artifacts, run.status) == (whole.values, whole.artifacts, "FINISHED")
