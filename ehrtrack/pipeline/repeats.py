@@ -31,7 +31,7 @@ from ehrtrack.survival.bootstrap import N_RESAMPLES
 from ehrtrack.tracking.client.queries import RunRecord
 
 SEED, SPLIT_SEED = "runtime.seed", "data.split.seed"
-BASE = "init.run"
+BASE, PRETRAINED = "init.run", "pretrain."
 _ELSEWHERE = ("study", "runtime.")
 _PLACES = ("data.path", "cohort.labels", "init.embeddings")
 """Paths of files, which differ between machines; fingerprints identify their contents."""
@@ -116,6 +116,8 @@ def _family(
     replaced = []
     for record, row in runs:
         settings = _settings(record.params, bases) | _chosen(record, row)
+        if row.kind == "baseline":  # which starts from no base, whatever its file names for networks
+            settings = {path: value for path, value in settings.items() if not path.startswith((BASE, PRETRAINED))}
         key = (row.kind, row.cohort_fingerprint, record.params.get(SEED), tuple(sorted(settings.items())))
         if key in latest:
             replaced.append(latest[key].row.run_id)
@@ -137,7 +139,7 @@ def _settings(params: Mapping[str, str], bases: Mapping[str, Mapping[str, str]])
     }
     base = params.get(BASE, "")
     return told | (
-        {f"pretrain.{path}": value for path, value in bases[base].items()} if base in bases else {BASE: base}
+        {f"{PRETRAINED}{path}": value for path, value in bases[base].items()} if base in bases else {BASE: base}
     )
 
 

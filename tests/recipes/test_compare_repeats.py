@@ -47,10 +47,12 @@ def predictions(split: int, noise: float) -> pl.DataFrame:
     )
 
 
-def made(told: RunConfig, kept: float, *, test: float = 0.6, noise: float = 1.0) -> str:
-    """A finished run as a recipe logs it: a baseline, or a fine-tuning where a strategy is told."""
+def made(
+    told: RunConfig, kept: float, *, test: float = 0.6, noise: float = 1.0, is_baseline: bool | None = None
+) -> str:
+    """A finished run as a recipe logs it: a baseline, or a fine-tuning where a base is told."""
     split = told.data.split.seed if told.data.split.rule == "hash" else 0
-    is_baseline = told.init.run == ""
+    is_baseline = told.init.run == "" if is_baseline is None else is_baseline
     kind, section = ("baseline", "baseline") if is_baseline else ("finetune", "strategy")
     sections = ("study", "data", "cohort", section, "model", "init", "runtime")
     with tracked_run(experiment="simulated", name=kind, kind=kind, params=told.to_params(sections)) as run:
@@ -146,6 +148,15 @@ def test_another_pretraining_is_another_configuration(local_store: Path) -> None
     table = table_of(compare(config(local_store)).run.run_id, local_store)
     assert sorted(table["configuration"].to_list()) == ["full · dropout 0.1", "full · dropout 0.2"]
     assert table["n_repeats"].to_list() == [2, 2]
+
+
+def test_a_baseline_is_one_configuration_whatever_base_its_file_names_for_networks(local_store: Path) -> None:
+    base = pretrained(config(local_store))
+    for seed, named in enumerate(("", "latest", base)):
+        made(config(local_store, runtime__seed=seed, init__run=named), 0.7, is_baseline=True)
+        made(config(local_store, runtime__seed=seed, strategy__name="full", init__run=base), 0.6)
+    table = table_of(compare(config(local_store)).run.run_id, local_store)
+    assert table.select("configuration", "n_repeats").rows() == [("cox", 3), ("full", 3)]
 
 
 def test_a_run_that_was_made_again_counts_once(local_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
