@@ -192,7 +192,7 @@ run = "latest"                         # the last finished pretraining of this s
 [strategy]
 name = "lora"                          # or frozen, full, scratch, bitfit, lp-ft
 rank = 8
-# head = "ridge"                       # solved for: of frozen all there is, of lora and full a start (train.lr = 1e-4)
+# head = "ridge"                       # solved for: of frozen all there is, of lora and full a start
 
 # [objective]                          # survival; of labels that tell whether and not when, classification
 
@@ -259,7 +259,12 @@ pretrain = "pretrain.toml"
 margin = 0.01                          # within which two configurations are equivalent
 
 [matrix]                               # every combination is a configuration
-strategy = [{{ name = "frozen", head = "ridge" }}, {{ name = "lora", rank = 8 }}, "full", "scratch"]
+strategy = [                           # a head that is solved for: of frozen all there is, of lora and full a start
+  {{ name = "frozen", head = "ridge" }},
+  {{ name = "lora", rank = 8, head = "ridge" }},
+  {{ name = "full", head = "ridge" }},
+  "scratch",
+]
 baseline = ["ridge", "cox", "gradient-boosting"]
 
 [repeats]                              # of each configuration
