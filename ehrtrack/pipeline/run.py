@@ -314,20 +314,23 @@ def open_run(
         yield Recorder(config, SilentLogger(reference=reference), kind, run_folder(config, reference))
         return
     make_cache(config.runtime.cache)
-    with tracked_run(
-        experiment=config.study,
-        name=place.name or name or run_name(config, model or kind, has_size=kind != "baseline"),
-        kind=kind,
-        params={} if resume else without_strategy(config.to_params(sections), kind),
-        group="" if resume else model,
-        tags=colour_tags(model) | ({TASK: task} if task else {}) | dict(place.tags),
-        parent_run_id=place.parent_run_id,
-        run_id=resume.run_id if resume else None,
-        attempt=resume.attempt if resume else 0,
-        journal=config.runtime.cache / JOURNALS,
-        stops=(TrainingStopped,),
-        privacy=privacy_of(config),
-    ) as logger:
+    with (
+        _folders_while_ours() as folders,
+        tracked_run(
+            experiment=config.study,
+            name=place.name or name or run_name(config, model or kind, has_size=kind != "baseline"),
+            kind=kind,
+            params={} if resume else without_strategy(config.to_params(sections), kind),
+            group="" if resume else model,
+            tags=colour_tags(model) | ({TASK: task} if task else {}) | dict(place.tags),
+            parent_run_id=place.parent_run_id,
+            run_id=resume.run_id if resume else None,
+            attempt=resume.attempt if resume else 0,
+            journal=config.runtime.cache / JOURNALS,
+            stops=(TrainingStopped,),
+            privacy=privacy_of(config),
+        ) as logger,
+    ):
         reference = logger.reference  # asked once: the folder of all ranks is named by what is known now
         if ranks is not None:
             ranks.from_main(lambda: reference)
@@ -338,12 +341,12 @@ def open_run(
         if resume and logger.is_resumable:
             logger.start_at_slot(resume.slot)
         folder = run_folder(config, reference)
+        folders.append(folder)
         sends_snapshots = config.runtime.upload_snapshots and logger.is_resumable
         run = Recorder(config, logger, kind, folder, sends_snapshots, place.is_quiet)
         try:
             yield run
         except RunClaimLost:
-            shutil.rmtree(folder, ignore_errors=True)  # snapshots of a course that another process computes now
             raise
         except TrainingStopped:  # it ends well: nobody resumes it
             logger.remove_snapshots()
@@ -356,6 +359,18 @@ def open_run(
             raise
         logger.remove_snapshots()
     shutil.rmtree(folder, ignore_errors=True)  # after the last record of the run is in its journal
+
+
+@contextmanager
+def _folders_while_ours() -> Iterator[list[Path]]:
+    """Folders with snapshots, removed once another process computes their course, also if the last records tell it."""
+    folders: list[Path] = []
+    try:
+        yield folders
+    except RunClaimLost:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def privacy_of(config: RunConfig) -> Privacy:
